@@ -1,0 +1,35 @@
+# Two commands: `make test` proves the installation, `make demo` shows the main job.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install test lint types demo verify mutants clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: install lint types
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check src tests benchmarks
+
+types: install
+	$(BIN)/mypy
+
+demo: install
+	OMP_NUM_THREADS=2 $(BIN)/fewstep demo
+
+verify: install
+	$(BIN)/fewstep verify
+
+mutants: install
+	$(BIN)/python -m tests.mutants
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

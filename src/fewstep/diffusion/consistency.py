@@ -1,0 +1,49 @@
+"""The consistency function f(x, t): a prediction read so that f is the identity at the schedule's end.
+
+======  ==========================================================  ==============================
+family  f(x, t)                                                     source
+======  ==========================================================  ==============================
+vp      c_skip x + c_out x0, q = 10 t, c_skip = d^2/(q^2 + d^2),    LCM, sec. 4.1 and official code
+        c_out = q/sqrt(q^2 + d^2), d = 0.5, t the table index       (timestep_scaling = 10)
+flow    x0 = x - t flow: the identity at t = 0 as it stands         PCM's SD3 code with one phase
+edm     c_skip x + c_out F with the times shifted by sigma_min      CM, sec. 3 and appendix C
+======  ==========================================================  ==============================
+
+On a VP table c_skip is 7e-6 at LCM's first training time 19: there the scalings say only "if t is 0, return x".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from fewstep.diffusion.prediction import Prediction
+from fewstep.diffusion.schedule import Array, expand
+
+SIGMA_DATA = 0.5
+TIMESTEP_SCALING = 10.0
+
+
+def boundary_scalings(
+    t: Array, timestep_scaling: float = TIMESTEP_SCALING, sigma_data: float = SIGMA_DATA
+) -> tuple[Array, Array]:
+    """LCM's (c_skip, c_out) at table index ``t`` (host float64, number or [B])."""
+    q = np.asarray(t, dtype=np.float64) * timestep_scaling
+    return np.asarray(sigma_data**2 / (q**2 + sigma_data**2)), np.asarray(q / np.sqrt(q**2 + sigma_data**2))
+
+
+def consistency(
+    prediction: Prediction, timestep_scaling: float = TIMESTEP_SCALING, sigma_data: float = SIGMA_DATA
+) -> Tensor:
+    """f(x, t) of the prediction's family (see the table above), same shape as x; exactly x at the end."""
+    schedule, t, x = prediction.schedule, prediction.t, prediction.x
+    if schedule.family == "flow":
+        return prediction.at(schedule.clean)
+    if schedule.family == "vp":
+        c_skip, c_out = boundary_scalings(t, timestep_scaling, sigma_data)
+        return expand(c_skip, x) * x + expand(c_out, x) * prediction.x0
+    # F = (D - c_skip_edm x) / c_out_edm and c_out / c_out_edm = (t - sigma_min) / t
+    c_skip = sigma_data**2 / ((t - schedule.sigma_min) ** 2 + sigma_data**2)
+    c_edm = sigma_data**2 / (t**2 + sigma_data**2)
+    ratio = (t - schedule.sigma_min) / t
+    return expand(np.asarray(c_skip - ratio * c_edm), x) * x + expand(np.asarray(ratio), x) * prediction.x0

@@ -1,0 +1,123 @@
+"""What a network says at (x_t, t), in any kind, and the jump: the only place where kinds are converted.
+
+Every kind is a mix of the two unknowns, ``output = p x0 + q eps``, beside ``x_t = alpha x0 + sigma eps``:
+
+=============  =======  ======
+kind           p        q
+=============  =======  ======
+epsilon        0        1
+sample         1        0
+v_prediction   -sigma   alpha
+flow           -1       1
+=============  =======  ======
+
+So any target ``A x0 + S eps`` — x0 itself, eps, v, flow, or the state at another time — is one 2x2 solve with
+determinant ``D = alpha q - sigma p``:  ``[(A q - S p) x_t + (S alpha - A sigma) output] / D``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.schedule import Array, Schedule, Time, expand, host, working
+
+PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "sample", "flow"]
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+
+
+def check_prediction_type(kind: str) -> PredictionType:
+    """``kind`` if it is known (diffusers' ``flow_prediction`` counts as ``flow``), else one clear sentence."""
+    kind = "flow" if kind == "flow_prediction" else kind
+    if kind not in PREDICTION_TYPES:
+        raise ValueError(f"Unknown prediction_type '{kind}': use {', '.join(PREDICTION_TYPES)}.")
+    return kind  # type: ignore[return-value]
+
+
+class Prediction:
+    """A network output at (x_t, t), readable in every kind.
+
+    Args:
+        x: the state x_t, [B, ...].
+        output: what the network said, same shape; promoted to max(dtype, float32) before any conversion.
+        t: native time, a number or [B].
+        schedule: the forward process.
+        prediction_type: the kind of ``output``.
+    """
+
+    def __init__(self, x: Tensor, output: Tensor, t: Time, schedule: Schedule, prediction_type: PredictionType):
+        dtype = torch.promote_types(working(x).dtype, output.dtype)
+        self.x, self.output = x.to(dtype), output.to(dtype)
+        self.t, self.schedule = host(t), schedule
+        self.prediction_type = prediction_type
+        self._alpha, self._sigma = schedule.alpha_sigma(self.t)
+        one = np.ones_like(self._alpha)
+        self._p, self._q = {
+            "epsilon": (0 * one, one),
+            "sample": (one, 0 * one),
+            "v_prediction": (-self._sigma, self._alpha),
+            "flow": (-one, one),
+        }[prediction_type]
+
+    @property
+    def x0(self) -> Tensor:
+        """Clean data, the posterior mean for an exact network. Raises ValueError for epsilon where alpha = 0."""
+        return self.combine(1.0, 0.0)
+
+    @property
+    def epsilon(self) -> Tensor:
+        """The noise. Raises ValueError where sigma = 0: clean data holds none."""
+        if (self._sigma == 0).any():
+            raise ValueError("Epsilon is undefined where sigma is 0: clean data holds no noise to predict.")
+        return self.combine(0.0, 1.0)
+
+    @property
+    def v(self) -> Tensor:
+        """v = alpha eps - sigma x0 (Salimans and Ho 2022)."""
+        return self.combine(-self._sigma, self._alpha)
+
+    @property
+    def flow(self) -> Tensor:
+        """flow = eps - x0, the velocity of rectified flow."""
+        return self.combine(-1.0, 1.0)
+
+    def at(self, s: Time) -> Tensor:
+        """The jump alpha(s) x0 + sigma(s) eps to native time ``s`` (number or [B]): DDIM's step.
+
+        Rows whose ``s`` equals their own ``t`` are x_t bit for bit.
+        """
+        target = host(s)
+        still = target == self.t
+        if still.all():
+            return self.x
+        alpha, sigma = self.schedule.alpha_sigma(target)
+        jump = self.combine(alpha, sigma, unused=still)
+        if not still.any():
+            return jump
+        mask = torch.from_numpy(np.atleast_1d(still)).reshape(-1, *[1] * (self.x.ndim - 1))
+        return torch.where(mask.to(self.x.device, non_blocking=True), self.x, jump)
+
+    def combine(self, a: Array | float, s: Array | float, unused: Array | None = None) -> Tensor:
+        """``a x0 + s eps`` from (x_t, output); ``a``, ``s`` are host coefficients, numbers or [B].
+
+        Rows marked ``unused`` may be singular (their value is thrown away by the caller).
+        """
+        if (a == self._p).all() and (s == self._q).all():
+            return self.output  # what the network itself said: exact, and readable even at a singular time
+        determinant = self._alpha * self._q - self._sigma * self._p
+        if unused is not None:
+            determinant = np.where(unused & (determinant == 0), 1.0, determinant)
+        if (determinant == 0).any():
+            where = "alpha is 0 (pure noise)" if self.prediction_type == "epsilon" else "sigma is 0 (clean data)"
+            raise ValueError(
+                f"A network that predicts {self.prediction_type} cannot be converted where {where}: "
+                "use a v_prediction or flow network there."
+            )
+        of_x = np.asarray((a * self._q - s * self._p) / determinant)
+        of_output = np.asarray((s * self._alpha - a * self._sigma) / determinant)
+        if not of_x.any():
+            return expand(of_output, self.x) * self.output
+        return torch.addcmul(expand(of_x, self.x) * self.x, expand(of_output, self.x), self.output)

@@ -1,0 +1,395 @@
+"""Noise schedules: one object from which every coefficient of the library follows.
+
+A schedule names the forward process ``x_t = alpha(t) x0 + sigma(t) eps`` in its own, native time:
+
+======  =========================  ==================  =============
+family  native time                start (noisiest)    clean data
+======  =========================  ==================  =============
+vp      table index 0 ... T-1      T-1                 -1
+edm     the noise level sigma      sigma_max           0.0
+flow    [0, 1]                     1.0                 0.0
+======  =========================  ==================  =============
+
+Coefficients are formed in float64 on the host (numpy) and cast by whoever applies them, so no step of a
+training loop waits for an accelerator. VP index 0 is *not* clean (sigma = 0.029 for Stable Diffusion).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Time: TypeAlias = "float | int | Tensor | Array"
+Spacing: TypeAlias = Literal["trailing", "leading", "linspace"]
+Family: TypeAlias = Literal["vp", "edm", "flow"]
+
+SPACINGS = ("trailing", "leading", "linspace")
+
+
+def host(t: Time | Sequence[float]) -> Array:
+    """Any time-like value as a float64 array on the host (a tensor on an accelerator is copied over)."""
+    if isinstance(t, Tensor):
+        t = t.detach().cpu().numpy()
+    return np.asarray(t, dtype=np.float64)
+
+
+def expand(coefficient: Array, like: Tensor) -> Tensor:
+    """Coefficients [] or [B] as a tensor that broadcasts over ``like`` [B, ...] in its dtype and device."""
+    tensor = torch.from_numpy(np.ascontiguousarray(coefficient, dtype=np.float64))
+    if coefficient.ndim:
+        tensor = tensor.reshape(-1, *[1] * (like.ndim - 1))
+    return tensor.to(device=like.device, dtype=like.dtype, non_blocking=True)
+
+
+def working(x: Tensor) -> Tensor:
+    """``x`` in the dtype that states and losses live in: max(x.dtype, float32)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Schedule:
+    """Forward process of one of the three families; build it with a class method.
+
+    Attributes:
+        family: ``"vp"``, ``"edm"`` or ``"flow"``.
+        clean: the native time that means clean data (alpha = 1, sigma = 0).
+        start: the noisiest native time, where sampling starts.
+        end: where consistency functions land: VP index 0, EDM sigma_min, flow 0.0.
+        num_train_timesteps: table length (VP), or how many network timesteps [0, 1] spans (flow).
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        alphas_cumprod: npt.ArrayLike | None = None,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        shift: float = 1.0,
+        num_train_timesteps: int = 1000,
+        interpolation: Literal["log_sigma", "sigma"] = "log_sigma",
+    ) -> None:
+        self.family: Family = family
+        self.shift, self.rho = float(shift), float(rho)
+        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.interpolation = interpolation
+        self.num_train_timesteps = num_train_timesteps
+        self.clean: float = 0.0
+        if family == "vp":
+            self.alphas_cumprod = np.asarray(alphas_cumprod, dtype=np.float64)
+            self._check_table()
+            self.num_train_timesteps = len(self.alphas_cumprod)
+            with np.errstate(divide="ignore"):
+                self._eta_table = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
+            self.clean, self.end, self.start = -1, 0.0, float(self.num_train_timesteps - 1)
+        elif family == "edm":
+            if not 0 < self.sigma_min < self.sigma_max:
+                raise ValueError(f"sigma_min {sigma_min} and sigma_max {sigma_max} need 0 < sigma_min < sigma_max.")
+            self.end, self.start = self.sigma_min, self.sigma_max
+        elif family == "flow":
+            if not self.shift > 0:
+                raise ValueError(f"shift must be positive, not {shift}.")
+            self.end, self.start = 0.0, 1.0
+        else:
+            raise ValueError(f"Unknown schedule family '{family}': use vp, edm or flow.")
+
+    # ---------------------------------------------------------------- construction
+
+    @classmethod
+    def scaled_linear(
+        cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_train_timesteps: int = 1000
+    ) -> Schedule:
+        """Stable Diffusion's table (SD1.5, SDXL): sqrt(beta) is linear in the index."""
+        root = np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_train_timesteps)
+        return cls.from_betas(root**2)
+
+    @classmethod
+    def from_betas(cls, betas: npt.ArrayLike | Tensor) -> Schedule:
+        """VP table from the per-step variances beta_0 ... beta_{T-1}."""
+        betas = host(betas)  # type: ignore[arg-type]
+        if betas.ndim != 1 or len(betas) < 2 or not ((betas >= 0) & (betas <= 1)).all():
+            raise ValueError("betas must be a list of at least two numbers in [0, 1].")
+        return cls("vp", alphas_cumprod=np.cumprod(1 - betas))
+
+    @classmethod
+    def cosine(cls, num_train_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+        """Improved DDPM's cosine table (Nichol and Dhariwal 2021, eq. 17), betas clipped at ``max_beta``."""
+        i = np.arange(num_train_timesteps + 1) / num_train_timesteps
+        bar = np.cos((i + offset) / (1 + offset) * np.pi / 2) ** 2
+        return cls.from_betas(np.minimum(1 - bar[1:] / bar[:-1], max_beta))
+
+    @classmethod
+    def edm(cls, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7) -> Schedule:
+        """Variance exploding: alpha = 1, sigma = t (Karras et al. 2022)."""
+        return cls("edm", sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+
+    @classmethod
+    def flow(cls, shift: float = 1.0, num_train_timesteps: int = 1000) -> Schedule:
+        """Rectified flow: alpha = 1 - t, sigma = t; ``shift`` bends the grids only (SD3, sec. 5.3.2)."""
+        return cls("flow", shift=shift, num_train_timesteps=num_train_timesteps)
+
+    @classmethod
+    def from_diffusers(cls, config: Any) -> Schedule:
+        """The schedule of a diffusers scheduler, given the scheduler or its config.
+
+        Raises:
+            ValueError: for a beta schedule or scheduler that this library does not know.
+        """
+        config = dict(getattr(config, "config", config))
+        name = str(config.get("_class_name", ""))
+        steps = int(config.get("num_train_timesteps", 1000))
+        if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction" or "shift" in config:
+            shift = 1.0 if config.get("use_dynamic_shifting") else float(config.get("shift") or 1.0)
+            return cls.flow(shift=shift, num_train_timesteps=steps)
+        if name.startswith("EDM"):
+            return cls.edm(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0), config.get("rho", 7.0))
+        schedule = cls._vp_from_config(config, steps)
+        if config.get("rescale_betas_zero_snr"):
+            schedule = schedule.zero_terminal_snr()
+        if config.get("interpolation_type") == "linear":  # EulerDiscrete: sigma, not its logarithm
+            schedule.interpolation = "sigma"
+        return schedule
+
+    @classmethod
+    def _vp_from_config(cls, config: Mapping[str, Any], steps: int) -> Schedule:
+        if config.get("trained_betas") is not None:
+            return cls.from_betas(config["trained_betas"])
+        kind = config.get("beta_schedule", "linear")
+        first, last = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
+        if kind == "scaled_linear":
+            return cls.scaled_linear(first, last, steps)
+        if kind == "linear":
+            return cls.from_betas(np.linspace(first, last, steps))
+        if kind == "squaredcos_cap_v2":
+            return cls.cosine(steps)
+        raise ValueError(f"Unknown beta_schedule '{kind}': use linear, scaled_linear or squaredcos_cap_v2.")
+
+    def zero_terminal_snr(self) -> Schedule:
+        """The same table, shifted and scaled so that alpha is 0 at the last index (Lin et al. 2023, alg. 1)."""
+        root = np.sqrt(self.alphas_cumprod)
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        return Schedule("vp", alphas_cumprod=root**2, interpolation=self.interpolation)
+
+    def _check_table(self) -> None:
+        table = self.alphas_cumprod
+        ok = table.ndim == 1 and len(table) >= 2 and np.isfinite(table).all()
+        if not ok or table[-1] < 0 or table[0] > 1 or (np.diff(table) >= 0).any():
+            raise ValueError("alphas_cumprod must be a decreasing table within [0, 1].")
+
+    # ---------------------------------------------------------------- coefficients
+
+    def alpha(self, t: Time) -> Tensor:
+        """Signal coefficient at native time ``t`` (number or [B]) as a float64 host tensor of the same shape."""
+        return torch.from_numpy(np.asarray(self.alpha_sigma(t)[0]))
+
+    def sigma(self, t: Time) -> Tensor:
+        """Noise coefficient at native time ``t`` (number or [B]) as a float64 host tensor of the same shape."""
+        return torch.from_numpy(np.asarray(self.alpha_sigma(t)[1]))
+
+    def eta(self, t: Time) -> Array:
+        """Noise-to-signal ratio sigma/alpha, the VE noise level, as a host array; infinite where alpha = 0."""
+        alpha, sigma = self.alpha_sigma(t)
+        with np.errstate(divide="ignore"):
+            return np.asarray(sigma / alpha)
+
+    def alpha_sigma(self, t: Time) -> tuple[Array, Array]:
+        """Both coefficients at native time ``t`` as float64 host arrays of its shape.
+
+        VP times between two indices are linear in log(sigma/alpha), as k-diffusion has it (or linear in
+        sigma/alpha for schedules read from an EulerDiscrete config, which interpolates that way).
+
+        Raises:
+            ValueError: for times outside the schedule.
+        """
+        time = host(t)
+        self._check_time(time)
+        if self.family == "edm":
+            return np.ones_like(time), time
+        if self.family == "flow":
+            return 1 - time, time
+        index = np.maximum(time, 0)
+        low = np.minimum(index.astype(np.int64), self.num_train_timesteps - 2)
+        fraction = index - low
+        bar = self.alphas_cumprod[np.where(fraction == 1, low + 1, low)]
+        alpha, sigma = np.sqrt(bar), np.sqrt(1 - bar)
+        between = (fraction > 0) & (fraction < 1)
+        if between.any():
+            eta = self._eta_between(low, fraction)
+            alpha = np.where(between, 1 / np.sqrt(1 + eta**2), alpha)
+            sigma = np.where(between, eta / np.sqrt(1 + eta**2), sigma)
+        clean = time == self.clean
+        return np.where(clean, 1.0, alpha), np.where(clean, 0.0, sigma)
+
+    def _eta_between(self, low: npt.NDArray[np.int64], fraction: Array) -> Array:
+        below, above = self._eta_table[low], self._eta_table[low + 1]
+        if self.interpolation == "sigma":
+            return np.asarray(below * (1 - fraction) + above * fraction)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.exp(np.log(below) * (1 - fraction) + np.log(above) * fraction))
+
+    def _check_time(self, time: Array) -> None:
+        if self.family == "vp":
+            inside = ((time >= 0) & (time <= self.start)) | (time == self.clean)
+            span = f"-1 (clean) or in 0 ... {int(self.start)}"
+        elif self.family == "flow":
+            inside, span = (time >= 0) & (time <= 1), "in [0, 1]"
+        else:
+            inside, span = time >= 0, "at least 0"
+        if not inside.all():
+            bad = np.atleast_1d(time)[~np.atleast_1d(inside)][0]
+            raise ValueError(f"Time {bad:g} is outside this {self.family} schedule: times must be {span}.")
+
+    def time_at(self, eta: npt.ArrayLike) -> Array:
+        """Native time whose sigma/alpha is ``eta``: the inverse of `Schedule.eta`, clamped to the table (VP)."""
+        eta = np.asarray(eta, dtype=np.float64)
+        if self.family == "edm":
+            return eta
+        if self.family == "flow":
+            return np.asarray(np.where(np.isinf(eta), 1.0, eta / (1 + np.where(np.isinf(eta), 0, eta))))
+        index = np.arange(self.num_train_timesteps, dtype=np.float64)
+        if self.interpolation == "sigma":
+            time = np.interp(eta, self._eta_table, index)
+        else:
+            with np.errstate(divide="ignore"):
+                time = np.interp(np.log(eta), np.log(self._eta_table), index)
+        return np.asarray(np.where(eta == 0, self.clean, time))
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
+        """``alpha(t) x0 + sigma(t) eps`` for x0, eps [B, ...] and t a number or [B]; at least float32."""
+        x0, eps = working(x0), working(eps)
+        alpha, sigma = self.alpha_sigma(t)
+        return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
+
+    # ---------------------------------------------------------------- grids
+
+    def timesteps(
+        self, num_inference_steps: int, timestep_spacing: Spacing = "trailing", steps_offset: int = 0
+    ) -> Tensor:
+        """The decreasing times at which the network is called, [num_inference_steps], without the end point.
+
+        VP (int64): trailing ``round(k T/n) - 1``, leading ``k (T // n) + steps_offset``, linspace rounded, as
+        diffusers' DDIM has them. Flow (float64): trailing ``k/n`` then shifted (FLUX's rule), linspace as
+        FlowMatchEulerDiscrete builds it on its own (shift applied twice at the low end). EDM: the Karras grid.
+        """
+        n = check_steps(num_inference_steps)
+        if timestep_spacing not in SPACINGS:
+            raise ValueError(f"Unknown timestep_spacing '{timestep_spacing}': use {', '.join(SPACINGS)}.")
+        if self.family == "vp":
+            return torch.from_numpy(self._vp_timesteps(n, timestep_spacing, steps_offset))
+        if self.family == "edm":
+            return torch.from_numpy(self.karras(n))
+        if timestep_spacing == "leading":
+            raise ValueError("Leading timestep_spacing has no flow form: use trailing or linspace.")
+        if timestep_spacing == "linspace":
+            lowest = float(self.shifted(1 / self.num_train_timesteps))
+            return torch.from_numpy(self.shifted(np.linspace(1.0, lowest, n)))
+        return torch.from_numpy(self.shifted(np.arange(n, 0, -1) / n))
+
+    def _vp_timesteps(self, n: int, spacing: Spacing, offset: int) -> npt.NDArray[np.int64]:
+        total = self.num_train_timesteps
+        if n > total:
+            raise ValueError(f"num_inference_steps {n} exceeds the {total} training timesteps.")
+        if spacing == "trailing":
+            return np.round(np.arange(total, 0, -total / n))[:n].astype(np.int64) - 1
+        if spacing == "leading":
+            grid = np.arange(n)[::-1] * (total // n) + offset
+            if grid[0] >= total:
+                raise ValueError(f"steps_offset {offset} leads past the last timestep {total - 1}.")
+            return np.ascontiguousarray(grid.astype(np.int64))
+        return np.ascontiguousarray(np.linspace(0, total - 1, n).round()[::-1].astype(np.int64))
+
+    def lcm_timesteps(
+        self, num_inference_steps: int, original_inference_steps: int = 50, variant: Literal["lcm", "lcm-v1"] = "lcm"
+    ) -> Tensor:
+        """LCM's and TCD's sampling times: a subset of the training grid, decreasing, [num_inference_steps].
+
+        ``"lcm"`` is diffusers' present formula (4 of 50: 999, 759, 499, 259), ``"lcm-v1"`` the stride of the
+        first release (999, 759, 519, 279). For flow and EDM schedules the same indices pick from their own
+        training grids.
+        """
+        n = check_steps(num_inference_steps)
+        origin = self.training_grid(original_inference_steps)[:0:-1]
+        if n > len(origin):
+            raise ValueError(f"num_inference_steps {n} exceeds original_inference_steps {len(origin)}.")
+        if variant == "lcm":
+            picked = np.floor(np.linspace(0, len(origin), n, endpoint=False)).astype(np.int64)
+        elif variant == "lcm-v1":
+            picked = np.arange(n) * (len(origin) // n)
+        else:
+            raise ValueError(f"Unknown LCM grid '{variant}': use lcm or lcm-v1.")
+        chosen = np.ascontiguousarray(origin[picked])
+        return torch.from_numpy(chosen.astype(np.int64) if self.family == "vp" else chosen)
+
+    def training_grid(self, num_steps: int) -> Array:
+        """The N + 1 increasing times of a discrete training grid, `end` first, `start` last.
+
+        VP: 0, T/N - 1, 2T/N - 1, ... (LCM's 0, 19, 39, ... for N = 50); EDM: Karras points; flow: shifted k/N.
+        """
+        n = check_steps(num_steps)
+        if self.family == "vp":
+            if n > self.num_train_timesteps:
+                raise ValueError(f"A grid of {n} steps exceeds the {self.num_train_timesteps} training timesteps.")
+            return np.concatenate([[0.0], self.timesteps(n).numpy()[::-1].astype(np.float64)])
+        if self.family == "edm":
+            return np.ascontiguousarray(self.karras(n + 1)[::-1])
+        return np.concatenate([[0.0], self.timesteps(n).numpy()[::-1]])
+
+    def karras(self, n: int, rho: float | None = None) -> Array:
+        """``n`` decreasing noise-to-signal ratios from the noisiest to the cleanest (Karras et al. 2022, eq. 5).
+
+        Both ends are exact. For VP and flow these are sigma/alpha ratios; `time_at` turns them into times.
+        """
+        rho = self.rho if rho is None else rho
+        if self.family == "vp":
+            low, high = float(self._eta_table[0]), float(self._eta_table[-1])
+        elif self.family == "edm":
+            low, high = self.sigma_min, self.sigma_max
+        else:
+            raise ValueError("Karras grids need a finite noise ratio at the start: use them with vp or edm.")
+        if not (math.isfinite(high) and low > 0):
+            raise ValueError("Karras grids need a finite noise ratio at the start and one above 0 at the end.")
+        ramp = np.linspace(0, 1, n)
+        grid = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+        grid[0] = high
+        if n > 1:
+            grid[-1] = low
+        return np.asarray(grid)
+
+    def shifted(self, t: npt.ArrayLike) -> Array:
+        """Flow time bent towards noise: shift t / (1 + (shift - 1) t)."""
+        t = np.asarray(t, dtype=np.float64)
+        return np.asarray(self.shift * t / (1 + (self.shift - 1) * t))
+
+    def phase_edges(self, num_phases: int, num_steps: int = 50) -> Array:
+        """PCM's edges: the lower ends of ``num_phases`` phases of an N-step grid, increasing, then `start`.
+
+        [num_phases + 1]; N = 50 and 4 phases give 0, 239, 499, 739, 999 (Wang et al. 2024, official code's
+        ``floor(linspace(0, N, M))`` of grid indices).
+        """
+        grid = self.training_grid(num_steps)
+        if not 1 <= num_phases <= num_steps:
+            raise ValueError(f"num_phases must be between 1 and the {num_steps} steps of the grid, not {num_phases}.")
+        first = np.floor(np.linspace(0, num_steps, num_phases, endpoint=False)).astype(np.int64)
+        return np.concatenate([grid[first], [self.start]])
+
+    def __repr__(self) -> str:
+        detail = {
+            "vp": f"T={self.num_train_timesteps}",
+            "edm": f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}, rho={self.rho:g}",
+            "flow": f"shift={self.shift:g}",
+        }[self.family]
+        return f"Schedule({self.family}, {detail})"
+
+
+def check_steps(n: int) -> int:
+    """``n`` if it is a positive whole number, else one clear sentence."""
+    if isinstance(n, bool) or int(n) != n or n < 1:
+        raise ValueError(f"The number of steps must be a whole number of at least 1, not {n}.")
+    return int(n)

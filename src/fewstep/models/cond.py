@@ -1,0 +1,88 @@
+"""Conditions: named tensors that travel with a batch, and what stands for "no condition"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Cond:
+    """Named tensors [B, ...] and, optionally, their null counterparts [1, ...] or [B, ...].
+
+    What counts as "null" (an encoded empty prompt, zeros, a spare class label) belongs to the teacher's
+    family; whoever builds the condition passes it. Indexing and slicing act on the batch.
+
+    Args:
+        tensors: name -> [B, ...].
+        null: name -> the value that means "no condition"; needed for guidance and caption dropout.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], null: Mapping[str, Tensor] | None = None) -> None:
+        self.tensors = dict(tensors)
+        self._null = None if null is None else dict(null)
+        sizes = {t.shape[0] for t in self.tensors.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"The tensors of a condition must share one batch size, not {sorted(sizes)}.")
+
+    def __getitem__(self, key: str | slice | Tensor | Sequence[int]) -> Any:
+        """A tensor by name, or the condition of part of the batch."""
+        if isinstance(key, str):
+            return self.tensors[key]
+        return self._map(lambda t: t[key])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        """Batch size."""
+        return next(iter(self.tensors.values())).shape[0] if self.tensors else 0
+
+    def null(self) -> Cond:
+        """The same batch without its condition.
+
+        Raises:
+            ValueError: when this condition was built without a null.
+        """
+        if self._null is None:
+            raise ValueError("This condition has no null counterpart: build it as Cond(tensors, null=...).")
+        null = {k: self._null_of(k).expand_as(t) for k, t in self.tensors.items()}
+        return Cond(null, self._null)
+
+    def drop(self, mask: Tensor) -> Cond:
+        """Rows where ``mask`` [B] is True without their condition (caption dropout)."""
+        null = self.null().tensors
+        rows = {k: mask.to(t.device).reshape(-1, *[1] * (t.ndim - 1)) for k, t in self.tensors.items()}
+        return Cond({k: torch.where(rows[k], null[k], t) for k, t in self.tensors.items()}, self._null)
+
+    def _null_of(self, name: str) -> Tensor:
+        assert self._null is not None
+        value, like = self._null[name], self.tensors[name]
+        return value.to(device=like.device, dtype=like.dtype)
+
+    def to(self, *args: Any, **kwargs: Any) -> Cond:
+        """Like `torch.Tensor.to`; integer tensors keep their dtype."""
+
+        def move(t: Tensor) -> Tensor:
+            moved = t.to(*args, **kwargs)
+            return moved if t.is_floating_point() else moved.to(t.dtype)
+
+        null = None if self._null is None else {k: move(t) for k, t in self._null.items()}
+        return Cond({k: move(t) for k, t in self.tensors.items()}, null)
+
+    @staticmethod
+    def cat(conds: Sequence[Cond]) -> Cond:
+        """Batches one after the other; names must agree."""
+        names = list(conds[0])
+        return Cond({k: torch.cat([c.tensors[k] for c in conds]) for k in names}, conds[0]._null)
+
+    def _map(self, pick: Any) -> Cond:
+        null = self._null
+        if null is not None:  # a null of one row serves every slice
+            null = {k: t if t.shape[0] == 1 else pick(t) for k, t in null.items()}
+        return Cond({k: pick(t) for k, t in self.tensors.items()}, null)

@@ -1,0 +1,211 @@
+"""Denoiser: a network, its schedule and its prediction kind, asked in one way.
+
+``network(x, t, cond, *, end=None, guidance_embed=None) -> Tensor`` may be any callable: a closed form, a small
+MLP, a diffusers UNet behind an adapter. Classifier-free guidance happens here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.prediction import Prediction, check_prediction_type
+from fewstep.diffusion.schedule import Array, Schedule, Time, expand, host, working
+from fewstep.models.cond import Cond
+
+Network = Callable[..., Tensor]
+
+
+@dataclass
+class Cost:
+    """What a network was asked so far.
+
+    Attributes:
+        calls: network calls.
+        evaluations: images evaluated (a batch of 8 is 8; guidance's two branches are two).
+        graph_evaluations: those of them that recorded a graph, and so cost a backward pass (2 forwards) too.
+    """
+
+    calls: int = 0
+    evaluations: int = 0
+    graph_evaluations: int = 0
+
+    @property
+    def forward_equivalents(self) -> int:
+        """Cost in forward passes of one image: forward 1, backward 2."""
+        return self.evaluations + 2 * self.graph_evaluations
+
+
+class Denoiser:
+    """Asks ``network`` at (x_t, t) and returns a `Prediction`.
+
+    Args:
+        network: any callable ``(x, t, cond) -> Tensor``; extra inputs it understands are declared in its
+            attribute ``accepts``, a set of "end" and "guidance_embed".
+        schedule: the forward process the network was trained on.
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow".
+        batched_guidance: both guidance branches in one call (False: two calls, half the memory).
+
+    Raises:
+        ValueError: unknown prediction type; an epsilon network on a schedule that reaches alpha = 0.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        schedule: Schedule,
+        prediction_type: str = "epsilon",
+        *,
+        batched_guidance: bool = True,
+    ) -> None:
+        self.network, self.schedule = network, schedule
+        self.prediction_type = check_prediction_type(prediction_type)
+        self.batched_guidance = batched_guidance
+        self.cost = Cost()
+        if self.prediction_type == "epsilon" and float(schedule.alpha_sigma(schedule.start)[0]) == 0:
+            raise ValueError(
+                "An epsilon network cannot start from pure noise: this schedule has alpha = 0 at its start. "
+                "Use a v_prediction, sample or flow network, or a schedule without zero terminal SNR."
+            )
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        """Extra inputs that the network declares: "end", "guidance_embed"."""
+        return frozenset(getattr(self.network, "accepts", ()))
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: Time,
+        cond: Cond | None = None,
+        guidance_scale: float | Tensor = 1.0,
+        end: Time | None = None,
+        guidance_embed: float | Tensor | None = None,
+    ) -> Prediction:
+        """Predict at x [B, ...] and native time ``t`` (number or [B]).
+
+        Args:
+            guidance_scale: classifier-free guidance ``null + w (cond - null)``; number or [B], 1.0 is off.
+            end: target time s that the network is told, number or [B] (CTM, TCF(S+)).
+            guidance_embed: guidance scale that the network is told, number or [B] (LCM's w, FLUX).
+
+        Raises:
+            ValueError: guidance without a null condition; an extra input the network does not declare.
+        """
+        extras = self._extras(x, end, guidance_embed)
+        if isinstance(guidance_scale, Tensor) or guidance_scale != 1.0:
+            output = self._guided(x, t, cond, guidance_scale, extras)
+        else:
+            output = self._ask(x, self._times(t, x), cond, extras)
+        return Prediction(x, output, t, self.schedule, self.prediction_type)
+
+    def features(self, x: Tensor, t: Time, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
+        """Inner activations at the named taps, for discriminators; optional in a network.
+
+        Raises:
+            ValueError: when the network offers none.
+        """
+        network: Any = self.network
+        if not hasattr(network, "features"):
+            raise ValueError(f"{type(network).__name__} offers no features(x, t, cond, taps) for a discriminator.")
+        self._count(x.shape[0], x.requires_grad)
+        features: list[Tensor] = network.features(self._cast(x), self._times(t, x), cond, taps)
+        return features
+
+    def _guided(
+        self, x: Tensor, t: Time, cond: Cond | None, scale: float | Tensor, extras: dict[str, Tensor]
+    ) -> Tensor:
+        if cond is None:
+            raise ValueError("Guidance needs a condition: pass cond, or guidance_scale=1.0 to turn it off.")
+        times, null = self._times(t, x), cond.null()
+        if self.batched_guidance:
+            twice = {name: torch.cat([value, value]) for name, value in extras.items()}
+            both = self._ask(torch.cat([x, x]), torch.cat([times, times]), Cond.cat([null, cond]), twice)
+            without, with_ = both.chunk(2)
+        else:
+            without, with_ = self._ask(x, times, null, extras), self._ask(x, times, cond, extras)
+        dtype = torch.promote_types(working(x).dtype, without.dtype)
+        if isinstance(scale, Tensor):
+            scale = scale.to(device=x.device, dtype=dtype, non_blocking=True)
+            scale = scale.reshape(-1, *[1] * (x.ndim - 1)) if scale.ndim else scale
+        without = without.to(dtype)
+        return without + scale * (with_.to(dtype) - without)
+
+    def _ask(self, x: Tensor, t: Tensor, cond: Cond | None, extras: dict[str, Tensor]) -> Tensor:
+        output = self.network(self._cast(x), t, cond, **extras)
+        self._count(x.shape[0], output.requires_grad)
+        return output
+
+    def _count(self, images: int, graph: bool) -> None:
+        self.cost.calls += 1
+        self.cost.evaluations += images
+        self.cost.graph_evaluations += images if graph else 0
+
+    def _cast(self, x: Tensor) -> Tensor:
+        dtype = network_dtype(self.network)
+        return x if dtype is None else x.to(dtype)
+
+    def _times(self, t: Time, x: Tensor) -> Tensor:
+        """Native times [B] on x's device: int64 where whole table indices were given, else float32 or float64."""
+        times = torch.as_tensor(t)
+        whole = self.schedule.family == "vp" and (not times.is_floating_point() or _is_whole(t))
+        dtype = torch.int64 if whole else working(x).dtype
+        return times.to(device=x.device, dtype=dtype, non_blocking=True).expand(x.shape[0])
+
+    def _extras(self, x: Tensor, end: Time | None, guidance_embed: float | Tensor | None) -> dict[str, Tensor]:
+        extras: dict[str, Tensor] = {}
+        if end is not None:
+            extras["end"] = self._times(end, x)
+        if guidance_embed is not None:
+            embed = torch.as_tensor(guidance_embed).to(x.device, working(x).dtype, non_blocking=True)
+            extras["guidance_embed"] = embed.expand(x.shape[0])
+        for name in extras.keys() - self.accepts:
+            raise ValueError(
+                f"This network has no input '{name}': it declares {sorted(self.accepts) or 'no extra inputs'}."
+            )
+        return extras
+
+
+def _is_whole(t: Time) -> bool:
+    """Whether host times are whole table indices; a tensor on an accelerator is left as its dtype says."""
+    if isinstance(t, Tensor) and t.device.type != "cpu":
+        return False
+    times = host(t)
+    return bool((times == times.round()).all())
+
+
+def network_dtype(network: Any) -> torch.dtype | None:
+    """Dtype a network computes in: its ``dtype`` attribute, else its first floating parameter's, else None."""
+    dtype = getattr(network, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if isinstance(network, nn.Module):
+        return next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+    return None
+
+
+def edm_precondition(network: Network, sigma_data: float = 0.5) -> Network:
+    """EDM's preconditioned denoiser D(x, sigma) as a "sample" network (Karras et al. 2022, eq. 7, table 1).
+
+    ``network(c_in x, c_noise, cond)`` is the raw F with c_noise = log(sigma) / 4.
+    """
+
+    def coefficients(t: Tensor) -> tuple[Array, Array, Array, Array]:
+        sigma = host(t)
+        root = (sigma**2 + sigma_data**2) ** 0.5
+        return sigma_data**2 / root**2, sigma * sigma_data / root, 1 / root, sigma
+
+    def denoise(x: Tensor, t: Tensor, cond: Cond | None = None, **extras: Tensor) -> Tensor:
+        c_skip, c_out, c_in, sigma = coefficients(t)
+        noise = (t.clamp_min(math.exp(-100)).log() / 4).to(x.dtype)
+        raw = network(expand(c_in, x) * x, noise, cond, **extras)
+        return expand(c_skip, x) * x + expand(c_out, x) * raw.to(working(x).dtype)
+
+    denoise.accepts = getattr(network, "accepts", frozenset())  # type: ignore[attr-defined]
+    denoise.dtype = network_dtype(network)  # type: ignore[attr-defined]
+    return denoise
