@@ -105,7 +105,7 @@ class Prediction:
 
         Rows marked ``unused`` may be singular (their value is thrown away by the caller).
         """
-        if (a == self._p).all() and (s == self._q).all():
+        if np.all(a == self._p) and np.all(s == self._q):
             return self.output  # what the network itself said: exact, and readable even at a singular time
         determinant = self._alpha * self._q - self._sigma * self._p
         if unused is not None:

@@ -195,13 +195,13 @@ def edm_precondition(network: Network, sigma_data: float = 0.5) -> Network:
     ``network(c_in x, c_noise, cond)`` is the raw F with c_noise = log(sigma) / 4.
     """
 
-    def coefficients(t: Tensor) -> tuple[Array, Array, Array, Array]:
+    def coefficients(t: Tensor) -> tuple[Array, Array, Array]:
         sigma = host(t)
         root = (sigma**2 + sigma_data**2) ** 0.5
-        return sigma_data**2 / root**2, sigma * sigma_data / root, 1 / root, sigma
+        return sigma_data**2 / root**2, sigma * sigma_data / root, 1 / root
 
     def denoise(x: Tensor, t: Tensor, cond: Cond | None = None, **extras: Tensor) -> Tensor:
-        c_skip, c_out, c_in, sigma = coefficients(t)
+        c_skip, c_out, c_in = coefficients(t)
         noise = (t.clamp_min(math.exp(-100)).log() / 4).to(x.dtype)
         raw = network(expand(c_in, x) * x, noise, cond, **extras)
         return expand(c_skip, x) * x + expand(c_out, x) * raw.to(working(x).dtype)

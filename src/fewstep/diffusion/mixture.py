@@ -1,0 +1,350 @@
+"""Gaussian mixtures of any dimension in closed form: the exact teacher, its samples and its exact flow map.
+
+For ``p_0 = sum_k w_k N(mu_k, C_k)`` and ``x_t = alpha x0 + sigma eps`` every component stays Gaussian,
+``N(alpha mu_k, V_k)`` with ``V_k = alpha^2 C_k + sigma^2``, so with the responsibilities r_k of x_t
+
+    E[x0 | x_t]  = sum_k r_k (mu_k + alpha C_k V_k^-1 (x_t - alpha mu_k))
+    E[eps | x_t] = sigma sum_k r_k V_k^-1 (x_t - alpha mu_k) = -sigma grad log p_t(x_t)
+
+Both are formed directly, so neither loses digits where the other is badly conditioned. They are linear in r:
+classifier-free guidance, ``null + w (cond - null)`` at fixed x, is the same formula with guided weights r.
+Everything is computed in float64; results come back in max(x.dtype, float32).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fewstep.diffusion import flow_map, mixture_input, quantiles
+from fewstep.diffusion.prediction import check_prediction_type
+from fewstep.diffusion.schedule import Schedule, Time, host
+
+Label: TypeAlias = "int | Tensor | None"
+
+
+class _Moments(NamedTuple):
+    """What every component says of a state; V is never zero for alpha + sigma > 0.
+
+    Attributes:
+        log_likelihood: log N(x; alpha mu_k, V_k), [B, K].
+        difference: x - alpha mu_k in the component's axes, [B, K, D].
+        variance: the diagonal of V_k in them, [1 or B, K, 1 or D] (one column when isotropic).
+    """
+
+    log_likelihood: Tensor
+    difference: Tensor
+    variance: Tensor
+
+
+class GaussianMixture:
+    """A Gaussian mixture, its noised versions, and class-conditional forms that share its components.
+
+    States x are [B, D], or [B, *event] with prod(event) = D, or [B] where D is 1; results have the same shape.
+    ``alpha`` and ``sigma`` are numbers or [B]. ``label`` is None, one class, or [B] classes, where -1 (and
+    None) means "no condition", the mixture with its own ``weights``.
+
+    Args:
+        weights: [K], not negative; normalised here.
+        means: [K, D], or [K] for one dimension.
+        stds: standard deviations, [K] (isotropic) or [K, D] (diagonal); positive.
+        covariances: [K, D, D], symmetric and positive definite. Give either this or ``stds``.
+        class_weights: [C, K] component weights of each class, normalised per row.
+
+    Attributes:
+        dim: D. num_components: K. num_classes: C, 0 without classes.
+        weights, means: float64 tensors [K], [K, D].
+
+    Raises:
+        ValueError: one sentence that names the argument and what is wrong with it.
+    """
+
+    def __init__(
+        self,
+        weights: npt.ArrayLike | Tensor,
+        means: npt.ArrayLike | Tensor,
+        stds: npt.ArrayLike | Tensor | None = None,
+        covariances: npt.ArrayLike | Tensor | None = None,
+        class_weights: npt.ArrayLike | Tensor | None = None,
+    ) -> None:
+        given = mixture_input.check(weights, means, stds, covariances, class_weights)
+        self.weights, self.means = torch.from_numpy(given.weights), torch.from_numpy(given.means)
+        self.num_components, self.dim = given.means.shape
+        self._given = given
+        # a component's own axes: variances [K, 1] (isotropic) or [K, D], and the axes [K, D, D] if turned
+        self._variances, self._basis = torch.from_numpy(given.variances), None
+        if given.basis is not None:
+            self._basis = torch.from_numpy(given.basis)
+        rows = [given.weights[None]] if given.class_weights is None else [given.class_weights, given.weights[None]]
+        self._table = torch.from_numpy(np.concatenate(rows))  # the last row is "no condition": index -1
+        self.num_classes = len(self._table) - 1
+
+    # ---------------------------------------------------------------- construction
+
+    @classmethod
+    def ring(
+        cls, modes: int = 8, radius: float = 1.0, std: float = 0.1, num_classes: int | None = None
+    ) -> GaussianMixture:
+        """Equal modes on a circle in the plane; with ``num_classes`` = C, mode k belongs to class k mod C."""
+        angle = 2 * np.pi * np.arange(modes) / modes
+        means = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        classes = None
+        if num_classes is not None:
+            classes = np.equal.outer(np.arange(num_classes), np.arange(modes) % num_classes).astype(np.float64)
+        return cls(np.full(modes, 1 / modes), means, np.full(modes, std), class_weights=classes)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> GaussianMixture:
+        """Read ``{"weights", "means", "stds" | "covariances", "class_weights"}``.
+
+        Raises:
+            ValueError: one sentence that names the file and the offending key.
+        """
+        return cls(**mixture_input.read(Path(path)))
+
+    def to_json(self, path: str | Path) -> None:
+        """Write what `from_json` reads back, to the last bit."""
+        Path(path).write_text(json.dumps(self._given.as_dict(), indent=2) + "\n", encoding="utf-8")
+
+    # ---------------------------------------------------------------- posterior
+
+    def posterior(
+        self, x: Tensor, alpha: Time, sigma: Time, label: Label = None, guidance_scale: Time = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """(E[x0 | x_t], E[eps | x_t]) of the field ``null + w (cond - null)``, both shaped like x.
+
+        At sigma = 0 x0 is x / alpha exactly (and eps its prior mean 0); at alpha = 0 it is the prior mean.
+        """
+        flat = self._flat(x)
+        a, s = self._coefficient(alpha, flat), self._coefficient(sigma, flat)
+        moments = self._moments(flat, a, s)
+        r = self._weigh(moments, label, guidance_scale)
+        means, variances = self.means.to(x.device), self._variances.to(x.device)
+        slope = self._total(r, moments.difference / moments.variance)
+        x0 = r @ means + a * self._total(r, moments.difference * (variances / moments.variance))
+        if (host(sigma) == 0).any():
+            x0 = torch.where(s == 0, flat / torch.where(s == 0, a, 1.0), x0)
+        return self._like(x0, x), self._like(s * slope, x)
+
+    def x0(self, x: Tensor, alpha: Time, sigma: Time, label: Label = None, guidance_scale: Time = 1.0) -> Tensor:
+        """Posterior mean E[x0 | x_t], shaped like x (see `posterior`)."""
+        return self.posterior(x, alpha, sigma, label, guidance_scale)[0]
+
+    def score(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0, label: Label = None) -> Tensor:
+        """grad log p_t(x), shaped like x; defined at sigma = 0 too."""
+        flat = self._flat(x)
+        moments = self._moments(flat, self._coefficient(alpha, flat), self._coefficient(sigma, flat))
+        return self._like(
+            -self._total(self._weigh(moments, label), moments.difference / moments.variance), x
+        )
+
+    def log_prob(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0, label: Label = None) -> Tensor:
+        """log p_t(x), [B], in nats."""
+        flat = self._flat(x)
+        moments = self._moments(flat, self._coefficient(alpha, flat), self._coefficient(sigma, flat))
+        joint = moments.log_likelihood + self.class_weights_of(label, x.device).log()
+        return torch.logsumexp(joint, dim=-1).to(torch.promote_types(x.dtype, torch.float32))
+
+    def responsibilities(
+        self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0, label: Label = None
+    ) -> Tensor:
+        """p(component | x_t), [B, K]."""
+        flat = self._flat(x)
+        moments = self._moments(flat, self._coefficient(alpha, flat), self._coefficient(sigma, flat))
+        return self._weigh(moments, label).to(torch.promote_types(x.dtype, torch.float32))
+
+    def assign(self, x: Tensor, label: Label = None) -> Tensor:
+        """Index of the component most responsible for clean data x, int64 [B]."""
+        return self.responsibilities(x, label=label).argmax(dim=-1)
+
+    # ---------------------------------------------------------------- samples
+
+    def sample(self, n: int, generator: torch.Generator | None = None, label: Label = None) -> Tensor:
+        """n clean samples, float64 [n, D] on the generator's device (CPU without one)."""
+        device = torch.device("cpu") if generator is None else generator.device
+        weights = self.class_weights_of(label, device).expand(n, -1)
+        which = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+        noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64, device=device)
+        noise = noise * self._variances.to(device).sqrt()[which]
+        if self._basis is not None:
+            noise = torch.einsum("be,bde->bd", noise, self._basis.to(device)[which])
+        return self.means.to(device)[which] + noise
+
+    def sample_at(
+        self, n: int, schedule: Schedule, t: Time, generator: torch.Generator | None = None, label: Label = None
+    ) -> Tensor:
+        """n samples of p_t at native time ``t`` (number or [n]), float64 [n, D]."""
+        x0 = self.sample(n, generator, label)
+        noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
+        return schedule.add_noise(x0, noise, t)
+
+    # ---------------------------------------------------------------- one dimension
+
+    def cdf(
+        self,
+        x: Tensor,
+        alpha: Time = 1.0,
+        sigma: Time = 0.0,
+        label: Label = None,
+        *,
+        upper: bool = False,
+        log: bool = False,
+    ) -> Tensor:
+        """P(x_t <= x), or P(x_t > x) if ``upper``, or its logarithm; shaped like x. One dimension only."""
+        flat = self._flat(x)
+        line = quantiles.noised(self, flat, alpha, sigma, label)
+        value = quantiles.log_tail(line, flat, upper)
+        return self._like((value if log else value.exp())[:, None], x)
+
+    def quantile(
+        self,
+        p: Tensor,
+        alpha: Time = 1.0,
+        sigma: Time = 0.0,
+        label: Label = None,
+        *,
+        upper: bool = False,
+    ) -> Tensor:
+        """The x with P(x_t <= x) = p, or P(x_t > x) = p if ``upper``; shaped like p. One dimension only.
+
+        Solved to 1e-14; small p of either tail keep their digits, so ask for large x with ``upper``.
+
+        Raises:
+            ValueError: for p outside [0, 1].
+        """
+        flat = self._flat(p)
+        line = quantiles.noised(self, flat, alpha, sigma, label)
+        return self._like(quantiles.quantile(line, flat, upper), p)
+
+    # ---------------------------------------------------------------- flow map and network
+
+    def flow_map(
+        self,
+        x: Tensor,
+        schedule: Schedule,
+        t: float,
+        s: float,
+        label: Label = None,
+        guidance_scale: float | Tensor = 1.0,
+    ) -> Tensor:
+        """Exact probability-flow map of x from native time ``t`` to ``s``, shaped like x.
+
+        See `fewstep.diffusion.flow_map` for how; absolute error below 1e-8 wherever the map itself does not
+        amplify rounding (between far modes it does: its slope is p_t / p_s).
+        """
+        return flow_map.flow_map(self, x, schedule, t, s, label, guidance_scale)
+
+    def network(self, schedule: Schedule, prediction_type: str = "epsilon") -> MixtureNetwork:
+        """The exact network of that kind, ready for a `Denoiser` (see `MixtureNetwork`)."""
+        return MixtureNetwork(self, schedule, prediction_type)
+
+    def __repr__(self) -> str:
+        return (
+            f"GaussianMixture(components={self.num_components}, dim={self.dim}, "
+            f"covariance={self._given.kind}, classes={self.num_classes})"
+        )
+
+    # ---------------------------------------------------------------- inside
+
+    @property
+    def axes(self) -> tuple[Tensor, Tensor | None]:
+        """Variances [K, 1] or [K, D] along each component's own axes, and those axes as columns [K, D, D]."""
+        return self._variances, self._basis
+
+    def class_weights_of(self, label: Label, device: torch.device | None = None) -> Tensor:
+        """Component weights given ``label``: [K] for None or one class, [B, K] for [B] classes.
+
+        Raises:
+            ValueError: for a label outside -1 ... C - 1.
+        """
+        table = self._table if device is None else self._table.to(device)
+        index = torch.as_tensor(-1 if label is None else label, device=table.device)
+        if index.numel() and (int(index.min()) < -1 or int(index.max()) >= self.num_classes):
+            known = f"-1 (no condition) to {self.num_classes - 1}" if self.num_classes else "-1: it has no classes"
+            raise ValueError(f"Labels of this mixture run from {known}." if self.num_classes else
+                             f"The only label of this mixture is {known}.")
+        return table[index.long()]
+
+    def _moments(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> _Moments:
+        """x [B, D]; alpha, sigma [1 or B, 1]."""
+        a, s = alpha[:, :, None], sigma[:, :, None]
+        difference = x[:, None, :] - a * self.means.to(x.device)
+        if self._basis is not None:
+            difference = torch.einsum("bkd,kde->bke", difference, self._basis.to(x.device))
+        variance = a**2 * self._variances.to(x.device) + s**2
+        if variance.shape[-1] == 1:
+            distance = difference.square().sum(-1) / variance[..., 0]
+            log_det = self.dim * variance[..., 0].log()
+        else:
+            distance = (difference.square() / variance).sum(-1)
+            log_det = variance.log().sum(-1)
+        return _Moments(-0.5 * (distance + log_det + self.dim * math.log(2 * math.pi)), difference, variance)
+
+    def _weigh(self, moments: _Moments, label: Label, guidance_scale: Time = 1.0) -> Tensor:
+        """Responsibilities [B, K]; guided ones may be negative, their sum is still 1."""
+        device = moments.log_likelihood.device
+        w = self._coefficient(guidance_scale, moments.log_likelihood)
+        conditional = torch.softmax(moments.log_likelihood + self.class_weights_of(label, device).log(), dim=-1)
+        if label is None or (host(guidance_scale) == 1).all():
+            return conditional
+        null = torch.softmax(moments.log_likelihood + self._table[-1].to(device).log(), dim=-1)
+        return null + w * (conditional - null)
+
+    def _total(self, r: Tensor, vectors: Tensor) -> Tensor:
+        """sum_k r_k U_k v_k for vectors [B, K, D] in the components' axes; [B, D] in the data's."""
+        weighted = r[:, :, None] * vectors
+        if self._basis is None:
+            return weighted.sum(1)
+        return torch.einsum("bke,kde->bd", weighted, self._basis.to(r.device))
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """x as float64 [B, D]."""
+        if x.ndim == 0 or math.prod(x.shape[1:]) != self.dim:
+            raise ValueError(f"This mixture has dimension {self.dim}: a state of shape {list(x.shape)} does not fit.")
+        return x.reshape(x.shape[0], self.dim).to(torch.float64)
+
+    @staticmethod
+    def _like(value: Tensor, x: Tensor) -> Tensor:
+        """A float64 result in x's shape and working dtype."""
+        return value.reshape(x.shape).to(torch.promote_types(x.dtype, torch.float32))
+
+    @staticmethod
+    def _coefficient(value: Time, x: Tensor) -> Tensor:
+        """A number or [B] as float64 [1 or B, 1] on x's device."""
+        return torch.from_numpy(np.atleast_1d(host(value)).copy()).to(x.device)[:, None]
+
+
+class MixtureNetwork:
+    """A mixture's exact output as ``network(x, t, cond=None)``, for `Denoiser`.
+
+    The class is read from ``cond["label"]``, int [B], where -1 means "no condition"; so a condition that can be
+    guided is ``Cond({"label": labels}, null={"label": torch.tensor([-1])})``. Without cond (or without that
+    name in it) the mixture is unconditional. Other inputs (``end``) are ignored: the posterior mean does not
+    depend on where the jump ends.
+    """
+
+    def __init__(self, mixture: GaussianMixture, schedule: Schedule, prediction_type: str = "epsilon") -> None:
+        self.mixture, self.schedule = mixture, schedule
+        self.prediction_type = check_prediction_type(prediction_type)
+
+    def __call__(self, x: Tensor, t: Time, cond: Any = None, **extras: Any) -> Tensor:
+        """Output at x [B, ...] and native time ``t`` (number or [B]), shaped like x, at least float32."""
+        label = cond["label"] if cond is not None and "label" in cond else None
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        x0, epsilon = self.mixture.posterior(x.to(torch.float64), alpha, sigma, label)
+        shape = (-1, *[1] * (x.ndim - 1))
+        a, s = (torch.from_numpy(np.atleast_1d(c)).to(x.device).reshape(shape) for c in (alpha, sigma))
+        output = {
+            "epsilon": lambda: epsilon,
+            "sample": lambda: x0,
+            "v_prediction": lambda: a * epsilon - s * x0,
+            "flow": lambda: epsilon - x0,
+        }[self.prediction_type]()
+        return output.to(torch.promote_types(x.dtype, torch.float32))

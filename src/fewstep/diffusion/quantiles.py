@@ -1,0 +1,141 @@
+"""One-dimensional mixtures by their distribution function: tails, quantiles, the monotone map between two.
+
+In one dimension the probability-flow map is the quantile map F_s^-1(F_t(x)): no integrator, no step size. What
+limits it is how F is written down. With components in the order of their means and a pivot j,
+
+    G_j(x) = F(x) - (w_0 + ... + w_{j-1}) = sum_{k >= j} w_k Phi(z_k) - sum_{k < j} w_k Phi(-z_k)
+
+is free of cancellation in the gap between components j-1 and j (where F is flat and its digits are lost), in the
+left tail (j = 0, G = F) and in the right one (j = K, G = -survival). Every x takes the pivot that suits it best.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fewstep.diffusion.mixture import GaussianMixture, Label
+    from fewstep.diffusion.schedule import Time
+
+MAX_ITERATIONS = 200
+
+
+class Line(NamedTuple):
+    """A noised 1-D mixture, components in the order of their clean means; each [1 or B, K], float64."""
+
+    log_weight: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def standard(self, x: Tensor) -> Tensor:
+        """z_k = (x - mean_k) / std_k for x [B, 1]."""
+        return (x - self.mean) / self.std
+
+
+def noised(mixture: GaussianMixture, x: Tensor, alpha: Time, sigma: Time, label: Label) -> Line:
+    """The mixture at (alpha, sigma), numbers or [B], beside states x [B, 1].
+
+    Raises:
+        ValueError: for more than one dimension.
+    """
+    if mixture.dim != 1:
+        raise ValueError(f"Distribution functions need one dimension: this mixture has {mixture.dim}.")
+    order = mixture.means[:, 0].argsort()
+    a, s = mixture._coefficient(alpha, x), mixture._coefficient(sigma, x)
+    mean, variance = mixture.means[order, 0].to(x.device), mixture.axes[0][order, 0].to(x.device)
+    weight = mixture.class_weights_of(label, x.device)[..., order.to(x.device)]
+    return Line(weight.log().reshape(-1, len(order)), a * mean, (a**2 * variance + s**2).sqrt())
+
+
+def log_tail(line: Line, x: Tensor, upper: bool) -> Tensor:
+    """log P(X <= x), or log P(X > x), [B] for x [B, 1]."""
+    z = line.standard(x)
+    return torch.logsumexp(line.log_weight + torch.special.log_ndtr(-z if upper else z), dim=1)
+
+
+def quantile(line: Line, p: Tensor, upper: bool = False) -> Tensor:
+    """x [B, 1] with P(X <= x) = p (or P(X > x) = p); 0 and 1 give the infinities."""
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("A quantile needs probabilities in [0, 1].")
+    inner = p.clamp(1e-300, 1 - 2**-53)
+    z = torch.special.ndtri(inner)
+    z = -z if upper else z
+    each = line.mean + line.std * z
+    mirror = upper ^ (p > 0.5)  # follow the smaller tail
+    target = torch.where(p > 0.5, torch.log1p(-inner), inner.log())
+    count = line.log_weight.shape[1]
+    pivot = torch.where(mirror, count, 0)
+    x = _solve(line, each.amin(1, True), each.amax(1, True), pivot, target, torch.zeros_like(target))
+    edge = torch.where((p == 0) ^ upper, -math.inf, math.inf)
+    return torch.where((p == 0) | (p == 1), edge, x)
+
+
+def transport(source: Line, target: Line, x: Tensor) -> Tensor:
+    """The monotone map y [B, 1] of x [B, 1] with F_target(y) = F_source(x)."""
+    z = source.standard(x)
+    # mixing weights are shared: F_target(max_k y_k) >= sum_k w_k Phi(z_k) = F_source(x), so these enclose y
+    each = target.mean + target.std * z
+    pivot = _best_pivot(source, z)
+    above, below = _sides(source, x, pivot)
+    scale = torch.maximum(above, below)
+    count = z.shape[1]
+    goal = torch.where(pivot == 0, above, torch.where(pivot == count, below, 0.0))
+    goal = torch.where((pivot == 0) | (pivot == count), goal, (above - scale).exp() - (below - scale).exp())
+    return _solve(target, each.amin(1, True), each.amax(1, True), pivot, goal, scale)
+
+
+def _best_pivot(line: Line, z: Tensor) -> Tensor:
+    """The j [B, 1] in 0 ... K whose G_j sums the smallest terms."""
+    right = line.log_weight + torch.special.log_ndtr(z)
+    left = line.log_weight + torch.special.log_ndtr(-z)
+    nothing = torch.full_like(z[:, :1], -math.inf)
+    from_j = torch.cat([right.flip(1).logcumsumexp(1).flip(1), nothing], dim=1)
+    until_j = torch.cat([nothing, left.logcumsumexp(1)], dim=1)
+    return torch.logaddexp(from_j, until_j).argmin(dim=1, keepdim=True)
+
+
+def _sides(line: Line, x: Tensor, pivot: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms [B, 1] of G's positive part (components from the pivot on) and of its negative part."""
+    z = line.standard(x)
+    before = torch.arange(z.shape[1], device=z.device) < pivot
+    terms = line.log_weight + torch.special.log_ndtr(torch.where(before, -z, z))
+    above = torch.logsumexp(terms.masked_fill(before, -math.inf), dim=1, keepdim=True)
+    below = torch.logsumexp(terms.masked_fill(~before, -math.inf), dim=1, keepdim=True)
+    return above, below
+
+
+def _residual(line: Line, y: Tensor, pivot: Tensor, goal: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """An increasing function of y that is 0 at the solution, and its slope.
+
+    In the tails log F - goal and goal - log(1 - F), between components G / e^scale - goal.
+    """
+    above, below = _sides(line, y, pivot)
+    z = line.standard(y)
+    log_density = torch.logsumexp(line.log_weight - line.std.log() - z.square() / 2, dim=1, keepdim=True)
+    log_density = log_density - math.log(2 * math.pi) / 2
+    first, last = pivot == 0, pivot == line.mean.shape[1]
+    inside = ((above - scale).clamp(max=700).exp() - (below - scale).clamp(max=700).exp()) - goal
+    value = torch.where(first, above - goal, torch.where(last, goal - below, inside))
+    slope = (log_density - torch.where(first, above, torch.where(last, below, scale))).clamp(max=700).exp()
+    return value, slope
+
+
+def _solve(line: Line, low: Tensor, high: Tensor, pivot: Tensor, goal: Tensor, scale: Tensor) -> Tensor:
+    """Newton's method inside a shrinking bracket, halving it where Newton leaves it or is slow."""
+    low, high = low.clone(), high.clone()
+    y, last = (low + high) / 2, high - low
+    for _ in range(MAX_ITERATIONS):
+        value, slope = _residual(line, y, pivot, goal, scale)
+        low, high = torch.where(value <= 0, y, low), torch.where(value >= 0, y, high)
+        newton = y - value / slope
+        good = (newton >= low) & (newton <= high) & ((newton - y).abs() <= last / 2)
+        following = torch.where(good, newton, (low + high) / 2)
+        last = (following - y).abs()
+        y = following
+        if bool((last <= 2e-16 * y.abs().clamp(min=1e-3)).all()):
+            break
+    return y

@@ -1,0 +1,144 @@
+"""The contract of a method: randomness first, computation after, one loss for each player.
+
+A method is one file. It says who plays (`players`), which roles it needs (`roles`), what it consumes
+(`streams`), draws all random numbers of a step at once, and returns a loss per player. It knows nothing of
+devices, files, optimisers, logging, or whether a role is a LoRA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.random import Rng
+from fewstep.models.cond import Cond
+from fewstep.models.roles import Roles
+
+
+@dataclass(frozen=True)
+class Player:
+    """Who updates, and how often.
+
+    Attributes:
+        name: the method's attribute that returns this player's loss.
+        every: the player is due at steps 0, every, 2 every, ...
+        owns: the roles whose weights it trains; its own name by default.
+    """
+
+    name: str
+    every: int = 1
+    owns: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.owns or (self.name,)
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0
+
+
+@dataclass(frozen=True)
+class RoleSpec:
+    """A role that a method needs beside the teacher.
+
+    Attributes:
+        name: how the method calls it: ``roles.<name>``.
+        extra_inputs: inputs it must be told: "end", "guidance_embed".
+        follows: the role it trails by an EMA (it is not trained then).
+        decay: of that EMA; 0 makes it the followed role itself.
+    """
+
+    name: str
+    extra_inputs: tuple[str, ...] = ()
+    follows: str | None = None
+    decay: float = 0.0
+
+
+@dataclass
+class Batch:
+    """Clean data and its condition.
+
+    Attributes:
+        x0: [B, ...] data or latents, at the scale the teacher was trained on.
+        cond: its condition, or None.
+    """
+
+    x0: Tensor
+    cond: Cond | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: ``step`` counts from 0, ``total`` steps in this stage."""
+
+    step: int
+    total: int
+    stage: str = ""
+
+
+@dataclass
+class Loss:
+    """What a player minimises.
+
+    Attributes:
+        total: scalar with a graph.
+        parts: named terms of the total, detached scalars.
+        stats: anything else worth a line in the log, detached scalars.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    stats: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method:
+    """Base of all methods.
+
+    Subclasses define a frozen dataclass `Settings` and the functions below, and one function per player, named
+    like it: ``def student(self, roles, batch, draws, shared) -> Loss``.
+
+    Args:
+        schedule: of the teacher.
+        settings: a `Settings`, or its fields as keywords.
+
+    Raises:
+        ValueError: for a setting that does not exist or makes no sense.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    players: ClassVar[tuple[Player, ...]] = (Player("student"),)
+    streams: ClassVar[tuple[str, ...]] = ("data",)
+
+    @dataclass(frozen=True)
+    class Settings:
+        """No settings."""
+
+    def __init__(self, schedule: Schedule, settings: Any = None, **overrides: Any) -> None:
+        self.schedule = schedule
+        base = self.Settings() if settings is None else settings
+        known = {f.name for f in dataclasses.fields(base)}
+        for name in overrides.keys() - known:
+            raise ValueError(f"{type(self).__name__} has no setting '{name}': it has {', '.join(sorted(known))}.")
+        self.settings: Any = dataclasses.replace(base, **overrides)
+
+    def roles(self) -> tuple[RoleSpec, ...]:
+        """The roles this method needs beside the teacher."""
+        return (RoleSpec("student"),)
+
+    def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Any:
+        """All random numbers of the step, as a dataclass of documented fields."""
+        raise NotImplementedError
+
+    def prepare(self, roles: Roles, batch: Batch, draws: Any, due: Collection[str]) -> Any:
+        """What the players share, made once; carries a graph only if "student" is due and needs it."""
+        return None
+
+    def calls_per_step(self) -> dict[str, int]:
+        """Network calls of one step by role, with every player due; docs and tests hold the method to it."""
+        raise NotImplementedError

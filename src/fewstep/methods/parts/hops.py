@@ -1,0 +1,75 @@
+"""The hop that consistency methods learn from: noise the data to t, let the teacher step to u, one grid point below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Batch
+from fewstep.methods.random import Rng
+from fewstep.models.roles import Roles
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A guidance scale w (1 = off): one number, or drawn per sample from [low, high].
+
+    Published LCM ranges count from 0; add one to each end.
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float | tuple[float, float] | list[float]) -> Guidance:
+        """From a number or a pair; raises ValueError for anything else."""
+        if isinstance(value, int | float):
+            return cls(float(value), float(value))
+        if len(value) != 2 or value[0] > value[1]:
+            raise ValueError(f"guidance_scale must be one number or [low, high], not {list(value)}.")
+        return cls(float(value[0]), float(value[1]))
+
+    @property
+    def fixed(self) -> bool:
+        return self.low == self.high
+
+    def draw(self, rng: Rng) -> Tensor:
+        """[rows] host float64."""
+        return rng.sample.uniform("guidance_scale", self.low, self.high)
+
+    def scale(self, drawn: Tensor) -> float | Tensor:
+        """What the teacher is called with: the fixed number, or the drawn scales."""
+        return self.low if self.fixed else drawn
+
+
+@dataclass
+class Hop:
+    """x_t [B, ...] at native times t [B], and the teacher's landing point x_u at u [B] (times on the host)."""
+
+    t: Tensor
+    u: Tensor
+    x_t: Tensor
+    x_u: Tensor
+
+
+def guided_hop(
+    roles: Roles,
+    schedule: Schedule,
+    batch: Batch,
+    noise: Tensor,
+    t: Tensor,
+    u: Tensor,
+    guidance_scale: float | Tensor,
+) -> Hop:
+    """Noise ``batch.x0`` to t and take one guided DDIM step of the teacher to u, without a graph.
+
+    The step is a jump in (x0, epsilon), whatever the teacher predicts; the public LCM scripts treat its raw output
+    as epsilon, which is wrong for v-prediction.
+    """
+    with torch.no_grad():
+        x_t = schedule.add_noise(batch.x0, noise, t)
+        x_u = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale).at(u)
+    return Hop(t, u, x_t, x_u)

@@ -1,0 +1,193 @@
+"""Teachers through diffusers: a pipeline becomes a Denoiser plus what turns prompts and pictures into tensors.
+
+diffusers and transformers are imported inside functions: `fewstep --help` must not wait for them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.schedule import Schedule
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+
+# The layers that LCM-LoRA adapts in a UNet (latent-consistency LoRA report; 788 layers of SDXL).
+UNET_LORA_TARGETS = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
+    "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
+
+
+class UNetNetwork(nn.Module):
+    """A diffusers UNet2DConditionModel in the network contract; cond holds ``prompt_embeds`` [B, tokens, width]."""
+
+    lora_targets = UNET_LORA_TARGETS
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def extra_width(self) -> int:
+        """Width of the vector that extra inputs add to the time embedding's input."""
+        return int(self.unet.config.block_out_channels[0])  # type: ignore[union-attr,index]
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
+        if cond is None:
+            raise ValueError("This teacher needs a text condition (prompt_embeds).")
+        if extra is not None and self.unet.time_embedding.cond_proj is None:  # type: ignore[union-attr]
+            # diffusers adds cond_proj(timestep_cond) to the time embedding; ours arrives projected.
+            self.unet.time_embedding.cond_proj = _AsGiven()  # type: ignore[union-attr]
+        embeds = cond["prompt_embeds"].to(x.dtype)
+        output = self.unet(x, t, encoder_hidden_states=embeds, timestep_cond=extra, return_dict=False)
+        return cast(Tensor, output[0])
+
+
+class _AsGiven(nn.Module):
+    """Stands where diffusers would project timestep_cond."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass
+class Teacher:
+    """A text-to-image teacher.
+
+    Attributes:
+        denoiser: the network with its schedule and prediction kind; frozen.
+        pipeline: the diffusers pipeline it came from.
+        name: where it was loaded from.
+    """
+
+    denoiser: Denoiser
+    pipeline: Any
+    name: str
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents at the model's own size."""
+        config = self.pipeline.unet.config
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.in_channels, height, width
+
+    @property
+    def latent_scale(self) -> tuple[float, float]:
+        """(factor, shift): latents = (encoded - shift) * factor."""
+        config = self.pipeline.vae.config
+        return float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], batch_size: int = 64) -> Cond:
+        """prompt_embeds [B, tokens, width], with the encoded empty prompt as the null condition."""
+        pieces = [self._embed(list(prompts[i : i + batch_size])) for i in range(0, len(prompts), batch_size)]
+        return Cond({"prompt_embeds": torch.cat(pieces)}, null={"prompt_embeds": self._embed([""])})
+
+    def _embed(self, prompts: list[str]) -> Tensor:
+        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
+        tokens = tokenizer(
+            prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        return cast(Tensor, encoder(tokens.input_ids.to(encoder.device))[0])
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W] in [-1, 1] -> posterior (mean, standard deviation) of the scaled latents."""
+        vae = self.pipeline.vae
+        posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+        factor, shift = self.latent_scale
+        return (posterior.mean - shift) * factor, posterior.std * factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, batch_size: int = 32) -> Tensor:
+        """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
+        vae = self.pipeline.vae
+        factor, shift = self.latent_scale
+        pieces = [
+            vae.decode(part.to(vae.device, vae.dtype) / factor + shift, return_dict=False)[0]
+            for part in latents.split(batch_size)
+        ]
+        return (torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1)
+
+
+def load_teacher(name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Teacher:
+    """A teacher from ``scenes-64`` (shipped), a diffusers folder, or a hub name.
+
+    Raises:
+        ValueError: one sentence when there is no such model or its family is not supported yet.
+    """
+    from diffusers import DiffusionPipeline
+
+    source = str(shipped(name) or name)
+    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        raise ValueError(f"There is no teacher '{name}': give scenes-64, a diffusers folder, or a hub name owner/model.")
+    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+        raise ValueError(f"The folder {name} holds no diffusers pipeline (model_index.json is missing).")
+    try:
+        with _quiet():
+            pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"The teacher '{name}' cannot be loaded: {first_sentence(error)}") from error
+    return as_teacher(pipeline.to(device), name)
+
+
+def as_teacher(pipeline: Any, name: str = "pipeline") -> Teacher:
+    """A `Teacher` around a loaded diffusers pipeline; its parts are frozen and set to eval.
+
+    Raises:
+        ValueError: for families other than Stable Diffusion 1/2 style UNets.
+    """
+    if not hasattr(pipeline, "unet") or hasattr(pipeline, "text_encoder_2"):
+        raise ValueError(
+            f"{type(pipeline).__name__} is not supported as a teacher yet: use a Stable Diffusion 1.x or 2.x pipeline."
+        )
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.eval().requires_grad_(False)
+    schedule = Schedule.from_diffusers(pipeline.scheduler)
+    kind = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    return Teacher(Denoiser(UNetNetwork(pipeline.unet), schedule, kind), pipeline, name)
+
+
+def shipped(name: str) -> Path | None:
+    """The folder of a model that comes with the package, or None."""
+    folder = Path(__file__).parent.parent / "assets" / name
+    return folder if name and "/" not in name and ".." not in name and folder.is_dir() else None
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first line of an error's text, at most 200 characters."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Loading without diffusers' and transformers' remarks about missing extras."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])

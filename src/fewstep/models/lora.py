@@ -1,0 +1,150 @@
+"""LoRA roles on one base: peft's layers, but *which* adapter is live is captured per call.
+
+peft keeps the live adapter as mutable state of every layer (`set_adapter`, which also flips requires_grad). With
+several roles on one base that is a silent trap: activation checkpointing re-runs a forward during backward, under
+whichever adapter happens to be live *then* — wrong gradients and no error. Here the layers read a context
+variable, and `checkpoint` re-enters the context in which its forward ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LIVE: ContextVar[tuple[str, ...]] = ContextVar("fewstep_live_adapters", default=())
+
+
+@contextmanager
+def live(adapters: Iterable[str]) -> Iterator[None]:
+    """Within this block (and only in this thread's context) exactly these adapters act; ``()`` is the bare base."""
+    token = _LIVE.set(tuple(adapters))
+    try:
+        yield
+    finally:
+        _LIVE.reset(token)
+
+
+def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
+    """Activation checkpointing that recomputes under the adapters of its own forward, whatever is live by then.
+
+    Fits diffusers' ``enable_gradient_checkpointing(gradient_checkpointing_func=checkpoint)``. Needed as well
+    because an accelerator's backward runs in threads that know nothing of this thread's context.
+    """
+    adapters = _LIVE.get()
+
+    def replay(*inputs: Any) -> Any:
+        with live(adapters):
+            return function(*inputs)
+
+    return torch.utils.checkpoint.checkpoint(replay, *args, use_reentrant=False)
+
+
+class _ReadsContext:
+    """Mixed in before a peft layer's own class: the live adapters come from the context, not from the layer."""
+
+    @property
+    def active_adapters(self) -> list[str]:
+        return list(_LIVE.get())
+
+    @property
+    def disable_adapters(self) -> bool:
+        return False
+
+
+def add_adapter(
+    module: nn.Module, name: str, *, rank: int, alpha: float | None = None, targets: Iterable[str] | None = None
+) -> None:
+    """Give ``module`` a LoRA adapter ``name``, in place; it starts as the identity (B = 0) and is not live.
+
+    Args:
+        rank: LoRA rank r.
+        alpha: scale is alpha / r; ``None`` means alpha = rank (peft alone would silently take 8).
+        targets: module names or their endings; ``None`` adapts every Linear and Conv2d.
+
+    Raises:
+        ValueError: when no module matches ``targets``, or rank is not positive.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if rank < 1:
+        raise ValueError(f"LoRA rank must be at least 1, not {rank}.")
+    names = matching(module, targets)
+    scale: Any = rank if alpha is None else alpha
+    config = LoraConfig(r=rank, lora_alpha=scale, target_modules=names, bias="none")
+    inject_adapter_in_model(config, module, adapter_name=name)
+    for layer in lora_layers(module):
+        _read_context(layer)
+        for part in (layer.lora_A, layer.lora_B):
+            if name in part:  # adapters are masters: never below float32, whatever the base holds
+                dtype = torch.promote_types(part[name].weight.dtype, torch.float32)
+                part[name].to(dtype=dtype).requires_grad_(True)
+    for parameter in base_parameters(module):
+        parameter.requires_grad_(False)
+
+
+def matching(module: nn.Module, targets: Iterable[str] | None) -> list[str]:
+    """Names of the layers that an adapter with these targets wraps, as the un-adapted module spells them."""
+    wanted = None if targets is None else tuple(targets)
+    found = []
+    for name, layer in module.named_modules():
+        if ".lora_" in name or not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            continue
+        name = name.removesuffix(".base_layer")
+        if wanted is None or any(name == t or name.endswith(f".{t}") for t in wanted):
+            found.append(name)
+    if not found:
+        raise ValueError(f"No layer of {type(module).__name__} matches the LoRA targets {list(wanted or [])}.")
+    return found
+
+
+def lora_layers(module: nn.Module) -> list[Any]:
+    """The peft layers inside ``module``, in order."""
+    return [layer for layer in module.modules() if hasattr(layer, "lora_A") and hasattr(layer, "base_layer")]
+
+
+def base_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Every parameter of ``module`` that belongs to no adapter."""
+    return [p for name, p in module.named_parameters() if ".lora_" not in name]
+
+
+def adapter_tensors(module: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """``<layer>.lora_A.weight`` and ``.lora_B.weight`` of one adapter, keyed by the un-adapted layer name."""
+    tensors: dict[str, nn.Parameter] = {}
+    for path, layer in module.named_modules():
+        if hasattr(layer, "lora_A") and hasattr(layer, "base_layer") and name in layer.lora_A:
+            tensors[f"{path}.lora_A.weight"] = layer.lora_A[name].weight
+            tensors[f"{path}.lora_B.weight"] = layer.lora_B[name].weight
+    return tensors
+
+
+def adapter_scale(module: nn.Module, name: str) -> float:
+    """alpha / rank of an adapter."""
+    return next(float(layer.scaling[name]) for layer in lora_layers(module) if name in layer.lora_A)
+
+
+@torch.no_grad()
+def copy_tensors(target: dict[str, Tensor], source: dict[str, Tensor]) -> None:
+    """Copy values between two dictionaries of equal keys."""
+    for key, value in target.items():
+        value.copy_(source[key])
+
+
+def _read_context(layer: Any) -> None:
+    cls = type(layer)
+    if not issubclass(cls, _ReadsContext):
+        layer.__class__ = _subclass(cls)
+
+
+_SUBCLASSES: dict[type, type] = {}
+
+
+def _subclass(cls: type) -> type:
+    """One subclass per peft class, so that isinstance checks inside peft go on holding."""
+    if cls not in _SUBCLASSES:
+        _SUBCLASSES[cls] = type(cls.__name__, (_ReadsContext, cls), {"__module__": cls.__module__})
+    return _SUBCLASSES[cls]

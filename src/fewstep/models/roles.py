@@ -1,0 +1,266 @@
+"""Roles: one frozen base, many views — teacher, student, target, fake score.
+
+Each view owns its weights: a full copy, or LoRA adapters on the shared base. A method asks ``roles.student(...)``
+and never learns which. The teacher is the base with no adapter live, bit for bit, before and after training.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Cost, Denoiser, network_dtype
+from fewstep.models.extras import ExtraInputs
+from fewstep.models.lora import adapter_scale, adapter_tensors, add_adapter, checkpoint, copy_tensors, live
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How a trainable role holds its weights.
+
+    Attributes:
+        kind: "lora" (adapters on the shared base) or "full" (a copy of the base).
+        rank, alpha: LoRA rank and scale numerator; alpha None means rank.
+        targets: layer names to adapt; None leaves the choice to the network's family.
+    """
+
+    kind: Literal["lora", "full"] = "lora"
+    rank: int = 64
+    alpha: float | None = None
+    targets: tuple[str, ...] | None = None
+
+
+class RoleNetwork:
+    """A network as one role sees it: its adapters live, its extra inputs embedded, its precision in force."""
+
+    def __init__(
+        self,
+        network: Any,
+        adapters: tuple[str, ...] = (),
+        extras: ExtraInputs | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.network, self.adapters, self.extras, self.autocast = network, adapters, extras, autocast
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return network_dtype(self.network)
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        native = frozenset(getattr(self.network, "accepts", ()))
+        return native | (self.extras.names if self.extras is not None else frozenset())
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None, **inputs: Tensor) -> Tensor:
+        with live(self.adapters), self._precision(x):
+            if self.extras is not None:
+                mine = {name: inputs.pop(name) for name in self.extras.names & inputs.keys()}
+                vector = self.extras(**mine)
+                if vector is not None:
+                    inputs = {**inputs, "extra": vector}
+            output: Tensor = self.network(x, t, cond, **inputs)
+            return output
+
+    def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
+        with live(self.adapters), self._precision(x):
+            features: list[Tensor] = self.network.features(x, t, cond, taps)
+            return features
+
+    def _precision(self, x: Tensor) -> Any:
+        # Autocast wraps the network alone: schedules, jumps and losses stay in float32. Its weight cache is off
+        # because copies made under no_grad carry no graph and would be reused where a gradient is wanted.
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(x.device.type, dtype=self.autocast, cache_enabled=False)
+
+
+class Roles:
+    """The views of one teacher.
+
+    Args:
+        teacher: the Denoiser to distil; its network is frozen here.
+        autocast: dtype of network arithmetic (torch.bfloat16) or None.
+        gradient_checkpointing: trade a second forward for memory, in networks that offer it.
+        seed: of LoRA's random A matrices.
+
+    Views are attributes: ``roles.teacher``, ``roles.student``, ... each a `Denoiser`.
+    """
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        *,
+        autocast: torch.dtype | None = None,
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if autocast == torch.float16:
+            raise ValueError("Training in fp16 diverges: use bf16 or fp32.")
+        self.base: Any = teacher.network
+        self.autocast, self.seed = autocast, seed
+        self._views: dict[str, Denoiser] = {}
+        self._tensors: dict[str, dict[str, nn.Parameter]] = {}
+        self._followers: dict[str, tuple[str, float]] = {}
+        self._teacher = teacher
+        if isinstance(self.base, nn.Module):
+            self.base.eval().requires_grad_(False)
+            if gradient_checkpointing:
+                enable_checkpointing(self.base)
+        self._views["teacher"] = self._view(RoleNetwork(self.base, (), None, autocast))
+
+    def __getattr__(self, name: str) -> Denoiser:
+        views: dict[str, Denoiser] = self.__dict__.get("_views", {})
+        if name in views:
+            return views[name]
+        raise AttributeError(f"There is no role '{name}' here: the roles are {', '.join(views)}.")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._views
+
+    def add(self, name: str, weights: Weights | None = None, *, extra_inputs: Iterable[str] = ()) -> Denoiser:
+        """A trainable role that starts as the teacher.
+
+        Args:
+            extra_inputs: "guidance_embed" and/or "end", embedded by the role unless the network has them already.
+
+        Raises:
+            ValueError: the network is no nn.Module, or takes no extra inputs.
+        """
+        weights = weights or Weights()
+        if not isinstance(self.base, nn.Module):
+            raise ValueError("This teacher is no nn.Module and cannot be copied: use add_network for its student.")
+        extras = self._extras(set(extra_inputs))
+        adapters: tuple[str, ...]
+        if weights.kind == "full":
+            network, adapters = self._copy(), ()
+            tensors = dict(network.named_parameters())
+        else:
+            network, adapters = self.base, (name,)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                targets = weights.targets or getattr(network, "lora_targets", None)
+                add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
+            tensors = adapter_tensors(network, name)
+        if extras is not None:
+            tensors |= {f"extras.{k}": p for k, p in extras.named_parameters()}
+        self._tensors[name] = tensors
+        self._views[name] = self._view(RoleNetwork(network, adapters, extras, self.autocast))
+        return self._views[name]
+
+    def add_network(self, name: str, network: nn.Module, prediction_type: str) -> Denoiser:
+        """A trainable role with a network of its own, of any kind: a student of a closed-form teacher, say."""
+        self._tensors[name] = dict(network.named_parameters())
+        view = RoleNetwork(network, (), None, self.autocast)
+        self._views[name] = Denoiser(view, self._teacher.schedule, prediction_type)
+        return self._views[name]
+
+    def follow(self, name: str, source: str, decay: float) -> Denoiser:
+        """A role that trails ``source`` by an exponential moving average; with decay 0 it *is* the source."""
+        if not 0 <= decay < 1:
+            raise ValueError(f"An EMA decay must be in [0, 1), not {decay}.")
+        if decay == 0:
+            self._views[name] = self._views[source]
+            return self._views[name]
+        leader: RoleNetwork = self._views[source].network  # type: ignore[assignment]
+        extras = copy.deepcopy(leader.extras)
+        adapters: tuple[str, ...]
+        if leader.adapters:
+            targets = {key.rsplit(".lora_", 1)[0] for key in self._tensors[source] if ".lora_" in key}
+            rank = next(p.shape[0] for key, p in self._tensors[source].items() if key.endswith(".lora_A.weight"))
+            scale = adapter_scale(leader.network, source)
+            add_adapter(leader.network, name, rank=rank, alpha=scale * rank, targets=targets)
+            network, adapters, tensors = leader.network, (name,), adapter_tensors(leader.network, name)
+        else:
+            network, adapters = copy.deepcopy(leader.network), ()
+            tensors = dict(network.named_parameters())
+        if extras is not None:
+            tensors |= {f"extras.{k}": p for k, p in extras.named_parameters()}
+        copy_tensors(tensors, self._tensors[source])  # type: ignore[arg-type]
+        for tensor in tensors.values():
+            tensor.requires_grad_(False)
+        self._tensors[name], self._followers[name] = tensors, (source, decay)
+        self._views[name] = self._view(RoleNetwork(network, adapters, extras, self.autocast), self._views[source])
+        return self._views[name]
+
+    @torch.no_grad()
+    def update_followers(self, source: str) -> None:
+        """Move every follower of ``source`` one EMA step towards it, in float32 masters, one fused call each."""
+        for name, (leader, decay) in self._followers.items():
+            if leader == source:
+                mine: list[Tensor] = list(self._tensors[name].values())
+                theirs: list[Tensor] = list(self._tensors[source].values())
+                torch._foreach_lerp_(mine, theirs, 1 - decay)
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The trainable tensors of a role, in a fixed order; empty for the teacher and for followers."""
+        return [p for p in self._tensors.get(name, {}).values() if p.requires_grad]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that training changes, as ``<role>/<name>``: what a checkpoint must hold."""
+        return {f"{role}/{key}": p for role, tensors in self._tensors.items() for key, p in tensors.items()}
+
+    def load_tensors(self, saved: dict[str, Tensor]) -> None:
+        """Restore what `tensors` gave.
+
+        Raises:
+            ValueError: when names or shapes differ (the checkpoint belongs to another recipe).
+        """
+        mine = self.tensors()
+        if mine.keys() != saved.keys() or any(mine[k].shape != saved[k].shape for k in mine):
+            raise ValueError("This checkpoint belongs to another student: its tensors differ in name or shape.")
+        copy_tensors(mine, saved)
+
+    def cost(self) -> Cost:
+        """What all networks were asked together, every role's views added up."""
+        total = Cost()
+        for view in {id(v): v for v in self._views.values()}.values():
+            total.calls += view.cost.calls
+            total.evaluations += view.cost.evaluations
+            total.graph_evaluations += view.cost.graph_evaluations
+        return total
+
+    def _view(self, network: RoleNetwork, like: Denoiser | None = None) -> Denoiser:
+        like = like or self._teacher
+        return Denoiser(network, like.schedule, like.prediction_type, batched_guidance=like.batched_guidance)
+
+    def _copy(self) -> nn.Module:
+        """A full-weight copy of the base: float32 masters at least, free of the base's adapters."""
+        if any(".lora_" in name for name, _ in self.base.named_parameters()):
+            raise ValueError("Add full-weight roles before LoRA roles: the base already carries adapters.")
+        network: nn.Module = copy.deepcopy(self.base)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        return network.requires_grad_(True)
+
+    def _extras(self, names: set[str]) -> ExtraInputs | None:
+        names = names - set(getattr(self.base, "accepts", ()))
+        if not names:
+            return None
+        width = getattr(self.base, "extra_width", None)
+        if width is None:
+            raise ValueError(
+                f"{type(self.base).__name__} takes no extra inputs ({', '.join(sorted(names))}): "
+                "turn them off in the method's settings, or give the network an `extra_width`."
+            )
+        extras = ExtraInputs(names, width, self._teacher.schedule)
+        like = next(self.base.parameters())
+        return extras.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def enable_checkpointing(module: nn.Module) -> None:
+    """Turn on activation checkpointing through `fewstep.models.lora.checkpoint` wherever the network offers it."""
+    for part in module.modules():
+        if hasattr(part, "enable_gradient_checkpointing"):
+            part.enable_gradient_checkpointing(gradient_checkpointing_func=checkpoint)  # type: ignore[operator]
+            return
+    if hasattr(module, "gradient_checkpointing"):
+        module.gradient_checkpointing = True  # type: ignore[assignment]
+        return
+    raise ValueError(f"{type(module).__name__} offers no gradient checkpointing: turn it off in the recipe.")
