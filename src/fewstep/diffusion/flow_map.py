@@ -76,9 +76,9 @@ def _linear(
     mixture: GaussianMixture, x: Tensor, alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float
 ) -> Tensor:
     """One Gaussian: its mean moves, deviations [B, D] stretch along its axes."""
-    variance, basis = (None if a is None else a[0].to(x.device) for a in mixture.axes)
-    assert variance is not None
-    mean = mixture.means[0].to(x.device)
+    component = mixture.components.to(x.device)
+    mean, variance = component.means[0], component.variances[0]
+    basis = None if component.basis is None else component.basis[0]
     deviation = x - alpha_t * mean
     if basis is not None:
         deviation = deviation @ basis

@@ -16,32 +16,20 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.diffusion import flow_map, mixture_input, quantiles
-from fewstep.diffusion.prediction import check_prediction_type
+from fewstep.diffusion import mixture_input, quantiles
+from fewstep.diffusion.components import Components, Noised
+from fewstep.diffusion.exact_network import MixtureNetwork
+from fewstep.diffusion.flow_map import flow_map
 from fewstep.diffusion.schedule import Schedule, Time, host
 
 Label: TypeAlias = "int | Tensor | None"
-
-
-class _Moments(NamedTuple):
-    """What every component says of a state; V is never zero for alpha + sigma > 0.
-
-    Attributes:
-        log_likelihood: log N(x; alpha mu_k, V_k), [B, K].
-        difference: x - alpha mu_k in the component's axes, [B, K, D].
-        variance: the diagonal of V_k in them, [1 or B, K, 1 or D] (one column when isotropic).
-    """
-
-    log_likelihood: Tensor
-    difference: Tensor
-    variance: Tensor
 
 
 class GaussianMixture:
@@ -78,10 +66,8 @@ class GaussianMixture:
         self.weights, self.means = torch.from_numpy(given.weights), torch.from_numpy(given.means)
         self.num_components, self.dim = given.means.shape
         self._given = given
-        # a component's own axes: variances [K, 1] (isotropic) or [K, D], and the axes [K, D, D] if turned
-        self._variances, self._basis = torch.from_numpy(given.variances), None
-        if given.basis is not None:
-            self._basis = torch.from_numpy(given.basis)
+        basis = None if given.basis is None else torch.from_numpy(given.basis)
+        self.components = Components(self.means, torch.from_numpy(given.variances), basis)
         rows = [given.weights[None]] if given.class_weights is None else [given.class_weights, given.weights[None]]
         self._table = torch.from_numpy(np.concatenate(rows))  # the last row is "no condition": index -1
         self.num_classes = len(self._table) - 1
@@ -123,15 +109,13 @@ class GaussianMixture:
         At sigma = 0 x0 is x / alpha exactly (and eps its prior mean 0); at alpha = 0 it is the prior mean.
         """
         flat = self._flat(x)
-        a, s = self._coefficient(alpha, flat), self._coefficient(sigma, flat)
-        moments = self._moments(flat, a, s)
-        r = self._weigh(moments, label, guidance_scale)
-        means, variances = self.means.to(x.device), self._variances.to(x.device)
-        slope = self._total(r, moments.difference / moments.variance)
-        x0 = r @ means + a * self._total(r, moments.difference * (variances / moments.variance))
+        noised = self._noised(flat, alpha, sigma)
+        r = self._weigh(noised, label, guidance_scale)
+        s = self._coefficient(sigma, flat)
+        x0 = noised.shrunk(r)
         if (host(sigma) == 0).any():
-            x0 = torch.where(s == 0, flat / torch.where(s == 0, a, 1.0), x0)
-        return self._like(x0, x), self._like(s * slope, x)
+            x0 = torch.where(s == 0, flat / torch.where(s == 0, noised.alpha, 1.0), x0)
+        return self._like(x0, x), self._like(s * noised.pull(r), x)
 
     def x0(self, x: Tensor, alpha: Time, sigma: Time, label: Label = None, guidance_scale: Time = 1.0) -> Tensor:
         """Posterior mean E[x0 | x_t], shaped like x (see `posterior`)."""
@@ -140,25 +124,21 @@ class GaussianMixture:
     def score(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0, label: Label = None) -> Tensor:
         """grad log p_t(x), shaped like x; defined at sigma = 0 too."""
         flat = self._flat(x)
-        moments = self._moments(flat, self._coefficient(alpha, flat), self._coefficient(sigma, flat))
-        return self._like(
-            -self._total(self._weigh(moments, label), moments.difference / moments.variance), x
-        )
+        noised = self._noised(flat, alpha, sigma)
+        return self._like(-noised.pull(self._weigh(noised, label)), x)
 
     def log_prob(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0, label: Label = None) -> Tensor:
         """log p_t(x), [B], in nats."""
         flat = self._flat(x)
-        moments = self._moments(flat, self._coefficient(alpha, flat), self._coefficient(sigma, flat))
-        joint = moments.log_likelihood + self.class_weights_of(label, x.device).log()
+        noised = self._noised(flat, alpha, sigma)
+        joint = noised.log_likelihood + self.class_weights_of(label, x.device).log()
         return torch.logsumexp(joint, dim=-1).to(torch.promote_types(x.dtype, torch.float32))
 
-    def responsibilities(
-        self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0, label: Label = None
-    ) -> Tensor:
+    def responsibilities(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0, label: Label = None) -> Tensor:
         """p(component | x_t), [B, K]."""
         flat = self._flat(x)
-        moments = self._moments(flat, self._coefficient(alpha, flat), self._coefficient(sigma, flat))
-        return self._weigh(moments, label).to(torch.promote_types(x.dtype, torch.float32))
+        noised = self._noised(flat, alpha, sigma)
+        return self._weigh(noised, label).to(torch.promote_types(x.dtype, torch.float32))
 
     def assign(self, x: Tensor, label: Label = None) -> Tensor:
         """Index of the component most responsible for clean data x, int64 [B]."""
@@ -172,10 +152,11 @@ class GaussianMixture:
         weights = self.class_weights_of(label, device).expand(n, -1)
         which = torch.multinomial(weights, 1, generator=generator).squeeze(1)
         noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64, device=device)
-        noise = noise * self._variances.to(device).sqrt()[which]
-        if self._basis is not None:
-            noise = torch.einsum("be,bde->bd", noise, self._basis.to(device)[which])
-        return self.means.to(device)[which] + noise
+        components = self.components.to(device)
+        noise = noise * components.variances.sqrt()[which]
+        if components.basis is not None:
+            noise = torch.einsum("be,bde->bd", noise, components.basis[which])
+        return components.means[which] + noise
 
     def sample_at(
         self, n: int, schedule: Schedule, t: Time, generator: torch.Generator | None = None, label: Label = None
@@ -239,10 +220,10 @@ class GaussianMixture:
         See `fewstep.diffusion.flow_map` for how; absolute error below 1e-8 wherever the map itself does not
         amplify rounding (between far modes it does: its slope is p_t / p_s).
         """
-        return flow_map.flow_map(self, x, schedule, t, s, label, guidance_scale)
+        return flow_map(self, x, schedule, t, s, label, guidance_scale)
 
     def network(self, schedule: Schedule, prediction_type: str = "epsilon") -> MixtureNetwork:
-        """The exact network of that kind, ready for a `Denoiser` (see `MixtureNetwork`)."""
+        """The exact network of that kind ("epsilon", "v_prediction", "sample", "flow"), for a `Denoiser`."""
         return MixtureNetwork(self, schedule, prediction_type)
 
     def __repr__(self) -> str:
@@ -253,11 +234,6 @@ class GaussianMixture:
 
     # ---------------------------------------------------------------- inside
 
-    @property
-    def axes(self) -> tuple[Tensor, Tensor | None]:
-        """Variances [K, 1] or [K, D] along each component's own axes, and those axes as columns [K, D, D]."""
-        return self._variances, self._basis
-
     def class_weights_of(self, label: Label, device: torch.device | None = None) -> Tensor:
         """Component weights given ``label``: [K] for None or one class, [B, K] for [B] classes.
 
@@ -267,42 +243,25 @@ class GaussianMixture:
         table = self._table if device is None else self._table.to(device)
         index = torch.as_tensor(-1 if label is None else label, device=table.device)
         if index.numel() and (int(index.min()) < -1 or int(index.max()) >= self.num_classes):
-            known = f"-1 (no condition) to {self.num_classes - 1}" if self.num_classes else "-1: it has no classes"
-            raise ValueError(f"Labels of this mixture run from {known}." if self.num_classes else
-                             f"The only label of this mixture is {known}.")
-        return table[index.long()]
+            raise ValueError(
+                f"Labels of this mixture run from -1 (no condition) to {self.num_classes - 1}: "
+                f"it has {self.num_classes} classes."
+            )
+        weights: Tensor = table[index.long()]
+        return weights
 
-    def _moments(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> _Moments:
-        """x [B, D]; alpha, sigma [1 or B, 1]."""
-        a, s = alpha[:, :, None], sigma[:, :, None]
-        difference = x[:, None, :] - a * self.means.to(x.device)
-        if self._basis is not None:
-            difference = torch.einsum("bkd,kde->bke", difference, self._basis.to(x.device))
-        variance = a**2 * self._variances.to(x.device) + s**2
-        if variance.shape[-1] == 1:
-            distance = difference.square().sum(-1) / variance[..., 0]
-            log_det = self.dim * variance[..., 0].log()
-        else:
-            distance = (difference.square() / variance).sum(-1)
-            log_det = variance.log().sum(-1)
-        return _Moments(-0.5 * (distance + log_det + self.dim * math.log(2 * math.pi)), difference, variance)
+    def _noised(self, flat: Tensor, alpha: Time, sigma: Time) -> Noised:
+        a, s = self._coefficient(alpha, flat), self._coefficient(sigma, flat)
+        return self.components.to(flat.device).at(flat, a, s)
 
-    def _weigh(self, moments: _Moments, label: Label, guidance_scale: Time = 1.0) -> Tensor:
+    def _weigh(self, noised: Noised, label: Label, guidance_scale: Time = 1.0) -> Tensor:
         """Responsibilities [B, K]; guided ones may be negative, their sum is still 1."""
-        device = moments.log_likelihood.device
-        w = self._coefficient(guidance_scale, moments.log_likelihood)
-        conditional = torch.softmax(moments.log_likelihood + self.class_weights_of(label, device).log(), dim=-1)
+        evidence = noised.log_likelihood
+        conditional = torch.softmax(evidence + self.class_weights_of(label, evidence.device).log(), dim=-1)
         if label is None or (host(guidance_scale) == 1).all():
             return conditional
-        null = torch.softmax(moments.log_likelihood + self._table[-1].to(device).log(), dim=-1)
-        return null + w * (conditional - null)
-
-    def _total(self, r: Tensor, vectors: Tensor) -> Tensor:
-        """sum_k r_k U_k v_k for vectors [B, K, D] in the components' axes; [B, D] in the data's."""
-        weighted = r[:, :, None] * vectors
-        if self._basis is None:
-            return weighted.sum(1)
-        return torch.einsum("bke,kde->bd", weighted, self._basis.to(r.device))
+        null = torch.softmax(evidence + self.class_weights_of(None, evidence.device).log(), dim=-1)
+        return null + self._coefficient(guidance_scale, evidence) * (conditional - null)
 
     def _flat(self, x: Tensor) -> Tensor:
         """x as float64 [B, D]."""
@@ -319,32 +278,3 @@ class GaussianMixture:
     def _coefficient(value: Time, x: Tensor) -> Tensor:
         """A number or [B] as float64 [1 or B, 1] on x's device."""
         return torch.from_numpy(np.atleast_1d(host(value)).copy()).to(x.device)[:, None]
-
-
-class MixtureNetwork:
-    """A mixture's exact output as ``network(x, t, cond=None)``, for `Denoiser`.
-
-    The class is read from ``cond["label"]``, int [B], where -1 means "no condition"; so a condition that can be
-    guided is ``Cond({"label": labels}, null={"label": torch.tensor([-1])})``. Without cond (or without that
-    name in it) the mixture is unconditional. Other inputs (``end``) are ignored: the posterior mean does not
-    depend on where the jump ends.
-    """
-
-    def __init__(self, mixture: GaussianMixture, schedule: Schedule, prediction_type: str = "epsilon") -> None:
-        self.mixture, self.schedule = mixture, schedule
-        self.prediction_type = check_prediction_type(prediction_type)
-
-    def __call__(self, x: Tensor, t: Time, cond: Any = None, **extras: Any) -> Tensor:
-        """Output at x [B, ...] and native time ``t`` (number or [B]), shaped like x, at least float32."""
-        label = cond["label"] if cond is not None and "label" in cond else None
-        alpha, sigma = self.schedule.alpha_sigma(t)
-        x0, epsilon = self.mixture.posterior(x.to(torch.float64), alpha, sigma, label)
-        shape = (-1, *[1] * (x.ndim - 1))
-        a, s = (torch.from_numpy(np.atleast_1d(c)).to(x.device).reshape(shape) for c in (alpha, sigma))
-        output = {
-            "epsilon": lambda: epsilon,
-            "sample": lambda: x0,
-            "v_prediction": lambda: a * epsilon - s * x0,
-            "flow": lambda: epsilon - x0,
-        }[self.prediction_type]()
-        return output.to(torch.promote_types(x.dtype, torch.float32))

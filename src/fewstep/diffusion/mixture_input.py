@@ -140,6 +140,3 @@ def _diagonal(covariances: Array) -> tuple[Array, Array]:
     if (variances <= 1e-14 * scale[:, :, 0]).any():
         raise ValueError("covariances must be positive definite.")
     return np.asarray(variances), np.asarray(basis)
-
-
-

@@ -102,7 +102,7 @@ ERROR_5 = {
 
 
 def integrate(
-    field: Callable[[Tensor, float], Tensor], y: Tensor, start: float, stop: float, tolerance: float = 1e-12
+    field: Callable[[Tensor, float], Tensor], y: Tensor, start: float, stop: float, tolerance: float = 1e-11
 ) -> Tensor:
     """y(stop) of dy/dt = field(y, t) with y(start) = ``y`` (any shape, float64); either direction.
 

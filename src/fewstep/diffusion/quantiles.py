@@ -46,7 +46,7 @@ def noised(mixture: GaussianMixture, x: Tensor, alpha: Time, sigma: Time, label:
         raise ValueError(f"Distribution functions need one dimension: this mixture has {mixture.dim}.")
     order = mixture.means[:, 0].argsort()
     a, s = mixture._coefficient(alpha, x), mixture._coefficient(sigma, x)
-    mean, variance = mixture.means[order, 0].to(x.device), mixture.axes[0][order, 0].to(x.device)
+    mean, variance = mixture.means[order, 0].to(x.device), mixture.components.variances[order, 0].to(x.device)
     weight = mixture.class_weights_of(label, x.device)[..., order.to(x.device)]
     return Line(weight.log().reshape(-1, len(order)), a * mean, (a**2 * variance + s**2).sqrt())
 
@@ -108,34 +108,41 @@ def _sides(line: Line, x: Tensor, pivot: Tensor) -> tuple[Tensor, Tensor]:
     return above, below
 
 
-def _residual(line: Line, y: Tensor, pivot: Tensor, goal: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """An increasing function of y that is 0 at the solution, and its slope.
+def _residual(line: Line, y: Tensor, pivot: Tensor, goal: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An increasing function of y that is 0 at the solution, its slope, and the size of its rounding errors.
 
-    In the tails log F - goal and goal - log(1 - F), between components G / e^scale - goal.
+    In the tails log F - goal and goal - log(1 - F); between components G - goal e^scale over its own largest
+    term, which Newton's step does not see and which keeps gaps of any depth within floating point.
     """
     above, below = _sides(line, y, pivot)
     z = line.standard(y)
     log_density = torch.logsumexp(line.log_weight - line.std.log() - z.square() / 2, dim=1, keepdim=True)
     log_density = log_density - math.log(2 * math.pi) / 2
     first, last = pivot == 0, pivot == line.mean.shape[1]
-    inside = ((above - scale).clamp(max=700).exp() - (below - scale).clamp(max=700).exp()) - goal
-    value = torch.where(first, above - goal, torch.where(last, goal - below, inside))
-    slope = (log_density - torch.where(first, above, torch.where(last, below, scale))).clamp(max=700).exp()
-    return value, slope
+    largest = torch.maximum(torch.maximum(above, below), scale)
+    plus, minus, wanted = (above - largest).exp(), (below - largest).exp(), goal * (scale - largest).exp()
+    value = torch.where(first, above - goal, torch.where(last, goal - below, plus - minus - wanted))
+    slope = (log_density - torch.where(first, above, torch.where(last, below, largest))).exp()
+    size = torch.where(first | last, goal.abs().clamp(min=1), plus + minus + wanted.abs())
+    return value, slope, 2e-16 * size
 
 
 def _solve(line: Line, low: Tensor, high: Tensor, pivot: Tensor, goal: Tensor, scale: Tensor) -> Tensor:
     """Newton's method inside a shrinking bracket, halving it where Newton leaves it or is slow."""
-    low, high = low.clone(), high.clone()
     y, last = (low + high) / 2, high - low
+    done = torch.zeros_like(y, dtype=torch.bool)
     for _ in range(MAX_ITERATIONS):
-        value, slope = _residual(line, y, pivot, goal, scale)
+        value, slope, rounding = _residual(line, y, pivot, goal, scale)
         low, high = torch.where(value <= 0, y, low), torch.where(value >= 0, y, high)
         newton = y - value / slope
         good = (newton >= low) & (newton <= high) & ((newton - y).abs() <= last / 2)
         following = torch.where(good, newton, (low + high) / 2)
+        # within rounding the sign of the value means nothing: stop there, or halving would start over
+        done = done | (value.abs() <= rounding)
+        following = torch.where(done, y, following)
         last = (following - y).abs()
+        done = done | (last <= 2e-16 * y.abs().clamp(min=1e-3))
         y = following
-        if bool((last <= 2e-16 * y.abs().clamp(min=1e-3)).all()):
+        if bool(done.all()):
             break
     return y

@@ -133,7 +133,7 @@ def load_teacher(name: str, *, dtype: torch.dtype = torch.float32, device: str =
 
     source = str(shipped(name) or name)
     if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
-        raise ValueError(f"There is no teacher '{name}': give scenes-64, a diffusers folder, or a hub name owner/model.")
+        raise ValueError(f"There is no teacher '{name}': give scenes-64, a diffusers folder, or a hub name.")
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         raise ValueError(f"The folder {name} holds no diffusers pipeline (model_index.json is missing).")
     try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.diffusion.schedule import Schedule, expand, host
+from fewstep.diffusion.schedule import Array, Schedule, expand, host
 from fewstep.models.cond import Cond
 from fewstep.models.extras import sinusoid
 from fewstep.models.lora import checkpoint
@@ -44,6 +45,10 @@ class MLP(nn.Module):
         self.end = nn.Linear(_TIME_WIDTH, width) if "end" in accepts else None
         self.guidance = nn.Linear(_TIME_WIDTH, width) if "guidance_embed" in accepts else None
         self.inlet = nn.Linear(dim, width)
+        # Flow maps of mixtures turn sharply between modes: steep first features, spread over the data, learn that
+        # several times faster than the default initialisation.
+        nn.init.normal_(self.inlet.weight, std=2.0)
+        nn.init.uniform_(self.inlet.bias, -4.0, 4.0)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
         self.outlet = nn.Linear(width, dim)
 
@@ -66,9 +71,9 @@ class MLP(nn.Module):
             emb = emb + self.end(self._level(end, x))
         if self.guidance is not None and guidance_embed is not None:
             emb = emb + self.guidance(sinusoid(100 * guidance_embed, _TIME_WIDTH).to(x.dtype))
-        h = self.inlet(scaled)
+        h = nn.functional.silu(self.inlet(scaled) + emb)
         for block in self.blocks:
-            h = checkpoint(block, h, emb) if self.gradient_checkpointing and torch.is_grad_enabled() else block(h, emb)
+            h = checkpoint(block, h) if self.gradient_checkpointing and torch.is_grad_enabled() else block(h)
         return cast(Tensor, self.outlet(h))
 
     def _level(self, t: Tensor, x: Tensor) -> Tensor:
@@ -81,21 +86,15 @@ class MLP(nn.Module):
 _TIME_WIDTH = 32
 
 
-def _angle(alpha, sigma):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    # An angle is finite at both ends; the logarithm keeps small noise levels apart.
-    return np.arctan2(sigma, alpha) + 0.1 * np.log(sigma / np.maximum(alpha, 1e-4) + 1e-4)
+def _angle(alpha: Array, sigma: Array) -> Array:
+    """Noise level as a number: an angle is finite at both ends, the logarithm keeps small levels apart."""
+    return np.asarray(np.arctan2(sigma, alpha) + 0.1 * np.log(sigma / np.maximum(alpha, 1e-4) + 1e-4))
 
 
 class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
-        self.modulate = nn.Linear(width, 2 * width)
+        self.linear = nn.Linear(width, width)
 
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        scale, shift = self.modulate(emb).chunk(2, dim=-1)
-        inner = nn.functional.silu(self.first(self.norm(h) * (1 + scale) + shift))
-        return cast(Tensor, h + self.second(inner))
+    def forward(self, h: Tensor) -> Tensor:
+        return cast(Tensor, h + nn.functional.silu(self.linear(h)))

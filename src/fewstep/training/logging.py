@@ -1,0 +1,105 @@
+"""What training says: a JSONL file, and a progress bar with speed, time left and losses."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Meter:
+    """Running means of scalars, kept on the device until somebody reads them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add one detached scalar; the mean is over the steps in which it was given."""
+        value = value.detach()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """All means, by one transfer from the device, and start anew."""
+        if not self._sums:
+            return {}
+        values = torch.stack([v.to(torch.float64) for v in self._sums.values()]).tolist()
+        means = {name: value / self._counts[name] for name, value in zip(self._sums, values, strict=True)}
+        self.__init__()  # type: ignore[misc]
+        return means
+
+
+class JsonLines:
+    """Append-only log. On resume, lines after the checkpoint's step are dropped, so each step stands there once."""
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in self._lines() if line.get("step", 0) <= resume_step] if resume_step else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the line being written when the process died
+
+
+class Speed:
+    """Steps per second since the last reading."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._time = step, time.perf_counter()
+
+    def read(self, step: int) -> float:
+        now = time.perf_counter()
+        rate = (step - self._step) / max(now - self._time, 1e-9)
+        self._step, self._time = step, now
+        return rate
+
+
+@contextmanager
+def progress_bar(total: int, start: int, label: str, show: bool) -> Iterator[Any]:
+    """Yields ``advance(step, text)``; draws nothing when ``show`` is False."""
+    if not show:
+        yield lambda step, text="": None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, refresh_per_second=4) as bar:
+        task = bar.add_task(label, total=total, completed=start, text="")
+
+        def advance(step: int, text: str = "") -> None:
+            fields: dict[str, Any] = {"text": text} if text else {}
+            bar.update(task, completed=step, **fields)
+
+        yield advance

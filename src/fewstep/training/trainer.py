@@ -1,0 +1,250 @@
+"""The training loop: one step reads from top to bottom in `Trainer.step`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.methods.base import Batch, Loss, Method, Progress
+from fewstep.methods.random import Rng, stream_key
+from fewstep.models.roles import Roles, Weights
+from fewstep.training import checkpoint
+from fewstep.training.logging import JsonLines, Meter, Speed, progress_bar
+from fewstep.training.players import PlayerState
+from fewstep.training.settings import TrainingSettings
+
+Hook = Callable[[int], None]
+
+
+class Source(Protocol):
+    """Where batches come from: a pure function of the step's random numbers."""
+
+    def batch(self, rng: Rng) -> Batch:
+        """The rows ``rng.rows`` of the global batch of step ``rng.step``."""
+
+
+class TrainingStopped(Exception):
+    """Training ended early, with everything saved.
+
+    Attributes:
+        step: steps done; a checkpoint of exactly this step exists when the run has a folder.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class NotFinite(Exception):
+    """A gradient became NaN or infinite; the weights are still those of the step before."""
+
+
+def build_roles(
+    teacher: Any, method: Method, settings: TrainingSettings, weights: Weights | None = None, seed: int = 0
+) -> Roles:
+    """The roles that ``method`` asks for, on one teacher `Denoiser`, plus the student's evaluation EMA."""
+    roles = Roles(
+        teacher, autocast=settings.autocast, gradient_checkpointing=settings.gradient_checkpointing, seed=seed
+    )
+    for spec in method.roles():
+        if spec.follows is None and spec.name not in roles:
+            roles.add(spec.name, weights, extra_inputs=spec.extra_inputs)
+    follow(roles, method, settings)
+    return roles
+
+
+def follow(roles: Roles, method: Method, settings: TrainingSettings) -> None:
+    """Add the roles that trail another: the method's targets, and ``ema`` for evaluation."""
+    for spec in method.roles():
+        if spec.follows is not None:
+            roles.follow(spec.name, spec.follows, spec.decay)
+    if settings.ema_decay > 0:
+        roles.follow("ema", "student", settings.ema_decay)
+
+
+class Trainer:
+    """Trains a method's players on batches of a source.
+
+    Args:
+        method, roles, source: what to train, on which networks, on what.
+        settings: how to optimise.
+        seed: key of all random numbers.
+        run_dir: where the log and the checkpoints go; None keeps nothing.
+        hooks: ``(every, function)`` pairs; the function is called with the number of steps done.
+        show_progress: draw a progress bar.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        roles: Roles,
+        source: Source,
+        settings: TrainingSettings,
+        *,
+        seed: int = 0,
+        run_dir: Path | None = None,
+        hooks: tuple[tuple[int, Hook], ...] = (),
+        show_progress: bool = False,
+    ) -> None:
+        self.method, self.roles, self.source = method, roles, source
+        self.settings, self.seed, self.run_dir = settings, seed, run_dir
+        self.hooks, self.show_progress = hooks, show_progress
+        self.players = [
+            PlayerState(player, [p for role in player.roles for p in roles.parameters(role)], settings)
+            for player in method.players
+        ]
+        self.done = 0
+        self.meter = Meter()
+        self.last_record: dict[str, Any] = {}
+
+    # ---------------------------------------------------------------- one step
+
+    def step(self, step: int) -> None:
+        """Draw, compute, backward for every due player, then update them; nothing here waits for the device."""
+        due = [p for p in self.players if p.player.due(step)]
+        names = {p.player.name for p in due}
+        progress = Progress(step, self.settings.steps)
+        torch.manual_seed(stream_key(self.seed, step, "dropout"))
+        for rng in self._micro_batches(step):
+            batch = self.source.batch(rng)
+            draws = self.method.draw(batch, rng, progress)
+            shared = self.method.prepare(self.roles, batch, draws, names)
+            for player in due:
+                loss: Loss = getattr(self.method, player.player.name)(self.roles, batch, draws, shared)
+                player.backward(loss.total, self.settings.accumulation)
+                self._note(player.player.name, loss)
+        for player in due:
+            player.update(step)
+            self.meter.add(f"{player.player.name}/grad_norm", player.grad_norm)
+            for role in player.player.roles:
+                self.roles.update_followers(role)
+
+    def _micro_batches(self, step: int) -> Iterator[Rng]:
+        size = self.settings.batch_size // self.settings.accumulation
+        for i in range(self.settings.accumulation):
+            rows = slice(i * size, (i + 1) * size)
+            yield Rng(self.seed, step, self.settings.batch_size, rows, self.settings.device, self.settings.dtype)
+
+    def _note(self, player: str, loss: Loss) -> None:
+        self.meter.add(f"{player}/loss", loss.total)
+        for name, value in {**loss.parts, **loss.stats}.items():
+            self.meter.add(f"{player}/{name}", value)
+
+    # ---------------------------------------------------------------- the loop
+
+    def run(self, resume: bool = False) -> None:
+        """Train to the last step, from the newest checkpoint if ``resume``.
+
+        Raises:
+            TrainingStopped: on SIGINT or SIGTERM, at the end of the step, after saving.
+            NotFinite: names the step, the player and the last good checkpoint.
+            ValueError: the checkpoint belongs to another recipe or is damaged.
+        """
+        if resume:
+            self.resume()
+        log = JsonLines(self.run_dir / "log.jsonl", self.done) if self.run_dir else None
+        speed = Speed(self.done)
+        settings = self.settings
+        with _stop_requests() as stopping, self._bar() as advance:
+            while self.done < settings.steps:
+                self.step(self.done)
+                self.done += 1
+                last = self.done == settings.steps
+                if self.done % settings.log_every == 0 or last:
+                    self._log(log, speed, advance)
+                else:
+                    advance(self.done)
+                if self.done % settings.checkpoint_every == 0 or last or stopping.is_set():
+                    self._guard()
+                    self.save()
+                for every, hook in self.hooks:
+                    if self.done % every == 0 or last:
+                        hook(self.done)
+                if stopping.is_set() and not last:
+                    raise TrainingStopped(f"Stopped after step {self.done} of {settings.steps}.", self.done)
+
+    def _bar(self) -> Any:
+        return progress_bar(self.settings.steps, self.done, self.method.name or "training", self.show_progress)
+
+    def _log(self, log: JsonLines | None, speed: Speed, advance: Any) -> None:
+        self._guard()
+        record = {"step": self.done, **self.meter.read()}
+        record["learning_rate"] = self.settings.rate(self.done - 1)
+        record["steps_per_second"] = speed.read(self.done)
+        record["forward_equivalents"] = self.roles.cost().forward_equivalents
+        self.last_record = record
+        if log:
+            log.write(record)
+        losses = "  ".join(f"{p.player.name} {record[f'{p.player.name}/loss']:.4g}" for p in self.players
+                           if f"{p.player.name}/loss" in record)  # fmt: skip
+        advance(self.done, f"{losses}  {record['steps_per_second']:.1f} steps/s")
+
+    def _guard(self) -> None:
+        """Read the players' guards: the one synchronisation, at log and checkpoint steps."""
+        for player in self.players:
+            bad = player.first_bad_step.item()
+            if bad != float("inf"):
+                safe = checkpoint.latest(self.run_dir / "checkpoints") if self.run_dir else None
+                where = f"the last good checkpoint is {safe}" if safe else "no checkpoint was written yet"
+                raise NotFinite(
+                    f"Step {int(bad)}: the gradient of '{player.player.name}' is not finite; {where}. "
+                    "Look for NaN in the data, or lower training.learning_rate, then continue with --resume."
+                )
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name."""
+        tensors = {f"roles/{name}": t for name, t in self.roles.tensors().items()}
+        for player in self.players:
+            tensors |= {f"optimizer/{player.player.name}/{k}": t for k, t in player.tensors().items()}
+        return tensors
+
+    def save(self) -> Path | None:
+        """Write a checkpoint of the steps done; None when the run keeps nothing."""
+        if self.run_dir is None:
+            return None
+        state = {"seed": self.seed, "method": self.method.name, "torch": torch.__version__}
+        folder = self.run_dir / "checkpoints"
+        return checkpoint.save(folder, self.done, self.tensors(), state, self.settings.keep_checkpoints)
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint, if there is one; exact to the bit on the same kind of machine."""
+        newest = checkpoint.latest(self.run_dir / "checkpoints") if self.run_dir else None
+        if newest is None:
+            return
+        tensors, state = checkpoint.load(newest)
+        if (state.get("seed"), state.get("method")) != (self.seed, self.method.name):
+            raise ValueError(f"The checkpoint {newest} was made with another method or seed.")
+        self.roles.load_tensors(checkpoint.split(tensors, "roles"))
+        for player in self.players:
+            player.load_tensors(checkpoint.split(tensors, f"optimizer/{player.player.name}"))
+        self.done = int(state["step"])
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; a second SIGINT interrupts at once. Main thread only."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def request(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
