@@ -61,15 +61,15 @@ def quantile(line: Line, p: Tensor, upper: bool = False) -> Tensor:
     """x [B, 1] with P(X <= x) = p (or P(X > x) = p); 0 and 1 give the infinities."""
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("A quantile needs probabilities in [0, 1].")
-    inner = p.clamp(1e-300, 1 - 2**-53)
-    z = torch.special.ndtri(inner)
-    z = -z if upper else z
-    each = line.mean + line.std * z
-    mirror = upper ^ (p > 0.5)  # follow the smaller tail
-    target = torch.where(p > 0.5, torch.log1p(-inner), inner.log())
-    count = line.log_weight.shape[1]
-    pivot = torch.where(mirror, count, 0)
-    x = _solve(line, each.amin(1, True), each.amax(1, True), pivot, target, torch.zeros_like(target))
+    small = torch.minimum(p, 1 - p).clamp(min=5e-324)
+    below_middle = (p <= 0.5) ^ upper
+    # Phi(z) <= exp(-z^2 / 2) / 2 for z < 0 bounds every component's own quantile
+    reach = line.std * (-2 * small.log()).sqrt()
+    low = torch.where(below_middle, line.mean - reach, line.mean).amin(1, True)
+    high = torch.where(below_middle, line.mean, line.mean + reach).amax(1, True)
+    target = torch.where(p > 0.5, torch.log1p(-p), p.log()).clamp(min=-745.0)
+    pivot = torch.where((p > 0.5) ^ upper, line.log_weight.shape[1], 0)  # follow the smaller tail
+    x = _solve(line, low, high, pivot, target, torch.zeros_like(target))
     edge = torch.where((p == 0) ^ upper, -math.inf, math.inf)
     return torch.where((p == 0) | (p == 1), edge, x)
 

@@ -1,0 +1,240 @@
+"""Recipes: one YAML that says what to distil, how, and on what — validated before any weight is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from fewstep.methods.base import Method
+from fewstep.methods.registry import find_method
+from fewstep.models.roles import Weights
+from fewstep.training.settings import TrainingSettings
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message says where and what to do."""
+
+
+class TeacherConfig(BaseModel):
+    """The model to distil."""
+
+    model_config = _STRICT
+    path: str = Field("scenes-64", description="scenes-64 (shipped), a diffusers folder, or a hub name")
+
+
+class StudentConfig(BaseModel):
+    """How the student holds its weights."""
+
+    model_config = _STRICT
+    weights: Literal["lora", "full"] = Field("lora", description="LoRA adapters on the teacher, or all weights")
+    rank: int = Field(32, ge=1, description="LoRA rank")
+    alpha: float | None = Field(None, gt=0, description="LoRA scale is alpha / rank; empty means alpha = rank")
+    targets: tuple[str, ...] | None = Field(None, description="layers to adapt; empty takes the family's list")
+
+    def build(self) -> Weights:
+        return Weights(self.weights, self.rank, self.alpha, self.targets)
+
+
+class DataConfig(BaseModel):
+    """What to train on."""
+
+    model_config = _STRICT
+    source: Literal["scenes"] = Field("scenes", description="rendered, captioned scenes")
+    size: int = Field(4000, ge=1, description="how many pictures")
+    seed: int = Field(1, ge=0, description="which pictures")
+
+
+class SampleConfig(BaseModel):
+    """Sample grids during training, and the sampler that the finished student wants."""
+
+    model_config = _STRICT
+    prompts: tuple[str, ...] = Field(
+        ("a red circle", "two shapes", "a striped blue square and a star", "a green triangle on a dark background"),
+        description="prompts of the sample grid",
+    )
+    every: int = Field(500, ge=1, description="steps between sample grids")
+    num_inference_steps: int = Field(4, ge=1, description="steps of the student")
+    eta: float = Field(0.3, ge=0, le=1, description="TCD's noise, 0 (none) to 1")
+    teacher_steps: int = Field(50, ge=1, description="steps of the teacher's row")
+    guidance_scale: float = Field(3.0, ge=0, description="guidance of the teacher's rows")
+
+
+class Recipe(BaseModel):
+    """A whole run."""
+
+    model_config = _STRICT
+    method: dict[str, Any] = Field(description="method name and its settings, e.g. {name: tcd, guidance_scale: 3}")
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingSettings = TrainingSettings()
+    sample: SampleConfig = SampleConfig()
+    seed: int = Field(0, ge=0, description="of everything random")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def method_class(self) -> type[Method]:
+        """The class that ``method.name`` names."""
+        name = self.method.get("name")
+        if not isinstance(name, str):
+            raise RecipeError("method: give its name, e.g. 'method: tcd' or 'method: {name: tcd}'.")
+        return find_method(name)
+
+    def method_settings(self) -> Any:
+        """``method`` without its name as the method's own Settings, validated."""
+        cls = self.method_class()
+        given = {k: v for k, v in self.method.items() if k != "name"}
+        known = [f.name for f in dataclasses.fields(cls.Settings)]
+        for key in given:
+            if key not in known:
+                raise RecipeError(_unknown(f"method.{key}", key, [*known, "name"]))
+        return _validated(TypeAdapter(cls.Settings), given, "method")
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a YAML file or a shipped name, with ``a.b=c`` overrides on top.
+
+    Raises:
+        RecipeError: one sentence: what is wrong, where, what to do.
+    """
+    return parse_recipe(_merge(_read(find_recipe(source)), overrides))
+
+
+def parse_recipe(data: Mapping[str, Any]) -> Recipe:
+    """A validated recipe from plain data."""
+    for key in data:
+        if key not in Recipe.model_fields:
+            raise RecipeError(_unknown(key, key, list(Recipe.model_fields)))
+    training = data.get("training")
+    if isinstance(training, Mapping):  # a dataclass: pydantic would only say "unexpected keyword argument"
+        known = [f.name for f in dataclasses.fields(TrainingSettings)]
+        for key in training:
+            if key not in known:
+                raise RecipeError(_unknown(f"training.{key}", key, known))
+    recipe = _validated(TypeAdapter(Recipe), dict(data), "")
+    recipe.method_settings()
+    return recipe
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The file of a recipe given by path or by the name of a shipped one."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    named = shipped_recipes()
+    if str(source) in named:
+        return named[str(source)]
+    near = difflib.get_close_matches(str(source), named, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else f" Shipped recipes: {', '.join(named)}."
+    raise RecipeError(f"There is no recipe '{source}'.{hint}")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> file of the recipes that come with the package."""
+    return {p.stem: p for p in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every default written out."""
+    from omegaconf import OmegaConf
+
+    data = recipe.model_dump(mode="json")
+    data["method"] = {"name": recipe.method["name"], **TypeAdapter(dict[str, Any]).dump_python(
+        dataclasses.asdict(recipe.method_settings()), mode="json")}  # fmt: skip
+    return OmegaConf.to_yaml(OmegaConf.create(data))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"The recipe {path} is not valid YAML{where}.") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise RecipeError(f"The recipe {path} must be a mapping that starts with 'method: ...'.")
+    return data
+
+
+def _merge(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
+    if isinstance(data.get("method"), str):
+        data["method"] = {"name": data["method"]}
+    for item in overrides:
+        path, equals, text = item.partition("=")
+        if not equals or not path or any(not part for part in path.split(".")):
+            raise RecipeError(f"--set wants key.subkey=value, not '{item}'.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise RecipeError(f"--set {path}: the value '{text}' is not valid YAML.") from None
+        if isinstance(value, str):
+            value = _number(value)
+        *parents, last = path.split(".")
+        if path == "method" and isinstance(value, str):
+            value = {"name": value}
+        place = data
+        for key in parents:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise RecipeError(f"--set {path}: '{key}' has no sub-keys.")
+        place[last] = value
+    return data
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads 1e-4 as a string; people mean a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _validated(adapter: TypeAdapter[Any], data: Any, prefix: str) -> Any:
+    try:
+        return adapter.validate_python(_numbers(data))
+    except ValidationError as error:
+        raise RecipeError(_sentence(error, prefix)) from None
+
+
+def _numbers(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _numbers(value) for key, value in data.items()}
+    return _number(data) if isinstance(data, str) and data[:1].isdigit() and "e" in data else data
+
+
+def _sentence(error: ValidationError, prefix: str) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in (*([prefix] if prefix else []), *first["loc"]))
+    if first["type"] == "extra_forbidden":
+        model: Any = Recipe
+        for part in first["loc"][:-1]:
+            model = model.model_fields[str(part)].annotation
+        return _unknown(where, str(first["loc"][-1]), list(model.model_fields))
+    if first["type"] == "missing":
+        return f"{where} is missing: e.g. 'method: tcd'."
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message
+    return f"{where}: {message[0].lower()}{message[1:]}, not {first['input']!r:.80}."
+
+
+def _unknown(where: str, key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}."
+    return f"Unknown key '{where}': {hint}"
