@@ -26,17 +26,17 @@ class TeacherConfig(BaseModel):
     """The model to distil."""
 
     model_config = _STRICT
-    path: str = Field("scenes-64", description="scenes-64 (shipped), a diffusers folder, or a hub name")
+    path: str = Field(default="scenes-64", description="scenes-64 (shipped), a diffusers folder, or a hub name")
 
 
 class StudentConfig(BaseModel):
     """How the student holds its weights."""
 
     model_config = _STRICT
-    weights: Literal["lora", "full"] = Field("lora", description="LoRA adapters on the teacher, or all weights")
-    rank: int = Field(32, ge=1, description="LoRA rank")
-    alpha: float | None = Field(None, gt=0, description="LoRA scale is alpha / rank; empty means alpha = rank")
-    targets: tuple[str, ...] | None = Field(None, description="layers to adapt; empty takes the family's list")
+    weights: Literal["lora", "full"] = Field(default="lora", description="LoRA adapters on the teacher, or all weights")
+    rank: int = Field(default=32, ge=1, description="LoRA rank")
+    alpha: float | None = Field(default=None, gt=0, description="LoRA scale is alpha / rank; empty means alpha = rank")
+    targets: tuple[str, ...] | None = Field(default=None, description="layers to adapt; empty takes the family's list")
 
     def build(self) -> Weights:
         return Weights(self.weights, self.rank, self.alpha, self.targets)
@@ -46,9 +46,9 @@ class DataConfig(BaseModel):
     """What to train on."""
 
     model_config = _STRICT
-    source: Literal["scenes"] = Field("scenes", description="rendered, captioned scenes")
-    size: int = Field(4000, ge=1, description="how many pictures")
-    seed: int = Field(1, ge=0, description="which pictures")
+    source: Literal["scenes"] = Field(default="scenes", description="rendered, captioned scenes")
+    size: int = Field(default=4000, ge=1, description="how many pictures")
+    seed: int = Field(default=1, ge=0, description="which pictures")
 
 
 class SampleConfig(BaseModel):
@@ -56,14 +56,19 @@ class SampleConfig(BaseModel):
 
     model_config = _STRICT
     prompts: tuple[str, ...] = Field(
-        ("a red circle", "two shapes", "a striped blue square and a star", "a green triangle on a dark background"),
+        default=(
+            "a red circle",
+            "two shapes",
+            "a striped blue square and a star",
+            "a green triangle on a dark background",
+        ),
         description="prompts of the sample grid",
     )
-    every: int = Field(500, ge=1, description="steps between sample grids")
-    num_inference_steps: int = Field(4, ge=1, description="steps of the student")
-    eta: float = Field(0.3, ge=0, le=1, description="TCD's noise, 0 (none) to 1")
-    teacher_steps: int = Field(50, ge=1, description="steps of the teacher's row")
-    guidance_scale: float = Field(3.0, ge=0, description="guidance of the teacher's rows")
+    every: int = Field(default=500, ge=1, description="steps between sample grids")
+    num_inference_steps: int = Field(default=4, ge=1, description="steps of the student")
+    eta: float = Field(default=0.3, ge=0, le=1, description="TCD's noise, 0 (none) to 1")
+    teacher_steps: int = Field(default=50, ge=1, description="steps of the teacher's row")
+    guidance_scale: float = Field(default=3.0, ge=0, description="guidance of the teacher's rows")
 
 
 class Recipe(BaseModel):
@@ -76,7 +81,7 @@ class Recipe(BaseModel):
     data: DataConfig = DataConfig()
     training: TrainingSettings = TrainingSettings()
     sample: SampleConfig = SampleConfig()
-    seed: int = Field(0, ge=0, description="of everything random")
+    seed: int = Field(default=0, ge=0, description="of everything random")
 
     @field_validator("method", mode="before")
     @classmethod

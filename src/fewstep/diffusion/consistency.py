@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Prediction
-from fewstep.diffusion.schedule import Array, expand
+from fewstep.diffusion.schedule import Array, Schedule, expand
 
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
@@ -32,6 +32,23 @@ def boundary_scalings(
     return np.asarray(sigma_data**2 / (q**2 + sigma_data**2)), np.asarray(q / np.sqrt(q**2 + sigma_data**2))
 
 
+def coefficients(
+    schedule: Schedule, t: Array, timestep_scaling: float = TIMESTEP_SCALING, sigma_data: float = SIGMA_DATA
+) -> tuple[Array, Array]:
+    """What x and x0 weigh in f(x, t) = a x + b x0, by family; ``t`` host float64, number or [B]."""
+    t = np.asarray(t, dtype=np.float64)
+    if schedule.family == "vp":
+        return boundary_scalings(t, timestep_scaling, sigma_data)
+    if schedule.family == "flow":
+        clean = np.asarray(t == schedule.clean, dtype=np.float64)
+        return clean, 1 - clean
+    # F = (D - c_skip_edm x) / c_out_edm and c_out / c_out_edm = (t - sigma_min) / t
+    c_skip = sigma_data**2 / ((t - schedule.sigma_min) ** 2 + sigma_data**2)
+    c_edm = sigma_data**2 / (t**2 + sigma_data**2)
+    ratio = (t - schedule.sigma_min) / t
+    return np.asarray(c_skip - ratio * c_edm), np.asarray(ratio)
+
+
 def consistency(
     prediction: Prediction, timestep_scaling: float = TIMESTEP_SCALING, sigma_data: float = SIGMA_DATA
 ) -> Tensor:
@@ -39,11 +56,5 @@ def consistency(
     schedule, t, x = prediction.schedule, prediction.t, prediction.x
     if schedule.family == "flow":
         return prediction.at(schedule.clean)
-    if schedule.family == "vp":
-        c_skip, c_out = boundary_scalings(t, timestep_scaling, sigma_data)
-        return expand(c_skip, x) * x + expand(c_out, x) * prediction.x0
-    # F = (D - c_skip_edm x) / c_out_edm and c_out / c_out_edm = (t - sigma_min) / t
-    c_skip = sigma_data**2 / ((t - schedule.sigma_min) ** 2 + sigma_data**2)
-    c_edm = sigma_data**2 / (t**2 + sigma_data**2)
-    ratio = (t - schedule.sigma_min) / t
-    return expand(np.asarray(c_skip - ratio * c_edm), x) * x + expand(np.asarray(ratio), x) * prediction.x0
+    of_x, of_x0 = coefficients(schedule, t, timestep_scaling, sigma_data)
+    return expand(of_x, x) * x + expand(of_x0, x) * prediction.x0

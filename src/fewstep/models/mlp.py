@@ -18,7 +18,7 @@ class MLP(nn.Module):
     """Residual MLP for data [B, dim] with optional class labels and extra inputs.
 
     The noise level enters as features of atan(sigma/alpha), so one network serves every schedule; the input is
-    brought to unit scale by 1/sqrt(alpha^2 + sigma^2).
+    brought to unit scale by 1/sqrt(alpha^2 std^2 + sigma^2).
 
     Args:
         schedule: gives times their noise level.
@@ -26,7 +26,11 @@ class MLP(nn.Module):
         width, depth: hidden size and number of residual blocks.
         num_classes: labels 0 ... num_classes - 1 and -1 for none; 0 for unconditional data.
         accepts: extra inputs, of "end" and "guidance_embed".
+        mean: [dim] of the data, std: over all dimensions; the output is mean + std times the last layer, which
+            suits "sample" networks (leave both alone for other prediction types).
     """
+
+    mean: Tensor
 
     def __init__(
         self,
@@ -36,10 +40,14 @@ class MLP(nn.Module):
         depth: int = 3,
         num_classes: int = 0,
         accepts: frozenset[str] = frozenset(),
+        mean: Tensor | None = None,
+        std: float = 1.0,
     ) -> None:
         super().__init__()
         self.schedule, self.accepts = schedule, accepts
         self.gradient_checkpointing = False
+        self.std = float(std)
+        self.register_buffer("mean", torch.zeros(dim) if mean is None else mean.detach().clone().float())
         self.time = nn.Linear(_TIME_WIDTH, width)
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
         self.end = nn.Linear(_TIME_WIDTH, width) if "end" in accepts else None
@@ -62,7 +70,7 @@ class MLP(nn.Module):
         guidance_embed: Tensor | None = None,
     ) -> Tensor:
         alpha, sigma = self.schedule.alpha_sigma(host(t))
-        scaled = x * expand(1 / (alpha**2 + sigma**2) ** 0.5, x)
+        scaled = (x - expand(alpha, x) * self.mean) * expand(1 / (alpha**2 * self.std**2 + sigma**2) ** 0.5, x)
         emb = self.time(self._level(t, x))
         if self.label is not None:
             label = cond["label"] if cond is not None else torch.full_like(t, -1, dtype=torch.int64)
@@ -74,7 +82,7 @@ class MLP(nn.Module):
         h = nn.functional.silu(self.inlet(scaled) + emb)
         for block in self.blocks:
             h = checkpoint(block, h) if self.gradient_checkpointing and torch.is_grad_enabled() else block(h)
-        return cast(Tensor, self.outlet(h))
+        return cast(Tensor, self.mean + self.std * self.outlet(h))
 
     def _level(self, t: Tensor, x: Tensor) -> Tensor:
         """Sinusoids of the noise angle atan(sigma/alpha), of the log noise ratio, [B, _TIME_WIDTH]."""

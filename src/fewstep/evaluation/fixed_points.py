@@ -1,0 +1,128 @@
+"""What LCM and TCD converge to, exactly, for any closed-form teacher: the fixed points of their losses.
+
+A consistency loss ties the student at grid time t to itself at the teacher's landing point, one grid time below.
+Followed down the grid, that is a recursion along the teacher's own DDIM trajectory, so the fixed point at a state
+costs one walk down the grid: no table, no interpolation, any dimension, guided or not. A trained network differs
+from it by optimisation; it differs from the exact flow map by the method itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.consistency import coefficients
+from fewstep.diffusion.schedule import Array, Time, expand, host
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+
+
+class FixedPoint:
+    """A "sample" network known at the times of a training grid; the base of the two below.
+
+    Args:
+        teacher: exact or not; its guided DDIM step is the hop.
+        grid: [N + 1] increasing native times, the schedule's end first (`Schedule.training_grid`).
+        guidance_scale: of the teacher, 1.0 is off.
+    """
+
+    def __init__(self, teacher: Denoiser, grid: Sequence[float] | Array, guidance_scale: float = 1.0) -> None:
+        self.teacher, self.grid, self.guidance_scale = teacher, host(grid), guidance_scale  # type: ignore[arg-type]
+
+    def denoiser(self) -> Denoiser:
+        """As a student: ``.denoiser()(x, t).at(s)`` jumps to s."""
+        return Denoiser(self, self.teacher.schedule, "sample")
+
+    def __call__(self, x: Tensor, t: Time, cond: Cond | None = None, **extras: Any) -> Tensor:
+        """Clean data [B, ...] said at x [B, ...] and grid times ``t`` (number or [B]).
+
+        Raises:
+            ValueError: for a time that is not on the grid.
+        """
+        rows = np.broadcast_to(self._rows(t), (x.shape[0],))
+        said = torch.empty_like(x)
+        for row in np.unique(rows):
+            here = torch.from_numpy(rows == row)
+            said[here] = self._at(int(row), x[here], None if cond is None else cond[here])
+        return said
+
+    def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
+        raise NotImplementedError
+
+    def _walk(self, n: int, x: Tensor, cond: Cond | None) -> tuple[list[Tensor], Tensor]:
+        """States at grid n, n - 1, ..., 0, and what the teacher says at the last."""
+        states = [x]
+        for m in range(n, 0, -1):
+            prediction = self.teacher(states[-1], float(self.grid[m]), cond, self.guidance_scale)
+            states.append(prediction.at(float(self.grid[m - 1])))
+        return states, self.teacher(states[-1], float(self.grid[0]), cond, self.guidance_scale).x0
+
+    def _rows(self, t: Time) -> np.ndarray[Any, np.dtype[np.int64]]:
+        times = np.atleast_1d(host(t))
+        row = np.abs(self.grid[None] - times[:, None]).argmin(axis=1)
+        wrong = np.abs(self.grid[row] - times) > 1e-6 * np.abs(self.grid).max()  # float32 times must find their row
+        if wrong.any():
+            raise ValueError(f"Time {times[wrong][0]:g} is not on the grid of {len(self.grid)} times.")
+        return row
+
+
+class LCMFixedPoint(FixedPoint):
+    """LCM's: the consistency function equals the teacher's DDIM composed down to the grid's end."""
+
+    def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
+        states, said = self._walk(n, x, cond)
+        if n == 0:
+            return said  # the consistency function ignores it: f(x, end) = x
+        skip, out = coefficients(self.teacher.schedule, self.grid[n])
+        return (states[-1] - expand(skip, x) * x) / expand(out, x)
+
+
+class TCDFixedPoint(FixedPoint):
+    """TCD's TCF(1) under squared error, for end points s it is not told, uniform on the grid below t.
+
+    The target for s <= u is b = f(x_u, u, s), with x_u the landing point (b = x_u for s = u). The student's clean
+    data enter the jump to s with weight b_s = alpha_s - alpha_t sigma_s / sigma_t, so the minimiser is the mean of
+    the secants x_t -> b with weights b_s^2.
+
+    Args:
+        ends: indices of the grid times s may be, those above u left out; None is all of them, (0,) is LCM's end.
+    """
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        grid: Sequence[float] | Array,
+        guidance_scale: float = 1.0,
+        ends: Iterable[int] | None = None,
+    ) -> None:
+        super().__init__(teacher, grid, guidance_scale)
+        self.ends = range(len(self.grid)) if ends is None else sorted(set(ends))
+
+    def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
+        states, said = self._walk(n, x, cond)
+        alpha, sigma = self.teacher.schedule.alpha_sigma(self.grid)
+        for m in range(1, n + 1):
+            here, landing = states[n - m], states[n - m + 1]
+            ends = np.array([s for s in self.ends if s < m])
+            from_here, from_landing = sigma[ends] / sigma[m], sigma[ends] / sigma[m - 1]
+            of_mine, of_below = alpha[ends] - alpha[m] * from_here, alpha[ends] - alpha[m - 1] * from_landing
+            # target = from_landing landing + of_below said (for s = u: 1 and 0); jump = from_here x + of_mine x0
+            weight = of_mine / (of_mine**2).sum()
+            said = float(weight @ of_below) * said + float(weight @ from_landing) * landing
+            said = said - float(weight @ from_here) * here
+        return said
+
+
+def compose(
+    teacher: Denoiser, x: Tensor, times: Iterable[float], cond: Cond | None = None, guidance_scale: float = 1.0
+) -> Tensor:
+    """Jumps one after the other: x at times[0] to times[-1], the network asked at every time but the last."""
+    steps = [float(t) for t in times]
+    for t, s in pairwise(steps):
+        x = teacher(x, t, cond, guidance_scale).at(s)
+    return x
