@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class LCM(Method):
 
     name = "lcm"
     summary = "Latent consistency: one jump to clean data along the guided trajectory; re-noise for more steps."
+
+    truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 10, "guidance_scale": 1.0, "loss": "l2"}
 
     @dataclass(frozen=True)
     class Settings:

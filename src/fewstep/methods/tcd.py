@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ class TCD(Method):
 
     name = "tcd"
     summary = "Trajectory consistency: jumps to any earlier time; sampled with as much noise (eta) as you like."
+
+    truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 10, "guidance_scale": 1.0, "loss": "l2"}
 
     @dataclass(frozen=True)
     class Settings:

@@ -124,6 +124,10 @@ class Roles:
     def __contains__(self, name: str) -> bool:
         return name in self._views
 
+    def views(self) -> dict[str, Denoiser]:
+        """All roles by name; a target without an EMA is the student's own view under a second name."""
+        return dict(self._views)
+
     def add(self, name: str, weights: Weights | None = None, *, extra_inputs: Iterable[str] = ()) -> Denoiser:
         """A trainable role that starts as the teacher.
 
@@ -201,6 +205,10 @@ class Roles:
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The trainable tensors of a role, in a fixed order; empty for the teacher and for followers."""
         return [p for p in self._tensors.get(name, {}).values() if p.requires_grad]
+
+    def tensors_of(self, name: str) -> dict[str, Tensor]:
+        """The tensors that make a role differ from the teacher: its LoRA or all weights, and its extra inputs."""
+        return dict(self._tensors[name])
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that training changes, as ``<role>/<name>``: what a checkpoint must hold."""

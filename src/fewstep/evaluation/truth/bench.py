@@ -1,0 +1,104 @@
+"""The bench that methods are verified on: an exact teacher, endless data, a small student, fixed starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fewstep.data.sources import MixtureSource
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Method
+from fewstep.methods.random import stream_key
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.mlp import MLP
+from fewstep.models.roles import Roles
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import Trainer, follow
+
+STARTS = 4096
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A closed-form teacher and what is needed to distil it.
+
+    Attributes:
+        mixture: the data, in closed form; its classes, if any, are the condition.
+        schedule: the forward process.
+        seed: of data, student and starts.
+        guidance_scale: of the teacher (1.0 is off); other values need classes.
+    """
+
+    mixture: GaussianMixture
+    schedule: Schedule
+    seed: int = 0
+    guidance_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.guidance_scale != 1.0 and not self.mixture.num_classes:
+            raise ValueError("Guidance needs a mixture with class_weights: add them, or set guidance_scale to 1.")
+
+    @cached_property
+    def teacher(self) -> Denoiser:
+        """The exact teacher; it predicts clean data."""
+        return Denoiser(self.mixture.network(self.schedule, "sample"), self.schedule, "sample")
+
+    @cached_property
+    def source(self) -> MixtureSource:
+        """Samples of the mixture, class after class at random."""
+        return MixtureSource(self.mixture, range(self.mixture.num_classes) if self.mixture.num_classes else None)
+
+    @cached_property
+    def starts(self) -> tuple[Tensor, Cond | None]:
+        """Where sampling starts: draws of the teacher's own p_T (not of N(0, 1): the two differ), [n, D], float64."""
+        generator = torch.Generator().manual_seed(stream_key(self.seed, "starts"))
+        if not self.mixture.num_classes:
+            return self.mixture.sample_at(STARTS, self.schedule, self.schedule.start, generator), None
+        label = torch.arange(STARTS) % self.mixture.num_classes
+        x = self.mixture.sample_at(STARTS, self.schedule, self.schedule.start, generator, label)
+        return x, Cond({"label": label}, null={"label": torch.tensor([-1])})
+
+    def flow(self, x: Tensor, t: float, s: float, cond: Cond | None) -> Tensor:
+        """The exact flow map from t to s."""
+        label = None if cond is None else cond["label"]
+        return self.mixture.flow_map(x, self.schedule, t, s, label=label, guidance_scale=self.guidance_scale)
+
+    @cached_property
+    def width(self) -> float:
+        """Root mean square size of a component, over all dimensions together."""
+        variances = (self.mixture.weights[:, None] * self.mixture.components.variances).sum()
+        return float(variances.sqrt())
+
+    def roles(self, method: Method, dtype: torch.dtype = torch.float32) -> Roles:
+        """The exact teacher with a small network for every role that ``method`` trains."""
+        roles = Roles(self.teacher)
+        centre = self.mixture.weights @ self.mixture.means
+        spread = (self.mixture.weights[:, None] * (self.mixture.means - centre) ** 2).sum() + self.width**2
+        std = float((spread / self.mixture.dim).sqrt())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_key(self.seed, "student") % 2**63)
+            for spec in method.roles():
+                if spec.follows is None:
+                    network = MLP(
+                        self.schedule,
+                        self.mixture.dim,
+                        num_classes=self.mixture.num_classes,
+                        accepts=frozenset(spec.extra_inputs),
+                        mean=centre,
+                        std=std,
+                    )
+                    roles.add_network(spec.name, network.to(dtype), "sample")
+        return roles
+
+    def train(self, method: Method, settings: TrainingSettings, show_progress: bool = False) -> Trainer:
+        """Train ``method`` from scratch; the trainer holds the roles and the log's last record."""
+        roles = self.roles(method, settings.dtype)
+        follow(roles, method, settings)
+        trainer = Trainer(method, roles, self.source, settings, seed=self.seed, show_progress=show_progress)
+        trainer.run()
+        return trainer

@@ -1,0 +1,127 @@
+"""The finished student as files: a LoRA in the layout that diffusers and ComfyUI read, or a whole UNet.
+
+    student/
+      pytorch_lora_weights.safetensors   unet.<layer>.lora_A/B.weight, scale folded in (alpha = rank)
+      few_step.json                      method, sampler, steps, guidance: how to sample from it
+
+A student with extra inputs (a target time, a guidance scale) needs its embeddings too; no other program reads them,
+so it goes to ``fewstep_student.safetensors`` and never under the name that others would load.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.families import Teacher
+from fewstep.models.lora import adapter_scale
+from fewstep.models.roles import RoleNetwork, Roles, Weights
+from fewstep.training.checkpoint import replace_text, save_tensors
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+OWN_FILE = "fewstep_student.safetensors"
+CARD_FILE = "few_step.json"
+
+
+@dataclass(frozen=True)
+class Card:
+    """How to sample from a student.
+
+    Attributes:
+        method: what trained it. sampler: the sampler that its method wants.
+        num_inference_steps, eta: of that sampler.
+        weights: "lora" or "full". rank: of the LoRA.
+        teacher: the model it was distilled from.
+        extra_inputs: what it must be told: "end", "guidance_embed".
+        guidance_embed: the scale it is told, when it is.
+        steps: training steps behind it.
+    """
+
+    method: str
+    sampler: str
+    num_inference_steps: int
+    weights: Literal["lora", "full"]
+    teacher: str
+    eta: float = 0.0
+    rank: int = 0
+    extra_inputs: tuple[str, ...] = ()
+    guidance_embed: float | None = None
+    steps: int = 0
+    format: int = 1
+
+
+def save_student(folder: Path, roles: Roles, card: Card, role: str = "student") -> Path:
+    """Write a role's weights and its card; each file appears whole or not at all. Returns the weights' path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shareable = card.weights == "lora" and not card.extra_inputs
+    tensors = _folded(roles, role) if card.weights == "lora" else roles.tensors_of(role)
+    path = folder / (LORA_FILE if shareable else OWN_FILE)
+    part = path.with_name(f".{path.name}.part")
+    plain = {name: t.detach().to("cpu", torch.float32).contiguous().clone() for name, t in tensors.items()}
+    save_tensors(part, plain, metadata={"format": "pt", "fewstep": json.dumps(asdict(card))})
+    part.replace(path)
+    replace_text(folder / CARD_FILE, json.dumps(asdict(card), indent=1) + "\n")
+    return path
+
+
+def load_card(folder: Path) -> Card:
+    """The card of a student folder.
+
+    Raises:
+        ValueError: one sentence when the folder holds no student of ours.
+    """
+    try:
+        data = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or data.get("format") != 1:
+            raise ValueError("unknown format")
+        return Card(**data | {"extra_inputs": tuple(data.get("extra_inputs", ()))})
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"The folder {folder} holds no student: {CARD_FILE} is missing or damaged ({error}).") from None
+
+
+def load_student(teacher: Teacher, folder: Path, card: Card | None = None) -> Denoiser:
+    """The student of a folder on its teacher, ready to sample from.
+
+    Raises:
+        ValueError: one sentence when the weights are missing, foreign, or those of another teacher.
+    """
+    card = card or load_card(folder)
+    path = next((folder / name for name in (LORA_FILE, OWN_FILE) if (folder / name).is_file()), None)
+    if path is None:
+        raise ValueError(f"The folder {folder} holds no student weights.")
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The file {path} is no safetensors file ({error}).") from None
+    roles = Roles(teacher.denoiser)
+    view = roles.add("student", _weights(card, tensors), extra_inputs=card.extra_inputs)
+    roles.load_tensors({f"student/{name}": t for name, t in tensors.items()})
+    if isinstance(view.network, RoleNetwork) and view.network.extras is not None:
+        view.network.extras.requires_grad_(False)
+    return view
+
+
+def _weights(card: Card, tensors: dict[str, Tensor]) -> Weights:
+    if card.weights == "full":
+        return Weights("full")
+    return Weights("lora", rank=card.rank, targets=tuple(_layers(tensors)))
+
+
+def _layers(names: Iterable[str]) -> list[str]:
+    return sorted({name.split(".lora_")[0] for name in names if ".lora_" in name})
+
+
+def _folded(roles: Roles, role: str) -> dict[str, Tensor]:
+    """A LoRA whose scale is part of B: readers that know no alpha then get it right."""
+    network: Any = getattr(roles, role).network
+    scale = adapter_scale(network.network, network.adapters[0])
+    return {name: t * scale if ".lora_B" in name else t for name, t in roles.tensors_of(role).items()}
