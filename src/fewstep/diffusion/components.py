@@ -19,7 +19,6 @@ class Components:
 
     def __init__(self, means: Tensor, variances: Tensor, basis: Tensor | None) -> None:
         self.means, self.variances, self.basis = means, variances, basis
-        self.isotropic = variances.shape[1] == 1 and basis is None
 
     def to(self, device: torch.device) -> Components:
         """The same on ``device``; itself where it already lies there."""
@@ -36,43 +35,36 @@ class Components:
 class Noised:
     """Components at one noise level per row, N(alpha mu_k, V_k) with V_k = alpha^2 C_k + sigma^2, seen from x.
 
+    Axes come first, [D, B, K]: adding D planes is several times faster than summing rows of two or three numbers.
+
     Attributes:
+        difference: x - alpha mu_k along the component's axes, [D, B, K].
+        variance: the diagonal of V_k along them, [1 or D, 1 or B, K].
         log_likelihood: log N(x; alpha mu_k, V_k), [B, K].
-        variance: the diagonal of V_k along the component's axes, [1 or B, K, 1 or D].
     """
 
     def __init__(self, components: Components, x: Tensor, alpha: Tensor, sigma: Tensor) -> None:
-        self.components, self.x, self.alpha = components, x, alpha
-        self.variance = alpha[:, :, None] ** 2 * components.variances + sigma[:, :, None] ** 2
+        self.components, self.alpha = components, alpha
+        self.difference = x.T[:, :, None] - alpha * components.means.T[:, None, :]
+        if components.basis is not None:
+            self.difference = torch.einsum("dbk,kde->ebk", self.difference, components.basis)
+        self.variance = alpha**2 * components.variances.T[:, None, :] + sigma**2
         dim = x.shape[1]
-        if components.isotropic:
-            # axes first: adding D planes [B, K] is several times faster than summing rows of two or three numbers
-            difference = x.T[:, :, None] - alpha * components.means.T[:, None, :]
-            variance = self.variance[..., 0]
-            distance, log_det = difference.square().sum(0) / variance, dim * variance.log()
-        else:
-            self.difference = x[:, None, :] - alpha[:, :, None] * components.means
-            if components.basis is not None:
-                self.difference = torch.einsum("bkd,kde->bke", self.difference, components.basis)
-            distance = (self.difference.square() / self.variance).sum(-1)
-            log_det = self.variance.log().sum(-1)
+        distance = (self.difference.square() / self.variance).sum(0)
+        log_det = self.variance.log().expand(dim, -1, -1).sum(0)
         self.log_likelihood = -0.5 * (distance + log_det + dim * math.log(2 * math.pi))
 
     def pull(self, r: Tensor) -> Tensor:
         """sum_k r_k V_k^-1 (x - alpha mu_k), [B, D], for weights r [B, K]: minus the score."""
-        return self._total(r, 1 / self.variance)
+        return self._total(r / self.variance)
 
     def shrunk(self, r: Tensor) -> Tensor:
         """sum_k r_k (mu_k + alpha C_k V_k^-1 (x - alpha mu_k)), [B, D]: the posterior mean of clean data."""
-        gain = self.components.variances / self.variance
-        return r @ self.components.means + self.alpha * self._total(r, gain)
+        gain = self.components.variances.T[:, None, :] / self.variance
+        return r @ self.components.means + self.alpha * self._total(r * gain)
 
-    def _total(self, r: Tensor, gain: Tensor) -> Tensor:
-        """sum_k r_k U_k gain_k U_k^T (x - alpha mu_k)."""
-        if self.components.isotropic:
-            scaled = r * gain[..., 0]
-            return scaled.sum(1, keepdim=True) * self.x - self.alpha * (scaled @ self.components.means)
-        weighted = r[:, :, None] * gain * self.difference
+    def _total(self, gain: Tensor) -> Tensor:
+        """sum_k U_k gain_k U_k^T (x - alpha mu_k) for gains along the components' axes [1 or D, B, K]."""
         if self.components.basis is None:
-            return weighted.sum(1)
-        return torch.einsum("bke,kde->bd", weighted, self.components.basis)
+            return (gain * self.difference).sum(-1).T
+        return torch.einsum("ebk,kde->bd", gain * self.difference, self.components.basis)

@@ -28,7 +28,7 @@ def boundary_scalings(
     t: Array, timestep_scaling: float = TIMESTEP_SCALING, sigma_data: float = SIGMA_DATA
 ) -> tuple[Array, Array]:
     """LCM's (c_skip, c_out) at table index ``t`` (host float64, number or [B])."""
-    q = np.asarray(t, dtype=np.float64) * timestep_scaling
+    q = np.maximum(np.asarray(t, dtype=np.float64), 0) * timestep_scaling  # clean data, -1, is past the end
     return np.asarray(sigma_data**2 / (q**2 + sigma_data**2)), np.asarray(q / np.sqrt(q**2 + sigma_data**2))
 
 
@@ -42,6 +42,7 @@ def coefficients(
     if schedule.family == "flow":
         clean = np.asarray(t == schedule.clean, dtype=np.float64)
         return clean, 1 - clean
+    t = np.maximum(t, schedule.sigma_min)  # clean data, 0, is past the end
     # F = (D - c_skip_edm x) / c_out_edm and c_out / c_out_edm = (t - sigma_min) / t
     c_skip = sigma_data**2 / ((t - schedule.sigma_min) ** 2 + sigma_data**2)
     c_edm = sigma_data**2 / (t**2 + sigma_data**2)

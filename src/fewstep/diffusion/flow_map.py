@@ -5,7 +5,7 @@ field                         how
 ============================  ==========================================================================
 one component                 linear along its axes: sqrt(alpha_s^2 C + sigma_s^2) / sqrt(alpha_t^2 C + sigma_t^2)
 one dimension, unguided       quantiles: F_s^-1(F_t(x)), solved to rounding
-everything else               integrated, order 8, in the angle theta = atan2(sigma, alpha)
+everything else               integrated, order 12, in the angle theta = atan2(sigma, alpha)
 ============================  ==========================================================================
 
 Every schedule is one circle seen at different speeds and radii: with z = x / sqrt(alpha^2 + sigma^2), z moves by
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fewstep.diffusion import ode, quantiles
+from fewstep.diffusion import quantiles
+from fewstep.diffusion.integrate import integrate
 from fewstep.diffusion.schedule import Schedule, host
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def flow_map(
     scale = host(guidance_scale)
     with torch.no_grad():
         flat = mixture._flat(x)
-        if (alpha_t, sigma_t) == (alpha_s, sigma_s):
+        if not flat.isfinite().all():
+            raise ValueError("The flow map needs finite states: these hold NaN or infinity.")
+        if not len(flat) or (alpha_t, sigma_t) == (alpha_s, sigma_s):
             mapped = flat
         elif mixture.num_components == 1:
             mapped = _linear(mixture, flat, alpha_t, sigma_t, alpha_s, sigma_s)
@@ -67,7 +70,7 @@ def flow_map(
                 x0, epsilon = mixture.posterior(z, cos, sin, label, guidance_scale)
                 return cos * epsilon - sin * x0
 
-            z = ode.integrate(velocity, flat / math.hypot(alpha_t, sigma_t), start, stop)
+            z = integrate(velocity, flat / math.hypot(alpha_t, sigma_t), start, stop)
             mapped = z * math.hypot(alpha_s, sigma_s)
         return mixture._like(mapped, x)
 

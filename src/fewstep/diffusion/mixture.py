@@ -16,18 +16,18 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.diffusion import mixture_input, quantiles
+from fewstep.diffusion import mixture_input
 from fewstep.diffusion.components import Components, Noised
-from fewstep.diffusion.exact_network import MixtureNetwork
 from fewstep.diffusion.flow_map import flow_map
-from fewstep.diffusion.schedule import Schedule, Time, host
+from fewstep.diffusion.prediction import check_prediction_type, mix
+from fewstep.diffusion.schedule import Schedule, Time, expand, host
 
 Label: TypeAlias = "int | Tensor | None"
 
@@ -40,11 +40,11 @@ class GaussianMixture:
     None) means "no condition", the mixture with its own ``weights``.
 
     Args:
-        weights: [K], not negative; normalised here.
+        weights: [K], not negative, summing to 1 (within 0.001; made exact here).
         means: [K, D], or [K] for one dimension.
         stds: standard deviations, [K] (isotropic) or [K, D] (diagonal); positive.
         covariances: [K, D, D], symmetric and positive definite. Give either this or ``stds``.
-        class_weights: [C, K] component weights of each class, normalised per row.
+        class_weights: [C, K] component weights of each class, every row like ``weights``.
 
     Attributes:
         dim: D. num_components: K. num_classes: C, 0 without classes.
@@ -84,6 +84,7 @@ class GaussianMixture:
         classes = None
         if num_classes is not None:
             classes = np.equal.outer(np.arange(num_classes), np.arange(modes) % num_classes).astype(np.float64)
+            classes /= classes.sum(axis=1, keepdims=True)
         return cls(np.full(modes, 1 / modes), means, np.full(modes, std), class_weights=classes)
 
     @classmethod
@@ -93,7 +94,10 @@ class GaussianMixture:
         Raises:
             ValueError: one sentence that names the file and the offending key.
         """
-        return cls(**mixture_input.read(Path(path)))
+        try:
+            return cls(**mixture_input.read(Path(path)))
+        except ValueError as error:
+            raise ValueError(f"Mixture file {path}: {error}") from None
 
     def to_json(self, path: str | Path) -> None:
         """Write what `from_json` reads back, to the last bit."""
@@ -166,44 +170,6 @@ class GaussianMixture:
         noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
         return schedule.add_noise(x0, noise, t)
 
-    # ---------------------------------------------------------------- one dimension
-
-    def cdf(
-        self,
-        x: Tensor,
-        alpha: Time = 1.0,
-        sigma: Time = 0.0,
-        label: Label = None,
-        *,
-        upper: bool = False,
-        log: bool = False,
-    ) -> Tensor:
-        """P(x_t <= x), or P(x_t > x) if ``upper``, or its logarithm; shaped like x. One dimension only."""
-        flat = self._flat(x)
-        line = quantiles.noised(self, flat, alpha, sigma, label)
-        value = quantiles.log_tail(line, flat, upper)
-        return self._like((value if log else value.exp())[:, None], x)
-
-    def quantile(
-        self,
-        p: Tensor,
-        alpha: Time = 1.0,
-        sigma: Time = 0.0,
-        label: Label = None,
-        *,
-        upper: bool = False,
-    ) -> Tensor:
-        """The x with P(x_t <= x) = p, or P(x_t > x) = p if ``upper``; shaped like p. One dimension only.
-
-        Solved to 1e-14; small p of either tail keep their digits, so ask for large x with ``upper``.
-
-        Raises:
-            ValueError: for p outside [0, 1].
-        """
-        flat = self._flat(p)
-        line = quantiles.noised(self, flat, alpha, sigma, label)
-        return self._like(quantiles.quantile(line, flat, upper), p)
-
     # ---------------------------------------------------------------- flow map and network
 
     def flow_map(
@@ -228,8 +194,7 @@ class GaussianMixture:
 
     def __repr__(self) -> str:
         return (
-            f"GaussianMixture(components={self.num_components}, dim={self.dim}, "
-            f"covariance={self._given.kind}, classes={self.num_classes})"
+            f"GaussianMixture(num_components={self.num_components}, dim={self.dim}, num_classes={self.num_classes})"
         )
 
     # ---------------------------------------------------------------- inside
@@ -278,3 +243,24 @@ class GaussianMixture:
     def _coefficient(value: Time, x: Tensor) -> Tensor:
         """A number or [B] as float64 [1 or B, 1] on x's device."""
         return torch.from_numpy(np.atleast_1d(host(value)).copy()).to(x.device)[:, None]
+
+
+class MixtureNetwork:
+    """A mixture's exact output as ``network(x, t, cond=None)``, for `Denoiser`.
+
+    The class is read from ``cond["label"]``, int [B], where -1 means "no condition"; so a condition that can be
+    guided is ``Cond({"label": labels}, null={"label": torch.tensor([-1])})``. Without cond (or without that
+    name in it) the mixture is unconditional.
+    """
+
+    def __init__(self, mixture: GaussianMixture, schedule: Schedule, prediction_type: str = "epsilon") -> None:
+        self.mixture, self.schedule = mixture, schedule
+        self.prediction_type = check_prediction_type(prediction_type)
+
+    def __call__(self, x: Tensor, t: Time, cond: Any = None) -> Tensor:
+        """Output at x [B, ...] and native time ``t`` (number or [B]), shaped like x, at least float32."""
+        label = cond["label"] if cond is not None and "label" in cond else None
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        x0, epsilon = self.mixture.posterior(x.to(torch.float64), alpha, sigma, label)
+        p, q = mix(self.prediction_type, alpha, sigma)
+        return (expand(p, x0) * x0 + expand(q, x0) * epsilon).to(torch.promote_types(x.dtype, torch.float32))

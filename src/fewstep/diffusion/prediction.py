@@ -37,6 +37,12 @@ def check_prediction_type(kind: str) -> PredictionType:
     return kind  # type: ignore[return-value]
 
 
+def mix(kind: PredictionType, alpha: Array, sigma: Array) -> tuple[Array, Array]:
+    """(p, q) of ``output = p x0 + q eps``, the table above, in the shape of alpha and sigma."""
+    one, zero = np.ones_like(alpha), np.zeros_like(alpha)
+    return {"epsilon": (zero, one), "sample": (one, zero), "v_prediction": (-sigma, alpha), "flow": (-one, one)}[kind]
+
+
 class Prediction:
     """A network output at (x_t, t), readable in every kind.
 
@@ -54,13 +60,7 @@ class Prediction:
         self.t, self.schedule = host(t), schedule
         self.prediction_type = prediction_type
         self._alpha, self._sigma = schedule.alpha_sigma(self.t)
-        one = np.ones_like(self._alpha)
-        self._p, self._q = {
-            "epsilon": (0 * one, one),
-            "sample": (one, 0 * one),
-            "v_prediction": (-self._sigma, self._alpha),
-            "flow": (-one, one),
-        }[prediction_type]
+        self._p, self._q = mix(prediction_type, self._alpha, self._sigma)
 
     @property
     def x0(self) -> Tensor:

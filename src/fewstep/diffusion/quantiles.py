@@ -1,4 +1,4 @@
-"""One-dimensional mixtures by their distribution function: tails, quantiles, the monotone map between two.
+"""One-dimensional mixtures by their distribution function: the monotone map from one noise level to another.
 
 In one dimension the probability-flow map is the quantile map F_s^-1(F_t(x)): no integrator, no step size. What
 limits it is how F is written down. With components in the order of their means and a pivot j,
@@ -37,41 +37,12 @@ class Line(NamedTuple):
 
 
 def noised(mixture: GaussianMixture, x: Tensor, alpha: Time, sigma: Time, label: Label) -> Line:
-    """The mixture at (alpha, sigma), numbers or [B], beside states x [B, 1].
-
-    Raises:
-        ValueError: for more than one dimension.
-    """
-    if mixture.dim != 1:
-        raise ValueError(f"Distribution functions need one dimension: this mixture has {mixture.dim}.")
+    """A one-dimensional mixture at (alpha, sigma), numbers or [B], beside states x [B, 1]."""
     order = mixture.means[:, 0].argsort()
     a, s = mixture._coefficient(alpha, x), mixture._coefficient(sigma, x)
     mean, variance = mixture.means[order, 0].to(x.device), mixture.components.variances[order, 0].to(x.device)
     weight = mixture.class_weights_of(label, x.device)[..., order.to(x.device)]
     return Line(weight.log().reshape(-1, len(order)), a * mean, (a**2 * variance + s**2).sqrt())
-
-
-def log_tail(line: Line, x: Tensor, upper: bool) -> Tensor:
-    """log P(X <= x), or log P(X > x), [B] for x [B, 1]."""
-    z = line.standard(x)
-    return torch.logsumexp(line.log_weight + torch.special.log_ndtr(-z if upper else z), dim=1)
-
-
-def quantile(line: Line, p: Tensor, upper: bool = False) -> Tensor:
-    """x [B, 1] with P(X <= x) = p (or P(X > x) = p); 0 and 1 give the infinities."""
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("A quantile needs probabilities in [0, 1].")
-    small = torch.minimum(p, 1 - p).clamp(min=5e-324)
-    below_middle = (p <= 0.5) ^ upper
-    # Phi(z) <= exp(-z^2 / 2) / 2 for z < 0 bounds every component's own quantile
-    reach = line.std * (-2 * small.log()).sqrt()
-    low = torch.where(below_middle, line.mean - reach, line.mean).amin(1, True)
-    high = torch.where(below_middle, line.mean, line.mean + reach).amax(1, True)
-    target = torch.where(p > 0.5, torch.log1p(-p), p.log()).clamp(min=-745.0)
-    pivot = torch.where((p > 0.5) ^ upper, line.log_weight.shape[1], 0)  # follow the smaller tail
-    x = _solve(line, low, high, pivot, target, torch.zeros_like(target))
-    edge = torch.where((p == 0) ^ upper, -math.inf, math.inf)
-    return torch.where((p == 0) | (p == 1), edge, x)
 
 
 def transport(source: Line, target: Line, x: Tensor) -> Tensor:

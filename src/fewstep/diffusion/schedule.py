@@ -145,8 +145,10 @@ class Schedule:
         config = dict(getattr(config, "config", config))
         name = str(config.get("_class_name", ""))
         steps = int(config.get("num_train_timesteps", 1000))
-        if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction" or "shift" in config:
-            shift = 1.0 if config.get("use_dynamic_shifting") else float(config.get("shift") or 1.0)
+        flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+        if flow or "FlowMatch" in name or "shift" in config:
+            shift = config.get("shift") or config.get("flow_shift")  # DPM-Solver++ and UniPC call it flow_shift
+            shift = 1.0 if config.get("use_dynamic_shifting") else float(shift or 1.0)
             return cls.flow(shift=shift, num_train_timesteps=steps)
         if name.startswith("EDM"):
             return cls.edm(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0), config.get("rho", 7.0))
@@ -221,9 +223,10 @@ class Schedule:
         alpha, sigma = np.sqrt(bar), np.sqrt(1 - bar)
         between = (fraction > 0) & (fraction < 1)
         if between.any():
-            eta = self._eta_between(low, fraction)
-            alpha = np.where(between, 1 / np.sqrt(1 + eta**2), alpha)
-            sigma = np.where(between, eta / np.sqrt(1 + eta**2), sigma)
+            eta = self._eta_between(low, fraction)  # infinite below a last index of pure noise
+            mixed = 1 / np.sqrt(1 + eta**2)
+            alpha = np.where(between, mixed, alpha)
+            sigma = np.where(between, np.where(np.isinf(eta), 1.0, np.where(np.isinf(eta), 0, eta) * mixed), sigma)
         clean = time == self.clean
         return np.where(clean, 1.0, alpha), np.where(clean, 0.0, sigma)
 

@@ -77,9 +77,18 @@ class Cond:
 
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:
-        """Batches one after the other; names must agree."""
-        names = list(conds[0])
-        return Cond({k: torch.cat([c.tensors[k] for c in conds]) for k in names}, conds[0]._null)
+        """Batches one after the other.
+
+        Raises:
+            ValueError: when their names differ.
+        """
+        names = set(conds[0])
+        if any(set(c) != names for c in conds):
+            raise ValueError("Conditions with different names cannot be joined into one batch.")
+        null = conds[0]._null
+        if null is not None and all(c._null is not None for c in conds):  # a null of one row serves every batch
+            null = {k: n if n.shape[0] == 1 else torch.cat([c._null_of(k) for c in conds]) for k, n in null.items()}
+        return Cond({k: torch.cat([c.tensors[k] for c in conds]) for k in conds[0]}, null)
 
     def _map(self, pick: Any) -> Cond:
         null = self._null

@@ -194,6 +194,7 @@ def edm_precondition(network: Network, sigma_data: float = 0.5) -> Network:
 
     ``network(c_in x, c_noise, cond)`` is the raw F with c_noise = log(sigma) / 4.
     """
+    dtype = network_dtype(network)
 
     def coefficients(t: Tensor) -> tuple[Array, Array, Array]:
         sigma = host(t)
@@ -202,10 +203,12 @@ def edm_precondition(network: Network, sigma_data: float = 0.5) -> Network:
 
     def denoise(x: Tensor, t: Tensor, cond: Cond | None = None, **extras: Tensor) -> Tensor:
         c_skip, c_out, c_in = coefficients(t)
-        noise = (t.clamp_min(math.exp(-100)).log() / 4).to(x.dtype)
-        raw = network(expand(c_in, x) * x, noise, cond, **extras)
-        return expand(c_skip, x) * x + expand(c_out, x) * raw.to(working(x).dtype)
+        x = working(x)
+        noise = t.clamp_min(math.exp(-100)).log() / 4
+        scaled = expand(c_in, x) * x
+        # only the raw network computes in its own dtype: c_skip x keeps the digits of the state
+        raw = network(scaled if dtype is None else scaled.to(dtype), noise, cond, **extras)
+        return expand(c_skip, x) * x + expand(c_out, x) * raw.to(x.dtype)
 
     denoise.accepts = getattr(network, "accepts", frozenset())  # type: ignore[attr-defined]
-    denoise.dtype = network_dtype(network)  # type: ignore[attr-defined]
     return denoise

@@ -71,8 +71,8 @@ class Bench:
     @cached_property
     def width(self) -> float:
         """Root mean square size of a component, over all dimensions together."""
-        variances = (self.mixture.weights[:, None] * self.mixture.components.variances).sum()
-        return float(variances.sqrt())
+        variances = self.mixture.components.variances.expand(-1, self.mixture.dim)  # isotropic ones are [K, 1]
+        return float((self.mixture.weights @ variances).sum().sqrt())
 
     def roles(self, method: Method, dtype: torch.dtype = torch.float32) -> Roles:
         """The exact teacher with a small network for every role that ``method`` trains."""
