@@ -1,0 +1,21 @@
+"""Scenes: rendered 64x64 pictures of shapes with captions that leave much open; endless, free, and known exactly."""
+
+from fewstep.data.scenes.caption import WORDS, describe
+from fewstep.data.scenes.content import COLOURS, FILLS, PLACES, SHAPES, SIZES, Background, Mention, Scene, Thing
+from fewstep.data.scenes.source import Rendered, Scenes
+
+__all__ = [
+    "COLOURS",
+    "FILLS",
+    "PLACES",
+    "SHAPES",
+    "SIZES",
+    "WORDS",
+    "Background",
+    "Mention",
+    "Rendered",
+    "Scene",
+    "Scenes",
+    "Thing",
+    "describe",
+]

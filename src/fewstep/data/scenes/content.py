@@ -1,0 +1,215 @@
+"""What a scene contains, and how one is drawn from a stream of random numbers.
+
+Lengths are fractions of the picture's side, so a scene can be rendered at any size; y points down.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from random import Random
+
+RGB = tuple[float, float, float]
+
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "moon")
+FILLS = ("plain", "striped", "checked", "dotted", "grainy")
+SIZES = ("small", "large")
+PLACES = ("left", "right", "top", "bottom", "middle")
+COLOURS: dict[str, RGB] = {
+    "red": (0.86, 0.12, 0.13),
+    "orange": (0.98, 0.53, 0.08),
+    "yellow": (0.98, 0.88, 0.16),
+    "green": (0.16, 0.62, 0.22),
+    "blue": (0.13, 0.32, 0.85),
+    "purple": (0.48, 0.17, 0.66),
+    "pink": (0.98, 0.55, 0.75),
+    "brown": (0.45, 0.26, 0.12),
+    "white": (0.96, 0.96, 0.95),
+    "black": (0.08, 0.08, 0.09),
+}
+BACKGROUNDS = {"gradient": 0.3, "glow": 0.2, "bands": 0.15, "tiles": 0.15, "clouds": 0.2}
+"""Kinds and how often they come."""
+
+_RADII = {"small": (0.1, 0.125), "large": (0.17, 0.225)}
+_CROWDED = (0.16, 0.185)  # large things when there are three or four
+_CENTRE = 0.34  # left, right, top and bottom begin this near to the edge
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object as drawn.
+
+    Attributes:
+        shape, colour, fill, size: names from SHAPES, COLOURS, FILLS, SIZES.
+        x, y, radius: place of the centre and extent, in sides of the picture.
+        angle: of the shape, radians.
+        paint, second: RGB in [0, 1] of the fill and of its pattern.
+        fill_angle, fill_period, fill_phase, fill_seed: of the pattern; the period in sides of the picture.
+    """
+
+    shape: str
+    colour: str
+    fill: str
+    size: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+    paint: RGB
+    second: RGB
+    fill_angle: float
+    fill_period: float
+    fill_phase: tuple[float, float]
+    fill_seed: int
+
+    @property
+    def place(self) -> str | None:
+        """Where it lies, if one word says so without doubt."""
+        right, low = self.x - 0.5, self.y - 0.5
+        if max(abs(right), abs(low)) < 0.1:
+            return "middle"
+        if abs(right) > 0.5 - _CENTRE and abs(right) > 1.5 * abs(low):
+            return "right" if right > 0 else "left"
+        if abs(low) > 0.5 - _CENTRE and abs(low) > 1.5 * abs(right):
+            return "bottom" if low > 0 else "top"
+        return None
+
+
+@dataclass(frozen=True)
+class Background:
+    """What lies behind: ``first`` to ``second`` along ``angle``, with a faint pattern of ``period``."""
+
+    kind: str
+    first: RGB
+    second: RGB
+    angle: float
+    period: float
+    contrast: float
+    phase: tuple[float, float]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Mention:
+    """What a caption says of one thing, or of ``len(things)`` alike; None is left open."""
+
+    things: tuple[int, ...]
+    shape: str | None = None
+    colour: str | None = None
+    fill: str | None = None
+    size: str | None = None
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture's content and its caption.
+
+    Attributes:
+        things: as drawn, back to front.
+        background, light: what lies behind; direction towards which shadows fall, radians.
+        shadow: (offset in sides, strength).
+        caption: the text; ``mentions`` is what it states, all of it true.
+        count: the number of things if the caption tells it, else None.
+    """
+
+    things: tuple[Thing, ...]
+    background: Background
+    light: float
+    shadow: tuple[float, float]
+    caption: str = ""
+    mentions: tuple[Mention, ...] = ()
+    count: int | None = None
+
+
+def draw_scene(rng: Random) -> Scene:
+    """A scene without caption: 1-4 things, sometimes of one kind, on a background that none of them melts into."""
+    number = rng.choices((1, 2, 3, 4), (0.36, 0.34, 0.19, 0.11))[0]
+    same_shape = number > 1 and rng.random() < 0.2
+    same_colour = same_shape and rng.random() < 0.5
+    shape, colour = rng.choice(SHAPES), rng.choice(tuple(COLOURS))
+    things: list[Thing] = []
+    for _ in range(number):
+        if not same_shape:
+            shape = rng.choice(SHAPES)
+        if not same_colour:
+            colour = rng.choice(tuple(COLOURS))
+        things.append(_draw_thing(rng, shape, colour, things, number))
+    background = _draw_background(rng, [t.paint for t in things])
+    return Scene(tuple(things), background, rng.uniform(0, math.tau), (rng.uniform(0.03, 0.07), rng.uniform(0.3, 0.6)))
+
+
+def _draw_thing(rng: Random, shape: str, colour: str, others: list[Thing], number: int) -> Thing:
+    size = rng.choice(SIZES)
+    low, high = _CROWDED if size == "large" and number > 2 else _RADII[size]
+    radius = rng.uniform(low, high)
+    x, y = _free_place(rng, radius, others)
+    paint = _jitter(rng, COLOURS[colour], 0.05)
+    # the pattern is a paler or a darker tone of the same colour, so that its name stays right
+    paler = colour in ("black", "brown", "purple", "blue") or (colour not in ("white", "yellow") and rng.random() < 0.5)
+    second = _mix(paint, (1.0, 1.0, 1.0) if paler else (0.0, 0.0, 0.0), rng.uniform(0.45, 0.65))
+    return Thing(
+        shape=shape,
+        colour=colour,
+        fill=rng.choice(FILLS),
+        size=size,
+        x=x,
+        y=y,
+        radius=radius,
+        angle=rng.uniform(0, math.tau),
+        paint=paint,
+        second=second,
+        fill_angle=rng.uniform(0, math.pi),
+        fill_period=rng.uniform(0.07, 0.085) if size == "small" else rng.uniform(0.075, 0.11),
+        fill_phase=(rng.random(), rng.random()),
+        fill_seed=rng.getrandbits(31),
+    )
+
+
+def _free_place(rng: Random, radius: float, others: list[Thing]) -> tuple[float, float]:
+    """The first of 24 random places where at most a fifth of two radii overlaps, else the freest of them."""
+    best, most = (0.5, 0.5), -1.0
+    for _ in range(24):
+        x, y = rng.uniform(radius, 1 - radius), rng.uniform(radius, 1 - radius)
+        room = min((math.hypot(x - o.x, y - o.y) / (radius + o.radius) for o in others), default=1.0)
+        if room > most:
+            best, most = (x, y), room
+        if room >= 0.8:
+            break
+    return best
+
+
+def _draw_background(rng: Random, paints: list[RGB]) -> Background:
+    first, second = (_tone(rng, paints) for _ in range(2))
+    return Background(
+        kind=rng.choices(tuple(BACKGROUNDS), tuple(BACKGROUNDS.values()))[0],
+        first=first,
+        second=second,
+        angle=rng.uniform(0, math.tau),
+        period=rng.uniform(0.14, 0.26),
+        contrast=rng.uniform(0.04, 0.09),
+        phase=(rng.random(), rng.random()),
+        seed=rng.getrandbits(31),
+    )
+
+
+def _tone(rng: Random, avoid: list[RGB]) -> RGB:
+    """A muted colour; of eight the first that is far from every colour in ``avoid``, else the farthest."""
+    best, most = (0.5, 0.5, 0.5), -1.0
+    for _ in range(8):
+        tone = _mix((rng.random(), rng.random(), rng.random()), (0.55, 0.55, 0.55), 0.35)
+        distance = min(math.dist(tone, other) for other in avoid)
+        if distance > most:
+            best, most = tone, distance
+        if distance >= 0.42:
+            break
+    return best
+
+
+def _mix(a: RGB, b: RGB, weight: float) -> RGB:
+    return (a[0] + weight * (b[0] - a[0]), a[1] + weight * (b[1] - a[1]), a[2] + weight * (b[2] - a[2]))
+
+
+def _jitter(rng: Random, colour: RGB, amount: float) -> RGB:
+    r, g, b = (min(1.0, max(0.0, c + rng.uniform(-amount, amount))) for c in colour)
+    return r, g, b

@@ -1,0 +1,47 @@
+"""An endless, indexable set of captioned scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+
+from fewstep.data.scenes.caption import describe
+from fewstep.data.scenes.content import Scene, draw_scene
+from fewstep.data.scenes.draw import Bytes, draw
+from fewstep.methods.random import stream_key
+
+
+class Rendered(NamedTuple):
+    """Pictures uint8 [n, size, size, 3], their captions, and what is drawn and said."""
+
+    images: Bytes
+    captions: list[str]
+    scenes: list[Scene]
+
+
+class Scenes:
+    """Scene number ``index`` of set ``seed``, the same whatever is rendered beside it.
+
+    Args:
+        seed: of the set; sets of different seeds have nothing in common.
+        size: side of the pictures in pixels.
+    """
+
+    def __init__(self, seed: int, size: int = 64) -> None:
+        self.seed, self.size = seed, size
+
+    def scene(self, index: int, telling: int = 0) -> Scene:
+        """Content and caption; ``telling`` gives other captions of the same picture."""
+        scene = draw_scene(Random(stream_key(self.seed, "scene", index)))
+        return describe(scene, Random(stream_key(self.seed, "caption", index, telling)))
+
+    def render(self, indices: Iterable[int]) -> Rendered:
+        """The scenes ``indices``, in their order."""
+        scenes = [self.scene(i) for i in indices]
+        images = np.empty((len(scenes), self.size, self.size, 3), dtype=np.uint8)
+        for image, scene in zip(images, scenes, strict=True):
+            image[:] = draw(scene, self.size)
+        return Rendered(images, [s.caption for s in scenes], scenes)
