@@ -117,7 +117,8 @@ class TCDFixedPoint(FixedPoint):
             if not len(ends):  # a time that training never visits: still the teacher
                 said = self.teacher(here, float(self.grid[m]), cond, self.guidance_scale).x0
                 continue
-            from_here, from_landing = sigma[ends] / sigma[m], sigma[ends] / sigma[m - 1]
+            from_here = sigma[ends] / sigma[m]
+            from_landing = np.where(ends == m - 1, 1.0, sigma[ends] / (sigma[m - 1] or 1.0))  # sigma may be 0 at s = u
             of_mine, of_below = alpha[ends] - alpha[m] * from_here, alpha[ends] - alpha[m - 1] * from_landing
             # target = from_landing landing + of_below said (for s = u: 1 and 0); jump = from_here x + of_mine x0
             weight = of_mine / (of_mine**2).sum()
