@@ -152,7 +152,7 @@ class Denoiser:
 
     def _times(self, t: Time, x: Tensor) -> Tensor:
         """Native times [B] on x's device: int64 where whole table indices were given, else float32 or float64."""
-        times = torch.as_tensor(t)
+        times = _tensor(t)
         whole = self.schedule.family == "vp" and (not times.is_floating_point() or _is_whole(t))
         dtype = torch.int64 if whole else working(x).dtype
         return times.to(device=x.device, dtype=dtype, non_blocking=True).expand(x.shape[0])
@@ -162,13 +162,18 @@ class Denoiser:
         if end is not None:
             extras["end"] = self._times(end, x)
         if guidance_embed is not None:
-            embed = torch.as_tensor(guidance_embed).to(x.device, working(x).dtype, non_blocking=True)
+            embed = _tensor(guidance_embed).to(x.device, working(x).dtype, non_blocking=True)
             extras["guidance_embed"] = embed.expand(x.shape[0])
         for name in extras.keys() - self.accepts:
             raise ValueError(
                 f"This network has no input '{name}': it declares {sorted(self.accepts) or 'no extra inputs'}."
             )
         return extras
+
+
+def _tensor(value: Time) -> Tensor:
+    """A tensor as it is; host numbers in float64 (torch alone would round a Python float to float32)."""
+    return value if isinstance(value, Tensor) else torch.from_numpy(host(value))
 
 
 def _is_whole(t: Time) -> bool:

@@ -8,6 +8,7 @@ variable, and `checkpoint` re-enters the context in which its forward ran.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -76,7 +77,9 @@ def add_adapter(
     names = matching(module, targets)
     scale: Any = rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, target_modules=names, bias="none")
-    inject_adapter_in_model(config, module, adapter_name=name)
+    with warnings.catch_warnings():  # peft warns of every second adapter, which is what roles are
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(config, module, adapter_name=name)
     for layer in lora_layers(module):
         _read_context(layer)
         for part in (layer.lora_A, layer.lora_B):
