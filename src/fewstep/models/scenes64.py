@@ -6,11 +6,14 @@ StableDiffusionPipeline folder. diffusers and transformers are imported inside f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 
 IMAGE_SIZE = 64
 LATENT_SHAPE = (16, 8, 8)
@@ -18,6 +21,7 @@ TOKENS = 32
 """Longest prompt, start and end included; the longest caption has 31."""
 
 _TEXT_WIDTH = 96
+_VAE_GROUPS = 1  # with 16 channels, a norm over pairs of them would hide a picture's overall colour
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _LAST = "</w>"  # CLIP's mark on the last symbol of a word
 
@@ -26,23 +30,58 @@ def build_vae(channels: tuple[int, ...] = (16, 32, 64, 80)) -> Any:
     """AutoencoderKL of 1.3 M parameters: 8x down, 16 latent channels; few channels where pixels are many."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels,
         layers_per_block=1,
         latent_channels=LATENT_SHAPE[0],
-        norm_num_groups=8,
+        norm_num_groups=_VAE_GROUPS,
         sample_size=IMAGE_SIZE,
         scaling_factor=1.0,
     )
+    start_as_pyramid(vae)
+    return vae
+
+
+@torch.no_grad()
+def start_as_pyramid(vae: Any) -> None:
+    """Start an AutoencoderKL near a plain image pyramid: colours pass straight down and up, residual branches are off.
+
+    With PyTorch's default weights every layer outside a residual branch shrinks its signal by about 1.7; the colours
+    drown, and a small autoencoder spends its first thousand steps on brightness alone.
+    """
+    straight = ("conv_in", "downsamplers", "upsamplers", "conv_shortcut", "encoder.conv_out", "quant_conv")
+    for name, module in vae.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        nn.init.zeros_(module.bias)
+        if name.endswith("conv2"):
+            nn.init.zeros_(module.weight)
+        elif any(part in name for part in straight):
+            module.weight.mul_(0.5).add_(_identity(module.weight, averaging="downsamplers" in name))
+    channels = vae.config.latent_channels
+    for layer in (vae.encoder.conv_out, vae.quant_conv):
+        layer.weight[channels:] *= 0.1
+    vae.quant_conv.bias[channels:] = -6.0  # posterior's log variance: begin with little noise
+
+
+def _identity(weight: Tensor, averaging: bool) -> Tensor:
+    """Kernel that copies channel i to channel i, or averages its 2x2 pixels."""
+    kernel = torch.zeros_like(weight)
+    if not averaging:
+        return nn.init.dirac_(kernel)
+    same = range(min(weight.shape[:2]))
+    kernel[same, same, :2, :2] = 0.25
+    return kernel
 
 
 def build_unet(channels: tuple[int, int] = (64, 104), text_width: int = _TEXT_WIDTH) -> Any:
     """UNet2DConditionModel of 2.8 M parameters and 0.13 GFLOP: plain at 8x8, transformers at 4x4."""
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=LATENT_SHAPE[1],
         in_channels=LATENT_SHAPE[0],
         out_channels=LATENT_SHAPE[0],
@@ -54,6 +93,17 @@ def build_unet(channels: tuple[int, int] = (64, 104), text_width: int = _TEXT_WI
         cross_attention_dim=text_width,
         attention_head_dim=4,  # diffusers' name for the number of heads
     )
+    start_without_branches(unet)
+    return unet
+
+
+@torch.no_grad()
+def start_without_branches(unet: Any) -> None:
+    """Zero the last layer of every residual branch and of the network, as the original latent diffusion code does."""
+    for name, module in unet.named_modules():
+        if name.endswith(("conv2", "proj_out", "conv_out")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
 
 
 def build_text_encoder(tokenizer: Any, width: int = _TEXT_WIDTH, layers: int = 3) -> Any:
@@ -84,7 +134,7 @@ def build_tokenizer(words: Iterable[str]) -> Any:
     letters = sorted({symbol for word in words for symbol in _symbols(word)} | set(_alphabet()))
     tokens = dict.fromkeys([_START, _END, *letters, *(a + b for a, b in merges)])
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=cast(Any, merges), model_max_length=TOKENS)
 
 
 def build_scheduler() -> Any:
@@ -129,10 +179,18 @@ def assemble(vae: Any, unet: Any, text_encoder: Any, tokenizer: Any) -> Any:
 
 
 def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype = torch.float16) -> int:
-    """Write a diffusers folder in ``dtype``; the pipeline's networks are converted in place. Returns its bytes."""
+    """Write a diffusers folder with weights in ``dtype``, read as float32 by default; returns its bytes.
+
+    The pipeline's own networks are converted too.
+    """
     pipeline.to(dtype)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    # transformers loads a model in its config's dtype, diffusers in float32, unless told: let both say float32
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    for file in folder.rglob("*.safetensors"):
+        file.chmod((folder / "model_index.json").stat().st_mode)  # safetensors itself writes 0600
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
@@ -164,7 +222,7 @@ def _apply(merges: list[tuple[str, str]], parts: list[str]) -> list[str]:
     """Byte-pair encoding: the merge of lowest rank, wherever it fits, until none does."""
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     while True:
-        pairs = [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]
+        pairs = [pair for pair in pairwise(parts) if pair in ranks]
         if not pairs:
             return parts
         best = min(pairs, key=ranks.__getitem__)

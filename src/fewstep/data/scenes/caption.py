@@ -18,7 +18,6 @@ _PLACES = {p: f"at the {p}" if p in ("top", "bottom") else f"in the {p}" for p i
 }
 
 
-
 def _plural(noun: str) -> str:
     return noun + ("es" if noun.endswith("s") else "s")
 

@@ -6,6 +6,7 @@ Lengths are fractions of the picture's side, so a scene can be rendered at any s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -29,6 +30,8 @@ COLOURS: dict[str, RGB] = {
 }
 BACKGROUNDS = {"gradient": 0.3, "glow": 0.2, "bands": 0.15, "tiles": 0.15, "clouds": 0.2}
 """Kinds and how often they come."""
+NUMBERS = (0.36, 0.34, 0.19, 0.11)
+"""How often 1, 2, 3 and 4 things come."""
 
 _RADII = {"small": (0.1, 0.125), "large": (0.17, 0.225)}
 _CROWDED = (0.16, 0.185)  # large things when there are three or four
@@ -122,9 +125,9 @@ class Scene:
     count: int | None = None
 
 
-def draw_scene(rng: Random) -> Scene:
+def draw_scene(rng: Random, numbers: Sequence[float] = NUMBERS) -> Scene:
     """A scene without caption: 1-4 things, sometimes of one kind, on a background that none of them melts into."""
-    number = rng.choices((1, 2, 3, 4), (0.36, 0.34, 0.19, 0.11))[0]
+    number = rng.choices((1, 2, 3, 4), numbers)[0]
     same_shape = number > 1 and rng.random() < 0.2
     same_colour = same_shape and rng.random() < 0.5
     shape, colour = rng.choice(SHAPES), rng.choice(tuple(COLOURS))

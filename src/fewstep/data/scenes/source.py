@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
 
 from fewstep.data.scenes.caption import describe
-from fewstep.data.scenes.content import Scene, draw_scene
+from fewstep.data.scenes.content import NUMBERS, Scene, draw_scene
 from fewstep.data.scenes.draw import Bytes, draw
 from fewstep.methods.random import stream_key
 
@@ -28,14 +28,15 @@ class Scenes:
     Args:
         seed: of the set; sets of different seeds have nothing in common.
         size: side of the pictures in pixels.
+        numbers: how often 1, 2, 3 and 4 things come.
     """
 
-    def __init__(self, seed: int, size: int = 64) -> None:
-        self.seed, self.size = seed, size
+    def __init__(self, seed: int, size: int = 64, numbers: Sequence[float] = NUMBERS) -> None:
+        self.seed, self.size, self.numbers = seed, size, tuple(numbers)
 
     def scene(self, index: int, telling: int = 0) -> Scene:
         """Content and caption; ``telling`` gives other captions of the same picture."""
-        scene = draw_scene(Random(stream_key(self.seed, "scene", index)))
+        scene = draw_scene(Random(stream_key(self.seed, "scene", index)), self.numbers)
         return describe(scene, Random(stream_key(self.seed, "caption", index, telling)))
 
     def render(self, indices: Iterable[int]) -> Rendered:

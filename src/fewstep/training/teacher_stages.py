@@ -1,0 +1,179 @@
+"""The two stages of scenes-64's training: first the autoencoder, then UNet and text encoder on its latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.data.scenes import Scenes
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.random import Rng
+from fewstep.training.settings import TrainingSettings
+
+CROWDED = (0.1, 0.2, 0.3, 0.4)
+"""How often 1, 2, 3, 4 things stand in the autoencoder's pictures: things are what is hard to draw."""
+
+
+class AutoencoderStage:
+    """Trains a VAE on rendered scenes.
+
+    Args:
+        edges: weight of the differences' error, which keeps edges and patterns crisp.
+        kl: weight of the posterior's divergence from a unit normal, per latent element.
+    """
+
+    name = "vae"
+
+    def __init__(self, vae: Any, settings: TrainingSettings, seed: int, edges: float = 0.5, kl: float = 5e-4) -> None:
+        self.networks: dict[str, nn.Module] = {"vae": vae}
+        self.vae, self.settings, self.edges, self.kl = vae, settings, edges, kl
+        self.scenes = Scenes(seed, numbers=CROWDED)
+
+    def loss(self, rng: Rng) -> dict[str, Tensor]:
+        first = rng.step * rng.batch_size
+        images = as_tensor(self.scenes.render(range(first, first + rng.batch_size)).images).to(rng.device)
+        posterior = self.vae.encode(images).latent_dist
+        noise = rng.sample.normal("posterior", posterior.mean.shape[1:])
+        decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        pixels = (decoded - images).abs().mean()
+        edges = edge_error(decoded, images)
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return {"loss": pixels + self.edges * edges + self.kl * kl, "pixels": pixels, "edges": edges, "kl": kl}
+
+
+def edge_error(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
+    """Mean absolute error of horizontal, vertical and diagonal differences at full, half, quarter ... size."""
+    total = a.new_zeros(())
+    difference = a - b
+    for scale in range(scales):
+        if scale:
+            difference = F.avg_pool2d(difference, 2)
+        total = total + difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
+        total = total + (difference[..., 1:, 1:] - difference[..., :-1, :-1]).abs().mean()
+    return total / (3 * scales)
+
+
+def as_tensor(images: np.ndarray) -> Tensor:
+    """uint8 [n, h, w, 3] -> float32 [n, 3, h, w] in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32).contiguous() / 127.5 - 1
+
+
+@dataclass
+class LatentPool:
+    """Encoded scenes, kept in memory.
+
+    Attributes:
+        mean, std: float16 [N, C, h, w] of the scaled latents' posterior.
+        tokens: int16 [N, tellings, length], several captions of each picture.
+    """
+
+    mean: Tensor
+    std: Tensor
+    tokens: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "std": self.std, "tokens": self.tokens}
+
+
+@torch.no_grad()
+def encode_pool(vae: Any, tokenizer: Any, seed: int, size: int, tellings: int, device: str = "cpu") -> LatentPool:
+    """Render and encode scenes 0 ... size - 1 of set ``seed``."""
+    scenes = Scenes(seed)
+    factor = float(vae.config.scaling_factor)
+    means, stds, tokens = [], [], []
+    for first in range(0, size, 64):
+        indices = range(first, min(first + 64, size))
+        posterior = vae.encode(as_tensor(scenes.render(indices).images).to(device)).latent_dist
+        means.append((posterior.mean * factor).to("cpu", torch.float16).contiguous())
+        stds.append((posterior.std * factor).to("cpu", torch.float16).contiguous())
+        captions = [scenes.scene(i, telling).caption for i in indices for telling in range(tellings)]
+        tokens.append(token_ids(tokenizer, captions).to(torch.int16).unflatten(0, (len(indices), tellings)))
+    return LatentPool(torch.cat(means), torch.cat(stds), torch.cat(tokens))
+
+
+def token_ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    """int64 [n, length], padded to the model's length."""
+    length = tokenizer.model_max_length
+    encoded = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    ids: Tensor = encoded.input_ids
+    return ids
+
+
+@torch.no_grad()
+def latent_std(vae: Any, seed: int, size: int = 1024, device: str = "cpu") -> float:
+    """Standard deviation of unscaled latents over ``size`` scenes; its inverse is the scaling factor."""
+    scenes = Scenes(seed)
+    count, total, squares = 0, 0.0, 0.0
+    for first in range(0, size, 64):
+        images = as_tensor(scenes.render(range(first, min(first + 64, size))).images).to(device)
+        latents = vae.encode(images).latent_dist.mean.double()
+        count += latents.numel()
+        total += float(latents.sum())
+        squares += float(latents.square().sum())
+    return math.sqrt(squares / count - (total / count) ** 2)
+
+
+class TextToImageStage:
+    """Trains UNet and text encoder together to predict the noise in latents.
+
+    Args:
+        caption_dropout: how often a caption is replaced by the empty one, for classifier-free guidance.
+        min_snr: the loss of a time is weighted min(SNR, min_snr) / SNR (min-SNR weighting); None weighs all alike.
+    """
+
+    name = "unet"
+
+    def __init__(
+        self,
+        unet: Any,
+        text_encoder: Any,
+        pool: LatentPool,
+        empty: Tensor,
+        schedule: Schedule,
+        settings: TrainingSettings,
+        caption_dropout: float = 0.1,
+        min_snr: float | None = 5.0,
+    ) -> None:
+        self.networks: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
+        self.unet, self.text_encoder = unet, text_encoder
+        self.pool, self.empty, self.schedule, self.settings = pool, empty, schedule, settings
+        self.caption_dropout, self.min_snr = caption_dropout, min_snr
+
+    def loss(self, rng: Rng) -> dict[str, Tensor]:
+        x0, tokens = self._draw(rng)
+        times = self._times(rng)
+        noise = rng.sample.normal("noise", x0.shape[1:])
+        noisy = self.schedule.add_noise(x0, noise, times)
+        embeds = self.text_encoder(tokens)[0]
+        predicted = self.unet(noisy, times.to(x0.device), encoder_hidden_states=embeds).sample
+        errors = (predicted - noise).square().mean(dim=(1, 2, 3))
+        return {"loss": (errors * self._weights(times).to(errors)).mean(), "mse": errors.mean()}
+
+    def _draw(self, rng: Rng) -> tuple[Tensor, Tensor]:
+        """Latents sampled from their posterior, and tokens, some of them the empty caption's."""
+        pool = self.pool
+        rows = rng.sample.integers("rows", 0, len(pool.mean))
+        telling = rng.sample.integers("telling", 0, pool.tokens.shape[1])
+        dropped = rng.sample.uniform("dropout") < self.caption_dropout
+        tokens = torch.where(dropped[:, None], self.empty, pool.tokens[rows, telling].long()).to(rng.device)
+        mean, std = (t[rows].to(rng.device, torch.float32) for t in (pool.mean, pool.std))
+        return torch.addcmul(mean, std, rng.sample.normal("posterior", mean.shape[1:])), tokens
+
+    def _times(self, rng: Rng) -> Tensor:
+        """One time from each of B equal parts of 0 ... T-1: fewer surprises in the loss than independent ones."""
+        parts = torch.arange(rng.batch_size, dtype=torch.float64)
+        total = self.schedule.num_train_timesteps
+        return ((parts + rng.sample.uniform("times")) / rng.batch_size * total).long().clamp_max(total - 1)
+
+    def _weights(self, times: Tensor) -> Tensor:
+        if self.min_snr is None:
+            return torch.ones(len(times))
+        snr = (self.schedule.alpha(times) / self.schedule.sigma(times)).square()
+        return (self.min_snr / snr).clamp_max(1.0)
