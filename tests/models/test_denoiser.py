@@ -210,3 +210,5 @@ def test_edm_preconditioning_keeps_the_states_digits():
     out = 0.002 * 0.5 / math.sqrt(0.25 + 0.002**2)
     answered = (said - skip * x) / out
     assert float((answered - answered.to(torch.bfloat16).float()).abs().max()) < 2e-3  # what remains is bf16's own
+    half = Denoiser(edm_precondition(raw), EDM, "sample")(x.half(), 0.002).x0  # nor is it formed in half precision
+    assert half.dtype == torch.float32 and bool((half != half.half().float()).any())
