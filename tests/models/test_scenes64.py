@@ -1,7 +1,5 @@
 """scenes-64's parts: sizes, words as tokens, and a folder that plain diffusers loads."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +21,10 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "scenes-64"
     scenes64.save_pipeline(scenes64.build_pipeline(WORDS), path)
     return path
+
+
+def bytes_in(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def parameters(module):
@@ -113,14 +115,12 @@ def test_our_loader_takes_the_folder(folder):
 
 
 def test_files_are_half_precision_and_small(folder):
-    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    assert size <= 10e6
+    assert bytes_in(folder) <= 10e6
 
 
 @pytest.mark.skipif(shipped("scenes-64") is None, reason="the trained weights are not in this checkout")
 def test_the_shipped_teacher():
-    size = sum(f.stat().st_size for f in Path(shipped("scenes-64")).rglob("*") if f.is_file())
-    assert size <= 10e6
+    assert bytes_in(shipped("scenes-64")) <= 10e6
     teacher = load_teacher("scenes-64")
     assert 0.05 < teacher.latent_scale[0] < 20
     rendered = Scenes(77).render(range(16))

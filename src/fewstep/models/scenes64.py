@@ -56,7 +56,8 @@ def start_as_pyramid(vae: Any) -> None:
         if not isinstance(module, nn.Conv2d):
             continue
         nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
         if name.endswith("conv2"):
             nn.init.zeros_(module.weight)
         elif any(part in name for part in straight):

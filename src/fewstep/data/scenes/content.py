@@ -33,8 +33,8 @@ BACKGROUNDS = {"gradient": 0.3, "glow": 0.2, "bands": 0.15, "tiles": 0.15, "clou
 NUMBERS = (0.36, 0.34, 0.19, 0.11)
 """How often 1, 2, 3 and 4 things come."""
 
-_RADII = {"small": (0.1, 0.125), "large": (0.17, 0.225)}
-_CROWDED = (0.16, 0.185)  # large things when there are three or four
+_RADII = {"small": (0.11, 0.135), "large": (0.18, 0.235)}
+_CROWDED = (0.17, 0.195)  # large things when there are three or four
 _CENTRE = 0.34  # left, right, top and bottom begin this near to the edge
 
 
@@ -163,7 +163,7 @@ def _draw_thing(rng: Random, shape: str, colour: str, others: list[Thing], numbe
         paint=paint,
         second=second,
         fill_angle=rng.uniform(0, math.pi),
-        fill_period=rng.uniform(0.07, 0.085) if size == "small" else rng.uniform(0.075, 0.11),
+        fill_period=rng.uniform(0.085, 0.1) if size == "small" else rng.uniform(0.095, 0.125),
         fill_phase=(rng.random(), rng.random()),
         fill_seed=rng.getrandbits(31),
     )
