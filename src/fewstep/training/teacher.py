@@ -53,13 +53,13 @@ class TeacherSettings:
     seed: int = 0
     vae: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(
-            steps=3400, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, lr_schedule="cosine",
+            steps=4200, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, lr_schedule="cosine",
             betas=(0.9, 0.99), ema_decay=0.995,
         )
     )  # fmt: skip
     unet: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(
-            steps=9000, batch_size=64, learning_rate=1.2e-3, warmup_steps=200, lr_schedule="cosine",
+            steps=7500, batch_size=64, learning_rate=1.2e-3, warmup_steps=200, lr_schedule="cosine",
             betas=(0.9, 0.99), weight_decay=0.01, ema_decay=0.999,
         )
     )  # fmt: skip
