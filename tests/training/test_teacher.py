@@ -36,7 +36,7 @@ def vae_stage(settings=TINY):
 
 def unet_stage(pool, tokenizer, settings=TINY, **options):
     torch.manual_seed(1)
-    unet = scenes64.build_unet((16, 24), text_width=32)
+    unet = scenes64.build_unet((48, 32), text_width=32)
     encoder = scenes64.build_text_encoder(tokenizer, width=32, layers=1)
     schedule = Schedule.from_diffusers(scenes64.build_scheduler())
     empty = torch.tensor(tokenizer([""], padding="max_length", max_length=scenes64.TOKENS).input_ids)
@@ -110,12 +110,13 @@ def test_times_cover_all_and_captions_are_dropped(pool, tokenizer):
     assert (tokens == stage.empty).all(1).float().mean() == pytest.approx(0.25, abs=0.12)
 
 
-def test_min_snr_weights(pool, tokenizer):
-    stage = unet_stage(pool, tokenizer, min_snr=5.0)
-    t = torch.tensor([0, 500, 999])
+def test_errors_of_x0_are_weighted_like_v_up_to_a_bound(pool, tokenizer):
+    stage = unet_stage(pool, tokenizer, max_weight=5.0)
+    t = torch.tensor([0, 100, 500, 999])
     snr = (stage.schedule.alpha(t) / stage.schedule.sigma(t)) ** 2
-    assert torch.allclose(stage._weights(t), torch.minimum(snr, torch.tensor(5.0)) / snr)
-    assert torch.equal(unet_stage(pool, tokenizer, min_snr=None)._weights(t), torch.ones(3))
+    of_x0 = stage._weights(t) * snr
+    assert torch.allclose(of_x0, torch.minimum(snr + 1, torch.tensor(5.0)))
+    assert of_x0[0] == 5.0 and of_x0[-1] == pytest.approx(1.005, abs=0.003)
 
 
 def test_both_stages_to_a_folder(tmp_path):

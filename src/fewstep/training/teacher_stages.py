@@ -125,7 +125,8 @@ class TextToImageStage:
 
     Args:
         caption_dropout: how often a caption is replaced by the empty one, for classifier-free guidance.
-        min_snr: the loss of a time is weighted min(SNR, min_snr) / SNR (min-SNR weighting); None weighs all alike.
+        max_weight: the squared error of x0 is weighted min(SNR + 1, max_weight): as a v-prediction's where noise is
+            high, so that composition and text count, and no more than that where noise is low.
     """
 
     name = "unet"
@@ -139,12 +140,12 @@ class TextToImageStage:
         schedule: Schedule,
         settings: TrainingSettings,
         caption_dropout: float = 0.1,
-        min_snr: float | None = 5.0,
+        max_weight: float = 10.0,
     ) -> None:
         self.networks: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
         self.unet, self.text_encoder = unet, text_encoder
         self.pool, self.empty, self.schedule, self.settings = pool, empty, schedule, settings
-        self.caption_dropout, self.min_snr = caption_dropout, min_snr
+        self.caption_dropout, self.max_weight = caption_dropout, max_weight
 
     def loss(self, rng: Rng) -> dict[str, Tensor]:
         x0, tokens = self._draw(rng)
@@ -173,7 +174,6 @@ class TextToImageStage:
         return ((parts + rng.sample.uniform("times")) / rng.batch_size * total).long().clamp_max(total - 1)
 
     def _weights(self, times: Tensor) -> Tensor:
-        if self.min_snr is None:
-            return torch.ones(len(times))
+        """Of epsilon's squared error, which is SNR times that of x0."""
         snr = (self.schedule.alpha(times) / self.schedule.sigma(times)).square()
-        return (self.min_snr / snr).clamp_max(1.0)
+        return (snr + 1).clamp_max(self.max_weight) / snr
