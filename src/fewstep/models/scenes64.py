@@ -79,7 +79,10 @@ def _identity(weight: Tensor, averaging: bool) -> Tensor:
 
 
 def build_unet(channels: tuple[int, int] = (64, 104), text_width: int = _TEXT_WIDTH) -> Any:
-    """UNet2DConditionModel of 2.8 M parameters and 0.13 GFLOP: plain at 8x8 (48 channels or more), transformers at 4x4."""
+    """UNet2DConditionModel of 2.8 M parameters and 0.13 GFLOP: plain at 8x8, transformers at 4x4.
+
+    The first of ``channels`` must be 48 or more: 16 latents pass twice, beside eight pairs of constants.
+    """
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel(
