@@ -28,13 +28,13 @@ COLOURS: dict[str, RGB] = {
     "white": (0.96, 0.96, 0.95),
     "black": (0.08, 0.08, 0.09),
 }
-BACKGROUNDS = {"gradient": 0.3, "glow": 0.2, "bands": 0.15, "tiles": 0.15, "clouds": 0.2}
+BACKGROUNDS = {"gradient": 0.35, "glow": 0.25, "bands": 0.1, "tiles": 0.1, "clouds": 0.2}
 """Kinds and how often they come."""
-NUMBERS = (0.36, 0.34, 0.19, 0.11)
+NUMBERS = (0.45, 0.33, 0.14, 0.08)
 """How often 1, 2, 3 and 4 things come."""
 
-_RADII = {"small": (0.11, 0.135), "large": (0.18, 0.235)}
-_CROWDED = (0.17, 0.195)  # large things when there are three or four
+_RADII = {"small": (0.13, 0.16), "large": (0.225, 0.3)}
+_CROWDED = (0.2, 0.225)  # large things when there are three or four
 _CENTRE = 0.34  # left, right, top and bottom begin this near to the edge
 
 
@@ -163,17 +163,18 @@ def _draw_thing(rng: Random, shape: str, colour: str, others: list[Thing], numbe
         paint=paint,
         second=second,
         fill_angle=rng.uniform(0, math.pi),
-        fill_period=rng.uniform(0.085, 0.1) if size == "small" else rng.uniform(0.095, 0.125),
+        fill_period=rng.uniform(0.09, 0.11) if size == "small" else rng.uniform(0.1, 0.15),
         fill_phase=(rng.random(), rng.random()),
         fill_seed=rng.getrandbits(31),
     )
 
 
 def _free_place(rng: Random, radius: float, others: list[Thing]) -> tuple[float, float]:
-    """The first of 24 random places where at most a fifth of two radii overlaps, else the freest of them."""
+    """The first of 60 random places where at most a fifth of two radii overlaps, else the freest of them."""
+    edge = 0.8 * radius  # a little may lie outside
     best, most = (0.5, 0.5), -1.0
-    for _ in range(24):
-        x, y = rng.uniform(radius, 1 - radius), rng.uniform(radius, 1 - radius)
+    for _ in range(60):
+        x, y = rng.uniform(edge, 1 - edge), rng.uniform(edge, 1 - edge)
         room = min((math.hypot(x - o.x, y - o.y) / (radius + o.radius) for o in others), default=1.0)
         if room > most:
             best, most = (x, y), room
