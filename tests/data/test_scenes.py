@@ -107,11 +107,18 @@ def test_half_of_the_attributes_are_left_open(scenes):
     assert np.mean(placed) == pytest.approx(0.5, abs=0.05)
 
 
+def test_captions_can_state_more():
+    full = [Scenes(5).scene(i, stated=1.0) for i in range(500)]
+    assert rate_of_statements(full)["fill"] == 1.0
+    assert all(f.things == Scenes(5).scene(i).things for i, f in enumerate(full[:20]))
+
+
 def test_every_kind_comes_about_equally_often(scenes):
     things = [t for s in scenes for t in s.things]
-    for name, values in (("shape", SHAPES), ("colour", COLOURS), ("fill", FILLS), ("size", SIZES)):
+    for name, values in (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES)):
         shares = [np.mean([getattr(t, name) == v for t in things]) * len(values) for v in values]
         assert min(shares) > 0.8 and max(shares) < 1.2, name
+    assert np.mean([t.fill == "plain" for t in things]) == pytest.approx(0.36, abs=0.03)
 
 
 def test_places_are_where_they_say(scenes):

@@ -59,7 +59,7 @@ class TeacherSettings:
     )  # fmt: skip
     unet: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(
-            steps=5900, batch_size=64, learning_rate=1.5e-3, warmup_steps=200, lr_schedule="cosine",
+            steps=40000, batch_size=32, learning_rate=1.2e-3, warmup_steps=200, lr_schedule="cosine",
             betas=(0.9, 0.99), weight_decay=0.01, ema_decay=0.999,
         )
     )  # fmt: skip

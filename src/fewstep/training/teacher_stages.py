@@ -21,6 +21,10 @@ CROWDED = (0.1, 0.2, 0.3, 0.4)
 """How often 1, 2, 3, 4 things stand in the autoencoder's pictures: things are what is hard to draw."""
 
 
+STATED = (0.5, 0.9)
+"""How much captions of stage two state, by turns: full ones teach the words sooner, and all captions stay true."""
+
+
 class AutoencoderStage:
     """Trains a VAE on rendered scenes.
 
@@ -93,7 +97,9 @@ def encode_pool(vae: Any, tokenizer: Any, seed: int, size: int, tellings: int, d
         posterior = vae.encode(as_tensor(scenes.render(indices).images).to(device)).latent_dist
         means.append((posterior.mean * factor).to("cpu", torch.float16).contiguous())
         stds.append((posterior.std * factor).to("cpu", torch.float16).contiguous())
-        captions = [scenes.scene(i, telling).caption for i in indices for telling in range(tellings)]
+        captions = [
+            scenes.scene(i, telling, STATED[telling % 2]).caption for i in indices for telling in range(tellings)
+        ]
         tokens.append(token_ids(tokenizer, captions).to(torch.int16).unflatten(0, (len(indices), tellings)))
     return LatentPool(torch.cat(means), torch.cat(stds), torch.cat(tokens))
 

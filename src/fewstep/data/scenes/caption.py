@@ -32,12 +32,12 @@ WORDS: tuple[str, ...] = tuple(
 """Every word that can stand in a caption; nothing else can."""
 
 
-def describe(scene: Scene, rng: Random) -> Scene:
+def describe(scene: Scene, rng: Random, stated: float = 0.5) -> Scene:
     """``scene`` with a new caption.
 
     One caption in eight says nothing or only the number; one in four names some of several things. Of what is
-    named, size, colour and fill are each kept with probability 1/2, the place of the first with 1/2 where one word
-    says it, and one shape in eight becomes just "shape".
+    named, size, colour and fill are each kept with probability ``stated``, the place of the first likewise where
+    one word says it, and one shape in eight becomes just "shape".
     """
     number = len(scene.things)
     if rng.random() < 0.125:
@@ -49,7 +49,7 @@ def describe(scene: Scene, rng: Random) -> Scene:
     partial = len(groups) > 1 and rng.random() < 0.25
     if partial:
         groups = groups[: rng.randint(1, len(groups) - 1)]
-    mentions = [_mention(scene, group, rng, first=i == 0) for i, group in enumerate(groups)]
+    mentions = [_mention(scene, group, rng, stated, placed=i == 0) for i, group in enumerate(groups)]
     text = _join([_phrase(m) for m in mentions], closed=not partial)
     opening = rng.choice(_OPENINGS)
     if opening == "there is " and len(mentions[0].things) > 1:
@@ -66,11 +66,11 @@ def _vague(scene: Scene, rng: Random) -> Scene:
     return replace(scene, caption=caption, mentions=(), count=number)
 
 
-def _mention(scene: Scene, group: tuple[int, ...], rng: Random, first: bool) -> Mention:
+def _mention(scene: Scene, group: tuple[int, ...], rng: Random, stated: float, placed: bool) -> Mention:
     """What to say of the things in ``group``; of several, only what they share."""
     things = [scene.things[i] for i in group]
 
-    def keep(values: Sequence[str | None], probability: float = 0.5) -> str | None:
+    def keep(values: Sequence[str | None], probability: float = stated) -> str | None:
         chosen = rng.random() < probability
         return values[0] if chosen and len(set(values)) == 1 else None
 
@@ -80,7 +80,7 @@ def _mention(scene: Scene, group: tuple[int, ...], rng: Random, first: bool) -> 
         colour=keep([t.colour for t in things]),
         fill=keep([t.fill for t in things]),
         size=keep([t.size for t in things]),
-        place=keep([things[0].place], 0.5 if first and len(group) == 1 else 0.0),
+        place=keep([things[0].place], stated if placed and len(group) == 1 else 0.0),
     )
 
 

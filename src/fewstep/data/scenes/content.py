@@ -13,7 +13,8 @@ from random import Random
 RGB = tuple[float, float, float]
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "moon")
-FILLS = ("plain", "striped", "checked", "dotted", "grainy")
+FILLS = {"plain": 0.36, "striped": 0.16, "checked": 0.16, "dotted": 0.16, "grainy": 0.16}
+"""Kinds and how often they come."""
 SIZES = ("small", "large")
 PLACES = ("left", "right", "top", "bottom", "middle")
 COLOURS: dict[str, RGB] = {
@@ -30,7 +31,7 @@ COLOURS: dict[str, RGB] = {
 }
 BACKGROUNDS = {"gradient": 0.35, "glow": 0.25, "bands": 0.1, "tiles": 0.1, "clouds": 0.2}
 """Kinds and how often they come."""
-NUMBERS = (0.45, 0.33, 0.14, 0.08)
+NUMBERS = (0.48, 0.32, 0.13, 0.07)
 """How often 1, 2, 3 and 4 things come."""
 
 _RADII = {"small": (0.13, 0.16), "large": (0.225, 0.3)}
@@ -154,7 +155,7 @@ def _draw_thing(rng: Random, shape: str, colour: str, others: list[Thing], numbe
     return Thing(
         shape=shape,
         colour=colour,
-        fill=rng.choice(FILLS),
+        fill=rng.choices(tuple(FILLS), tuple(FILLS.values()))[0],
         size=size,
         x=x,
         y=y,
@@ -201,11 +202,11 @@ def _tone(rng: Random, avoid: list[RGB]) -> RGB:
     """A muted colour; of eight the first that is far from every colour in ``avoid``, else the farthest."""
     best, most = (0.5, 0.5, 0.5), -1.0
     for _ in range(8):
-        tone = _mix((rng.random(), rng.random(), rng.random()), (0.55, 0.55, 0.55), 0.35)
+        tone = _mix((rng.random(), rng.random(), rng.random()), (0.55, 0.55, 0.55), 0.5)
         distance = min(math.dist(tone, other) for other in avoid)
         if distance > most:
             best, most = tone, distance
-        if distance >= 0.42:
+        if distance >= 0.4:
             break
     return best
 

@@ -34,10 +34,10 @@ class Scenes:
     def __init__(self, seed: int, size: int = 64, numbers: Sequence[float] = NUMBERS) -> None:
         self.seed, self.size, self.numbers = seed, size, tuple(numbers)
 
-    def scene(self, index: int, telling: int = 0) -> Scene:
-        """Content and caption; ``telling`` gives other captions of the same picture."""
+    def scene(self, index: int, telling: int = 0, stated: float = 0.5) -> Scene:
+        """Content and caption; ``telling`` gives other captions of the same picture, ``stated`` fuller ones."""
         scene = draw_scene(Random(stream_key(self.seed, "scene", index)), self.numbers)
-        return describe(scene, Random(stream_key(self.seed, "caption", index, telling)))
+        return describe(scene, Random(stream_key(self.seed, "caption", index, telling)), stated)
 
     def render(self, indices: Iterable[int]) -> Rendered:
         """The scenes ``indices``, in their order."""
