@@ -31,11 +31,11 @@ COLOURS: dict[str, RGB] = {
 }
 BACKGROUNDS = {"gradient": 0.35, "glow": 0.25, "bands": 0.1, "tiles": 0.1, "clouds": 0.2}
 """Kinds and how often they come."""
-NUMBERS = (0.48, 0.32, 0.13, 0.07)
+NUMBERS = (0.55, 0.28, 0.11, 0.06)
 """How often 1, 2, 3 and 4 things come."""
 
-_RADII = {"small": (0.13, 0.16), "large": (0.225, 0.3)}
-_CROWDED = (0.2, 0.225)  # large things when there are three or four
+_RADII = {"small": (0.14, 0.17), "large": (0.25, 0.33)}
+_CROWDED = (0.21, 0.23)  # large things when there are three or four
 _CENTRE = 0.34  # left, right, top and bottom begin this near to the edge
 
 
@@ -164,7 +164,7 @@ def _draw_thing(rng: Random, shape: str, colour: str, others: list[Thing], numbe
         paint=paint,
         second=second,
         fill_angle=rng.uniform(0, math.pi),
-        fill_period=rng.uniform(0.09, 0.11) if size == "small" else rng.uniform(0.1, 0.15),
+        fill_period=rng.uniform(0.09, 0.11) if size == "small" else rng.uniform(0.11, 0.16),
         fill_phase=(rng.random(), rng.random()),
         fill_seed=rng.getrandbits(31),
     )
