@@ -34,8 +34,8 @@ BACKGROUNDS = {"gradient": 0.35, "glow": 0.25, "bands": 0.1, "tiles": 0.1, "clou
 NUMBERS = (0.55, 0.28, 0.11, 0.06)
 """How often 1, 2, 3 and 4 things come."""
 
-_RADII = {"small": (0.14, 0.17), "large": (0.25, 0.33)}
-_CROWDED = (0.21, 0.23)  # large things when there are three or four
+_SMALL = (0.14, 0.17)
+_LARGE = {1: (0.25, 0.33), 2: (0.22, 0.27), 3: (0.21, 0.23), 4: (0.2, 0.22)}  # by the number of things
 _CENTRE = 0.34  # left, right, top and bottom begin this near to the edge
 
 
@@ -145,8 +145,7 @@ def draw_scene(rng: Random, numbers: Sequence[float] = NUMBERS) -> Scene:
 
 def _draw_thing(rng: Random, shape: str, colour: str, others: list[Thing], number: int) -> Thing:
     size = rng.choice(SIZES)
-    low, high = _CROWDED if size == "large" and number > 2 else _RADII[size]
-    radius = rng.uniform(low, high)
+    radius = rng.uniform(*(_SMALL if size == "small" else _LARGE[number]))
     x, y = _free_place(rng, radius, others)
     paint = _jitter(rng, COLOURS[colour], 0.05)
     # the pattern is a paler or a darker tone of the same colour, so that its name stays right
