@@ -51,9 +51,15 @@ class ExtraInputs(nn.Module):
             if value is not None and name in self.project:
                 layer = cast(nn.Linear, self.project[name])
                 phase = 1000 * (value - 1) if name == "guidance_embed" else self._index(value)
-                part = layer(sinusoid(phase, EMBED_WIDTH).to(layer.weight.dtype))
+                part = layer(sinusoid(self._precise(phase, layer), EMBED_WIDTH).to(layer.weight.dtype))
                 total = part if total is None else total + part
         return total
+
+    @staticmethod
+    def _precise(phase: Tensor, layer: nn.Linear) -> Tensor:
+        """Whole table indices in the layer's precision too, not in sinusoid's least, float32."""
+        least = torch.promote_types(layer.weight.dtype, torch.float32)
+        return phase.to(torch.promote_types(phase.dtype, least))
 
     def _index(self, t: Tensor) -> Tensor:
         if self.schedule.family == "flow":

@@ -1,0 +1,242 @@
+"""One step of LCM and TCD worked out from the papers' formulas; shares no mathematics with the library."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Batch
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.roles import Weights
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import build_roles
+
+KINDS = ("epsilon", "v_prediction", "sample", "flow")
+SCHEDULES = {"vp": Schedule.scaled_linear(), "edm": Schedule.edm(), "flow": Schedule.flow(shift=3.0)}
+CASES = [(name, kind) for name in SCHEDULES for kind in KINDS if (name, kind) != ("flow", "epsilon")]  # alpha = 0 there
+HOPS, RANK, SCALE = 5, 4, 2.0
+
+
+class Network(nn.Module):
+    """x [B, 2, 2, 2] with a text vector; extra inputs natively (``accepts``) or as the role's embedding (``extra``)."""
+
+    extra_width = 16
+
+    def __init__(self, accepts=()):
+        super().__init__()
+        self.accepts = frozenset(accepts)
+        self.inlet, self.time, self.text = nn.Linear(8, 16), nn.Linear(2, 16), nn.Linear(3, 16)
+        self.told = nn.ModuleDict({name: nn.Linear(2, 16) for name in sorted(accepts)})
+        self.hidden, self.outlet = nn.Linear(16, 16), nn.Linear(16, 8)
+
+    def forward(self, x, t, cond, *, end=None, guidance_embed=None, extra=None):
+        h = self.inlet(x.flatten(1)) + self.time(waves(t)) + self.text(cond["text"])
+        for name, value in (("end", end), ("guidance_embed", guidance_embed)):
+            if value is not None:
+                h = h + self.told[name](waves(value))
+        if extra is not None:
+            h = h + extra
+        return self.outlet(nn.functional.silu(self.hidden(torch.tanh(h)))).reshape(x.shape)
+
+
+def waves(t):
+    t = t.double()[:, None]
+    return torch.cat([torch.sin(t / 50), torch.cos(3 * t)], dim=1)
+
+
+# ------------------------------------------------------------------ schedules and predictions, by the formulas
+
+
+def alpha_sigma(name, t):
+    """Coefficients at times [B], to broadcast over x."""
+    t = np.asarray(t, dtype=np.float64)
+    if name == "vp":
+        bar = np.cumprod(1 - np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2)[t.astype(int)]
+        pair = np.sqrt(bar), np.sqrt(1 - bar)
+    else:
+        pair = (np.ones_like(t) if name == "edm" else 1 - t), t
+    return tuple(torch.from_numpy(c).reshape(-1, 1, 1, 1) for c in pair)
+
+
+def grid(name):
+    """The N + 1 times, increasing."""
+    i = np.arange(HOPS + 1)
+    if name == "vp":
+        return np.maximum(1000 // HOPS * i - 1, 0)
+    if name == "edm":
+        low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
+        return np.where(i == HOPS, 80.0, np.where(i == 0, 0.002, (low + i / HOPS * (high - low)) ** 7))
+    return 3 * (i / HOPS) / (1 + 2 * (i / HOPS))
+
+
+def x0_epsilon(name, kind, x, output, t):
+    """What a network output means (spec of predictions, one line each)."""
+    alpha, sigma = alpha_sigma(name, t)
+    if kind == "epsilon":
+        return (x - sigma * output) / alpha, output
+    if kind == "sample":
+        return output, (x - alpha * output) / sigma
+    if kind == "v_prediction":
+        norm = alpha**2 + sigma**2
+        return (alpha * x - sigma * output) / norm, (sigma * x + alpha * output) / norm
+    return (x - sigma * output) / (alpha + sigma), (x + alpha * output) / (alpha + sigma)
+
+
+def jump(name, pair, s):
+    alpha, sigma = alpha_sigma(name, s)
+    return alpha * pair[0] + sigma * pair[1]
+
+
+def consistency(name, x, x0, t):
+    """f(x, t): LCM's scalings with 10 t (vp), x0 itself (flow), CM's with sigma shifted by its minimum (edm)."""
+    t = torch.from_numpy(np.asarray(t, dtype=np.float64)).reshape(-1, 1, 1, 1)
+    if name == "vp":
+        return 0.25 / ((10 * t) ** 2 + 0.25) * x + 10 * t / ((10 * t) ** 2 + 0.25).sqrt() * x0
+    if name == "flow":
+        return x0
+    root = (t**2 + 0.25).sqrt()
+    raw = (x0 - 0.25 / root**2 * x) / (0.5 * t / root)  # the network F behind the denoised x0
+    return 0.25 / ((t - 0.002) ** 2 + 0.25) * x + (t - 0.002) * 0.5 / root * raw
+
+
+def distance(a, b, kind, c):
+    return ((a - b) ** 2).mean() if kind == "l2" else (((a - b) ** 2 + c**2).sqrt() - c).mean()
+
+
+# ------------------------------------------------------------------ a network under any weights
+
+
+def ask(base, tensors, name, x, t, text, told=None):
+    """The output of ``base`` with a role's tensors (all weights, or a LoRA, and extra inputs) in their places."""
+    weights = {key: p.detach() for key, p in base.named_parameters()}
+    extra = None
+    for key, value in tensors.items():
+        layer, _, part = key.rpartition(".lora_")
+        if key.startswith("extras."):
+            part = embedding(name, **told) @ value.T
+            extra = part if extra is None else extra + part
+        elif part == "A.weight":
+            weights[f"{layer}.weight"] = weights[f"{layer}.weight"] + SCALE * tensors[f"{layer}.lora_B.weight"] @ value
+        elif not part.startswith("B"):
+            weights[key] = value
+    inputs = {"extra": extra} if extra is not None else (told or {})
+    return functional_call(base, weights, (x, torch.from_numpy(t), Cond({"text": text})), inputs)
+
+
+def embedding(name, end=None, guidance_embed=None):
+    """256 sines and cosines: of 1000 w_LCM = 1000 (w - 1), or of the end time on the networks' 1000-step scale."""
+    if end is None:
+        phase = 1000 * (guidance_embed - 1)
+    else:
+        phase = {"vp": end, "edm": 250 * end.double().clamp_min(1e-8).log(), "flow": 1000 * end}[name]
+    angle = phase.double()[:, None] / 10000 ** (torch.arange(128, dtype=torch.float64) / 127)
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+# ------------------------------------------------------------------ one step
+
+
+@dataclass
+class Problem:
+    """A method with roles shaken off the teacher, a batch, and what the reference needs of both."""
+
+    name: str
+    kind: str
+    method: object
+    roles: object
+    base: nn.Module
+    batch: Batch
+    null: torch.Tensor
+
+    def tensors(self, role):
+        """The role's tensors as leaves of their own."""
+        own = self.roles.tensors_of(role) if role in self.roles._tensors else self.roles.tensors_of("student")
+        return {key: p.detach().clone().requires_grad_() for key, p in own.items()}
+
+
+def problem(cls, name, kind, weights="full", native=True, **settings):
+    """Everything in float64; a target with an EMA lags behind the student, as in training."""
+    method = cls(SCHEDULES[name], num_grid_steps=HOPS, **settings)
+    asked = {extra for spec in method.roles() for extra in spec.extra_inputs}
+    torch.manual_seed(0)
+    network = Network(asked if native else ()).double()
+    base = copy.deepcopy(network)
+    roles = build_roles(
+        Denoiser(network, SCHEDULES[name], kind),
+        method,
+        TrainingSettings(precision="fp64"),
+        Weights(weights, rank=RANK, alpha=SCALE * RANK),
+    )
+    with torch.no_grad():
+        for role in ("target", "student"):
+            for p in roles.tensors_of(role).values() if role in roles._tensors else ():
+                p.add_(0.1 * torch.randn_like(p))
+    x0, text, null = torch.randn(6, 2, 2, 2).double(), torch.randn(6, 3).double(), torch.randn(1, 3).double()
+    return Problem(name, kind, method, roles, base, Batch(x0, Cond({"text": text}, null={"text": null})), null)
+
+
+@dataclass
+class Step:
+    """What a step must come to."""
+
+    x_t: torch.Tensor
+    x_u: torch.Tensor
+    target: torch.Tensor
+    loss: torch.Tensor
+    gradients: dict
+
+
+def expected(p, draws, function, told=None, detach_target=True):
+    """The step by hand. ``function(pair, x, t)`` reads an (x0, eps) pair as the method's answer."""
+    text, x0, w = p.batch.cond["text"], p.batch.x0, draws.guidance_scale.reshape(-1, 1, 1, 1)
+    t, u = grid(p.name)[draws.index + 1], grid(p.name)[draws.index]
+    alpha, sigma = alpha_sigma(p.name, t)
+    x_t = alpha * x0 + sigma * draws.noise
+    teacher = [
+        x0_epsilon(p.name, p.kind, x_t, ask(p.base, {}, p.name, x_t, t, c), t) for c in (text, p.null.expand(6, 3))
+    ]
+    guided = tuple(with_ + (w - 1) * (with_ - without) for with_, without in zip(*teacher, strict=True))
+    x_u = jump(p.name, guided, u)
+    student = p.tensors("student")
+    followed = p.tensors("target") if p.method.settings.target_decay else student
+    said = ask(p.base, student, p.name, x_t, t, text, told)
+    answer = function(x0_epsilon(p.name, p.kind, x_t, said, t), x_t, t)
+    said = ask(p.base, followed, p.name, x_u, u, text, told)
+    target = function(x0_epsilon(p.name, p.kind, x_u, said, u), x_u, u)
+    target = target.detach() if detach_target else target
+    loss = distance(answer, target, p.method.settings.loss, p.method.settings.huber_c)
+    loss.backward()
+    return Step(x_t, x_u, target, loss, {key: leaf.grad for key, leaf in student.items()})
+
+
+def actual(p, draws):
+    """The same step by the method."""
+    shared = p.method.prepare(p.roles, p.batch, draws, {"student"})
+    loss = p.method.student(p.roles, p.batch, draws, shared).total
+    loss.backward(inputs=p.roles.parameters("student"))
+    gradients = {key: leaf.grad for key, leaf in p.roles.tensors_of("student").items()}
+    return Step(shared.x_t, shared.x_u, shared.target, loss, gradients)
+
+
+def assert_same(mine, theirs, limit=1e-10):
+    """Rows of the intermediates, the loss and every gradient agree to ``limit``, relative."""
+    for field in ("x_t", "x_u", "target"):
+        for row, wanted in zip(getattr(mine, field), getattr(theirs, field), strict=True):
+            assert off(row, wanted) <= limit, field
+    assert off(mine.loss, theirs.loss) <= limit
+    assert mine.gradients.keys() == theirs.gradients.keys()
+    for key, wanted in theirs.gradients.items():
+        assert wanted.abs().max() > 0, key
+        assert off(mine.gradients[key], wanted) <= limit, key
+
+
+def off(value, wanted):
+    """Largest difference relative to the largest number wanted."""
+    assert value.dtype == wanted.dtype == torch.float64
+    return float((value - wanted).detach().abs().max() / wanted.detach().abs().max())
