@@ -193,9 +193,7 @@ class GaussianMixture:
         return MixtureNetwork(self, schedule, prediction_type)
 
     def __repr__(self) -> str:
-        return (
-            f"GaussianMixture(num_components={self.num_components}, dim={self.dim}, num_classes={self.num_classes})"
-        )
+        return f"GaussianMixture(num_components={self.num_components}, dim={self.dim}, num_classes={self.num_classes})"
 
     # ---------------------------------------------------------------- inside
 

@@ -28,6 +28,7 @@ from torch import Tensor
 Array: TypeAlias = npt.NDArray[np.float64]
 Time: TypeAlias = "float | int | Tensor | Array"
 Spacing: TypeAlias = Literal["trailing", "leading", "linspace"]
+LCMGrid: TypeAlias = Literal["lcm", "lcm-v1"]
 Family: TypeAlias = Literal["vp", "edm", "flow"]
 
 SPACINGS = ("trailing", "leading", "linspace")
@@ -309,7 +310,7 @@ class Schedule:
         return np.ascontiguousarray(np.linspace(0, total - 1, n).round()[::-1].astype(np.int64))
 
     def lcm_timesteps(
-        self, num_inference_steps: int, original_inference_steps: int = 50, variant: Literal["lcm", "lcm-v1"] = "lcm"
+        self, num_inference_steps: int, original_inference_steps: int = 50, variant: LCMGrid = "lcm"
     ) -> Tensor:
         """LCM's and TCD's sampling times: a subset of the training grid, decreasing, [num_inference_steps].
 

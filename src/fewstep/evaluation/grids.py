@@ -11,7 +11,9 @@ from torch import Tensor
 _GAP, _INK, _PAPER = 4, (40, 40, 40), (250, 250, 250)
 
 
-def image_grid(rows: Sequence[Tensor], labels: Sequence[str], captions: Sequence[str] = (), scale: int = 2) -> Image.Image:
+def image_grid(
+    rows: Sequence[Tensor], labels: Sequence[str], captions: Sequence[str] = (), scale: int = 2
+) -> Image.Image:
     """One row of pictures for each label.
 
     Args:

@@ -85,7 +85,7 @@ def load_card(folder: Path) -> Card:
             raise ValueError("unknown format")
         return Card(**data | {"extra_inputs": tuple(data.get("extra_inputs", ()))})
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"The folder {folder} holds no student: {CARD_FILE} is missing or damaged ({error}).") from None
+        raise ValueError(f"{folder} holds no student: {CARD_FILE} is missing or damaged ({error}).") from None
 
 
 def load_student(teacher: Teacher, folder: Path, card: Card | None = None) -> Denoiser:

@@ -1,0 +1,129 @@
+"""Running a sampler: from noise to clean data, every state kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.prediction import Prediction
+from fewstep.diffusion.schedule import Array, Schedule, expand, working
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.sampling.samplers import Sampler, Step
+
+
+@dataclass
+class Trajectory:
+    """A sampling run.
+
+    Attributes:
+        x0: where it ended, [B, ...].
+        states: n + 1 of them in the schedule's own coordinates, the start first, x0 last; times sqrt(1 + sigma^2)
+            with sigma = sigma/alpha, a VP state is that of diffusers' Euler schedulers.
+        timesteps: [n] float64, the native times at which the network was asked.
+    """
+
+    x0: Tensor
+    states: list[Tensor]
+    timesteps: Tensor
+
+
+class _Draws:
+    """Unit normals: those the caller injected, in order, else new ones."""
+
+    def __init__(self, noises: Sequence[Tensor] | None, generator: torch.Generator | None, like: Tensor) -> None:
+        self.noises, self.generator, self.like, self.used = noises, generator, like, 0
+
+    def __call__(self) -> Tensor:
+        like = self.like
+        if self.noises is None:
+            device = self.generator.device if self.generator is not None else like.device
+            drawn = torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=device)
+            return drawn.to(like.device)
+        if self.used == len(self.noises):
+            raise ValueError(f"The sampler needs more than the {len(self.noises)} noises it was given.")
+        noise = self.noises[self.used].to(device=like.device, dtype=like.dtype)
+        if noise.shape != like.shape:
+            raise ValueError(f"noises[{self.used}] has shape {tuple(noise.shape)}, the state {tuple(like.shape)}.")
+        self.used += 1
+        return noise
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    noise: Tensor,
+    cond: Cond | None = None,
+    guidance_scale: float | Tensor = 1.0,
+    noises: Sequence[Tensor] | None = None,
+    start: Literal["unit", "table"] = "unit",
+    *,
+    guidance_embed: float | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Trajectory:
+    """Sample from ``denoiser``.
+
+    Args:
+        noise: [B, ...] unit normal; float64 stays float64, anything lower becomes float32.
+        guidance_scale: classifier-free guidance, number or [B]; 1 is off.
+        noises: unit normals [B, ...] that replace the sampler's own draws, in order.
+        start: "unit" starts from the noise itself, "table" from sigma times it, 0.9977 on Stable Diffusion's table, as
+            diffusers' Euler schedulers do. On EDM schedules both are sigma times the noise.
+        guidance_embed: guidance scale that a student is told (1 is off).
+        generator: of the sampler's draws; torch's global one when None.
+        callback: called with the number of steps done and the state.
+
+    Raises:
+        ValueError: one sentence, for a grid, start or noise that does not fit.
+    """
+    schedule = denoiser.schedule
+    times = sampler.times(schedule)
+    x = _start(schedule, working(noise), float(times[0]), start)
+    draw = _Draws(noises, generator, x)
+    states = walk(denoiser, sampler, x, times, draw, cond, guidance_scale, guidance_embed, callback)
+    return Trajectory(states[-1], states, torch.from_numpy(times[:-1].copy()))
+
+
+def walk(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    x: Tensor,
+    times: Array,
+    draw: Callable[[], Tensor],
+    cond: Cond | None = None,
+    guidance_scale: float | Tensor = 1.0,
+    guidance_embed: float | Tensor | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> list[Tensor]:
+    """Take a state x at times[0] down to times[-1]; returns all len(times) states."""
+    told = "end" in denoiser.accepts
+    embed = guidance_embed if "guidance_embed" in denoiser.accepts else None
+    states, before = [x], None
+    for i, (time, next_time) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
+        last = i == len(times) - 2
+        end = sampler.end(denoiser.schedule, time, next_time, last) if told else None
+
+        def ask(x: Tensor, t: float, end: float | None = end) -> Prediction:
+            return denoiser(x, t, cond, guidance_scale, end=end, guidance_embed=embed)
+
+        prediction = ask(states[-1], time)
+        states.append(sampler.step(Step(prediction, time, next_time, last, draw, ask, before)))
+        if sampler.multistep:
+            before = (time, prediction.x0)
+        if callback is not None:
+            callback(i + 1, states[-1])
+    return states
+
+
+def _start(schedule: Schedule, noise: Tensor, time: float, start: str) -> Tensor:
+    if start not in ("unit", "table"):
+        raise ValueError(f"Unknown start '{start}': use unit or table.")
+    if start == "unit" and schedule.family != "edm":
+        return noise
+    return expand(schedule.alpha_sigma(time)[1], noise) * noise

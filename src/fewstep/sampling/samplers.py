@@ -1,0 +1,397 @@
+"""Samplers: where the network is asked, and how its answer becomes the next state. All are jumps and re-noising.
+
+A sampler is a frozen dataclass. It is given ``num_inference_steps``, or ``timesteps`` (native times), or ``sigmas``;
+`times` says where it asks on a schedule, `step` makes one step. Running it is `fewstep.sampling.sample`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.consistency import consistency
+from fewstep.diffusion.prediction import Prediction
+from fewstep.diffusion.schedule import Array, Schedule, expand, host
+from fewstep.sampling.grids import Numbers, check_decreasing, spaced_times, times_of_sigmas
+
+
+@dataclass
+class Step:
+    """What a sampler knows when it steps.
+
+    Attributes:
+        prediction: the network's answer at (x_t, t).
+        time, next: native times t and where the step leads.
+        last: whether this is the last step.
+        draw: returns the next unit normal of the state's shape.
+        ask: asks the network again, ``ask(x, t)``.
+        before: time and x0 of the step before, None in the first.
+    """
+
+    prediction: Prediction
+    time: float
+    next: float
+    last: bool
+    draw: Callable[[], Tensor]
+    ask: Callable[[Tensor, float], Prediction]
+    before: tuple[float, Tensor] | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.prediction.schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Base of all samplers.
+
+    Args:
+        num_inference_steps: how many steps, on the grid ``timestep_spacing``.
+        timesteps: the sampler's own times instead, decreasing, in native time.
+        sigmas: or noise levels, decreasing: sigma/alpha (VP, EDM) or sigma (flow).
+        timestep_spacing: a grid of `fewstep.sampling.grids.spaced_times`; empty takes the sampler's own.
+        steps_offset: of the leading grid.
+        final: "clean" ends at alpha = 1, sigma = 0; "end" at the schedule's end (VP index 0, EDM sigma_min), which is
+            diffusers' ``set_alpha_to_one=False`` and ``final_sigmas_type="sigma_min"``. Empty takes the sampler's own.
+
+    Raises:
+        ValueError: unless exactly one of the first three is given, and for options that make no sense.
+    """
+
+    num_inference_steps: int | None = None
+    timesteps: Numbers | None = None
+    sigmas: Numbers | None = None
+    timestep_spacing: str = ""
+    steps_offset: int = 0
+    final: str = ""
+
+    name: ClassVar[str] = ""
+    spacing: ClassVar[str] = "trailing"
+    lands: ClassVar[str] = "clean"
+    multistep: ClassVar[bool] = False  # whether a step looks back at the one before
+
+    def __post_init__(self) -> None:
+        given = [k for k in ("num_inference_steps", "timesteps", "sigmas") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"{type(self).__name__} takes one of num_inference_steps, timesteps and sigmas, not "
+                f"{' and '.join(given) or 'none'}."
+            )
+        if self.final not in ("", "clean", "end"):
+            raise ValueError(f"Unknown final '{self.final}': use clean or end.")
+        eta = getattr(self, "eta", 0.0)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be between 0 and 1, not {eta}.")
+
+    def times(self, schedule: Schedule) -> Array:
+        """The n + 1 decreasing native times of a run: n network calls, then where it lands."""
+        landing = float(schedule.clean if (self.final or self.lands) == "clean" else schedule.end)
+        if self.timesteps is not None:
+            times, what = np.atleast_1d(host(self.timesteps)), "timesteps"
+        elif self.sigmas is not None:
+            times, what = times_of_sigmas(schedule, self.sigmas), "sigmas"
+        else:
+            assert self.num_inference_steps is not None
+            times, what = self._spaced(schedule, self.num_inference_steps), "The grid"
+            if times[-1] == landing:  # a grid that ends where this sampler lands has one point too few
+                times = self._spaced(schedule, self.num_inference_steps + 1)[:-1]
+        schedule.alpha_sigma(times)  # raises for times outside the schedule
+        return np.append(check_decreasing(times, what, landing), landing)
+
+    def _spaced(self, schedule: Schedule, n: int) -> Array:
+        return spaced_times(schedule, n, self.timestep_spacing or self.spacing, self.steps_offset, self._original)
+
+    @property
+    def _original(self) -> int:
+        return int(getattr(self, "original_inference_steps", 50))
+
+    def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
+        """The target time that a network with an ``end`` input is told."""
+        return next_time
+
+    def step(self, at: Step) -> Tensor:
+        """The next state, [B, ...], in the schedule's own coordinates."""
+        raise NotImplementedError
+
+
+# ---------------------------------------------------------------- two moves that all samplers share
+
+
+def renoise(schedule: Schedule, x: Tensor, s: float, t: float, z: Tensor) -> Tensor:
+    """From x_s to x_t, t noisier: (alpha_t/alpha_s) x + sqrt(sigma_t^2 - (alpha_t sigma_s/alpha_s)^2) z."""
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
+    ratio = np.asarray(alpha_t / alpha_s)
+    std = np.asarray(np.sqrt(np.maximum(sigma_t**2 - (ratio * sigma_s) ** 2, 0)))
+    return torch.addcmul(expand(ratio, x) * x, expand(std, x), z.to(x.dtype))
+
+
+def ancestral(at: Step, eta: float) -> Tensor:
+    """Jump to ``at.next``, a part of the noise made anew: DDIM's eta (Song et al. 2021, eq. 16), in any schedule.
+
+    eta = 1 is the posterior of the forward process, and the same as k-diffusion's ancestral step.
+    """
+    schedule, prediction = at.schedule, at.prediction
+    (alpha_t, sigma_t), (alpha, sigma) = schedule.alpha_sigma(at.time), schedule.alpha_sigma(at.next)
+    std = np.asarray(eta * sigma * np.sqrt(np.maximum(1 - (sigma * alpha_t / (alpha * sigma_t)) ** 2, 0)))
+    if std == 0:
+        return prediction.at(at.next)
+    kept = prediction.combine(alpha, np.asarray(np.sqrt(sigma**2 - std**2)))
+    return torch.addcmul(kept, expand(std, kept), at.draw().to(kept.dtype))
+
+
+# ---------------------------------------------------------------- few-step samplers
+
+
+@dataclass(frozen=True, kw_only=True)
+class LCM(Sampler):
+    """Jump to clean data, add fresh noise, repeat (Luo et al. 2023; Song et al. 2023, alg. 1).
+
+    The public step re-noises the answer as if it were clean, though it lives at the schedule's end; ``exact`` takes
+    that into account (on EDM schedules both are the published ``sqrt(t^2 - sigma_min^2)``).
+
+    Args:
+        original_inference_steps: of the grids "lcm" (diffusers' LCMScheduler, the default) and "lcm-v1".
+    """
+
+    original_inference_steps: int = 50
+    exact: bool = False
+
+    name: ClassVar[str] = "lcm"
+    spacing: ClassVar[str] = "lcm"
+
+    def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
+        return float(schedule.end)
+
+    def step(self, at: Step) -> Tensor:
+        x0, schedule = consistency(at.prediction), at.schedule
+        if at.last:
+            return x0
+        lives_at = schedule.end if self.exact or schedule.family == "edm" else schedule.clean
+        return renoise(schedule, x0, lives_at, at.next, at.draw())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TCD(Sampler):
+    """Strategic stochastic sampling (Zheng et al. 2024, alg. 4; diffusers' TCDScheduler).
+
+    Jump past the next time to ``s = (1 - eta) next`` — scaled as a table index, rounded down, on VP — and diffuse
+    back up to it. Ends at the schedule's end, VP index 0. eta = 0 never draws.
+    """
+
+    eta: float = 0.3
+    original_inference_steps: int = 50
+
+    name: ClassVar[str] = "tcd"
+    spacing: ClassVar[str] = "lcm"
+    lands: ClassVar[str] = "end"
+
+    def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
+        s = (1 - self.eta) * next_time
+        if schedule.family == "vp":
+            return float(max(math.floor(s + 1e-9), next_time if last else 0))
+        return max(s, float(next_time if last else schedule.end))
+
+    def step(self, at: Step) -> Tensor:
+        s = self.end(at.schedule, at.time, at.next, at.last)
+        x = at.prediction.at(s)
+        if at.last or self.eta == 0:
+            return x
+        return renoise(at.schedule, x, s, at.next, at.draw())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CTM(Sampler):
+    """Gamma sampling of consistency trajectory models (Kim et al. 2024, alg. 2, as their code has it).
+
+    Jump to noise level ``sqrt(1 - eta^2) (next - end) + end`` and diffuse back up. ``eta`` is the paper's gamma and
+    scales noise levels (sigma/alpha), unlike TCD's, which scales the time. 0: deterministic; 1: multistep CM.
+    """
+
+    eta: float = 0.0
+
+    name: ClassVar[str] = "ctm"
+    spacing: ClassVar[str] = "trailing"
+    lands: ClassVar[str] = "end"
+
+    def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
+        if last or self.eta == 0:
+            return next_time
+        if self.eta == 1:
+            return float(schedule.end)
+        lowest = schedule.eta(schedule.end)
+        level = math.sqrt(1 - self.eta**2) * (schedule.eta(next_time) - lowest) + lowest
+        return float(schedule.time_at(level))
+
+    def step(self, at: Step) -> Tensor:
+        s = self.end(at.schedule, at.time, at.next, at.last)
+        x = at.prediction.at(s)
+        return x if s == at.next else renoise(at.schedule, x, s, at.next, at.draw())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phased(Sampler):
+    """Jumps between the edges of PCM's phases, where its students were trained (Wang et al. 2024, alg. 2).
+
+    ``num_inference_steps`` is the number of phases. Other grids step off the edges and lose what was learned.
+
+    Args:
+        eta: share of fresh noise: ``alpha x0 + sigma (sqrt(1 - eta^2) eps + eta z)``, the paper's eq. 44 with
+            r = 1 - eta^2.
+        original_inference_steps: N of the training grid.
+    """
+
+    eta: float = 0.0
+    original_inference_steps: int = 50
+
+    name: ClassVar[str] = "phased"
+    spacing: ClassVar[str] = "phases"
+    lands: ClassVar[str] = "end"
+
+    def step(self, at: Step) -> Tensor:
+        if at.last or self.eta == 0:
+            return at.prediction.at(at.next)
+        alpha, sigma = at.schedule.alpha_sigma(at.next)
+        kept = at.prediction.combine(alpha, np.asarray(sigma * math.sqrt(1 - self.eta**2)))
+        return torch.addcmul(kept, expand(np.asarray(sigma * self.eta), kept), at.draw().to(kept.dtype))
+
+
+# ---------------------------------------------------------------- samplers of ordinary models
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIM(Sampler):
+    """Denoising diffusion implicit models (Song et al. 2021); ``eta`` = 1 is DDPM's noise."""
+
+    eta: float = 0.0
+
+    name: ClassVar[str] = "ddim"
+
+    def step(self, at: Step) -> Tensor:
+        return ancestral(at, self.eta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Euler(Sampler):
+    """Euler steps in sigma/alpha: diffusers' EulerDiscrete, and FlowMatchEulerDiscrete on flow schedules.
+
+    The same jump as DDIM's; "linspace" keeps fractions here, as those schedulers do.
+    """
+
+    name: ClassVar[str] = "euler"
+
+    def _spaced(self, schedule: Schedule, n: int) -> Array:
+        if schedule.family == "vp" and self.timestep_spacing == "linspace":
+            return np.linspace(0, schedule.start, n)[::-1].copy()  # one step asks at index 0, as it does there
+        return super()._spaced(schedule, n)
+
+    def step(self, at: Step) -> Tensor:
+        return at.prediction.at(at.next)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EulerAncestral(Euler):
+    """k-diffusion's ancestral Euler: SDXL-Turbo's sampler."""
+
+    eta: float = 1.0
+
+    name: ClassVar[str] = "euler-ancestral"
+
+    def step(self, at: Step) -> Tensor:
+        return ancestral(at, self.eta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun(Euler):
+    """Heun's second-order steps (Karras et al. 2022, alg. 1), two calls each: in sigma/alpha; in t on flow schedules.
+
+    First order where the step ends at clean data or starts at pure noise of a VP schedule.
+    """
+
+    name: ClassVar[str] = "heun"
+
+    def step(self, at: Step) -> Tensor:
+        schedule, first = at.schedule, at.prediction
+        jump = first.at(at.next)
+        (alpha_t, sigma_t), (alpha, sigma) = schedule.alpha_sigma(at.time), schedule.alpha_sigma(at.next)
+        if sigma == 0 or (alpha_t == 0 and schedule.family != "flow"):
+            return jump
+        second = at.ask(jump, at.next)
+        if schedule.family == "flow":
+            return torch.add(first.x, first.flow + second.flow, alpha=(at.next - at.time) / 2)
+        slope = np.asarray(alpha * (sigma / alpha - sigma_t / alpha_t) / 2)
+        straight = expand(np.asarray(alpha / alpha_t), first.x) * first.x
+        return torch.addcmul(straight, expand(slope, straight), first.epsilon + second.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMSolverPP2M(Sampler):
+    """DPM-Solver++ 2M, midpoint (Lu et al. 2022, alg. 2), as diffusers' DPMSolverMultistep has it by default.
+
+    The first step is of first order, and so is the last one when it ends at clean data or n < 15.
+    """
+
+    name: ClassVar[str] = "dpm++2m"
+    multistep: ClassVar[bool] = True
+
+    def _spaced(self, schedule: Schedule, n: int) -> Array:
+        """diffusers lays n + 1 points for this solver's leading and linspace grids, and drops the lowest."""
+        total = schedule.num_train_timesteps
+        if schedule.family == "vp" and self.timestep_spacing == "linspace":
+            return np.linspace(0, total - 1, n + 1).round()[:0:-1]
+        if schedule.family == "vp" and self.timestep_spacing == "leading":
+            return np.asarray(np.arange(n, 0, -1) * (total // (n + 1)) + self.steps_offset, dtype=np.float64)
+        return super()._spaced(schedule, n)
+
+    def step(self, at: Step) -> Tensor:
+        schedule, prediction = at.schedule, at.prediction
+        jump = prediction.at(at.next)
+        if at.before is None or self._first_order(at):
+            return jump
+        time_before, x0_before = at.before
+        ratio = self._slope_ratio(schedule, time_before, at.time, at.next)
+        (alpha_t, sigma_t), (alpha, sigma) = schedule.alpha_sigma(at.time), schedule.alpha_sigma(at.next)
+        weight = np.asarray((alpha - sigma * alpha_t / sigma_t) * ratio / 2)
+        return torch.addcmul(jump, expand(weight, jump), prediction.x0 - x0_before)
+
+    def _first_order(self, at: Step) -> bool:
+        if not at.last:
+            return False
+        return at.schedule.alpha_sigma(at.next)[1] == 0 or (self.num_steps is not None and self.num_steps < 15)
+
+    @property
+    def num_steps(self) -> int | None:
+        """How many steps were asked for, before a closing 0 of ``sigmas`` is dropped."""
+        given = self.timesteps if self.timesteps is not None else self.sigmas
+        return self.num_inference_steps if given is None else len(given)
+
+    @staticmethod
+    def _slope_ratio(schedule: Schedule, before: float, now: float, after: float) -> float:
+        """(lambda_after - lambda_now) / (lambda_now - lambda_before), lambda = log(alpha/sigma); 0 after pure noise."""
+        with np.errstate(divide="ignore"):
+            lambdas = [-float(np.log(schedule.eta(t))) for t in (before, now, after)]
+        return (lambdas[2] - lambdas[1]) / (lambdas[1] - lambdas[0])
+
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    cls.name: cls for cls in (LCM, TCD, CTM, Phased, DDIM, Euler, EulerAncestral, Heun, DPMSolverPP2M)
+}
+
+
+def make_sampler(name: str, **options: Any) -> Sampler:
+    """The sampler of that name; options that this sampler does not have are an error of one sentence.
+
+    Raises:
+        ValueError: unknown name or option.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"Unknown sampler '{name}': use {', '.join(SAMPLERS)}.")
+    known = {f.name for f in fields(SAMPLERS[name])}
+    for option in options.keys() - known:
+        raise ValueError(f"The sampler {name} has no option '{option}': it has {', '.join(sorted(known))}.")
+    return SAMPLERS[name](**options)
