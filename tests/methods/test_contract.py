@@ -1,0 +1,237 @@
+"""What every method in the registry must keep, whatever it computes: gradients, replays, micro-batches, calls.
+
+A toy method of two players goes through the same tests: its student learns through its critic.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.data.sources import LatentSource, MixtureSource
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Loss, Method, Player, Progress, RoleSpec
+from fewstep.methods.random import Rng
+from fewstep.methods.registry import METHODS
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.mlp import MLP
+from fewstep.models.roles import Weights
+from fewstep.training.players import PlayerState
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import Trainer, build_roles
+
+VP = Schedule.scaled_linear()
+RING = GaussianMixture.ring(6, 1.0, 0.3, num_classes=3)
+SOURCE = MixtureSource(RING, range(3))
+BATCH, SEED = 12, 5
+# Beside its defaults: an EMA target, inputs the student is told, a scale drawn per sample.
+SETTINGS = [
+    {},
+    {"target_decay": 0.9, "guidance_scale": (2.0, 6.0)},
+    {"guidance_embed": True, "guidance_scale": (2.0, 6.0)},
+    {"tell_end": True, "target_decay": 0.9},
+]
+
+
+class Duel(Method):
+    """The student, every second step, minimises what the critic makes of its answer; the critic follows the teacher."""
+
+    name = "duel"
+    players = (Player("student", every=2), Player("critic"))
+
+    def roles(self):
+        return RoleSpec("student"), RoleSpec("critic")
+
+    def draw(self, batch, rng, progress):
+        return Noise(rng.sample.normal("noise", batch.x0.shape[1:]), rng.shared.integer("time", 100, 900))
+
+    def prepare(self, roles, batch, draws, due):
+        return roles.student(self.schedule.add_noise(batch.x0, draws.noise, draws.time), draws.time, batch.cond).x0
+
+    def student(self, roles, batch, draws, shared):
+        return Loss((roles.critic(shared, 300, batch.cond).x0 - batch.x0).square().mean())
+
+    def critic(self, roles, batch, draws, shared):
+        shared = shared.detach()
+        wanted = roles.teacher(shared, 300, batch.cond).x0
+        return Loss((roles.critic(shared, 300, batch.cond).x0 - wanted).square().mean())
+
+    def calls_per_step(self):
+        return {"student": 1, "critic": 2, "teacher": 1}
+
+
+@dataclasses.dataclass
+class Noise:
+    noise: Tensor
+    time: int
+
+
+def known(cls, settings):
+    return settings.keys() <= {field.name for field in dataclasses.fields(cls.Settings)}
+
+
+VARIANTS = [
+    pytest.param(cls, settings, id="-".join([name, *settings]))
+    for name, cls in (METHODS | {"duel": Duel}).items()
+    for settings in SETTINGS
+    if known(cls, settings)
+]
+every_method = pytest.mark.parametrize(("cls", "settings"), VARIANTS)
+every_kind = pytest.mark.parametrize("kind", ["lora", "full"])
+
+
+class Teacher(MLP):
+    """Counts its own calls, independently of the Denoiser."""
+
+    calls = 0
+    extra_width = 16
+
+    def forward(self, x, t, cond=None, *, extra=None, **inputs):
+        Teacher.calls += 1
+        said = super().forward(x, t, cond, **inputs)
+        return said if extra is None else said + extra[:, :2]
+
+
+def build(cls, settings, kind="lora", **training):
+    """The method with every role shaken off the teacher (a fresh LoRA has B = 0, which hides A's gradient)."""
+    torch.manual_seed(0)
+    method = cls(VP, **settings)
+    network = Teacher(VP, 2, width=16, depth=2, num_classes=3).double()
+    training = TrainingSettings(**{"precision": "fp64", "batch_size": BATCH, "learning_rate": 1e-2} | training)
+    roles = build_roles(Denoiser(network, VP, "epsilon"), method, training, Weights(kind, rank=4))
+    with torch.no_grad():
+        for tensor in roles.tensors().values():
+            tensor.add_(0.1 * torch.randn_like(tensor))
+    return method, roles, training
+
+
+def step(method, roles, rng):
+    """Draws of a step and every player's loss."""
+    batch = SOURCE.batch(rng)
+    draws = method.draw(batch, rng, Progress(rng.step, 10))
+    shared = method.prepare(roles, batch, draws, {player.name for player in method.players})
+    losses = {player.name: getattr(method, player.name)(roles, batch, draws, shared) for player in method.players}
+    return draws, losses
+
+
+def rng_of(rows=None, step=0):
+    return Rng(SEED, step, BATCH, rows, dtype=torch.float64)
+
+
+@every_kind
+@every_method
+def test_each_loss_reaches_its_players_parameters_and_nobody_elses(cls, settings, kind):
+    method, roles, training = build(cls, settings, kind, ema_decay=0.9)
+    players = [PlayerState(p, [w for r in p.roles for w in roles.parameters(r)], training) for p in method.players]
+    everybody = {id(w): w for view in roles.views().values() for w in view.network.network.parameters()}
+    everybody |= {id(w): w for w in roles.tensors().values()}
+    for player in players:
+        step(method, roles, rng_of())[1][player.player.name].total.backward(inputs=player.parameters)
+        reached = {key for key, w in everybody.items() if w.grad is not None}
+        assert reached == {id(w) for w in player.parameters}
+        assert all(w.grad.any() for w in player.parameters)
+        others = {key: w.detach().clone() for key, w in everybody.items() if key not in reached}
+        player.update(0)
+        assert all(torch.equal(everybody[key], value) for key, value in others.items())
+
+
+@every_kind
+@every_method
+def test_every_loss_is_a_scalar_with_detached_parts(cls, settings, kind):
+    method, roles, _ = build(cls, settings, kind)
+    for loss in step(method, roles, rng_of())[1].values():
+        assert loss.total.shape == () and loss.total.dtype == torch.float64 and loss.total.requires_grad
+        assert all(v.shape == () and not v.requires_grad for v in (loss.parts | loss.stats).values())
+
+
+@every_kind
+@every_method
+def test_same_draws_same_loss_to_the_bit_and_other_draws_another(cls, settings, kind):
+    method, roles, _ = build(cls, settings, kind)
+    torch.manual_seed(1)
+    _, first = step(method, roles, rng_of())
+    torch.manual_seed(2)  # nothing may depend on the global generator
+    _, again = step(method, roles, rng_of())
+    _, other = step(method, roles, rng_of(step=1))
+    for name in first:
+        assert torch.equal(first[name].total, again[name].total)
+        assert not torch.equal(first[name].total, other[name].total)
+
+
+def fields(draws):
+    return {f.name: getattr(draws, f.name) for f in dataclasses.fields(draws)}
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+@every_method
+def test_micro_batches_see_the_numbers_of_the_whole_batch(cls, settings, accumulation):
+    method, roles, _ = build(cls, settings)
+    size = BATCH // accumulation
+    parts = [rng_of(slice(i * size, (i + 1) * size)) for i in range(accumulation)]
+    whole = fields(step(method, roles, rng_of())[0])
+    pieces = [fields(step(method, roles, rng)[0]) for rng in parts]
+    for name, value in whole.items():
+        if isinstance(value, Tensor):
+            assert len(value) == BATCH and torch.equal(torch.cat([piece[name] for piece in pieces]), value)
+        else:
+            assert all(piece[name] == value for piece in pieces)
+    x0 = SOURCE.batch(rng_of()).x0
+    assert torch.equal(torch.cat([SOURCE.batch(rng).x0 for rng in parts]), x0)
+
+
+@every_kind
+@every_method
+def test_accumulation_changes_a_step_by_rounding_only(cls, settings, kind):
+    """Weights and AdamW's moments: the moments are gradients unscaled, the weights' first step hides their size."""
+    after = []
+    for accumulation in (1, 3):
+        method, roles, training = build(cls, settings, kind, accumulation=accumulation, max_grad_norm=0.0)
+        trainer = Trainer(method, roles, SOURCE, training, seed=SEED)
+        trainer.step(0)
+        after.append(trainer.tensors())
+    assert any(name.endswith("/exp_avg") and value.any() for name, value in after[0].items())
+    assert after[0].keys() == after[1].keys()
+    for name, value in after[0].items():
+        torch.testing.assert_close(after[1][name], value, rtol=1e-8, atol=1e-12)
+
+
+@every_kind
+@every_method
+def test_calls_per_step_are_those_the_denoisers_counted(cls, settings, kind):
+    method, roles, training = build(cls, settings, kind)
+    Teacher.calls = 0
+    Trainer(method, roles, SOURCE, training, seed=SEED).step(0)  # at step 0 every player is due
+    declared, views = method.calls_per_step(), roles.views()
+    assert declared.keys() <= views.keys()
+    for view in {id(v): v for v in views.values()}.values():  # a target without an EMA is the student's own view
+        names = [name for name, other in views.items() if other is view]
+        assert view.cost.calls == sum(declared.get(name, 0) for name in names), names
+    assert Teacher.calls == roles.cost().calls == sum(declared.values())
+
+
+@every_kind
+@every_method
+def test_the_teacher_is_the_same_to_the_bit_after_training(cls, settings, kind):
+    method, roles, training = build(cls, settings, kind, steps=5, ema_decay=0.9, log_every=2)
+    batch = SOURCE.batch(rng_of())
+    times = torch.linspace(0, 999, BATCH).long()
+    before = roles.teacher(batch.x0, times, batch.cond, guidance_scale=3.0).output
+    student = roles.student(batch.x0, times, batch.cond, **told(roles)).output
+    Trainer(method, roles, SOURCE, training, seed=SEED).run()
+    assert torch.equal(roles.teacher(batch.x0, times, batch.cond, guidance_scale=3.0).output, before)
+    assert not torch.equal(roles.student(batch.x0, times, batch.cond, **told(roles)).output, student)
+
+
+def told(roles):
+    return {name: 3.0 for name in roles.student.accepts}
+
+
+def test_a_source_of_latents_gives_micro_batches_the_rows_of_the_whole_batch():
+    generator = torch.Generator().manual_seed(0)
+    source = LatentSource(torch.randn(7, 2, generator=generator), torch.rand(7, 2, generator=generator), None)
+    whole = [source.batch(rng_of(step=s)).x0 for s in range(3)]
+    parts = [torch.cat([source.batch(rng_of(slice(i, i + 4), s)).x0 for i in (0, 4, 8)]) for s in range(3)]
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    assert not torch.equal(whole[0], whole[1])
