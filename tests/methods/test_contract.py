@@ -16,6 +16,7 @@ from fewstep.methods.base import Loss, Method, Player, Progress, RoleSpec
 from fewstep.methods.random import Rng
 from fewstep.methods.registry import METHODS
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.lora import base_parameters
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Weights
 from fewstep.training.players import PlayerState
@@ -127,8 +128,9 @@ def test_each_loss_reaches_its_players_parameters_and_nobody_elses(cls, settings
     players = [PlayerState(p, [w for r in p.roles for w in roles.parameters(r)], training) for p in method.players]
     everybody = {id(w): w for view in roles.views().values() for w in view.network.network.parameters()}
     everybody |= {id(w): w for w in roles.tensors().values()}
+    assert not any(w.requires_grad for w in base_parameters(roles.base))
     for player in players:
-        step(method, roles, rng_of())[1][player.player.name].total.backward(inputs=player.parameters)
+        player.backward(step(method, roles, rng_of())[1][player.player.name].total, 1)
         reached = {key for key, w in everybody.items() if w.grad is not None}
         assert reached == {id(w) for w in player.parameters}
         assert all(w.grad.any() for w in player.parameters)
