@@ -16,7 +16,7 @@ class PlayerState:
 
     Gradients reach this player's parameters and nobody else's because `backward` names them; requires_grad is
     never toggled. A step whose gradient is not finite is skipped on the device, without asking the host, and
-    remembered: weights stay those of the last good step.
+    remembered; so are all steps after it: weights stay those of the last good step until the host looks.
     """
 
     def __init__(self, player: Player, parameters: Sequence[nn.Parameter], settings: TrainingSettings) -> None:
@@ -48,8 +48,8 @@ class PlayerState:
         bad = ~torch.isfinite(norm)
         if self.settings.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
-        self.optimizer.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
         self.first_bad_step = torch.where(bad, self.first_bad_step.clamp_max(step), self.first_bad_step)
+        self.optimizer.found_inf = self.first_bad_step.isfinite().to(torch.float32)  # type: ignore[attr-defined]
         self.optimizer.param_groups[0]["lr"] = self.settings.rate(step, self.player.name)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

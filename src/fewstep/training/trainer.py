@@ -42,7 +42,7 @@ class TrainingStopped(Exception):
         self.step = step
 
 
-class NotFinite(Exception):
+class NotFinite(ArithmeticError):
     """A gradient became NaN or infinite; the weights are still those of the step before."""
 
 
@@ -101,6 +101,7 @@ class Trainer:
             for player in method.players
         ]
         self.done = 0
+        self.spent = 0  # forward equivalents before the last resume
         self.meter = Meter()
         self.last_record: dict[str, Any] = {}
 
@@ -156,18 +157,18 @@ class Trainer:
             while self.done < settings.steps:
                 self.step(self.done)
                 self.done += 1
-                last = self.done == settings.steps
+                last, stop = self.done == settings.steps, stopping.is_set()  # a later request waits for the next step
                 if self.done % settings.log_every == 0 or last:
                     self._log(log, speed, advance)
                 else:
                     advance(self.done)
-                if self.done % settings.checkpoint_every == 0 or last or stopping.is_set():
+                if self.done % settings.checkpoint_every == 0 or last or stop:
                     self._guard()
                     self.save()
                 for every, hook in self.hooks:
                     if self.done % every == 0 or last:
                         hook(self.done)
-                if stopping.is_set() and not last:
+                if stop and not last:
                     raise TrainingStopped(f"Stopped after step {self.done} of {settings.steps}.", self.done)
 
     def _bar(self) -> Any:
@@ -178,13 +179,17 @@ class Trainer:
         record = {"step": self.done, **self.meter.read()}
         record["learning_rate"] = self.settings.rate(self.done - 1)
         record["steps_per_second"] = speed.read(self.done)
-        record["forward_equivalents"] = self.roles.cost().forward_equivalents
+        record["forward_equivalents"] = self.cost()
         self.last_record = record
         if log:
             log.write(record)
         losses = "  ".join(f"{p.player.name} {record[f'{p.player.name}/loss']:.4g}" for p in self.players
                            if f"{p.player.name}/loss" in record)  # fmt: skip
         advance(self.done, f"{losses}  {record['steps_per_second']:.1f} steps/s")
+
+    def cost(self) -> int:
+        """Forward equivalents of the networks so far, earlier processes of the run included."""
+        return self.spent + self.roles.cost().forward_equivalents
 
     def _guard(self) -> None:
         """Read the players' guards: the one synchronisation, at log and checkpoint steps."""
@@ -212,6 +217,7 @@ class Trainer:
         if self.run_dir is None:
             return None
         state = {"seed": self.seed, "method": self.method.name, "torch": torch.__version__}
+        state["forward_equivalents"] = self.cost()
         folder = self.run_dir / "checkpoints"
         return checkpoint.save(folder, self.done, self.tensors(), state, self.settings.keep_checkpoints)
 
@@ -227,6 +233,7 @@ class Trainer:
         for player in self.players:
             player.load_tensors(checkpoint.split(tensors, f"optimizer/{player.player.name}"))
         self.done = int(state["step"])
+        self.spent = int(state.get("forward_equivalents", 0))
 
 
 @contextmanager
