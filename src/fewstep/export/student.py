@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,8 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.models.lora import adapter_scale
 from fewstep.models.roles import RoleNetwork, Roles, Weights
-from fewstep.training.checkpoint import replace_text, save_tensors
+from fewstep.sampling import SAMPLERS, Sampler, make_sampler
+from fewstep.training.checkpoint import replace_tensors, replace_text
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 OWN_FILE = "fewstep_student.safetensors"
@@ -38,7 +39,7 @@ class Card:
 
     Attributes:
         method: what trained it. sampler: the sampler that its method wants.
-        num_inference_steps, eta: of that sampler.
+        num_inference_steps, eta, original_inference_steps: of that sampler.
         weights: "lora" or "full". rank: of the LoRA.
         teacher: the model it was distilled from.
         extra_inputs: what it must be told: "end", "guidance_embed".
@@ -52,6 +53,7 @@ class Card:
     weights: Literal["lora", "full"]
     teacher: str
     eta: float = 0.0
+    original_inference_steps: int = 50
     rank: int = 0
     extra_inputs: tuple[str, ...] = ()
     guidance_embed: float | None = None
@@ -65,10 +67,8 @@ def save_student(folder: Path, roles: Roles, card: Card, role: str = "student") 
     shareable = card.weights == "lora" and not card.extra_inputs
     tensors = _folded(roles, role) if card.weights == "lora" else roles.tensors_of(role)
     path = folder / (LORA_FILE if shareable else OWN_FILE)
-    part = path.with_name(f".{path.name}.part")
     plain = {name: t.detach().to("cpu", torch.float32).contiguous().clone() for name, t in tensors.items()}
-    save_tensors(part, plain, metadata={"format": "pt", "fewstep": json.dumps(asdict(card))})
-    part.replace(path)
+    replace_tensors(path, plain, {"format": "pt", "fewstep": json.dumps(asdict(card))})
     replace_text(folder / CARD_FILE, json.dumps(asdict(card), indent=1) + "\n")
     return path
 
@@ -86,6 +86,17 @@ def load_card(folder: Path) -> Card:
         return Card(**data | {"extra_inputs": tuple(data.get("extra_inputs", ()))})
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder} holds no student: {CARD_FILE} is missing or damaged ({error}).") from None
+
+
+def sampler_of(card: Card, name: str | None = None, **options: Any) -> Sampler:
+    """The sampler that a card asks for; ``name`` and ``options`` (None: not given) override it."""
+    given = {key: value for key, value in options.items() if value is not None}
+    if not given.keys() & {"num_inference_steps", "timesteps", "sigmas"}:
+        given["num_inference_steps"] = card.num_inference_steps
+    if name in (None, card.sampler) and card.sampler in SAMPLERS:
+        for key in {"eta", "original_inference_steps"} & {f.name for f in fields(SAMPLERS[card.sampler])}:
+            given.setdefault(key, getattr(card, key))
+    return make_sampler(name or card.sampler, **given)
 
 
 def load_student(teacher: Teacher, folder: Path, card: Card | None = None) -> Denoiser:

@@ -114,6 +114,7 @@ class Method:
     summary: ClassVar[str] = ""
     players: ClassVar[tuple[Player, ...]] = (Player("student"),)
     streams: ClassVar[tuple[str, ...]] = ("data",)
+    sampler: ClassVar[str] = "ddim"  # the sampler its students want
     truth_settings: ClassVar[dict[str, Any]] = {}  # under which `fewstep verify` knows what it converges to
 
     @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class LCM(Method):
 
     name = "lcm"
     summary = "Latent consistency: one jump to clean data along the guided trajectory; re-noise for more steps."
-
+    sampler = "lcm"
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 10, "guidance_scale": 1.0, "loss": "l2"}
 
     @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class TCD(Method):
 
     name = "tcd"
     summary = "Trajectory consistency: jumps to any earlier time; sampled with as much noise (eta) as you like."
-
+    sampler = "tcd"
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 10, "guidance_scale": 1.0, "loss": "l2"}
 
     @dataclass(frozen=True)

@@ -85,6 +85,11 @@ class Teacher:
         return config.in_channels, height, width
 
     @property
+    def image_size(self) -> int:
+        """Side of the pictures in pixels, at the model's own size."""
+        return int(self.latent_shape[1] * 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1))
+
+    @property
     def latent_scale(self) -> tuple[float, float]:
         """(factor, shift): latents = (encoded - shift) * factor."""
         config = self.pipeline.vae.config

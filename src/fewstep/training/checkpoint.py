@@ -77,6 +77,13 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         os.fsync(file.fileno())
 
 
+def replace_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file so that readers see the old or the new one, never half of it."""
+    part = path.with_name(f".{path.name}.part")
+    save_tensors(part, tensors, metadata)
+    os.replace(part, path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file and flush it to disk."""
     with open(path, "w", encoding="utf-8") as file:

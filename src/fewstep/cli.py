@@ -1,0 +1,245 @@
+"""The command line. Nothing heavy is imported before a command runs: ``fewstep --help`` must be quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fewstep.evaluation.compare import Outcome
+
+app = typer.Typer(
+    name="fewstep",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Turn any diffusion model into one that needs 1-8 steps.
+
+Try `fewstep demo` first: it distils a small model on this machine in minutes and shows pictures.
+Then `fewstep distill RECIPE` with a recipe of your own (`fewstep recipes` lists the shipped ones).""",
+)
+teacher_app = typer.Typer(no_args_is_help=True, help="Train scenes-64, the model that ships with fewstep.")
+app.add_typer(teacher_app, name="teacher")
+
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set training.steps=500")
+]
+
+
+@app.command()
+def distill(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")],
+    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/<recipe>).")] = None,
+    overrides: Sets = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and its cost, and stop.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Distil a teacher into a few-step student, as a recipe says.
+
+    Ctrl-C saves everything; --resume then continues to the same weights as if nothing had happened.
+    """
+    from fewstep.recipe import as_yaml, load_recipe
+
+    resolved = load_recipe(recipe, overrides or ())
+    folder = out or Path("runs") / Path(recipe).stem
+    if dry_run:
+        typer.echo(as_yaml(resolved).rstrip())
+        typer.echo(_cost(resolved))
+        return
+    from fewstep.distill import distill as run
+
+    with _stoppable(f"fewstep distill {recipe} --out {folder} --resume"):
+        student = run(resolved, folder, resume=resume, show_progress=not quiet)
+    typer.echo(f"The student is in {student}. Look at {folder}/samples, then:")
+    typer.echo(f'  fewstep sample {folder} -p "a red star" -p "two shapes"')
+
+
+@app.command()
+def sample(
+    model: Annotated[
+        str, typer.Argument(help="A run, a student's folder, or a teacher (scenes-64, a pipeline folder).")
+    ],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to draw; repeat for more.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps (default: the student's own, 50 for a teacher).")
+    ] = None,
+    timesteps: Annotated[str | None, typer.Option(help="The network's times instead, e.g. 999,749,499,249.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="lcm, tcd, ddim, euler, ... (default: what the student wants).")
+    ] = None,
+    eta: Annotated[float | None, typer.Option(help="Fresh noise, 0 to 1, for samplers that have it.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is off (default: 1; 3 for a teacher).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("sample.png"),
+) -> None:
+    """Draw pictures with a student or a teacher, by the right sampler unless you say otherwise."""
+    from fewstep.draw import draw, load_model
+
+    options = {"num_inference_steps": steps, "timesteps": _numbers(timesteps), "eta": eta}
+    drawn = draw(load_model(model), prompt or ["a red star", "two shapes"], sampler, options, guidance_scale, seed, out)
+    typer.echo(f"Wrote {out} ({drawn}).")
+
+
+@app.command()
+def verify(
+    methods: Annotated[list[str] | None, typer.Argument(help="Methods, or FILE.py:Class (default: all).")] = None,
+    mixture: Annotated[Path | None, typer.Option(help="JSON file of a Gaussian mixture to verify on.")] = None,
+    seed: Annotated[int, typer.Option(help="Of data, starts and students.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Training steps (default: 600 per hop; 0 trains nothing).")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Hold methods against closed-form truth: train them on exact teachers and print every quantity."""
+    import torch
+
+    from fewstep.evaluation.truth.verify import verify as check
+    from fewstep.methods.registry import METHODS
+
+    torch.set_num_threads(1)
+    passed = True
+    for name in methods or METHODS:
+        report = check(name, mixture, seed=seed, steps=steps, show_progress=not quiet)
+        typer.echo(f"{report}\n")
+        passed &= report.passed
+    if not passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, what they do and what a step costs."""
+    from fewstep.diffusion.schedule import Schedule
+    from fewstep.methods.registry import METHODS
+
+    for name, cls in METHODS.items():
+        calls = cls(Schedule.scaled_linear()).calls_per_step()
+        typer.echo(f"{name:8} {cls.summary}")
+        typer.echo(f"{'':8} network calls per step: {', '.join(f'{k} {v}' for k, v in calls.items())}")
+
+
+@app.command()
+def recipes(
+    show: Annotated[str | None, typer.Argument(help="Print this one.")] = None,
+) -> None:
+    """List the shipped recipes, or print one."""
+    from fewstep.recipe import find_recipe, shipped_recipes
+
+    if show:
+        typer.echo(find_recipe(show).read_text(encoding="utf-8").rstrip())
+        return
+    for name, path in shipped_recipes().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        typer.echo(f"{name:20} {first.removeprefix('#').strip()}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory; what is there already is used again.")] = Path("runs/demo"),
+    overrides: Sets = None,
+    count: Annotated[int, typer.Option(min=8, help="Unseen prompts to compare on.")] = 128,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Distil the shipped model into a 4-step LoRA on this machine, and compare it with its teacher. Minutes."""
+    from fewstep.demo import RECIPE
+    from fewstep.demo import demo as run
+    from fewstep.recipe import load_recipe
+
+    with _stoppable(f"fewstep demo --out {out}"):
+        made = run(out, load_recipe(RECIPE, overrides or ()), count, show_progress=not quiet)
+    typer.echo(_table(made.outcomes, made.count))
+    typer.echo(f"Look at {made.picture}; the student is in {made.folder}/student.")
+
+
+@teacher_app.command("train")
+def teacher_train(
+    out: Annotated[Path, typer.Option(help="Run directory; an unfinished run in it is continued.")] = Path(
+        "runs/teacher"
+    ),
+    vae_minutes: Annotated[
+        float | None, typer.Option(help="Length of stage one (default: its number of steps).")
+    ] = None,
+    unet_minutes: Annotated[
+        float | None, typer.Option(help="Length of stage two (default: its number of steps).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, scenes and noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    export: Annotated[Path | None, typer.Option(help="Write the diffusers folder here at the end.")] = None,
+) -> None:
+    """Train the autoencoder, then the UNet with its text encoder. Hours on a CPU; resumable."""
+    from fewstep.training.teacher import main as train
+
+    arguments: list[str] = ["--out", str(out), "--seed", str(seed), "--device", device]
+    for flag, value in (("--vae-minutes", vae_minutes), ("--unet-minutes", unet_minutes), ("--export", export)):
+        arguments += [flag, str(value)] if value is not None else []
+    train(arguments)
+
+
+def main() -> None:
+    """Entry point: every user error is one sentence on stderr and exit code 2; Ctrl-C is 130."""
+    try:
+        app(prog_name="fewstep")
+    except KeyboardInterrupt:
+        sys.exit(_say("Interrupted.", 130))
+    except (ValueError, OSError, ArithmeticError) as error:
+        if os.environ.get("FEWSTEP_TRACEBACK"):  # for those who hunt a defect
+            raise
+        sys.exit(_say(f"Error: {' '.join(str(error).split())}", 2))
+
+
+def _say(message: str, code: int) -> int:
+    typer.echo(message, err=True)
+    return code
+
+
+class _stoppable:
+    """Turns a stopped training into a sentence that says how to go on, and exit code 130."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        from fewstep.training.trainer import TrainingStopped
+
+        if isinstance(error, TrainingStopped):
+            raise typer.Exit(_say(f"{error} All is saved; go on with: {self.command}", 130))
+
+
+def _cost(recipe: Any) -> str:
+    """Network calls of a training step, in words, for --dry-run."""
+    from fewstep.diffusion.schedule import Schedule
+
+    method = recipe.method_class()(Schedule.scaled_linear(), recipe.method_settings())
+    calls = method.calls_per_step()
+    steps, batch = recipe.training.steps, recipe.training.batch_size
+    words = ", ".join(f"{role} {count}" for role, count in calls.items())
+    return f"# network calls per step: {words}; {steps} steps of {batch} pictures"
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise ValueError(f"--timesteps wants numbers, e.g. 999,749,499,249, not '{text}'.") from None
+
+
+def _table(outcomes: list[Outcome], count: int) -> str:
+    lines = [f"{'':20} {'evaluations':>11} {'ms':>7} {'detail FD':>10} {'to teacher':>11}"]
+    for o in outcomes:
+        lines.append(f"{o.label:20} {o.evaluations:11.0f} {o.milliseconds:7.0f} {o.detail:10.3f} {o.distance:11.3f}")
+    lines.append(
+        f"Per picture, over {count} unseen prompts. Detail FD: to as many real scenes, lower is better; "
+        "to teacher: pixel difference from the first row, same noise."
+    )
+    return "\n".join(lines)

@@ -1,0 +1,55 @@
+"""`fewstep demo`: distil the shipped model into a 4-step LoRA, and show what came out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep.data.scenes import Scenes
+from fewstep.distill import distill
+from fewstep.evaluation.compare import UNSEEN, Outcome, Way, compare
+from fewstep.evaluation.grids import image_grid
+from fewstep.export.student import load_card, load_student, sampler_of
+from fewstep.models.families import load_teacher
+from fewstep.recipe import Recipe, load_recipe
+from fewstep.sampling import DDIM
+from fewstep.training.checkpoint import replace_text
+from fewstep.training.logging import progress_bar
+
+RECIPE = "scenes-64-tcd"
+COLUMNS = 8
+
+
+@dataclass
+class Demo:
+    """What the demo made: its run, the picture, the figures."""
+
+    folder: Path
+    picture: Path
+    outcomes: list[Outcome]
+    count: int
+
+
+def demo(folder: Path, recipe: Recipe | None = None, count: int = 128, show_progress: bool = False) -> Demo:
+    """Distil (or go on distilling) in ``folder``, then compare teacher and student on ``count`` unseen prompts."""
+    recipe = recipe or load_recipe(RECIPE)
+    student_folder = distill(recipe, folder, resume=True, show_progress=show_progress)
+    teacher = load_teacher(recipe.teacher.path)
+    card = load_card(student_folder)
+    few, scale = card.num_inference_steps, recipe.sample.guidance_scale
+    student = load_student(load_teacher(recipe.teacher.path), student_folder, card)
+    many = recipe.sample.teacher_steps
+    ways = [
+        Way(f"teacher, {many} steps", teacher.denoiser, DDIM(num_inference_steps=many), scale),
+        Way(f"teacher, {few} steps", teacher.denoiser, DDIM(num_inference_steps=few), scale),
+        Way(f"student, {few} steps", student, sampler_of(card), 1.0, card.guidance_embed),
+    ]
+    with progress_bar(len(ways), 0, "comparing", show_progress) as advance:
+        outcomes = compare(teacher, ways, count, recipe.seed, advance)
+    captions = Scenes(UNSEEN).render(range(COLUMNS)).captions
+    picture = folder / "demo.png"
+    image_grid([o.pictures[:COLUMNS] for o in outcomes], [o.label for o in outcomes], captions).save(picture)
+    figures = [{k: v for k, v in vars(o).items() if k != "pictures"} for o in outcomes]
+    replace_text(folder / "demo.json", json.dumps({"pictures": count, "ways": figures}, indent=1) + "\n")
+    return Demo(folder, picture, outcomes, count)

@@ -1,0 +1,192 @@
+"""The main job: a recipe becomes a run directory that holds everything it needs and everything it made.
+
+<run>/recipe.yaml          the resolved recipe, every default written out
+      versions.json        of the programs, and the data's fingerprint
+      data/                encoded pictures and captions
+      log.jsonl            one line for every log step
+      checkpoints/         to resume from
+      samples/             grids at fixed seeds, while it trains
+      student/             the result
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import yaml
+
+from fewstep.data.cache import fingerprint, scene_latents
+from fewstep.evaluation.grids import image_grid
+from fewstep.export.student import Card, sampler_of, save_student
+from fewstep.methods.base import Method
+from fewstep.models.families import Teacher, load_teacher
+from fewstep.models.roles import Roles
+from fewstep.recipe import Recipe, RecipeError, as_yaml
+from fewstep.sampling import DDIM, sample
+from fewstep.training.checkpoint import replace_text
+from fewstep.training.trainer import Trainer, build_roles
+
+_MAY_CHANGE = ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints")
+
+
+@dataclass
+class Job:
+    """A run, made ready: its parts can be used one by one.
+
+    Attributes:
+        recipe, folder: what to do, and where.
+        teacher, method, roles: what takes part.
+    """
+
+    recipe: Recipe
+    folder: Path
+    teacher: Teacher
+    method: Method
+    roles: Roles
+
+    @property
+    def role(self) -> str:
+        """The role that is sampled and exported: the student's average where there is one."""
+        return "ema" if "ema" in self.roles else "student"
+
+    def card(self, steps: int) -> Card:
+        """How to sample from the student after ``steps`` steps of training."""
+        recipe, student = self.recipe, self.recipe.student
+        spec = next(s for s in self.method.roles() if s.name == "student")
+        scale = getattr(self.method.settings, "guidance_scale", 1.0)
+        told = float(scale if isinstance(scale, int | float) else sum(scale) / 2)
+        return Card(
+            method=self.method.name,
+            sampler=self.method.sampler,
+            num_inference_steps=recipe.sample.num_inference_steps,
+            eta=recipe.sample.eta,
+            original_inference_steps=getattr(self.method.settings, "num_grid_steps", 50),
+            weights=student.weights,
+            rank=student.rank if student.weights == "lora" else 0,
+            teacher=recipe.teacher.path,
+            extra_inputs=spec.extra_inputs,
+            guidance_embed=told if "guidance_embed" in spec.extra_inputs else None,
+            steps=steps,
+        )
+
+
+def distill(recipe: Recipe, folder: Path, *, resume: bool = False, show_progress: bool = False) -> Path:
+    """Run ``recipe`` in ``folder``; returns the student's folder.
+
+    Raises:
+        RecipeError: the folder holds another run, or something else.
+        TrainingStopped: by Ctrl-C or SIGTERM; everything is saved, and ``resume`` goes on from there.
+    """
+    claim(recipe, folder, resume)
+    job = prepare(recipe, folder)
+    source = scene_latents(
+        folder / "data" / "latents.safetensors", job.teacher, recipe.data.size, recipe.data.seed,
+        recipe.training.device, show_progress,
+    )  # fmt: skip
+    replace_text(folder / "versions.json", json.dumps({**versions(), "data": fingerprint(source)}, indent=1) + "\n")
+    hooks = ((recipe.sample.every, SampleGrid(job)),)
+    trainer = Trainer(
+        job.method, job.roles, source, recipe.training,
+        seed=recipe.seed, run_dir=folder, hooks=hooks, show_progress=show_progress,
+    )  # fmt: skip
+    trainer.run(resume)
+    save_student(folder / "student", job.roles, job.card(trainer.done), job.role)
+    return folder / "student"
+
+
+def prepare(recipe: Recipe, folder: Path) -> Job:
+    """Load the teacher and build the roles of a recipe."""
+    settings = recipe.training
+    teacher = load_teacher(recipe.teacher.path, device=settings.device)
+    method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
+    roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed)
+    return Job(recipe, folder, teacher, method, roles)
+
+
+def claim(recipe: Recipe, folder: Path, resume: bool) -> None:
+    """Make ``folder`` this recipe's run directory, or refuse in one sentence."""
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"{folder} is a file: choose another --out.")
+    stored = folder / "recipe.yaml"
+    if stored.is_file():
+        if not resume:
+            raise RecipeError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out.")
+        _same_recipe(yaml.safe_load(stored.read_text()), yaml.safe_load(as_yaml(recipe)), folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise RecipeError(f"{folder} is not empty and holds no run: choose another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(stored, as_yaml(recipe))
+
+
+def _same_recipe(before: dict[str, object], now: dict[str, object], folder: Path) -> None:
+    """A run may be made longer; anything else would no longer be the same run."""
+    old, new = _flat(before), _flat(now)
+    for key in sorted(old.keys() | new.keys()):
+        if key in _MAY_CHANGE or key.startswith("sample."):
+            continue
+        if old.get(key) != new.get(key):
+            raise RecipeError(
+                f"{folder} was started with {key} = {old.get(key)}, not {new.get(key)}: "
+                "resume with the recipe it was started with, or choose another --out."
+            )
+
+
+def _flat(data: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(data, dict):
+        return {prefix: data}
+    found: dict[str, object] = {}
+    for key, value in data.items():
+        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can change a result."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("fewstep", "torch", "diffusers", "transformers", "peft"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+class SampleGrid:
+    """Writes ``samples/step-<n>.png``: the teacher at many and at few steps, and the student, from the same noise."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._teacher_rows: list[torch.Tensor] | None = None
+
+    def __call__(self, step: int) -> None:
+        job, settings = self.job, self.job.recipe.sample
+        cond = job.teacher.encode_prompts(settings.prompts)
+        noise = self._noise(len(settings.prompts))
+        few = settings.num_inference_steps
+        if self._teacher_rows is None:
+            self._teacher_rows = [
+                job.teacher.decode(
+                    sample(job.teacher.denoiser, DDIM(num_inference_steps=n), noise, cond, settings.guidance_scale).x0
+                )
+                for n in (settings.teacher_steps, few)
+            ]
+        card = job.card(step)
+        student = sample(
+            job.roles.views()[job.role], sampler_of(card), noise, cond,
+            guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed),
+        )  # fmt: skip
+        rows = [*self._teacher_rows, job.teacher.decode(student.x0)]
+        labels = [f"teacher, {settings.teacher_steps} steps", f"teacher, {few} steps", f"student, {few} steps"]
+        path = job.folder / "samples" / f"step-{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        image_grid(rows, labels, settings.prompts).save(path)
+
+    def _noise(self, count: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.job.recipe.seed)
+        noise = torch.randn(count, *self.job.teacher.latent_shape, generator=generator)
+        return noise.to(self.job.recipe.training.device)
