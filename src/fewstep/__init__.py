@@ -1,0 +1,101 @@
+"""fewstep turns any diffusion model into one that needs 1-8 steps.
+
+The names below are the public ones; each is imported when it is first used, so ``import fewstep`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fewstep.diffusion.mixture import GaussianMixture
+    from fewstep.diffusion.prediction import Prediction
+    from fewstep.diffusion.schedule import Schedule
+    from fewstep.evaluation.truth.verify import verify
+    from fewstep.methods.base import Batch, Loss, Method, Player, Progress, RoleSpec
+    from fewstep.models.cond import Cond
+    from fewstep.models.denoiser import Denoiser, edm_precondition
+    from fewstep.models.families import Teacher, as_teacher, load_teacher
+    from fewstep.models.roles import Roles, Weights
+    from fewstep.sampling import (
+        CTM,
+        DDIM,
+        LCM,
+        TCD,
+        DPMSolverPP2M,
+        Euler,
+        EulerAncestral,
+        Heun,
+        Phased,
+        Trajectory,
+        sample,
+        solve,
+    )
+    from fewstep.training.settings import TrainingSettings
+    from fewstep.training.trainer import Trainer, build_roles
+
+_HOME = {
+    "diffusion.mixture": ("GaussianMixture",),
+    "diffusion.prediction": ("Prediction",),
+    "diffusion.schedule": ("Schedule",),
+    "evaluation.truth.verify": ("verify",),
+    "methods.base": ("Batch", "Loss", "Method", "Player", "Progress", "RoleSpec"),
+    "models.cond": ("Cond",),
+    "models.denoiser": ("Denoiser", "edm_precondition"),
+    "models.families": ("Teacher", "as_teacher", "load_teacher"),
+    "models.roles": ("Roles", "Weights"),
+    "sampling": (
+        "CTM", "DDIM", "LCM", "TCD", "DPMSolverPP2M", "Euler", "EulerAncestral", "Heun", "Phased", "Trajectory",
+        "sample", "solve",
+    ),
+    "training.settings": ("TrainingSettings",),
+    "training.trainer": ("Trainer", "build_roles"),
+}  # fmt: skip
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "CTM",
+    "DDIM",
+    "LCM",
+    "TCD",
+    "Batch",
+    "Cond",
+    "DPMSolverPP2M",
+    "Denoiser",
+    "Euler",
+    "EulerAncestral",
+    "GaussianMixture",
+    "Heun",
+    "Loss",
+    "Method",
+    "Phased",
+    "Player",
+    "Prediction",
+    "Progress",
+    "RoleSpec",
+    "Roles",
+    "Schedule",
+    "Teacher",
+    "Trainer",
+    "TrainingSettings",
+    "Trajectory",
+    "Weights",
+    "as_teacher",
+    "build_roles",
+    "edm_precondition",
+    "load_teacher",
+    "sample",
+    "solve",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'fewstep' has no attribute '{name}'")
+    return getattr(import_module(f"fewstep.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

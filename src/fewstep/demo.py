@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep.data.files import replace_text
 from fewstep.data.scenes import Scenes
 from fewstep.distill import distill
 from fewstep.evaluation.compare import UNSEEN, Outcome, Way, compare
@@ -14,7 +15,6 @@ from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import load_teacher
 from fewstep.recipe import Recipe, load_recipe
 from fewstep.sampling import DDIM
-from fewstep.training.checkpoint import replace_text
 from fewstep.training.logging import progress_bar
 
 RECIPE = "scenes-64-tcd"

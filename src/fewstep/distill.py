@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from fewstep.data.cache import fingerprint, scene_latents
+from fewstep.data.files import replace_text
 from fewstep.evaluation.grids import image_grid
 from fewstep.export.student import Card, sampler_of, save_student
 from fewstep.methods.base import Method
@@ -28,7 +29,7 @@ from fewstep.models.families import Teacher, load_teacher
 from fewstep.models.roles import Roles
 from fewstep.recipe import Recipe, RecipeError, as_yaml
 from fewstep.sampling import DDIM, sample
-from fewstep.training.checkpoint import replace_text
+from fewstep.training.logging import progress_bar
 from fewstep.training.trainer import Trainer, build_roles
 
 _MAY_CHANGE = ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints")
@@ -84,10 +85,10 @@ def distill(recipe: Recipe, folder: Path, *, resume: bool = False, show_progress
     """
     claim(recipe, folder, resume)
     job = prepare(recipe, folder)
-    source = scene_latents(
-        folder / "data" / "latents.safetensors", job.teacher, recipe.data.size, recipe.data.seed,
-        recipe.training.device, show_progress,
-    )  # fmt: skip
+    with progress_bar(recipe.data.size, 0, "encoding", show_progress) as advance:
+        path = folder / "data" / "latents.safetensors"
+        device = recipe.training.device
+        source = scene_latents(path, job.teacher, recipe.data.size, recipe.data.seed, device, advance)
     replace_text(folder / "versions.json", json.dumps({**versions(), "data": fingerprint(source)}, indent=1) + "\n")
     hooks = ((recipe.sample.every, SampleGrid(job)),)
     trainer = Trainer(
@@ -177,7 +178,7 @@ class SampleGrid:
             ]
         card = job.card(step)
         student = sample(
-            job.roles.views()[job.role], sampler_of(card), noise, cond,
+            job.roles.views()[job.role].uncounted(), sampler_of(card), noise, cond,
             guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed),
         )  # fmt: skip
         rows = [*self._teacher_rows, job.teacher.decode(student.x0)]

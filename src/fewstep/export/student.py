@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fewstep.data.files import replace_tensors, replace_text
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.models.lora import adapter_scale
 from fewstep.models.roles import RoleNetwork, Roles, Weights
 from fewstep.sampling import SAMPLERS, Sampler, make_sampler
-from fewstep.training.checkpoint import replace_tensors, replace_text
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 OWN_FILE = "fewstep_student.safetensors"

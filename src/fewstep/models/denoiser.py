@@ -104,6 +104,10 @@ class Denoiser:
             output = self._ask(x, self._times(t, x), cond, extras)
         return Prediction(x, output, t, self.schedule, self.prediction_type)
 
+    def uncounted(self) -> Denoiser:
+        """The same denoiser with a count of its own: for looking at a network while it is being trained."""
+        return Denoiser(self.network, self.schedule, self.prediction_type, batched_guidance=self.batched_guidance)
+
     def features(self, x: Tensor, t: Time, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
         """Inner activations at the named taps, for discriminators; optional in a network.
 

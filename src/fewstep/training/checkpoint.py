@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from fewstep.data.files import save_tensors, sync_folder, write_text
 
 _FORMAT = 1
 _PREFIX = "step-"
@@ -65,47 +67,6 @@ def latest(folder: Path) -> Path | None:
     """The newest finished checkpoint, or None."""
     found = complete(folder)
     return found[-1] if found else None
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file with the permissions any other file would get, and flush it to disk."""
-    save_file(tensors, path, metadata=metadata)
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)  # safetensors itself writes 0600
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def replace_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that readers see the old or the new one, never half of it."""
-    part = path.with_name(f".{path.name}.part")
-    save_tensors(part, tensors, metadata)
-    os.replace(part, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file and flush it to disk."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old or the new one, never half of it."""
-    part = path.with_name(f".{path.name}.part")
-    write_text(part, text)
-    os.replace(part, path)
-
-
-def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def split(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

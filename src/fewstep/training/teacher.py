@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fewstep.data import files
 from fewstep.data.scenes import WORDS
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Player
@@ -183,7 +184,7 @@ def train_vae(out: Path, settings: TeacherSettings, minutes: float | None = None
     known = out / "vae" / "scaling_factor.json"
     if not known.is_file():
         factor = 1 / latent_std(vae, settings.seed + 1, min(1024, settings.pool), settings.vae.device)
-        checkpoint.replace_text(known, json.dumps({"scaling_factor": round(factor, 5)}))
+        files.replace_text(known, json.dumps({"scaling_factor": round(factor, 5)}))
     vae.register_to_config(**json.loads(known.read_text()))
     return vae
 
@@ -242,9 +243,7 @@ def _pool(out: Path, settings: TeacherSettings, vae: Any, tokenizer: Any) -> Lat
     if not path.is_file():
         pool = encode_pool(vae, tokenizer, settings.seed + 2, settings.pool, settings.tellings, settings.vae.device)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(".latents.part")
-        checkpoint.save_tensors(part, pool.tensors())
-        part.replace(path)
+        files.replace_tensors(path, pool.tensors())
     return LatentPool(**load_file(path))
 
 
@@ -255,7 +254,7 @@ def _plan(fit: Fit, minutes: float | None) -> None:
         seconds = fit.seconds_per_step()
         path.parent.mkdir(parents=True, exist_ok=True)
         steps = max(1, int(minutes * 60 / seconds))
-        checkpoint.replace_text(path, json.dumps({"steps": steps, "seconds_per_step": round(seconds, 4)}))
+        files.replace_text(path, json.dumps({"steps": steps, "seconds_per_step": round(seconds, 4)}))
     if path.is_file():
         steps = json.loads(path.read_text())["steps"]
         fit.stage.settings = fit.player.settings = replace(fit.stage.settings, steps=steps)

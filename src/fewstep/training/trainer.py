@@ -103,6 +103,7 @@ class Trainer:
         self.done = 0
         self.spent = 0  # forward equivalents before the last resume
         self.meter = Meter()
+        self.spent = 0  # forward equivalents of the sittings before this one
         self.last_record: dict[str, Any] = {}
 
     # ---------------------------------------------------------------- one step
@@ -191,6 +192,11 @@ class Trainer:
         """Forward equivalents of the networks so far, earlier processes of the run included."""
         return self.spent + self.roles.cost().forward_equivalents
 
+    @property
+    def forward_equivalents(self) -> int:
+        """Cost so far in forward passes of one image, over all sittings of this run."""
+        return self.spent + self.roles.cost().forward_equivalents
+
     def _guard(self) -> None:
         """Read the players' guards: the one synchronisation, at log and checkpoint steps."""
         for player in self.players:
@@ -216,7 +222,12 @@ class Trainer:
         """Write a checkpoint of the steps done; None when the run keeps nothing."""
         if self.run_dir is None:
             return None
-        state = {"seed": self.seed, "method": self.method.name, "torch": torch.__version__}
+        state = {
+            "seed": self.seed,
+            "method": self.method.name,
+            "torch": torch.__version__,
+            "forward_equivalents": self.forward_equivalents,
+        }
         state["forward_equivalents"] = self.cost()
         folder = self.run_dir / "checkpoints"
         return checkpoint.save(folder, self.done, self.tensors(), state, self.settings.keep_checkpoints)

@@ -1,0 +1,50 @@
+"""Files that appear whole or not at all, and are on disk when the call returns."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the permissions any other file would get, and flush it to disk."""
+    save_file(tensors, path, metadata=metadata)
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)  # safetensors itself writes 0600
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def replace_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file so that readers see the old or the new one, never half of it."""
+    part = path.with_name(f".{path.name}.part")
+    save_tensors(part, tensors, metadata)
+    os.replace(part, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file and flush it to disk."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old or the new one, never half of it."""
+    part = path.with_name(f".{path.name}.part")
+    write_text(part, text)
+    os.replace(part, path)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

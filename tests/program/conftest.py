@@ -1,0 +1,27 @@
+"""A pipeline folder with random weights, and a recipe that distils it in seconds."""
+
+from __future__ import annotations
+
+import pytest
+
+from fewstep.data.scenes import WORDS
+from fewstep.models import scenes64
+
+SHORT = [
+    "training.steps=4", "training.batch_size=4", "training.log_every=2", "training.checkpoint_every=2",
+    "training.warmup_steps=1", "data.size=16", "sample.every=4", "sample.teacher_steps=2", "student.rank=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The architecture of scenes-64 with random weights, as a diffusers folder."""
+    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
+    scenes64.save_pipeline(scenes64.build_pipeline(WORDS), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def short(tiny):
+    """Overrides that make a shipped recipe short."""
+    return [f"teacher.path={tiny}", *SHORT]

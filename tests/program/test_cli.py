@@ -1,0 +1,168 @@
+"""The command line as users meet it: real processes, real exit codes, one sentence and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from fewstep.cli import main
+from fewstep.training.checkpoint import same
+
+MAIN = [sys.executable, "-c", "from fewstep.cli import main; main()"]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def fewstep(*arguments, cwd=None):
+    return subprocess.run([*MAIN, *map(str, arguments)], capture_output=True, text=True, env=ENV, cwd=cwd, timeout=240)
+
+
+def sets(short):
+    return [part for item in short for part in ("--set", item)]
+
+
+def test_help_is_quick_and_names_every_command():
+    times = []
+    for _ in range(3):
+        before = os.times()
+        done = fewstep("--help")
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(times) < 0.5
+    assert done.returncode == 0
+    for command in ("distill", "sample", "verify", "methods", "recipes", "demo", "teacher"):
+        assert command in done.stdout
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    done = fewstep("distill", "scenes-64-tcd", "--dry-run", "--set", "student.rank=7", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "rank: 7" in done.stdout
+    assert "network calls per step: student 1, teacher 1, target 1" in done.stdout
+    assert not any(tmp_path.iterdir())
+
+
+def test_methods_and_recipes_are_listed():
+    assert {"lcm", "tcd"} <= set(fewstep("methods").stdout.split())
+    assert "scenes-64-tcd" in fewstep("recipes").stdout
+    assert "trajectory consistency" in fewstep("recipes", "scenes-64-tcd").stdout
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["distill", "scenes-64-tdc"], "There is no recipe 'scenes-64-tdc'. Did you mean 'scenes-64-tcd'?"),
+    (["distill", "scenes-64-tcd", "--set", "trainig.steps=5"], "Unknown key 'trainig': did you mean 'training'?"),
+    (["distill", "scenes-64-tcd", "--set", "training.stepz=5"],
+     "Unknown key 'training.stepz': did you mean 'steps'?"),
+    (["distill", "scenes-64-tcd", "--set", "method.guidance_scal=5"], "did you mean 'guidance_scale'?"),
+    (["distill", "scenes-64-tcd", "--set", "training.steps=0"], "training.steps must be at least 1, not 0."),
+    (["distill", "scenes-64-tcd", "--set", "training.steps=many"], "training.steps"),
+    (["distill", "scenes-64-tcd", "--set", "student.rank=large"], "student.rank"),
+    (["distill", "scenes-64-tcd", "--set", "method=tdc"], "Unknown method 'tdc'"),
+    (["distill", "scenes-64-tcd", "--set", "training.precision=fp16"], "precision"),
+    (["distill", "scenes-64-tcd", "--set", "teacher.path=/no/such"], "There is no teacher '/no/such'"),
+    (["distill", "scenes-64-tcd", "--set", "steps"], "--set wants key.subkey=value"),
+    (["sample", "/no/such"], "There is no teacher '/no/such'"),
+    (["verify", "tdc"], "Unknown method 'tdc'"),
+    (["verify", "tcd", "--mixture", "/no/such.json"], "/no/such.json"),
+])  # fmt: skip
+def test_errors_are_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, monkeypatch, capsys):
+    code, output, errors = inside(monkeypatch, capsys, tmp_path, *arguments)
+    assert code == 2
+    assert sentence in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert "Traceback" not in errors + output
+
+
+def inside(monkeypatch, capsys, folder, *arguments):
+    """Exit code and output of the command line run in this process: the same `main`, without a second's start."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    output, errors = capsys.readouterr()
+    return stopped.value.code or 0, output, errors
+
+
+def test_an_error_looks_the_same_from_outside(tmp_path):
+    done = fewstep("distill", "scenes-64-tcd", "--set", "teacher.path=/no/such", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("Error: There is no teacher '/no/such'")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_option_is_explained(tmp_path):
+    done = fewstep("sample", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Missing argument" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_foreign_teacher_folder_is_refused(tiny, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    config["prediction_type"] = "velocity"
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    code, _, errors = inside(monkeypatch, capsys, tmp_path, "sample", folder)
+    assert code == 2
+    assert "Unknown prediction_type 'velocity'" in errors
+
+
+def test_sampling_times_must_decrease(tiny, tmp_path, monkeypatch, capsys):
+    code, _, errors = inside(monkeypatch, capsys, tmp_path, "sample", tiny, "--timesteps", "499,999")
+    assert code == 2
+    assert errors.strip().splitlines()[-1] == "Error: timesteps must decrease from step to step, not 499, 999."
+
+
+def test_ctrl_c_saves_and_resumes_to_the_same_weights(short, tmp_path):
+    """Interrupted in the middle, resumed, and held against a run that was left alone."""
+    long = [*sets(short), "--set", "training.steps=12", "--set", "training.checkpoint_every=100", "-q"]
+    whole = fewstep("distill", "scenes-64-tcd", "--out", tmp_path / "whole", *long)
+    assert whole.returncode == 0, whole.stderr
+    command = [*MAIN, "distill", "scenes-64-tcd", "--out", str(tmp_path / "cut"), *long]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV)
+    log = tmp_path / "cut" / "log.jsonl"
+    while process.poll() is None and not (log.is_file() and log.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "All is saved; go on with: fewstep distill scenes-64-tcd" in errors
+    assert "Traceback" not in errors
+    resumed = fewstep("distill", "scenes-64-tcd", "--out", tmp_path / "cut", *long, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    name = "student/pytorch_lora_weights.safetensors"
+    assert same(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))
+
+
+def test_the_demo_writes_a_picture_and_a_table(short, tmp_path, monkeypatch, capsys):
+    arguments = ["demo", "--out", tmp_path / "demo", *sets(short), "--count", "8", "-q"]
+    code, output, errors = inside(monkeypatch, capsys, tmp_path, *arguments)
+    assert code == 0, errors
+    assert "teacher, 2 steps" in output
+    assert "student, 4 steps" in output
+    assert (tmp_path / "demo" / "demo.png").is_file()
+    figures = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert [way["evaluations"] for way in figures["ways"]] == [4, 8, 4]
+    trained = (tmp_path / "demo" / "checkpoints" / "step-0000004" / "tensors.safetensors").stat().st_mtime_ns
+    assert inside(monkeypatch, capsys, tmp_path, *arguments)[0] == 0
+    again = (tmp_path / "demo" / "checkpoints" / "step-0000004" / "tensors.safetensors").stat().st_mtime_ns
+    assert again == trained
+
+
+def test_verify_prints_every_quantity(tmp_path, monkeypatch, capsys):
+    code, output, _ = inside(monkeypatch, capsys, tmp_path, "verify", "lcm", "--steps", "0", "-q")
+    assert code == 0
+    assert "loss at the exact fixed point" in output
+    assert "NO" not in output.split()
+    code, output, _ = inside(monkeypatch, capsys, tmp_path, "verify", "lcm", "--steps", "3", "-q")
+    assert code == 1
+    assert "NO" in output.split()

@@ -1,0 +1,252 @@
+"""The main job on the real path: pipeline folder, text, latents, LoRA, checkpoints, export, sampling."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from fewstep.data.cache import fingerprint, scene_latents
+from fewstep.distill import distill, prepare
+from fewstep.draw import draw, load_model
+from fewstep.evaluation.metrics import Moments, detail_fd, frechet_distance
+from fewstep.export.student import load_card, load_student, sampler_of
+from fewstep.models.families import load_teacher
+from fewstep.recipe import RecipeError, as_yaml, load_recipe
+from fewstep.sampling import TCD, sample
+from fewstep.training.checkpoint import same
+from fewstep.training.trainer import Trainer, TrainingStopped
+
+
+@pytest.fixture(scope="module")
+def run(short, tmp_path_factory):
+    """A finished short TCD run."""
+    folder = tmp_path_factory.mktemp("runs") / "tcd"
+    recipe = load_recipe("scenes-64-tcd", short)
+    distill(recipe, folder)
+    return recipe, folder
+
+
+def test_a_run_directory_holds_everything(run):
+    _, folder = run
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert found == {
+        "recipe.yaml", "versions.json", "log.jsonl", "data/latents.safetensors", "samples/step-0000004.png",
+        "student/few_step.json", "student/pytorch_lora_weights.safetensors",
+        "checkpoints/step-0000002/state.json", "checkpoints/step-0000002/tensors.safetensors",
+        "checkpoints/step-0000004/state.json", "checkpoints/step-0000004/tensors.safetensors",
+    }  # fmt: skip
+    assert as_yaml(load_recipe(folder / "recipe.yaml")) == as_yaml(run[0])
+    assert set(json.loads((folder / "versions.json").read_text())) >= {"torch", "diffusers", "peft", "data"}
+
+
+def test_the_log_says_what_was_spent(run):
+    lines = [json.loads(line) for line in (run[1] / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    # per picture: student 1 + 2 for its backward, teacher 2 for guidance, target 1
+    assert [line["forward_equivalents"] for line in lines] == [2 * 4 * 6, 4 * 4 * 6]
+
+
+def test_stopping_and_resuming_ends_in_the_same_weights(run, tmp_path, monkeypatch):
+    recipe, folder = run
+    other = tmp_path / "stopped"
+    step = Trainer.step
+
+    def stopping(self, number):
+        step(self, number)
+        if number == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    with pytest.raises(TrainingStopped, match="Stopped after step 3 of 4"):
+        distill(recipe, other)
+    monkeypatch.setattr(Trainer, "step", step)
+    distill(recipe, other, resume=True)
+    assert same_students(folder, other)
+    lines = [json.loads(line) for line in (other / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["forward_equivalents"] == 4 * 4 * 6
+
+
+def same_students(a, b):
+    """Tensors bit for bit, and the same card (safetensors orders its metadata at random)."""
+    a, b = a / "student", b / "student"
+    mine, theirs = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (a, b))
+    return same(mine, theirs) and (a / "few_step.json").read_text() == (b / "few_step.json").read_text()
+
+
+def test_resuming_a_finished_run_changes_nothing(run, tmp_path):
+    recipe, folder = run
+    shutil.copytree(folder, tmp_path / "before")
+    distill(recipe, folder, resume=True)
+    assert same_students(tmp_path / "before", folder)
+
+
+def test_a_run_directory_refuses_another_run(run, tmp_path):
+    recipe, folder = run
+    with pytest.raises(RecipeError, match="already holds a run: add --resume"):
+        distill(recipe, folder)
+    with pytest.raises(RecipeError, match=r"was started with student.rank = 4, not 8"):
+        distill(load_recipe(folder / "recipe.yaml", ["student.rank=8"]), folder, resume=True)
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(RecipeError, match="is not empty and holds no run"):
+        distill(recipe, tmp_path)
+    with pytest.raises(RecipeError, match="is a file"):
+        distill(recipe, tmp_path / "mine.txt")
+
+
+def test_the_exported_student_is_the_trained_one(run):
+    recipe, folder = run
+    teacher = load_teacher(recipe.teacher.path)
+    student = load_student(teacher, folder / "student")
+    job = prepare(recipe, folder)
+    trainer = Trainer(job.method, job.roles, None, recipe.training, seed=recipe.seed, run_dir=folder)
+    trainer.resume()
+    x = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    cond = teacher.encode_prompts(["a red star", "two shapes"])
+    with torch.no_grad():
+        ours, theirs = student(x, 500, cond).output, job.roles.ema(x, 500, cond).output
+        assert torch.allclose(ours, theirs, atol=1e-6)
+        assert not torch.allclose(ours, teacher.pipeline.unet(x, 500, cond["prompt_embeds"]).sample, atol=1e-6)
+
+
+def test_diffusers_loads_the_lora_and_draws_the_same(run):
+    """Our sampler on our student, and diffusers' TCDScheduler on its own copy of the same LoRA file."""
+    from diffusers import DiffusionPipeline, TCDScheduler
+
+    recipe, folder = run
+    pipe = DiffusionPipeline.from_pretrained(recipe.teacher.path, torch_dtype=torch.float32)
+    pipe.load_lora_weights(folder / "student")
+    pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    teacher = load_teacher(recipe.teacher.path)
+    noise = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    theirs = pipe(
+        ["a red star", "two shapes"], num_inference_steps=4, guidance_scale=1.0, eta=0.0, latents=noise,
+        output_type="latent",
+    ).images  # fmt: skip
+    student = load_student(teacher, folder / "student")
+    cond = teacher.encode_prompts(["a red star", "two shapes"])
+    ours = sample(student, TCD(num_inference_steps=4, eta=0.0), noise, cond).x0
+    assert torch.allclose(ours, theirs, atol=2e-5 * float(theirs.abs().max()))
+    bare = sample(teacher.denoiser, TCD(num_inference_steps=4, eta=0.0), noise, cond).x0
+    assert not torch.allclose(bare, theirs, atol=2e-5 * float(theirs.abs().max()))
+
+
+def test_lcm_with_all_weights_and_an_embedding(short, tmp_path):
+    """Full LCM: its weights are told w, exported under a name no other program would load."""
+    changes = [*short, "method.guidance_embed=true", "method.guidance_scale=[2, 4]", "student.weights=full",
+               "training.ema_decay=0"]  # fmt: skip
+    recipe = load_recipe("scenes-64-lcm", changes)
+    folder = distill(recipe, tmp_path / "lcm")
+    card = load_card(folder)
+    assert (card.sampler, card.guidance_embed, card.extra_inputs) == ("lcm", 3.0, ("guidance_embed",))
+    assert [p.name for p in folder.glob("*.safetensors")] == ["fewstep_student.safetensors"]
+    words = draw(load_model(str(tmp_path / "lcm")), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
+    assert words == "lcm, timesteps 999, 759, 499, 259; guidance 1; seed 0"
+    assert (tmp_path / "a.png").stat().st_size > 500
+
+
+def test_the_card_knows_the_sampler(run):
+    card = load_card(run[1] / "student")
+    assert sampler_of(card) == TCD(num_inference_steps=4, eta=0.3, original_inference_steps=50)
+    assert sampler_of(card, num_inference_steps=8, eta=None).num_inference_steps == 8
+    assert sampler_of(card, "ddim", timesteps=[999.0, 499.0]).name == "ddim"
+
+
+# ---------------------------------------------------------------- the latent cache
+
+
+def test_latents_are_encoded_once(tiny, tmp_path, monkeypatch):
+    teacher = load_teacher(str(tiny))
+    path = tmp_path / "data" / "latents.safetensors"
+    first = scene_latents(path, teacher, 8, seed=5)
+    monkeypatch.setattr(type(teacher), "encode_images", None)
+    again = scene_latents(path, teacher, 8, seed=5)
+    assert torch.equal(first.mean, again.mean)
+    assert fingerprint(first) == fingerprint(again)
+    monkeypatch.undo()
+    assert fingerprint(scene_latents(path, teacher, 8, seed=6)) != fingerprint(first)
+
+
+def test_a_damaged_cache_is_made_anew(tiny, tmp_path):
+    teacher, path = load_teacher(str(tiny)), tmp_path / "latents.safetensors"
+    first = scene_latents(path, teacher, 8, seed=5)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert torch.equal(scene_latents(path, teacher, 8, seed=5).mean, first.mean)
+
+
+# ---------------------------------------------------------------- foreign files
+
+
+def test_foreign_students_are_refused_in_one_sentence(run, tmp_path):
+    recipe, folder = run
+    teacher = load_teacher(recipe.teacher.path)
+    other = tmp_path / "student"
+    other.mkdir()
+    with pytest.raises(ValueError, match="holds no student"):
+        load_student(teacher, other)
+    (other / "few_step.json").write_text((folder / "student" / "few_step.json").read_text())
+    with pytest.raises(ValueError, match="holds no student weights"):
+        load_student(teacher, other)
+    (other / "pytorch_lora_weights.safetensors").write_bytes(b"not a tensor in sight")
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        load_student(teacher, other)
+    tensors = load_file(folder / "student" / "pytorch_lora_weights.safetensors")
+    save_file(dict(list(tensors.items())[:4]) | {"foreign": torch.zeros(1)}, other / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ValueError, match="belongs to another student"):
+        load_student(teacher, other)
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def test_frechet_distance_of_known_gaussians():
+    """Diagonal covariances: sum of (m_a - m_b)^2 + (s_a - s_b)^2; and a rotation of both changes nothing."""
+    q = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    a = Moments(torch.tensor([1.0, 2.0, 3.0]).double(), torch.diag(torch.tensor([1.0, 4.0, 9.0]).double()), 10)
+    b = Moments(torch.tensor([0.0, 2.0, 5.0]).double(), torch.diag(torch.tensor([4.0, 4.0, 1.0]).double()), 10)
+    turned = [Moments(q @ m.mean, q @ m.covariance @ q.T, 10) for m in (a, b)]
+    assert frechet_distance(a, b) == pytest.approx(1 + 4 + 1 + 4, abs=1e-9)
+    assert frechet_distance(*turned) == pytest.approx(10, abs=1e-9)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_distance_against_scipy():
+    from scipy.linalg import sqrtm
+
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(50, 6, generator=generator).double() @ torch.randn(6, 6, generator=generator).double()
+            for _ in range(2))  # fmt: skip
+    a, b = Moments.of(x, 50), Moments.of(y, 50)
+    assert torch.allclose(a.covariance, torch.cov(x.T))
+    root = sqrtm((a.covariance @ b.covariance).numpy()).real
+    expected = (a.mean - b.mean).square().sum() + (a.covariance + b.covariance).trace() - 2 * root.trace()
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["blur", "noise", "colour"])
+def test_detail_fd_rises_with_damage(damage):
+    from fewstep.data.scenes import Scenes
+
+    real, other = (
+        torch.from_numpy(Scenes(s).render(range(64)).images).permute(0, 3, 1, 2).double() / 255 for s in (0, 1)
+    )
+    values = [detail_fd(real, other)]
+    for amount in (1, 2):
+        if damage == "blur":
+            x = torch.nn.functional.avg_pool2d(other, 2 * amount + 1, 1, amount, count_include_pad=False)
+        elif damage == "noise":
+            x = other + 0.03 * amount * torch.randn(other.shape, generator=torch.Generator().manual_seed(0)).double()
+        else:
+            x = other * torch.tensor([1.0, 1 - 0.2 * amount, 1.0]).reshape(3, 1, 1)
+        values.append(detail_fd(real, x))
+    assert values[0] < values[1] < values[2]
+
+
+def test_yaml_of_a_recipe_is_plain(run):
+    assert yaml.safe_load((run[1] / "recipe.yaml").read_text())["method"]["name"] == "tcd"
