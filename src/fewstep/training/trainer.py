@@ -101,9 +101,8 @@ class Trainer:
             for player in method.players
         ]
         self.done = 0
-        self.spent = 0  # forward equivalents before the last resume
-        self.meter = Meter()
         self.spent = 0  # forward equivalents of the sittings before this one
+        self.meter = Meter()
         self.last_record: dict[str, Any] = {}
 
     # ---------------------------------------------------------------- one step
@@ -189,12 +188,7 @@ class Trainer:
         advance(self.done, f"{losses}  {record['steps_per_second']:.1f} steps/s")
 
     def cost(self) -> int:
-        """Forward equivalents of the networks so far, earlier processes of the run included."""
-        return self.spent + self.roles.cost().forward_equivalents
-
-    @property
-    def forward_equivalents(self) -> int:
-        """Cost so far in forward passes of one image, over all sittings of this run."""
+        """Forward passes of one image, or their equivalent, that this run has cost in all its sittings."""
         return self.spent + self.roles.cost().forward_equivalents
 
     def _guard(self) -> None:
@@ -226,9 +220,8 @@ class Trainer:
             "seed": self.seed,
             "method": self.method.name,
             "torch": torch.__version__,
-            "forward_equivalents": self.forward_equivalents,
+            "forward_equivalents": self.cost(),
         }
-        state["forward_equivalents"] = self.cost()
         folder = self.run_dir / "checkpoints"
         return checkpoint.save(folder, self.done, self.tensors(), state, self.settings.keep_checkpoints)
 
@@ -244,7 +237,7 @@ class Trainer:
         for player in self.players:
             player.load_tensors(checkpoint.split(tensors, f"optimizer/{player.player.name}"))
         self.done = int(state["step"])
-        self.spent = int(state.get("forward_equivalents", 0))
+        self.spent = int(state.get("forward_equivalents", 0)) - self.roles.cost().forward_equivalents
 
 
 @contextmanager

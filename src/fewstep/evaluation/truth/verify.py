@@ -12,6 +12,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
 from fewstep.evaluation.truth.contract import contract_rows
+from fewstep.evaluation.truth.distribution import distribution_rows
 from fewstep.evaluation.truth.report import Report, Row
 from fewstep.methods.base import Method
 from fewstep.methods.lcm import LCM
@@ -99,4 +100,4 @@ def _trained_rows(bench: Bench, method: Method, trainer: Trainer) -> list[Row]:
         return lcm_rows(bench, method, trainer.roles)
     if isinstance(method, TCD):
         return tcd_rows(bench, method, trainer.roles)
-    return []
+    return distribution_rows(bench, method, trainer.roles)

@@ -1,0 +1,126 @@
+"""`fewstep verify` itself: what it must pass, and what it must not."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep import GaussianMixture, Schedule, verify
+from fewstep.evaluation.truth.distribution import sliced_w2
+from fewstep.evaluation.truth.report import Report, Row
+from fewstep.methods.lcm import LCM
+from fewstep.methods.tcd import TCD
+
+OWN = Path(__file__).parent / "mine.py"
+LINE = GaussianMixture([0.3, 0.7], [-1.2, 0.8], [0.25, 0.35])
+
+
+@pytest.mark.slow
+def test_lcm_learns_its_fixed_point():
+    """The ring of eight modes, ten hops, one step: the bars of the method's verification."""
+    report = verify("lcm", seed=1)
+    assert report.passed, report
+    assert report["one step: median error"].limit == pytest.approx(0.015, rel=0.05)
+    assert report["one step: 95th percentile"].limit == pytest.approx(0.05, rel=0.05)
+
+
+@pytest.mark.slow
+def test_tcd_learns_its_fixed_point():
+    report = verify("tcd", LINE, seed=1, steps=3000)
+    assert report.passed, report
+    assert sum("rms error" in row.quantity for row in report) == 5
+
+
+@pytest.mark.parametrize("schedule", [Schedule.edm(), Schedule.flow()])
+@pytest.mark.parametrize("method", ["lcm", "tcd"])
+def test_contract_and_fixed_points_hold_on_other_schedules(method, schedule):
+    settings = {"single_end": True} if method == "tcd" else {}
+    report = verify(method, LINE, schedule=schedule, steps=0, **settings)
+    assert report.passed, report
+    assert report["loss at the exact fixed point"].measured < 1e-18
+
+
+def test_guidance_is_verified_on_classes():
+    mixture = GaussianMixture(
+        [0.5, 0.5], [[-1.0, 0.0], [1.0, 0.3]], stds=[0.3, 0.4], class_weights=[[1.0, 0.0], [0.2, 0.8]]
+    )
+    report = verify("lcm", mixture, steps=0, guidance_scale=2.5)
+    assert report.passed, report
+    with pytest.raises(ValueError, match="Guidance needs a mixture with class_weights"):
+        verify("lcm", LINE, steps=0, guidance_scale=2.5)
+    with pytest.raises(ValueError, match="one guidance_scale, not a range"):
+        verify("lcm", mixture, steps=0, guidance_scale=(1.0, 3.0))
+
+
+@pytest.mark.slow
+def test_a_users_own_method_is_held_to_its_contract_and_to_the_data():
+    report = verify(f"{OWN}:Mine", LINE, steps=800)
+    one = next(row for row in report if row.quantity.startswith("1 step:"))
+    assert one.passed, report
+    assert one.floor < one.measured < 0.2 * one.limit
+    assert all(row.passed for row in report if "step" not in row.quantity.split(":")[0] or row is one), report
+
+
+def test_a_wrong_claim_of_calls_fails():
+    report = verify(f"{OWN}:Broken", LINE, steps=0)
+    assert not report.passed
+    assert [row.quantity for row in report if not row.passed] == ["network calls per step: teacher"]
+
+
+class KeepsTheTargetsGraph(LCM):
+    """A planted defect: LCM whose target is the student with its gradient."""
+
+    def student(self, roles, batch, draws, shared):
+        from fewstep.diffusion.consistency import consistency
+
+        shared.target = consistency(roles.target(shared.x_u + 0.01, shared.u, batch.cond))
+        return super().student(roles, batch, draws, shared)
+
+
+class HopsFromTheWrongTime(TCD):
+    """A planted defect: the target is asked one grid point too high."""
+
+    def prepare(self, roles, batch, draws, due):
+        shared = super().prepare(roles, batch, draws, due)
+        with torch.no_grad():
+            shared.target = roles.target(shared.x_u, shared.t, batch.cond).at(shared.s)
+        return shared
+
+
+@pytest.mark.parametrize("defect, settings", [(KeepsTheTargetsGraph, {}), (HopsFromTheWrongTime, {"single_end": True})])
+def test_planted_defects_are_found_without_training(defect, settings):
+    assert not verify(defect, LINE, steps=0, **settings).passed
+
+
+def test_a_mixture_may_come_from_a_file(tmp_path):
+    path = tmp_path / "mixture.json"
+    path.write_text(json.dumps({"weights": [0.5, 0.5], "means": [[0, 0, 1], [1, 1, 0]], "stds": [0.2, 0.3]}))
+    assert verify("lcm", path, steps=0).passed
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"mixture\.json"):
+        verify("lcm", path, steps=0)
+
+
+def test_a_report_reads_like_a_table():
+    report = Report("mine", "on a line", [Row("mean", 1.0, 1.04, 0.05), Row("std", 2.0, math.nan, 0.1, 0.01)])
+    assert not report.passed
+    assert not Report("empty").passed
+    lines = str(report).splitlines()
+    assert lines[0] == "mine: on a line"
+    assert lines[2].split() == ["mean", "1", "1.04", "±", "0.05", "yes"]
+    assert lines[3].split()[-1] == "NO"
+    with pytest.raises(KeyError, match="No quantity 'mode'"):
+        report["mode"]
+
+
+def test_sliced_w2_of_a_shift():
+    x = torch.randn(500, 1, dtype=torch.float64)
+    assert sliced_w2(x, x + 0.7) == pytest.approx(0.7, abs=1e-12)
+    y = torch.randn(500, 2, dtype=torch.float64)
+    assert sliced_w2(y, y + torch.tensor([0.3, 0.4])) == pytest.approx(0.5 / math.sqrt(2), rel=0.25)
+    with pytest.raises(ValueError, match="one shape"):
+        sliced_w2(x, y)
