@@ -118,6 +118,21 @@ def test_teacher_is_the_same_to_the_bit(kind):
     assert not any(p.requires_grad for p in lora.base_parameters(network))
 
 
+def test_an_exception_leaves_no_adapter_live():
+    network = small()
+    roles = roles_on(network)
+    roles.add("student", Weights(rank=4))
+    shake(roles, "student")
+    bare = network(*data())
+    for enter in (live(("student",)), live(("critic",))):
+        with pytest.raises(RuntimeError), enter:
+            raise RuntimeError
+        assert torch.equal(network(*data()), bare)
+    with pytest.raises(TypeError):
+        roles.student.network(*data(), None, nothing=torch.zeros(3))  # the network itself fails
+    assert torch.equal(network(*data()), bare)
+
+
 def test_two_adapters_do_not_see_each_other():
     roles = roles_on(small())
     for name in ("student", "critic"):

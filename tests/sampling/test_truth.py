@@ -337,6 +337,21 @@ def test_errors_say_what_to_do(build, sentence):
         build()
 
 
+@pytest.mark.parametrize("sampler", [
+    LCM(num_inference_steps=4), LCM(num_inference_steps=4, exact=True), TCD(num_inference_steps=4, eta=0.3),
+    CTM(num_inference_steps=4, eta=0.3), Phased(num_inference_steps=4, eta=0.3), DDIM(num_inference_steps=4, eta=1.0),
+    EulerAncestral(num_inference_steps=4),
+])  # fmt: skip
+@pytest.mark.parametrize("schedule", [VP, EDM, FLOW])
+def test_the_last_step_draws_nothing(sampler, schedule, noise, noises):
+    """n steps use exactly n - 1 noises: one more would shift everybody's later draws."""
+    denoiser = Denoiser(toy, schedule, "sample")
+    exact = sample(denoiser, sampler, noise, noises=noises[:3]).x0
+    assert torch.equal(exact, sample(denoiser, sampler, noise, noises=noises).x0)
+    with pytest.raises(ValueError, match="more than the 2 noises"):
+        sample(denoiser, sampler, noise, noises=noises[:2])
+
+
 def test_injected_noises_must_fit(noise, noises):
     with pytest.raises(ValueError, match="more than the 1 noises"):
         sample(Denoiser(toy, VP), LCM(num_inference_steps=4), noise, noises=noises[:1])

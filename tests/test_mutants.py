@@ -1,0 +1,41 @@
+"""The catalogue of planted defects fits the library as it is; ``python -m tests.mutants`` runs them."""
+
+import ast
+import re
+from functools import cache
+
+import pytest
+
+from tests.mutants.catalogue import CATALOGUE
+from tests.mutants.mutant import ROOT, Mutant
+
+
+@cache
+def functions(path):
+    return {n.name for n in ast.parse((ROOT / path).read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef)}
+
+
+@cache
+def library(file):
+    text = (ROOT / "src" / "fewstep" / file).read_text(encoding="utf-8")
+    return text, ast.dump(ast.parse(text))
+
+
+@pytest.mark.parametrize("mutant", CATALOGUE, ids=lambda mutant: mutant.name)
+def test_a_defect_can_be_planted_and_its_test_exists(mutant):
+    text, tree = library(mutant.file)
+    planted = mutant.plant(text)  # raises unless its snippet stands there exactly once
+    assert ast.dump(ast.parse(planted)) != tree  # it compiles, and is more than a comment
+    path, name = re.fullmatch(r"(tests/[\w/]+\.py)::(test_\w+)(?:\[.+\])?", mutant.test).groups()
+    assert name in functions(path)
+
+
+def test_names_are_sentences_of_their_own():
+    names = [mutant.name for mutant in CATALOGUE]
+    assert len(set(names)) == len(names) >= 25
+    assert all(re.match(r"[a-z][a-z -]*: \w.*[^.\s]$", name) for name in names)
+
+
+def test_a_snippet_must_stand_there_exactly_once():
+    with pytest.raises(ValueError, match=r"^'room: wrong': its snippet stands 2 times in a\.py\.$"):
+        Mutant("room: wrong", "a.py", "x", "y", "tests/test_a.py::test_a").plant("x + x")

@@ -1,0 +1,143 @@
+"""A step of the trainer against the same step written out with plain PyTorch; its log; its players' rates."""
+
+import math
+
+import pytest
+import torch
+from killable import SOURCE, VP, trainer
+from torch import nn
+
+from fewstep.methods.base import Batch, Loss, Method, Player, RoleSpec
+from fewstep.methods.lcm import LCM
+from fewstep.methods.random import Rng
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.roles import Roles
+from fewstep.training.logging import Meter
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import NotFinite, Trainer
+
+RATE, LIMIT, DECAY = 1e-2, 0.05, 0.7
+
+
+class Pull(Method):
+    """Student and critic, each pulled to the data by a squared error of its own; the target trails the student."""
+
+    name = "pull"
+    players = (Player("student"), Player("critic", every=2))
+
+    def roles(self):
+        return RoleSpec("student"), RoleSpec("critic"), RoleSpec("target", follows="student", decay=DECAY)
+
+    def draw(self, batch, rng, progress):
+        return rng.sample.normal("noise", batch.x0.shape[1:])
+
+    def student(self, roles, batch, draws, shared):
+        return Loss((roles.student(draws, 500).output - batch.x0).square().mean())
+
+    def critic(self, roles, batch, draws, shared):
+        return Loss((roles.critic(draws, 500).output - 2 * batch.x0).square().mean())
+
+
+class Affine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x, t, cond=None):
+        return self.layer(x)
+
+
+def pull(**settings):
+    torch.manual_seed(0)
+    networks = {name: Affine().double() for name in ("student", "critic")}
+    roles = Roles(Denoiser(Affine().double(), VP, "sample"))
+    for name, network in networks.items():
+        roles.add_network(name, network, "sample")
+    roles.follow("target", "student", DECAY)
+    settings = {"precision": "fp64", "batch_size": 8, "learning_rate": RATE, "max_grad_norm": LIMIT} | settings
+    return Trainer(Pull(VP), roles, SOURCE, TrainingSettings(**settings), seed=5), networks
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_steps_are_adamw_on_clipped_gradients_then_the_average(accumulation):
+    run, mine = pull(accumulation=accumulation)
+    _, plain = pull()
+    average = {key: p.detach().clone() for key, p in plain["student"].named_parameters()}
+    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.0) for name, net in plain.items()}
+    for step in range(5):
+        run.step(step)
+        rng = Rng(5, step, 8, dtype=torch.float64)
+        batch, noise = SOURCE.batch(rng), rng.sample.normal("noise", (2,))
+        for name, goal in (("student", batch.x0), ("critic", 2 * batch.x0)):
+            if name == "critic" and step % 2:
+                continue
+            optimizers[name].zero_grad()
+            (plain[name](noise, 500) - goal).square().mean().backward()
+            norm = nn.utils.clip_grad_norm_(plain[name].parameters(), LIMIT)
+            assert norm > 2 * LIMIT
+            optimizers[name].step()
+        for key, p in plain["student"].named_parameters():
+            average[key] = DECAY * average[key] + (1 - DECAY) * p.detach()
+        for name, network in plain.items():
+            for p, q in zip(mine[name].parameters(), network.parameters(), strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+        for key, p in run.roles.tensors_of("target").items():
+            torch.testing.assert_close(p, average[key], rtol=1e-9, atol=1e-11)
+
+
+def test_each_player_has_its_own_rate():
+    run, networks = pull(critic_learning_rate=10 * RATE)
+    before = {name: [p.detach().clone() for p in network.parameters()] for name, network in networks.items()}
+    run.step(0)  # AdamW's first step moves every weight by its rate
+    for name, rate in (("student", RATE), ("critic", 10 * RATE)):
+        for p, old in zip(networks[name].parameters(), before[name], strict=True):
+            torch.testing.assert_close((p - old).abs(), torch.full_like(p, rate), rtol=1e-4, atol=0)
+
+
+def test_the_guard_names_the_first_of_several_bad_steps():
+    class Bad:
+        def batch(self, rng):
+            batch = SOURCE.batch(rng)
+            return Batch(batch.x0 * math.nan, batch.cond) if rng.step in (3, 5, 6) else batch
+
+    with pytest.raises(NotFinite, match="Step 3: the gradient of 'student'"):
+        trainer("plain", source=Bad(), steps=10, log_every=10).run()
+
+
+def test_dropout_is_keyed_by_seed_and_step():
+    """The global generator, from which dropout draws, starts every step from a key of its own."""
+
+    def drawn(seed, step):
+        run = trainer("plain", seed=seed)
+        torch.manual_seed(99)
+        torch.rand(step)
+        run.step(step)
+        return torch.rand(4).tolist()
+
+    assert drawn(0, 3) == drawn(0, 3)
+    assert len({tuple(drawn(*key)) for key in ((0, 3), (0, 4), (1, 3))}) == 3
+
+
+def test_a_meter_means_over_the_steps_that_gave_a_value():
+    meter = Meter()
+    for step in range(4):
+        meter.add("student/loss", torch.tensor(float(step)))
+        if step % 2 == 0:
+            meter.add("critic/loss", torch.tensor(10.0 + step, requires_grad=True))
+    assert meter.read() == {"student/loss": 1.5, "critic/loss": 11.0}
+    meter.add("student/loss", torch.tensor(7.0))
+    assert meter.read() == {"student/loss": 7.0} and meter.read() == {}
+
+
+def test_the_log_holds_means_since_the_last_line(tmp_path):
+    losses = []
+
+    class Noted(LCM):
+        def student(self, roles, batch, draws, shared):
+            loss = super().student(roles, batch, draws, shared)
+            losses.append(float(loss.total.detach()))
+            return loss
+
+    run = trainer(Noted(VP), tmp_path, steps=6, log_every=3)
+    run.run()
+    assert run.last_record["student/loss"] == pytest.approx(sum(losses[3:]) / 3, rel=1e-6)
