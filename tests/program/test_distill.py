@@ -99,6 +99,26 @@ def test_a_run_directory_refuses_another_run(run, tmp_path):
         distill(recipe, tmp_path / "mine.txt")
 
 
+def test_checkpointed_activations_change_nothing(run, short, tmp_path):
+    recipe = load_recipe("scenes-64-tcd", [*short, "training.gradient_checkpointing=true"])
+    distill(recipe, tmp_path / "run")
+    assert same_students(run[1], tmp_path / "run")
+
+
+def test_bf16_trains_close_to_fp32(run, short, tmp_path):
+    """Network arithmetic alone is bf16: weights, states and losses stay float32."""
+    recipe = load_recipe("scenes-64-tcd", [*short, "training.precision=bf16"])
+    distill(recipe, tmp_path / "run")
+    fp32, bf16 = (
+        json.loads((folder / "log.jsonl").read_text().splitlines()[-1]) for folder in (run[1], tmp_path / "run")
+    )
+    assert bf16["student/answer_std"] != fp32["student/answer_std"]
+    assert bf16["student/answer_std"] == pytest.approx(fp32["student/answer_std"], rel=2e-3)
+    assert bf16["student/loss"] < fp32["student/loss"] + 2**-12  # rounding of two answers, 2^-8 each, squared
+    tensors = load_file(tmp_path / "run" / "student" / "pytorch_lora_weights.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+
+
 def test_the_exported_student_is_the_trained_one(run):
     recipe, folder = run
     teacher = load_teacher(recipe.teacher.path)
