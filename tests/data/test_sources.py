@@ -10,7 +10,8 @@ from fewstep.models.cond import Cond
 
 
 def halves(step, batch_size=8, seed=0):
-    return [Rng(seed, step, batch_size, rows) for rows in (slice(0, batch_size // 2), slice(batch_size // 2, None))]
+    half = batch_size // 2
+    return [Rng(seed, step, batch_size, rows) for rows in (slice(0, half), slice(half, batch_size))]
 
 
 def test_every_epoch_is_all_items_in_an_order_of_its_own():

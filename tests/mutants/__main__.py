@@ -1,6 +1,6 @@
 """Plants every defect of the catalogue, one at a time, in a copy of src/, and runs the test that must see it.
 
-    python -m tests.mutants [NAME-PART ...] [--list] [--jobs N]
+    python -m tests.mutants [NAME-PART ...] [--list] [--why] [--jobs N]
 
 Each test runs in a process of its own, forked from a warm one that has torch and its like loaded but nothing of
 fewstep; it makes sure that what it imports is the copy. First of all the same tests pass on the code as it is.
@@ -62,8 +62,12 @@ class Copy:
             path.write_text(text, encoding="utf-8")
 
     def said(self) -> str:
-        """The end of the last run's output."""
-        return self.output.read_text(encoding="utf-8", errors="replace")[-2000:]
+        """The last run's output."""
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def why(self) -> str:
+        """What the last run's test failed with."""
+        return next((line for line in self.said().splitlines() if line.startswith("E  ")), "")
 
 
 def broken(copy: Copy, tests: list[str]) -> list[str]:
@@ -73,18 +77,23 @@ def broken(copy: Copy, tests: list[str]) -> list[str]:
     return [test for test in tests if copy.run(test) != PASSED]
 
 
-def verdict(copy: Copy, mutant: Mutant) -> tuple[str, float]:
+def verdict(copy: Copy, mutant: Mutant) -> tuple[str, float, str]:
+    """In one word, the seconds it took, and why."""
     start = time.perf_counter()
     code = copy.run_planted(mutant)
-    words = {PASSED: "SURVIVED", FAILED: "killed", HUNG: "killed (it hangs)"}
-    word = words.get(code) or f"NO VERDICT: pytest ended with {code}\n{copy.said()}"
-    return word, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    if code in (PASSED, FAILED):
+        return ("SURVIVED", seconds, "") if code == PASSED else ("killed", seconds, copy.why())
+    if code == HUNG:
+        return "killed", seconds, f"nothing after {LIMIT} seconds"
+    return "UNCLEAR", seconds, f"pytest ended with {code}\n{copy.said()[-2000:]}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="NAME-PART", help="only mutants whose name contains one of these")
     parser.add_argument("--list", action="store_true", help="name them and their tests, run nothing")
+    parser.add_argument("--why", action="store_true", help="show what each test failed with")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at the same time")
     options = parser.parse_args()
     chosen = [m for m in CATALOGUE if not options.parts or any(part in m.name for part in options.parts)]
@@ -101,7 +110,7 @@ def main() -> int:
         for folder in folders:
             copies.put(Copy(folder, context))
 
-        def work(mutant: Mutant) -> tuple[Mutant, str, float]:
+        def work(mutant: Mutant) -> tuple[Mutant, str, float, str]:
             copy = copies.get()
             try:
                 return mutant, *verdict(copy, mutant)
@@ -116,10 +125,12 @@ def main() -> int:
         print(f"as it is: {time.perf_counter() - start:.0f} s", flush=True)
         with ThreadPoolExecutor(len(folders)) as pool:
             results = []
-            for mutant, word, seconds in pool.map(work, [m for m in chosen if m.test not in failing]):
+            for mutant, word, seconds, why in pool.map(work, [m for m in chosen if m.test not in failing]):
                 results.append(word)
-                print(f"{word:9} {seconds:5.1f} s  {mutant.name}", flush=True)
-    killed = sum(word.startswith("killed") for word in results)
+                print(f"{word:8} {seconds:5.1f} s  {mutant.name}", flush=True)
+                if why and (options.why or word == "UNCLEAR"):
+                    print(why, flush=True)
+    killed = results.count("killed")
     print(f"{killed} of {len(chosen)} killed in {time.perf_counter() - start:.0f} s")
     return 0 if killed == len(chosen) else 1
 

@@ -504,7 +504,7 @@ ROLES = (
             "roles: recomputation in backward does not capture the adapter",
             "        with live(adapters):\n            return function(*inputs)",
             "        with live(_LIVE.get()):\n            return function(*inputs)",
-            "test_checkpointing_recomputes_under_its_own_adapter",
+            "test_checkpointing_recomputes_under_its_own_adapter[live_in_backward1]",
         ),
         (
             "roles: an exception leaves the adapter live",
@@ -790,7 +790,7 @@ SAMPLING = (
         (
             "sampling: DPM-Solver++'s leading grid has a point too few",
             "(total // (n + 1))",
-            "(total // n)",
+            "((total - 1) // n)",
             "tests/sampling/test_parity.py::test_a_sampler_is_that_of_diffusers_in_float64"
             "[dpm++ 2M, leading, to sigma_min-epsilon-4]",
         ),
@@ -1101,10 +1101,28 @@ TRAINING = (
         "training/players.py",
         "training/test_step.py",
         (
-            "training: gradients are clipped after the step",
+            "training: gradients are not clipped",
             "        if self.settings.max_grad_norm > 0:\n"
             "            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)\n",
             "",
+            "test_steps_are_adamw_on_clipped_gradients_then_the_average",
+        ),
+        (
+            "training: gradients are clipped by the norm of the step before",
+            "self.grad_norm = norm = torch.nn.utils.get_total_norm(gradients)",
+            "norm, self.grad_norm = self.grad_norm, torch.nn.utils.get_total_norm(gradients)",
+            "test_steps_are_adamw_on_clipped_gradients_then_the_average",
+        ),
+        (
+            "training: AdamW keeps its own betas",
+            "            betas=settings.betas,\n",
+            "",
+            "test_steps_are_adamw_on_clipped_gradients_then_the_average",
+        ),
+        (
+            "training: weight decay is ignored",
+            "weight_decay=settings.weight_decay",
+            "weight_decay=0.0",
             "test_steps_are_adamw_on_clipped_gradients_then_the_average",
         ),
         (
@@ -1241,6 +1259,24 @@ TRAINING = (
             "tests/training/test_trainer.py::test_logged_losses_after_a_resume_are_those_of_a_whole_run",
         ),
         (
+            "training: a checkpoint is written without a look at the guard",
+            "                    self._guard()\n                    self.save()",
+            "                    self.save()",
+            "test_no_checkpoint_is_written_after_a_bad_step",
+        ),
+        (
+            "training: a method is told that it is always the first step",
+            "progress = Progress(step, self.settings.steps)",
+            "progress = Progress(0, self.settings.steps)",
+            "test_a_method_is_told_where_it_stands_and_who_is_due",
+        ),
+        (
+            "training: a method prepares for every player, due or not",
+            "self.method.prepare(self.roles, batch, draws, names)",
+            "self.method.prepare(self.roles, batch, draws, {p.player.name for p in self.players})",
+            "test_a_method_is_told_where_it_stands_and_who_is_due",
+        ),
+        (
             "training: a stopped run does not save what it has done",
             "% settings.checkpoint_every == 0 or last or stop:",
             "% settings.checkpoint_every == 0 or last:",
@@ -1265,6 +1301,97 @@ TRAINING = (
     )
 )
 
+CHECKPOINT = planted(
+    "training/checkpoint.py",
+    "training/test_checkpoint.py",
+    (
+        "checkpoint: it is copied into place, not renamed",
+        "    os.rename(part, final)\n",
+        "    shutil.copytree(part, final)\n",
+        "test_files_are_on_disk_before_the_folder_gets_its_name",
+    ),
+    (
+        "checkpoint: the folder's entries are not flushed before the renaming",
+        "    sync_folder(part)\n    aside = folder",
+        "    aside = folder",
+        "test_files_are_on_disk_before_the_folder_gets_its_name",
+    ),
+    (
+        "checkpoint: the renaming is not flushed",
+        "    sync_folder(folder)\n    shutil.rmtree(aside",
+        "    shutil.rmtree(aside",
+        "test_files_are_on_disk_before_the_folder_gets_its_name",
+    ),
+    (
+        "checkpoint: the checkpoint of the same step is deleted where it stands",
+        "os.rename(final, aside)",
+        "shutil.rmtree(final)",
+        "test_whenever_the_process_dies_the_newest_checkpoint_is_whole",
+    ),
+    (
+        "checkpoint: old ones go before the new one is there",
+        "    part.mkdir()\n",
+        "    part.mkdir()\n    for old in complete(folder)[-1:]:\n        shutil.rmtree(old)\n",
+        "test_whenever_the_process_dies_the_newest_checkpoint_is_whole",
+    ),
+    (
+        "checkpoint: one less than asked for is kept",
+        "complete(folder)[:-keep]",
+        "complete(folder)[: 1 - keep]",
+        "test_the_newest_are_kept",
+    ),
+    (
+        "checkpoint: the oldest counts as the newest",
+        "return found[-1] if found else None",
+        "return found[0] if found else None",
+        "test_the_newest_are_kept",
+    ),
+) + planted(
+    "data/files.py",
+    "training/test_checkpoint.py",
+    (
+        "checkpoint: texts are not flushed to disk",
+        "        file.flush()\n        os.fsync(file.fileno())",
+        "        file.flush()",
+        "test_files_are_on_disk_before_the_folder_gets_its_name",
+    ),
+)
+
+EXPORT = planted(
+    "export/student.py",
+    "export/test_student.py",
+    (
+        "export: a LoRA's scale is not part of the file",
+        'return {name: t * scale if ".lora_B" in name else t',
+        'return {name: t if ".lora_B" in name else t',
+        "test_a_lora_answers_as_before_whatever_its_alpha",
+    ),
+    (
+        "export: a LoRA's scale goes into both of its matrices",
+        'return {name: t * scale if ".lora_B" in name else t',
+        'return {name: t * scale if ".lora_" in name else t',
+        "test_a_lora_answers_as_before_whatever_its_alpha",
+    ),
+    (
+        "export: a LoRA that needs embeddings gets the public name",
+        'shareable = card.weights == "lora" and not card.extra_inputs',
+        'shareable = card.weights == "lora"',
+        "test_what_only_fewstep_can_read_never_gets_the_public_name",
+    ),
+    (
+        "export: the student is written, whichever role was asked for",
+        "tensors = _folded(roles, role) if",
+        'tensors = _folded(roles, "student") if',
+        "test_a_lora_answers_as_before_whatever_its_alpha",
+    ),
+    (
+        "export: the card's eta is not the sampler's",
+        'for key in {"eta", "original_inference_steps"} &',
+        'for key in {"original_inference_steps"} &',
+        "test_a_card_says_how_to_sample",
+    ),
+)
+
 EVALUATION = planted(
     "evaluation/fixed_points.py",
     "evaluation/test_fixed_points.py",
@@ -1278,7 +1405,7 @@ EVALUATION = planted(
         "fixed points: TCD never ends where the teacher landed",
         "for s in self.ends if s < m]",
         "for s in self.ends if s < max(m - 1, 1)]",
-        "test_tcd_figures[50 hops]",
+        "test_tcd_is_the_least_squares_table",
     ),
     (
         "fixed points: LCM's teacher walks from a grid time too low",
@@ -1301,5 +1428,7 @@ CATALOGUE: list[Mutant] = [
     *RANDOM,
     *DATA,
     *TRAINING,
+    *CHECKPOINT,
+    *EXPORT,
     *EVALUATION,
 ]

@@ -12,11 +12,13 @@ from fewstep.methods.lcm import LCM
 from fewstep.methods.random import Rng
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
+from fewstep.training import checkpoint
 from fewstep.training.logging import Meter
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import NotFinite, Trainer
 
 RATE, LIMIT, DECAY = 1e-2, 0.05, 0.7
+ADAM = {"betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.3}
 
 
 class Pull(Method):
@@ -60,10 +62,10 @@ def pull(**settings):
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_steps_are_adamw_on_clipped_gradients_then_the_average(accumulation):
-    run, mine = pull(accumulation=accumulation)
+    run, mine = pull(accumulation=accumulation, **ADAM)
     _, plain = pull()
     average = {key: p.detach().clone() for key, p in plain["student"].named_parameters()}
-    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.0) for name, net in plain.items()}
+    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=RATE, **ADAM) for name, net in plain.items()}
     for step in range(5):
         run.step(step)
         rng = Rng(5, step, 8, dtype=torch.float64)
@@ -85,6 +87,23 @@ def test_steps_are_adamw_on_clipped_gradients_then_the_average(accumulation):
             torch.testing.assert_close(p, average[key], rtol=1e-9, atol=1e-11)
 
 
+def test_a_method_is_told_where_it_stands_and_who_is_due():
+    run, _ = pull(steps=3)
+    told = []
+
+    class Curious(Pull):
+        def draw(self, batch, rng, progress):
+            told.append((progress.step, progress.total, rng.step))
+            return super().draw(batch, rng, progress)
+
+        def prepare(self, roles, batch, draws, due):
+            told[-1] += (set(due),)
+
+    Trainer(Curious(VP), run.roles, SOURCE, run.settings).run()
+    both = {"student", "critic"}
+    assert told == [(0, 3, 0, both), (1, 3, 1, {"student"}), (2, 3, 2, both)]
+
+
 def test_each_player_has_its_own_rate():
     run, networks = pull(critic_learning_rate=10 * RATE)
     before = {name: [p.detach().clone() for p in network.parameters()] for name, network in networks.items()}
@@ -102,6 +121,19 @@ def test_the_guard_names_the_first_of_several_bad_steps():
 
     with pytest.raises(NotFinite, match="Step 3: the gradient of 'student'"):
         trainer("plain", source=Bad(), steps=10, log_every=10).run()
+
+
+def test_no_checkpoint_is_written_after_a_bad_step(tmp_path):
+    """Even where nothing was logged in between."""
+
+    class Bad:
+        def batch(self, rng):
+            batch = SOURCE.batch(rng)
+            return Batch(batch.x0 * math.nan, batch.cond) if rng.step == 7 else batch
+
+    with pytest.raises(NotFinite, match=r"Step 7: .*step-0000005"):
+        trainer("plain", tmp_path, source=Bad(), steps=40, log_every=25, checkpoint_every=5).run()
+    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-0000005"
 
 
 def test_dropout_is_keyed_by_seed_and_step():

@@ -38,6 +38,20 @@ def test_rows_of_one_step_are_independent():
     assert torch.corrcoef(torch.stack([drawn[:-1, 0], drawn[1:, 0], drawn[1:, 1]]))[0, 1:].abs().max() < 0.06
 
 
+def test_numbers_lie_where_they_should():
+    """Bounds included or not as documented, choices in proportion to their weights."""
+    rng = Rng(0, 0, 20_000)
+    whole, fraction = rng.sample.integers("index", 2, 5), rng.sample.uniform("w", 3.0, 7.0)
+    assert whole.dtype == torch.int64 and whole.unique().tolist() == [2, 3, 4]
+    assert fraction.dtype == torch.float64 and 3 <= fraction.min() < 3.01 and 6.99 < fraction.max() < 7
+    assert Rng(0, 0, 4, dtype=torch.float64).sample.normal("noise", (2, 3)).dtype == torch.float64
+    steps = [Rng(0, step, 1).shared for step in range(3000)]
+    assert {s.integer("n", 2, 5) for s in steps} == {2, 3, 4}
+    assert abs(sum(s.uniform("u", 3.0, 7.0) for s in steps) / 3000 - 5) < 0.1
+    chosen = torch.tensor([s.choice("h", [1, 0, 2, 1]) for s in steps])
+    assert (torch.bincount(chosen, minlength=4) / 3000 - torch.tensor([0.25, 0, 0.5, 0.25])).abs().max() < 0.04
+
+
 def test_keys_are_the_same_everywhere():
     """A literal, so that versions agree, and another process, where Python's own hashes differ."""
     assert stream_key(0, 1, "sample", "noise") == LITERAL

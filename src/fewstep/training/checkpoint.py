@@ -34,10 +34,12 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     save_tensors(part / "tensors.safetensors", packed)
     write_text(part / "state.json", json.dumps({"format": _FORMAT, "step": step, **state}, indent=1))
     sync_folder(part)
-    if final.exists():
-        shutil.rmtree(final)
+    aside = folder / f".part-{step:07d}-before"
+    if final.exists():  # half deleted it would still look complete
+        os.rename(final, aside)
     os.rename(part, final)
     sync_folder(folder)
+    shutil.rmtree(aside, ignore_errors=True)
     for old in complete(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
