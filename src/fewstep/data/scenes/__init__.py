@@ -1,10 +1,23 @@
 """Scenes: rendered 64x64 pictures of shapes with captions that leave much open; endless, free, and known exactly."""
 
 from fewstep.data.scenes.caption import WORDS, describe
-from fewstep.data.scenes.content import COLOURS, FILLS, PLACES, SHAPES, SIZES, Background, Mention, Scene, Thing
+from fewstep.data.scenes.content import (
+    ATTRIBUTES,
+    COLOURS,
+    FILLS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Background,
+    Mention,
+    Scene,
+    Thing,
+    place_of,
+)
 from fewstep.data.scenes.source import Rendered, Scenes
 
 __all__ = [
+    "ATTRIBUTES",
     "COLOURS",
     "FILLS",
     "PLACES",
@@ -18,4 +31,5 @@ __all__ = [
     "Scenes",
     "Thing",
     "describe",
+    "place_of",
 ]

@@ -29,6 +29,10 @@ COLOURS: dict[str, RGB] = {
     "white": (0.96, 0.96, 0.95),
     "black": (0.08, 0.08, 0.09),
 }
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES, "colour": tuple(COLOURS), "fill": tuple(FILLS), "size": SIZES,
+}  # fmt: skip
+"""What can be said of a thing apart from its place, and its values in a fixed order."""
 BACKGROUNDS = {"gradient": 0.35, "glow": 0.25, "bands": 0.1, "tiles": 0.1, "clouds": 0.2}
 """Kinds and how often they come."""
 NUMBERS = (0.55, 0.28, 0.11, 0.06)
@@ -37,6 +41,18 @@ NUMBERS = (0.55, 0.28, 0.11, 0.06)
 _SMALL = (0.14, 0.17)
 _LARGE = {1: (0.25, 0.33), 2: (0.22, 0.27), 3: (0.21, 0.23), 4: (0.2, 0.22)}  # by the number of things
 _CENTRE = 0.34  # left, right, top and bottom begin this near to the edge
+
+
+def place_of(x: float, y: float) -> str | None:
+    """The one of PLACES that says without doubt where the point lies, else None."""
+    right, low = x - 0.5, y - 0.5
+    if max(abs(right), abs(low)) < 0.1:
+        return "middle"
+    if abs(right) > 0.5 - _CENTRE and abs(right) > 1.5 * abs(low):
+        return "right" if right > 0 else "left"
+    if abs(low) > 0.5 - _CENTRE and abs(low) > 1.5 * abs(right):
+        return "bottom" if low > 0 else "top"
+    return None
 
 
 @dataclass(frozen=True)
@@ -69,14 +85,7 @@ class Thing:
     @property
     def place(self) -> str | None:
         """Where it lies, if one word says so without doubt."""
-        right, low = self.x - 0.5, self.y - 0.5
-        if max(abs(right), abs(low)) < 0.1:
-            return "middle"
-        if abs(right) > 0.5 - _CENTRE and abs(right) > 1.5 * abs(low):
-            return "right" if right > 0 else "left"
-        if abs(low) > 0.5 - _CENTRE and abs(low) > 1.5 * abs(right):
-            return "bottom" if low > 0 else "top"
-        return None
+        return place_of(self.x, self.y)
 
 
 @dataclass(frozen=True)
