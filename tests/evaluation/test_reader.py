@@ -5,11 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fewstep.data.scenes import ATTRIBUTES, Mention, Scenes
 from fewstep.evaluation.reader import JUDGED, SLACK, Found, Reader, ceilings, judge, load_reader, prompt_accuracy
 from fewstep.methods.random import Rng
 from fewstep.models.reader import CELLS, ReaderNetwork
+from fewstep.models.scenes64 import build_vae
 from fewstep.training import checkpoint
 from fewstep.training.fit import Fit
 from fewstep.training.reader import (
@@ -23,6 +25,7 @@ from fewstep.training.reader import (
     nearest,
     reading_loss,
     spoiled,
+    train_reader,
     turned,
 )
 from fewstep.training.settings import TrainingSettings
@@ -280,6 +283,21 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path):
     again.run()
     assert checkpoint.same(whole.ema, again.ema) and checkpoint.same(whole.weights, again.weights)
     assert not torch.equal(whole.ema["reader/stem.weight"], stage().network.stem.weight)
+
+
+def test_from_an_autoencoder_to_a_file_and_on_again(tmp_path):
+    """The whole way with networks of random weights; called again, nothing is left to do."""
+    torch.manual_seed(0)
+    vae = build_vae((8, 8, 8, 8)).to(memory_format=torch.channels_last).eval()
+    settings = ReaderSettings(training=replace(TINY, steps=2), pool=10)
+    network = train_reader(tmp_path, settings, vae)
+    pool = load_file(tmp_path / "passed.safetensors")["images"]
+    assert pool.dtype == torch.uint8 and pool.shape == (10, 3, 64, 64)
+    again = train_reader(tmp_path, settings, vae)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+    export(network, tmp_path / "reader.safetensors")
+    found = ceilings(load_reader(tmp_path / "reader.safetensors"), vae, number=8)
+    assert found.keys() == {"renders", "after the VAE"}
 
 
 def test_perfect_answers_cost_nothing_and_false_ones_do():

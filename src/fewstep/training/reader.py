@@ -237,7 +237,7 @@ def through_vae(vae: Any, images: Tensor, noise: Tensor, wobble: float = 0.0) ->
     posterior = vae.encode(images * 2 - 1).latent_dist
     spread = (posterior.var + (wobble / vae.config.scaling_factor) ** 2).sqrt()
     decoded: Tensor = vae.decode(posterior.mean + spread * noise).sample
-    return (decoded / 2 + 0.5).clamp(0, 1)
+    return (decoded / 2 + 0.5).clamp(0, 1).contiguous()
 
 
 def passed_pool(vae: Any, seed: int, size: int, device: str = "cpu") -> Tensor:
