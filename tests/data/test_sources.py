@@ -43,6 +43,13 @@ def test_latents_are_sampled_anew_at_every_visit():
     assert source.batch(Rng(0, 3, 4, dtype=torch.float64)).x0.dtype == torch.float64
 
 
+def test_mixtures_are_drawn_anew_at_every_step():
+    source = MixtureSource(GaussianMixture.ring(6), None)
+    drawn = [source.batch(Rng(seed, step, 4)).x0 for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert torch.equal(drawn[0], drawn[3]) and source.batch(Rng(0, 0, 4)).cond is None
+    assert all(not torch.equal(drawn[0], other) for other in drawn[1:3])
+
+
 def test_conditions_stay_with_their_items():
     latents = torch.arange(9.0)[:, None]
     source = LatentSource(latents, torch.zeros(9, 1), Cond({"item": torch.arange(9)}))

@@ -182,6 +182,60 @@ def test_targets():
         roles.add("critic", Weights(rank=0))
 
 
+def test_a_networks_own_targets_are_the_default():
+    network = small()
+    network.lora_targets = ("qkv", "down")
+    roles = roles_on(network)
+    roles.add("student", Weights(rank=2))
+    roles.add("critic", Weights(rank=2, targets=("inlet",)))
+    assert {k.split(".lora_")[0] for k in roles.tensors_of("student")} == {"qkv", "down"}
+    assert {k.split(".lora_")[0] for k in roles.tensors_of("critic")} == {"inlet"}
+
+
+def test_views_ask_as_the_teacher_does():
+    """Guidance in two calls where the teacher is set to it; an average answers in its leader's kind."""
+    teacher = Denoiser(small(), VP, "v_prediction", batched_guidance=False)
+    roles = Roles(teacher)
+    roles.add("student", Weights(rank=2))
+    roles.follow("ema", "student", 0.5)
+    cond = Cond({"label": torch.zeros(3, 1)}, null={"label": torch.zeros(1, 1)})
+    for name in ("teacher", "student", "ema"):
+        view = getattr(roles, name)
+        view(*data(), cond, guidance_scale=3.0)
+        assert (view.cost.calls, view.prediction_type) == (2, "v_prediction")
+    roles.add_network("other", small(), "sample")
+    roles.follow("other_ema", "other", 0.5)
+    assert roles.other_ema.prediction_type == roles.other.prediction_type == "sample"
+    assert torch.equal(roles.other_ema(*data()).x0, roles.other(*data()).x0)
+
+
+def test_the_teacher_has_no_dropout():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    network = MLP(VP, 2, width=16, depth=1)
+    network.outlet = nn.Sequential(network.outlet, layers)
+    roles = Roles(Denoiser(network.train(), VP))
+    says = [roles.teacher(torch.ones(8, 2), 500).output for _ in range(2)]
+    assert torch.equal(*says)
+
+
+def test_features_are_the_roles_own_and_counted():
+    class Tapped(Small):
+        def features(self, x, t, cond, taps):
+            return [self.inlet(x) for _ in taps]
+
+    torch.manual_seed(0)
+    network = Tapped()
+    roles = roles_on(network)
+    roles.add("critic", Weights(rank=2))
+    shake(roles, "critic")
+    x, t = data()
+    (mine,), (base,) = roles.critic.features(x, t, None, ("mid",)), roles.teacher.features(x, t, None, ("mid",))
+    assert torch.equal(base, network.inlet(x)) and not torch.equal(mine, base)
+    with live(("critic",)):
+        assert torch.equal(mine, network.inlet(x))
+    assert (roles.critic.cost.calls, roles.critic.cost.evaluations) == (1, 3)
+
+
 # ------------------------------------------------------------------ activation checkpointing
 
 

@@ -462,6 +462,18 @@ DENOISER = planted(
         "test_cost_counts_calls_images_and_graphs",
     ),
     (
+        "denoiser: a scale below 1 is taken as off",
+        "guidance_scale != 1.0:",
+        "guidance_scale > 1.0:",
+        "test_guidance_in_one_batch_in_two_calls_and_by_formula",
+    ),
+    (
+        "denoiser: features are not counted",
+        "self._count(x.shape[0], x.requires_grad)",
+        "pass",
+        "tests/models/test_roles.py::test_features_are_the_roles_own_and_counted",
+    ),
+    (
         "denoiser: EDM's c_in lacks its square root, as in a public script",
         "sigma * sigma_data / root, 1 / root\n",
         "sigma * sigma_data / root, 1 / root**2\n",
@@ -607,6 +619,42 @@ ROLES = (
             "test_cost_adds_up_over_roles",
         ),
         (
+            "roles: a network's own LoRA targets are ignored",
+            'targets = weights.targets or getattr(network, "lora_targets", None)',
+            "targets = weights.targets",
+            "test_a_networks_own_targets_are_the_default",
+        ),
+        (
+            "roles: the teacher drops out",
+            "self.base.eval().requires_grad_(False)",
+            "self.base.requires_grad_(False)",
+            "test_the_teacher_has_no_dropout",
+        ),
+        (
+            "roles: a discriminator's features are the teacher's",
+            "        with live(self.adapters), self._precision(x):\n            features",
+            "        with live(()), self._precision(x):\n            features",
+            "test_features_are_the_roles_own_and_counted",
+        ),
+        (
+            "roles: every follower follows everybody",
+            "if leader == source:",
+            "if True:",
+            "tests/training/test_step.py::test_steps_are_adamw_on_clipped_gradients_then_the_average",
+        ),
+        (
+            "roles: an average answers in the teacher's kind, not in its leader's",
+            "self.autocast), self._views[source])",
+            "self.autocast))",
+            "test_views_ask_as_the_teacher_does",
+        ),
+        (
+            "roles: views forget that guidance takes two calls",
+            "batched_guidance=like.batched_guidance",
+            "batched_guidance=True",
+            "test_views_ask_as_the_teacher_does",
+        ),
+        (
             "roles: extra inputs are not among the student's tensors",
             'extras.named_parameters()}\n        self._tensors[name] = tensors',
             'extras.named_parameters() if not k}\n        self._tensors[name] = tensors',
@@ -639,6 +687,47 @@ ROLES = (
             "(-math.log(10000.0) / (half - 1))",
             "(-math.log(10000.0) / half)",
             "test_embeddings_are_lcms",
+        ),
+    )
+)
+
+NETWORKS = (
+    planted(
+        "models/mlp.py",
+        "models/test_mlp.py",
+        (
+            "mlp: no condition is class 0",
+            "self.label(label + 1)",
+            "self.label(label.clamp_min(0))",
+            "test_every_input_is_heard",
+        ),
+        (
+            "mlp: the target time is not heard",
+            "emb = emb + self.end(self._level(end, x))",
+            "pass",
+            "test_every_input_is_heard",
+        ),
+    )
+    + planted(
+        "models/families.py",
+        "models/test_families.py",
+        (
+            "families: the posterior's deviation is not scaled",
+            "posterior.std * factor",
+            "posterior.std",
+            "test_latents_are_shifted_and_scaled_and_back",
+        ),
+        (
+            "families: latents are shifted the wrong way",
+            "(posterior.mean - shift) * factor",
+            "(posterior.mean + shift) * factor",
+            "test_latents_are_shifted_and_scaled_and_back",
+        ),
+        (
+            "families: latents are shifted before they are scaled back",
+            "/ factor + shift",
+            "+ shift / factor",
+            "test_latents_are_shifted_and_scaled_and_back",
         ),
     )
 )
@@ -676,6 +765,12 @@ SAMPLING = (
             "x0, schedule = consistency(at.prediction), at.schedule",
             "x0, schedule = at.prediction.x0, at.schedule",
             "test_multistep_consistency_on_edm_follows_algorithm_1",
+        ),
+        (
+            "sampling: LCM's student is told to land at clean data",
+            "        return float(schedule.end)\n\n    def step",
+            "        return float(schedule.clean)\n\n    def step",
+            "test_a_student_of_lcm_is_told_the_schedules_end",
         ),
         (
             "sampling: LCM re-noises after its last step too",
@@ -828,6 +923,22 @@ SAMPLING = (
             "noise = self.noises[-1 - self.used].to(",
             "test_exact_lcm_renoises_from_index_0",
         ),
+        (
+            "sampling: a run is not guided",
+            "return denoiser(x, t, cond, guidance_scale, end=end",
+            "return denoiser(x, t, cond, end=end",
+            "test_every_step_is_guided",
+        ),
+    )
+    + planted(
+        "sampling/solvers.py",
+        "sampling/test_truth.py",
+        (
+            "sampling: the teacher's solver is not guided",
+            "_no_noise, cond, guidance_scale)",
+            "_no_noise, cond)",
+            "test_every_step_is_guided",
+        ),
     )
     + planted(
         "sampling/grids.py",
@@ -880,6 +991,12 @@ METHODS = (
             "return self.low if self.fixed else drawn",
             "return self.low",
             "test_a_step_is_the_papers[vp-epsilon-drawn scale-full-True]",
+        ),
+        (
+            "methods: a scale of 1 pays for a null branch",
+            "return self.low == self.high",
+            "return False",
+            "tests/training/test_step.py::test_a_scale_of_one_costs_no_null_branch",
         ),
         (
             "methods: the guidance scale is drawn from 0 to the top of its range",
@@ -1089,6 +1206,12 @@ DATA = planted(
         "test_conditions_stay_with_their_items",
     ),
     (
+        "data: a mixture gives the same samples at every step",
+        'stream_key(rng.seed, rng.step, "mixture")',
+        'stream_key(rng.seed, "mixture")',
+        "test_mixtures_are_drawn_anew_at_every_step",
+    ),
+    (
         "data: a micro-batch of a mixture has the first rows' labels",
         'Cond({"label": label[rng.rows].to(rng.device)}',
         'Cond({"label": label[: rng.rows.stop - rng.rows.start].to(rng.device)}',
@@ -1282,6 +1405,30 @@ TRAINING = (
             "% settings.checkpoint_every == 0 or last:",
             "tests/training/test_trainer.py::test_a_stop_request_saves_what_it_reports_and_resumes_to_the_bit",
         ),
+        (
+            "training: a resumed run forgets what it had spent",
+            'self.spent = int(state.get("forward_equivalents", 0))',
+            "self.spent = 0",
+            "tests/training/test_trainer.py::test_logged_losses_after_a_resume_are_those_of_a_whole_run",
+        ),
+        (
+            "training: bf16 asked for is not turned on",
+            "autocast=settings.autocast",
+            "autocast=None",
+            "test_settings_reach_the_roles",
+        ),
+        (
+            "training: checkpointing asked for is not turned on",
+            "gradient_checkpointing=settings.gradient_checkpointing",
+            "gradient_checkpointing=False",
+            "test_settings_reach_the_roles",
+        ),
+        (
+            "training: hooks are not called after the last step",
+            "if self.done % every == 0 or last:",
+            "if self.done % every == 0:",
+            "test_hooks_run_when_due_and_after_the_last_step",
+        ),
     )
     + planted(
         "training/logging.py",
@@ -1423,6 +1570,7 @@ CATALOGUE: list[Mutant] = [
     *FLOW_MAP,
     *DENOISER,
     *ROLES,
+    *NETWORKS,
     *SAMPLING,
     *METHODS,
     *RANDOM,

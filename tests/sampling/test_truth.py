@@ -291,6 +291,44 @@ def test_a_student_is_told_where_to_land_and_its_guidance(noise):
     assert heard == [(999, 349, 7.5), (499, 0, 7.5)]
 
 
+def test_a_student_of_lcm_is_told_the_schedules_end(noise):
+    heard = []
+
+    def network(x, t, cond=None, *, end):
+        heard.append(float(end[0]))
+        return toy(x, t)
+
+    network.accepts = ("end",)
+    sample(Denoiser(network, EDM, "sample"), LCM(num_inference_steps=2), noise)
+    assert heard == pytest.approx([0.002, 0.002])
+    sample(Denoiser(network, VP), LCM(num_inference_steps=2), noise)
+    assert heard[2:] == [0, 0]
+
+
+@pytest.mark.parametrize("run", [
+    lambda *args: solve(args[0], args[1], [999, 499, 249, 0], *args[2:]),
+    lambda *args: sample(args[0], DDIM(timesteps=[999, 499, 249], final="end"), *args[1:]).x0,
+], ids=["solve", "sample"])  # fmt: skip
+def test_every_step_is_guided(run, noise):
+    """Step by step with the formula: null + w (cond - null) of the noise, at every time."""
+    cond = Cond({"w": torch.full_like(noise, 0.3)}, null={"w": torch.full_like(noise[:1], -0.2)})
+    scale, x = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64), noise
+    for t, s in ((999, 499), (499, 249), (249, 0)):
+        with_, without = toy(x, torch.tensor(t)) + 0.3 * x, toy(x, torch.tensor(t)) - 0.2 * x
+        epsilon = without + scale.reshape(3, 1, 1, 1) * (with_ - without)
+        x0 = (x - math.sqrt(1 - bar(t)) * epsilon) / math.sqrt(bar(t))
+        x = math.sqrt(bar(s)) * x0 + math.sqrt(1 - bar(s)) * epsilon
+    denoiser = Denoiser(lambda x, t, cond: toy(x, t) + cond["w"] * x, VP)
+    assert close(run(denoiser, noise, cond, scale), x)
+
+
+def test_the_callback_sees_every_state_once(noise):
+    seen = []
+    got = sample(Denoiser(toy, VP), DDIM(num_inference_steps=3), noise, callback=lambda *step: seen.append(step))
+    assert [done for done, _ in seen] == [1, 2, 3]
+    assert all(x is state for (_, x), state in zip(seen, got.states[1:], strict=True))
+
+
 def test_guidance_costs_one_batched_call_a_step(noise):
     denoiser = Denoiser(lambda x, t, cond: x * cond["w"], VP)
     cond = Cond({"w": torch.full((3, 1, 1, 1), 0.3)}, null={"w": torch.zeros(1, 1, 1, 1)})

@@ -18,7 +18,7 @@ class Died(BaseException):
 
 @pytest.fixture
 def disk(monkeypatch):
-    """Notes every change to the disk, by name, and dies at the one numbered ``disk.dies``."""
+    """Notes every change to the disk (name, path or, when flushed, inode) and dies at the one numbered ``disk.dies``."""
 
     class Disk:
         dies, done = None, []
@@ -32,8 +32,7 @@ def disk(monkeypatch):
 
     def watched(name, real):
         def call(path, *args, **kwargs):
-            where = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
-            disk.note(name, str(where))
+            disk.note(name, os.fstat(path).st_ino if isinstance(path, int) else str(path))
             return real(path, *args, **kwargs)
 
         return call
@@ -92,9 +91,9 @@ def test_files_are_on_disk_before_the_folder_gets_its_name(tmp_path, disk):
     final = save(tmp_path, 2)
     events = [name for name, _ in disk.done]
     renamed = events.index("rename")
-    synced = {os.path.basename(path) for name, path in disk.done[:renamed] if name == "fsync"}
-    assert synced >= {"tensors.safetensors", "state.json"} and any(s.startswith(".part-") for s in synced)
-    assert disk.done[renamed + 1 :] == [("fsync", str(tmp_path))]
+    flushed = {inode for name, inode in disk.done[:renamed] if name == "fsync"}
+    assert flushed == {path.stat().st_ino for path in (final, *final.iterdir())}
+    assert disk.done[renamed + 1 :] == [("fsync", tmp_path.stat().st_ino)]
     assert {path.name for path in final.iterdir()} == {"tensors.safetensors", "state.json"}
 
 

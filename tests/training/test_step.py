@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from killable import SOURCE, VP, trainer
+from killable import SOURCE, VP, roles_for, trainer
 from torch import nn
 
 from fewstep.methods.base import Batch, Loss, Method, Player, RoleSpec
@@ -102,6 +102,34 @@ def test_a_method_is_told_where_it_stands_and_who_is_due():
     Trainer(Curious(VP), run.roles, SOURCE, run.settings).run()
     both = {"student", "critic"}
     assert told == [(0, 3, 0, both), (1, 3, 1, {"student"}), (2, 3, 2, both)]
+
+
+def test_hooks_run_when_due_and_after_the_last_step():
+    run, _ = pull(steps=5)
+    called = []
+    run.hooks = ((2, lambda done: called.append(("two", done))), (4, lambda done: called.append(("four", done))))
+    run.run()
+    assert called == [("two", 2), ("two", 4), ("four", 4), ("two", 5), ("four", 5)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
+def test_settings_reach_the_roles(precision):
+    """Precision and checkpointing; states and losses stay in float32 or above."""
+    settings = TrainingSettings(precision=precision, gradient_checkpointing=True, ema_decay=0.9, batch_size=8)
+    method = LCM(VP)
+    roles = roles_for(method, settings)
+    assert roles.base.gradient_checkpointing and "ema" in roles
+    assert roles.autocast == settings.autocast == (torch.bfloat16 if precision == "bf16" else None)
+    assert settings.dtype == (torch.float64 if precision == "fp64" else torch.float32)
+    said = roles.student(torch.randn(8, 2), 500).output
+    assert torch.equal(said, said.bfloat16().float()) == (precision == "bf16")
+
+
+@pytest.mark.parametrize(("scale", "evaluations"), [(1.0, 8), (3.0, 16), ((1.0, 3.0), 16)])
+def test_a_scale_of_one_costs_no_null_branch(scale, evaluations):
+    run = trainer(LCM(VP, guidance_scale=scale))
+    run.step(0)
+    assert run.roles.teacher.cost.evaluations == evaluations
 
 
 def test_each_player_has_its_own_rate():
