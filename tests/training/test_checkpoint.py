@@ -18,7 +18,7 @@ class Died(BaseException):
 
 @pytest.fixture
 def disk(monkeypatch):
-    """Notes every change to the disk (name, path or, when flushed, inode) and dies at the one numbered ``disk.dies``."""
+    """Notes every change to the disk (name, path or flushed inode) and dies at the one numbered ``disk.dies``."""
 
     class Disk:
         dies, done = None, []
