@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from fewstep.data.cache import fingerprint, scene_latents
 from fewstep.distill import distill, prepare
 from fewstep.draw import draw, load_model
-from fewstep.evaluation.metrics import Moments, detail_fd, frechet_distance
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import load_teacher
 from fewstep.recipe import RecipeError, as_yaml, load_recipe
@@ -220,52 +219,6 @@ def test_foreign_students_are_refused_in_one_sentence(run, tmp_path):
     save_file(dict(list(tensors.items())[:4]) | {"foreign": torch.zeros(1)}, other / "pytorch_lora_weights.safetensors")
     with pytest.raises(ValueError, match="belongs to another student"):
         load_student(teacher, other)
-
-
-# ---------------------------------------------------------------- metrics
-
-
-def test_frechet_distance_of_known_gaussians():
-    """Diagonal covariances: sum of (m_a - m_b)^2 + (s_a - s_b)^2; and a rotation of both changes nothing."""
-    q = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
-    a = Moments(torch.tensor([1.0, 2.0, 3.0]).double(), torch.diag(torch.tensor([1.0, 4.0, 9.0]).double()), 10)
-    b = Moments(torch.tensor([0.0, 2.0, 5.0]).double(), torch.diag(torch.tensor([4.0, 4.0, 1.0]).double()), 10)
-    turned = [Moments(q @ m.mean, q @ m.covariance @ q.T, 10) for m in (a, b)]
-    assert frechet_distance(a, b) == pytest.approx(1 + 4 + 1 + 4, abs=1e-9)
-    assert frechet_distance(*turned) == pytest.approx(10, abs=1e-9)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-
-
-def test_frechet_distance_against_scipy():
-    from scipy.linalg import sqrtm
-
-    generator = torch.Generator().manual_seed(1)
-    x, y = (torch.randn(50, 6, generator=generator).double() @ torch.randn(6, 6, generator=generator).double()
-            for _ in range(2))  # fmt: skip
-    a, b = Moments.of(x, 50), Moments.of(y, 50)
-    assert torch.allclose(a.covariance, torch.cov(x.T))
-    root = sqrtm((a.covariance @ b.covariance).numpy()).real
-    expected = (a.mean - b.mean).square().sum() + (a.covariance + b.covariance).trace() - 2 * root.trace()
-    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
-
-
-@pytest.mark.parametrize("damage", ["blur", "noise", "colour"])
-def test_detail_fd_rises_with_damage(damage):
-    from fewstep.data.scenes import Scenes
-
-    real, other = (
-        torch.from_numpy(Scenes(s).render(range(64)).images).permute(0, 3, 1, 2).double() / 255 for s in (0, 1)
-    )
-    values = [detail_fd(real, other)]
-    for amount in (1, 2):
-        if damage == "blur":
-            x = torch.nn.functional.avg_pool2d(other, 2 * amount + 1, 1, amount, count_include_pad=False)
-        elif damage == "noise":
-            x = other + 0.03 * amount * torch.randn(other.shape, generator=torch.Generator().manual_seed(0)).double()
-        else:
-            x = other * torch.tensor([1.0, 1 - 0.2 * amount, 1.0]).reshape(3, 1, 1)
-        values.append(detail_fd(real, x))
-    assert values[0] < values[1] < values[2]
 
 
 def test_yaml_of_a_recipe_is_plain(run):

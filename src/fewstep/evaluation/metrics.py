@@ -1,39 +1,48 @@
-"""Distances between sets of pictures."""
+"""Distances between two sets of pictures, given their features [N, D]; each says what it estimates and how.
+
+A distance is only as good as its features: `detail_features` sees blur, grain and colour, a trained reader sees
+meaning. Every distance of finite sets has a floor above 0 (or, unbiased, a spread around it): `split_half` measures it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 PATCH = 8
+"""Side of the patches whose moments are compared, in pixels."""
+
+
+# ---------------------------------------------------------------- Frechet distance
 
 
 @dataclass
 class Moments:
-    """Mean [D] and covariance [D, D] of features, float64, and how many pictures they come from."""
+    """Mean [D] and covariance [D, D] of features, float64, and how many samples they come from."""
 
     mean: Tensor
     covariance: Tensor
-    pictures: int
+    count: int
 
     @classmethod
-    def of(cls, features: Tensor, pictures: int) -> Moments:
+    def of(cls, features: Tensor) -> Moments:
         """From features [N, D], N at least 2."""
-        if len(features) < 2:
-            raise ValueError("Moments need at least two samples.")
+        if features.ndim != 2 or len(features) < 2:
+            raise ValueError(f"Moments need features [N, D] of at least two samples, not {list(features.shape)}.")
         features = features.double()
         mean = features.mean(dim=0)
         centred = features - mean
-        return cls(mean, centred.T @ centred / (len(features) - 1), pictures)
+        return cls(mean, centred.T @ centred / (len(features) - 1), len(features))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Frechet distance of two Gaussians: ``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``.
 
     The trace of the root is that of ``(C_a^(1/2) C_b C_a^(1/2))^(1/2)``, which is symmetric and needs no complex
-    arithmetic; eigenvalues that rounding made negative count as 0. Heusel et al. 2017, eq. 6.
+    arithmetic; eigenvalues that rounding made negative count as 0. Biased upwards for small N. Heusel et al. 2017.
     """
     root = _root(a.covariance)
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
@@ -41,25 +50,132 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return float((a.mean - b.mean).square().sum() + traces - 2 * cross)
 
 
-def detail_moments(pictures: Tensor) -> Moments:
-    """Moments of all `PATCH` x `PATCH` patches of pictures [N, 3, H, W] in [0, 1].
-
-    They see blur, grain and colour shifts that features of meaning overlook. Every patch counts once, at a stride of
-    half a patch; features are the patch's pixels in units of 0.1.
-    """
-    if pictures.ndim != 4 or min(pictures.shape[2:]) < PATCH:
-        raise ValueError(f"Pictures must be [N, C, H, W] of at least {PATCH} pixels, not {list(pictures.shape)}.")
-    patches = pictures.double().unfold(2, PATCH, PATCH // 2).unfold(3, PATCH, PATCH // 2)
-    features = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, pictures.shape[1] * PATCH * PATCH)
-    return Moments.of(features * 10, len(pictures))
-
-
-def detail_fd(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of the patches of two sets of pictures [N, 3, H, W] in [0, 1]."""
-    return frechet_distance(detail_moments(a), detail_moments(b))
-
-
 def _root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     return root
+
+
+def fd(a: Tensor, b: Tensor) -> float:
+    """Frechet distance of two sets of features [N, D]."""
+    return frechet_distance(Moments.of(a), Moments.of(b))
+
+
+# ---------------------------------------------------------------- kernel distance
+
+
+def kid(a: Tensor, b: Tensor) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel ``(x y / D + 1)^3`` (Binkowski et al. 2018).
+
+    Around 0, and sometimes below it, for two sets of one distribution.
+    """
+    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"KID compares features [N, D] of equal D, not {list(a.shape)} and {list(b.shape)}.")
+    a, b = a.double(), b.double()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        k, n = kernel(x, x), len(x)
+        return (k.sum() - k.diagonal().sum()) / (n * (n - 1))
+
+    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
+# ---------------------------------------------------------------- precision, recall, density, coverage
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How two distributions overlap, by balls around samples that reach to their k-th neighbour.
+
+    Attributes:
+        precision: share of generated samples inside a ball of a real one (Kynkaanniemi et al. 2019).
+        recall: share of real samples inside a ball of a generated one.
+        density: how many real balls a generated sample lies in, over k; may exceed 1 (Naeem et al. 2020).
+        coverage: share of real balls that hold a generated sample.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def overlap(generated: Tensor, real: Tensor, k: int = 5) -> Overlap:
+    """Precision, recall, density and coverage of features [N, D] and [M, D], N and M above k."""
+    if min(len(generated), len(real)) <= k:
+        raise ValueError(f"Overlap with k = {k} needs more than {k} samples on both sides.")
+    generated, real = generated.double(), real.double()
+    distances = torch.cdist(real, generated)
+    real_radius, generated_radius = _neighbour(real, k), _neighbour(generated, k)
+    in_real = distances <= real_radius[:, None]
+    in_generated = distances <= generated_radius[None, :]
+    return Overlap(
+        precision=float(in_real.any(dim=0).double().mean()),
+        recall=float(in_generated.any(dim=1).double().mean()),
+        density=float(in_real.double().sum(dim=0).mean() / k),
+        coverage=float((distances.min(dim=1).values <= real_radius).double().mean()),
+    )
+
+
+def _neighbour(x: Tensor, k: int) -> Tensor:
+    """Distance of each sample to its k-th nearest other one."""
+    return torch.cdist(x, x).kthvalue(k + 1, dim=1).values
+
+
+# ---------------------------------------------------------------- floors and intervals
+
+
+def split_half(metric: Callable[[Tensor, Tensor], float], features: Tensor, seed: int = 0, times: int = 10) -> float:
+    """Mean of a metric between random halves of one set: what it says of equals, at half the samples."""
+    generator = torch.Generator().manual_seed(seed)
+    half, values = len(features) // 2, []
+    for _ in range(times):
+        order = torch.randperm(len(features), generator=generator)
+        values.append(metric(features[order[:half]], features[order[half : 2 * half]]))
+    return sum(values) / times
+
+
+def bootstrap(
+    metric: Callable[[Tensor, Tensor], float],
+    a: Tensor,
+    b: Tensor,
+    seed: int = 0,
+    times: int = 100,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Interval of a metric over pictures drawn again with replacement from both sets (percentiles).
+
+    Repeated samples look alike, so a distance that counts spread (FD) comes out a little higher here than on the sets
+    themselves: the interval is shifted so that its middle is the plain value.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def again(x: Tensor) -> Tensor:
+        return x[torch.randint(len(x), (len(x),), generator=generator)]
+
+    values = torch.tensor([metric(again(a), again(b)) for _ in range(times)], dtype=torch.float64)
+    shift = metric(a, b) - float(values.median())
+    tail = (1 - level) / 2
+    return float(values.quantile(tail)) + shift, float(values.quantile(1 - tail)) + shift
+
+
+# ---------------------------------------------------------------- detail
+
+
+def detail_features(pictures: Tensor) -> Tensor:
+    """All `PATCH` x `PATCH` patches of pictures [N, C, H, W] in [0, 1] at a stride of half a patch, float64 [M, D].
+
+    Pixels in units of 0.1. Their moments see what features of meaning overlook: blur, grain, colour shifts.
+    """
+    if pictures.ndim != 4 or min(pictures.shape[2:]) < PATCH:
+        raise ValueError(f"Pictures must be [N, C, H, W] of at least {PATCH} pixels, not {list(pictures.shape)}.")
+    patches = pictures.double().unfold(2, PATCH, PATCH // 2).unfold(3, PATCH, PATCH // 2)
+    return patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, pictures.shape[1] * PATCH * PATCH) * 10
+
+
+def detail_fd(a: Tensor, b: Tensor) -> float:
+    """Frechet distance of the patches of two sets of pictures [N, C, H, W] in [0, 1]."""
+    return fd(detail_features(a), detail_features(b))
