@@ -29,6 +29,7 @@ from fewstep.training.reader import (
     turned,
 )
 from fewstep.training.settings import TrainingSettings
+from fewstep.training.teacher_stages import CROWDED
 
 HEADS = {name: len(values) for name, values in ATTRIBUTES.items()}
 TINY = TrainingSettings(steps=4, batch_size=4, learning_rate=1e-3, warmup_steps=2, ema_decay=0.9, log_every=2)
@@ -102,9 +103,11 @@ def test_one_wrong_attribute_is_counted_there_and_nowhere_else(attribute, wrong)
 
 
 def test_swapped_colours_are_two_wrong_colours_and_no_wrong_shape():
-    judged = judge([found("star", "blue"), found("ring", "red")], scene(RED_STAR, BLUE_RING, count=2))
-    assert not judged.all_right
-    assert judged.counts == {"number": (1, 1), "shape": (2, 2), "colour": (0, 2)}
+    there = [found("star", "blue"), found("ring", "red")]
+    for things in (there, there[::-1]):
+        judged = judge(things, scene(RED_STAR, BLUE_RING, count=2))
+        assert not judged.all_right
+        assert judged.counts == {"number": (1, 1), "shape": (2, 2), "colour": (0, 2)}
 
 
 def test_a_missing_thing_makes_all_that_is_said_of_it_wrong():
@@ -165,6 +168,7 @@ def test_places(x, y, word):
 def test_a_place_is_given_a_little_slack_and_no_more():
     assert found(x=0.34 + 0.9 * SLACK).lies("left") and not found(x=0.34 + 1.1 * SLACK).lies("left")
     assert found(x=0.6 + 0.9 * SLACK).lies("middle") and not found(x=0.6 + 1.1 * SLACK).lies("middle")
+    assert found(x=0.5, y=0.6 + 0.9 * SLACK).lies("middle") and not found(x=0.5, y=0.6 + 1.1 * SLACK).lies("middle")
     places = torch.linspace(0, 1, 101).tolist()
     words = [[w for w in ("left", "right", "top", "bottom", "middle") if found(x=x, y=y).lies(w)]
              for x in places for y in places]  # fmt: skip
@@ -311,16 +315,28 @@ def test_perfect_answers_cost_nothing_and_false_ones_do():
         assert [part for part, value in false.items() if value > 0.05] == ["loss", name]
 
 
-@pytest.mark.parametrize("turn", range(8))
-def test_turned_pictures_keep_things_under_their_labels(turn):
-    """The brightest pixel of a black picture moves as the centre does."""
-    images, labels = torch.zeros(1, 3, 64, 64), Labels.of([Scenes(0).scene(0)])
-    labels = labels._replace(centres=torch.full_like(labels.centres, 20.5 / 64))
-    labels.centres[..., 1] = 50.5 / 64
-    images[0, :, 50, 20] = 1.0
-    images, labels = turned(images, labels, torch.tensor([turn]))
-    row, column = (images[0, 0] == 1).nonzero()[0].tolist()
-    assert labels.centres[0, 0].tolist() == pytest.approx([(column + 0.5) / 64, (row + 0.5) / 64])
+def test_turned_pictures_keep_things_under_their_labels():
+    """The bright pixel of a black picture moves as the centre does, to a place of its own in each of the eight."""
+    images, labels = torch.zeros(8, 3, 64, 64), Labels.of([Scenes(0).scene(0)] * 8)
+    labels.centres[..., 0], labels.centres[..., 1] = 20.5 / 64, 50.5 / 64
+    images[:, :, 50, 20] = 1.0
+    images, labels = turned(images, labels, torch.arange(8))
+    places = (images[:, 0] == 1).nonzero()[:, 1:].flip(1)
+    assert torch.allclose(labels.centres[:, 0], (places + 0.5) / 64)
+    assert len({tuple(place) for place in places.tolist()}) == 8
+
+
+def test_batches_are_new_renders_and_passed_pictures_under_their_own_labels():
+    one = stage()
+    levels = torch.arange(6, dtype=torch.uint8)
+    labels = one.pool[1]._replace(radii=levels[:, None].expand(6, 4) / 255.0)
+    one.pool = (levels[:, None, None, None].expand(6, 3, 64, 64), labels)
+    batches = [one._batch(Rng(1, step, 8)) for step in range(3)]
+    for images, labels in batches:
+        assert images.shape == (8, 3, 64, 64)
+        assert torch.allclose(images[4:, 0, 0, 0], labels.radii[4:, 0])
+    assert torch.equal(batches[1][0][:4], as_unit(Scenes(0, numbers=CROWDED).render(range(4, 8)).images))
+    assert not torch.equal(batches[0][1].radii[4:], batches[1][1].radii[4:])
 
 
 def test_spoiling_is_slight_keyed_and_spares_some():
