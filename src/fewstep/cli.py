@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from fewstep.evaluation.compare import Outcome
 
 app = typer.Typer(
     name="fewstep",
@@ -149,12 +146,13 @@ def demo(
     """Distil the shipped model into a 4-step LoRA on this machine, and compare it with its teacher. Minutes."""
     from fewstep.demo import RECIPE
     from fewstep.demo import demo as run
+    from fewstep.evaluation.compare import table
     from fewstep.recipe import load_recipe
 
     with _stoppable(f"fewstep demo --out {out}"):
         made = run(out, load_recipe(RECIPE, overrides or ()), count, show_progress=not quiet)
-    typer.echo(_table(made.outcomes, made.count))
-    typer.echo(f"Look at {made.picture}; the student is in {made.folder}/student.")
+    typer.echo(table(made.outcomes, made.count))
+    typer.echo(f"\nLook at {made.picture}; the student is in {made.folder}/student.")
 
 
 @teacher_app.command("train")
@@ -232,14 +230,3 @@ def _numbers(text: str | None) -> list[float] | None:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise ValueError(f"--timesteps wants numbers, e.g. 999,749,499,249, not '{text}'.") from None
-
-
-def _table(outcomes: list[Outcome], count: int) -> str:
-    lines = [f"{'':20} {'evaluations':>11} {'ms':>7} {'detail FD':>10} {'to teacher':>11}"]
-    for o in outcomes:
-        lines.append(f"{o.label:20} {o.evaluations:11.0f} {o.milliseconds:7.0f} {o.detail:10.3f} {o.distance:11.3f}")
-    lines.append(
-        f"Per picture, over {count} unseen prompts. Detail FD: to as many real scenes, lower is better; "
-        "to teacher: pixel difference from the first row, same noise."
-    )
-    return "\n".join(lines)

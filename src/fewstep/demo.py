@@ -11,6 +11,7 @@ from fewstep.data.scenes import Scenes
 from fewstep.distill import distill
 from fewstep.evaluation.compare import UNSEEN, Outcome, Way, compare
 from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.reader import ASSET, load_reader
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import load_teacher
 from fewstep.recipe import Recipe, load_recipe
@@ -46,10 +47,11 @@ def demo(folder: Path, recipe: Recipe | None = None, count: int = 128, show_prog
         Way(f"student, {few} steps", student, sampler_of(card), 1.0, card.guidance_embed),
     ]
     with progress_bar(len(ways), 0, "comparing", show_progress) as advance:
-        outcomes = compare(teacher, ways, count, recipe.seed, advance)
+        reader = load_reader() if ASSET.is_file() else None
+        outcomes = compare(teacher, ways, count, recipe.seed, reader, advance)
     captions = Scenes(UNSEEN).render(range(COLUMNS)).captions
     picture = folder / "demo.png"
     image_grid([o.pictures[:COLUMNS] for o in outcomes], [o.label for o in outcomes], captions).save(picture)
-    figures = [{k: v for k, v in vars(o).items() if k != "pictures"} for o in outcomes]
-    replace_text(folder / "demo.json", json.dumps({"pictures": count, "ways": figures}, indent=1) + "\n")
+    figures = {"pictures": count, "seed": recipe.seed, "ways": {o.label: o.figures for o in outcomes}}
+    replace_text(folder / "demo.json", json.dumps(figures, indent=1) + "\n")
     return Demo(folder, picture, outcomes, count)

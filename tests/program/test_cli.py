@@ -151,7 +151,7 @@ def test_the_demo_writes_a_picture_and_a_table(short, tmp_path, monkeypatch, cap
     assert "student, 4 steps" in output
     assert (tmp_path / "demo" / "demo.png").is_file()
     figures = json.loads((tmp_path / "demo" / "demo.json").read_text())
-    assert [way["evaluations"] for way in figures["ways"]] == [4, 8, 4]
+    assert [way["evaluations"] for way in figures["ways"].values()] == [4, 8, 4]
     trained = (tmp_path / "demo" / "checkpoints" / "step-0000004" / "tensors.safetensors").stat().st_mtime_ns
     assert inside(monkeypatch, capsys, tmp_path, *arguments)[0] == 0
     again = (tmp_path / "demo" / "checkpoints" / "step-0000004" / "tensors.safetensors").stat().st_mtime_ns

@@ -1,23 +1,24 @@
-"""Teacher against student on unseen prompts: one row of figures for each way of sampling, and their pictures."""
+"""Teacher against student on unseen prompts: the same noise, the same captions, the same figures for every way."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fewstep.data.scenes import Scenes
-from fewstep.evaluation.metrics import detail_fd
+from fewstep.evaluation.metrics import detail_fd, fd
+from fewstep.evaluation.reader import Reader, prompt_accuracy
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.sampling import Sampler, sample
 
 UNSEEN = 3
-"""The set of scenes that nothing was trained on."""
+"""The set of scenes that nothing is trained on."""
 
 
 @dataclass
@@ -37,49 +38,73 @@ class Outcome:
 
     Attributes:
         label: its name. pictures: [N, 3, H, W] in [0, 1].
-        evaluations: network evaluations per picture.
-        milliseconds: of sampling per picture, decoding apart.
-        detail: detail FD to as many real scenes, seen through the teacher's autoencoder.
-        distance: root mean square difference to the first way's pictures, from the same noise.
+        figures: name -> value, in the order of `FIGURES`.
     """
 
     label: str
     pictures: Tensor
-    evaluations: float
-    milliseconds: float
-    detail: float
-    distance: float
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+FIGURES = {
+    "evaluations": "network evaluations per picture, both branches of guidance counted",
+    "ms": "milliseconds of sampling per picture, decoding apart",
+    "FD": "Frechet distance of the reader's features to real scenes",
+    "detail FD": "Frechet distance of 8x8 patches to real scenes",
+    "accuracy": "share of pictures that show everything their caption states, by the reader",
+    "to first": "root mean square pixel difference to the first row, same noise",
+}
+"""What is measured of each way; real scenes are seen through the teacher's autoencoder, and are as many."""
 
 
 def compare(
-    teacher: Teacher, ways: Sequence[Way], count: int, seed: int = 0, advance: Callable[[int], None] | None = None
+    teacher: Teacher,
+    ways: Sequence[Way],
+    count: int,
+    seed: int = 0,
+    reader: Reader | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
-    """Sample ``count`` unseen captions in every way from the same noise; the first way is the reference."""
+    """Sample ``count`` unseen captions in every way from the same noise.
+
+    Args:
+        reader: without it FD and accuracy are left out.
+        advance: called with the number of ways done.
+    """
     scenes = Scenes(UNSEEN, size=teacher.image_size)
-    captions = scenes.render(range(count)).captions
-    real = _real(teacher, scenes, count)
-    cond = teacher.encode_prompts(captions)
+    asked = [scenes.scene(i) for i in range(count)]
+    cond = teacher.encode_prompts([scene.caption for scene in asked])
     noise = torch.randn(count, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
+    noise = noise.to(cond["prompt_embeds"].device)
+    real = _real(teacher, scenes, range(count, 2 * count))
     outcomes: list[Outcome] = []
     for i, way in enumerate(ways):
         before, started = way.denoiser.cost.evaluations, time.perf_counter()
-        latents = _sample(way, noise.to(next(iter(cond.tensors.values())).device), cond, seed)
+        latents = _sample(way, noise, cond, seed)
         seconds = time.perf_counter() - started
         pictures = teacher.decode(latents).cpu()
+        figures = {"evaluations": (way.denoiser.cost.evaluations - before) / count, "ms": 1000 * seconds / count}
+        if reader is not None:
+            figures["FD"] = fd(reader.features(pictures), reader.features(real))
+        figures["detail FD"] = detail_fd(pictures, real)
+        if reader is not None:
+            figures["accuracy"] = prompt_accuracy(reader, pictures, asked).share["all"]
         first = outcomes[0].pictures if outcomes else pictures
-        outcomes.append(
-            Outcome(
-                way.label,
-                pictures,
-                (way.denoiser.cost.evaluations - before) / count,
-                1000 * seconds / count,
-                detail_fd(pictures, real),
-                float((pictures - first).square().mean().sqrt()),
-            )
-        )
+        figures["to first"] = float((pictures - first).square().mean().sqrt())
+        outcomes.append(Outcome(way.label, pictures, figures))
         if advance is not None:
             advance(i + 1)
     return outcomes
+
+
+def table(outcomes: Sequence[Outcome], count: int) -> str:
+    """The figures in columns, and a line for each that says what it is."""
+    names = list(outcomes[0].figures)
+    width = max(len(o.label) for o in outcomes)
+    lines = [" " * width + "".join(f"{name:>13}" for name in names)]
+    lines += [f"{o.label:{width}}" + "".join(f"{o.figures[n]:13.4g}" for n in names) for o in outcomes]
+    lines += ["", f"Over {count} unseen prompts:", *(f"  {name}: {FIGURES[name]}" for name in names)]
+    return "\n".join(lines)
 
 
 def _sample(way: Way, noise: Tensor, cond: Cond, seed: int, batch: int = 64) -> Tensor:
@@ -87,17 +112,20 @@ def _sample(way: Way, noise: Tensor, cond: Cond, seed: int, batch: int = 64) -> 
     parts = []
     for first in range(0, len(noise), batch):
         rows = slice(first, first + batch)
-        generator = torch.Generator().manual_seed(seed + 1 + first)
-        parts.append(
-            sample(
-                way.denoiser, way.sampler, noise[rows], cond[rows], way.guidance_scale,
-                guidance_embed=way.guidance_embed, generator=generator,
-            ).x0
-        )  # fmt: skip
+        run = sample(
+            way.denoiser,
+            way.sampler,
+            noise[rows],
+            cond[rows],
+            way.guidance_scale,
+            guidance_embed=way.guidance_embed,
+            generator=torch.Generator().manual_seed(seed + 1 + first),
+        )
+        parts.append(run.x0)
     return torch.cat(parts)
 
 
-def _real(teacher: Teacher, scenes: Scenes, count: int) -> Tensor:
-    """Other unseen scenes, encoded and decoded: what a perfect generator of latents would show."""
-    images = torch.from_numpy(scenes.render(range(count, 2 * count)).images).permute(0, 3, 1, 2).float() / 127.5 - 1
+def _real(teacher: Teacher, scenes: Scenes, indices: range) -> Tensor:
+    """Scenes encoded and decoded: what a perfect generator of latents would show."""
+    images = torch.from_numpy(scenes.render(indices).images).permute(0, 3, 1, 2).float() / 127.5 - 1
     return torch.cat([teacher.decode(teacher.encode_images(part)[0]).cpu() for part in images.split(64)])
