@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,10 +54,10 @@ def distill(
         return
     from fewstep.distill import distill as run
 
-    with _stoppable(f"fewstep distill {recipe} --out {folder} --resume"):
+    with _stoppable(_command("distill", recipe, "--out", folder, *_sets(overrides), "--resume")):
         student = run(resolved, folder, resume=resume, show_progress=not quiet)
     typer.echo(f"The student is in {student}. Look at {folder}/samples, then:")
-    typer.echo(f'  fewstep sample {folder} -p "a red star" -p "two shapes"')
+    typer.echo("  " + _command("sample", folder, "-p", "a red star", "-p", "two shapes"))
 
 
 @app.command()
@@ -149,10 +150,27 @@ def demo(
     from fewstep.evaluation.compare import table
     from fewstep.recipe import load_recipe
 
-    with _stoppable(f"fewstep demo --out {out}"):
+    with _stoppable(_command("demo", "--out", out, *_sets(overrides))):
         made = run(out, load_recipe(RECIPE, overrides or ()), count, show_progress=not quiet)
     typer.echo(table(made.outcomes, made.count))
     typer.echo(f"\nLook at {made.picture}; the student is in {made.folder}/student.")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Finished run directories of one teacher.")],
+    out: Annotated[Path, typer.Option(help="Page to write; PNG and JSON appear beside it.")] = Path("report.html"),
+    count: Annotated[int, typer.Option(min=8, help="Unseen prompts to measure on.")] = 128,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """One self-contained page: pictures from the same noise, quality against steps, losses, settings."""
+    from fewstep.report import STEPS
+    from fewstep.report import report as make
+    from fewstep.training.logging import progress_bar
+
+    with progress_bar(1 + len(STEPS) * (1 + len(runs)), 0, "sampling", not quiet) as advance:
+        make(runs, out, count, advance)
+    typer.echo(f"Wrote {out}.")
 
 
 @teacher_app.command("train")
@@ -210,6 +228,15 @@ class _stoppable:
 
         if isinstance(error, TrainingStopped):
             raise typer.Exit(_say(f"{error} All is saved; go on with: {self.command}", 130))
+
+
+def _command(*words: object) -> str:
+    """A command line of ours, quoted so that it can be pasted."""
+    return shlex.join(["fewstep", *map(str, words)])
+
+
+def _sets(overrides: list[str] | None) -> list[str]:
+    return [word for item in overrides or () for word in ("--set", item)]
 
 
 def _cost(recipe: Any) -> str:

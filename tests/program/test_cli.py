@@ -158,6 +158,21 @@ def test_the_demo_writes_a_picture_and_a_table(short, tmp_path, monkeypatch, cap
     assert again == trained
 
 
+def test_a_report_is_one_page(short, tmp_path, monkeypatch, capsys):
+    made = inside(monkeypatch, capsys, tmp_path, "distill", "scenes-64-lcm", "--out", "run", *sets(short), "-q")
+    assert made[0] == 0, made
+    code, _, errors = inside(monkeypatch, capsys, tmp_path, "report", "run", "--count", "8", "-q")
+    assert code == 0, errors
+    page = (tmp_path / "report.html").read_text()
+    assert len(page) < 10e6
+    assert "student, 8 steps" in page
+    assert "student/loss" in page
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert next(iter(figures["ways"])) == "teacher, 2 steps"
+    assert figures["ways"]["student, 8 steps"]["evaluations"] == 8
+    assert inside(monkeypatch, capsys, tmp_path, "report", tmp_path)[0] == 2
+
+
 def test_verify_prints_every_quantity(tmp_path, monkeypatch, capsys):
     code, output, _ = inside(monkeypatch, capsys, tmp_path, "verify", "lcm", "--steps", "0", "-q")
     assert code == 0

@@ -1,0 +1,148 @@
+"""`fewstep report`: one page about one or more runs — pictures from the same noise, quality against steps, losses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from fewstep.data.files import replace_text
+from fewstep.data.scenes import Scenes
+from fewstep.evaluation.compare import FIGURES, UNSEEN, Outcome, Way, compare
+from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.page import Page
+from fewstep.evaluation.reader import ASSET, load_reader
+from fewstep.export.student import load_card, load_student, sampler_of
+from fewstep.models.families import load_teacher
+from fewstep.recipe import Recipe, RecipeError, load_recipe
+from fewstep.sampling import DDIM
+
+STEPS = (1, 2, 4, 8)
+COLUMNS = 8
+
+
+def report(
+    runs: Sequence[Path], out: Path, count: int = 128, advance: Callable[[int], None] | None = None
+) -> list[Outcome]:
+    """Write ``out`` (HTML), and beside it the pictures (PNG) and the figures (JSON).
+
+    Args:
+        runs: finished run directories; all of one teacher.
+        count: unseen prompts that every way is measured on.
+        advance: called with the number of ways sampled, of `ways_of`.
+
+    Raises:
+        ValueError: a run that is not finished, or of another teacher.
+    """
+    recipes = [_recipe(run) for run in runs]
+    if len({recipe.teacher.path for recipe in recipes}) != 1:
+        raise ValueError("A report compares runs of one teacher: make one report for each teacher.")
+    first = recipes[0]
+    teacher = load_teacher(first.teacher.path)
+    reader = load_reader() if ASSET.is_file() else None
+    outcomes = compare(teacher, ways_of(runs, recipes), count, first.seed, reader, advance)
+    picture = _picture(outcomes)
+    page = Page("Few-step report: " + ", ".join(run.name for run in runs))
+    page.text(f"{count} unseen prompts, seed {first.seed}; teacher {first.teacher.path}.", note=True)
+    _pictures(page, picture)
+    _quality(page, outcomes, count)
+    _training(page, runs)
+    _provenance(page, runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(out.with_suffix(".png"))
+    figures = {"pictures": count, "seed": first.seed, "ways": {o.label: o.figures for o in outcomes}}
+    replace_text(out.with_suffix(".json"), json.dumps(figures, indent=1) + "\n")
+    replace_text(out, page.html())
+    return outcomes
+
+
+def ways_of(runs: Sequence[Path], recipes: Sequence[Recipe]) -> list[Way]:
+    """The teacher at its full and at few steps, and every student at few steps."""
+    recipe = recipes[0]
+    teacher, scale, many = load_teacher(recipe.teacher.path), recipe.sample.guidance_scale, recipe.sample.teacher_steps
+    ways = [Way(f"teacher, {n} steps", teacher.denoiser, DDIM(num_inference_steps=n), scale) for n in (many, *STEPS)]
+    for run in runs:
+        card = load_card(run / "student")
+        student = load_student(load_teacher(recipe.teacher.path), run / "student", card)
+        name = run.name if len(runs) > 1 else "student"
+        for n in STEPS:
+            sampler = sampler_of(card, num_inference_steps=n)
+            ways.append(Way(f"{name}, {n} steps", student, sampler, 1.0, card.guidance_embed))
+    return ways
+
+
+def _recipe(run: Path) -> Recipe:
+    if not (run / "recipe.yaml").is_file():
+        raise RecipeError(f"{run} is no run directory: recipe.yaml is missing.")
+    if not (run / "student" / "few_step.json").is_file():
+        raise RecipeError(f"The run {run} has no student yet: finish it with fewstep distill ... --resume.")
+    return load_recipe(run / "recipe.yaml")
+
+
+def _picture(outcomes: Sequence[Outcome]) -> Image.Image:
+    captions = [Scenes(UNSEEN).scene(i).caption for i in range(COLUMNS)]
+    return image_grid([o.pictures[:COLUMNS] for o in outcomes], [o.label for o in outcomes], captions)
+
+
+def _pictures(page: Page, picture: Image.Image) -> None:
+    page.heading("Pictures")
+    page.picture(picture, "Every row starts from the same noise and the same prompts.")
+
+
+def _quality(page: Page, outcomes: Sequence[Outcome], count: int) -> None:
+    page.heading("Quality")
+    names = list(outcomes[0].figures)
+    rows = [[o.label, *(f"{o.figures[name]:.4g}" for name in names)] for o in outcomes]
+    page.table(["", *names], rows)
+    for name in names:
+        page.text(f"{name}: {FIGURES[name]}.", note=True)
+    for name in ("FD", "detail FD", "accuracy"):
+        if name in names:
+            page.chart(_by_steps(outcomes, name), "steps", name, logarithmic=name != "accuracy")
+
+
+def _by_steps(outcomes: Sequence[Outcome], figure: str) -> dict[str, list[tuple[float, float]]]:
+    series: dict[str, list[tuple[float, float]]] = {}
+    for outcome in outcomes[1:]:  # the first is the teacher's full length, far to the right
+        name, _, steps = outcome.label.rpartition(", ")
+        series.setdefault(name, []).append((float(steps.split()[0]), outcome.figures[figure]))
+    full = outcomes[0]
+    series[full.label] = [(float(n), full.figures[figure]) for n in (STEPS[0], STEPS[-1])]
+    return series
+
+
+def _training(page: Page, runs: Sequence[Path]) -> None:
+    page.heading("Training")
+    logs = {run.name: _log(run) for run in runs}
+    losses = sorted({key for lines in logs.values() for line in lines for key in line if key.endswith("/loss")})
+    for key in losses:
+        series = {name: [(line["step"], line[key]) for line in lines if key in line] for name, lines in logs.items()}
+        page.chart(series, "steps", key, logarithmic=True)
+    spent = [
+        [name, f"{lines[-1]['step']:g}", f"{lines[-1]['forward_equivalents']:,}"]
+        for name, lines in logs.items()
+        if lines
+    ]
+    page.table(["run", "steps", "forward passes of one picture, or their equivalent"], spent)
+
+
+def _log(run: Path) -> list[dict[str, float]]:
+    lines = []
+    for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # cut off when the process died
+    return lines
+
+
+def _provenance(page: Page, runs: Sequence[Path]) -> None:
+    page.heading("Settings and versions")
+    for run in runs:
+        page.text(run.name)
+        page.code((run / "recipe.yaml").read_text(encoding="utf-8"))
+        page.code((run / "versions.json").read_text(encoding="utf-8"))
+    page.text(f"Made with torch {torch.__version__}.", note=True)
