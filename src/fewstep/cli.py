@@ -9,9 +9,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+
+class _Commands(TyperGroup):
+    """Says a word on Ctrl-C, which typer alone leaves without any."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(_say("Interrupted.", 130)) from None
+
 
 app = typer.Typer(
     name="fewstep",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -228,6 +241,8 @@ class _stoppable:
 
         if isinstance(error, TrainingStopped):
             raise typer.Exit(_say(f"{error} All is saved; go on with: {self.command}", 130))
+        if isinstance(error, KeyboardInterrupt):
+            raise typer.Exit(_say(f"Interrupted; what was saved is kept. Go on with: {self.command}", 130))
 
 
 def _command(*words: object) -> str:

@@ -83,8 +83,10 @@ def distill(recipe: Recipe, folder: Path, *, resume: bool = False, show_progress
         RecipeError: the folder holds another run, or something else.
         TrainingStopped: by Ctrl-C or SIGTERM; everything is saved, and ``resume`` goes on from there.
     """
-    claim(recipe, folder, resume)
+    check_folder(recipe, folder, resume)
     job = prepare(recipe, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "recipe.yaml", as_yaml(recipe))  # only now: a recipe that cannot run claims no folder
     with progress_bar(recipe.data.size, 0, "encoding", show_progress) as advance:
         path = folder / "data" / "latents.safetensors"
         device = recipe.training.device
@@ -101,27 +103,55 @@ def distill(recipe: Recipe, folder: Path, *, resume: bool = False, show_progress
 
 
 def prepare(recipe: Recipe, folder: Path) -> Job:
-    """Load the teacher and build the roles of a recipe."""
+    """Load the teacher and build the roles of a recipe.
+
+    Raises:
+        ValueError: one sentence, for what would otherwise fail after hours: a device that is not there, a sampler that
+            does not fit the schedule, a teacher of another family.
+    """
     settings = recipe.training
+    check_device(settings.device)
     teacher = load_teacher(recipe.teacher.path, device=settings.device)
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
     roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed)
-    return Job(recipe, folder, teacher, method, roles)
+    job = Job(recipe, folder, teacher, method, roles)
+    few = recipe.sample.num_inference_steps
+    many = recipe.sample.teacher_steps
+    for sampler in (sampler_of(job.card(0)), DDIM(num_inference_steps=few), DDIM(num_inference_steps=many)):
+        try:
+            sampler.times(teacher.denoiser.schedule)
+        except ValueError as error:
+            raise RecipeError(f"The samplers of this recipe do not fit its method and teacher: {error}") from None
+    return job
 
 
-def claim(recipe: Recipe, folder: Path, resume: bool) -> None:
-    """Make ``folder`` this recipe's run directory, or refuse in one sentence."""
+def check_device(name: str) -> None:
+    """Raises RecipeError for a device that this machine or this torch does not have."""
+    try:
+        there = torch.empty(1, device=name).cpu().device.type == "cpu"
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = False
+    if not there:
+        raise RecipeError(f"training.device: there is no device '{name}' here: use cpu, or cuda where torch finds one.")
+
+
+def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
+    """Refuse in one sentence a ``folder`` that holds something else than this recipe's run."""
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder} is a file: choose another --out.")
     stored = folder / "recipe.yaml"
     if stored.is_file():
         if not resume:
             raise RecipeError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out.")
-        _same_recipe(yaml.safe_load(stored.read_text()), yaml.safe_load(as_yaml(recipe)), folder)
+        try:
+            before = yaml.safe_load(stored.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError):
+            before = None
+        if not isinstance(before, dict):
+            raise RecipeError(f"{stored} is damaged: restore it, or choose another --out.")
+        _same_recipe(before, yaml.safe_load(as_yaml(recipe)), folder)
     elif folder.is_dir() and any(folder.iterdir()):
         raise RecipeError(f"{folder} is not empty and holds no run: choose another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(stored, as_yaml(recipe))
 
 
 def _same_recipe(before: dict[str, object], now: dict[str, object], folder: Path) -> None:

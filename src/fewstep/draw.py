@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,10 @@ def draw(
         raise ValueError(f"--out must be a .png, .jpg or .webp file, not '{out}'.")
     chosen = sampler_of(model.card, sampler, **options)
     scale = guidance_scale if guidance_scale is not None else model.guidance_scale
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"--guidance-scale must be at least 0 and finite (1 is off), not {scale:g}.")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed must be a whole number from 0 to 2^63 - 1, not {seed}.")
     cond = model.teacher.encode_prompts(list(prompts))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(prompts), *model.teacher.latent_shape, generator=generator)

@@ -35,7 +35,9 @@ class StudentConfig(BaseModel):
     model_config = _STRICT
     weights: Literal["lora", "full"] = Field(default="lora", description="LoRA adapters on the teacher, or all weights")
     rank: int = Field(default=32, ge=1, description="LoRA rank")
-    alpha: float | None = Field(default=None, gt=0, description="LoRA scale is alpha / rank; empty means alpha = rank")
+    alpha: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="LoRA scale is alpha / rank; empty means alpha = rank"
+    )
     targets: tuple[str, ...] | None = Field(default=None, description="layers to adapt; empty takes the family's list")
 
     def build(self) -> Weights:
@@ -48,7 +50,7 @@ class DataConfig(BaseModel):
     model_config = _STRICT
     source: Literal["scenes"] = Field(default="scenes", description="rendered, captioned scenes")
     size: int = Field(default=4000, ge=1, description="how many pictures")
-    seed: int = Field(default=1, ge=0, description="which pictures")
+    seed: int = Field(default=1, ge=0, lt=2**63, description="which pictures")
 
 
 class SampleConfig(BaseModel):
@@ -62,13 +64,14 @@ class SampleConfig(BaseModel):
             "a striped blue square and a star",
             "a green triangle on a dark background",
         ),
+        min_length=1,
         description="prompts of the sample grid",
     )
     every: int = Field(default=500, ge=1, description="steps between sample grids")
     num_inference_steps: int = Field(default=4, ge=1, description="steps of the student")
     eta: float = Field(default=0.3, ge=0, le=1, description="TCD's noise, 0 (none) to 1")
     teacher_steps: int = Field(default=50, ge=1, description="steps of the teacher's row")
-    guidance_scale: float = Field(default=3.0, ge=0, description="guidance of the teacher's rows")
+    guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False, description="guidance of the teacher's rows")
 
 
 class Recipe(BaseModel):
@@ -81,7 +84,7 @@ class Recipe(BaseModel):
     data: DataConfig = DataConfig()
     training: TrainingSettings = TrainingSettings()
     sample: SampleConfig = SampleConfig()
-    seed: int = Field(default=0, ge=0, description="of everything random")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of everything random")
 
     @field_validator("method", mode="before")
     @classmethod
@@ -166,7 +169,7 @@ def _read(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise RecipeError(f"The recipe {path} is not valid YAML{where}.") from None
@@ -240,6 +243,6 @@ def _sentence(error: ValidationError, prefix: str) -> str:
 
 
 def _unknown(where: str, key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
+    near = difflib.get_close_matches(str(key), known, n=1)  # YAML has keys that are no words
     hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}."
     return f"Unknown key '{where}': {hint}"

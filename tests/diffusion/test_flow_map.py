@@ -264,3 +264,15 @@ def test_paths_are_chosen_as_documented(monkeypatch):
     assert not called
     GaussianMixture.ring().flow_map(torch.ones(2, 2), VP, 999, 900)
     assert called == ["ode"]
+
+
+@pytest.mark.parametrize("schedule", [Schedule.flow(), Schedule.edm(sigma_max=3e4)], ids=["flow", "edm"])
+def test_the_first_step_sees_modes_ten_thousand_widths_apart(schedule):
+    """With means (+-1e4, 0) and unit widths the first axis moves as in one dimension, where quantiles are exact."""
+    means = 1e4 * torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    plane, line = (GaussianMixture([0.3, 0.7], m, [1.0, 1.0]) for m in (means, means[:, 0]))
+    x = plane.sample_at(64, schedule, schedule.start, torch.Generator().manual_seed(0))
+    mapped = plane.flow_map(x, schedule, schedule.start, schedule.end)
+    torch.testing.assert_close(
+        mapped[:, 0], line.flow_map(x[:, 0], schedule, schedule.start, schedule.end), rtol=1e-9, atol=1e-6
+    )

@@ -2,6 +2,7 @@
 
 import math
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -346,3 +347,10 @@ def test_errors_are_one_sentence(call, message):
 
 def test_repr_names_the_family():
     assert repr(SD) == "Schedule(vp, T=1000)" and "shift=3" in repr(FAMILIES["flow3"])
+
+
+def test_from_diffusers_scheduler_objects_know_their_class():
+    assert Schedule.from_diffusers(diffusers.EDMEulerScheduler(sigma_max=50.0)).sigma_max == 50.0
+    for scheduler in (diffusers.CMStochasticIterativeScheduler(), diffusers.IPNDMScheduler()):
+        with pytest.raises(ValueError, match=f"noise schedule of this {type(scheduler).__name__} is not known"):
+            Schedule.from_diffusers(scheduler)

@@ -11,6 +11,7 @@ from fewstep.diffusion.prediction import PREDICTION_TYPES
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Cost, Denoiser, edm_precondition
+from fewstep.models.roles import Roles, Weights
 
 VP, EDM, FLOW = Schedule.scaled_linear(), Schedule.edm(), Schedule.flow()
 RING = GaussianMixture.ring(6, 1.0, 0.3, num_classes=3)
@@ -212,3 +213,23 @@ def test_edm_preconditioning_keeps_the_states_digits():
     assert float((answered - answered.to(torch.bfloat16).float()).abs().max()) < 2e-3  # what remains is bf16's own
     half = Denoiser(edm_precondition(raw), EDM, "sample")(x.half(), 0.002).x0  # nor is it formed in half precision
     assert half.dtype == torch.float32 and bool((half != half.half().float()).any())
+
+
+def test_an_edm_network_can_be_a_role():
+    class Raw(torch.nn.Module):
+        lora_targets = ("layer",)
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 2)
+
+        def forward(self, x, noise, cond):
+            return self.layer(x)
+
+    teacher = Denoiser(edm_precondition(Raw().double()), EDM, "sample")
+    x = torch.randn(3, 2, dtype=torch.float64)
+    before = teacher(x, 0.7).x0
+    roles = Roles(teacher)
+    assert torch.equal(roles.add("copy", Weights("full"))(x, 0.7).x0, before)
+    assert torch.equal(roles.add("student", Weights("lora", rank=1))(x, 0.7).x0, before)
+    assert len(roles.parameters("student")) == 2

@@ -2,9 +2,12 @@
 
 from types import SimpleNamespace
 
+import diffusers
+import pytest
 import torch
 
-from fewstep.models.families import Teacher
+from fewstep.models.cond import Cond
+from fewstep.models.families import Teacher, as_teacher
 
 
 class Autoencoder:
@@ -30,3 +33,32 @@ def test_latents_are_shifted_and_scaled_and_back():
     torch.testing.assert_close(std, torch.full_like(mean, 0.25 / 3))
     torch.testing.assert_close(teacher.decode(mean, batch_size=1), images / 2 + 0.5)
     assert teacher.decode(mean * 100).max() == 1 and teacher.decode(mean * 100).min() == 0
+
+
+class Unet(torch.nn.Module):
+    """Remembers at which times it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, t, encoder_hidden_states, timestep_cond, return_dict):
+        self.asked = t
+        return (x * self.weight,)
+
+
+def pipeline(scheduler):
+    return SimpleNamespace(unet=Unet(), vae=torch.nn.Identity(), text_encoder=torch.nn.Identity(), scheduler=scheduler)
+
+
+def test_a_flow_unet_is_asked_at_times_of_its_own_scale():
+    made = pipeline(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    denoiser = as_teacher(made).denoiser
+    assert (denoiser.prediction_type, denoiser.schedule.shift) == ("flow", 3.0)
+    denoiser(torch.zeros(2, 4, 8, 8), 0.25, Cond({"prompt_embeds": torch.zeros(2, 3, 5)}))
+    assert made.unet.asked.tolist() == [250.0, 250.0]
+
+
+def test_an_edm_pipeline_is_refused():
+    with pytest.raises(ValueError, match="EDM scheduler"):
+        as_teacher(pipeline(diffusers.EDMEulerScheduler()))

@@ -105,3 +105,10 @@ def test_the_newest_are_kept(tmp_path):
     assert checkpoint.latest(tmp_path / "nothing") is None
     shutil.rmtree(tmp_path / "step-0000010")
     assert whole(checkpoint.latest(tmp_path)) == 6
+
+
+def test_a_negative_step_is_no_step(tmp_path):
+    path = checkpoint.save(tmp_path, 3, {"a": torch.ones(2)}, {})
+    (path / "state.json").write_text('{"format": 1, "step": -3}')
+    with pytest.raises(ValueError, match="not a fewstep checkpoint"):
+        checkpoint.load(path)

@@ -31,6 +31,10 @@ Spacing: TypeAlias = Literal["trailing", "leading", "linspace"]
 LCMGrid: TypeAlias = Literal["lcm", "lcm-v1"]
 Family: TypeAlias = Literal["vp", "edm", "flow"]
 
+_UNKNOWN_SCHEDULERS = (  # of diffusers; without betas, or with more than betas
+    "Amused", "CMStochasticIterative", "CogVideoX", "CosineDPM", "DDPMWuerstchen", "IPNDM", "KarrasVe", "ScoreSde",
+    "VQDiffusion",
+)  # fmt: skip
 SPACINGS = ("trailing", "leading", "linspace")
 
 
@@ -143,8 +147,9 @@ class Schedule:
         Raises:
             ValueError: for a beta schedule or scheduler that this library does not know.
         """
+        name = "" if isinstance(config, Mapping) else type(config).__name__  # a scheduler's own config has no name yet
         config = dict(getattr(config, "config", config))
-        name = str(config.get("_class_name", ""))
+        name = str(config.get("_class_name") or name)
         steps = int(config.get("num_train_timesteps", 1000))
         flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
         if flow or "FlowMatch" in name or "shift" in config:
@@ -153,6 +158,8 @@ class Schedule:
             return cls.flow(shift=shift, num_train_timesteps=steps)
         if name.startswith("EDM"):
             return cls.edm(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0), config.get("rho", 7.0))
+        if name.startswith(_UNKNOWN_SCHEDULERS) or config.get("timestep_type") == "continuous":
+            raise ValueError(f"The noise schedule of this {name} is not known here: use one with betas, EDM or flow.")
         schedule = cls._vp_from_config(config, steps)
         if config.get("rescale_betas_zero_snr"):
             schedule = schedule.zero_terminal_snr()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -83,8 +84,12 @@ def load_card(folder: Path) -> Card:
         data = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
         if not isinstance(data, dict) or data.get("format") != 1:
             raise ValueError("unknown format")
-        return Card(**data | {"extra_inputs": tuple(data.get("extra_inputs", ()))})
-    except (OSError, ValueError, TypeError) as error:
+        return TypeAdapter(Card).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"The card {folder / CARD_FILE} is damaged: {key}: {first['msg']}.") from None
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no student: {CARD_FILE} is missing or damaged ({error}).") from None
 
 

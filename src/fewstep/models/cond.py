@@ -51,6 +51,8 @@ class Cond:
         """
         if self._null is None:
             raise ValueError("This condition has no null counterpart: build it as Cond(tensors, null=...).")
+        for name in self.tensors.keys() - self._null.keys():
+            raise ValueError(f"The null of this condition lacks '{name}': it has {', '.join(self._null)}.")
         null = {k: self._null_of(k).expand_as(t) for k, t in self.tensors.items()}
         return Cond(null, self._null)
 

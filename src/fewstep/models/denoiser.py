@@ -189,35 +189,46 @@ def _is_whole(t: Time) -> bool:
 
 
 def network_dtype(network: Any) -> torch.dtype | None:
-    """Dtype a network computes in: its ``dtype`` attribute, else its first floating parameter's, else None."""
-    dtype = getattr(network, "dtype", None)
-    if isinstance(dtype, torch.dtype):
+    """Dtype a network computes in: its ``dtype`` attribute (None: any), else its first floating parameter's."""
+    dtype = getattr(network, "dtype", 0)
+    if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     if isinstance(network, nn.Module):
         return next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     return None
 
 
-def edm_precondition(network: Network, sigma_data: float = 0.5) -> Network:
+def edm_precondition(network: Network, sigma_data: float = 0.5) -> EDMNetwork:
     """EDM's preconditioned denoiser D(x, sigma) as a "sample" network (Karras et al. 2022, eq. 7, table 1).
 
-    ``network(c_in x, c_noise, cond)`` is the raw F with c_noise = log(sigma) / 4.
+    ``network(c_in x, c_noise, cond)`` is the raw F with c_noise = log(sigma) / 4. Where it is an nn.Module, roles may
+    copy it or give it adapters.
     """
-    dtype = network_dtype(network)
+    return EDMNetwork(network, sigma_data)
 
-    def coefficients(t: Tensor) -> tuple[Array, Array, Array]:
-        sigma = host(t)
+
+class EDMNetwork(nn.Module):
+    """What `edm_precondition` makes; ``network`` is the raw F, whose capabilities it hands on."""
+
+    dtype = None  # only the raw network computes in its own dtype: c_skip x keeps the digits of the state
+
+    def __init__(self, network: Network, sigma_data: float) -> None:
+        super().__init__()
+        self.network, self.sigma_data = network, sigma_data
+        self.accepts = frozenset(getattr(network, "accepts", ()))
+        for name in ("lora_targets", "extra_width"):
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
+
+    def _coefficients(self, sigma: Array) -> tuple[Array, Array, Array]:
+        sigma_data = self.sigma_data
         root = (sigma**2 + sigma_data**2) ** 0.5
         return sigma_data**2 / root**2, sigma * sigma_data / root, 1 / root
 
-    def denoise(x: Tensor, t: Tensor, cond: Cond | None = None, **extras: Tensor) -> Tensor:
-        c_skip, c_out, c_in = coefficients(t)
-        x = working(x)
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None, **extras: Tensor) -> Tensor:
+        c_skip, c_out, c_in = self._coefficients(host(t))
+        x, dtype = working(x), network_dtype(self.network)
         noise = t.clamp_min(math.exp(-100)).log() / 4
         scaled = expand(c_in, x) * x
-        # only the raw network computes in its own dtype: c_skip x keeps the digits of the state
-        raw = network(scaled if dtype is None else scaled.to(dtype), noise, cond, **extras)
+        raw = self.network(scaled if dtype is None else scaled.to(dtype), noise, cond, **extras)
         return expand(c_skip, x) * x + expand(c_out, x) * raw.to(x.dtype)
-
-    denoise.accepts = getattr(network, "accepts", frozenset())  # type: ignore[attr-defined]
-    return denoise

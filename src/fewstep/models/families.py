@@ -27,13 +27,16 @@ UNET_LORA_TARGETS = (
 
 
 class UNetNetwork(nn.Module):
-    """A diffusers UNet2DConditionModel in the network contract; cond holds ``prompt_embeds`` [B, tokens, width]."""
+    """A diffusers UNet2DConditionModel in the network contract; cond holds ``prompt_embeds`` [B, tokens, width].
+
+    ``time_scale`` takes native times to the UNet's own: 1 for table indices, 1,000 for flow's [0, 1].
+    """
 
     lora_targets = UNET_LORA_TARGETS
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, time_scale: float = 1.0) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet, self.time_scale = unet, time_scale
 
     @property
     def dtype(self) -> torch.dtype:
@@ -50,6 +53,8 @@ class UNetNetwork(nn.Module):
         if extra is not None and self.unet.time_embedding.cond_proj is None:  # type: ignore[union-attr]
             # diffusers adds cond_proj(timestep_cond) to the time embedding; ours arrives projected.
             self.unet.time_embedding.cond_proj = _AsGiven()  # type: ignore[union-attr]
+        if self.time_scale != 1:
+            t = t * self.time_scale
         embeds = cond["prompt_embeds"].to(x.dtype)
         output = self.unet(x, t, encoder_hidden_states=embeds, timestep_cond=extra, return_dict=False)
         return cast(Tensor, output[0])
@@ -162,8 +167,14 @@ def as_teacher(pipeline: Any, name: str = "pipeline") -> Teacher:
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
     schedule = Schedule.from_diffusers(pipeline.scheduler)
-    kind = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    return Teacher(Denoiser(UNetNetwork(pipeline.unet), schedule, kind), pipeline, name)
+    if schedule.family == "edm":
+        raise ValueError(
+            "Pipelines with an EDM scheduler are not supported as teachers yet: wrap the network in edm_precondition."
+        )
+    flow = schedule.family == "flow"
+    kind = "flow" if flow else pipeline.scheduler.config.get("prediction_type", "epsilon")
+    network = UNetNetwork(pipeline.unet, schedule.num_train_timesteps if flow else 1.0)
+    return Teacher(Denoiser(network, schedule, kind), pipeline, name)
 
 
 def shipped(name: str) -> Path | None:

@@ -53,11 +53,15 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         state = json.loads((path / "state.json").read_text())
-        if not isinstance(state, dict) or state.get("format") != _FORMAT or not isinstance(state.get("step"), int):
+        if not isinstance(state, dict) or state.get("format") != _FORMAT or not _is_step(state.get("step")):
             raise ValueError("not a fewstep checkpoint")
         return load_file(path / "tensors.safetensors"), state
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"The checkpoint {path} cannot be read ({error}): delete it to use an older one.") from None
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def complete(folder: Path) -> list[Path]:

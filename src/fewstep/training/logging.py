@@ -42,7 +42,7 @@ class JsonLines:
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in self._lines() if line.get("step", 0) <= resume_step] if resume_step else []
+        kept = [line for line in self._lines() if line["step"] <= resume_step] if resume_step else []
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -51,11 +51,13 @@ class JsonLines:
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
+                    record = json.loads(line)
+                except (json.JSONDecodeError, RecursionError):
                     continue  # the line being written when the process died
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    yield record
 
 
 class Speed:

@@ -56,8 +56,17 @@ class TrainingSettings:
             raise ValueError(
                 f"training.accumulation ({self.accumulation}) must divide training.batch_size ({self.batch_size})."
             )
-        if not self.learning_rate > 0:
-            raise ValueError(f"training.learning_rate must be positive, not {self.learning_rate}.")
+        for name in ("learning_rate", "critic_learning_rate", "eps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"training.{name} must be positive and finite, not {value}.")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"training.{name} must be at least 0 and finite, not {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"training.ema_decay must be in [0, 1), not {self.ema_decay}.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"training.betas must be two numbers in [0, 1), not {list(self.betas)}.")
         if self.precision == "fp16":
             raise ValueError("training.precision fp16 diverges in distillation: use bf16 or fp32.")
         if self.precision not in ("fp32", "bf16", "fp64"):

@@ -89,12 +89,13 @@ class Trainer:
         settings: TrainingSettings,
         *,
         seed: int = 0,
-        run_dir: Path | None = None,
+        run_dir: Path | str | None = None,
         hooks: tuple[tuple[int, Hook], ...] = (),
         show_progress: bool = False,
     ) -> None:
         self.method, self.roles, self.source = method, roles, source
-        self.settings, self.seed, self.run_dir = settings, seed, run_dir
+        self.settings, self.seed = settings, seed
+        self.run_dir = None if run_dir is None else Path(run_dir)
         self.hooks, self.show_progress = hooks, show_progress
         self.players = [
             PlayerState(player, [p for role in player.roles for p in roles.parameters(role)], settings)
@@ -235,7 +236,10 @@ class Trainer:
             raise ValueError(f"The checkpoint {newest} was made with another method or seed.")
         self.roles.load_tensors(checkpoint.split(tensors, "roles"))
         for player in self.players:
-            player.load_tensors(checkpoint.split(tensors, f"optimizer/{player.player.name}"))
+            moments = checkpoint.split(tensors, f"optimizer/{player.player.name}")
+            if not moments and state["step"]:
+                raise ValueError(f"The checkpoint {newest} lacks the optimiser state of '{player.player.name}'.")
+            player.load_tensors(moments)
         self.done = int(state["step"])
         self.spent = int(state.get("forward_equivalents", 0)) - self.roles.cost().forward_equivalents
 

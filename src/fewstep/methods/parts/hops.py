@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +27,12 @@ class Guidance:
     @classmethod
     def of(cls, value: float | tuple[float, float] | list[float]) -> Guidance:
         """From a number or a pair; raises ValueError for anything else."""
-        if isinstance(value, int | float):
-            return cls(float(value), float(value))
-        if len(value) != 2 or value[0] > value[1]:
-            raise ValueError(f"guidance_scale must be one number or [low, high], not {list(value)}.")
-        return cls(float(value[0]), float(value[1]))
+        pair = [value, value] if isinstance(value, int | float) else list(value)
+        if len(pair) != 2 or pair[0] > pair[1]:
+            raise ValueError(f"guidance_scale must be one number or [low, high], not {pair}.")
+        if not all(0 <= scale < math.inf for scale in pair):
+            raise ValueError(f"guidance_scale must be at least 0 and finite (1 is off), not {value}.")
+        return cls(float(pair[0]), float(pair[1]))
 
     @property
     def fixed(self) -> bool:
