@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -223,6 +224,8 @@ def main() -> None:
 
 
 def _say(message: str, code: int) -> int:
+    if code == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the last words
     typer.echo(message, err=True)
     return code
 

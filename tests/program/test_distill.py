@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -83,6 +84,14 @@ def test_resuming_a_finished_run_changes_nothing(run, tmp_path):
     shutil.copytree(folder, tmp_path / "before")
     distill(recipe, folder, resume=True)
     assert same_students(tmp_path / "before", folder)
+
+
+def test_a_finished_run_is_not_made_shorter(run):
+    recipe, folder = run
+    shorter = recipe.model_copy(update={"training": dataclasses.replace(recipe.training, steps=2)})
+    with pytest.raises(ValueError, match=r"has done 4 steps, more than training\.steps = 2"):
+        distill(shorter, folder, resume=True)
+    distill(recipe, folder, resume=True)
 
 
 def test_a_run_directory_refuses_another_run(run, tmp_path):

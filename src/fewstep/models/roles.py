@@ -36,6 +36,10 @@ class Weights:
     alpha: float | None = None
     targets: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("lora", "full"):
+            raise ValueError(f"Unknown kind of weights '{self.kind}': use lora or full.")
+
 
 class RoleNetwork:
     """A network as one role sees it: its adapters live, its extra inputs embedded, its precision in force."""

@@ -234,6 +234,11 @@ class Trainer:
         tensors, state = checkpoint.load(newest)
         if (state.get("seed"), state.get("method")) != (self.seed, self.method.name):
             raise ValueError(f"The checkpoint {newest} was made with another method or seed.")
+        if state["step"] > self.settings.steps:
+            raise ValueError(
+                f"This run has done {state['step']} steps, more than training.steps = {self.settings.steps}: "
+                "give as many or more, or start another run."
+            )
         self.roles.load_tensors(checkpoint.split(tensors, "roles"))
         for player in self.players:
             moments = checkpoint.split(tensors, f"optimizer/{player.player.name}")
