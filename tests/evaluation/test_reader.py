@@ -353,3 +353,12 @@ def test_ceilings_are_of_unseen_scenes():
     assert rooms.keys() == {"renders"} and rooms["renders"].pictures == 8
     assert set(rooms["renders"].share) <= {*JUDGED, "all"}
     assert ReaderSettings().seed not in (0, 990001)
+
+
+def test_the_shipped_reader_reads_what_is_drawn():
+    """Measured on 2,000 scenes: everything stated right on 99.6 % of renders, 98.0 % after the teacher's autoencoder."""
+    from fewstep.models.families import load_teacher
+
+    found = ceilings(load_reader(), load_teacher("scenes-64").pipeline.vae, 300)
+    assert found["renders"].share["all"] >= 0.98
+    assert found["after the VAE"].share["all"] >= 0.96
