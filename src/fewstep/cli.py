@@ -198,6 +198,7 @@ def teacher_train(
     unet_minutes: Annotated[
         float | None, typer.Option(help="Length of stage two (default: its number of steps).")
     ] = None,
+    init: Annotated[str | None, typer.Option(help="Go on from these weights: scenes-64, a pipeline folder.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, scenes and noise.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     export: Annotated[Path | None, typer.Option(help="Write the diffusers folder here at the end.")] = None,
@@ -206,7 +207,12 @@ def teacher_train(
     from fewstep.training.teacher import main as train
 
     arguments: list[str] = ["--out", str(out), "--seed", str(seed), "--device", device]
-    for flag, value in (("--vae-minutes", vae_minutes), ("--unet-minutes", unet_minutes), ("--export", export)):
+    for flag, value in (
+        ("--vae-minutes", vae_minutes),
+        ("--unet-minutes", unet_minutes),
+        ("--init", init),
+        ("--export", export),
+    ):
         arguments += [flag, str(value)] if value is not None else []
     train(arguments)
 

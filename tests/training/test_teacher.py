@@ -131,3 +131,16 @@ def test_both_stages_to_a_folder(tmp_path):
     again = train_unet(tmp_path, settings, train_vae(tmp_path, settings))
     assert again.done == 2 and checkpoint.same(again.ema, fit.ema)
     assert (tmp_path / "unet" / "log.jsonl").read_text() == log
+
+
+def test_stage_two_can_go_on_from_a_pipeline(tmp_path):
+    """Its weights are where training starts, and its autoencoder is the one that is exported."""
+    settings = TeacherSettings(unet=replace(TINY, steps=1, learning_rate=1e-6, ema_decay=0.0), pool=8, tellings=1)
+    pipeline = scenes64.build_pipeline(WORDS, seed=5)
+    fit = train_unet(tmp_path / "run", settings, pipeline.vae, init=pipeline)
+    for name in ("unet", "text_encoder"):
+        before, after = getattr(pipeline, name).state_dict(), fit.stage.networks[name].state_dict()
+        assert all(torch.allclose(after[key], before[key], atol=1e-5) for key in before)
+        assert any(not torch.equal(after[key], before[key]) for key in before)
+    other = train_unet(tmp_path / "other", settings, pipeline.vae)
+    assert not torch.allclose(other.stage.networks["unet"].conv_in.bias, pipeline.unet.conv_in.bias)

@@ -4,11 +4,15 @@
 
 Every stage leaves ``<out>/<stage>/checkpoints`` and ``<out>/<stage>/log.jsonl``; the same command continues an
 interrupted run. All random numbers are keyed by (seed, step), so a resumed run ends in the same weights.
+
+With ``--init FOLDER`` stage one is skipped, and stage two goes on from that pipeline's weights; its learning rate
+warms up and decays anew. Give another ``--seed`` then, for other pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +27,7 @@ from fewstep.data.scenes import WORDS
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.random import stream_key
 from fewstep.models import scenes64
+from fewstep.models.families import load_teacher
 from fewstep.training.fit import Fit, plan
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.teacher_stages import (
@@ -82,21 +87,31 @@ def train_vae(out: Path, settings: TeacherSettings, minutes: float | None = None
     return vae
 
 
-def train_unet(out: Path, settings: TeacherSettings, vae: Any, minutes: float | None = None, show: bool = False) -> Fit:
+def train_unet(
+    out: Path,
+    settings: TeacherSettings,
+    vae: Any,
+    minutes: float | None = None,
+    show: bool = False,
+    init: Any = None,
+) -> Fit:
     """Stage two on the latents of ``vae``; returns the finished fit, the averaged weights in its networks."""
-    fit = unet_fit(out, settings, vae)
+    fit = unet_fit(out, settings, vae, init)
     plan(fit, minutes)
     fit.run(settings.save_seconds, show)
     fit.use_average()
     return fit
 
 
-def unet_fit(out: Path, settings: TeacherSettings, vae: Any) -> Fit:
-    """Stage two as far as it got: newest checkpoint, encoded scenes (made and kept on the first call)."""
+def unet_fit(out: Path, settings: TeacherSettings, vae: Any, init: Any = None) -> Fit:
+    """Stage two as far as it got: newest checkpoint, encoded scenes (made and kept on the first call).
+
+    ``init`` is a pipeline to start from instead of random weights.
+    """
     tokenizer = scenes64.build_tokenizer(WORDS)
     stage = TextToImageStage(
-        _built("unet", settings),
-        _built("text_encoder", settings),
+        _built("unet", settings, init),
+        _built("text_encoder", settings, init),
         _pool(out, settings, vae, tokenizer),
         token_ids(tokenizer, [""]),
         Schedule.from_diffusers(scenes64.build_scheduler()),
@@ -113,16 +128,19 @@ def export(fit: Fit, vae: Any, folder: Path) -> int:
     return scenes64.save_pipeline(scenes64.assemble(vae, unet, text_encoder, tokenizer), folder)
 
 
-def _built(part: str, settings: TeacherSettings) -> Any:
-    """A network with random weights from its own stream."""
+def _built(part: str, settings: TeacherSettings, init: Any = None) -> Any:
+    """A network with the weights of the pipeline ``init``, else with random ones from its own stream."""
     builders: dict[str, Callable[[], Any]] = {
         "vae": scenes64.build_vae,
         "unet": scenes64.build_unet,
         "text_encoder": lambda: scenes64.build_text_encoder(scenes64.build_tokenizer(WORDS)),
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_key(settings.seed, "weights", part))
-        network = builders[part]()
+    if init is not None:
+        network = copy.deepcopy(getattr(init, part)).requires_grad_(True)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_key(settings.seed, "weights", part))
+            network = builders[part]()
     device = (settings.vae if part == "vae" else settings.unet).device
     return network.to(device, memory_format=torch.channels_last).train()
 
@@ -149,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--init", metavar="FOLDER", help="go on from these weights (scenes-64, a pipeline folder)")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the diffusers folder here at the end")
     given = parser.parse_args(arguments)
     if given.threads:
@@ -157,10 +176,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = replace(
         settings, vae=replace(settings.vae, device=given.device), unet=replace(settings.unet, device=given.device)
     )
-    vae = train_vae(given.out, settings, given.vae_minutes, show=True)
+    init = load_teacher(given.init).pipeline if given.init else None
+    if init is not None:
+        vae = init.vae.to(given.device)
+    else:
+        vae = train_vae(given.out, settings, given.vae_minutes, show=True)
     if given.stage == "vae":
         return
-    fit = train_unet(given.out, settings, vae, given.unet_minutes, show=True)
+    fit = train_unet(given.out, settings, vae, given.unet_minutes, True, init)
     if given.export:
         size = export(fit, vae, given.export)
         print(f"Wrote {given.export} ({size / 1e6:.1f} MB).")
