@@ -175,13 +175,13 @@ def test_lcm_with_all_weights_and_an_embedding(short, tmp_path):
     assert (card.sampler, card.guidance_embed, card.extra_inputs) == ("lcm", 3.0, ("guidance_embed",))
     assert [p.name for p in folder.glob("*.safetensors")] == ["fewstep_student.safetensors"]
     words = draw(load_model(str(tmp_path / "lcm")), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
-    assert words == "lcm, timesteps 999, 759, 499, 259; guidance 1; seed 0"
+    assert words == "lcm, timesteps 999, 799, 499, 299; guidance 1; seed 0"
     assert (tmp_path / "a.png").stat().st_size > 500
 
 
 def test_the_card_knows_the_sampler(run):
     card = load_card(run[1] / "student")
-    assert sampler_of(card) == TCD(num_inference_steps=4, eta=0.3, original_inference_steps=50)
+    assert sampler_of(card) == TCD(num_inference_steps=4, eta=0.3, original_inference_steps=10)
     assert sampler_of(card, num_inference_steps=8, eta=None).num_inference_steps == 8
     assert sampler_of(card, "ddim", timesteps=[999.0, 499.0]).name == "ddim"
 
