@@ -63,15 +63,19 @@ def ways_of(runs: Sequence[Path], recipes: Sequence[Recipe]) -> list[Way]:
     """The teacher at its full and at few steps, and every student at few steps."""
     recipe = recipes[0]
     teacher, scale, many = load_teacher(recipe.teacher.path), recipe.sample.guidance_scale, recipe.sample.teacher_steps
-    ways = [Way(f"teacher, {n} steps", teacher.denoiser, DDIM(num_inference_steps=n), scale) for n in (many, *STEPS)]
+    ways = [Way(f"teacher, {_steps(n)}", teacher.denoiser, DDIM(num_inference_steps=n), scale) for n in (many, *STEPS)]
     for run in runs:
         card = load_card(run / "student")
         student = load_student(load_teacher(recipe.teacher.path), run / "student", card)
         name = run.name if len(runs) > 1 else "student"
         for n in STEPS:
             sampler = sampler_of(card, num_inference_steps=n)
-            ways.append(Way(f"{name}, {n} steps", student, sampler, 1.0, card.guidance_embed))
+            ways.append(Way(f"{name}, {_steps(n)}", student, sampler, 1.0, card.guidance_embed))
     return ways
+
+
+def _steps(n: int) -> str:
+    return "1 step" if n == 1 else f"{n} steps"
 
 
 def _recipe(run: Path) -> Recipe:
