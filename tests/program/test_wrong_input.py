@@ -50,7 +50,7 @@ def test_a_guidance_scale_out_of_range_is_refused(short, tmp_path, value):
     [
         ("training.device=foo", "no device 'foo'"),
         ("training.device=meta", "no device 'meta'"),
-        ("sample.num_inference_steps=60", "60 exceeds original_inference_steps 50"),
+        ("sample.num_inference_steps=60", "60 exceeds original_inference_steps 10"),
         ("method.num_grid_steps=3", "4 exceeds original_inference_steps 3"),
         ("sample.teacher_steps=2000", "2000 exceeds the 1000 training timesteps"),
         ("student.targets=[nonsense]", "nonsense"),
