@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.data.files import replace_text
-from fewstep.data.scenes import Scenes
 from fewstep.distill import distill
-from fewstep.evaluation.compare import UNSEEN, Outcome, Way, compare
-from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.reader import ASSET, load_reader
+from fewstep.evaluation.compare import Outcome, Way, as_json, compare, picture
+from fewstep.evaluation.reader import load_reader
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import load_teacher
 from fewstep.recipe import Recipe, load_recipe
@@ -19,7 +16,6 @@ from fewstep.sampling import DDIM
 from fewstep.training.logging import progress_bar
 
 RECIPE = "scenes-64-tcd"
-COLUMNS = 8
 
 
 @dataclass
@@ -47,11 +43,8 @@ def demo(folder: Path, recipe: Recipe | None = None, count: int = 128, show_prog
         Way(f"student, {few} steps", student, sampler_of(card), 1.0, card.guidance_embed),
     ]
     with progress_bar(len(ways), 0, "comparing", show_progress) as advance:
-        reader = load_reader() if ASSET.is_file() else None
-        outcomes = compare(teacher, ways, count, recipe.seed, reader, advance)
-    captions = Scenes(UNSEEN).render(range(COLUMNS)).captions
-    picture = folder / "demo.png"
-    image_grid([o.pictures[:COLUMNS] for o in outcomes], [o.label for o in outcomes], captions).save(picture)
-    figures = {"pictures": count, "seed": recipe.seed, "ways": {o.label: o.figures for o in outcomes}}
-    replace_text(folder / "demo.json", json.dumps(figures, indent=1) + "\n")
-    return Demo(folder, picture, outcomes, count)
+        outcomes = compare(teacher, ways, count, recipe.seed, load_reader(), advance)
+    shown = folder / "demo.png"
+    picture(outcomes).save(shown)
+    replace_text(folder / "demo.json", as_json(outcomes, count, recipe.seed))
+    return Demo(folder, shown, outcomes, count)

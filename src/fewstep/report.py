@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,18 +9,16 @@ import torch
 from PIL import Image
 
 from fewstep.data.files import replace_text
-from fewstep.data.scenes import Scenes
-from fewstep.evaluation.compare import FIGURES, UNSEEN, Outcome, Way, compare
-from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.compare import FIGURES, Outcome, Way, as_json, compare, picture
 from fewstep.evaluation.page import Page
-from fewstep.evaluation.reader import ASSET, load_reader
+from fewstep.evaluation.reader import load_reader
 from fewstep.export.student import load_card, load_student, sampler_of
-from fewstep.models.families import load_teacher
+from fewstep.models.families import Teacher, load_teacher
 from fewstep.recipe import Recipe, RecipeError, load_recipe
 from fewstep.sampling import DDIM
+from fewstep.training.logging import read_log
 
 STEPS = (1, 2, 4, 8)
-COLUMNS = 8
 
 
 def report(
@@ -42,27 +39,25 @@ def report(
         raise ValueError("A report compares runs of one teacher: make one report for each teacher.")
     first = recipes[0]
     teacher = load_teacher(first.teacher.path)
-    reader = load_reader() if ASSET.is_file() else None
-    outcomes = compare(teacher, ways_of(runs, recipes), count, first.seed, reader, advance)
-    picture = _picture(outcomes)
+    outcomes = compare(teacher, ways_of(teacher, runs, recipes), count, first.seed, load_reader(), advance)
+    shown = picture(outcomes)
     page = Page("Few-step report: " + ", ".join(run.name for run in runs))
     page.text(f"{count} unseen prompts, seed {first.seed}; teacher {first.teacher.path}.", note=True)
-    _pictures(page, picture)
-    _quality(page, outcomes, count)
+    _pictures(page, shown)
+    _quality(page, outcomes)
     _training(page, runs)
     _provenance(page, runs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(out.with_suffix(".png"))
-    figures = {"pictures": count, "seed": first.seed, "ways": {o.label: o.figures for o in outcomes}}
-    replace_text(out.with_suffix(".json"), json.dumps(figures, indent=1) + "\n")
+    shown.save(out.with_suffix(".png"))
+    replace_text(out.with_suffix(".json"), as_json(outcomes, count, first.seed))
     replace_text(out, page.html())
     return outcomes
 
 
-def ways_of(runs: Sequence[Path], recipes: Sequence[Recipe]) -> list[Way]:
+def ways_of(teacher: Teacher, runs: Sequence[Path], recipes: Sequence[Recipe]) -> list[Way]:
     """The teacher at its full and at few steps, and every student at few steps."""
     recipe = recipes[0]
-    teacher, scale, many = load_teacher(recipe.teacher.path), recipe.sample.guidance_scale, recipe.sample.teacher_steps
+    scale, many = recipe.sample.guidance_scale, recipe.sample.teacher_steps
     ways = [Way(f"teacher, {_steps(n)}", teacher.denoiser, DDIM(num_inference_steps=n), scale) for n in (many, *STEPS)]
     for run in runs:
         card = load_card(run / "student")
@@ -86,17 +81,12 @@ def _recipe(run: Path) -> Recipe:
     return load_recipe(run / "recipe.yaml")
 
 
-def _picture(outcomes: Sequence[Outcome]) -> Image.Image:
-    captions = [Scenes(UNSEEN).scene(i).caption for i in range(COLUMNS)]
-    return image_grid([o.pictures[:COLUMNS] for o in outcomes], [o.label for o in outcomes], captions)
-
-
-def _pictures(page: Page, picture: Image.Image) -> None:
+def _pictures(page: Page, shown: Image.Image) -> None:
     page.heading("Pictures")
-    page.picture(picture, "Every row starts from the same noise and the same prompts.")
+    page.picture(shown, "Every row starts from the same noise and the same prompts.")
 
 
-def _quality(page: Page, outcomes: Sequence[Outcome], count: int) -> None:
+def _quality(page: Page, outcomes: Sequence[Outcome]) -> None:
     page.heading("Quality")
     names = list(outcomes[0].figures)
     rows = [[o.label, *(f"{o.figures[name]:.4g}" for name in names)] for o in outcomes]
@@ -120,7 +110,7 @@ def _by_steps(outcomes: Sequence[Outcome], figure: str) -> dict[str, list[tuple[
 
 def _training(page: Page, runs: Sequence[Path]) -> None:
     page.heading("Training")
-    logs = {run.name: _log(run) for run in runs}
+    logs = {run.name: list(read_log(run / "log.jsonl")) for run in runs}
     losses = sorted({key for lines in logs.values() for line in lines for key in line if key.endswith("/loss")})
     for key in losses:
         series = {name: [(line["step"], line[key]) for line in lines if key in line] for name, lines in logs.items()}
@@ -131,16 +121,6 @@ def _training(page: Page, runs: Sequence[Path]) -> None:
         if lines
     ]
     page.table(["run", "steps", "forward passes of one picture, or their equivalent"], spent)
-
-
-def _log(run: Path) -> list[dict[str, float]]:
-    lines = []
-    for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # cut off when the process died
-    return lines
 
 
 def _provenance(page: Page, runs: Sequence[Path]) -> None:

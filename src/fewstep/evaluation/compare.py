@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fewstep.data.scenes import Scenes
-from fewstep.evaluation.metrics import detail_fd, fd
+from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.metrics import Moments, detail_features, frechet_distance
 from fewstep.evaluation.reader import Reader, prompt_accuracy
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
@@ -77,6 +80,8 @@ def compare(
     noise = torch.randn(count, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
     noise = noise.to(cond["prompt_embeds"].device)
     real = _real(teacher, scenes, range(count, 2 * count))
+    real_detail = Moments.of(detail_features(real))
+    real_features = None if reader is None else Moments.of(reader.features(real))
     outcomes: list[Outcome] = []
     for i, way in enumerate(ways):
         before, started = way.denoiser.cost.evaluations, time.perf_counter()
@@ -84,9 +89,9 @@ def compare(
         seconds = time.perf_counter() - started
         pictures = teacher.decode(latents).cpu()
         figures = {"evaluations": (way.denoiser.cost.evaluations - before) / count, "ms": 1000 * seconds / count}
-        if reader is not None:
-            figures["FD"] = fd(reader.features(pictures), reader.features(real))
-        figures["detail FD"] = detail_fd(pictures, real)
+        if reader is not None and real_features is not None:
+            figures["FD"] = frechet_distance(Moments.of(reader.features(pictures)), real_features)
+        figures["detail FD"] = frechet_distance(Moments.of(detail_features(pictures)), real_detail)
         if reader is not None:
             figures["accuracy"] = prompt_accuracy(reader, pictures, asked).share["all"]
         first = outcomes[0].pictures if outcomes else pictures
@@ -105,6 +110,18 @@ def table(outcomes: Sequence[Outcome], count: int) -> str:
     lines += [f"{o.label:{width}}" + "".join(f"{o.figures[n]:13.4g}" for n in names) for o in outcomes]
     lines += ["", f"Over {count} unseen prompts:", *(f"  {name}: {FIGURES[name]}" for name in names)]
     return "\n".join(lines)
+
+
+def picture(outcomes: Sequence[Outcome], columns: int = 8) -> Image.Image:
+    """A row for each way, the first ``columns`` pictures with their captions."""
+    captions = [Scenes(UNSEEN).scene(i).caption for i in range(columns)]
+    return image_grid([o.pictures[:columns] for o in outcomes], [o.label for o in outcomes], captions)
+
+
+def as_json(outcomes: Sequence[Outcome], count: int, seed: int) -> str:
+    """The figures for programs."""
+    figures = {"pictures": count, "seed": seed, "ways": {o.label: o.figures for o in outcomes}}
+    return json.dumps(figures, indent=1) + "\n"
 
 
 def _sample(way: Way, noise: Tensor, cond: Cond, seed: int, batch: int = 64) -> Tensor:

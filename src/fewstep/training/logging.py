@@ -42,22 +42,24 @@ class JsonLines:
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in self._lines() if line["step"] <= resume_step] if resume_step else []
+        kept = [line for line in read_log(path) if line["step"] <= resume_step] if resume_step else []
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    record = json.loads(line)
-                except (json.JSONDecodeError, RecursionError):
-                    continue  # the line being written when the process died
-                if isinstance(record, dict) and isinstance(record.get("step"), int):
-                    yield record
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log, none if there is no file; what is cut off or foreign is left out."""
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, RecursionError):
+                continue  # the line being written when the process died
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                yield record
 
 
 class Speed:
