@@ -187,6 +187,28 @@ def report(
     typer.echo(f"Wrote {out}.")
 
 
+@app.command()
+def scenes(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 1000,
+    layout: Annotated[str, typer.Option(help="folder (pictures and metadata.jsonl) or webdataset (tar shards).")] = (
+        "folder"
+    ),
+    seed: Annotated[int, typer.Option(help="Which pictures.")] = 1,
+    size: Annotated[int, typer.Option(min=8, help="Side in pixels.")] = 64,
+) -> None:
+    """Write rendered, captioned scenes as training data for this or any other program."""
+    from fewstep.data.scenes import Scenes, write_image_folder, write_webdataset
+
+    writers = {"folder": write_image_folder, "webdataset": write_webdataset}
+    if layout not in writers:
+        raise ValueError(f"Unknown --layout '{layout}': use folder or webdataset.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder: choose another one.")
+    writers[layout](out, Scenes(seed, size=size), count)
+    typer.echo(f"Wrote {count} captioned pictures to {out}.")
+
+
 @teacher_app.command("train")
 def teacher_train(
     out: Annotated[Path, typer.Option(help="Run directory; an unfinished run in it is continued.")] = Path(

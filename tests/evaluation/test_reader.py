@@ -14,16 +14,13 @@ from fewstep.models.reader import CELLS, ReaderNetwork
 from fewstep.models.scenes64 import build_vae
 from fewstep.training import checkpoint
 from fewstep.training.fit import Fit
+from fewstep.training.labels import Labels, cell_middles, nearest, reading_loss
 from fewstep.training.reader import (
-    Labels,
     ReaderSettings,
     ReaderStage,
     as_unit,
-    build_reader,
-    cell_middles,
+    build_network,
     export,
-    nearest,
-    reading_loss,
     spoiled,
     train_reader,
     turned,
@@ -50,10 +47,10 @@ def as_found(thing):
 
 def perfect_answers(labels):
     """What a perfect network would say of every cell, as logits."""
-    owner, distance = nearest(labels)
+    owner, distance = nearest(labels, CELLS)
     near = (-0.5 * distance.square()).exp().clamp(1e-6, 1 - 1e-6)
     rows = torch.arange(len(owner))[:, None, None]
-    offset = (labels.centres[rows, owner] - cell_middles()) * CELLS
+    offset = (labels.centres[rows, owner] - cell_middles(CELLS)) * CELLS
     answers = {"near": near.logit(), "geometry": torch.cat([offset, labels.radii[rows, owner].log()[..., None]], -1)}
     for i, (name, size) in enumerate(HEADS.items()):
         answers[name] = 30.0 * torch.nn.functional.one_hot(labels.classes[rows, owner, i], size).float()
@@ -149,7 +146,7 @@ def test_numbers(number):
 def test_captions_that_state_nothing_are_no_evidence():
     judged = judge([], scene())
     assert judged.counts == {} and not judged.stated
-    reader, images = Reader(build_reader(0)), torch.zeros(2, 3, 64, 64)
+    reader, images = Reader(build_network("reader", 0)), torch.zeros(2, 3, 64, 64)
     accuracy = prompt_accuracy(reader, images, [scene(), scene(RED_STAR)])
     assert accuracy.pictures == 2 and accuracy.all_right[1] == 1
     assert accuracy.share.keys() == {"shape", "colour", "all"}
@@ -208,32 +205,32 @@ def test_two_claims_to_one_thing_count_once():
 
 
 def test_the_network_is_small_and_has_the_shapes_it_says():
-    network = build_reader(0)
+    network = build_network("reader", 0)
     assert sum(p.numel() for p in network.parameters()) <= 450_000
     assert not list(network.buffers())  # `Fit` keeps parameters only
     images = torch.rand(3, 3, 64, 64)
     answers = network(images)
     assert {name: tuple(t.shape[1:]) for name, t in answers.items()} == {
-        "near": (16, 16), "geometry": (16, 16, 3), "shape": (16, 16, 8), "colour": (16, 16, 10),
+        "near": (16, 16), "geometry": (16, 16, 3), "shape": (16, 16, 6), "colour": (16, 16, 8),
         "fill": (16, 16, 5), "size": (16, 16, 2),
     }  # fmt: skip
     assert network.features(images).shape == (3, 64)
 
 
 def test_reading_is_deterministic_and_knows_no_neighbours():
-    reader, images = Reader(build_reader(0)), torch.rand(70, 3, 64, 64)
+    reader, images = Reader(build_network("reader", 0)), torch.rand(70, 3, 64, 64)
     features = reader.features(images)
     assert features.shape == (70, 64) and torch.equal(features, reader.features(images))
     assert torch.allclose(features[66:67], reader.features(images[66:67]), atol=1e-5)
     assert reader.read(images) == reader.read(images) and len(reader.read(images)) == 70
     assert not reader.network.training and not any(p.requires_grad for p in reader.network.parameters())
-    assert torch.equal(*(next(build_reader(0).parameters()) for _ in range(2)))
-    assert not torch.equal(next(build_reader(0).parameters()), next(build_reader(1).parameters()))
+    assert torch.equal(*(next(build_network("reader", 0).parameters()) for _ in range(2)))
+    assert not torch.equal(next(build_network("reader", 0).parameters()), next(build_network("reader", 1).parameters()))
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 3, 32, 32), (1, 1, 64, 64)])
 def test_pictures_of_another_shape_are_refused(shape):
-    reader = Reader(build_reader(0))
+    reader = Reader(build_network("reader", 0))
     for call in (reader.read, reader.features):
         with pytest.raises(ValueError, match=r"\[N, 3, 64, 64\]"):
             call(torch.zeros(shape))
@@ -241,14 +238,14 @@ def test_pictures_of_another_shape_are_refused(shape):
 
 def test_as_many_captions_as_pictures():
     with pytest.raises(ValueError, match=r"2 pictures .* 1 captions"):
-        prompt_accuracy(Reader(build_reader(0)), torch.zeros(2, 3, 64, 64), [scene()])
+        prompt_accuracy(Reader(build_network("reader", 0)), torch.zeros(2, 3, 64, 64), [scene()])
 
 
 # ---------------------------------------------------------------- the file
 
 
 def test_weights_come_back_in_float32(tmp_path):
-    network = build_reader(3)
+    network = build_network("reader", 3)
     size = export(network, tmp_path / "reader.safetensors")
     assert size < 1e6
     reader, images = load_reader(tmp_path / "reader.safetensors"), torch.rand(2, 3, 64, 64)
@@ -349,7 +346,7 @@ def test_spoiling_is_slight_keyed_and_spares_some():
 
 
 def test_ceilings_are_of_unseen_scenes():
-    rooms = ceilings(Reader(build_reader(0)), number=8)
+    rooms = ceilings(Reader(build_network("reader", 0)), number=8)
     assert rooms.keys() == {"renders"} and rooms["renders"].pictures == 8
     assert set(rooms["renders"].share) <= {*JUDGED, "all"}
     assert ReaderSettings().seed not in (0, 990001)

@@ -31,13 +31,13 @@ class ReaderNetwork(nn.Module):
         self.heads = dict(heads)
         fine, middle, coarse = channels
         self.stem = nn.Conv2d(3, fine, 4, stride=2, padding=1)
-        self.fine = nn.Sequential(_Block(fine), _Block(fine))
+        self.fine = nn.Sequential(ResidualBlock(fine), ResidualBlock(fine))
         self.down_middle = nn.Conv2d(fine, middle, 3, stride=2, padding=1)
-        self.middle = _Block(middle)
+        self.middle = ResidualBlock(middle)
         self.down_coarse = nn.Conv2d(middle, coarse, 3, stride=2, padding=1)
-        self.coarse = _Block(coarse)
+        self.coarse = ResidualBlock(coarse)
         self.up = nn.Conv2d(coarse, middle, 1)
-        self.last = _Block(middle)
+        self.last = ResidualBlock(middle)
         self.norm = nn.GroupNorm(8, middle)
         self.answers = nn.Conv2d(middle, 1 + _GEOMETRY + sum(heads.values()), 1)
         assert self.answers.bias is not None
@@ -69,7 +69,7 @@ class ReaderNetwork(nn.Module):
         return self.grid(images).mean(dim=(2, 3))
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Residual block that starts as the identity."""
 
     def __init__(self, channels: int) -> None:

@@ -78,8 +78,11 @@ def _identity(weight: Tensor, averaging: bool) -> Tensor:
     return kernel
 
 
-def build_unet(channels: tuple[int, int] = (64, 104), text_width: int = _TEXT_WIDTH) -> Any:
-    """UNet2DConditionModel of 2.8 M parameters and 0.13 GFLOP: plain at 8x8, transformers at 4x4.
+def build_unet(channels: tuple[int, int] = (64, 88), text_width: int = _TEXT_WIDTH) -> Any:
+    """UNet2DConditionModel of 2.5 M parameters and 0.14 GFLOP, with transformers at 8x8 and at 4x4.
+
+    Neighbouring latents hold parts of one edge or pattern; attention at 8x8 makes them agree. At equal time it learns
+    more than a wider network with convolutions alone there.
 
     The first of ``channels`` must be 48 or more: 16 latents pass twice, beside eight pairs of constants.
     """
@@ -89,8 +92,8 @@ def build_unet(channels: tuple[int, int] = (64, 104), text_width: int = _TEXT_WI
         sample_size=LATENT_SHAPE[1],
         in_channels=LATENT_SHAPE[0],
         out_channels=LATENT_SHAPE[0],
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
         block_out_channels=channels,
         layers_per_block=1,
         norm_num_groups=8,

@@ -1,6 +1,7 @@
 """Training of one small network or a few together, resumable bit for bit: the parts of scenes-64 are made so.
 
 All random numbers are keyed by (seed, step), and a checkpoint holds weights, their EMA and the optimiser's moments.
+Started by torchrun, several processes train as one; the first of them writes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from fewstep.data import files
 from fewstep.methods.base import Player
 from fewstep.methods.random import Rng, stream_key
-from fewstep.training import checkpoint
+from fewstep.training import checkpoint, distributed
 from fewstep.training.logging import JsonLines, Meter, Speed, progress_bar
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
@@ -55,8 +56,10 @@ class Fit:
     def run(self, save_seconds: float = 120.0, show_progress: bool = False) -> None:
         """Train to the last step."""
         settings, meter = self.stage.settings, Meter()
-        log, speed, saved = JsonLines(self.folder / "log.jsonl", self.done), Speed(self.done), time.monotonic()
-        with progress_bar(settings.steps, self.done, self.stage.name, show_progress) as advance:
+        first = distributed.rank() == 0
+        log = JsonLines(self.folder / "log.jsonl", self.done) if first else None
+        speed, saved = Speed(self.done), time.monotonic()
+        with progress_bar(settings.steps, self.done, self.stage.name, show_progress and first) as advance:
             while self.done < settings.steps:
                 parts = self.step()
                 for name, value in parts.items():
@@ -65,17 +68,20 @@ class Fit:
                 if self.done % settings.log_every == 0 or last:
                     record = {"step": self.done, **meter.read(), "steps_per_second": speed.read(self.done)}
                     self._guard()
-                    log.write(record)
+                    if log is not None:
+                        log.write(record)
                     advance(self.done, f"loss {record['loss']:.4f}  {record['steps_per_second']:.1f} steps/s")
-                if last or time.monotonic() - saved > save_seconds:
+                if first and (last or time.monotonic() - saved > save_seconds):
                     self._guard()
                     self.save()
                     saved = time.monotonic()
+        distributed.wait()
 
     def step(self) -> dict[str, Tensor]:
         """One step: loss, backward, update, EMA."""
         parts = self.stage.loss(self._rng(self.done))
         self.player.backward(parts["loss"], 1)
+        distributed.average_gradients(self.player.parameters)
         self.player.update(self.done)
         # early on the average must not remember the random start
         decay = min(self.stage.settings.ema_decay, (1 + self.done) / (10 + self.done))
@@ -94,7 +100,8 @@ class Fit:
         return (time.perf_counter() - start) / steps
 
     def _rng(self, step: int) -> Rng:
-        return Rng(self.seed, step, self.stage.settings.batch_size, device=self.stage.settings.device)
+        size = self.stage.settings.batch_size
+        return Rng(self.seed, step, size, distributed.rows(size), device=self.stage.settings.device)
 
     def save(self) -> None:
         tensors = {f"weights/{name}": t for name, t in self.weights.items()}
@@ -131,11 +138,12 @@ class Fit:
 def plan(fit: Fit, minutes: float | None) -> None:
     """Turn minutes into steps once and for all: a resumed run must follow the same learning rates."""
     path = fit.folder / "plan.json"
-    if not path.is_file() and minutes is not None:
+    if not path.is_file() and minutes is not None and distributed.rank() == 0:
         seconds = fit.seconds_per_step()
         path.parent.mkdir(parents=True, exist_ok=True)
         steps = max(1, int(minutes * 60 / seconds))
         files.replace_text(path, json.dumps({"steps": steps, "seconds_per_step": round(seconds, 4)}))
+    distributed.wait()
     if path.is_file():
         steps = json.loads(path.read_text())["steps"]
         fit.stage.settings = fit.player.settings = replace(fit.stage.settings, steps=steps)

@@ -1,10 +1,12 @@
-"""Training of the reader, the network that measures whether scenes-64 pictures show what their captions say.
+"""Training of the reader, which measures whether scenes-64 pictures show what their captions say, and of the encoder.
 
     python -m fewstep.training.reader --out runs/reader --teacher runs/teacher --minutes 40 --export reader.safetensors
+    python -m fewstep.training.reader --network encoder --out runs/encoder --teacher runs/teacher
 
 The same command continues an interrupted run. Half of each batch is fresh renders, half went through the teacher's
-autoencoder (`--teacher`): the reader must judge generated pictures, which have passed that decoder. It measures, and
-must never stand in a loss.
+autoencoder (`--teacher`): the reader must judge generated pictures, which have passed that decoder. The reader
+measures and must never stand in a loss; the encoder serves in losses and must never measure. They share the task, and
+neither scenes nor shape.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,31 +23,39 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep.data import files
-from fewstep.data.scenes import ATTRIBUTES, Scene, Scenes
+from fewstep.data.scenes import ATTRIBUTES, Scenes
 from fewstep.methods.random import Rng, stream_key
+from fewstep.models.encoder import EncoderNetwork
 from fewstep.models.families import load_teacher
-from fewstep.models.reader import CELLS, ReaderNetwork
+from fewstep.models.reader import ReaderNetwork
 from fewstep.training.fit import Fit, plan
+from fewstep.training.labels import Labels, reading_loss
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.teacher import TeacherSettings, train_vae
 from fewstep.training.teacher_stages import CROWDED, as_tensor
 
-MOST = 4
-"""Things in a scene."""
+
+NETWORKS: dict[str, tuple[type[ReaderNetwork | EncoderNetwork], int]] = {
+    "reader": (ReaderNetwork, 7001),
+    "encoder": (EncoderNetwork, 9001),
+}
+"""What can be trained here, and the seeds of those that ship."""
 
 
 @dataclass(frozen=True)
 class ReaderSettings:
-    """How the shipped reader is trained.
+    """How the shipped reader and encoder are trained.
 
     Attributes:
+        network: one of `NETWORKS`.
         seed: of weights, scenes and all random numbers; not the teacher's.
         training: optimisation.
         pool: how many scenes pass the teacher's autoencoder before training.
         save_seconds: at most so long between checkpoints; they have no influence on the result.
     """
 
-    seed: int = 7001
+    network: str = "reader"
+    seed: int = NETWORKS["reader"][1]
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(
             steps=12000, batch_size=32, learning_rate=3e-3, warmup_steps=200, lr_schedule="cosine",
@@ -54,42 +64,6 @@ class ReaderSettings:
     )  # fmt: skip
     pool: int = 16384
     save_seconds: float = 120.0
-
-
-class Labels(NamedTuple):
-    """What is drawn in B scenes.
-
-    Attributes:
-        centres: [B, MOST, 2], x and y in sides; radii: [B, MOST] in sides.
-        classes: int64 [B, MOST, attributes], in the order of ATTRIBUTES.
-        present: bool [B, MOST].
-    """
-
-    centres: Tensor
-    radii: Tensor
-    classes: Tensor
-    present: Tensor
-
-    @classmethod
-    def of(cls, scenes: Sequence[Scene]) -> Labels:
-        centres, radii = torch.zeros(len(scenes), MOST, 2), torch.full((len(scenes), MOST), 0.1)
-        classes = torch.zeros(len(scenes), MOST, len(ATTRIBUTES), dtype=torch.int64)
-        present = torch.zeros(len(scenes), MOST, dtype=torch.bool)
-        for i, scene in enumerate(scenes):
-            for j, thing in enumerate(scene.things):
-                centres[i, j] = torch.tensor([thing.x, thing.y])
-                radii[i, j] = thing.radius
-                values = [names.index(getattr(thing, name)) for name, names in ATTRIBUTES.items()]
-                classes[i, j] = torch.tensor(values)
-                present[i, j] = True
-        return cls(centres, radii, classes, present)
-
-    def rows(self, indices: Tensor) -> Labels:
-        return Labels(*(t[indices] for t in self))
-
-    @classmethod
-    def cat(cls, parts: Sequence[Labels]) -> Labels:
-        return cls(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 class ReaderStage:
@@ -103,7 +77,11 @@ class ReaderStage:
     name = "reader"
 
     def __init__(
-        self, network: ReaderNetwork, settings: TrainingSettings, seed: int, pool: tuple[Tensor, Labels] | None = None
+        self,
+        network: ReaderNetwork | EncoderNetwork,
+        settings: TrainingSettings,
+        seed: int,
+        pool: tuple[Tensor, Labels] | None = None,
     ) -> None:
         self.networks: dict[str, nn.Module] = {"reader": network}
         self.network, self.settings, self.pool = network, settings, pool
@@ -130,55 +108,6 @@ class ReaderStage:
 def as_unit(images: Any) -> Tensor:
     """uint8 [n, h, w, 3] -> float32 [n, 3, h, w] in [0, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255
-
-
-# ---------------------------------------------------------------- the loss
-
-
-def reading_loss(answers: dict[str, Tensor], labels: Labels) -> dict[str, Tensor]:
-    """Loss of the network's answers: centres, places and radii, and each attribute's cross entropy.
-
-    Every cell answers for the thing nearest to it; only cells within about one and a half of its centre count, so
-    that a maximum found one cell off still says the right things.
-    """
-    owner, distance = nearest(labels)
-    target = (-0.5 * distance.square()).exp()
-    things = labels.present.sum()
-    near = F.binary_cross_entropy_with_logits(answers["near"], target, reduction="sum")
-    entropy = F.binary_cross_entropy(target, target, reduction="sum")  # so that a perfect answer costs nothing
-    weight = (-distance.square()).exp() * (distance < 1.6)
-    weight = weight / weight.sum()
-    parts = {"near": (near - entropy) / things}
-    offset = _geometry(labels, owner) - answers["geometry"]
-    parts["geometry"] = (weight * F.smooth_l1_loss(offset, torch.zeros_like(offset), reduction="none").sum(-1)).sum()
-    for i, name in enumerate(ATTRIBUTES):
-        classes = labels.classes[..., i].gather(1, owner.flatten(1)).view_as(owner)
-        errors = F.cross_entropy(answers[name].permute(0, 3, 1, 2), classes, reduction="none")
-        parts[name] = (weight * errors).sum()
-    return {"loss": torch.stack(list(parts.values())).sum(), **parts}
-
-
-def cell_middles(device: torch.device | str = "cpu") -> Tensor:
-    """[16, 16, 2], x and y in sides."""
-    middle = (torch.arange(CELLS, device=device) + 0.5) / CELLS
-    return torch.stack(torch.meshgrid(middle, middle, indexing="xy"), dim=-1)
-
-
-def nearest(labels: Labels) -> tuple[Tensor, Tensor]:
-    """For every cell the nearest thing's index, int64 [B, 16, 16], and its distance in cells."""
-    between = cell_middles(labels.centres.device)[None, :, :, None] - labels.centres[:, None, None]
-    distances = between.norm(dim=-1) * CELLS
-    distances = distances.masked_fill(~labels.present[:, None, None], float("inf"))
-    distance, owner = distances.min(dim=-1)
-    return owner, distance
-
-
-def _geometry(labels: Labels, owner: Tensor) -> Tensor:
-    """What the ``geometry`` answer should be, [B, 16, 16, 3]."""
-    flat = owner.flatten(1)
-    centres = labels.centres.gather(1, flat[..., None].expand(-1, -1, 2)).view(*owner.shape, 2)
-    radii = labels.radii.gather(1, flat).view_as(owner)
-    return torch.cat([(centres - cell_middles(owner.device)) * CELLS, radii.log()[..., None]], dim=-1)
 
 
 # ---------------------------------------------------------------- what pictures go through
@@ -243,14 +172,14 @@ def through_vae(vae: Any, images: Tensor, noise: Tensor, wobble: float = 0.0) ->
 def passed_pool(vae: Any, seed: int, size: int, device: str = "cpu") -> Tensor:
     """Scenes 0 ... size - 1 of set ``seed`` after the autoencoder, uint8 [size, 3, 64, 64].
 
-    Every other batch of 64 has latents a little off, as a generator's are.
+    Three of four batches of 64 have latents a little off, as a generator's are.
     """
     scenes, images = Scenes(seed, numbers=CROWDED), []
     for first in range(0, size, 64):
         fresh = as_tensor(scenes.render(range(first, min(first + 64, size))).images) / 2 + 0.5
         rng = Rng(seed, first, len(fresh), device=device)
         noise = rng.sample.normal("posterior", (16, 8, 8))
-        wobble = 0.1 * (first // 64 % 2)
+        wobble = 0.1 * (first // 64 % 4)
         images.append((through_vae(vae, fresh.to(device), noise, wobble) * 255).round().to("cpu", torch.uint8))
     return torch.cat(images)
 
@@ -258,17 +187,17 @@ def passed_pool(vae: Any, seed: int, size: int, device: str = "cpu") -> Tensor:
 # ---------------------------------------------------------------- the whole
 
 
-def build_reader(seed: int) -> ReaderNetwork:
-    """The network with random weights of its own stream."""
+def build_network(name: str, seed: int) -> ReaderNetwork | EncoderNetwork:
+    """One of `NETWORKS` with random weights of its own stream."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_key(seed, "weights", "reader"))
-        network = ReaderNetwork({name: len(values) for name, values in ATTRIBUTES.items()})
+        torch.manual_seed(stream_key(seed, "weights", name))
+        network = NETWORKS[name][0]({attribute: len(values) for attribute, values in ATTRIBUTES.items()})
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def train_reader(
     out: Path, settings: ReaderSettings, vae: Any = None, minutes: float | None = None, show: bool = False
-) -> ReaderNetwork:
+) -> ReaderNetwork | EncoderNetwork:
     """Train, or go on training, in ``out``; returns the averaged network.
 
     Args:
@@ -276,7 +205,7 @@ def train_reader(
         minutes: length of the whole training, turned into steps when it begins.
     """
     pool = None if vae is None else _pool(out, settings, vae)
-    network = build_reader(settings.seed).to(settings.training.device)
+    network = build_network(settings.network, settings.seed).to(settings.training.device)
     fit = Fit(ReaderStage(network, settings.training, settings.seed, pool), out, settings.seed)
     plan(fit, minutes)
     fit.run(settings.save_seconds, show)
@@ -309,7 +238,7 @@ def _pool(out: Path, settings: ReaderSettings, vae: Any) -> tuple[Tensor, Labels
     return images, Labels.of([scenes.scene(i) for i in range(len(images))])
 
 
-def export(network: ReaderNetwork, path: Path) -> int:
+def export(network: nn.Module, path: Path) -> int:
     """Write the weights in float16; returns the file's bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: t.to("cpu", torch.float16).contiguous() for name, t in network.state_dict().items()}
@@ -322,14 +251,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="run directory; an unfinished run in it is continued")
     parser.add_argument("--teacher", help="scenes-64, a diffusers folder, or a run directory of the teacher's training")
     parser.add_argument("--minutes", type=float, help="length of the training (default: its number of steps)")
-    parser.add_argument("--seed", type=int, default=ReaderSettings.seed)
+    parser.add_argument("--network", choices=tuple(NETWORKS), default="reader")
+    parser.add_argument("--seed", type=int, help="default: that of the shipped one")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the weights here at the end")
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    settings = ReaderSettings(seed=given.seed)
+    seed = NETWORKS[given.network][1] if given.seed is None else given.seed
+    settings = ReaderSettings(given.network, seed)
     settings = replace(settings, training=replace(settings.training, device=given.device))
     vae = autoencoder(given.teacher) if given.teacher else None
     network = train_reader(given.out, settings, vae, given.minutes, show=True)

@@ -2,11 +2,12 @@
 
     python -m fewstep.training.teacher --out runs/teacher --vae-minutes 20 --unet-minutes 60 --export scenes-64
 
-Every stage leaves ``<out>/<stage>/checkpoints`` and ``<out>/<stage>/log.jsonl``; the same command continues an
+Two processes halve the time of an ordinary two-core machine: ``torchrun --nproc-per-node 2 -m fewstep.training.teacher
+...``. Every stage leaves ``<out>/<stage>/checkpoints`` and ``<out>/<stage>/log.jsonl``; the same command continues an
 interrupted run. All random numbers are keyed by (seed, step), so a resumed run ends in the same weights.
 
-With ``--init FOLDER`` stage one is skipped, and stage two goes on from that pipeline's weights; its learning rate
-warms up and decays anew. Give another ``--seed`` then, for other pictures.
+With ``--init FOLDER`` training goes on from that pipeline's weights, and stage one is skipped unless
+``--vae-minutes`` is given; learning rates warm up and decay anew. Give another ``--seed`` then, for other pictures.
 """
 
 from __future__ import annotations
@@ -23,17 +24,20 @@ import torch
 from safetensors.torch import load_file
 
 from fewstep.data import files
-from fewstep.data.scenes import WORDS
+from fewstep.data.scenes import WORDS, Scenes
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.random import stream_key
 from fewstep.models import scenes64
 from fewstep.models.families import load_teacher
+from fewstep.training import distributed
 from fewstep.training.fit import Fit, plan
+from fewstep.training.linear_code import LinearCode, fit_linear_code
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.teacher_stages import (
     AutoencoderStage,
     LatentPool,
     TextToImageStage,
+    as_tensor,
     encode_pool,
     latent_std,
     token_ids,
@@ -60,11 +64,11 @@ class TeacherSettings:
     )  # fmt: skip
     unet: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(
-            steps=40000, batch_size=32, learning_rate=1.2e-3, warmup_steps=200, lr_schedule="cosine",
+            steps=40000, batch_size=48, learning_rate=2e-3, warmup_steps=200, lr_schedule="cosine",
             betas=(0.9, 0.99), weight_decay=0.01, ema_decay=0.999,
         )
     )  # fmt: skip
-    pool: int = 32768
+    pool: int = 49152
     tellings: int = 4
     save_seconds: float = 120.0
 
@@ -72,17 +76,24 @@ class TeacherSettings:
 # ---------------------------------------------------------------- the two stages, one after the other
 
 
-def train_vae(out: Path, settings: TeacherSettings, minutes: float | None = None, show: bool = False) -> Any:
-    """Stage one; returns the averaged autoencoder with its scaling factor in the config."""
-    fit = Fit(AutoencoderStage(_built("vae", settings), settings.vae, settings.seed), out / "vae", settings.seed)
+def train_vae(
+    out: Path, settings: TeacherSettings, minutes: float | None = None, show: bool = False, init: Any = None
+) -> Any:
+    """Stage one; returns the averaged autoencoder with its scaling factor in the config.
+
+    ``init`` is a pipeline to start from instead of random weights.
+    """
+    stage = AutoencoderStage(_built("vae", settings, init), _code(out, settings), settings.vae, settings.seed)
+    fit = Fit(stage, out / "vae", settings.seed)
     plan(fit, minutes)
     fit.run(settings.save_seconds, show)
     fit.use_average()
     vae = _frozen(fit.stage.networks["vae"])
     known = out / "vae" / "scaling_factor.json"
-    if not known.is_file():
+    if not known.is_file() and distributed.rank() == 0:
         factor = 1 / latent_std(vae, settings.seed + 1, min(1024, settings.pool), settings.vae.device)
         files.replace_text(known, json.dumps({"scaling_factor": round(factor, 5)}))
+    distributed.wait()
     vae.register_to_config(**json.loads(known.read_text()))
     return vae
 
@@ -145,17 +156,29 @@ def _built(part: str, settings: TeacherSettings, init: Any = None) -> Any:
     return network.to(device, memory_format=torch.channels_last).train()
 
 
+def _code(out: Path, settings: TeacherSettings) -> LinearCode:
+    """The latents' code, made on the first call and kept: its rounding must not differ when a run goes on."""
+    path = out / "vae" / "code.safetensors"
+    if not path.is_file() and distributed.rank() == 0:
+        images = as_tensor(Scenes(settings.seed + 3).render(range(settings.pool // 4)).images)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace_tensors(path, fit_linear_code(images, scenes64.LATENT_SHAPE[0])._asdict())
+    distributed.wait()
+    return LinearCode(**{name: t.to(settings.vae.device) for name, t in load_file(path).items()})
+
+
 def _frozen(network: Any) -> Any:
     return network.eval().requires_grad_(False)
 
 
 def _pool(out: Path, settings: TeacherSettings, vae: Any, tokenizer: Any) -> LatentPool:
     path = out / "unet" / "latents.safetensors"
-    if not path.is_file():
+    if not path.is_file() and distributed.rank() == 0:
         pool = encode_pool(vae, tokenizer, settings.seed + 2, settings.pool, settings.tellings, settings.vae.device)
         path.parent.mkdir(parents=True, exist_ok=True)
         files.replace_tensors(path, pool.tensors())
-    return LatentPool(**load_file(path))
+    distributed.wait()
+    return LatentPool.of(load_file(path))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -170,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--init", metavar="FOLDER", help="go on from these weights (scenes-64, a pipeline folder)")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the diffusers folder here at the end")
     given = parser.parse_args(arguments)
+    distributed.join()
     if given.threads:
         torch.set_num_threads(given.threads)
     settings = TeacherSettings(seed=given.seed)
@@ -177,14 +201,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings, vae=replace(settings.vae, device=given.device), unet=replace(settings.unet, device=given.device)
     )
     init = load_teacher(given.init).pipeline if given.init else None
-    if init is not None:
+    if init is not None and given.vae_minutes is None:
         vae = init.vae.to(given.device)
     else:
-        vae = train_vae(given.out, settings, given.vae_minutes, show=True)
+        vae = train_vae(given.out, settings, given.vae_minutes, True, init)
     if given.stage == "vae":
         return
     fit = train_unet(given.out, settings, vae, given.unet_minutes, True, init)
-    if given.export:
+    if given.export and distributed.rank() == 0:
         size = export(fit, vae, given.export)
         print(f"Wrote {given.export} ({size / 1e6:.1f} MB).")
 

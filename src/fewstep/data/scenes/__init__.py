@@ -15,6 +15,7 @@ from fewstep.data.scenes.content import (
     place_of,
 )
 from fewstep.data.scenes.source import Rendered, Scenes
+from fewstep.data.scenes.write import write_image_folder, write_webdataset
 
 __all__ = [
     "ATTRIBUTES",
@@ -32,4 +33,6 @@ __all__ = [
     "Thing",
     "describe",
     "place_of",
+    "write_image_folder",
+    "write_webdataset",
 ]

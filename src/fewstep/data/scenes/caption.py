@@ -36,8 +36,8 @@ def describe(scene: Scene, rng: Random, stated: float = 0.5) -> Scene:
     """``scene`` with a new caption.
 
     One caption in eight says nothing or only the number; one in four names some of several things. Of what is
-    named, size, colour and fill are each kept with probability ``stated``, the place of the first likewise where
-    one word says it, and one shape in eight becomes just "shape".
+    named, size, colour, fill and shape are each kept with probability ``stated`` (without its shape a thing is a
+    "shape"), the place of the first likewise where one word says it.
     """
     number = len(scene.things)
     if rng.random() < 0.125:
@@ -76,7 +76,7 @@ def _mention(scene: Scene, group: tuple[int, ...], rng: Random, stated: float, p
 
     return Mention(
         things=group,
-        shape=keep([t.shape for t in things], 0.875),
+        shape=keep([t.shape for t in things]),
         colour=keep([t.colour for t in things]),
         fill=keep([t.fill for t in things]),
         size=keep([t.size for t in things]),

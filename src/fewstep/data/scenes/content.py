@@ -12,8 +12,8 @@ from random import Random
 
 RGB = tuple[float, float, float]
 
-SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "moon")
-FILLS = {"plain": 0.36, "striped": 0.16, "checked": 0.16, "dotted": 0.16, "grainy": 0.16}
+SHAPES = ("circle", "square", "triangle", "star", "ring", "heart")
+FILLS = {"plain": 0.5, "striped": 0.125, "checked": 0.125, "dotted": 0.125, "grainy": 0.125}
 """Kinds and how often they come."""
 SIZES = ("small", "large")
 PLACES = ("left", "right", "top", "bottom", "middle")
@@ -25,21 +25,22 @@ COLOURS: dict[str, RGB] = {
     "blue": (0.13, 0.32, 0.85),
     "purple": (0.48, 0.17, 0.66),
     "pink": (0.98, 0.55, 0.75),
-    "brown": (0.45, 0.26, 0.12),
     "white": (0.96, 0.96, 0.95),
-    "black": (0.08, 0.08, 0.09),
 }
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES, "colour": tuple(COLOURS), "fill": tuple(FILLS), "size": SIZES,
 }  # fmt: skip
 """What can be said of a thing apart from its place, and its values in a fixed order."""
-BACKGROUNDS = {"gradient": 0.35, "glow": 0.25, "bands": 0.1, "tiles": 0.1, "clouds": 0.2}
+BACKGROUNDS = {"gradient": 0.4, "glow": 0.3, "bands": 0.1, "tiles": 0.1, "clouds": 0.1}
 """Kinds and how often they come."""
-NUMBERS = (0.55, 0.28, 0.11, 0.06)
+NUMBERS = (0.6, 0.25, 0.1, 0.05)
 """How often 1, 2, 3 and 4 things come."""
 
-_SMALL = (0.14, 0.17)
+_SMALL = (0.15, 0.18)
 _LARGE = {1: (0.25, 0.33), 2: (0.22, 0.27), 3: (0.21, 0.23), 4: (0.2, 0.22)}  # by the number of things
+_PERIODS = {"small": (0.12, 0.14), "large": (0.15, 0.21)}
+_GRAIN = (0.04, 0.05)  # so fine that chance never makes another fill of it
+_TURN = 0.5  # most that a thing is turned, radians
 _CENTRE = 0.34  # left, right, top and bottom begin this near to the edge
 
 
@@ -153,26 +154,26 @@ def draw_scene(rng: Random, numbers: Sequence[float] = NUMBERS) -> Scene:
 
 
 def _draw_thing(rng: Random, shape: str, colour: str, others: list[Thing], number: int) -> Thing:
-    size = rng.choice(SIZES)
+    size, fill = rng.choice(SIZES), rng.choices(tuple(FILLS), tuple(FILLS.values()))[0]
     radius = rng.uniform(*(_SMALL if size == "small" else _LARGE[number]))
     x, y = _free_place(rng, radius, others)
     paint = _jitter(rng, COLOURS[colour], 0.05)
     # the pattern is a paler or a darker tone of the same colour, so that its name stays right
-    paler = colour in ("black", "brown", "purple", "blue") or (colour not in ("white", "yellow") and rng.random() < 0.5)
+    paler = colour in ("purple", "blue") or (colour not in ("white", "yellow") and rng.random() < 0.5)
     second = _mix(paint, (1.0, 1.0, 1.0) if paler else (0.0, 0.0, 0.0), rng.uniform(0.45, 0.65))
     return Thing(
         shape=shape,
         colour=colour,
-        fill=rng.choices(tuple(FILLS), tuple(FILLS.values()))[0],
+        fill=fill,
         size=size,
         x=x,
         y=y,
         radius=radius,
-        angle=rng.uniform(0, math.tau),
+        angle=rng.uniform(-_TURN, _TURN),
         paint=paint,
         second=second,
         fill_angle=rng.uniform(0, math.pi),
-        fill_period=rng.uniform(0.09, 0.11) if size == "small" else rng.uniform(0.11, 0.16),
+        fill_period=rng.uniform(*(_GRAIN if fill == "grainy" else _PERIODS[size])),
         fill_phase=(rng.random(), rng.random()),
         fill_seed=rng.getrandbits(31),
     )
@@ -180,7 +181,7 @@ def _draw_thing(rng: Random, shape: str, colour: str, others: list[Thing], numbe
 
 def _free_place(rng: Random, radius: float, others: list[Thing]) -> tuple[float, float]:
     """The first of 60 random places where at most a fifth of two radii overlaps, else the freest of them."""
-    edge = 0.8 * radius  # a little may lie outside
+    edge = 0.9 * radius  # a little may lie outside
     best, most = (0.5, 0.5), -1.0
     for _ in range(60):
         x, y = rng.uniform(edge, 1 - edge), rng.uniform(edge, 1 - edge)

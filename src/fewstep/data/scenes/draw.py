@@ -103,11 +103,6 @@ def _ring(x: Array, y: Array) -> Array:
     return np.abs(np.hypot(x, y) - np.float32(0.74)) - np.float32(0.26)
 
 
-def _cross(x: Array, y: Array) -> Array:
-    a, b = np.abs(x), np.abs(y)
-    return np.maximum(np.minimum(a, b) - np.float32(0.32), np.maximum(a, b) - np.float32(0.98))
-
-
 def _heart(x: Array, y: Array) -> Array:
     """Two discs over a corner, in the heart's own units (1.7 of them to the radius)."""
     a, b = np.abs(x) * np.float32(0.6), np.float32(0.55) - y * np.float32(0.6)
@@ -116,14 +111,9 @@ def _heart(x: Array, y: Array) -> Array:
     return np.minimum(disc, corner) / np.float32(0.6)
 
 
-def _moon(x: Array, y: Array) -> Array:
-    bite = np.float32(0.78) - np.hypot(x - np.float32(0.62), y)
-    return np.maximum(np.hypot(x, y) - 1, bite)
-
-
 _SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "circle": _circle, "square": _square, "triangle": _triangle, "star": _star,
-    "ring": _ring, "cross": _cross, "heart": _heart, "moon": _moon,
+    "ring": _ring, "heart": _heart,
 }  # fmt: skip
 
 
@@ -163,7 +153,7 @@ def _dots(u: Array, v: Array, period: np.float32, seed: int) -> Array:
 
 def _grain(u: Array, v: Array, period: np.float32, seed: int) -> Array:
     """A third of the cells of a fine grid, at random."""
-    return (_noise(u * np.float32(1.9), v * np.float32(1.9), seed) < np.float32(0.36)).astype(np.float32)
+    return (_noise(u, v, seed) < np.float32(0.36)).astype(np.float32)
 
 
 _PATTERNS: dict[str, Callable[[Array, Array, np.float32, int], Array]] = {
