@@ -155,7 +155,7 @@ def recipes(
 def demo(
     out: Annotated[Path, typer.Option(help="Run directory; what is there already is used again.")] = Path("runs/demo"),
     overrides: Sets = None,
-    count: Annotated[int, typer.Option(min=8, help="Unseen prompts to compare on.")] = 128,
+    count: Annotated[int, typer.Option(min=8, help="Unseen prompts to compare on.")] = 256,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """Distil the shipped model into a 4-step LoRA on this machine, and compare it with its teacher. Minutes."""
@@ -166,7 +166,10 @@ def demo(
 
     with _stoppable(_command("demo", "--out", out, *_sets(overrides))):
         made = run(out, load_recipe(RECIPE, overrides or ()), count, show_progress=not quiet)
-    typer.echo(table(made.outcomes, made.count))
+    typer.echo(table(made.comparison))
+    typer.echo("")
+    for figure in ("FD", "detail FD"):
+        typer.echo(made.closed(figure))
     typer.echo(f"\nLook at {made.picture}; the student is in {made.folder}/student.")
 
 
@@ -174,7 +177,7 @@ def demo(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Finished run directories of one teacher.")],
     out: Annotated[Path, typer.Option(help="Page to write; PNG and JSON appear beside it.")] = Path("report.html"),
-    count: Annotated[int, typer.Option(min=8, help="Unseen prompts to measure on.")] = 128,
+    count: Annotated[int, typer.Option(min=8, help="Unseen prompts to measure on.")] = 256,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """One self-contained page: pictures from the same noise, quality against steps, losses, settings."""
@@ -200,12 +203,11 @@ def scenes(
     """Write rendered, captioned scenes as training data for this or any other program."""
     from fewstep.data.scenes import Scenes, write_image_folder, write_webdataset
 
-    writers = {"folder": write_image_folder, "webdataset": write_webdataset}
-    if layout not in writers:
+    if layout not in ("folder", "webdataset"):
         raise ValueError(f"Unknown --layout '{layout}': use folder or webdataset.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: choose another one.")
-    writers[layout](out, Scenes(seed, size=size), count)
+    (write_image_folder if layout == "folder" else write_webdataset)(out, Scenes(seed, size=size), count)
     typer.echo(f"Wrote {count} captioned pictures to {out}.")
 
 
@@ -237,6 +239,32 @@ def teacher_train(
     ):
         arguments += [flag, str(value)] if value is not None else []
     train(arguments)
+
+
+@teacher_app.command("measure")
+def teacher_measure(
+    teacher: Annotated[str, typer.Argument(help="scenes-64, or a folder of the same architecture.")] = "scenes-64",
+    count: Annotated[int, typer.Option(min=32, help="Unseen prompts.")] = 1000,
+    guidance: Annotated[str, typer.Option(help="Guidance scales to try, 1 is off.")] = "1,2,3,4,5",
+    out: Annotated[Path | None, typer.Option(help="Write the table here as JSON.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Write statistics of real scenes here, and use them.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+) -> None:
+    """What the teacher obeys and what it loses at few steps: 50, 8 and 4 steps of DDIM at several scales."""
+    from fewstep.evaluation.compare import as_json, table
+    from fewstep.evaluation.reference import measure_teacher, recommended
+    from fewstep.training.logging import progress_bar
+
+    scales = _numbers(guidance, "--guidance wants numbers, e.g. 1,2,3") or []
+    with progress_bar(3 * len(scales), 0, "sampling", True) as advance:
+        comparison = measure_teacher(teacher, count, scales, seed, reference, advance)
+    names = ["FD", "detail FD", "accuracy", *(n for n in comparison.outcomes[0].figures if n.startswith("accuracy of"))]
+    typer.echo(table(comparison, names))
+    typer.echo(f"\nGuidance of lowest FD among those within a point of the best accuracy: {recommended(comparison):g}")
+    if out:
+        from fewstep.data.files import replace_text
+
+        replace_text(out, as_json(comparison))
 
 
 def main() -> None:
@@ -296,10 +324,10 @@ def _cost(recipe: Any) -> str:
     return f"# network calls per step: {words}; {steps} steps of {batch} pictures"
 
 
-def _numbers(text: str | None) -> list[float] | None:
+def _numbers(text: str | None, wanted: str = "--timesteps wants numbers, e.g. 999,749,499,249") -> list[float] | None:
     if text is None:
         return None
     try:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
-        raise ValueError(f"--timesteps wants numbers, e.g. 999,749,499,249, not '{text}'.") from None
+        raise ValueError(f"{wanted}, not '{text}'.") from None

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fewstep.data.files import replace_text
 from fewstep.distill import distill
-from fewstep.evaluation.compare import Outcome, Way, as_json, compare, picture
-from fewstep.evaluation.reader import load_reader
+from fewstep.evaluation.compare import Comparison, Way, as_json, compare, picture
+from fewstep.evaluation.reference import reference_of
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import load_teacher
 from fewstep.recipe import Recipe, load_recipe
@@ -24,11 +24,20 @@ class Demo:
 
     folder: Path
     picture: Path
-    outcomes: list[Outcome]
-    count: int
+    comparison: Comparison
+
+    def closed(self, figure: str) -> str:
+        """How much of the teacher's loss at few steps the student avoids, in words."""
+        found = self.comparison.closed(figure, few=1, many=0, student=2)
+        if found is None:
+            return f"{figure}: the teacher loses nothing measurable at few steps"
+        share, (low, high) = found
+        return (
+            f"{figure}: the student closes {100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of the teacher's gap"
+        )
 
 
-def demo(folder: Path, recipe: Recipe | None = None, count: int = 128, show_progress: bool = False) -> Demo:
+def demo(folder: Path, recipe: Recipe | None = None, count: int = 256, show_progress: bool = False) -> Demo:
     """Distil (or go on distilling) in ``folder``, then compare teacher and student on ``count`` unseen prompts."""
     recipe = recipe or load_recipe(RECIPE)
     student_folder = distill(recipe, folder, resume=True, show_progress=show_progress)
@@ -43,8 +52,8 @@ def demo(folder: Path, recipe: Recipe | None = None, count: int = 128, show_prog
         Way(f"student, {few} steps", student, sampler_of(card), 1.0, card.guidance_embed),
     ]
     with progress_bar(len(ways), 0, "comparing", show_progress) as advance:
-        outcomes = compare(teacher, ways, count, recipe.seed, load_reader(), advance)
+        comparison = compare(teacher, ways, count, recipe.seed, advance=advance, reference=reference_of(teacher))
     shown = folder / "demo.png"
-    picture(outcomes).save(shown)
-    replace_text(folder / "demo.json", as_json(outcomes, count, recipe.seed))
-    return Demo(folder, shown, outcomes, count)
+    picture(comparison).save(shown)
+    replace_text(folder / "demo.json", as_json(comparison))
+    return Demo(folder, shown, comparison)

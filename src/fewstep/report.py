@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import FIGURES, Outcome, Way, as_json, compare, picture
+from fewstep.data.scenes import Scenes
+from fewstep.evaluation.compare import FIGURES, UNSEEN, Comparison, Outcome, Way, as_json, compare, picture
+from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.page import Page
-from fewstep.evaluation.reader import load_reader
+from fewstep.evaluation.reference import reference_of
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.recipe import Recipe, RecipeError, load_recipe
@@ -22,8 +24,8 @@ STEPS = (1, 2, 4, 8)
 
 
 def report(
-    runs: Sequence[Path], out: Path, count: int = 128, advance: Callable[[int], None] | None = None
-) -> list[Outcome]:
+    runs: Sequence[Path], out: Path, count: int = 256, advance: Callable[[int], None] | None = None
+) -> Comparison:
     """Write ``out`` (HTML), and beside it the pictures (PNG) and the figures (JSON).
 
     Args:
@@ -39,19 +41,22 @@ def report(
         raise ValueError("A report compares runs of one teacher: make one report for each teacher.")
     first = recipes[0]
     teacher = load_teacher(first.teacher.path)
-    outcomes = compare(teacher, ways_of(teacher, runs, recipes), count, first.seed, load_reader(), advance)
-    shown = picture(outcomes)
+    comparison = compare(
+        teacher, ways_of(teacher, runs, recipes), count, first.seed,
+        advance=advance, reference=reference_of(teacher), per_prompt=4,
+    )  # fmt: skip
+    shown = by_steps_picture(comparison)
     page = Page("Few-step report: " + ", ".join(run.name for run in runs))
     page.text(f"{count} unseen prompts, seed {first.seed}; teacher {first.teacher.path}.", note=True)
-    _pictures(page, shown)
-    _quality(page, outcomes)
+    _pictures(page, shown, comparison)
+    _quality(page, comparison)
     _training(page, runs)
     _provenance(page, runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     shown.save(out.with_suffix(".png"))
-    replace_text(out.with_suffix(".json"), as_json(outcomes, count, first.seed))
+    replace_text(out.with_suffix(".json"), as_json(comparison))
     replace_text(out, page.html())
-    return outcomes
+    return comparison
 
 
 def ways_of(teacher: Teacher, runs: Sequence[Path], recipes: Sequence[Recipe]) -> list[Way]:
@@ -81,21 +86,62 @@ def _recipe(run: Path) -> Recipe:
     return load_recipe(run / "recipe.yaml")
 
 
-def _pictures(page: Page, shown: Image.Image) -> None:
+def by_steps_picture(comparison: Comparison, prompts: int = 3) -> Image.Image:
+    """A few prompts, each at 1, 2, 4 and 8 steps from left to right: the teacher at full length, then every model."""
+    full, *others = comparison.outcomes
+    models = list(dict.fromkeys(o.label.rpartition(", ")[0] for o in others))
+    by_label = {o.label: o for o in others}
+    captions = [Scenes(UNSEEN).scene(i).caption for i in range(prompts)]
+    rows = [full.pictures[:prompts].repeat_interleave(len(STEPS), dim=0)]
+    for model in models:
+        columns = [by_label[f"{model}, {_steps(n)}"].pictures[:prompts] for n in STEPS]
+        rows.append(torch.stack(columns, dim=1).flatten(0, 1))
+    above = [f"{_steps(n)}: {caption}" for caption in captions for n in STEPS]
+    return image_grid(rows, [full.label, *models], above)
+
+
+def _pictures(page: Page, shown: Image.Image, comparison: Comparison) -> None:
     page.heading("Pictures")
     page.picture(shown, "Every row starts from the same noise and the same prompts.")
+    page.picture(picture(comparison), "Eight prompts, all ways.")
 
 
-def _quality(page: Page, outcomes: Sequence[Outcome]) -> None:
+def _quality(page: Page, comparison: Comparison) -> None:
+    outcomes = comparison.outcomes
     page.heading("Quality")
     names = list(outcomes[0].figures)
-    rows = [[o.label, *(f"{o.figures[name]:.4g}" for name in names)] for o in outcomes]
+    rows = [[o.label, *(_value(o, name) for name in names)] for o in outcomes]
+    rows.append(["real scenes", *(f"{comparison.floors[n]:.4g}" if n in comparison.floors else "" for n in names)])
     page.table(["", *names], rows)
+    page.text(f"{comparison.count} pictures of each; in brackets 95 % intervals, resampled over pictures.", note=True)
     for name in names:
-        page.text(f"{name}: {FIGURES[name]}.", note=True)
+        if name in FIGURES:
+            page.text(f"{name}: {FIGURES[name]}.", note=True)
     for name in ("FD", "detail FD", "accuracy"):
         if name in names:
             page.chart(_by_steps(outcomes, name), "steps", name, logarithmic=name != "accuracy")
+            cost = {m: [(by[s], v) for s, v in points if s in by] for m, points, by in _by_cost(outcomes, name)}
+            page.chart(cost, "network evaluations per picture", name, logarithmic=name != "accuracy")
+
+
+def _value(outcome: Outcome, name: str) -> str:
+    value = f"{outcome.figures[name]:.4g}"
+    if name in outcome.intervals:
+        low, high = outcome.intervals[name]
+        value += f" [{low:.3g}, {high:.3g}]"
+    return value
+
+
+def _by_cost(
+    outcomes: Sequence[Outcome], figure: str
+) -> list[tuple[str, Sequence[tuple[float, float]], dict[float, float]]]:
+    """(model, its points by steps, evaluations by steps)."""
+    costs: dict[str, dict[float, float]] = {}
+    for outcome in outcomes[1:]:
+        name, _, steps = outcome.label.rpartition(", ")
+        costs.setdefault(name, {})[float(steps.split()[0])] = outcome.figures["evaluations"]
+    series = _by_steps(outcomes, figure)
+    return [(name, series[name], by_steps) for name, by_steps in costs.items()]
 
 
 def _by_steps(outcomes: Sequence[Outcome], figure: str) -> dict[str, list[tuple[float, float]]]:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fewstep.data.scenes import Scenes
 from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.metrics import Moments, detail_features, frechet_distance
-from fewstep.evaluation.reader import Reader, prompt_accuracy
+from fewstep.evaluation.measured import Measured, Reference, gap_closed, interval
+from fewstep.evaluation.metrics import Moments, frechet_distance, spread
+from fewstep.evaluation.reader import Reader, load_reader
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
@@ -41,23 +42,62 @@ class Outcome:
 
     Attributes:
         label: its name. pictures: [N, 3, H, W] in [0, 1].
-        figures: name -> value, in the order of `FIGURES`.
+        figures: name -> value, in the order of `FIGURES`; intervals: 95 %, of those that have one.
+        resampled: the same over resamplings that all ways share; differences and ratios are taken one by one.
     """
 
     label: str
     pictures: Tensor
     figures: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    resampled: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Comparison:
+    """All ways, and what is needed to judge their figures.
+
+    Attributes:
+        outcomes: in the order of the ways; count: pictures of each; seed: of the noise.
+        floors: FD and detail FD of as many real scenes, other ones than the reference's: nothing can do better.
+    """
+
+    outcomes: list[Outcome]
+    count: int
+    seed: int
+    floors: dict[str, float]
+
+    def closed(self, figure: str, few: int, many: int, student: int) -> tuple[float, tuple[float, float]] | None:
+        """Part of the loss from outcome ``many`` to ``few`` that ``student`` does not have, with its 95 % interval.
+
+        None where there is no loss to speak of: the interval of the teacher's own loss holds 0.
+        """
+        picked = [self.outcomes[i] for i in (few, many, student)]
+        loss = picked[0].resampled[figure] - picked[1].resampled[figure]
+        if float(loss.quantile(0.025)) <= 0:
+            return None
+        plain = gap_closed(*(torch.tensor(o.figures[figure], dtype=torch.float64) for o in picked))
+        return float(plain), interval(gap_closed(*(o.resampled[figure] for o in picked)), float(plain))
 
 
 FIGURES = {
     "evaluations": "network evaluations per picture, both branches of guidance counted",
     "ms": "milliseconds of sampling per picture, decoding apart",
     "FD": "Frechet distance of the reader's features to real scenes",
+    "KID": "unbiased kernel distance of the same features",
     "detail FD": "Frechet distance of 8x8 patches to real scenes",
     "accuracy": "share of pictures that show everything their caption states, by the reader",
+    "precision": "share of pictures that lie among real ones",
+    "recall": "share of real scenes that lie among the pictures",
+    "density": "how many real neighbourhoods a picture lies in, 1 for equals",
+    "coverage": "share of real neighbourhoods that hold a picture",
+    "spread": "mean distance of two pictures of one prompt, in features",
     "to first": "root mean square pixel difference to the first row, same noise",
 }
-"""What is measured of each way; real scenes are seen through the teacher's autoencoder, and are as many."""
+"""What is measured of each way; real scenes are seen through the teacher's autoencoder."""
+
+SHORT = ("evaluations", "ms", "FD", "detail FD", "accuracy", "to first")
+"""What the table in a terminal shows."""
 
 
 def compare(
@@ -67,21 +107,29 @@ def compare(
     seed: int = 0,
     reader: Reader | None = None,
     advance: Callable[[int], None] | None = None,
-) -> list[Outcome]:
+    reference: Reference | None = None,
+    per_prompt: int = 0,
+) -> Comparison:
     """Sample ``count`` unseen captions in every way from the same noise.
 
     Args:
-        reader: without it FD and accuracy are left out.
+        reader: gives features and accuracy (by default the one that ships).
         advance: called with the number of ways done.
+        reference: real scenes (by default ``count`` others, made on the spot).
+        per_prompt: that many more pictures of each of the first 16 prompts, for their spread; 0 leaves it out.
     """
+    reader = reader or load_reader()
     scenes = Scenes(UNSEEN, size=teacher.image_size)
     asked = [scenes.scene(i) for i in range(count)]
     cond = teacher.encode_prompts([scene.caption for scene in asked])
     noise = torch.randn(count, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
     noise = noise.to(cond["prompt_embeds"].device)
-    real = _real(teacher, scenes, range(count, 2 * count))
-    real_detail = Moments.of(detail_features(real))
-    real_features = None if reader is None else Moments.of(reader.features(real))
+    real = reference or Reference.of(real_pictures(teacher, scenes, range(count, 2 * count)), reader.features)
+    others = Reference.of(real_pictures(teacher, scenes, range(2 * count, 3 * count)), reader.features)
+    floors = {
+        "FD": frechet_distance(Moments.of(others.features), Moments.of(real.features)),
+        "detail FD": frechet_distance(others.detail, real.detail),
+    }
     outcomes: list[Outcome] = []
     for i, way in enumerate(ways):
         before, started = way.denoiser.cost.evaluations, time.perf_counter()
@@ -89,39 +137,62 @@ def compare(
         seconds = time.perf_counter() - started
         pictures = teacher.decode(latents).cpu()
         figures = {"evaluations": (way.denoiser.cost.evaluations - before) / count, "ms": 1000 * seconds / count}
-        if reader is not None and real_features is not None:
-            figures["FD"] = frechet_distance(Moments.of(reader.features(pictures)), real_features)
-        figures["detail FD"] = frechet_distance(Moments.of(detail_features(pictures)), real_detail)
-        if reader is not None:
-            figures["accuracy"] = prompt_accuracy(reader, pictures, asked).share["all"]
+        measured = Measured.of(pictures, asked, reader.features, reader)
+        figures |= measured.figures(real)
+        if per_prompt:
+            figures["spread"] = _spread(teacher, way, cond[: min(16, count)], per_prompt, seed, reader)
         first = outcomes[0].pictures if outcomes else pictures
         figures["to first"] = float((pictures - first).square().mean().sqrt())
-        outcomes.append(Outcome(way.label, pictures, figures))
+        resampled = measured.resampled(real)
+        intervals = {name: interval(values, figures[name]) for name, values in resampled.items()}
+        outcomes.append(Outcome(way.label, pictures, figures, intervals, resampled))
         if advance is not None:
             advance(i + 1)
-    return outcomes
+    return Comparison(outcomes, count, seed, floors)
 
 
-def table(outcomes: Sequence[Outcome], count: int) -> str:
-    """The figures in columns, and a line for each that says what it is."""
-    names = list(outcomes[0].figures)
-    width = max(len(o.label) for o in outcomes)
-    lines = [" " * width + "".join(f"{name:>13}" for name in names)]
-    lines += [f"{o.label:{width}}" + "".join(f"{o.figures[n]:13.4g}" for n in names) for o in outcomes]
-    lines += ["", f"Over {count} unseen prompts:", *(f"  {name}: {FIGURES[name]}" for name in names)]
-    return "\n".join(lines)
+def table(comparison: Comparison, names: Sequence[str] = SHORT) -> str:
+    """The figures in columns, 95 % intervals beside them, and a line for each that says what it is."""
+    outcomes = comparison.outcomes
+    names = [name for name in names if name in outcomes[0].figures]
+    rows = [["", *names], *([o.label, *(_cell(o, name) for name in names)] for o in outcomes)]
+    rows.append(["real scenes", *(f"{comparison.floors[n]:.3g}" if n in comparison.floors else "" for n in names)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+             for row in rows]  # fmt: skip
+    lines += ["", f"Over {comparison.count} unseen prompts, 95 % intervals in brackets; lower FD is better:"]
+    return "\n".join([line.rstrip() for line in lines] + [f"  {name}: {FIGURES[name]}" for name in names])
 
 
-def picture(outcomes: Sequence[Outcome], columns: int = 8) -> Image.Image:
+def _cell(outcome: Outcome, name: str) -> str:
+    value = f"{outcome.figures[name]:.3g}"
+    if name not in outcome.intervals:
+        return value
+    low, high = outcome.intervals[name]
+    return f"{value} [{low:.3g}, {high:.3g}]"
+
+
+def picture(comparison: Comparison, columns: int = 8) -> Image.Image:
     """A row for each way, the first ``columns`` pictures with their captions."""
-    captions = [Scenes(UNSEEN).scene(i).caption for i in range(columns)]
+    outcomes = comparison.outcomes
+    captions = [Scenes(UNSEEN).scene(i).caption for i in range(min(columns, comparison.count))]
     return image_grid([o.pictures[:columns] for o in outcomes], [o.label for o in outcomes], captions)
 
 
-def as_json(outcomes: Sequence[Outcome], count: int, seed: int) -> str:
+def as_json(comparison: Comparison) -> str:
     """The figures for programs."""
-    figures = {"pictures": count, "seed": seed, "ways": {o.label: o.figures for o in outcomes}}
+    ways = {o.label: {**o.figures, "intervals": o.intervals} for o in comparison.outcomes}
+    figures = {"pictures": comparison.count, "seed": comparison.seed, "real": comparison.floors, "ways": ways}
     return json.dumps(figures, indent=1) + "\n"
+
+
+def _spread(teacher: Teacher, way: Way, cond: Cond, per_prompt: int, seed: int, reader: Reader) -> float:
+    """Diversity within prompts, each drawn ``per_prompt`` times from noise of its own."""
+    rows = torch.arange(len(cond)).repeat_interleave(per_prompt)
+    generator = torch.Generator().manual_seed(seed + 10**6)
+    noise = torch.randn(len(rows), *teacher.latent_shape, generator=generator).to(cond["prompt_embeds"].device)
+    pictures = teacher.decode(_sample(way, noise, cond[rows], seed)).cpu()
+    return spread(reader.features(pictures), per_prompt)
 
 
 def _sample(way: Way, noise: Tensor, cond: Cond, seed: int, batch: int = 64) -> Tensor:
@@ -142,7 +213,7 @@ def _sample(way: Way, noise: Tensor, cond: Cond, seed: int, batch: int = 64) -> 
     return torch.cat(parts)
 
 
-def _real(teacher: Teacher, scenes: Scenes, indices: range) -> Tensor:
+def real_pictures(teacher: Teacher, scenes: Scenes, indices: range) -> Tensor:
     """Scenes encoded and decoded: what a perfect generator of latents would show."""
     images = torch.from_numpy(scenes.render(indices).images).permute(0, 3, 1, 2).float() / 127.5 - 1
     return torch.cat([teacher.decode(teacher.encode_images(part)[0]).cpu() for part in images.split(64)])

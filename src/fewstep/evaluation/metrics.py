@@ -6,7 +6,7 @@ meaning. Every distance of finite sets has a floor above 0 (or, unbiased, a spre
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,40 @@ def _root(matrix: Tensor) -> Tensor:
 def fd(a: Tensor, b: Tensor) -> float:
     """Frechet distance of two sets of features [N, D]."""
     return frechet_distance(Moments.of(a), Moments.of(b))
+
+
+@dataclass
+class GroupedMoments:
+    """Sums over groups of pictures: the moments of any resampling of the groups follow without the features.
+
+    Attributes:
+        counts: [G], samples in each group; sums: [G, D]; squares: [G, D, D], sums of outer products; all float64.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, groups: int) -> GroupedMoments:
+        """From features [N, D] in ``groups`` runs of neighbours."""
+        return cls.join(features.tensor_split(groups))
+
+    @classmethod
+    def join(cls, groups: Sequence[Tensor]) -> GroupedMoments:
+        """From the features [n, D] of each group."""
+        counts = torch.tensor([float(len(group)) for group in groups], dtype=torch.float64)
+        sums = torch.stack([group.double().sum(dim=0) for group in groups])
+        return cls(counts, sums, torch.stack([group.double().T @ group.double() for group in groups]))
+
+    def moments(self, weights: Tensor | None = None) -> Moments:
+        """With each group counted ``weights`` [G] times (once by default)."""
+        weights = torch.ones_like(self.counts) if weights is None else weights
+        count = float(weights @ self.counts)
+        mean = weights @ self.sums / count
+        squares = torch.einsum("g,gij->ij", weights, self.squares)
+        covariance = (squares - count * mean[:, None] * mean) / (count - 1)
+        return Moments(mean, covariance, round(count))
 
 
 # ---------------------------------------------------------------- kernel distance
@@ -125,6 +159,22 @@ def _neighbour(x: Tensor, k: int) -> Tensor:
     return torch.cdist(x, x).kthvalue(k + 1, dim=1).values
 
 
+# ---------------------------------------------------------------- diversity
+
+
+def spread(features: Tensor, per_prompt: int) -> float:
+    """Diversity within a prompt: mean distance of two pictures of one prompt.
+
+    Args:
+        features: [P * per_prompt, D], the pictures of a prompt side by side; ``per_prompt`` at least 2.
+    """
+    if per_prompt < 2 or len(features) % per_prompt:
+        raise ValueError(f"{len(features)} pictures are not {per_prompt} (two or more) of each prompt.")
+    by_prompt = features.double().unflatten(0, (-1, per_prompt))
+    total = torch.cdist(by_prompt, by_prompt).sum(dim=(1, 2)) / (per_prompt * (per_prompt - 1))
+    return float(total.mean())
+
+
 # ---------------------------------------------------------------- floors and intervals
 
 
@@ -146,19 +196,23 @@ def bootstrap(
     times: int = 100,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Interval of a metric over pictures drawn again with replacement from both sets (percentiles).
-
-    Repeated samples look alike, so a distance that counts spread (FD) comes out a little higher here than on the sets
-    themselves: the interval is shifted so that its middle is the plain value.
-    """
+    """Interval of a metric over samples drawn again with replacement from both sets (`centred_interval`)."""
     generator = torch.Generator().manual_seed(seed)
 
     def again(x: Tensor) -> Tensor:
         return x[torch.randint(len(x), (len(x),), generator=generator)]
 
     values = torch.tensor([metric(again(a), again(b)) for _ in range(times)], dtype=torch.float64)
-    shift = metric(a, b) - float(values.median())
+    return centred_interval(values, metric(a, b), level)
+
+
+def centred_interval(values: Tensor, plain: float, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap ``values`` [times], shifted so that its middle is the plain value.
+
+    Repeated samples look alike, so a distance that counts spread comes out higher on resampled sets.
+    """
     tail = (1 - level) / 2
+    shift = plain - float(values.median())
     return float(values.quantile(tail)) + shift, float(values.quantile(1 - tail)) + shift
 
 

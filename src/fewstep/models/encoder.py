@@ -6,15 +6,38 @@ other scenes than the reader and in another shape, and is never used to measure:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fewstep.models.reader import ResidualBlock
 
+ASSET = Path(__file__).parent.parent / "assets" / "encoder.safetensors"
+
 _GEOMETRY = 3
+
+
+def load_encoder(path: Path = ASSET, device: str = "cpu") -> EncoderNetwork:
+    """The encoder that ships with fewstep, or another one of its shape; frozen.
+
+    Raises:
+        ValueError: one sentence when the file is missing, damaged or of another shape.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            network = EncoderNetwork(json.loads(file.metadata()["heads"]))
+            network.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path} does not hold an encoder's weights: train one by "
+            "'python -m fewstep.training.reader --network encoder --export FILE'."
+        ) from None
+    return network.eval().requires_grad_(False).to(device)
 
 
 class EncoderNetwork(nn.Module):

@@ -12,6 +12,7 @@ neither scenes nor shape.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +34,6 @@ from fewstep.training.labels import Labels, reading_loss
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.teacher import TeacherSettings, train_vae
 from fewstep.training.teacher_stages import CROWDED, as_tensor
-
 
 NETWORKS: dict[str, tuple[type[ReaderNetwork | EncoderNetwork], int]] = {
     "reader": (ReaderNetwork, 7001),
@@ -238,11 +238,11 @@ def _pool(out: Path, settings: ReaderSettings, vae: Any) -> tuple[Tensor, Labels
     return images, Labels.of([scenes.scene(i) for i in range(len(images))])
 
 
-def export(network: nn.Module, path: Path) -> int:
-    """Write the weights in float16; returns the file's bytes."""
+def export(network: ReaderNetwork | EncoderNetwork, path: Path) -> int:
+    """Write the weights in float16, and what the network tells of; returns the file's bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: t.to("cpu", torch.float16).contiguous() for name, t in network.state_dict().items()}
-    files.replace_tensors(path, weights)
+    files.replace_tensors(path, weights, {"heads": json.dumps(network.heads)})
     return path.stat().st_size
 
 

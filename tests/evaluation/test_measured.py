@@ -1,0 +1,141 @@
+"""Figures and intervals of sets of pictures: moments of groups, resampling in pairs, and damage of known strength."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from fewstep.data.scenes import Scenes
+from fewstep.evaluation.measured import RESAMPLINGS, Measured, Reference, gap_closed, interval
+from fewstep.evaluation.metrics import GroupedMoments, Moments, detail_fd, spread
+from fewstep.evaluation.reader import load_reader
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return load_reader()
+
+
+def renders(seed, count):
+    rendered = Scenes(seed).render(range(count))
+    return torch.from_numpy(rendered.images).permute(0, 3, 1, 2).float() / 255, rendered.scenes
+
+
+@pytest.fixture(scope="module")
+def real(reader):
+    return Reference.of(renders(11, 512)[0], reader.features)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_groups_have_the_moments_of_their_samples():
+    """Counted n times, a group weighs as its samples repeated n times."""
+    x = normal(20, 3)
+    grouped = GroupedMoments.of(x, 5)
+    whole, repeated = grouped.moments(), grouped.moments(torch.tensor([2.0, 0, 1, 1, 3]).double())
+    rows = torch.cat([x[0:4], x[0:4], x[8:16], x[16:20], x[16:20], x[16:20]])
+    for found, wanted in ((whole, Moments.of(x)), (repeated, Moments.of(rows))):
+        assert torch.allclose(found.mean, wanted.mean) and torch.allclose(found.covariance, wanted.covariance)
+        assert found.count == wanted.count
+
+
+def test_spread_against_loops():
+    x = normal(12, 4)
+    pairs = [(x[4 * p + i] - x[4 * p + j]).norm() for p in range(3) for i in range(4) for j in range(4) if i != j]
+    assert spread(x, 4) == pytest.approx(float(sum(pairs) / len(pairs)))
+    assert spread(x[:1].repeat(4, 1), 2) == 0
+    with pytest.raises(ValueError, match="two or more"):
+        spread(x, 5)
+
+
+def test_real_scenes_are_right_and_near_to_real_scenes(reader, real):
+    pictures, scenes = renders(12, 256)
+    figures = Measured.of(pictures, scenes, reader.features, reader).figures(real)
+    assert figures["accuracy"] > 0.97
+    assert all(figures[f"accuracy of {name}"] > 0.98 for name in ("number", "shape", "colour", "size", "place"))
+    assert abs(figures["KID"]) < 0.02 and figures["coverage"] > 0.9
+    wrong = Measured.of(pictures, scenes[1:] + scenes[:1], reader.features, reader).figures(real)
+    assert wrong["accuracy"] < 0.3 and wrong["FD"] == pytest.approx(figures["FD"])
+
+
+def blurred(x, sigma):
+    """Gaussian blur of ``sigma`` pixels."""
+    i = torch.arange(-4, 5, dtype=x.dtype)
+    kernel = (-0.5 * (i / sigma).square()).exp()
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, 9)
+    x = torch.nn.functional.conv2d(torch.nn.functional.pad(x, (4, 4, 4, 4), mode="replicate"), kernel, groups=3)
+    return torch.nn.functional.conv2d(x, kernel.transpose(2, 3), groups=3)
+
+
+def noisy(x, amount):
+    return (x + amount * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+
+
+def without(colour, share):
+    """Scenes that name no ``colour``-painted thing, for ``share`` of those that had one."""
+    pictures, scenes = renders(13, 512)
+    has = [any(t.colour == colour for t in s.things) for s in scenes]
+    dropped = {i for n, i in enumerate(i for i, h in enumerate(has) if h) if n % 100 < 100 * share}
+    keep = [i for i in range(len(scenes)) if i not in dropped]
+    return pictures[torch.tensor([keep[i % len(keep)] for i in range(len(scenes))])]
+
+
+DAMAGES = {
+    "blur": [lambda x, a=a: blurred(x, a) if a else x for a in (0, 0.25, 0.5, 1.0)],
+    "noise": [lambda x, a=a: noisy(x, a) for a in (0, 0.02, 0.05)],
+    "saturation": [lambda x, a=a: (x.mean(1, keepdim=True) + (1 + a) * (x - x.mean(1, keepdim=True))).clamp(0, 1)
+                   for a in (0, 0.15, 0.3)],
+    "a missing colour": [lambda x, a=a: without("red", a) for a in (0, 0.5, 1.0)],
+    "duplicates": [lambda x, n=n: x[torch.arange(len(x)) % n] for n in (512, 64, 16)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_distances_rise_with_damage(damage, reader, real):
+    """By FD of the reader's features or by detail FD, each step of damage is farther from real scenes."""
+    pictures, scenes = renders(13, 512)
+    steps = [Measured.of(d(pictures), scenes, reader.features, None).figures(real) for d in DAMAGES[damage]]
+    rises = {name: all(a[name] < b[name] for a, b in pairwise(steps)) for name in ("FD", "detail FD")}
+    assert any(rises.values()), {name: [s[name] for s in steps] for name in rises}
+
+
+def test_intervals_hold_the_value_and_pairs_are_narrower(reader, real):
+    """The difference of two versions of the same pictures is known far better than either's distance."""
+    pictures, scenes = renders(14, 128)
+    a, b = (Measured.of(x, scenes, reader.features, reader) for x in (pictures, blurred(pictures, 1.0)))
+    plain, again = (m.figures(real) for m in (a, b))
+    first, second = (m.resampled(real) for m in (a, b))
+    for name in ("FD", "detail FD", "accuracy"):
+        assert first[name].shape == (RESAMPLINGS,)
+        low, high = interval(first[name], plain[name])
+        assert low <= plain[name] <= high
+    alone = interval(second["detail FD"], again["detail FD"])
+    low, high = interval(second["detail FD"] - first["detail FD"], again["detail FD"] - plain["detail FD"])
+    assert low > 0 and high - low < alone[1] - alone[0]
+
+
+def test_the_gap_is_closed_by_the_teacher_itself_and_not_by_a_copy():
+    few, many = torch.tensor(8.0), torch.tensor(2.0)
+    assert gap_closed(few, many, many) == 1 and gap_closed(few, many, few) == 0
+    assert gap_closed(few, many, torch.tensor(5.0)) == 0.5
+
+
+def test_statistics_come_back_from_their_file(reader, real, tmp_path):
+    real.save(tmp_path / "real.safetensors", {"scenes": "512"})
+    again = Reference.load(tmp_path / "real.safetensors")
+    assert torch.allclose(again.features, real.features, atol=2e-3) and again.detail.count == real.detail.count
+    pictures, scenes = renders(12, 64)
+    one = Measured.of(pictures, scenes, reader.features, None)
+    before, after = one.figures(real), one.figures(again)
+    assert after["detail FD"] == pytest.approx(before["detail FD"], rel=1e-3)
+    assert after["detail FD"] == pytest.approx(detail_fd(pictures, renders(11, 512)[0]), rel=1e-3)
+    (tmp_path / "other.safetensors").write_bytes(b"no")
+    for name in ("other", "missing"):
+        with pytest.raises(ValueError, match="holds no reference statistics"):
+            Reference.load(tmp_path / f"{name}.safetensors")
