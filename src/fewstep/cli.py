@@ -178,6 +178,9 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Finished run directories of one teacher.")],
     out: Annotated[Path, typer.Option(help="Page to write; PNG and JSON appear beside it.")] = Path("report.html"),
     count: Annotated[int, typer.Option(min=8, help="Unseen prompts to measure on.")] = 256,
+    features: Annotated[
+        str, typer.Option(help="For FD and KID: reader, or a DINOv2 or CLIP model (folder or hub name).")
+    ] = "reader",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """One self-contained page: pictures from the same noise, quality against steps, losses, settings."""
@@ -186,7 +189,7 @@ def report(
     from fewstep.training.logging import progress_bar
 
     with progress_bar(1 + len(STEPS) * (1 + len(runs)), 0, "sampling", not quiet) as advance:
-        make(runs, out, count, advance)
+        make(runs, out, count, advance, features)
     typer.echo(f"Wrote {out}.")
 
 

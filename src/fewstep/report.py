@@ -15,6 +15,7 @@ from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.page import Page
 from fewstep.evaluation.reference import reference_of
 from fewstep.export.student import load_card, load_student, sampler_of
+from fewstep.models.encoders import load_pretrained_encoder
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.recipe import Recipe, RecipeError, load_recipe
 from fewstep.sampling import DDIM
@@ -24,7 +25,11 @@ STEPS = (1, 2, 4, 8)
 
 
 def report(
-    runs: Sequence[Path], out: Path, count: int = 256, advance: Callable[[int], None] | None = None
+    runs: Sequence[Path],
+    out: Path,
+    count: int = 256,
+    advance: Callable[[int], None] | None = None,
+    features: str = "reader",
 ) -> Comparison:
     """Write ``out`` (HTML), and beside it the pictures (PNG) and the figures (JSON).
 
@@ -32,6 +37,7 @@ def report(
         runs: finished run directories; all of one teacher.
         count: unseen prompts that every way is measured on.
         advance: called with the number of ways sampled, of `ways_of`.
+        features: "reader", or a DINOv2, CLIP or similar model (folder or hub name) for FD, KID and overlap.
 
     Raises:
         ValueError: a run that is not finished, or of another teacher.
@@ -41,10 +47,17 @@ def report(
         raise ValueError("A report compares runs of one teacher: make one report for each teacher.")
     first = recipes[0]
     teacher = load_teacher(first.teacher.path)
+    own = features == "reader"
     comparison = compare(
-        teacher, ways_of(teacher, runs, recipes), count, first.seed,
-        advance=advance, reference=reference_of(teacher), per_prompt=4,
-    )  # fmt: skip
+        teacher,
+        ways_of(teacher, runs, recipes),
+        count,
+        first.seed,
+        advance=advance,
+        reference=reference_of(teacher) if own else None,
+        per_prompt=4,
+        features=None if own else load_pretrained_encoder(features),
+    )
     shown = by_steps_picture(comparison)
     page = Page("Few-step report: " + ", ".join(run.name for run in runs))
     page.text(f"{count} unseen prompts, seed {first.seed}; teacher {first.teacher.path}.", note=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.data.scenes import Scenes
 from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.measured import Measured, Reference, gap_closed, interval
+from fewstep.evaluation.measured import Features, Measured, Reference, gap_closed, interval
 from fewstep.evaluation.metrics import Moments, frechet_distance, spread
 from fewstep.evaluation.reader import Reader, load_reader
 from fewstep.models.cond import Cond
@@ -83,7 +83,7 @@ class Comparison:
 FIGURES = {
     "evaluations": "network evaluations per picture, both branches of guidance counted",
     "ms": "milliseconds of sampling per picture, decoding apart",
-    "FD": "Frechet distance of the reader's features to real scenes",
+    "FD": "Frechet distance of features (the reader's, unless others were asked for) to real scenes",
     "KID": "unbiased kernel distance of the same features",
     "detail FD": "Frechet distance of 8x8 patches to real scenes",
     "accuracy": "share of pictures that show everything their caption states, by the reader",
@@ -109,23 +109,27 @@ def compare(
     advance: Callable[[int], None] | None = None,
     reference: Reference | None = None,
     per_prompt: int = 0,
+    features: Features | None = None,
 ) -> Comparison:
     """Sample ``count`` unseen captions in every way from the same noise.
 
     Args:
-        reader: gives features and accuracy (by default the one that ships).
+        reader: gives accuracy, and features too (by default the one that ships).
         advance: called with the number of ways done.
         reference: real scenes (by default ``count`` others, made on the spot).
+        features: other ones than the reader's, e.g. `fewstep.models.encoders.load_pretrained_encoder`; a given
+            reference must be of the same.
         per_prompt: that many more pictures of each of the first 16 prompts, for their spread; 0 leaves it out.
     """
     reader = reader or load_reader()
+    features = features or reader.features
     scenes = Scenes(UNSEEN, size=teacher.image_size)
     asked = [scenes.scene(i) for i in range(count)]
     cond = teacher.encode_prompts([scene.caption for scene in asked])
     noise = torch.randn(count, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
     noise = noise.to(cond["prompt_embeds"].device)
-    real = reference or Reference.of(real_pictures(teacher, scenes, range(count, 2 * count)), reader.features)
-    others = Reference.of(real_pictures(teacher, scenes, range(2 * count, 3 * count)), reader.features)
+    real = reference or Reference.of(real_pictures(teacher, scenes, range(count, 2 * count)), features)
+    others = Reference.of(real_pictures(teacher, scenes, range(2 * count, 3 * count)), features)
     floors = {
         "FD": frechet_distance(Moments.of(others.features), Moments.of(real.features)),
         "detail FD": frechet_distance(others.detail, real.detail),
@@ -137,10 +141,10 @@ def compare(
         seconds = time.perf_counter() - started
         pictures = teacher.decode(latents).cpu()
         figures = {"evaluations": (way.denoiser.cost.evaluations - before) / count, "ms": 1000 * seconds / count}
-        measured = Measured.of(pictures, asked, reader.features, reader)
+        measured = Measured.of(pictures, asked, features, reader)
         figures |= measured.figures(real)
         if per_prompt:
-            figures["spread"] = _spread(teacher, way, cond[: min(16, count)], per_prompt, seed, reader)
+            figures["spread"] = _spread(teacher, way, cond[: min(16, count)], per_prompt, seed, features)
         first = outcomes[0].pictures if outcomes else pictures
         figures["to first"] = float((pictures - first).square().mean().sqrt())
         resampled = measured.resampled(real)
@@ -186,13 +190,13 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(figures, indent=1) + "\n"
 
 
-def _spread(teacher: Teacher, way: Way, cond: Cond, per_prompt: int, seed: int, reader: Reader) -> float:
+def _spread(teacher: Teacher, way: Way, cond: Cond, per_prompt: int, seed: int, features: Features) -> float:
     """Diversity within prompts, each drawn ``per_prompt`` times from noise of its own."""
     rows = torch.arange(len(cond)).repeat_interleave(per_prompt)
     generator = torch.Generator().manual_seed(seed + 10**6)
     noise = torch.randn(len(rows), *teacher.latent_shape, generator=generator).to(cond["prompt_embeds"].device)
     pictures = teacher.decode(_sample(way, noise, cond[rows], seed)).cpu()
-    return spread(reader.features(pictures), per_prompt)
+    return spread(features(pictures), per_prompt)
 
 
 def _sample(way: Way, noise: Tensor, cond: Cond, seed: int, batch: int = 64) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fewstep.data import files
 from fewstep.data.scenes import ATTRIBUTES, Scenes
 from fewstep.methods.random import Rng, stream_key
-from fewstep.models.encoder import EncoderNetwork
+from fewstep.models.encoders import EncoderNetwork
 from fewstep.models.families import load_teacher
 from fewstep.models.reader import ReaderNetwork
 from fewstep.training.fit import Fit, plan

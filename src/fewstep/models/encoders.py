@@ -1,0 +1,147 @@
+"""Encoders of pictures: the small one of scenes-64, and DINOv2, CLIP and their like through transformers.
+
+What serves in a loss must not measure: a model could learn to please it. On scenes-64 the encoder serves in losses
+(turbo's discriminator, perceptual distances), and the reader measures; they share neither training scenes nor shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fewstep.models.reader import ResidualBlock
+
+ASSET = Path(__file__).parent.parent / "assets" / "encoder.safetensors"
+
+_GEOMETRY = 3
+
+
+def load_encoder(path: Path = ASSET, device: str = "cpu") -> EncoderNetwork:
+    """The encoder that ships with fewstep, or another one of its shape; frozen.
+
+    Raises:
+        ValueError: one sentence when the file is missing, damaged or of another shape.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            network = EncoderNetwork(json.loads(file.metadata()["heads"]))
+            network.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path} does not hold an encoder's weights: train one by "
+            "'python -m fewstep.training.reader --network encoder --export FILE'."
+        ) from None
+    return network.eval().requires_grad_(False).to(device)
+
+
+class EncoderNetwork(nn.Module):
+    """The encoder of scenes-64, trained to tell what is drawn.
+
+    Residual blocks at 32x32, 16x16, 8x8 and 4x4, each twice as coarse as the one before.
+
+    Args:
+        heads: attributes and how many values each can take, for training.
+        channels: at each of the four sizes.
+    """
+
+    def __init__(self, heads: Mapping[str, int], channels: tuple[int, ...] = (24, 48, 72, 72)) -> None:
+        super().__init__()
+        self.heads, self.channels = dict(heads), channels
+        widths = (3, *channels)
+        self.downs = nn.ModuleList(
+            nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, channels, strict=False)
+        )
+        self.blocks = nn.ModuleList(ResidualBlock(c) for c in channels)
+        self.norm = nn.GroupNorm(8, channels[2] + channels[3])
+        self.answers = nn.Conv2d(channels[2] + channels[3], 1 + _GEOMETRY + sum(heads.values()), 1)
+
+    def taps(self, images: Tensor) -> list[Tensor]:
+        """Features at the four sizes, [N, C, 32, 32] ... [N, C, 4, 4], of images [N, 3, 64, 64] in [0, 1]."""
+        x, found = images * 4 - 2, []
+        for down, block in zip(self.downs, self.blocks, strict=True):
+            x = block(down(x))
+            found.append(x)
+        return found
+
+    def embed(self, images: Tensor) -> Tensor:
+        """One vector for each picture, [N, C]: the coarsest features' mean and largest values."""
+        last = self.taps(images)[-1]
+        return torch.cat([last.mean(dim=(2, 3)), last.amax(dim=(2, 3))], dim=1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """What it was trained to tell: as `fewstep.models.reader.ReaderNetwork`, for cells of 8x8 pixels."""
+        middle, coarse = self.taps(images)[-2:]
+        grid = torch.cat([middle, F.interpolate(coarse, scale_factor=2.0, mode="nearest")], dim=1)
+        told = self.answers(F.silu(self.norm(grid))).permute(0, 2, 3, 1)
+        parts = told.split([1, _GEOMETRY, *self.heads.values()], dim=-1)
+        return {"near": parts[0].squeeze(-1), "geometry": parts[1], **dict(zip(self.heads, parts[2:], strict=True))}
+
+
+class PretrainedEncoder:
+    """A vision model of transformers as pictures -> features.
+
+    Args:
+        model: with ``get_image_features`` (CLIP's kind) or ``pooler_output`` (DINOv2's kind).
+        size: side of the pictures that it sees; mean, std: [3], of its pixels.
+    """
+
+    def __init__(self, model: Any, size: int, mean: Tensor, std: Tensor) -> None:
+        self.model, self.size = model.eval().requires_grad_(False), size
+        self.mean, self.std = mean[:, None, None], std[:, None, None]
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor, batch_size: int = 64) -> Tensor:
+        """float32 [N, D] on the host for pictures [N, 3, H, W] in [0, 1], resized by antialiased bicubic."""
+        device, dtype = self.model.device, self.model.dtype
+        found = []
+        for part in pictures.split(batch_size):
+            part = F.interpolate(part.to(device), (self.size, self.size), mode="bicubic", antialias=True)
+            pixels = ((part - self.mean.to(device)) / self.std.to(device)).to(dtype)
+            if hasattr(self.model, "get_image_features"):
+                answer = self.model.get_image_features(pixel_values=pixels)
+            else:
+                answer = self.model(pixel_values=pixels)
+            features = answer if isinstance(answer, Tensor) else answer.pooler_output
+            found.append(features.float().cpu())
+        return torch.cat(found)
+
+
+def load_pretrained_encoder(name: str, device: str = "cpu") -> PretrainedEncoder:
+    """DINOv2, CLIP or the like from a folder or a hub name; safetensors only, no remote code.
+
+    Raises:
+        ValueError: one sentence when it is not there, or is no vision model.
+    """
+    from transformers import AutoModel
+
+    from fewstep.models.families import first_sentence
+
+    try:
+        model = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"The encoder '{name}' cannot be loaded: {first_sentence(error)}") from None
+    config = getattr(model.config, "vision_config", model.config)
+    size = getattr(config, "image_size", None)
+    if not isinstance(size, int):
+        raise ValueError(f"The encoder '{name}' is no vision model: give DINOv2, CLIP or another one of their kind.")
+    pixels = _pixel_statistics(Path(name), hasattr(model, "get_image_features"))
+    return PretrainedEncoder(model.to(device), size, *pixels)
+
+
+def _pixel_statistics(folder: Path, like_clip: bool) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of pixels, from the model's own file where there is one, else its family's."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    if like_clip:
+        mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    file = folder / "preprocessor_config.json"
+    if file.is_file():
+        said = json.loads(file.read_text(encoding="utf-8"))
+        mean, std = said.get("image_mean", mean), said.get("image_std", std)
+    return cast("tuple[Tensor, Tensor]", (torch.tensor(mean), torch.tensor(std)))
