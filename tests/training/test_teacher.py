@@ -1,18 +1,22 @@
 """Training of the teacher: its losses, and that an interrupted run ends in the same weights."""
 
+import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as processes
 
-from fewstep.data.scenes import WORDS
+from fewstep.data.scenes import ATTRIBUTES, WORDS, Scenes
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.random import Rng
 from fewstep.models import scenes64
 from fewstep.training import checkpoint
+from fewstep.training.linear_code import fit_linear_code
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.teacher import Fit, TeacherSettings, export, train_unet, train_vae
-from fewstep.training.teacher_stages import AutoencoderStage, TextToImageStage, edge_error, encode_pool
+from fewstep.training.teacher_stages import AutoencoderStage, TextToImageStage, as_tensor, edge_error, encode_pool
 
 torch.set_num_threads(1)
 TINY = TrainingSettings(steps=4, batch_size=4, learning_rate=1e-3, warmup_steps=2, ema_decay=0.9, log_every=2)
@@ -29,9 +33,14 @@ def pool(tokenizer):
     return encode_pool(scenes64.build_vae().eval(), tokenizer, seed=3, size=12, tellings=2)
 
 
-def vae_stage(settings=TINY):
+@pytest.fixture(scope="module")
+def code():
+    return fit_linear_code(as_tensor(Scenes(3).render(range(64)).images), 16)
+
+
+def vae_stage(code, settings=TINY):
     torch.manual_seed(1)
-    return AutoencoderStage(scenes64.build_vae((8, 8, 8, 8)), settings, seed=0)
+    return AutoencoderStage(scenes64.build_vae((8, 8, 8, 8)), code, settings, seed=0)
 
 
 def unet_stage(pool, tokenizer, settings=TINY, **options):
@@ -44,9 +53,9 @@ def unet_stage(pool, tokenizer, settings=TINY, **options):
 
 
 @pytest.mark.parametrize("kind", ["vae", "unet"])
-def test_an_interrupted_run_ends_in_the_same_weights(kind, tmp_path, pool, tokenizer):
+def test_an_interrupted_run_ends_in_the_same_weights(kind, tmp_path, pool, tokenizer, code):
     def stage():
-        return vae_stage() if kind == "vae" else unet_stage(pool, tokenizer)
+        return vae_stage(code) if kind == "vae" else unet_stage(pool, tokenizer)
 
     whole = Fit(stage(), tmp_path / "whole", seed=0)
     whole.run()
@@ -77,8 +86,8 @@ def test_measuring_the_speed_changes_nothing(tmp_path, pool, tokenizer):
     assert checkpoint.same(measured.weights, plain.weights)
 
 
-def test_the_autoencoder_learns(tmp_path):
-    fit = Fit(vae_stage(replace(TINY, steps=30, learning_rate=5e-3)), tmp_path, seed=0)
+def test_the_autoencoder_learns(tmp_path, code):
+    fit = Fit(vae_stage(code, replace(TINY, steps=30, learning_rate=5e-3)), tmp_path, seed=0)
     losses = [float(fit.step()["loss"]) for _ in range(30)]
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
@@ -106,7 +115,7 @@ def test_times_cover_all_and_captions_are_dropped(pool, tokenizer):
     rng = Rng(0, 0, 2000)
     times = stage._times(rng)
     assert torch.bincount(times, minlength=1000).tolist() == [2] * 1000
-    _, tokens = stage._draw(rng)
+    _, tokens = stage._draw(rng, torch.arange(2000) % 12)
     assert (tokens == stage.empty).all(1).float().mean() == pytest.approx(0.25, abs=0.12)
 
 
@@ -144,3 +153,71 @@ def test_stage_two_can_go_on_from_a_pipeline(tmp_path):
     assert not torch.equal(fit.stage.networks["unet"].conv_in.bias, pipeline.unet.conv_in.bias)
     other = train_unet(tmp_path / "other", settings, pipeline.vae)
     assert not torch.allclose(other.stage.networks["unet"].conv_in.bias, pipeline.unet.conv_in.bias)
+
+
+def test_the_encoder_is_taught_the_code_and_the_decoder_draws_from_it(tmp_path, code):
+    """The encoder's error falls, and the decoder is never shown what the encoder gives instead."""
+    stage = vae_stage(code, replace(TINY, batch_size=8, learning_rate=5e-3))
+    fit = Fit(stage, tmp_path, seed=0)
+    errors = [float(fit.step()["code"]) for _ in range(30)]
+    assert errors[-1] < 0.5 * errors[0]
+    parts = stage.loss(Rng(0, 0, 8))
+    decoder = [p for n, p in stage.vae.named_parameters() if n.startswith(("decoder", "post_quant"))]
+    encoder = stage.vae.encoder.conv_in.weight
+    assert all(g is None for g in torch.autograd.grad(parts["code"], decoder, allow_unused=True, retain_graph=True))
+    stage.kl = 0.0
+    with torch.no_grad():
+        stage.vae.quant_conv.weight[16:] = 0.0  # a posterior of fixed width: then pixels tell the encoder nothing
+    parts = stage.loss(Rng(0, 0, 8))
+    (gradient,) = torch.autograd.grad(parts["pixels"], encoder, allow_unused=True)
+    assert gradient is None or gradient.abs().max() == 0
+
+
+def test_the_second_task_is_told_from_inside_and_fades(pool, tokenizer):
+    """Labels are those of the rows, the text is read through it, and at the last step nothing of it is left."""
+    stage = unet_stage(pool, tokenizer, replace(TINY, steps=10))
+    for step, share in ((0, 1.0), (5, 0.5), (9, 0.1)):
+        parts = stage.loss(Rng(0, step, 4))
+        assert parts["loss"].item() == pytest.approx(
+            parts["weighted"].item() + share * stage.telling * parts["telling"].item(), rel=1e-5
+        )
+    with torch.no_grad():  # residual branches start at zero: let something through
+        for parameter in stage.unet.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    told = stage.loss(Rng(0, 0, 4))["telling"]
+    words = stage.text_encoder.get_input_embeddings().weight
+    (gradient,) = torch.autograd.grad(told, words)
+    assert gradient.abs().sum() > 0
+    assert pool.labels.classes.shape == (12, 4, len(ATTRIBUTES))
+    things = Scenes(3).scene(7).things
+    assert pool.labels.present[7].sum() == len(things)
+    assert pool.labels.centres[7, 0].tolist() == pytest.approx([things[0].x, things[0].y])
+
+
+def _train_a_part(rank, port, folder, tensors):
+    """One of two processes; the first leaves its weights."""
+    import torch.distributed as dist
+
+    from fewstep.training.teacher_stages import LatentPool
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    fit = Fit(unet_stage(LatentPool.of(tensors), scenes64.build_tokenizer(WORDS)), Path(folder), seed=0)
+    fit.run()
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path, pool, tokenizer):
+    """Each takes half of every batch; weights agree but for rounding, and one of them writes."""
+    alone = Fit(unet_stage(pool, tokenizer), tmp_path / "one", seed=0)
+    alone.run()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes.spawn(_train_a_part, (port, str(tmp_path / "two"), pool.tensors()), nprocs=2)
+    newest = checkpoint.latest(tmp_path / "two" / "checkpoints")
+    together = checkpoint.split(checkpoint.load(newest)[0], "weights")
+    assert together.keys() == alone.weights.keys()
+    for name, weight in alone.weights.items():
+        assert torch.allclose(together[name], weight, atol=2e-4), name
+    assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 2

@@ -59,23 +59,22 @@ def reading_loss(answers: dict[str, Tensor], labels: Labels) -> dict[str, Tensor
 
     ``answers`` are those of `ANSWERS` for a grid of any size: ``near`` [B, n, n], the others [B, n, n, numbers]. Every
     cell answers for the thing nearest to it; only cells within about one and a half of its centre count, so that a
-    maximum found one cell off still says the right things.
+    maximum found one cell off still says the right things. Every picture counts alike, however much it shows, so the
+    loss of a batch is the mean of its parts' losses.
     """
-    cells = answers["near"].shape[-1]
-    owner, distance = nearest(labels, cells)
+    owner, distance = nearest(labels, answers["near"].shape[-1])
     target = (-0.5 * distance.square()).exp()
-    things = labels.present.sum()
-    near = F.binary_cross_entropy_with_logits(answers["near"], target, reduction="sum")
-    entropy = F.binary_cross_entropy(target, target, reduction="sum")  # so that a perfect answer costs nothing
+    near = F.binary_cross_entropy_with_logits(answers["near"], target, reduction="none")
+    entropy = F.binary_cross_entropy(target, target, reduction="none")  # so that a perfect answer costs nothing
     weight = (-distance.square()).exp() * (distance < 1.6)
-    weight = weight / weight.sum()
-    parts = {"near": (near - entropy) / things}
+    weight = weight / weight.sum(dim=(1, 2), keepdim=True)
     offset = geometry(labels, owner) - answers["geometry"]
-    parts["geometry"] = (weight * F.smooth_l1_loss(offset, torch.zeros_like(offset), reduction="none").sum(-1)).sum()
+    errors = {"geometry": F.smooth_l1_loss(offset, torch.zeros_like(offset), reduction="none").sum(-1)}
     for i, name in enumerate(ATTRIBUTES):
         classes = labels.classes[..., i].gather(1, owner.flatten(1)).view_as(owner)
-        errors = F.cross_entropy(answers[name].permute(0, 3, 1, 2), classes, reduction="none")
-        parts[name] = (weight * errors).sum()
+        errors[name] = F.cross_entropy(answers[name].permute(0, 3, 1, 2), classes, reduction="none")
+    parts = {"near": ((near - entropy).sum(dim=(1, 2)) / labels.present.sum(dim=1)).mean()}
+    parts |= {name: (weight * error).sum(dim=(1, 2)).mean() for name, error in errors.items()}
     return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
 
