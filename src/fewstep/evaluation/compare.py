@@ -165,7 +165,7 @@ def table(comparison: Comparison, names: Sequence[str] = SHORT) -> str:
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
              for row in rows]  # fmt: skip
     lines += ["", f"Over {comparison.count} unseen prompts, 95 % intervals in brackets; lower FD is better:"]
-    return "\n".join([line.rstrip() for line in lines] + [f"  {name}: {FIGURES[name]}" for name in names])
+    return "\n".join([line.rstrip() for line in lines] + [f"  {n}: {FIGURES[n]}" for n in names if n in FIGURES])
 
 
 def _cell(outcome: Outcome, name: str) -> str:

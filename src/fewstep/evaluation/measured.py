@@ -108,8 +108,9 @@ class Measured:
         """Distances to ``real``, overlap with it, and accuracy: all and per attribute."""
         found = {name: float(curve(None)) for name, curve in self._curves(real).items()}
         found["KID"] = kid(self.features, real.features)
-        if min(len(self.features), len(real.features)) > 5:
-            found |= vars(overlap(self.features, real.features))
+        equal = real.features[: len(self.features)]  # neighbourhoods shrink with the number: compare as many
+        if len(equal) > 5:
+            found |= vars(overlap(self.features, equal))
         for name, (right, stated) in self.attributes.items():
             found[f"accuracy of {name}"] = right / stated
         return found
