@@ -359,7 +359,8 @@ def test_a_follower_with_another_scale_answers_as_its_leader():
     roles.add("student", Weights(rank=4, alpha=2.0))
     shake(roles, "student")
     roles.follow("target", "student", 0.9)
-    assert torch.equal(roles.target(*data()).output, roles.student(*data()).output)
+    # copies lie at other addresses, for which a processor's kernels may sum in another order: a rounding apart
+    assert torch.allclose(roles.target(*data()).output, roles.student(*data()).output, rtol=0, atol=1e-6)
 
 
 def test_decay_zero_is_the_student_itself():

@@ -45,7 +45,7 @@ def test_captions_help_it_to_denoise(teacher):
     captions = {
         "true": [f"a {t.size} {t.colour} {t.shape}" for t in things],
         "none": [""] * len(things),
-        "colour": [f"a {t.size} {colours[(colours.index(t.colour) + 3) % 10]} {t.shape}" for t in things],
+        "colour": [f"a {t.size} {colours[(colours.index(t.colour) + 3) % len(colours)]} {t.shape}" for t in things],
         "size": [f"a {'small' if t.size == 'large' else 'large'} {t.colour} {t.shape}" for t in things],
     }
     images = torch.from_numpy(scenes.images).permute(0, 3, 1, 2).float() / 127.5 - 1
