@@ -1562,6 +1562,77 @@ EVALUATION = planted(
     ),
 )
 
+MEASURED = [
+    *planted(
+        "evaluation/metrics.py",
+        "evaluation/test_measured.py",
+        (
+            "metrics: resampled groups all count once",
+            'squares = torch.einsum("g,gij->ij", weights, self.squares)',
+            "squares = self.squares.sum(dim=0)",
+            "test_groups_have_the_moments_of_their_samples",
+        ),
+        (
+            "metrics: a picture's distance to itself counts in the spread",
+            "per_prompt * (per_prompt - 1)",
+            "per_prompt * per_prompt",
+            "test_spread_against_loops",
+        ),
+    ),
+    *planted(
+        "evaluation/measured.py",
+        "evaluation/test_measured.py",
+        (
+            "measured: the gap is divided by the student's distance",
+            "return (few - student) / (few - many)",
+            "return (few - student) / (few - 0 * many)",
+            "test_the_gap_is_closed_by_the_teacher_itself_and_not_by_a_copy",
+        ),
+    ),
+    *planted(
+        "training/linear_code.py",
+        "training/test_linear_code.py",
+        (
+            "latents: details are scaled up to the colours' variance",
+            "scale = variances.pow(-0.25)",
+            "scale = variances.pow(-0.25).flip(0)",
+            "test_latents_have_unit_variance_uncorrelated_channels_and_coarse_ones_first",
+        ),
+        (
+            "latents: the code takes the least components",
+            "variances.flip(0)[:channels], vectors.flip(1)[:, :channels]",
+            "variances[:channels], vectors[:, :channels]",
+            "test_it_explains_more_than_other_projections",
+        ),
+    ),
+    *planted(
+        "training/teacher_stages.py",
+        "training/test_teacher.py",
+        (
+            "teacher: the second task does not fade",
+            "share = self.telling * (1 - rng.step / self.settings.steps)",
+            "share = self.telling",
+            "test_the_second_task_is_told_from_inside_and_fades",
+        ),
+        (
+            "teacher: the decoder draws from what the encoder gives",
+            "self.vae.decode(latents + spread",
+            "self.vae.decode(posterior.mean + spread",
+            "test_the_encoder_is_taught_the_code_and_the_decoder_draws_from_it",
+        ),
+    ),
+    *planted(
+        "training/distributed.py",
+        "training/test_teacher.py",
+        (
+            "processes: only the first one's gradients count",
+            "dist.all_reduce(flat)",
+            "dist.broadcast(flat, src=0)",
+            "test_two_processes_train_as_one",
+        ),
+    ),
+]
+
 CATALOGUE: list[Mutant] = [
     *SCHEDULE,
     *PREDICTION,
@@ -1579,4 +1650,5 @@ CATALOGUE: list[Mutant] = [
     *CHECKPOINT,
     *EXPORT,
     *EVALUATION,
+    *MEASURED,
 ]

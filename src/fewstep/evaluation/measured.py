@@ -17,6 +17,7 @@ from fewstep.evaluation.metrics import (
     Moments,
     centred_interval,
     detail_features,
+    distance_to,
     frechet_distance,
     kid,
     overlap,
@@ -134,10 +135,10 @@ class Measured:
 
     def _curves(self, real: Reference) -> dict[str, Callable[[Tensor | None], float]]:
         """Figures as functions of how often each group counts."""
-        real_moments = Moments.of(real.features)
+        by_features, by_detail = distance_to(Moments.of(real.features)), distance_to(real.detail)
         found: dict[str, Callable[[Tensor | None], float]] = {
-            "FD": lambda w: frechet_distance(self.moments.moments(w), real_moments),
-            "detail FD": lambda w: frechet_distance(self.detail.moments(w), real.detail),
+            "FD": lambda w: by_features(self.moments.moments(w)),
+            "detail FD": lambda w: by_detail(self.detail.moments(w)),
         }
         if self.stated.sum() > 0:
             groups = len(self.moments.counts)

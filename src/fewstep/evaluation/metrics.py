@@ -44,10 +44,19 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     The trace of the root is that of ``(C_a^(1/2) C_b C_a^(1/2))^(1/2)``, which is symmetric and needs no complex
     arithmetic; eigenvalues that rounding made negative count as 0. Biased upwards for small N. Heusel et al. 2017.
     """
-    root = _root(a.covariance)
-    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
-    traces = a.covariance.trace() + b.covariance.trace()
-    return float((a.mean - b.mean).square().sum() + traces - 2 * cross)
+    return distance_to(a)(b)
+
+
+def distance_to(reference: Moments) -> Callable[[Moments], float]:
+    """`frechet_distance` to one reference, whose root is computed once: half the work for many others."""
+    root = _root(reference.covariance)
+
+    def distance(other: Moments) -> float:
+        cross = torch.linalg.eigvalsh(root @ other.covariance @ root).clamp_min(0).sqrt().sum()
+        traces = reference.covariance.trace() + other.covariance.trace()
+        return float((reference.mean - other.mean).square().sum() + traces - 2 * cross)
+
+    return distance
 
 
 def _root(matrix: Tensor) -> Tensor:
