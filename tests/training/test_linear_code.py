@@ -50,3 +50,5 @@ def test_it_explains_more_than_other_projections(images, code):
     values = torch.linalg.eigvalsh(patches.T @ patches)
     assert mine == pytest.approx(float(values[:-16].sum()), rel=1e-3)
     assert mine < other
+    ratio = code.encode(images).transpose(0, 1).flatten(1).double().var(1) / (values / len(patches)).flip(0)[:16].sqrt()
+    assert torch.allclose(ratio, ratio.mean().expand(16), rtol=1e-2)  # variance e becomes one in proportion to e^(1/2)
