@@ -18,10 +18,8 @@ from fewstep.evaluation.metrics import (
     centred_interval,
     detail_features,
     distance_to,
-    frechet_distance,
     kid,
     overlap,
-    split_half,
 )
 from fewstep.evaluation.reader import Reader, judge
 
@@ -147,10 +145,6 @@ class Measured:
             )
             found["accuracy"] = lambda w: float(right.sum() / stated.sum() if w is None else (w @ right) / (w @ stated))
         return found
-
-    def floor(self) -> float:
-        """FD between halves of this set: what equals would show at half the number."""
-        return split_half(lambda a, b: frechet_distance(Moments.of(a), Moments.of(b)), self.features)
 
 
 def interval(values: Tensor, plain: float) -> tuple[float, float]:

@@ -16,12 +16,6 @@ def join() -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
-def leave() -> None:
-    """Undo `join`."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def rank() -> int:
     """Number of this process, 0 for the one that writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
