@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+_RANK = os.environ.get("RANK", "0")  # which of torchrun's processes this is
+
 
 class _Commands(TyperGroup):
     """Says a word on Ctrl-C, which typer alone leaves without any."""
@@ -57,6 +59,7 @@ def distill(
     """Distil a teacher into a few-step student, as a recipe says.
 
     Ctrl-C saves everything; --resume then continues to the same weights as if nothing had happened.
+    On several GPUs: `torchrun --nproc-per-node 2 -m fewstep distill ...`; the batch is shared out among them.
     """
     from fewstep.recipe import as_yaml, load_recipe
 
@@ -67,9 +70,12 @@ def distill(
         typer.echo(_cost(resolved))
         return
     from fewstep.distill import distill as run
+    from fewstep.training import distributed
 
     with _stoppable(_command("distill", recipe, "--out", folder, *_sets(overrides), "--resume")):
         student = run(resolved, folder, resume=resume, show_progress=not quiet)
+    if not distributed.first():
+        return
     typer.echo(f"The student is in {student}. Look at {folder}/samples, then:")
     typer.echo("  " + _command("sample", folder, "-p", "a red star", "-p", "two shapes"))
 
@@ -280,12 +286,16 @@ def main() -> None:
         if os.environ.get("FEWSTEP_TRACEBACK"):  # for those who hunt a defect
             raise
         sys.exit(_say(f"Error: {' '.join(str(error).split())}", 2))
+    except RuntimeError as error:
+        if _RANK == "0" or "onnection" not in str(error):
+            raise
+        sys.exit(_say("Error: another process ended, see what it said.", 2))
 
 
 def _say(message: str, code: int) -> int:
     if code == 130:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the last words
-    typer.echo(message, err=True)
+    typer.echo(message if _RANK == "0" else f"process {_RANK}: {message}", err=True)
     return code
 
 

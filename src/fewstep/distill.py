@@ -22,6 +22,7 @@ import yaml
 
 from fewstep.data.cache import fingerprint, scene_latents
 from fewstep.data.files import replace_text
+from fewstep.data.sources import LatentSource
 from fewstep.evaluation.grids import image_grid
 from fewstep.export.student import Card, sampler_of, save_student
 from fewstep.methods.base import Method
@@ -29,6 +30,7 @@ from fewstep.models.families import Teacher, load_teacher
 from fewstep.models.roles import Roles
 from fewstep.recipe import Recipe, RecipeError, as_yaml
 from fewstep.sampling import DDIM, sample
+from fewstep.training import distributed
 from fewstep.training.logging import progress_bar
 from fewstep.training.trainer import Trainer, build_roles
 
@@ -77,21 +79,18 @@ class Job:
 
 
 def distill(recipe: Recipe, folder: Path, *, resume: bool = False, show_progress: bool = False) -> Path:
-    """Run ``recipe`` in ``folder``; returns the student's folder.
+    """Run ``recipe`` in ``folder``; returns the student's folder. Started by torchrun, all processes train as one.
 
     Raises:
         RecipeError: the folder holds another run, or something else.
         TrainingStopped: by Ctrl-C or SIGTERM; everything is saved, and ``resume`` goes on from there.
     """
+    distributed.join(recipe.training.device)
     check_folder(recipe, folder, resume)
     job = prepare(recipe, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / "recipe.yaml", as_yaml(recipe))  # only now: a recipe that cannot run claims no folder
-    with progress_bar(recipe.data.size, 0, "encoding", show_progress) as advance:
-        path = folder / "data" / "latents.safetensors"
-        device = recipe.training.device
-        source = scene_latents(path, job.teacher, recipe.data.size, recipe.data.seed, device, advance)
-    replace_text(folder / "versions.json", json.dumps({**versions(), "data": fingerprint(source)}, indent=1) + "\n")
+    distributed.wait()  # nobody may find the others' files before it has looked
+    with distributed.first_goes_first():
+        source = _data(job, show_progress)
     hooks = ((recipe.sample.every, SampleGrid(job)),)
     trainer = Trainer(
         job.method, job.roles, source, recipe.training,
@@ -100,6 +99,22 @@ def distill(recipe: Recipe, folder: Path, *, resume: bool = False, show_progress
     trainer.run(resume)
     save_student(folder / "student", job.roles, job.card(trainer.done), job.role)
     return folder / "student"
+
+
+def _data(job: Job, show_progress: bool) -> LatentSource:
+    """Claim the folder, which a recipe that cannot run never does, and encode the data or find it encoded."""
+    recipe, folder = job.recipe, job.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if distributed.first():
+        replace_text(folder / "recipe.yaml", as_yaml(recipe))
+    with progress_bar(recipe.data.size, 0, "encoding", show_progress and distributed.first()) as advance:
+        path = folder / "data" / "latents.safetensors"
+        device = recipe.training.device
+        source = scene_latents(path, job.teacher, recipe.data.size, recipe.data.seed, device, advance)
+    if distributed.first():
+        made_by = {**versions(), "data": fingerprint(source)}
+        replace_text(folder / "versions.json", json.dumps(made_by, indent=1) + "\n")
+    return source
 
 
 def prepare(recipe: Recipe, folder: Path) -> Job:
@@ -213,9 +228,10 @@ class SampleGrid:
         )  # fmt: skip
         rows = [*self._teacher_rows, job.teacher.decode(student.x0)]
         labels = [f"teacher, {settings.teacher_steps} steps", f"teacher, {few} steps", f"student, {few} steps"]
-        path = job.folder / "samples" / f"step-{step:07d}.png"
-        path.parent.mkdir(exist_ok=True)
-        image_grid(rows, labels, settings.prompts).save(path)
+        if distributed.first():
+            path = job.folder / "samples" / f"step-{step:07d}.png"
+            path.parent.mkdir(exist_ok=True)
+            image_grid(rows, labels, settings.prompts).save(path)
 
     def _noise(self, count: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.job.recipe.seed)

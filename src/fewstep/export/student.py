@@ -27,7 +27,9 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.models.lora import adapter_scale
 from fewstep.models.roles import RoleNetwork, Roles, Weights
+from fewstep.models.sharding import whole
 from fewstep.sampling import SAMPLERS, Sampler, make_sampler
+from fewstep.training import distributed
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 OWN_FILE = "fewstep_student.safetensors"
@@ -63,14 +65,18 @@ class Card:
 
 
 def save_student(folder: Path, roles: Roles, card: Card, role: str = "student") -> Path:
-    """Write a role's weights and its card; each file appears whole or not at all. Returns the weights' path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a role's weights and its card; each file appears whole or not at all. Returns the weights' path.
+
+    Of several processes all must call this, and the first writes.
+    """
     shareable = card.weights == "lora" and not card.extra_inputs
     tensors = _folded(roles, role) if card.weights == "lora" else roles.tensors_of(role)
     path = folder / (LORA_FILE if shareable else OWN_FILE)
-    plain = {name: t.detach().to("cpu", torch.float32).contiguous().clone() for name, t in tensors.items()}
-    replace_tensors(path, plain, {"format": "pt", "fewstep": json.dumps(asdict(card))})
-    replace_text(folder / CARD_FILE, json.dumps(asdict(card), indent=1) + "\n")
+    plain = {n: whole(t.detach()).to("cpu", torch.float32).contiguous().clone() for n, t in tensors.items()}
+    if distributed.first():
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_tensors(path, plain, {"format": "pt", "fewstep": json.dumps(asdict(card))})
+        replace_text(folder / CARD_FILE, json.dumps(asdict(card), indent=1) + "\n")
     return path
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.models.sharding import local, rows_of
+
 _LIVE: ContextVar[tuple[str, ...]] = ContextVar("fewstep_live_adapters", default=())
 
 
@@ -134,7 +136,7 @@ def adapter_scale(module: nn.Module, name: str) -> float:
 def copy_tensors(target: dict[str, Tensor], source: dict[str, Tensor]) -> None:
     """Copy values between two dictionaries of equal keys."""
     for key, value in target.items():
-        value.copy_(source[key])
+        local(value).copy_(rows_of(source[key], value))
 
 
 def _read_context(layer: Any) -> None:

@@ -7,7 +7,7 @@ and never learns which. The teacher is the base with no adapter live, bit for bi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Cost, Denoiser, network_dtype
 from fewstep.models.extras import ExtraInputs
 from fewstep.models.lora import adapter_scale, adapter_tensors, add_adapter, checkpoint, copy_tensors, live
+from fewstep.models.sharding import gathered, local, shard
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Roles:
         self._views: dict[str, Denoiser] = {}
         self._tensors: dict[str, dict[str, nn.Parameter]] = {}
         self._followers: dict[str, tuple[str, float]] = {}
+        self._sharded = False
         self._teacher = teacher
         if isinstance(self.base, nn.Module):
             self.base.eval().requires_grad_(False)
@@ -202,9 +204,35 @@ class Roles:
         """Move every follower of ``source`` one EMA step towards it, in float32 masters, one fused call each."""
         for name, (leader, decay) in self._followers.items():
             if leader == source:
-                mine: list[Tensor] = list(self._tensors[name].values())
-                theirs: list[Tensor] = list(self._tensors[source].values())
+                mine = [local(t) for t in self._tensors[name].values()]
+                theirs = [local(t) for t in self._tensors[source].values()]
                 torch._foreach_lerp_(mine, theirs, 1 - decay)
+
+    def shard(self) -> None:
+        """Spread the base and all full-weight networks over the processes (FSDP2); adapters stay whole everywhere.
+
+        Call it once, when every role is there. From then on every process must make the same calls.
+        """
+        adapters = {p for tensors in self._tensors.values() for key, p in tensors.items() if ".lora_" in key}
+        spread: dict[nn.Parameter, nn.Parameter] = {}
+        for network in self._networks():
+            spread |= shard(network, adapters)
+        self._tensors = {
+            role: {key: spread.get(p, p) for key, p in tensors.items()} for role, tensors in self._tensors.items()
+        }
+        self._sharded = True
+
+    def leaves(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """What stands for ``parameters`` in a graph: themselves, or, where they are sharded, the gathered weights."""
+        if not self._sharded:
+            return list(parameters)
+        found = {p: t for network in self._networks() for p, t in gathered(network).items()}
+        return [found.get(p, p) for p in parameters]
+
+    def _networks(self) -> list[nn.Module]:
+        """The base and every full copy."""
+        found = {id(v.network.network): v.network.network for v in self._views.values()}  # type: ignore[attr-defined]
+        return [network for network in found.values() if isinstance(network, nn.Module)]
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The trainable tensors of a role, in a fixed order; empty for the teacher and for followers."""

@@ -1,24 +1,50 @@
-"""Several processes that train as one: each takes its rows of every batch, gradients are averaged in one message."""
+"""Several processes that train as one: each takes its rows of every batch, gradients are averaged in one message.
+
+torchrun starts them. Alone, every function here does nothing and costs nothing.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+
+_PATIENCE = timedelta(hours=12)  # the first process may encode a whole data set while the others wait
+_HOST: dict[str, Any] = {}  # the group for host numbers, where the default one is the GPUs'
 
 
-def join() -> None:
-    """Join the processes that torchrun started; alone, do nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+def join(device: str = "cpu") -> None:
+    """Join the processes that torchrun started; alone, do nothing.
+
+    Args:
+        device: what they train on; of "cuda" each takes the GPU of its own number.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl", timeout=_PATIENCE)
+        _HOST["group"] = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    else:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    atexit.register(dist.destroy_process_group)
 
 
 def rank() -> int:
     """Number of this process, 0 for the one that writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def first() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return rank() == 0
 
 
 def count() -> int:
@@ -41,15 +67,61 @@ def rows(batch_size: int) -> slice:
 def wait() -> None:
     """Until every process is here."""
     if count() > 1:
-        dist.barrier()
+        dist.barrier(group=_HOST.get("group"))
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+    """The first process runs this block, then the others do, and find what it made."""
+    if not first():
+        wait()
+    yield
+    if first():
+        wait()
+
+
+def agree(flag: bool) -> bool:
+    """Whether any process says yes; waits for all of them, not for their devices."""
+    if count() == 1:
+        return flag
+    said = torch.tensor([flag], dtype=torch.uint8)
+    dist.all_reduce(said, dist.ReduceOp.MAX, group=_HOST.get("group"))
+    return bool(said.item())
+
+
+def from_first(value: Any) -> Any:
+    """The first process's ``value``, in every process."""
+    if count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_HOST.get("group"))
+    return values[0]
+
+
+def means(values: Mapping[str, float]) -> dict[str, float]:
+    """Means over processes of host numbers; all must give the same names."""
+    if count() == 1 or not values:
+        return dict(values)
+    numbers = torch.tensor(list(values.values()), dtype=torch.float64)
+    dist.all_reduce(numbers, group=_HOST.get("group"))
+    return dict(zip(values, (numbers / count()).tolist(), strict=True))
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum over processes of a tensor on their device."""
+    if count() == 1:
+        return value
+    summed = value.clone()
+    dist.all_reduce(summed)
+    return summed
 
 
 @torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replace every gradient by its mean over all processes, by one flat all-reduce."""
-    if count() == 1:
-        return
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if count() == 1 or not gradients:
+        return
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
     flat /= count()

@@ -56,7 +56,7 @@ class Fit:
     def run(self, save_seconds: float = 120.0, show_progress: bool = False) -> None:
         """Train to the last step."""
         settings, meter = self.stage.settings, Meter()
-        first = distributed.rank() == 0
+        first = distributed.first()
         log = JsonLines(self.folder / "log.jsonl", self.done) if first else None
         speed, saved = Speed(self.done), time.monotonic()
         with progress_bar(settings.steps, self.done, self.stage.name, show_progress and first) as advance:
@@ -81,7 +81,6 @@ class Fit:
         """One step: loss, backward, update, EMA."""
         parts = self.stage.loss(self._rng(self.done))
         self.player.backward(parts["loss"], 1)
-        distributed.average_gradients(self.player.parameters)
         self.player.update(self.done)
         # early on the average must not remember the random start
         decay = min(self.stage.settings.ema_decay, (1 + self.done) / (10 + self.done))
@@ -138,12 +137,12 @@ class Fit:
 def plan(fit: Fit, minutes: float | None) -> None:
     """Turn minutes into steps once and for all: a resumed run must follow the same learning rates."""
     path = fit.folder / "plan.json"
-    if not path.is_file() and minutes is not None and distributed.rank() == 0:
-        seconds = fit.seconds_per_step()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        steps = max(1, int(minutes * 60 / seconds))
-        files.replace_text(path, json.dumps({"steps": steps, "seconds_per_step": round(seconds, 4)}))
-    distributed.wait()
+    with distributed.first_goes_first():
+        if not path.is_file() and minutes is not None:
+            seconds = fit.seconds_per_step()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            steps = max(1, int(minutes * 60 / seconds))
+            files.replace_text(path, json.dumps({"steps": steps, "seconds_per_step": round(seconds, 4)}))
     if path.is_file():
         steps = json.loads(path.read_text())["steps"]
         fit.stage.settings = fit.player.settings = replace(fit.stage.settings, steps=steps)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.methods.base import Player
+from fewstep.models.sharding import is_sharded, local, rows_of, whole
+from fewstep.training import distributed
 from fewstep.training.settings import TrainingSettings
 
 
@@ -17,21 +19,35 @@ class PlayerState:
     Gradients reach this player's parameters and nobody else's because `backward` names them; requires_grad is
     never toggled. A step whose gradient is not finite is skipped on the device, without asking the host, and
     remembered; so are all steps after it: weights stay those of the last good step until the host looks.
+
+    With several processes each has the gradient of its own rows of the batch; `update` averages them. Of a sharded
+    parameter a process updates the rows it has.
+
+    Args:
+        leaves: what stands for the parameters in a graph (`Roles.leaves`); themselves by default.
     """
 
-    def __init__(self, player: Player, parameters: Sequence[nn.Parameter], settings: TrainingSettings) -> None:
+    def __init__(
+        self,
+        player: Player,
+        parameters: Sequence[nn.Parameter],
+        settings: TrainingSettings,
+        leaves: Callable[[Sequence[nn.Parameter]], Sequence[Tensor]] = list,
+    ) -> None:
         if not parameters:
             raise ValueError(f"The player '{player.name}' has no trainable parameters.")
         self.player, self.parameters, self.settings = player, list(parameters), settings
+        self.leaves = leaves
+        self.mine = [nn.Parameter(local(p)) if is_sharded(p) else p for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            self.mine,
             lr=settings.learning_rate,
             betas=settings.betas,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        device = self.parameters[0].device
+        device = self.mine[0].device
         self.first_bad_step = torch.full((), float("inf"), dtype=torch.float64, device=device)
         self.grad_norm = torch.zeros((), device=device)
 
@@ -39,27 +55,41 @@ class PlayerState:
         """Add d(total / accumulation) to this player's gradients."""
         if accumulation > 1:
             total = total / accumulation
-        total.backward(inputs=self.parameters)
+        total.backward(inputs=list(self.leaves(self.parameters)))
 
     def update(self, step: int) -> None:
-        """Clip, step, and forget the gradients; no synchronisation with the host."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        self.grad_norm = norm = torch.nn.utils.get_total_norm(gradients)
+        """Average over processes, clip, step, and forget the gradients; no synchronisation with the host."""
+        self.grad_norm = norm = self._gather_gradients()
         bad = ~torch.isfinite(norm)
         if self.settings.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.mine, self.settings.max_grad_norm, norm)
         self.first_bad_step = torch.where(bad, self.first_bad_step.clamp_max(step), self.first_bad_step)
         self.optimizer.found_inf = self.first_bad_step.isfinite().to(torch.float32)  # type: ignore[attr-defined]
         self.optimizer.param_groups[0]["lr"] = self.settings.rate(step, self.player.name)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def _gather_gradients(self) -> Tensor:
+        """Make every gradient that of the whole batch; returns their total norm, the same in all processes."""
+        shards = [(p, row) for p, row in zip(self.parameters, self.mine, strict=True) if row is not p]
+        for parameter, row in shards:  # FSDP has averaged these in its backward
+            row.grad = None if parameter.grad is None else local(parameter.grad)
+            parameter.grad = None
+        split = {id(row) for _, row in shards}
+        kept = [p for p in self.mine if id(p) not in split and p.grad is not None]
+        distributed.average_gradients(kept)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in kept if p.grad is not None])
+        if not shards:
+            return norm
+        rows = torch.nn.utils.get_total_norm([row.grad for _, row in shards if row.grad is not None])
+        return (norm.square() + distributed.total(rows.square())).sqrt()
+
     def tensors(self) -> dict[str, Tensor]:
-        """Optimiser moments by parameter position: what a checkpoint must hold."""
+        """Optimiser moments by parameter position: what a checkpoint must hold. Every process must call this."""
         saved = {}
-        for i, parameter in enumerate(self.parameters):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                saved[f"{i}/{key}"] = value
+        for i, (parameter, row) in enumerate(zip(self.parameters, self.mine, strict=True)):
+            for key, value in self.optimizer.state.get(row, {}).items():
+                saved[f"{i}/{key}"] = whole(value, parameter)
         return saved
 
     def load_tensors(self, saved: dict[str, Tensor]) -> None:
@@ -72,8 +102,9 @@ class PlayerState:
             index, _, name = key.partition("/")
             if not index.isdigit() or int(index) >= len(self.parameters):
                 raise ValueError(f"The optimiser state of '{self.player.name}' belongs to another recipe.")
-            parameter = self.parameters[int(index)]
+            parameter, row = self.parameters[int(index)], self.mine[int(index)]
             if name != "step" and value.shape != parameter.shape:
                 raise ValueError(f"The optimiser state of '{self.player.name}' differs in shape.")
-            device = "cpu" if name == "step" and parameter.device.type == "cpu" else parameter.device
-            self.optimizer.state[parameter][name] = value.to(device).clone()
+            device = "cpu" if name == "step" and row.device.type == "cpu" else row.device
+            mine = value if name == "step" else rows_of(value, parameter)
+            self.optimizer.state[row][name] = mine.to(device).clone()

@@ -24,6 +24,7 @@ class TrainingSettings:
         ema_decay: EMA of the student kept for evaluation and export; 0 is off.
         precision: "fp32", "bf16" (network arithmetic only, master weights stay fp32) or "fp64".
         gradient_checkpointing: recompute activations in backward, for memory.
+        fsdp: spread the frozen base and full-weight networks over torchrun's processes (FSDP2); LoRAs stay whole.
         log_every, checkpoint_every: in steps; statistics stay on the device in between.
         keep_checkpoints: how many checkpoints to keep.
         device: "cpu", "cuda", ...
@@ -43,6 +44,7 @@ class TrainingSettings:
     ema_decay: float = 0.0
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     gradient_checkpointing: bool = False
+    fsdp: bool = False
     log_every: int = 25
     checkpoint_every: int = 500
     keep_checkpoints: int = 2

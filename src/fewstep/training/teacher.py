@@ -90,10 +90,10 @@ def train_vae(
     fit.use_average()
     vae = _frozen(fit.stage.networks["vae"])
     known = out / "vae" / "scaling_factor.json"
-    if not known.is_file() and distributed.rank() == 0:
-        factor = 1 / latent_std(vae, settings.seed + 1, min(1024, settings.pool), settings.vae.device)
-        files.replace_text(known, json.dumps({"scaling_factor": round(factor, 5)}))
-    distributed.wait()
+    with distributed.first_goes_first():
+        if not known.is_file():
+            factor = 1 / latent_std(vae, settings.seed + 1, min(1024, settings.pool), settings.vae.device)
+            files.replace_text(known, json.dumps({"scaling_factor": round(factor, 5)}))
     vae.register_to_config(**json.loads(known.read_text()))
     return vae
 
@@ -159,11 +159,11 @@ def _built(part: str, settings: TeacherSettings, init: Any = None) -> Any:
 def _code(out: Path, settings: TeacherSettings) -> LinearCode:
     """The latents' code, made on the first call and kept: its rounding must not differ when a run goes on."""
     path = out / "vae" / "code.safetensors"
-    if not path.is_file() and distributed.rank() == 0:
-        images = as_tensor(Scenes(settings.seed + 3).render(range(settings.pool // 4)).images)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_tensors(path, fit_linear_code(images, scenes64.LATENT_SHAPE[0])._asdict())
-    distributed.wait()
+    with distributed.first_goes_first():
+        if not path.is_file():
+            images = as_tensor(Scenes(settings.seed + 3).render(range(settings.pool // 4)).images)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.replace_tensors(path, fit_linear_code(images, scenes64.LATENT_SHAPE[0])._asdict())
     return LinearCode(**{name: t.to(settings.vae.device) for name, t in load_file(path).items()})
 
 
@@ -173,11 +173,11 @@ def _frozen(network: Any) -> Any:
 
 def _pool(out: Path, settings: TeacherSettings, vae: Any, tokenizer: Any) -> LatentPool:
     path = out / "unet" / "latents.safetensors"
-    if not path.is_file() and distributed.rank() == 0:
-        pool = encode_pool(vae, tokenizer, settings.seed + 2, settings.pool, settings.tellings, settings.vae.device)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_tensors(path, pool.tensors())
-    distributed.wait()
+    with distributed.first_goes_first():
+        if not path.is_file():
+            pool = encode_pool(vae, tokenizer, settings.seed + 2, settings.pool, settings.tellings, settings.vae.device)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.replace_tensors(path, pool.tensors())
     return LatentPool.of(load_file(path))
 
 
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--init", metavar="FOLDER", help="go on from these weights (scenes-64, a pipeline folder)")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the diffusers folder here at the end")
     given = parser.parse_args(arguments)
-    distributed.join()
+    distributed.join(given.device)
     if given.threads:
         torch.set_num_threads(given.threads)
     settings = TeacherSettings(seed=given.seed)
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.stage == "vae":
         return
     fit = train_unet(given.out, settings, vae, given.unet_minutes, True, init)
-    if given.export and distributed.rank() == 0:
+    if given.export and distributed.first():
         size = export(fit, vae, given.export)
         print(f"Wrote {given.export} ({size / 1e6:.1f} MB).")
 

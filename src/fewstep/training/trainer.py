@@ -15,7 +15,8 @@ from torch import Tensor
 from fewstep.methods.base import Batch, Loss, Method, Progress
 from fewstep.methods.random import Rng, stream_key
 from fewstep.models.roles import Roles, Weights
-from fewstep.training import checkpoint
+from fewstep.models.sharding import whole
+from fewstep.training import checkpoint, distributed
 from fewstep.training.logging import JsonLines, Meter, Speed, progress_bar
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
@@ -72,12 +73,14 @@ def follow(roles: Roles, method: Method, settings: TrainingSettings) -> None:
 class Trainer:
     """Trains a method's players on batches of a source.
 
+    Started by torchrun, several processes train as one, each on its rows of every batch; the first of them writes.
+
     Args:
         method, roles, source: what to train, on which networks, on what.
         settings: how to optimise.
         seed: key of all random numbers.
         run_dir: where the log and the checkpoints go; None keeps nothing.
-        hooks: ``(every, function)`` pairs; the function is called with the number of steps done.
+        hooks: ``(every, function)`` pairs; the function is called with the number of steps done, in every process.
         show_progress: draw a progress bar.
     """
 
@@ -96,9 +99,12 @@ class Trainer:
         self.method, self.roles, self.source = method, roles, source
         self.settings, self.seed = settings, seed
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.hooks, self.show_progress = hooks, show_progress
+        self.hooks, self.show_progress = hooks, show_progress and distributed.first()
+        self._check_batch()
+        if settings.fsdp and distributed.count() > 1:
+            roles.shard()
         self.players = [
-            PlayerState(player, [p for role in player.roles for p in roles.parameters(role)], settings)
+            PlayerState(player, [p for role in player.roles for p in roles.parameters(role)], settings, roles.leaves)
             for player in method.players
         ]
         self.done = 0
@@ -129,10 +135,20 @@ class Trainer:
                 self.roles.update_followers(role)
 
     def _micro_batches(self, step: int) -> Iterator[Rng]:
-        size = self.settings.batch_size // self.settings.accumulation
+        """This process's rows of the batch, in as many parts as gradients are accumulated over."""
+        mine = distributed.rows(self.settings.batch_size)
+        size = (mine.stop - mine.start) // self.settings.accumulation
         for i in range(self.settings.accumulation):
-            rows = slice(i * size, (i + 1) * size)
+            rows = slice(mine.start + i * size, mine.start + (i + 1) * size)
             yield Rng(self.seed, step, self.settings.batch_size, rows, self.settings.device, self.settings.dtype)
+
+    def _check_batch(self) -> None:
+        size, parts = self.settings.batch_size, self.settings.accumulation * distributed.count()
+        if size % parts:
+            raise ValueError(
+                f"training.batch_size ({size}) must be a multiple of training.accumulation times the number of "
+                f"processes ({self.settings.accumulation} x {distributed.count()})."
+            )
 
     def _note(self, player: str, loss: Loss) -> None:
         self.meter.add(f"{player}/loss", loss.total)
@@ -151,14 +167,15 @@ class Trainer:
         """
         if resume:
             self.resume()
-        log = JsonLines(self.run_dir / "log.jsonl", self.done) if self.run_dir else None
+        log = JsonLines(self.run_dir / "log.jsonl", self.done) if self.run_dir and distributed.first() else None
         speed = Speed(self.done)
         settings = self.settings
         with _stop_requests() as stopping, self._bar() as advance:
             while self.done < settings.steps:
                 self.step(self.done)
                 self.done += 1
-                last, stop = self.done == settings.steps, stopping.is_set()  # a later request waits for the next step
+                # a request that comes later than this waits for the next step
+                last, stop = self.done == settings.steps, distributed.agree(stopping.is_set())
                 if self.done % settings.log_every == 0 or last:
                     self._log(log, speed, advance)
                 else:
@@ -177,7 +194,7 @@ class Trainer:
 
     def _log(self, log: JsonLines | None, speed: Speed, advance: Any) -> None:
         self._guard()
-        record = {"step": self.done, **self.meter.read()}
+        record = {"step": self.done, **distributed.means(self.meter.read())}
         record["learning_rate"] = self.settings.rate(self.done - 1)
         record["steps_per_second"] = speed.read(self.done)
         record["forward_equivalents"] = self.cost()
@@ -189,8 +206,8 @@ class Trainer:
         advance(self.done, f"{losses}  {record['steps_per_second']:.1f} steps/s")
 
     def cost(self) -> int:
-        """Forward passes of one image, or their equivalent, that this run has cost in all its sittings."""
-        return self.spent + self.roles.cost().forward_equivalents
+        """Forward passes of one image, or their equivalent, of this run in all its sittings and processes."""
+        return self.spent + self.roles.cost().forward_equivalents * distributed.count()
 
     def _guard(self) -> None:
         """Read the players' guards: the one synchronisation, at log and checkpoint steps."""
@@ -207,15 +224,18 @@ class Trainer:
     # ---------------------------------------------------------------- checkpoints
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name."""
-        tensors = {f"roles/{name}": t for name, t in self.roles.tensors().items()}
+        """Everything that training changes, by name. Every process must call this."""
+        tensors = {f"roles/{name}": whole(t.detach()) for name, t in self.roles.tensors().items()}
         for player in self.players:
             tensors |= {f"optimizer/{player.player.name}/{k}": t for k, t in player.tensors().items()}
         return tensors
 
     def save(self) -> Path | None:
-        """Write a checkpoint of the steps done; None when the run keeps nothing."""
+        """Write a checkpoint of the steps done; None when the run keeps nothing, or another process writes it."""
         if self.run_dir is None:
+            return None
+        tensors = self.tensors()
+        if not distributed.first():
             return None
         state = {
             "seed": self.seed,
@@ -224,11 +244,11 @@ class Trainer:
             "forward_equivalents": self.cost(),
         }
         folder = self.run_dir / "checkpoints"
-        return checkpoint.save(folder, self.done, self.tensors(), state, self.settings.keep_checkpoints)
+        return checkpoint.save(folder, self.done, tensors, state, self.settings.keep_checkpoints)
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one; exact to the bit on the same kind of machine."""
-        newest = checkpoint.latest(self.run_dir / "checkpoints") if self.run_dir else None
+        newest = distributed.from_first(checkpoint.latest(self.run_dir / "checkpoints") if self.run_dir else None)
         if newest is None:
             return
         tensors, state = checkpoint.load(newest)
@@ -246,19 +266,25 @@ class Trainer:
                 raise ValueError(f"The checkpoint {newest} lacks the optimiser state of '{player.player.name}'.")
             player.load_tensors(moments)
         self.done = int(state["step"])
-        self.spent = int(state.get("forward_equivalents", 0)) - self.roles.cost().forward_equivalents
+        self.spent = int(state.get("forward_equivalents", 0)) - self.roles.cost().forward_equivalents * (
+            distributed.count()
+        )
 
 
 @contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second SIGINT interrupts at once. Main thread only."""
+    """An event that SIGINT and SIGTERM set; a second one interrupts at once. Main thread only.
+
+    Under torchrun there is no second: it passes a Ctrl-C on which the terminal has already sent to everyone, and ends
+    itself those who do not stop.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def request(number: int, frame: Any) -> None:
-        if event.is_set():
+        if event.is_set() and distributed.count() == 1:
             raise KeyboardInterrupt
         event.set()
 

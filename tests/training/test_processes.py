@@ -1,0 +1,186 @@
+"""Several processes are one: the same weights for any number of them, any accumulation, sharded or not."""
+
+import json
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as processes
+from killable import SOURCE, VP, Teacher
+
+from fewstep.data.sources import LatentSource
+from fewstep.methods.lcm import LCM
+from fewstep.methods.tcd import TCD
+from fewstep.models import scenes64
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.families import UNetNetwork
+from fewstep.models.roles import Weights
+from fewstep.training import checkpoint, distributed
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import Trainer, TrainingStopped, build_roles
+
+TOLD = LCM(VP, guidance_embed=True, guidance_scale=(2.0, 6.0), target_decay=0.95)
+SETTINGS = TrainingSettings(
+    steps=20, batch_size=8, learning_rate=1e-2, ema_decay=0.9, log_every=1, checkpoint_every=20, precision="fp64"
+)
+CASES = {
+    "lora": (TCD(VP, guidance_scale=3.0), "lora", SETTINGS),
+    "told": (TOLD, "lora", SETTINGS),
+    "full": (TOLD, "full", SETTINGS),
+    "single precision": (TCD(VP, guidance_scale=3.0), "lora", replace(SETTINGS, precision="fp32")),
+    "full in single precision": (TOLD, "full", replace(SETTINGS, precision="fp32", weight_decay=0.01)),
+}
+
+
+def toy(case, folder, source=SOURCE, **changes):
+    method, kind, settings = CASES[case]
+    settings = replace(settings, **changes)
+    torch.manual_seed(0)
+    teacher = Teacher(VP, 2, width=15, depth=2, num_classes=3).to(settings.dtype)  # 15: rows that do not split evenly
+    roles = build_roles(Denoiser(teacher, VP, "epsilon"), method, settings, Weights(kind, rank=3))
+    return Trainer(method, roles, source, settings, run_dir=folder)
+
+
+def unet(case, folder, **changes):
+    """The shipped architecture, whose blocks are gathered one by one."""
+    settings = replace(SETTINGS, steps=2, batch_size=4, precision="fp32", learning_rate=1e-4, ema_decay=0.0, **changes)
+    torch.manual_seed(0)
+    network = UNetNetwork(scenes64.build_unet())
+    with torch.no_grad():  # residual branches start at zero: let something through
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape))
+    generator = torch.Generator().manual_seed(1)
+    mean = torch.randn(6, *scenes64.LATENT_SHAPE, generator=generator)
+    embeds = torch.randn(6, 24, network.unet.config.cross_attention_dim, generator=generator)
+    source = LatentSource(mean, torch.zeros_like(mean), Cond({"prompt_embeds": embeds}, {"prompt_embeds": embeds[:1]}))
+    method = TCD(VP, guidance_scale=3.0)
+    roles = build_roles(Denoiser(network, VP, "epsilon"), method, settings, Weights(case, rank=4))
+    return Trainer(method, roles, source, settings, run_dir=folder)
+
+
+JOBS = [
+    *((toy, case, {}) for case in CASES),
+    *((toy, case, {"fsdp": True}) for case in CASES),
+    (toy, "told", {"accumulation": 2}),
+    (toy, "full", {"accumulation": 2, "fsdp": True}),
+    (unet, "lora", {"fsdp": True}),
+    (unet, "full", {"fsdp": True}),
+]
+
+
+def name_of(make, case, changes):
+    return "-".join([make.__name__, case, *changes])
+
+
+def _together(rank, port, folder, count):
+    torch.set_num_threads(1)
+    _join(rank, port, count)
+    for make, case, changes in JOBS:
+        make(case, Path(folder) / name_of(make, case, changes), **changes).run()
+    torch.distributed.destroy_process_group()
+
+
+def _join(rank, port, count):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
+
+
+def spawn(function, *arguments, count=2):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes.spawn(function, (port, *arguments, count), nprocs=count)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Every job, run by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    spawn(_together, str(folder))
+    return folder
+
+
+def result(folder):
+    tensors, state = checkpoint.load(checkpoint.latest(folder / "checkpoints"))
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return tensors, state, lines
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: name_of(*job))
+def test_two_processes_are_one(job, together, tmp_path):
+    """Weights, followers and moments; losses, costs and norms as logged."""
+    make, case, changes = job
+    make(case, tmp_path, **({"accumulation": 2} if "accumulation" not in changes else {})).run()
+    theirs, state, lines = result(together / name_of(*job))
+    mine, alone, expected = result(tmp_path)
+    exact = make is toy and CASES[case][2].precision == "fp64"
+    assert theirs.keys() == mine.keys() and len(mine) > 10
+    for key, tensor in mine.items():
+        if exact:
+            torch.testing.assert_close(theirs[key], tensor, rtol=1e-10, atol=1e-13)
+    assert state["forward_equivalents"] == alone["forward_equivalents"] > 0
+    assert len(lines) == len(expected)
+    for line, other in zip(lines, expected, strict=True):
+        for key in ("student/loss", "student/grad_norm", "forward_equivalents"):
+            assert line[key] == pytest.approx(other[key], rel=1e-10 if exact else 1e-5), (key, line["step"])
+    start = make(case, None)
+    assert any(not torch.allclose(start.tensors()[key].to(t), t) for key, t in mine.items() if "optimizer" not in key)
+
+
+def _resume(rank, port, folder, count):
+    torch.set_num_threads(1)
+    _join(rank, port, count)
+    toy("full", Path(folder), fsdp=True).run(resume=True)
+    torch.distributed.destroy_process_group()
+
+
+def test_the_number_of_processes_may_change_at_a_resume(together, tmp_path):
+    """One process does half, two that share the weights go on, one finds what they left."""
+    toy("full", tmp_path, steps=10).run()
+    spawn(_resume, str(tmp_path))
+    whole, theirs = result(together / "toy-full")[0], result(tmp_path)[0]
+    for key, tensor in whole.items():
+        torch.testing.assert_close(theirs[key], tensor, rtol=1e-10, atol=1e-13)
+    last = toy("full", tmp_path, steps=20)
+    last.resume()
+    assert last.done == 20
+
+
+class _Stops:
+    """One of the processes is asked to stop while it makes its fourth batch."""
+
+    def batch(self, rng):
+        if rng.step == 3 and distributed.rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return SOURCE.batch(rng)
+
+
+def _stop(rank, port, folder, count):
+    torch.set_num_threads(1)
+    _join(rank, port, count)
+    with pytest.raises(TrainingStopped, match="Stopped after step 4 of 20"):
+        toy("lora", Path(folder), _Stops()).run()
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_stop_after_the_same_step(tmp_path):
+    """Only one of them hears the request; all stop, and what was done is saved."""
+    spawn(_stop, str(tmp_path))
+    assert result(tmp_path)[1]["step"] == 4
+
+
+def _uneven(rank, port, count):
+    _join(rank, port, count)
+    for changes in ({"batch_size": 7}, {"batch_size": 6, "accumulation": 2}):
+        with pytest.raises(ValueError, match=r"training.batch_size \(.\) must be a multiple of .* processes"):
+            toy("lora", None, **changes)
+    torch.distributed.destroy_process_group()
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    spawn(_uneven)
