@@ -39,6 +39,8 @@ Then `fewstep distill RECIPE` with a recipe of your own (`fewstep recipes` lists
 )
 teacher_app = typer.Typer(no_args_is_help=True, help="Train scenes-64, the model that ships with fewstep.")
 app.add_typer(teacher_app, name="teacher")
+recipes_app = typer.Typer(invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes")
 
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set training.steps=500")
@@ -51,6 +53,7 @@ def distill(
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/<recipe>).")] = None,
     overrides: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    seeds: Annotated[str | None, typer.Option(help="Several runs, OUT/seed-0, OUT/seed-1, ...: --seeds 0,1,2")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and its cost, and stop.")
     ] = False,
@@ -61,23 +64,23 @@ def distill(
     Ctrl-C saves everything; --resume then continues to the same weights as if nothing had happened.
     On several GPUs: `torchrun --nproc-per-node 2 -m fewstep distill ...`; the batch is shared out among them.
     """
-    from fewstep.recipe import as_yaml, load_recipe
-
-    resolved = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / Path(recipe).stem
     if dry_run:
-        typer.echo(as_yaml(resolved).rstrip())
-        typer.echo(_cost(resolved))
+        from fewstep.stages import load
+
+        typer.echo(_plan(load(recipe, overrides or ())))
         return
-    from fewstep.distill import distill as run
+    from fewstep.stages import load, run
     from fewstep.training import distributed
 
-    with _stoppable(_command("distill", recipe, "--out", folder, *_sets(overrides), "--resume")):
-        student = run(resolved, folder, resume=resume, show_progress=not quiet)
-    if not distributed.first():
-        return
-    typer.echo(f"The student is in {student}. Look at {folder}/samples, then:")
-    typer.echo("  " + _command("sample", folder, "-p", "a red star", "-p", "two shapes"))
+    several = {folder / f"seed-{n}": [f"seed={n}"] for n in _whole(seeds, "--seeds")}
+    again = [*_sets(overrides), *(["--seeds", seeds] if seeds else []), "--resume"]
+    with _stoppable(_command("distill", recipe, "--out", folder, *again)):
+        for place, seed in (several or {folder: []}).items():
+            student = run(load(recipe, [*(overrides or ()), *seed]), place, resume=resume, show_progress=not quiet)
+            if distributed.first():
+                typer.echo(f"The student is in {student}. Look at {student.parent}/samples, then:")
+                typer.echo("  " + _command("sample", place, "-p", "a red star", "-p", "two shapes"))
 
 
 @app.command()
@@ -142,19 +145,45 @@ def methods() -> None:
         typer.echo(f"{'':8} network calls per step: {', '.join(f'{k} {v}' for k, v in calls.items())}")
 
 
-@app.command()
-def recipes(
-    show: Annotated[str | None, typer.Argument(help="Print this one.")] = None,
-) -> None:
-    """List the shipped recipes, or print one."""
-    from fewstep.recipe import find_recipe, shipped_recipes
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """Shipped recipes: list them, look at one, copy one to make it yours."""
+    if context.invoked_subcommand is None:
+        recipes_list()
 
-    if show:
-        typer.echo(find_recipe(show).read_text(encoding="utf-8").rstrip())
-        return
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """Name and purpose of every shipped recipe."""
+    from fewstep.recipe import shipped_recipes
+
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").splitlines()[0]
         typer.echo(f"{name:20} {first.removeprefix('#').strip()}")
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="A shipped recipe's name, or a file.")]) -> None:
+    """Print a recipe; `fewstep distill NAME --dry-run` adds every default and what it will cost."""
+    from fewstep.recipe import find_recipe
+
+    typer.echo(find_recipe(name).read_text(encoding="utf-8").rstrip())
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="A shipped recipe's name.")],
+    to: Annotated[Path | None, typer.Argument(help="File to write (default: NAME.yaml here).")] = None,
+) -> None:
+    """Write a shipped recipe to a file of your own."""
+    from fewstep.data.files import replace_text
+    from fewstep.recipe import find_recipe
+
+    text, target = find_recipe(name).read_text(encoding="utf-8"), to or Path(f"{Path(name).stem}.yaml")
+    if target.exists():
+        raise ValueError(f"{target} exists already: choose another file.")
+    replace_text(target, text)
+    typer.echo(f"Wrote {target}. Change it, then: {_command('distill', target)}")
 
 
 @app.command()
@@ -326,6 +355,17 @@ def _sets(overrides: list[str] | None) -> list[str]:
     return [word for item in overrides or () for word in ("--set", item)]
 
 
+def _plan(recipe: Any) -> str:
+    """What --dry-run prints: the resolved recipe, and in comments what a step of each stage asks."""
+    from fewstep.recipe import as_yaml
+    from fewstep.stages import Chain, chain_yaml
+
+    if not isinstance(recipe, Chain):
+        return f"{as_yaml(recipe).rstrip()}\n{_cost(recipe)}"
+    costs = [f"# {s.name}: {_cost(s.recipe).removeprefix('# ')}" for s in recipe.stages if s.recipe is not None]
+    return "\n".join([chain_yaml(recipe).rstrip(), *costs])
+
+
 def _cost(recipe: Any) -> str:
     """Network calls of a training step, in words, for --dry-run."""
     from fewstep.diffusion.schedule import Schedule
@@ -335,6 +375,13 @@ def _cost(recipe: Any) -> str:
     steps, batch = recipe.training.steps, recipe.training.batch_size
     words = ", ".join(f"{role} {count}" for role, count in calls.items())
     return f"# network calls per step: {words}; {steps} steps of {batch} pictures"
+
+
+def _whole(text: str | None, option: str) -> list[int]:
+    try:
+        return [int(part) for part in (text or "").replace(",", " ").split()]
+    except ValueError:
+        raise ValueError(f"{option} wants whole numbers, e.g. 0,1,2, not '{text}'.") from None
 
 
 def _numbers(text: str | None, wanted: str = "--timesteps wants numbers, e.g. 999,749,499,249") -> list[float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,8 @@ class Demo:
 
 def demo(folder: Path, recipe: Recipe | None = None, count: int = 256, show_progress: bool = False) -> Demo:
     """Distil (or go on distilling) in ``folder``, then compare teacher and student on ``count`` unseen prompts."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("fewstep demo is for one process: under torchrun use fewstep distill.")
     recipe = recipe or load_recipe(RECIPE)
     student_folder = distill(recipe, folder, resume=True, show_progress=show_progress)
     teacher = load_teacher(recipe.teacher.path)

@@ -6,6 +6,7 @@
       log.jsonl            one line for every log step
       checkpoints/         to resume from
       samples/             grids at fixed seeds, while it trains
+      evaluations.jsonl    what was measured on the way;  best/  the best student so far (recipe key `evaluate`)
       student/             the result
 """
 
@@ -13,73 +14,41 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 import yaml
 
 from fewstep.data.cache import fingerprint, scene_latents
 from fewstep.data.files import replace_text
 from fewstep.data.sources import LatentSource
-from fewstep.evaluation.grids import image_grid
-from fewstep.export.student import Card, sampler_of, save_student
-from fewstep.methods.base import Method
-from fewstep.models.families import Teacher, load_teacher
-from fewstep.models.roles import Roles
+from fewstep.export.student import CARD_FILE, save_student
+from fewstep.job import Job, prepare
 from fewstep.recipe import Recipe, RecipeError, as_yaml
-from fewstep.sampling import DDIM, sample
 from fewstep.training import distributed
 from fewstep.training.logging import progress_bar
-from fewstep.training.trainer import Trainer, build_roles
+from fewstep.training.trainer import Hook, Trainer
+from fewstep.watch import SampleGrid, Watch
 
 _MAY_CHANGE = ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints")
 
 
-@dataclass
-class Job:
-    """A run, made ready: its parts can be used one by one.
-
-    Attributes:
-        recipe, folder: what to do, and where.
-        teacher, method, roles: what takes part.
-    """
-
-    recipe: Recipe
-    folder: Path
-    teacher: Teacher
-    method: Method
-    roles: Roles
-
-    @property
-    def role(self) -> str:
-        """The role that is sampled and exported: the student's average where there is one."""
-        return "ema" if "ema" in self.roles else "student"
-
-    def card(self, steps: int) -> Card:
-        """How to sample from the student after ``steps`` steps of training."""
-        recipe, student = self.recipe, self.recipe.student
-        spec = next(s for s in self.method.roles() if s.name == "student")
-        scale = getattr(self.method.settings, "guidance_scale", 1.0)
-        told = float(scale if isinstance(scale, int | float) else sum(scale) / 2)
-        return Card(
-            method=self.method.name,
-            sampler=self.method.sampler,
-            num_inference_steps=recipe.sample.num_inference_steps,
-            eta=recipe.sample.eta,
-            original_inference_steps=getattr(self.method.settings, "num_grid_steps", 50),
-            weights=student.weights,
-            rank=student.rank if student.weights == "lora" else 0,
-            teacher=recipe.teacher.path,
-            extra_inputs=spec.extra_inputs,
-            guidance_embed=told if "guidance_embed" in spec.extra_inputs else None,
-            steps=steps,
-        )
-
-
-def distill(recipe: Recipe, folder: Path, *, resume: bool = False, show_progress: bool = False) -> Path:
+def distill(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    show_progress: bool = False,
+    earlier: Mapping[str, Path] | None = None,
+    stage: str = "",
+    data: Path | None = None,
+) -> Path:
     """Run ``recipe`` in ``folder``; returns the student's folder. Started by torchrun, all processes train as one.
+
+    Args:
+        earlier: what the recipe may call by name in ``teacher`` and ``init``: earlier stages' student folders.
+        stage: what this run is called among them. data: where encoded pictures are kept, ``folder/data`` by default.
 
     Raises:
         RecipeError: the folder holds another run, or something else.
@@ -87,67 +56,54 @@ def distill(recipe: Recipe, folder: Path, *, resume: bool = False, show_progress
     """
     distributed.join(recipe.training.device)
     check_folder(recipe, folder, resume)
-    job = prepare(recipe, folder)
+    if _is_finished(recipe, folder):
+        return folder / "student"
+    job = prepare(recipe, folder, earlier)
     distributed.wait()  # nobody may find the others' files before it has looked
     with distributed.first_goes_first():
-        source = _data(job, show_progress)
-    hooks = ((recipe.sample.every, SampleGrid(job)),)
+        source = _data(job, data or folder / "data", show_progress)
+    hooks: list[tuple[int, Hook]] = [(recipe.sample.every, SampleGrid(job))]
     trainer = Trainer(
         job.method, job.roles, source, recipe.training,
-        seed=recipe.seed, run_dir=folder, hooks=hooks, show_progress=show_progress,
+        seed=recipe.seed, run_dir=folder, hooks=(), show_progress=show_progress, stage=stage,
     )  # fmt: skip
-    trainer.run(resume)
-    save_student(folder / "student", job.roles, job.card(trainer.done), job.role)
+    watch = Watch(job, trainer.cost) if recipe.evaluate.every else None
+    if watch is not None:
+        hooks.append((recipe.evaluate.every, watch))
+    trainer.hooks = tuple(hooks)
+    if resume:
+        trainer.resume()
+    if watch is None or not watch.enough(trainer.done):
+        trainer.run()
+    if watch is None or not watch.keep():
+        save_student(folder / "student", job.roles, job.card(trainer.done, trainer.cost()), job.role)
+    distributed.wait()
     return folder / "student"
 
 
-def _data(job: Job, show_progress: bool) -> LatentSource:
+def _is_finished(recipe: Recipe, folder: Path) -> bool:
+    """Whether just this recipe has run to its end here."""
+    stored = folder / "recipe.yaml"
+    return (
+        (folder / "student" / CARD_FILE).is_file()
+        and stored.is_file()
+        and stored.read_text(encoding="utf-8") == as_yaml(recipe)
+    )
+
+
+def _data(job: Job, place: Path, show_progress: bool) -> LatentSource:
     """Claim the folder, which a recipe that cannot run never does, and encode the data or find it encoded."""
     recipe, folder = job.recipe, job.folder
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.first():
         replace_text(folder / "recipe.yaml", as_yaml(recipe))
     with progress_bar(recipe.data.size, 0, "encoding", show_progress and distributed.first()) as advance:
-        path = folder / "data" / "latents.safetensors"
-        device = recipe.training.device
-        source = scene_latents(path, job.teacher, recipe.data.size, recipe.data.seed, device, advance)
+        path, config, device = place / "latents.safetensors", recipe.data, recipe.training.device
+        source = scene_latents(path, job.teacher, config.size, config.seed, device, advance)
     if distributed.first():
         made_by = {**versions(), "data": fingerprint(source)}
         replace_text(folder / "versions.json", json.dumps(made_by, indent=1) + "\n")
     return source
-
-
-def prepare(recipe: Recipe, folder: Path) -> Job:
-    """Load the teacher and build the roles of a recipe.
-
-    Raises:
-        ValueError: one sentence, for what would otherwise fail after hours: a device that is not there, a sampler that
-            does not fit the schedule, a teacher of another family.
-    """
-    settings = recipe.training
-    check_device(settings.device)
-    teacher = load_teacher(recipe.teacher.path, device=settings.device)
-    method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
-    roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed)
-    job = Job(recipe, folder, teacher, method, roles)
-    few = recipe.sample.num_inference_steps
-    many = recipe.sample.teacher_steps
-    for sampler in (sampler_of(job.card(0)), DDIM(num_inference_steps=few), DDIM(num_inference_steps=many)):
-        try:
-            sampler.times(teacher.denoiser.schedule)
-        except ValueError as error:
-            raise RecipeError(f"The samplers of this recipe do not fit its method and teacher: {error}") from None
-    return job
-
-
-def check_device(name: str) -> None:
-    """Raises RecipeError for a device that this machine or this torch does not have."""
-    try:
-        there = torch.empty(1, device=name).cpu().device.type == "cpu"
-    except (RuntimeError, AssertionError, NotImplementedError):
-        there = False
-    if not there:
-        raise RecipeError(f"training.device: there is no device '{name}' here: use cpu, or cuda where torch finds one.")
 
 
 def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
@@ -200,40 +156,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-class SampleGrid:
-    """Writes ``samples/step-<n>.png``: the teacher at many and at few steps, and the student, from the same noise."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self._teacher_rows: list[torch.Tensor] | None = None
-
-    def __call__(self, step: int) -> None:
-        job, settings = self.job, self.job.recipe.sample
-        cond = job.teacher.encode_prompts(settings.prompts)
-        noise = self._noise(len(settings.prompts))
-        few = settings.num_inference_steps
-        if self._teacher_rows is None:
-            self._teacher_rows = [
-                job.teacher.decode(
-                    sample(job.teacher.denoiser, DDIM(num_inference_steps=n), noise, cond, settings.guidance_scale).x0
-                )
-                for n in (settings.teacher_steps, few)
-            ]
-        card = job.card(step)
-        student = sample(
-            job.roles.views()[job.role].uncounted(), sampler_of(card), noise, cond,
-            guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed),
-        )  # fmt: skip
-        rows = [*self._teacher_rows, job.teacher.decode(student.x0)]
-        labels = [f"teacher, {settings.teacher_steps} steps", f"teacher, {few} steps", f"student, {few} steps"]
-        if distributed.first():
-            path = job.folder / "samples" / f"step-{step:07d}.png"
-            path.parent.mkdir(exist_ok=True)
-            image_grid(rows, labels, settings.prompts).save(path)
-
-    def _noise(self, count: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.job.recipe.seed)
-        noise = torch.randn(count, *self.job.teacher.latent_shape, generator=generator)
-        return noise.to(self.job.recipe.training.device)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from fewstep.evaluation.grids import image_grid
-from fewstep.export.student import CARD_FILE, Card, load_card, load_student, sampler_of
+from fewstep.export.chain import student_folder, teacher_of
+from fewstep.export.student import Card, load_card, load_student, sampler_of
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.sampling import sample
@@ -40,11 +41,11 @@ def load_model(name: str) -> Model:
     Raises:
         ValueError: one sentence when it is none of these.
     """
-    for folder in (Path(name), Path(name) / "student"):
-        if (folder / CARD_FILE).is_file():
-            card = load_card(folder)
-            teacher = load_teacher(card.teacher)
-            return Model(teacher, load_student(teacher, folder, card), card, 1.0)
+    folder = student_folder(Path(name))
+    if folder is not None:
+        card = load_card(folder)
+        teacher = teacher_of(folder, card)
+        return Model(teacher, load_student(teacher, folder, card), card, 1.0)
     if (Path(name) / "recipe.yaml").is_file():
         raise ValueError(f"The run {name} has no student yet: finish it with fewstep distill ... --resume.")
     teacher = load_teacher(name)

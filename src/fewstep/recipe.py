@@ -26,7 +26,11 @@ class TeacherConfig(BaseModel):
     """The model to distil."""
 
     model_config = _STRICT
-    path: str = Field(default="scenes-64", description="scenes-64 (shipped), a diffusers folder, or a hub name")
+    path: str = Field(
+        default="scenes-64",
+        description="scenes-64 (shipped), a diffusers folder, a hub name, a finished run, or an earlier stage",
+    )
+    loras: tuple[str, ...] = Field(default=(), description="LoRA files or hub names that are part of the teacher")
 
 
 class StudentConfig(BaseModel):
@@ -74,22 +78,46 @@ class SampleConfig(BaseModel):
     guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False, description="guidance of the teacher's rows")
 
 
+class EvaluateConfig(BaseModel):
+    """Measuring while training: keep the best student, stop when nothing gets better."""
+
+    model_config = _STRICT
+    every: int = Field(default=0, ge=0, description="steps between measurements; 0 is off")
+    metric: Literal["detail FD", "FD", "accuracy"] = Field(
+        default="detail FD", description="what decides: detail FD or FD (lower is better), accuracy (higher is)"
+    )
+    count: int = Field(default=128, ge=8, description="unseen prompts")
+    keep_best: bool = Field(default=True, description="the finished student is the best one measured, not the last")
+    patience: int = Field(default=0, ge=0, description="stop after so many measurements without a better one; 0 never")
+
+
 class Recipe(BaseModel):
     """A whole run."""
 
     model_config = _STRICT
     method: dict[str, Any] = Field(description="method name and its settings, e.g. {name: tcd, guidance_scale: 3}")
     teacher: TeacherConfig = TeacherConfig()
+    init: str | None = Field(
+        default=None,
+        description="where the student starts: a finished run, a student's folder, a LoRA file, or an "
+        "earlier stage; empty starts from the teacher",
+    )
     student: StudentConfig = StudentConfig()
     data: DataConfig = DataConfig()
     training: TrainingSettings = TrainingSettings()
     sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(default=0, ge=0, lt=2**63, description="of everything random")
 
     @field_validator("method", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
     def method_class(self) -> type[Method]:
         """The class that ``method.name`` names."""
@@ -115,11 +143,18 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: one sentence: what is wrong, where, what to do.
     """
-    return parse_recipe(_merge(_read(find_recipe(source)), overrides))
+    return parse_recipe(read_recipe(source, overrides))
+
+
+def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain data of a recipe, overridden but not validated."""
+    return _merge(_read(find_recipe(source)), overrides)
 
 
 def parse_recipe(data: Mapping[str, Any]) -> Recipe:
     """A validated recipe from plain data."""
+    if "stages" in data:
+        raise RecipeError("This recipe has stages: run it with fewstep distill.")
     for key in data:
         if key not in Recipe.model_fields:
             raise RecipeError(_unknown(key, key, list(Recipe.model_fields)))
@@ -194,15 +229,27 @@ def _merge(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         if isinstance(value, str):
             value = _number(value)
         *parents, last = path.split(".")
+        place, parents = _stage(data, path, parents)
         if path == "method" and isinstance(value, str):
             value = {"name": value}
-        place = data
         for key in parents:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
                 raise RecipeError(f"--set {path}: '{key}' has no sub-keys.")
         place[last] = value
     return data
+
+
+def _stage(data: dict[str, Any], path: str, parents: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Where an override begins: ``stages.NAME.key`` inside the stage of that name, anything else at the top."""
+    stages = data.get("stages")
+    if not parents or parents[0] != "stages" or not isinstance(stages, list):
+        return data, parents
+    for stage in stages:
+        if isinstance(stage, dict) and len(parents) > 1 and stage.get("name") == parents[1]:
+            return stage, parents[2:]
+    names = [str(stage.get("name")) for stage in stages if isinstance(stage, dict)]
+    raise RecipeError(f"--set {path}: there is no such stage: the stages are {', '.join(names)}.")
 
 
 def _number(text: str) -> Any:

@@ -14,11 +14,13 @@ from fewstep.evaluation.compare import FIGURES, UNSEEN, Comparison, Outcome, Way
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.page import Page
 from fewstep.evaluation.reference import reference_of
+from fewstep.export.chain import first_teacher, teacher_of
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.encoders import load_pretrained_encoder
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.recipe import Recipe, RecipeError, load_recipe
 from fewstep.sampling import DDIM
+from fewstep.stages import last_run
 from fewstep.training.logging import read_log
 
 STEPS = (1, 2, 4, 8)
@@ -42,11 +44,14 @@ def report(
     Raises:
         ValueError: a run that is not finished, or of another teacher.
     """
+    runs = [last_run(run) for run in runs]
     recipes = [_recipe(run) for run in runs]
-    if len({recipe.teacher.path for recipe in recipes}) != 1:
+    names = {first_teacher(run / "student") for run in runs}
+    if len(names) != 1:
         raise ValueError("A report compares runs of one teacher: make one report for each teacher.")
     first = recipes[0]
-    teacher = load_teacher(first.teacher.path)
+    (name,) = names
+    teacher = load_teacher(name, loras=first.teacher.loras)
     own = features == "reader"
     comparison = compare(
         teacher,
@@ -60,7 +65,7 @@ def report(
     )
     shown = by_steps_picture(comparison)
     page = Page("Few-step report: " + ", ".join(run.name for run in runs))
-    page.text(f"{count} unseen prompts, seed {first.seed}; teacher {first.teacher.path}.", note=True)
+    page.text(f"{count} unseen prompts, seed {first.seed}; teacher {name}.", note=True)
     _pictures(page, shown, comparison)
     _quality(page, comparison)
     _training(page, runs)
@@ -79,7 +84,7 @@ def ways_of(teacher: Teacher, runs: Sequence[Path], recipes: Sequence[Recipe]) -
     ways = [Way(f"teacher, {_steps(n)}", teacher.denoiser, DDIM(num_inference_steps=n), scale) for n in (many, *STEPS)]
     for run in runs:
         card = load_card(run / "student")
-        student = load_student(load_teacher(recipe.teacher.path), run / "student", card)
+        student = load_student(teacher_of(run / "student", card), run / "student", card)
         name = run.name if len(runs) > 1 else "student"
         for n in STEPS:
             sampler = sampler_of(card, num_inference_steps=n)

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from fewstep.cli import main
+from fewstep.recipe import load_recipe
 from fewstep.training.checkpoint import same
 
 MAIN = [sys.executable, "-c", "from fewstep.cli import main; main()"]
@@ -49,10 +50,40 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_methods_and_recipes_are_listed():
+def test_methods_and_recipes_are_listed(tmp_path, monkeypatch, capsys):
     assert {"lcm", "tcd"} <= set(fewstep("methods").stdout.split())
-    assert "scenes-64-tcd" in fewstep("recipes").stdout
-    assert "trajectory consistency" in fewstep("recipes", "scenes-64-tcd").stdout
+
+    def run(*arguments):
+        return inside(monkeypatch, capsys, tmp_path, "recipes", *arguments)
+
+    assert "scenes-64-tcd" in run()[1] and run()[1] == run("list")[1]
+    assert "trajectory consistency" in run("show", "scenes-64-tcd")[1]
+    assert "Did you mean 'scenes-64-tcd'?" in run("show", "scenes-64-tdc")[2]
+
+
+def test_a_shipped_recipe_becomes_ones_own(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        return inside(monkeypatch, capsys, tmp_path, "recipes", "copy", *arguments)
+
+    assert "fewstep distill mine.yaml" in run("scenes-64-tcd", "mine.yaml")[1]
+    assert run("scenes-64-lcm")[0] == 0 and (tmp_path / "scenes-64-lcm.yaml").is_file()
+    assert load_recipe(tmp_path / "mine.yaml") == load_recipe("scenes-64-tcd")
+    code, _, errors = run("scenes-64-lcm", "mine.yaml")
+    assert code == 2 and "mine.yaml exists already" in errors
+    assert load_recipe(tmp_path / "mine.yaml") == load_recipe("scenes-64-tcd")
+
+
+def test_several_seeds_are_several_runs(short, tmp_path, monkeypatch, capsys):
+    arguments = ["distill", "scenes-64-lcm", "--out", "runs", "--seeds", "0,3", *sets(short), "-q"]
+    code, output, errors = inside(monkeypatch, capsys, tmp_path, *arguments)
+    assert code == 0, errors
+    assert "runs/seed-0/student" in output and "runs/seed-3/student" in output
+    names = [tmp_path / "runs" / s / "student" / "pytorch_lora_weights.safetensors" for s in ("seed-0", "seed-3")]
+    assert not same(*(load_file(name) for name in names))
+    assert load_recipe(tmp_path / "runs" / "seed-3" / "recipe.yaml").seed == 3
+    assert inside(monkeypatch, capsys, tmp_path, *arguments)[0] == 2
+    assert inside(monkeypatch, capsys, tmp_path, *arguments, "--resume")[0] == 0
+    assert "--seeds wants whole numbers" in inside(monkeypatch, capsys, tmp_path, *arguments, "--seeds", "one")[2]
 
 
 @pytest.mark.parametrize("arguments, sentence", [

@@ -13,9 +13,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from fewstep.data.cache import fingerprint, scene_latents
-from fewstep.distill import distill, prepare
+from fewstep.distill import distill
 from fewstep.draw import draw, load_model
 from fewstep.export.student import load_card, load_student, sampler_of
+from fewstep.job import prepare
 from fewstep.models.families import load_teacher
 from fewstep.recipe import RecipeError, as_yaml, load_recipe
 from fewstep.sampling import TCD, sample

@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from fewstep.cli import _command
-from fewstep.distill import check_device, distill
+from fewstep.distill import distill
 from fewstep.draw import draw, load_model
 from fewstep.export.student import CARD_FILE, load_card
+from fewstep.job import check_device
 from fewstep.recipe import RecipeError, load_recipe
 from fewstep.training.logging import JsonLines
 

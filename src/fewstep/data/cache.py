@@ -33,7 +33,7 @@ def scene_latents(
     Latents are kept as their posterior's mean and standard deviation, in float16, and sampled anew at every visit.
     ``advance`` is called with the number of pictures encoded.
     """
-    wanted = {"source": f"scenes {seed} {size}", "teacher": teacher.name}
+    wanted = {"source": f"scenes {seed} {size}", "teacher": teacher.origin}
     tensors = _read(path, wanted)
     if tensors is None:
         tensors = _encode(teacher, size, seed, advance or (lambda done: None))

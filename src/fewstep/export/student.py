@@ -44,10 +44,10 @@ class Card:
         method: what trained it. sampler: the sampler that its method wants.
         num_inference_steps, eta, original_inference_steps: of that sampler.
         weights: "lora" or "full". rank: of the LoRA.
-        teacher: the model it was distilled from.
+        teacher: the model it was distilled from; ``../../<stage>/student`` is an earlier stage of the same run.
         extra_inputs: what it must be told: "end", "guidance_embed".
         guidance_embed: the scale it is told, when it is.
-        steps: training steps behind it.
+        steps: training steps behind it. forward_equivalents: what they cost, the runs it builds on included.
     """
 
     method: str
@@ -61,6 +61,7 @@ class Card:
     extra_inputs: tuple[str, ...] = ()
     guidance_embed: float | None = None
     steps: int = 0
+    forward_equivalents: int = 0
     format: int = 1
 
 
@@ -117,19 +118,38 @@ def load_student(teacher: Teacher, folder: Path, card: Card | None = None) -> De
         ValueError: one sentence when the weights are missing, foreign, or those of another teacher.
     """
     card = card or load_card(folder)
-    path = next((folder / name for name in (LORA_FILE, OWN_FILE) if (folder / name).is_file()), None)
-    if path is None:
-        raise ValueError(f"The folder {folder} holds no student weights.")
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"The file {path} is no safetensors file ({error}).") from None
+    tensors = load_weights(folder)
     roles = Roles(teacher.denoiser)
     view = roles.add("student", _weights(card, tensors), extra_inputs=card.extra_inputs)
     roles.load_tensors({f"student/{name}": t for name, t in tensors.items()})
     if isinstance(view.network, RoleNetwork) and view.network.extras is not None:
         view.network.extras.requires_grad_(False)
     return view
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a student's folder, or of one safetensors file.
+
+    Raises:
+        ValueError: one sentence when there are none.
+    """
+    file = path if path.is_file() else weights_file(path)
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The file {file} is no safetensors file ({error}).") from None
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of weights in a student's folder.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    path = next((folder / name for name in (LORA_FILE, OWN_FILE) if (folder / name).is_file()), None)
+    if path is None:
+        raise ValueError(f"The folder {folder} holds no student weights.")
+    return path
 
 
 def _weights(card: Card, tensors: dict[str, Tensor]) -> Weights:

@@ -75,11 +75,13 @@ class Teacher:
         denoiser: the network with its schedule and prediction kind; frozen.
         pipeline: the diffusers pipeline it came from.
         name: where it was loaded from.
+        origin: the model whose VAE and text encoders these are; differs from ``name`` when it is somebody's student.
     """
 
     denoiser: Denoiser
     pipeline: Any
     name: str
+    origin: str = ""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -133,8 +135,13 @@ class Teacher:
         return (torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1)
 
 
-def load_teacher(name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Teacher:
+def load_teacher(
+    name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", loras: Sequence[str] = ()
+) -> Teacher:
     """A teacher from ``scenes-64`` (shipped), a diffusers folder, or a hub name.
+
+    Args:
+        loras: LoRA files or hub names that become part of it, by diffusers' own loader.
 
     Raises:
         ValueError: one sentence when there is no such model or its family is not supported yet.
@@ -151,7 +158,27 @@ def load_teacher(name: str, *, dtype: torch.dtype = torch.float32, device: str =
             pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"The teacher '{name}' cannot be loaded: {first_sentence(error)}") from error
-    return as_teacher(pipeline.to(device), name)
+    for lora in loras:
+        _fuse(pipeline, lora)
+    return as_teacher(pipeline.to(device), "+".join([name, *loras]))
+
+
+def _fuse(pipeline: Any, lora: str) -> None:
+    """Merge a LoRA into the pipeline's weights."""
+    before = _weight_sum(pipeline.unet)
+    try:
+        with _quiet():
+            pipeline.load_lora_weights(lora, use_safetensors=True)
+            pipeline.fuse_lora()
+            pipeline.unload_lora_weights()
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"The teacher's LoRA '{lora}' cannot be loaded: {first_sentence(error)}") from error
+    if _weight_sum(pipeline.unet) == before:
+        raise ValueError(f"The teacher's LoRA '{lora}' changes nothing in this teacher: it is of another model.")
+
+
+def _weight_sum(network: nn.Module) -> float:
+    return sum(float(p.detach().double().sum()) for p in network.parameters())
 
 
 def as_teacher(pipeline: Any, name: str = "pipeline") -> Teacher:
@@ -174,7 +201,7 @@ def as_teacher(pipeline: Any, name: str = "pipeline") -> Teacher:
     flow = schedule.family == "flow"
     kind = "flow" if flow else pipeline.scheduler.config.get("prediction_type", "epsilon")
     network = UNetNetwork(pipeline.unet, schedule.num_train_timesteps if flow else 1.0)
-    return Teacher(Denoiser(network, schedule, kind), pipeline, name)
+    return Teacher(Denoiser(network, schedule, kind), pipeline, name, name)
 
 
 def shipped(name: str) -> Path | None:

@@ -9,7 +9,7 @@ variable, and `checkpoint` re-enters the context in which its forward ran.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -90,6 +90,29 @@ def add_adapter(
                 part[name].to(dtype=dtype).requires_grad_(True)
     for parameter in base_parameters(module):
         parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def merge(weights: Mapping[str, Tensor], lora: Mapping[str, Tensor], scale: float = 1.0) -> None:
+    """Add ``scale`` B A of every layer of ``lora`` to that layer's weight, in place.
+
+    Args:
+        weights: ``<layer>.weight`` of the un-adapted network, Linear or Conv2d.
+        lora: ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight``, alpha folded in.
+
+    Raises:
+        ValueError: ``lora`` is of another network.
+    """
+    for name in lora:
+        if not name.endswith(".lora_A.weight"):
+            continue
+        layer = name.removesuffix(".lora_A.weight")
+        weight = weights.get(f"{layer}.weight")
+        down, up = lora[name].to(torch.float32), lora[f"{layer}.lora_B.weight"].to(torch.float32)
+        delta = up.flatten(1) @ down.flatten(1)
+        if weight is None or delta.numel() != weight.numel():
+            raise ValueError(f"This LoRA belongs to another network: its layer {layer} does not fit.")
+        weight += (scale * delta).view_as(weight).to(weight)
 
 
 def matching(module: nn.Module, targets: Iterable[str] | None) -> list[str]:

@@ -7,7 +7,7 @@ and never learns which. The teacher is the base with no adapter live, bit for bi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Cost, Denoiser, network_dtype
 from fewstep.models.extras import ExtraInputs
-from fewstep.models.lora import adapter_scale, adapter_tensors, add_adapter, checkpoint, copy_tensors, live
+from fewstep.models.lora import adapter_scale, adapter_tensors, add_adapter, checkpoint, copy_tensors, live, merge
 from fewstep.models.sharding import gathered, local, shard
 
 
@@ -256,6 +256,34 @@ class Roles:
         if mine.keys() != saved.keys() or any(mine[k].shape != saved[k].shape for k in mine):
             raise ValueError("This checkpoint belongs to another student: its tensors differ in name or shape.")
         copy_tensors(mine, saved)
+
+    @torch.no_grad()
+    def start(self, name: str, saved: Mapping[str, Tensor]) -> None:
+        """Let a role start from ``saved``, what `tensors_of` gives of a like role, or a LoRA for full weights.
+
+        Extra inputs that ``saved`` does not know stay at zero. Call it before others `follow` the role.
+
+        Raises:
+            ValueError: one sentence when ``saved`` does not fit.
+        """
+        mine = self._tensors[name]
+        network: Any = self._views[name].network
+        is_lora = any(".lora_" in key for key in saved)
+        if is_lora and not network.adapters:
+            merge(mine, saved)
+            saved = {key: t for key, t in saved.items() if ".lora_" not in key}
+        elif is_lora:
+            scale = adapter_scale(network.network, name)
+            saved = {key: t / scale if ".lora_B" in key else t for key, t in saved.items()}
+        wanted = {key for key in mine if not key.startswith("extras.") and (network.adapters or not is_lora)}
+        misfits = [key for key in saved.keys() | wanted if key not in saved or key not in mine]
+        misfits += [key for key in saved.keys() & mine.keys() if saved[key].shape != mine[key].shape]
+        if misfits:
+            raise ValueError(
+                f"The {name} cannot start from these weights: {min(misfits)} differs (a LoRA starts a LoRA of the same "
+                "rank and targets, or full weights; full weights start full weights of the same network)."
+            )
+        copy_tensors({key: mine[key] for key in saved}, dict(saved))
 
     def cost(self) -> Cost:
         """What all networks were asked together, every role's views added up."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from fewstep.training.logging import JsonLines, Meter, Speed, progress_bar
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
 
-Hook = Callable[[int], None]
+Hook = Callable[[int], bool | None]
 
 
 class Source(Protocol):
@@ -48,15 +48,25 @@ class NotFinite(ArithmeticError):
 
 
 def build_roles(
-    teacher: Any, method: Method, settings: TrainingSettings, weights: Weights | None = None, seed: int = 0
+    teacher: Any,
+    method: Method,
+    settings: TrainingSettings,
+    weights: Weights | None = None,
+    seed: int = 0,
+    init: Mapping[str, Tensor] | None = None,
 ) -> Roles:
-    """The roles that ``method`` asks for, on one teacher `Denoiser`, plus the student's evaluation EMA."""
+    """The roles that ``method`` asks for, on one teacher `Denoiser`, plus the student's evaluation EMA.
+
+    ``init`` is what the student starts from (`Roles.start`), the teacher's weights by default.
+    """
     roles = Roles(
         teacher, autocast=settings.autocast, gradient_checkpointing=settings.gradient_checkpointing, seed=seed
     )
     for spec in method.roles():
         if spec.follows is None and spec.name not in roles:
             roles.add(spec.name, weights, extra_inputs=spec.extra_inputs)
+    if init is not None:
+        roles.start("student", init)
     follow(roles, method, settings)
     return roles
 
@@ -80,7 +90,9 @@ class Trainer:
         settings: how to optimise.
         seed: key of all random numbers.
         run_dir: where the log and the checkpoints go; None keeps nothing.
-        hooks: ``(every, function)`` pairs; the function is called with the number of steps done, in every process.
+        hooks: ``(every, function)`` pairs; the function is called with the number of steps done, in every process,
+            and says True when it is enough.
+        stage: what this training is called in a run of several.
         show_progress: draw a progress bar.
     """
 
@@ -95,7 +107,9 @@ class Trainer:
         run_dir: Path | str | None = None,
         hooks: tuple[tuple[int, Hook], ...] = (),
         show_progress: bool = False,
+        stage: str = "",
     ) -> None:
+        self.stage = stage
         self.method, self.roles, self.source = method, roles, source
         self.settings, self.seed = settings, seed
         self.run_dir = None if run_dir is None else Path(run_dir)
@@ -118,7 +132,7 @@ class Trainer:
         """Draw, compute, backward for every due player, then update them; nothing here waits for the device."""
         due = [p for p in self.players if p.player.due(step)]
         names = {p.player.name for p in due}
-        progress = Progress(step, self.settings.steps)
+        progress = Progress(step, self.settings.steps, self.stage)
         torch.manual_seed(stream_key(self.seed, step, "dropout"))
         for rng in self._micro_batches(step):
             batch = self.source.batch(rng)
@@ -183,14 +197,19 @@ class Trainer:
                 if self.done % settings.checkpoint_every == 0 or last or stop:
                     self._guard()
                     self.save()
-                for every, hook in self.hooks:
-                    if self.done % every == 0 or last:
-                        hook(self.done)
+                due = [hook for every, hook in self.hooks if self.done % every == 0 or last]
+                enough = any([hook(self.done) for hook in due])
+                if enough and not last:
+                    self._guard()
+                    self.save()
+                    return
                 if stop and not last:
                     raise TrainingStopped(f"Stopped after step {self.done} of {settings.steps}.", self.done)
 
     def _bar(self) -> Any:
-        return progress_bar(self.settings.steps, self.done, self.method.name or "training", self.show_progress)
+        return progress_bar(
+            self.settings.steps, self.done, self.stage or self.method.name or "training", self.show_progress
+        )
 
     def _log(self, log: JsonLines | None, speed: Speed, advance: Any) -> None:
         self._guard()

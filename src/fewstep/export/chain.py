@@ -1,0 +1,126 @@
+"""Students as the beginning of other runs: as a teacher, as first weights, or merged into full weights."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewstep.export.student import CARD_FILE, Card, load_card, load_weights, save_student, weights_file
+from fewstep.models.families import Teacher, load_teacher
+from fewstep.models.lora import merge
+from fewstep.models.roles import Roles, Weights
+from fewstep.training import distributed
+
+_SISTER = re.compile(r"\.\./\.\./[A-Za-z0-9][\w-]*/student")
+
+
+def student_folder(path: Path) -> Path | None:
+    """Where the student of a run, of a run of several stages, or of its own folder is; None if there is none."""
+    stages = sorted(path.glob("[0-9][0-9]-*"))
+    if stages and (path / "recipe.yaml").is_file():
+        path = stages[-1]
+    return next((folder for folder in (path, path / "student") if (folder / CARD_FILE).is_file()), None)
+
+
+def teacher_of(folder: Path, card: Card, device: str = "cpu") -> Teacher:
+    """The teacher that the student in ``folder`` stands on: a model, or another student."""
+    return open_teacher(_place(folder, card), device=device)
+
+
+def first_teacher(folder: Path) -> str:
+    """Name of the model that the student in ``folder`` was distilled from, past all students in between."""
+    place = _place(folder, load_card(folder))
+    between = student_folder(Path(place))
+    return place if between is None else first_teacher(between)
+
+
+def _place(folder: Path, card: Card) -> str:
+    """Where a card's teacher is: an earlier stage of the same run is beside it, wherever the run is now."""
+    return str(Path(folder, card.teacher).resolve()) if _SISTER.fullmatch(card.teacher) else card.teacher
+
+
+def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu") -> Teacher:
+    """A teacher by name or folder; a finished run's student becomes one, its LoRA merged into its own teacher.
+
+    Args:
+        loras: LoRA files or hub names that are merged too.
+
+    Raises:
+        ValueError: one sentence when there is none, or it wants inputs that a teacher is not given.
+    """
+    folder = student_folder(Path(name))
+    if folder is None:
+        return load_teacher(name, device=device, loras=loras)
+    if loras:
+        raise ValueError(f"teacher.loras go with a model, not with a finished run such as {name}.")
+    card = load_card(folder)
+    if card.extra_inputs:
+        raise ValueError(
+            f"The student in {folder} must be told {' and '.join(card.extra_inputs)} and cannot be a teacher: "
+            "train it without, or let it be the init of the next run."
+        )
+    teacher = teacher_of(folder, card, device)
+    _put(dict(teacher.denoiser.network.named_parameters()), load_weights(folder), folder)  # type: ignore[attr-defined]
+    return replace(teacher, name=name)
+
+
+@torch.no_grad()
+def _put(weights: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path) -> None:
+    """A student's weights into a network: all of them, or its LoRA on top."""
+    if any(".lora_" in name for name in saved):
+        merge(weights, saved)
+        return
+    if saved.keys() != weights.keys() or any(saved[k].shape != weights[k].shape for k in saved):
+        raise ValueError(f"The student in {folder} belongs to another teacher: its weights differ in name or shape.")
+    for name, weight in weights.items():
+        weight.copy_(saved[name])
+
+
+def load_start(name: str) -> dict[str, Tensor]:
+    """The weights that a student starts from (`Roles.start`): a finished run, a student's folder, or a LoRA file.
+
+    Raises:
+        ValueError: one sentence when there is nothing of the kind.
+    """
+    path = Path(name)
+    if path.is_file():
+        return load_weights(path)
+    folder = student_folder(path)
+    if folder is None:
+        raise ValueError(f"init: there is no finished run, student's folder or LoRA file '{name}'.")
+    return load_weights(folder)
+
+
+def merge_student(source: Path, target: Path) -> Path:
+    """A student of full weights in ``target``, from the LoRA in ``source``; returns ``target``. Done once.
+
+    Raises:
+        ValueError: the student has full weights already, or extra inputs that are no weights of its teacher.
+    """
+    if (target / CARD_FILE).is_file():
+        return target
+    card = load_card(source)
+    if card.weights == "full" or card.extra_inputs:
+        raise ValueError(f"The student in {source} is no LoRA that could be merged.")
+    teacher = teacher_of(source, card)
+    roles = Roles(teacher.denoiser)
+    roles.add("student", Weights("full"))
+    roles.start("student", load_weights(source))
+    save_student(target, roles, replace(card, weights="full", rank=0))
+    distributed.wait()
+    return target
+
+
+def copy_student(source: Path, target: Path) -> None:
+    """Copy weights and card, the card last: a folder with a card has its weights."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (weights_file(source), source / CARD_FILE):
+        part = target / f".{file.name}.part"
+        shutil.copyfile(file, part)
+        part.replace(target / file.name)

@@ -1,0 +1,114 @@
+"""A recipe made ready to run: its teacher, its method, its roles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fewstep.export.chain import load_start, open_teacher, student_folder
+from fewstep.export.student import Card, load_card, sampler_of
+from fewstep.methods.base import Method
+from fewstep.models.families import Teacher
+from fewstep.models.roles import Roles
+from fewstep.recipe import Recipe, RecipeError
+from fewstep.sampling import DDIM
+from fewstep.training.trainer import build_roles
+
+
+@dataclass
+class Job:
+    """A run, made ready: its parts can be used one by one.
+
+    Attributes:
+        recipe, folder: what to do, and where.
+        teacher, method, roles: what takes part.
+        spent: what the runs it builds on have cost, in forward equivalents.
+    """
+
+    recipe: Recipe
+    folder: Path
+    teacher: Teacher
+    method: Method
+    roles: Roles
+    spent: int = 0
+
+    @property
+    def role(self) -> str:
+        """The role that is sampled and exported: the student's average where there is one."""
+        return "ema" if "ema" in self.roles else "student"
+
+    def card(self, steps: int, cost: int = 0) -> Card:
+        """How to sample from the student after ``steps`` steps of training, which have cost ``cost``."""
+        recipe, student = self.recipe, self.recipe.student
+        spec = next(s for s in self.method.roles() if s.name == "student")
+        scale = getattr(self.method.settings, "guidance_scale", 1.0)
+        told = float(scale if isinstance(scale, int | float) else sum(scale) / 2)
+        return Card(
+            method=self.method.name,
+            sampler=self.method.sampler,
+            num_inference_steps=recipe.sample.num_inference_steps,
+            eta=recipe.sample.eta,
+            original_inference_steps=getattr(self.method.settings, "num_grid_steps", 50),
+            weights=student.weights,
+            rank=student.rank if student.weights == "lora" else 0,
+            teacher=self.teacher.name,
+            extra_inputs=spec.extra_inputs,
+            guidance_embed=told if "guidance_embed" in spec.extra_inputs else None,
+            steps=steps,
+            forward_equivalents=self.spent + cost,
+        )
+
+
+def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = None) -> Job:
+    """Load the teacher and build the roles of a recipe; ``earlier`` as in `distill`.
+
+    Raises:
+        ValueError: one sentence, for what would otherwise fail after hours: a device that is not there, a sampler that
+            does not fit the schedule, a teacher of another family.
+    """
+    settings = recipe.training
+    check_device(settings.device)
+    teacher, init, spent = _beginning(recipe, folder, earlier or {})
+    method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
+    roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed, init)
+    job = Job(recipe, folder, teacher, method, roles, spent)
+    few = recipe.sample.num_inference_steps
+    many = recipe.sample.teacher_steps
+    for sampler in (sampler_of(job.card(0)), DDIM(num_inference_steps=few), DDIM(num_inference_steps=many)):
+        try:
+            sampler.times(teacher.denoiser.schedule)
+        except ValueError as error:
+            raise RecipeError(f"The samplers of this recipe do not fit its method and teacher: {error}") from None
+    return job
+
+
+def _beginning(
+    recipe: Recipe, folder: Path, earlier: Mapping[str, Path]
+) -> tuple[Teacher, dict[str, torch.Tensor] | None, int]:
+    """(teacher, the student's first weights or None, what the runs behind them have cost)."""
+    config, device = recipe.teacher, recipe.training.device
+    at = earlier.get(config.path)
+    teacher = open_teacher(str(at or config.path), config.loras, device)
+    if at is not None:  # as the student's card says it: the run may move
+        teacher = replace(teacher, name=f"../../{at.parent.name}/student")
+    if recipe.init is None:
+        begun = None
+    else:
+        start = str(earlier.get(recipe.init, recipe.init))
+        begun = load_start(start)
+    places = {p for p in (at or config.path, earlier.get(recipe.init or "", recipe.init)) if p is not None}
+    cards = [load_card(found) for found in (student_folder(Path(p)) for p in places) if found is not None]
+    return teacher, begun, sum(card.forward_equivalents for card in cards)
+
+
+def check_device(name: str) -> None:
+    """Raises RecipeError for a device that this machine or this torch does not have."""
+    try:
+        there = torch.empty(1, device=name).cpu().device.type == "cpu"
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = False
+    if not there:
+        raise RecipeError(f"training.device: there is no device '{name}' here: use cpu, or cuda where torch finds one.")

@@ -1,0 +1,193 @@
+"""Recipes of several stages: each an ordinary run, its teacher or its start perhaps what an earlier stage made.
+
+    teacher: scenes-64                      # keys above `stages` hold for every stage that does not say otherwise
+    stages:
+      - {name: coarse, method: {name: lcm, num_grid_steps: 10}, training: {steps: 500}}
+      - {name: whole, merge: coarse}        # a LoRA becomes full weights
+      - {name: fine, method: tcd, init: coarse}
+
+The run directory holds one folder a stage, ``01-coarse``, ``02-whole``, ..., and the data they share. Resuming enters
+the first unfinished one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fewstep.data.files import replace_text
+from fewstep.distill import distill
+from fewstep.export.chain import merge_student, student_folder
+from fewstep.models.families import shipped
+from fewstep.recipe import Recipe, RecipeError, as_yaml, parse_recipe, read_recipe
+from fewstep.training import distributed
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: a recipe, or the merging of an earlier stage's LoRA into its teacher.
+
+    Attributes:
+        name: how later stages call it.
+        recipe: what it trains, or None.
+        merge: the earlier stage whose LoRA becomes full weights, or None.
+    """
+
+    name: str
+    recipe: Recipe | None = None
+    merge: str | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages in their order."""
+
+    stages: tuple[Stage, ...]
+
+    def folder(self, run: Path, name: str) -> Path:
+        """Where the stage ``name`` works."""
+        names = [stage.name for stage in self.stages]
+        return run / f"{names.index(name) + 1:02d}-{name}"
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe | Chain:
+    """A recipe or a chain from a YAML file or a shipped name; ``stages.NAME.key=value`` overrides one stage.
+
+    Raises:
+        RecipeError: one sentence: what is wrong, in which stage, what to do.
+    """
+    data = read_recipe(source, overrides)
+    return parse_chain(data) if "stages" in data else parse_recipe(data)
+
+
+def parse_chain(data: Mapping[str, Any]) -> Chain:
+    """A validated chain from plain data."""
+    given = data["stages"]
+    if not isinstance(given, list) or not given or not all(isinstance(entry, dict) for entry in given):
+        raise RecipeError("stages must be a list of recipes, each with a name.")
+    common = {key: value for key, value in data.items() if key != "stages"}
+    stages: list[Stage] = []
+    for number, entry in enumerate(given, 1):
+        stages.append(_stage(entry, common, number, [stage.name for stage in stages]))
+    if stages[-1].recipe is None and len(stages) == 1:
+        raise RecipeError("stages: a chain needs a stage that trains.")
+    return Chain(tuple(stages))
+
+
+def _stage(entry: Mapping[str, Any], common: Mapping[str, Any], number: int, earlier: list[str]) -> Stage:
+    name = entry.get("name", f"stage-{number}")
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or shipped(name):
+        raise RecipeError(f"stages: stage {number} needs a name of letters, digits and dashes, not {name!r:.40}.")
+    if name in earlier:
+        raise RecipeError(f"stages: two stages are called '{name}'.")
+    own = {key: value for key, value in entry.items() if key != "name"}
+    if "merge" in own:
+        if own.keys() != {"merge"}:
+            raise RecipeError(f"stages.{name}: a merge stage takes nothing but its name and 'merge'.")
+        _check_earlier(own["merge"], f"stages.{name}.merge", earlier, must=True)
+        return Stage(name, merge=own["merge"])
+    try:
+        recipe = parse_recipe(_over(common, own))
+    except ValueError as error:
+        raise RecipeError(f"stages.{name}: {error}") from None
+    _check_earlier(recipe.teacher.path, f"stages.{name}.teacher", earlier)
+    _check_earlier(recipe.init, f"stages.{name}.init", earlier)
+    return Stage(name, recipe)
+
+
+def _check_earlier(reference: Any, where: str, earlier: list[str], must: bool = False) -> None:
+    """A slip in a stage's name must not be taken for a model on a hub, hours later."""
+    if reference in earlier or reference is None:
+        return
+    near = difflib.get_close_matches(str(reference), earlier, n=1)
+    if must or (near and "/" not in str(reference)):
+        hint = f"did you mean '{near[0]}'?" if near else f"the earlier stages are {', '.join(earlier) or 'none'}."
+        raise RecipeError(f"{where}: there is no earlier stage '{reference}': {hint}")
+
+
+def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """``top`` over ``base``, nested; but another method starts from its own defaults."""
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not (key == "method" and _other(old, value)):
+            value = _over(old, value)
+        merged[key] = value
+    return merged
+
+
+def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether ``new`` names another method than ``old``."""
+    return "name" in new and new["name"] != old.get("name")
+
+
+def run(recipe: Recipe | Chain, folder: Path, *, resume: bool = False, show_progress: bool = False) -> Path:
+    """Distil as a recipe or a chain says; returns the student's folder."""
+    if isinstance(recipe, Chain):
+        return run_chain(recipe, folder, resume=resume, show_progress=show_progress)
+    return distill(recipe, folder, resume=resume, show_progress=show_progress)
+
+
+def run_chain(chain: Chain, folder: Path, *, resume: bool = False, show_progress: bool = False) -> Path:
+    """Run the stages that are not finished; returns the last one's student folder.
+
+    Raises:
+        RecipeError: the folder holds something else, or a stage was started with another recipe.
+        TrainingStopped: by Ctrl-C or SIGTERM; ``resume`` enters the stage that was interrupted.
+    """
+    distributed.join(next((s.recipe.training.device for s in chain.stages if s.recipe), "cpu"))
+    _claim(chain, folder, resume)
+    made: dict[str, Path] = {}
+    for stage in chain.stages:
+        place = chain.folder(folder, stage.name)
+        if stage.recipe is not None:
+            made[stage.name] = distill(
+                stage.recipe, place, resume=True, show_progress=show_progress,
+                earlier=made, stage=stage.name, data=folder / "data",
+            )  # fmt: skip
+        else:
+            made[stage.name] = merge_student(made[str(stage.merge)], place / "student")
+    return made[chain.stages[-1].name]
+
+
+def _claim(chain: Chain, folder: Path, resume: bool) -> None:
+    stored = folder / "recipe.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"{folder} is a file: choose another --out.")
+    if stored.is_file() and not resume:
+        raise RecipeError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out.")
+    if not stored.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise RecipeError(f"{folder} is not empty and holds no run: choose another --out.")
+    for old in sorted(folder.glob("[0-9][0-9]-*")):
+        names = {chain.folder(folder, stage.name).name for stage in chain.stages}
+        if old.name not in names:
+            raise RecipeError(f"{folder} was started with a stage {old.name} that the recipe lacks now.")
+    distributed.wait()
+    if distributed.first():
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(stored, chain_yaml(chain))
+
+
+def chain_yaml(chain: Chain) -> str:
+    """The resolved chain, every default written out."""
+    entries: list[dict[str, Any]] = []
+    for stage in chain.stages:
+        rest = {"merge": stage.merge} if stage.recipe is None else yaml.safe_load(as_yaml(stage.recipe))
+        entries.append({"name": stage.name, **rest})
+    return yaml.safe_dump({"stages": entries}, sort_keys=False)
+
+
+def last_run(run: Path) -> Path:
+    """The run itself, or the last stage of a chain that trained: where its log and its recipe are."""
+    if student_folder(run) is None:
+        return run
+    trained = sorted(p.parent for p in run.glob("[0-9][0-9]-*/recipe.yaml"))
+    return trained[-1] if trained else run

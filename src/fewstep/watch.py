@@ -1,0 +1,123 @@
+"""What is looked at while a run trains: sample grids, and measurements that keep the best student and end the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fewstep.data.scenes import Scenes
+from fewstep.evaluation.compare import UNSEEN, Way, compare, real_pictures
+from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.measured import Reference
+from fewstep.evaluation.reader import load_reader
+from fewstep.evaluation.reference import reference_of
+from fewstep.export.chain import copy_student
+from fewstep.export.student import sampler_of, save_student
+from fewstep.job import Job
+from fewstep.sampling import DDIM, sample
+from fewstep.training import distributed
+from fewstep.training.logging import JsonLines, read_log
+
+
+class SampleGrid:
+    """Writes ``samples/step-<n>.png``: the teacher at many and at few steps, and the student, from the same noise."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._teacher_rows: list[torch.Tensor] | None = None
+
+    def __call__(self, step: int) -> None:
+        job, settings = self.job, self.job.recipe.sample
+        cond = job.teacher.encode_prompts(settings.prompts)
+        noise = self._noise(len(settings.prompts))
+        few = settings.num_inference_steps
+        if self._teacher_rows is None:
+            self._teacher_rows = [
+                job.teacher.decode(
+                    sample(job.teacher.denoiser, DDIM(num_inference_steps=n), noise, cond, settings.guidance_scale).x0
+                )
+                for n in (settings.teacher_steps, few)
+            ]
+        card = job.card(step)
+        student = sample(
+            job.roles.views()[job.role].uncounted(), sampler_of(card), noise, cond,
+            guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed),
+        )  # fmt: skip
+        rows = [*self._teacher_rows, job.teacher.decode(student.x0)]
+        labels = [f"teacher, {settings.teacher_steps} steps", f"teacher, {few} steps", f"student, {few} steps"]
+        if distributed.first():
+            path = job.folder / "samples" / f"step-{step:07d}.png"
+            path.parent.mkdir(exist_ok=True)
+            image_grid(rows, labels, settings.prompts).save(path)
+
+    def _noise(self, count: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.job.recipe.seed)
+        noise = torch.randn(count, *self.job.teacher.latent_shape, generator=generator)
+        return noise.to(self.job.recipe.training.device)
+
+
+class Watch:
+    """Measures the student on unseen prompts; keeps the best one in ``best/``, and knows when to stop.
+
+    All it remembers stands in ``evaluations.jsonl``, so an interrupted run decides as one that was left alone.
+
+    Args:
+        cost: gives what the run has cost so far, in forward equivalents.
+    """
+
+    def __init__(self, job: Job, cost: Callable[[], int]) -> None:
+        self.job, self.cost, self.settings = job, cost, job.recipe.evaluate
+        self.path = job.folder / "evaluations.jsonl"
+        self._log: JsonLines | None = None
+        self._reference: Reference | None = None
+
+    def __call__(self, step: int) -> bool:
+        """Measure after ``step`` steps; True when it is enough."""
+        record = {"step": step, **distributed.from_first(self._measure(step))}
+        if distributed.first():
+            self._log = self._log or JsonLines(self.path, step - 1)  # what came later was before an interruption
+            self._log.write(record)
+        distributed.wait()
+        if self.settings.keep_best and self._best(step) == step:
+            save_student(self.job.folder / "best", self.job.roles, self.job.card(step, self.cost()), self.job.role)
+        return self.enough(step)
+
+    def enough(self, step: int) -> bool:
+        """Whether up to ``step`` so many measurements in a row were no better that the run should end."""
+        best = self._best(step)
+        waited = sum(line["step"] > best for line in self._lines(step)) if best is not None else 0
+        return 0 < self.settings.patience <= waited
+
+    def keep(self) -> bool:
+        """Make the best student the run's; False when none was kept."""
+        best = self.job.folder / "best"
+        if not (self.settings.keep_best and best.is_dir()):
+            return False
+        if distributed.first():
+            copy_student(best, self.job.folder / "student")
+        return True
+
+    def _best(self, step: int) -> int | None:
+        """The step of the best measurement, the first of equals."""
+        sign = -1 if self.settings.metric == "accuracy" else 1
+        lines = [(sign * line[self.settings.metric], line["step"]) for line in self._lines(step)]
+        return int(min(lines)[1]) if lines else None
+
+    def _lines(self, step: int) -> list[dict[str, float]]:
+        return [line for line in read_log(self.path) if line["step"] <= step and self.settings.metric in line]
+
+    def _measure(self, step: int) -> dict[str, float]:
+        job = self.job
+        card = job.card(step)
+        way = Way("student", job.roles.views()[job.role].uncounted(), sampler_of(card), 1.0, card.guidance_embed)
+        if self._reference is None:
+            self._reference = reference_of(job.teacher) or self._real()
+        measured = compare(job.teacher, [way], self.settings.count, job.recipe.seed, reference=self._reference)
+        return {name: measured.outcomes[0].figures[name] for name in ("FD", "detail FD", "accuracy")}
+
+    def _real(self) -> Reference:
+        """As many real scenes as are measured, other ones."""
+        scenes = Scenes(UNSEEN, size=self.job.teacher.image_size)
+        indices = range(10_000, 10_000 + self.settings.count)
+        return Reference.of(real_pictures(self.job.teacher, scenes, indices), load_reader().features)

@@ -1,0 +1,295 @@
+"""Chains of stages: what each begins with, what resuming enters, and what a recipe may say."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from fewstep.distill import distill
+from fewstep.export.chain import first_teacher, open_teacher, student_folder, teacher_of
+from fewstep.export.student import load_card, load_student, load_weights
+from fewstep.job import prepare
+from fewstep.models.families import load_teacher
+from fewstep.recipe import RecipeError, load_recipe, parse_recipe
+from fewstep.stages import Chain, load, parse_chain, run_chain
+from fewstep.training.checkpoint import same
+from fewstep.training.trainer import TrainingStopped
+
+COMMON = {
+    "data": {"size": 16},
+    "training": {"steps": 4, "batch_size": 4, "log_every": 2, "checkpoint_every": 2, "learning_rate": 1e-3},
+    "student": {"rank": 4},
+    "sample": {"every": 4, "teacher_steps": 2, "num_inference_steps": 2},
+}
+STAGES = [
+    {"name": "coarse", "method": {"name": "lcm", "num_grid_steps": 10}},
+    {"name": "whole", "merge": "coarse"},
+    {"name": "fine", "method": "tcd", "init": "coarse"},
+    {"name": "full", "method": "tcd", "teacher": "whole", "init": "fine", "student": {"weights": "full"}},
+]
+
+
+@pytest.fixture(scope="module")
+def data(tiny):
+    return {**COMMON, "teacher": str(tiny), "stages": STAGES}
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain") / "run"
+    run_chain(parse_chain(data), folder)
+    return folder
+
+
+def output(denoiser, teacher):
+    x = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return denoiser(x, 500, teacher.encode_prompts(["a red star", "two shapes"])).output
+
+
+def student(folder):
+    card = load_card(folder)
+    teacher = teacher_of(folder, card)
+    return output(load_student(teacher, folder, card), teacher)
+
+
+# ---------------------------------------------------------------- what stages begin with
+
+
+def test_every_stage_leaves_a_student(run):
+    names = ["01-coarse", "02-whole", "03-fine", "04-full"]
+    assert sorted(p.name for p in run.glob("0*")) == names
+    cards = {name: load_card(run / name / "student") for name in names}
+    assert [c.weights for c in cards.values()] == ["lora", "full", "lora", "full"]
+    assert [c.method for c in cards.values()] == ["lcm", "lcm", "tcd", "tcd"]
+    assert student_folder(run) == run / "04-full" / "student"
+    one = cards["01-coarse"].forward_equivalents  # 4 steps of 4: guided teacher 2, student 3, target 1
+    assert one == 4 * 4 * 6
+    assert [c.forward_equivalents for c in cards.values()] == [one, one, 2 * one, 4 * one]
+
+
+def test_merging_changes_the_form_alone(run, tiny):
+    before, after = student(run / "01-coarse" / "student"), student(run / "02-whole" / "student")
+    assert torch.allclose(before, after, atol=1e-5)
+    teacher = load_teacher(str(tiny))
+    assert not torch.allclose(output(teacher.denoiser, teacher), after, atol=1e-4)
+
+
+def test_a_finished_stage_is_a_teacher(run):
+    """By name inside the run, by its folder outside; the card finds it wherever the run is."""
+    teacher = open_teacher(str(run / "01-coarse"))
+    assert torch.allclose(output(teacher.denoiser, teacher), student(run / "01-coarse" / "student"), atol=1e-5)
+    assert load_card(run / "04-full" / "student").teacher == "../../02-whole/student"
+
+
+def test_a_moved_run_still_draws(run, tmp_path, tiny):
+    shutil.copytree(run, tmp_path / "elsewhere")
+    folder = tmp_path / "elsewhere" / "04-full" / "student"
+    assert torch.equal(student(folder), student(run / "04-full" / "student"))
+    shutil.rmtree(tmp_path / "elsewhere" / "02-whole")
+    with pytest.raises(ValueError, match="There is no teacher"):
+        student(folder)
+    assert first_teacher(run / "04-full" / "student") == str(tiny)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_init_is_where_the_student_starts(kind, run, data, tmp_path):
+    """Before its first step the student says what the earlier one said; target and average start there too."""
+    recipe = parse_recipe({
+        **COMMON, "teacher": data["teacher"], "method": {"name": "tcd"}, "init": str(run / "01-coarse"),
+        "student": {"rank": 4, "alpha": 2.0 if kind == "lora" else None, "weights": kind},
+        "training": {**COMMON["training"], "ema_decay": 0.9},
+    })  # fmt: skip
+    job = prepare(recipe, tmp_path)
+    wanted = student(run / "01-coarse" / "student")
+    for name in ("student", "target", "ema"):
+        assert torch.allclose(output(getattr(job.roles, name), job.teacher), wanted, atol=1e-5)
+    assert not torch.allclose(output(job.roles.teacher, job.teacher), wanted, atol=1e-4)
+
+
+def test_a_start_that_does_not_fit_is_refused(run, data, tmp_path):
+    def start(init, **changes):
+        recipe = {**COMMON, "teacher": data["teacher"], "method": "tcd", "init": str(init), **changes}
+        return prepare(parse_recipe(recipe), tmp_path)
+
+    for init, changes in (
+        (run / "01-coarse", {"student": {"rank": 8}}),
+        (run / "02-whole", {"student": {"rank": 4}}),
+        (run / "01-coarse", {"student": {"rank": 4, "targets": ["to_q"]}}),
+    ):
+        with pytest.raises(ValueError, match="student cannot start from these weights"):
+            start(init, **changes)
+    with pytest.raises(ValueError, match="there is no finished run, student's folder or LoRA file"):
+        start(tmp_path / "nowhere")
+    (tmp_path / "cut.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        start(tmp_path / "cut.safetensors")
+
+
+def test_a_teachers_loras_are_part_of_it(run, tiny):
+    """diffusers' own merging of our LoRA file, against ours."""
+    lora = run / "01-coarse" / "student" / "pytorch_lora_weights.safetensors"
+    teacher = load_teacher(str(tiny), loras=(str(lora),))
+    assert torch.allclose(output(teacher.denoiser, teacher), student(run / "01-coarse" / "student"), atol=1e-5)
+    with pytest.raises(ValueError, match="LoRA '/no/such' cannot be loaded"):
+        load_teacher(str(tiny), loras=("/no/such",))
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def test_resuming_enters_the_first_unfinished_stage(run, data, tmp_path, monkeypatch):
+    """Stopped inside the third stage, and gone on with: the same students as of the run that was left alone."""
+    folder = tmp_path / "run"
+    chain = parse_chain(data)
+    import fewstep.distill as module
+
+    class Stops(module.SampleGrid):
+        def __call__(self, step):
+            if self.job.folder.name == "03-fine":
+                raise TrainingStopped("Stopped.", step)
+
+    monkeypatch.setattr(module, "SampleGrid", Stops)
+    with pytest.raises(TrainingStopped):
+        run_chain(chain, folder)
+    monkeypatch.undo()
+    assert student_folder(folder) is None or not (folder / "03-fine" / "student").exists()
+    written = (folder / "01-coarse" / "checkpoints" / "step-0000004" / "state.json").stat().st_mtime_ns
+    with pytest.raises(RecipeError, match="already holds a run: add --resume"):
+        run_chain(chain, folder)
+    run_chain(chain, folder, resume=True)
+    assert (folder / "01-coarse" / "checkpoints" / "step-0000004" / "state.json").stat().st_mtime_ns == written
+    for name in ("01-coarse", "03-fine", "04-full"):
+        assert same(load_weights(folder / name / "student"), load_weights(run / name / "student"))
+
+
+def test_a_chain_may_grow_but_not_change(run, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    longer = {**data, "stages": [*STAGES, {"name": "more", "method": "lcm", "init": "fine"}]}
+    assert run_chain(parse_chain(longer), folder, resume=True) == folder / "05-more" / "student"
+    other = {**data, "stages": [{**STAGES[0], "student": {"rank": 2}}, *STAGES[1:2]]}
+    with pytest.raises(RecipeError, match="started with a stage 03-fine that the recipe lacks"):
+        run_chain(parse_chain(other), folder, resume=True)
+    other["stages"] += longer["stages"][2:]
+    with pytest.raises(RecipeError, match=r"01-coarse was started with student.rank = 4, not 2"):
+        run_chain(parse_chain(other), folder, resume=True)
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(RecipeError, match="is not empty and holds no run"):
+        run_chain(parse_chain(data), tmp_path)
+
+
+# ---------------------------------------------------------------- what a recipe may say
+
+
+@pytest.mark.parametrize(
+    ("stages", "sentence"),
+    [
+        ([], "stages must be a list of recipes"),
+        ("lcm", "stages must be a list of recipes"),
+        ([{"name": "a"}], "stages.a: method is missing"),
+        ([{"name": "a", "method": "lmc"}], "stages.a: Unknown method 'lmc'"),
+        ([{"name": "a", "method": "lcm", "stepz": 3}], "stages.a: Unknown key 'stepz'"),
+        ([{"name": "a b", "method": "lcm"}], "stage 1 needs a name of letters"),
+        ([{"name": "scenes-64", "method": "lcm"}], "stage 1 needs a name of letters"),
+        ([{"name": "a", "method": "lcm"}] * 2, "two stages are called 'a'"),
+        ([{"name": "a", "merge": "b"}], "stages.a.merge: there is no earlier stage 'b'"),
+        ([{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a", "seed": 1}], "takes nothing but its name"),
+        (
+            [{"name": "coarse", "method": "lcm"}, {"name": "b", "method": "lcm", "init": "coarze"}],
+            "stages.b.init: there is no earlier stage 'coarze': did you mean 'coarse'?",
+        ),
+    ],
+)
+def test_slips_are_named_before_anything_runs(stages, sentence):
+    with pytest.raises(ValueError, match=r".") as caught:
+        parse_chain({"stages": stages})
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_keys_above_hold_for_every_stage_and_overrides_reach_each(tmp_path):
+    path = tmp_path / "chain.yaml"
+    path.write_text(yaml.safe_dump({"method": {"name": "lcm", "num_grid_steps": 10}, "stages": [
+        {"name": "a"}, {"name": "b", "method": {"guidance_scale": 2.0}}, {"name": "c", "method": {"name": "tcd"}},
+    ], "training": {"steps": 7}}))  # fmt: skip
+    chain = load(path, ["training.batch_size=8", "stages.b.training.steps=9", "stages.c.seed=3"])
+    assert isinstance(chain, Chain)
+    a, b, c = (stage.recipe for stage in chain.stages)
+    assert [r.training.steps for r in (a, b, c)] == [7, 9, 7]
+    assert {r.training.batch_size for r in (a, b, c)} == {8}
+    assert [r.seed for r in (a, b, c)] == [0, 0, 3]
+    assert b.method_settings().num_grid_steps == 10 and b.method_settings().guidance_scale == 2.0
+    assert c.method_settings().num_grid_steps == 50  # another method: its own defaults
+    with pytest.raises(RecipeError, match="there is no such stage: the stages are a, b, c"):
+        load(path, ["stages.d.seed=1"])
+    with pytest.raises(RecipeError, match="has stages: run it with fewstep distill"):
+        load_recipe(path)
+
+
+# ---------------------------------------------------------------- keeping the best
+
+
+@pytest.fixture()
+def scripted(monkeypatch):
+    """Measurements as a test wants them."""
+
+    def script(values):
+        import fewstep.watch as module
+
+        def measure(self, step):
+            return {"FD": values[step], "detail FD": 1.0, "accuracy": -values[step]}
+
+        monkeypatch.setattr(module.Watch, "_measure", measure)
+
+    return script
+
+
+def watched(data, **changes):
+    keys = {"every": 1, "metric": "FD", "count": 8, **changes}
+    return parse_recipe({
+        **COMMON, "teacher": data["teacher"], "method": {"name": "lcm", "num_grid_steps": 10}, "evaluate": keys,
+        "training": {**COMMON["training"], "steps": 5, "checkpoint_every": 2},
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", ["FD", "accuracy"])
+def test_the_best_student_is_kept_and_patience_ends_the_run(metric, data, tmp_path, scripted):
+    scripted({1: 3.0, 2: 1.0, 3: 1.0, 4: 2.0, 5: 0.5})
+    kept = distill(watched(data, patience=2, metric=metric), tmp_path / "patient")
+    assert load_card(kept).steps == 2
+    lines = (tmp_path / "patient" / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    plain = watched(data).model_dump(exclude={"evaluate"})
+    two = parse_recipe({**plain, "training": {**COMMON["training"], "steps": 2}})
+    assert same(load_weights(kept), load_weights(distill(two, tmp_path / "two")))
+    whole = distill(watched(data, keep_best=False), tmp_path / "whole")
+    assert load_card(whole).steps == 5
+    last = distill(watched(data), tmp_path / "last")
+    assert load_card(last).steps == 5 and same(load_weights(last), load_weights(whole))
+
+
+def test_an_interrupted_run_decides_as_a_whole_one(data, tmp_path, scripted, monkeypatch):
+    """Killed between the last measurement and the end: nothing more is trained."""
+    import fewstep.distill as module
+
+    scripted({1: 1.0, 2: 2.0, 3: 3.0, 4: 0.0, 5: 0.0})
+    recipe = watched(data, patience=2)
+    monkeypatch.setattr(module.Watch, "keep", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        distill(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    scripted({1: 1.0, 2: 2.0, 3: 3.0, 4: 0.0, 5: 0.0})
+    student = distill(recipe, tmp_path / "run", resume=True)
+    assert load_card(student).steps == 1
+    assert len((tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()) == 3
+    assert load_file(student / "pytorch_lora_weights.safetensors")
+
+
+def test_measuring_is_real(data, tmp_path):
+    """Unscripted: the figures are those of `compare` on the student's own sampler."""
+    folder = distill(watched(data, every=4), tmp_path / "run").parent
+    line = json.loads((folder / "evaluations.jsonl").read_text().splitlines()[0])
+    assert line["step"] == 4 and line["FD"] > 0 and line["detail FD"] > 0 and 0 <= line["accuracy"] <= 1
