@@ -148,7 +148,10 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The plain data of a recipe, overridden but not validated."""
-    return _merge(_read(find_recipe(source)), overrides)
+    data = _merge(_read(find_recipe(source)), overrides)
+    if not _is_small(data):
+        raise RecipeError(f"The recipe {source} is no recipe: it has more than 100,000 entries, or holds itself.")
+    return data
 
 
 def parse_recipe(data: Mapping[str, Any]) -> Recipe:
@@ -211,6 +214,19 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise RecipeError(f"The recipe {path} must be a mapping that starts with 'method: ...'.")
     return data
+
+
+def _is_small(data: Any, limit: int = 100_000) -> bool:
+    """Whether it ends: a few lines of YAML anchors can stand for billions of entries, or for themselves."""
+    waiting = [data]
+    while waiting and limit > 0:
+        entry = waiting.pop()
+        limit -= 1
+        if isinstance(entry, Mapping):
+            waiting += entry.values()
+        elif isinstance(entry, list):
+            waiting += entry
+    return not waiting
 
 
 def _merge(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -283,6 +299,8 @@ def _sentence(error: ValidationError, prefix: str) -> str:
         return _unknown(where, str(first["loc"][-1]), list(model.model_fields))
     if first["type"] == "missing":
         return f"{where} is missing: e.g. 'method: tcd'."
+    if first["type"] in ("model_type", "dataclass_type"):
+        return f"{where} must hold keys of its own, as in '{where}: {{key: value}}', not {first['input']!r:.80}."
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return message

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file with the permissions any other file would get, and flush it to disk."""
-    save_file(tensors, path, metadata=metadata)
+    """Write a safetensors file with the permissions any other file would get, and flush it to disk.
+
+    Raises:
+        OSError: it cannot be written: no space, no permission.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({error})") from None
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)  # safetensors itself writes 0600

@@ -156,11 +156,27 @@ def load_teacher(
     try:
         with _quiet():
             pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # three libraries read these files, each with errors of its own
         raise ValueError(f"The teacher '{name}' cannot be loaded: {first_sentence(error)}") from error
     for lora in loras:
         _fuse(pipeline, lora)
-    return as_teacher(pipeline.to(device), "+".join([name, *loras]))
+    teacher = as_teacher(pipeline.to(device), "+".join([name, *loras]))
+    try:
+        _try(teacher)
+    except Exception as error:
+        raise ValueError(f"The teacher '{name}' is loaded but does not work: {first_sentence(error)}") from error
+    return teacher
+
+
+@torch.no_grad()
+def _try(teacher: Teacher) -> None:
+    """Ask every part once, at a small size: configs can be wrong in ways that only show when they are used."""
+    config = teacher.pipeline.unet.config
+    side = min(teacher.latent_shape[1], 2 ** len(config.block_out_channels))
+    like = next(teacher.pipeline.unet.parameters())
+    x = torch.zeros(1, teacher.latent_shape[0], side, side, device=like.device, dtype=like.dtype)
+    teacher.denoiser.network(x, torch.full((1,), 1.0, device=like.device), teacher.encode_prompts(["a"]))
+    teacher.decode(x)
 
 
 def _fuse(pipeline: Any, lora: str) -> None:
@@ -171,7 +187,7 @@ def _fuse(pipeline: Any, lora: str) -> None:
             pipeline.load_lora_weights(lora, use_safetensors=True)
             pipeline.fuse_lora()
             pipeline.unload_lora_weights()
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except Exception as error:
         raise ValueError(f"The teacher's LoRA '{lora}' cannot be loaded: {first_sentence(error)}") from error
     if _weight_sum(pipeline.unet) == before:
         raise ValueError(f"The teacher's LoRA '{lora}' changes nothing in this teacher: it is of another model.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,26 @@ _PREFIX = "step-"
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
-    """Write ``folder/step-<step>`` and drop all but the newest ``keep`` checkpoints; returns its path."""
+    """Write ``folder/step-<step>`` and drop all but the newest ``keep`` checkpoints; returns its path.
+
+    Raises:
+        OSError: one sentence when it cannot be written; what was there before is untouched.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{_PREFIX}{step:07d}"
     part = folder / f".part-{step:07d}-{os.getpid()}"
     for stale in folder.glob(".part-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    part.mkdir()
-    packed = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    save_tensors(part / "tensors.safetensors", packed)
-    write_text(part / "state.json", json.dumps({"format": _FORMAT, "step": step, **state}, indent=1))
-    sync_folder(part)
+    try:
+        _write(part, step, tensors, state)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)  # half a checkpoint must not fill the disk
+        safe = latest(folder)
+        kept = f"the last one, {safe}, is intact" if safe else "there is no earlier one"
+        raise OSError(
+            f"The checkpoint of step {step} could not be written ({error}); {kept}: make room or allow writing in "
+            f"{folder}, then go on with --resume."
+        ) from None
     aside = folder / f".part-{step:07d}-before"
     if final.exists():  # half deleted it would still look complete
         os.rename(final, aside)
@@ -43,6 +53,24 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     for old in complete(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _write(part: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    part.mkdir()
+    packed = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    save_tensors(part / "tensors.safetensors", packed)
+    known = {"format": _FORMAT, "step": step, "checksum": _checksum(part / "tensors.safetensors"), **state}
+    write_text(part / "state.json", json.dumps(known, indent=1))
+    sync_folder(part)
+
+
+def _checksum(path: Path) -> int:
+    """Of a file's bytes: safetensors itself would not notice a flipped bit."""
+    total = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -55,7 +83,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state = json.loads((path / "state.json").read_text())
         if not isinstance(state, dict) or state.get("format") != _FORMAT or not _is_step(state.get("step")):
             raise ValueError("not a fewstep checkpoint")
-        return load_file(path / "tensors.safetensors"), state
+        tensors = path / "tensors.safetensors"
+        if state.get("checksum") not in (None, _checksum(tensors)):
+            raise ValueError("its tensors are not those that were saved")
+        return load_file(tensors), state
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"The checkpoint {path} cannot be read ({error}): delete it to use an older one.") from None
 

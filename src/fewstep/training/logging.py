@@ -46,8 +46,13 @@ class JsonLines:
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"The log {self.path} could not be written ({error.strerror}): make room, then go on with --resume."
+            ) from None
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:

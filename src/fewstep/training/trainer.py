@@ -273,6 +273,8 @@ class Trainer:
         tensors, state = checkpoint.load(newest)
         if (state.get("seed"), state.get("method")) != (self.seed, self.method.name):
             raise ValueError(f"The checkpoint {newest} was made with another method or seed.")
+        if not isinstance(state.get("forward_equivalents", 0), int):
+            raise ValueError(f"The checkpoint {newest} is damaged (its cost is no number): delete it.")
         if state["step"] > self.settings.steps:
             raise ValueError(
                 f"This run has done {state['step']} steps, more than training.steps = {self.settings.steps}: "

@@ -1,0 +1,1 @@
+"""Broken inputs by the hundred: `python -m tests.fuzz`."""

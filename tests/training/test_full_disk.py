@@ -1,0 +1,67 @@
+"""The disk fills up while a run writes: what was safe stays safe, and the run goes on when there is room."""
+
+import resource
+import signal
+
+import pytest
+import torch
+from killable import trainer
+
+from fewstep.data.files import save_tensors
+from fewstep.training import checkpoint
+
+
+@pytest.fixture
+def no_room():
+    """From when it is called no file may grow past ``size`` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000])
+def test_a_full_disk_costs_the_newest_steps_alone(size, no_room, tmp_path):
+    """Nothing, a part or nearly all of the third checkpoint fits."""
+
+    def fill(done):
+        if done == 5:
+            no_room(size)
+
+    options = dict(steps=20, checkpoint_every=2, log_every=100)
+    with pytest.raises(OSError, match=r"step 6 could not be written .*step-0000004, is intact: make room") as caught:
+        trainer("plain", tmp_path, hooks=((1, fill),), **options).run()
+    assert "\n" not in str(caught.value)
+    resource.setrlimit(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)[1:] * 2)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step-0000002", "step-0000004"}  # and no half of a third
+    resumed, whole = trainer("plain", tmp_path, **options), trainer("plain", **options)
+    resumed.run(resume=True)
+    whole.run()
+    assert checkpoint.same(resumed.tensors(), whole.tensors())
+
+
+def test_a_log_that_cannot_be_written_says_what_to_do(no_room, tmp_path):
+    def fill(done):
+        if done == 3:
+            no_room(10)
+
+    with pytest.raises(OSError, match=r"log .*log.jsonl could not be written \(File too large\): make room"):
+        trainer("plain", tmp_path, hooks=((1, fill),), steps=8, checkpoint_every=100, log_every=4).run()
+
+
+def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="cannot be written"):
+        save_tensors(tmp_path / "no" / "folder.safetensors", {"x": torch.zeros(1)})
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """Anywhere in the tensors' file, also where safetensors itself would read other numbers without a word."""
+    trainer("plain", tmp_path, steps=2).run()
+    path = checkpoint.latest(tmp_path / "checkpoints") / "tensors.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"not those that were saved.*delete it to use an older one"):
+        trainer("plain", tmp_path, steps=4).run(resume=True)
