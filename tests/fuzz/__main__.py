@@ -71,7 +71,7 @@ class Runner:
                 fewstep()
         except SystemExit as stopped:
             code = stopped.code or 0
-        except BaseException as error:  # noqa: BLE001 - whatever comes is a fault
+        except BaseException as error:
             self.fault(what, arguments, f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-4)}")
             return
         finally:
@@ -145,8 +145,10 @@ def files(runner: Runner, count: int, seed: int, folder: Path, teacher: Path) ->
         kind = mutate.file(folder / victim, rng)
         what = f"file {i}, {victim}, {kind}"
         stage = folder / "run" / "03-two"
-        shutil.rmtree(stage / "student", ignore_errors=True) if i % 2 else None  # unfinished: it must go on
-        runner.run(what, "distill", recipe, "--out", folder / "run", "--resume", "-q", "--set", "stages.two.training.steps=3")
+        if i % 2:  # unfinished: it must go on
+            shutil.rmtree(stage / "student", ignore_errors=True)
+        longer = ("--set", "stages.two.training.steps=3")
+        runner.run(what, "distill", recipe, "--out", folder / "run", "--resume", "-q", *longer)
         runner.run(what, "sample", folder / "run", "--out", folder / "a.png")
         for root, origin in (("run", folder / "kept"), ("teacher", teacher)):
             shutil.rmtree(folder / root)

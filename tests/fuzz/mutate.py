@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 VALUES: tuple[Any, ...] = (
-    None, "", "x", "1e-3", "scenes-64", 0, 1, -1, 2.5, 10**6, 10**30, float("nan"), float("inf"), True, [], [1, 2], ["a"],
-    {}, {"a": 1}, {"name": "tcd"}, "../../etc/passwd", "\x00", "ä" * 300, [[[[]]]], {1: 2},
+    None, "", "x", "1e-3", "scenes-64", 0, 1, -1, 2.5, 10**6, 10**30, float("nan"), float("inf"), True, [], [1, 2],
+    ["a"], {}, {"a": 1}, {"name": "tcd"}, "../../etc/passwd", "\x00", "ä" * 300, [[[[]]]], {1: 2},
 )  # fmt: skip
 
 

@@ -80,6 +80,16 @@ def follow(roles: Roles, method: Method, settings: TrainingSettings) -> None:
         roles.follow("ema", "student", settings.ema_decay)
 
 
+def check_batch(settings: TrainingSettings) -> None:
+    """Raises ValueError for a batch that cannot be shared out evenly among processes and micro-batches."""
+    size, parts = settings.batch_size, settings.accumulation * distributed.count()
+    if size % parts:
+        raise ValueError(
+            f"training.batch_size ({size}) must be a multiple of training.accumulation times the number of "
+            f"processes ({settings.accumulation} x {distributed.count()})."
+        )
+
+
 class Trainer:
     """Trains a method's players on batches of a source.
 
@@ -114,7 +124,7 @@ class Trainer:
         self.settings, self.seed = settings, seed
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.hooks, self.show_progress = hooks, show_progress and distributed.first()
-        self._check_batch()
+        check_batch(settings)
         if settings.fsdp and distributed.count() > 1:
             roles.shard()
         self.players = [
@@ -156,14 +166,6 @@ class Trainer:
             rows = slice(mine.start + i * size, mine.start + (i + 1) * size)
             yield Rng(self.seed, step, self.settings.batch_size, rows, self.settings.device, self.settings.dtype)
 
-    def _check_batch(self) -> None:
-        size, parts = self.settings.batch_size, self.settings.accumulation * distributed.count()
-        if size % parts:
-            raise ValueError(
-                f"training.batch_size ({size}) must be a multiple of training.accumulation times the number of "
-                f"processes ({self.settings.accumulation} x {distributed.count()})."
-            )
-
     def _note(self, player: str, loss: Loss) -> None:
         self.meter.add(f"{player}/loss", loss.total)
         for name, value in {**loss.parts, **loss.stats}.items():
@@ -195,21 +197,18 @@ class Trainer:
                 else:
                     advance(self.done)
                 if self.done % settings.checkpoint_every == 0 or last or stop:
-                    self._guard()
                     self.save()
                 due = [hook for every, hook in self.hooks if self.done % every == 0 or last]
                 enough = any([hook(self.done) for hook in due])
                 if enough and not last:
-                    self._guard()
                     self.save()
                     return
                 if stop and not last:
                     raise TrainingStopped(f"Stopped after step {self.done} of {settings.steps}.", self.done)
 
     def _bar(self) -> Any:
-        return progress_bar(
-            self.settings.steps, self.done, self.stage or self.method.name or "training", self.show_progress
-        )
+        label = self.stage or self.method.name or "training"
+        return progress_bar(self.settings.steps, self.done, label, self.show_progress)
 
     def _log(self, log: JsonLines | None, speed: Speed, advance: Any) -> None:
         self._guard()
@@ -253,6 +252,7 @@ class Trainer:
         """Write a checkpoint of the steps done; None when the run keeps nothing, or another process writes it."""
         if self.run_dir is None:
             return None
+        self._guard()
         tensors = self.tensors()
         if not distributed.first():
             return None

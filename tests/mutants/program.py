@@ -1,0 +1,205 @@
+"""Planted defects of what keeps a run alive: processes, stages, starts, measurements, checkpoints."""
+
+from tests.mutants.mutant import Mutant, planted
+
+PROCESSES: list[Mutant] = [
+    *planted(
+        "models/sharding.py",
+        "training/test_processes.py",
+        (
+            "shards: a network keeps the gathered weights of its last call",
+            ", reshard_after_forward=True)",
+            ")",
+            "test_two_processes_are_one[toy-full-fsdp]",
+        ),
+        (
+            "shards: every process saves its own rows of the moments as if they were all",
+            "if isinstance(like, DTensor) and tensor.shape == local(like).shape:",
+            "if False:",
+            "test_two_processes_are_one[toy-full-fsdp]",
+        ),
+        (
+            "shards: a resumed process takes the first rows",
+            "return parts[mine] if mine < len(parts) else tensor[:0]",
+            "return parts[0][: len(parts[mine])]",
+            "test_the_number_of_processes_may_change_at_a_resume",
+        ),
+    ),
+    *planted(
+        "training/players.py",
+        "training/test_processes.py",
+        (
+            "players: the norm knows one process's rows alone",
+            "distributed.total(rows.square())",
+            "rows.square()",
+            "test_two_processes_are_one[toy-full-fsdp]",
+        ),
+        (
+            "players: gradients stay those of a process's own rows",
+            "distributed.average_gradients(kept)",
+            "",
+            "test_two_processes_are_one[toy-lora]",
+        ),
+    ),
+    *planted(
+        "training/distributed.py",
+        "training/test_processes.py",
+        (
+            "processes: the log has the first one's losses",
+            'dist.all_reduce(numbers, group=_HOST.get("group"))',
+            "numbers *= count()",
+            "test_two_processes_are_one[toy-lora]",
+        ),
+        (
+            "processes: only the one that is asked stops",
+            'dist.all_reduce(said, dist.ReduceOp.MAX, group=_HOST.get("group"))',
+            'dist.all_reduce(said, dist.ReduceOp.MIN, group=_HOST.get("group"))',
+            "test_processes_stop_after_the_same_step",
+        ),
+    ),
+    *planted(
+        "training/trainer.py",
+        "training/test_processes.py",
+        (
+            "training: every process takes the first rows",
+            "rows = slice(mine.start + i * size, mine.start + (i + 1) * size)",
+            "rows = slice(i * size, (i + 1) * size)",
+            "test_two_processes_are_one[toy-lora]",
+        ),
+        (
+            "training: what the other processes compute costs nothing",
+            "self.roles.cost().forward_equivalents * distributed.count()\n",
+            "self.roles.cost().forward_equivalents\n",
+            "test_two_processes_are_one[toy-lora]",
+        ),
+    ),
+]
+
+STAGES: list[Mutant] = [
+    *planted(
+        "models/lora.py",
+        "program/test_stages.py",
+        (
+            "merge: A B instead of B A",
+            "weight += (scale * delta).view_as(weight).to(weight)",
+            "weight -= (scale * delta).view_as(weight).to(weight)",
+            "test_merging_changes_the_form_alone",
+        ),
+    ),
+    *planted(
+        "models/roles.py",
+        "program/test_stages.py",
+        (
+            "init: the role's own scale is forgotten",
+            'key: t / scale if ".lora_B" in key else t',
+            'key: t if ".lora_B" in key else t',
+            "test_init_is_where_the_student_starts[lora]",
+        ),
+        (
+            "init: full weights start without the LoRA",
+            "            merge(mine, saved)\n",
+            "",
+            "test_init_is_where_the_student_starts[full]",
+        ),
+    ),
+    *planted(
+        "training/trainer.py",
+        "program/test_stages.py",
+        (
+            "init: target and average start as the teacher",
+            '    if init is not None:\n        roles.start("student", init)\n    follow(roles, method, settings)\n',
+            '    follow(roles, method, settings)\n    if init is not None:\n        roles.start("student", init)\n',
+            "test_init_is_where_the_student_starts[lora]",
+        ),
+        (
+            "training: enough is not enough",
+            "if enough and not last:",
+            "if False:",
+            "test_the_best_student_is_kept_and_patience_ends_the_run[FD]",
+        ),
+    ),
+    *planted(
+        "export/chain.py",
+        "program/test_stages.py",
+        (
+            "chain: a student that becomes a teacher leaves its LoRA behind",
+            "        merge(weights, saved)\n",
+            "",
+            "test_a_finished_stage_is_a_teacher",
+        ),
+        (
+            "chain: a run of several is its first stage",
+            "path = stages[-1]",
+            "path = stages[0]",
+            "test_every_stage_leaves_a_student",
+        ),
+    ),
+    *planted(
+        "stages.py",
+        "program/test_stages.py",
+        (
+            "stages: keys above win over the stage's own",
+            "merged[key] = value\n",
+            "merged.setdefault(key, value)\n",
+            "test_keys_above_hold_for_every_stage_and_overrides_reach_each",
+        ),
+        (
+            "stages: another method inherits the settings of the one above",
+            'not (key == "method" and _other(old, value))',
+            "True",
+            "test_keys_above_hold_for_every_stage_and_overrides_reach_each",
+        ),
+    ),
+    *planted(
+        "job.py",
+        "program/test_stages.py",
+        (
+            "stages: earlier ones cost nothing",
+            "sum(card.forward_equivalents for card in cards)",
+            "0",
+            "test_every_stage_leaves_a_student",
+        ),
+    ),
+    *planted(
+        "watch.py",
+        "program/test_stages.py",
+        (
+            "watch: high accuracy is bad",
+            'sign = -1 if self.settings.metric == "accuracy" else 1',
+            "sign = 1",
+            "test_the_best_student_is_kept_and_patience_ends_the_run[accuracy]",
+        ),
+        (
+            "watch: patience is one longer",
+            "return 0 < self.settings.patience <= waited",
+            "return 0 < self.settings.patience < waited",
+            "test_the_best_student_is_kept_and_patience_ends_the_run[FD]",
+        ),
+    ),
+    *planted(
+        "distill.py",
+        "program/test_stages.py",
+        (
+            "resume: a run that had enough trains on",
+            "if watch is None or not watch.enough(trainer.done):",
+            "if True:",
+            "test_an_interrupted_run_decides_as_a_whole_one",
+        ),
+    ),
+    *planted(
+        "training/checkpoint.py",
+        "training/test_full_disk.py",
+        (
+            "checkpoint: a flipped bit goes unseen",
+            'if state.get("checksum") not in (None, _checksum(tensors)):',
+            "if False:",
+            "test_a_flipped_bit_is_noticed",
+        ),
+        (
+            "checkpoint: half of one stays on a full disk",
+            "        shutil.rmtree(part, ignore_errors=True)  # half a checkpoint must not fill the disk\n",
+            "",
+            "test_a_full_disk_costs_the_newest_steps_alone[5000]",
+        ),
+    ),
+]
