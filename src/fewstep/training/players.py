@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.methods.base import Player
+from fewstep.training.optimizers import load_state, make_optimizer, saved_state
 from fewstep.training.settings import TrainingSettings
 
 
 class PlayerState:
-    """One player's parameters and fused AdamW.
+    """One player's parameters and optimiser.
 
     Gradients reach this player's parameters and nobody else's because `backward` names them; requires_grad is
     never toggled. A step whose gradient is not finite is skipped on the device, without asking the host, and
@@ -23,14 +24,7 @@ class PlayerState:
         if not parameters:
             raise ValueError(f"The player '{player.name}' has no trainable parameters.")
         self.player, self.parameters, self.settings = player, list(parameters), settings
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(self.parameters, settings)
         device = self.parameters[0].device
         self.first_bad_step = torch.full((), float("inf"), dtype=torch.float64, device=device)
         self.grad_norm = torch.zeros((), device=device)
@@ -49,18 +43,18 @@ class PlayerState:
         if self.settings.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
         self.first_bad_step = torch.where(bad, self.first_bad_step.clamp_max(step), self.first_bad_step)
-        self.optimizer.found_inf = self.first_bad_step.isfinite().to(torch.float32)  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.first_bad_step.isfinite().to(torch.float32)
         self.optimizer.param_groups[0]["lr"] = self.settings.rate(step, self.player.name)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """Optimiser moments by parameter position: what a checkpoint must hold."""
-        saved = {}
-        for i, parameter in enumerate(self.parameters):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                saved[f"{i}/{key}"] = value
-        return saved
+        return {
+            f"{i}/{key}": value
+            for i, parameter in enumerate(self.parameters)
+            for key, value in saved_state(self.optimizer, parameter).items()
+        }
 
     def load_tensors(self, saved: dict[str, Tensor]) -> None:
         """Restore what `tensors` gave.
@@ -68,12 +62,14 @@ class PlayerState:
         Raises:
             ValueError: when the moments are not of this player's parameters.
         """
+        by_parameter: dict[str, dict[str, Tensor]] = {}
         for key, value in saved.items():
             index, _, name = key.partition("/")
             if not index.isdigit() or int(index) >= len(self.parameters):
                 raise ValueError(f"The optimiser state of '{self.player.name}' belongs to another recipe.")
-            parameter = self.parameters[int(index)]
-            if name != "step" and value.shape != parameter.shape:
-                raise ValueError(f"The optimiser state of '{self.player.name}' differs in shape.")
-            device = "cpu" if name == "step" and parameter.device.type == "cpu" else parameter.device
-            self.optimizer.state[parameter][name] = value.to(device).clone()
+            by_parameter.setdefault(index, {})[name] = value
+        for index, state in by_parameter.items():
+            try:
+                load_state(self.optimizer, int(index), state)
+            except ValueError as error:
+                raise ValueError(f"The optimiser state of '{self.player.name}' {error}.") from None
