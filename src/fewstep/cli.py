@@ -63,8 +63,11 @@ def distill(
     resolved = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / Path(recipe).stem
     if dry_run:
+        from fewstep.plan import describe, plan
+
+        lines = describe(plan(resolved))
         typer.echo(as_yaml(resolved).rstrip())
-        typer.echo(_cost(resolved))
+        typer.echo("\n".join(f"# {line}" for line in lines))
         return
     from fewstep.distill import distill as run
 
@@ -122,6 +125,31 @@ def verify(
         passed &= report.passed
     if not passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    plan: Annotated[
+        str | None, typer.Option("--plan", metavar="RECIPE", help="Say what this recipe would need, and start nothing.")
+    ] = None,
+    overrides: Sets = None,
+) -> None:
+    """Look at this machine: what it has, what it lacks, whether its numbers are right. Exit code 1 on a problem."""
+    if plan is not None:
+        from fewstep.plan import advise, describe, fits
+        from fewstep.plan import plan as make
+        from fewstep.recipe import load_recipe
+
+        planned = make(load_recipe(plan, overrides or ()))
+        typer.echo("\n".join([*describe(planned), *advise(planned)]))
+        raise typer.Exit(0 if fits(planned) else 1)
+    from fewstep.doctor import PROBLEM, examine
+
+    problems = 0
+    for finding in examine():
+        typer.echo(str(finding))
+        problems += finding.level == PROBLEM
+    raise typer.Exit(1 if problems else 0)
 
 
 @app.command()
@@ -280,6 +308,12 @@ def main() -> None:
         if os.environ.get("FEWSTEP_TRACEBACK"):  # for those who hunt a defect
             raise
         sys.exit(_say(f"Error: {' '.join(str(error).split())}", 2))
+    except (MemoryError, RuntimeError) as error:
+        from fewstep.training.machine import is_out_of_memory
+
+        if os.environ.get("FEWSTEP_TRACEBACK") or not is_out_of_memory(error):
+            raise
+        sys.exit(_say("Error: Out of memory: ask for fewer pictures at once (--prompt, --count).", 2))
 
 
 def _say(message: str, code: int) -> int:
@@ -314,17 +348,6 @@ def _command(*words: object) -> str:
 
 def _sets(overrides: list[str] | None) -> list[str]:
     return [word for item in overrides or () for word in ("--set", item)]
-
-
-def _cost(recipe: Any) -> str:
-    """Network calls of a training step, in words, for --dry-run."""
-    from fewstep.diffusion.schedule import Schedule
-
-    method = recipe.method_class()(Schedule.scaled_linear(), recipe.method_settings())
-    calls = method.calls_per_step()
-    steps, batch = recipe.training.steps, recipe.training.batch_size
-    words = ", ".join(f"{role} {count}" for role, count in calls.items())
-    return f"# network calls per step: {words}; {steps} steps of {batch} pictures"
 
 
 def _numbers(text: str | None, wanted: str = "--timesteps wants numbers, e.g. 999,749,499,249") -> list[float] | None:

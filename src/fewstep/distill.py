@@ -27,12 +27,17 @@ from fewstep.export.student import Card, sampler_of, save_student
 from fewstep.methods.base import Method
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.models.roles import Roles
+from fewstep.out_of_memory import explained
 from fewstep.recipe import Recipe, RecipeError, as_yaml
 from fewstep.sampling import DDIM, sample
 from fewstep.training.logging import progress_bar
+from fewstep.training.optimizers import check_optimizer
 from fewstep.training.trainer import Trainer, build_roles
 
-_MAY_CHANGE = ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints")
+_MAY_CHANGE = (
+    "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints",
+    "training.accumulation", "training.gradient_checkpointing",  # the same numbers in less memory
+)  # fmt: skip
 
 
 @dataclass
@@ -81,9 +86,15 @@ def distill(recipe: Recipe, folder: Path, *, resume: bool = False, show_progress
 
     Raises:
         RecipeError: the folder holds another run, or something else.
+        OutOfMemory: with what would need less.
         TrainingStopped: by Ctrl-C or SIGTERM; everything is saved, and ``resume`` goes on from there.
     """
     check_folder(recipe, folder, resume)
+    with explained(recipe, folder):
+        return _distill(recipe, folder, resume, show_progress)
+
+
+def _distill(recipe: Recipe, folder: Path, resume: bool, show_progress: bool) -> Path:
     job = prepare(recipe, folder)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "recipe.yaml", as_yaml(recipe))  # only now: a recipe that cannot run claims no folder
@@ -111,6 +122,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     """
     settings = recipe.training
     check_device(settings.device)
+    check_optimizer(settings)
     teacher = load_teacher(recipe.teacher.path, device=settings.device)
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
     roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed)

@@ -51,8 +51,8 @@ class Outline:
 
     @property
     def network(self) -> UNetNetwork:
-        """The base in the network contract; its layers are those of `base`, not a copy."""
-        return UNetNetwork(self.base)
+        """A copy of the base in the network contract, free to be given adapters."""
+        return UNetNetwork(copy.deepcopy(self.base))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -82,7 +82,8 @@ class Outline:
             raise ValueError(f"{self.family} is not supported as a teacher yet: only its parameters are counted.")
         if not {"vae", "text_encoder"} <= self.parts.keys() or not self.scheduler:
             return Denoiser(self.network, Schedule.scaled_linear())  # shapes do not depend on the schedule
-        return as_teacher(SimpleNamespace(**self.parts, scheduler=SimpleNamespace(config=self.scheduler))).denoiser
+        parts = {**self.parts, _BASE: copy.deepcopy(self.base)}
+        return as_teacher(SimpleNamespace(**parts, scheduler=SimpleNamespace(config=self.scheduler))).denoiser
 
     def prompts(self, count: int, dtype: torch.dtype) -> Cond:
         """``count`` encoded prompts without values, and their null."""
@@ -91,10 +92,10 @@ class Outline:
 
     def stand_in(self, device: str) -> UNetNetwork:
         """The base in real memory with made-up weights: the time of a call does not depend on them."""
-        base = copy.deepcopy(self.base).to_empty(device=device).requires_grad_(False)
-        for parameter in base.parameters():
+        network = self.network.to_empty(device=device).requires_grad_(False)
+        for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.01)
-        return UNetNetwork(base)
+        return network
 
 
 _ENCODERS = {"text_encoder", "text_encoder_2", "text_encoder_3"}
@@ -113,7 +114,9 @@ def outline(name: str) -> Outline:
         if (folder / "model_index.json").is_file():
             return _pipeline(name, folder)
         config = _read(folder / "config.json")
-        return Outline(name, str(config.get("_class_name")), {_BASE: _network(folder, "diffusers", "")}, {}, _CLIP_TOKENS)
+        return Outline(
+            name, str(config.get("_class_name")), {_BASE: _network(folder, "diffusers", "")}, {}, _CLIP_TOKENS
+        )
     except (OSError, KeyError, TypeError, AttributeError, ImportError, json.JSONDecodeError) as error:
         raise ValueError(f"The teacher '{name}' cannot be outlined from its configs: {first_sentence(error)}") from None
 

@@ -85,14 +85,18 @@ def estimate(
     taught = method(teacher.schedule, method_settings)
     source = _latents(outline, pictures)
     with torch.device("meta"):  # the networks' own: whatever role joins, joins without memory
-        on_meta = dataclasses.replace(settings, device="meta", precision="fp32" if settings.autocast else settings.precision)
+        on_meta = dataclasses.replace(
+            settings, device="meta", precision="fp32" if settings.autocast else settings.precision
+        )
         roles = build_roles(teacher, taught, on_meta, weights)
     players = {player.name: trained_by(player, roles) for player in taught.players}
     trained = [p for parameters_ in players.values() for p in parameters_]
     peak = rehearse(taught, roles, source, settings)
     device = torch.device(settings.device).type
     gradients = _size(trained, device)
-    helpers = _size((t for name, part in outline.parts.items() if part is not outline.base for t in _tensors(part)), device)
+    helpers = _size(
+        (t for name, part in outline.parts.items() if part is not outline.base for t in _tensors(part)), device
+    )
     there = {
         "the teacher's network": base_bytes,
         "text encoder, autoencoder": helpers,
@@ -104,7 +108,7 @@ def estimate(
     return Estimate(
         device=settings.device,
         training={**there, "gradients": gradients, "activations": max(peak - gradients, 0)},
-        encoding=_encoding(outline, between, pictures, device),
+        encoding=_encoding(outline, between - there["optimiser"], pictures, device),
         sampling=_sampling(outline, between, prompts, device),
         parameters=parameters,
         trainable={name: sum(p.numel() for p in tensors) for name, tensors in players.items()},
@@ -160,8 +164,7 @@ def _encoding(outline: Outline, between: int, pictures: int, device: str) -> int
     ledger = Ledger(device, _tensors(vae))
     side = outline.image_size
     with AsOn(device, None), ledger:
-        posterior = vae.encode(torch.empty(min(pictures, _PICTURES_AT_ONCE), 3, side, side, device="meta")).latent_dist
-        (posterior.mean, posterior.std)
+        vae.encode(torch.empty(min(pictures, _PICTURES_AT_ONCE), 3, side, side, device="meta"))
     return between + ledger.peak
 
 
@@ -173,7 +176,9 @@ def _sampling(outline: Outline, between: int, prompts: int, device: str) -> int:
         return 0
     ledger = Ledger(device, _tensors(vae))
     with AsOn(device, None), ledger:
-        vae.decode(torch.empty(min(prompts, _PICTURES_AT_ONCE), *outline.latent_shape, device="meta"), return_dict=False)
+        vae.decode(
+            torch.empty(min(prompts, _PICTURES_AT_ONCE), *outline.latent_shape, device="meta"), return_dict=False
+        )
     return between + ledger.peak
 
 
