@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,13 +30,8 @@ OK, NOTE, PROBLEM = "OK", "note", "problem"
 _LITTLE_MEMORY, _LITTLE_DISK = 2e9, 5e9  # of bytes, below which full-size models are out of reach
 _NO_DISK = 200e6  # a run of scenes-64 needs about this much
 _TOLERANCE = 0.01  # of float32 against float64; TF32 convolutions stay below it, a wrong kernel does not
-_GIVES = {
-    "lowmem": "8-bit moments, training.optimizer adamw8bit: three quarters of AdamW's memory saved",
-    "data": "data sets and webdataset shards as sources",
-    "logging": "tensorboard and trackio",
-    "report": "figures by matplotlib",
-    "app": "the web page",
-}
+_GIVES = {"lowmem": "training.optimizer adamw8bit, moments in a quarter of the memory"}
+_EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)""")
 
 
 @dataclass(frozen=True)
@@ -124,14 +120,14 @@ def packages(requirements: Iterable[str], find: Callable[[str], str] = version) 
     """Installed versions against ``requirements``, written as in pyproject.toml; ``find`` tells a package's version."""
     from packaging.requirements import Requirement
 
-    extras: dict[str, list[Requirement]] = {}
     read = [Requirement(text) for text in requirements]
+    extras: dict[str, list[str]] = {}
     if not read:
         yield Finding(NOTE, "fewstep is not installed as a package, so versions were not compared", "pip install -e .")
     for wanted in read:
-        extra = next((e for e in _GIVES | {"dev": ""} if _only_with(wanted, e)), None)
-        if extra is not None:
-            extras.setdefault(extra, []).append(wanted)
+        extra = _EXTRA.search(str(wanted.marker))
+        if extra:
+            extras.setdefault(extra[1], []).append(wanted.name)
             continue
         found = _version(wanted.name, find)
         if found is None or not wanted.specifier.contains(found, prereleases=True):
@@ -139,21 +135,15 @@ def packages(requirements: Iterable[str], find: Callable[[str], str] = version) 
             yield Finding(PROBLEM, text, f"pip install '{wanted.name}{wanted.specifier}'")
         else:
             yield Finding(OK, f"{wanted.name} {found}" + (f" ({wanted.specifier})" if wanted.specifier else ""))
-    for extra, needed in extras.items():
-        if extra in _GIVES:
-            yield _extra(extra, [wanted.name for wanted in needed], find)
+    extras.pop("dev", None)
+    yield from (_extra(extra, names, find) for extra, names in extras.items())
 
 
 def _extra(extra: str, names: list[str], find: Callable[[str], str]) -> Finding:
-    missing = [name for name in names if _version(name, find) is None]
-    if not missing:
-        return Finding(OK, f"extra {extra}: {', '.join(names)} installed ({_GIVES[extra]})")
-    return Finding(NOTE, f"extra {extra} is not installed ({_GIVES[extra]})", f"pip install 'fewstep[{extra}]'")
-
-
-def _only_with(requirement: object, extra: str) -> bool:
-    marker = getattr(requirement, "marker", None)
-    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+    gives = f" ({_GIVES[extra]})" if extra in _GIVES else ""
+    if all(_version(name, find) is not None for name in names):
+        return Finding(OK, f"extra {extra}: {', '.join(names)} installed{gives}")
+    return Finding(NOTE, f"extra {extra} is not installed{gives}", f"pip install 'fewstep[{extra}]' if you want it")
 
 
 def _version(name: str, find: Callable[[str], str]) -> str | None:

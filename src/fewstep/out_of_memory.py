@@ -43,10 +43,11 @@ def _missing(device: str, error: BaseException) -> str:
 def _advice(recipe: Recipe) -> str:
     """What helps, by rehearsing the changes; without figures where the rehearsal fails too."""
     try:
-        needs = plan(recipe, timed=False).estimate
-        changes = cheaper(recipe)
+        planned = plan(recipe, timed=False)
+        changes = cheaper(planned)
     except (ValueError, RuntimeError, MemoryError):
         return "Raise training.accumulation, or turn training.gradient_checkpointing on."
+    needs = planned.estimate
     size = "" if needs is None else f"This run needs about {in_words(needs.peak)} at its peak. "
     if not changes:
         return f"{size}Nothing in this recipe would lower that: free some memory, or take a larger device."

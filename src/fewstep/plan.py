@@ -13,10 +13,10 @@ from fewstep.models.families import UNetNetwork
 from fewstep.models.lora import matching
 from fewstep.models.outline import Outline, outline
 from fewstep.recipe import Recipe
-from fewstep.training.estimate import Estimate, estimate, seconds_of_forward
+from fewstep.training.estimate import Estimate, estimate, seconds_of_step
 from fewstep.training.machine import in_words, memory
 
-_TRY_OUT = 100_000_000  # parameters; on a CPU one forward of a larger network would take long
+_TRY_OUT = 100_000_000  # parameters; on a CPU a step of a larger network would take long
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Plan:
     Attributes:
         estimate: memory and calls; None where the teacher's family cannot be distilled yet.
         why_not: the sentence that says so.
-        seconds: of all training steps together; None where no forward was tried.
+        seconds: of all training steps together; None where no step was tried.
     """
 
     recipe: Recipe
@@ -37,7 +37,7 @@ class Plan:
 
 
 def plan(recipe: Recipe, timed: bool = True) -> Plan:
-    """Outline the teacher, rehearse a step, time a forward on the recipe's device. No weights are read or written.
+    """Outline the teacher, rehearse a step, time one on the recipe's device. No weights are read or written.
 
     Raises:
         ValueError: what the run itself would refuse.
@@ -59,13 +59,13 @@ def _estimate(recipe: Recipe, sketch: Outline) -> Estimate:
 
 
 def _seconds(recipe: Recipe, sketch: Outline, found: Estimate) -> float | None:
-    settings = recipe.training
-    room = memory(settings.device)
+    room = memory(recipe.training.device)
     if room is None or found.peak > room[0]:
         return None
-    if torch.device(settings.device).type == "cpu" and found.parameters > _TRY_OUT:
+    if torch.device(recipe.training.device).type == "cpu" and found.parameters > _TRY_OUT:
         return None
-    return settings.steps * settings.batch_size * found.equivalents * seconds_of_forward(sketch, settings)
+    method, settings = recipe.method_class(), recipe.training
+    return settings.steps * seconds_of_step(sketch, method, recipe.method_settings(), settings, recipe.student.build())
 
 
 # ---------------------------------------------------------------- what would need less
@@ -90,16 +90,18 @@ class Change:
         return f"{self.key}={self.value} (saves about {in_words(self.saves)})"
 
 
-def cheaper(recipe: Recipe) -> list[Change]:
+def cheaper(planned: Plan) -> list[Change]:
     """Changes that would lower the peak of this recipe's training step, the most effective first.
 
     Each is rehearsed like the recipe itself, on its own.
     """
-    sketch = outline(recipe.teacher.path)
-    now = sum(_estimate(recipe, sketch).training.values())
+    if planned.estimate is None:
+        return []
+    now = sum(planned.estimate.training.values())
     changes = []
-    for key, value in _candidates(recipe):
-        less = now - sum(_estimate(_changed(recipe, key, value), sketch).training.values())
+    for key, value in _candidates(planned.recipe):
+        changed = _estimate(_changed(planned.recipe, key, value), planned.outline)
+        less = now - sum(changed.training.values())
         if less > 0.005 * now:
             same = key in ("training.accumulation", "training.gradient_checkpointing")
             changes.append(Change(key, str(value).lower(), less, same))
@@ -162,9 +164,9 @@ def fits(planned: Plan) -> bool:
 
 def advise(planned: Plan) -> list[str]:
     """What would lower the peak of a step, as lines of text."""
-    if planned.estimate is None:
+    changes = cheaper(planned)
+    if not changes:
         return []
-    changes = cheaper(planned.recipe)
     return ["each of these alone would lower the step's peak:", *(f"  --set {change}" for change in changes)]
 
 
@@ -196,7 +198,7 @@ def _trained(recipe: Recipe, found: Estimate) -> str:
 
 def _time(planned: Plan) -> str:
     if planned.seconds is None:
-        return "no forward was tried here, so the time is open"
+        return "no step was tried here, so the time is open"
     minutes = planned.seconds / 60
     about = f"{minutes:.0f} minutes" if minutes >= 2 else f"{planned.seconds:.0f} seconds"
     if minutes >= 120:

@@ -50,14 +50,15 @@ class Outline:
         return self.parts[_BASE]
 
     @property
-    def network(self) -> UNetNetwork:
-        """A copy of the base in the network contract, free to be given adapters."""
-        return UNetNetwork(copy.deepcopy(self.base))
-
-    @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents at the model's own size."""
+        """(channels, height, width) of the latents at the model's own size.
+
+        Raises:
+            ValueError: when the network's config does not tell it.
+        """
         size = self.base.config.sample_size
+        if size is None:
+            raise ValueError(f"The {_BASE} of {self.name} has no sample_size in its config: write it there.")
         height, width = (size, size) if isinstance(size, int) else size
         return self.base.config.in_channels, height, width
 
@@ -73,29 +74,23 @@ class Outline:
         return self.tokens, int(self.base.config.cross_attention_dim)
 
     def denoiser(self) -> Denoiser:
-        """The teacher as methods see it.
+        """The teacher as methods see it, on a copy of the base: roles may give it adapters.
 
         Raises:
             ValueError: what fewstep cannot distil yet, in the words of `fewstep.models.families.as_teacher`.
         """
         if getattr(self.base.config, "addition_embed_type", None) or len(self.parts.keys() & _ENCODERS) > 1:
             raise ValueError(f"{self.family} is not supported as a teacher yet: only its parameters are counted.")
+        base = copy.deepcopy(self.base)
         if not {"vae", "text_encoder"} <= self.parts.keys() or not self.scheduler:
-            return Denoiser(self.network, Schedule.scaled_linear())  # shapes do not depend on the schedule
-        parts = {**self.parts, _BASE: copy.deepcopy(self.base)}
+            return Denoiser(UNetNetwork(base), Schedule.scaled_linear())  # shapes do not depend on the schedule
+        parts = {**self.parts, _BASE: base}
         return as_teacher(SimpleNamespace(**parts, scheduler=SimpleNamespace(config=self.scheduler))).denoiser
 
-    def prompts(self, count: int, dtype: torch.dtype) -> Cond:
-        """``count`` encoded prompts without values, and their null."""
-        wide, null = (torch.empty(n, *self.prompt_shape, dtype=dtype, device="meta") for n in (count, 1))
-        return Cond({"prompt_embeds": wide}, null={"prompt_embeds": null})
-
-    def stand_in(self, device: str) -> UNetNetwork:
-        """The base in real memory with made-up weights: the time of a call does not depend on them."""
-        network = self.network.to_empty(device=device).requires_grad_(False)
-        for parameter in network.parameters():
-            nn.init.normal_(parameter, std=0.01)
-        return network
+    def prompts(self, count: int, dtype: torch.dtype, device: str = "meta") -> Cond:
+        """``count`` encoded prompts of zeros, and their null."""
+        given, null = (torch.zeros(n, *self.prompt_shape, dtype=dtype, device=device) for n in (count, 1))
+        return Cond({"prompt_embeds": given}, null={"prompt_embeds": null})
 
 
 _ENCODERS = {"text_encoder", "text_encoder_2", "text_encoder_3"}

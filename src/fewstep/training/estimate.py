@@ -7,6 +7,7 @@ Weights, moments and data are counted by their shapes; what a step adds is rehea
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from fewstep.models.roles import Roles, Weights
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.rehearsal import AsOn, Ledger, rehearse, size_of, trained_by
 from fewstep.training.settings import TrainingSettings
-from fewstep.training.trainer import build_roles
+from fewstep.training.trainer import Trainer, build_roles
 
 _PICTURES_AT_ONCE = 32  # of encoding (fewstep.data.cache) and of decoding (Teacher.decode)
 _STEP = ("gradients", "activations")
@@ -137,10 +138,11 @@ def _roles(roles: Roles, device: str) -> dict[str, int]:
     return sizes
 
 
-def _latents(outline: Outline, pictures: int) -> LatentSource:
-    """The encoded data set as `fewstep.data.cache` keeps it, in float16."""
-    mean, std = (torch.empty(pictures, *outline.latent_shape, dtype=torch.float16, device="meta") for _ in range(2))
-    return LatentSource(mean, std, outline.prompts(pictures, torch.float16))
+def _latents(outline: Outline, pictures: int, device: str = "meta") -> LatentSource:
+    """A data set as `fewstep.data.cache` keeps it encoded, in float16, without its values."""
+    cond = outline.prompts(pictures, torch.float16, device)
+    mean, std = (torch.zeros(pictures, *outline.latent_shape, dtype=torch.float16, device=device) for _ in range(2))
+    return LatentSource(mean, std, cond)
 
 
 def _values(source: LatentSource) -> list[Tensor]:
@@ -182,22 +184,30 @@ def _sampling(outline: Outline, between: int, prompts: int, device: str) -> int:
     return between + ledger.peak
 
 
-@torch.no_grad()
-def seconds_of_forward(outline: Outline, settings: TrainingSettings, repeats: int = 3) -> float:
-    """Seconds of one forward per picture, measured on the recipe's device with its micro-batch and made-up weights.
+def seconds_of_step(
+    outline: Outline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
+) -> float:
+    """Seconds of one training step, tried on the recipe's device with made-up weights and data.
 
-    The least of ``repeats`` calls after one that warms up.
+    The mean of a few steps after one that warms up: as many as make every player update.
     """
-    rows, device = settings.batch_size // settings.accumulation, settings.device
-    network = outline.stand_in(device).to(settings.dtype)
-    x = torch.zeros(rows, *outline.latent_shape, device=device, dtype=settings.dtype)
-    t = torch.full((rows,), 500, device=device)
-    cond = outline.prompts(rows, settings.dtype)
-    cond.tensors = {name: torch.zeros_like(v, device=device) for name, v in cond.tensors.items()}
+    teacher = outline.denoiser()
+    fill(teacher.network.to_empty(device=settings.device))  # type: ignore[attr-defined]
+    taught = method(teacher.schedule, method_settings)
+    roles = build_roles(teacher, taught, settings, weights)
+    source = _latents(outline, settings.batch_size, settings.device)
+    trainer = Trainer(taught, roles, source, settings)
     taken = []
-    for _ in range(1 + repeats):
+    for step in range(1 + max(2, math.lcm(*(player.every for player in taught.players)))):
         start = time.perf_counter()
-        with torch.autocast(x.device.type, settings.autocast, enabled=settings.autocast is not None):
-            network(x, t, cond).sum().item()
+        trainer.step(step)
+        trainer.players[0].grad_norm.item()
         taken.append(time.perf_counter() - start)
-    return min(taken[1:]) / rows
+    return sum(taken[1:]) / len(taken[1:])
+
+
+@torch.no_grad()
+def fill(network: nn.Module) -> None:
+    """Small random weights where there were none: the time of a call does not depend on them."""
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.01)
