@@ -142,7 +142,8 @@ def test_out_of_memory_is_one_sentence_with_advice(error, short, tmp_path, monke
     with monkeypatch.context() as planted:
         planted.setattr(TCD, "student", student)
         if "CUDA" in str(error):  # once is enough for the real advice
-            planted.setattr("fewstep.out_of_memory.cheaper", lambda planned: [Change("training.accumulation", "2", 9, True)])
+            known = [Change("training.accumulation", "2", 9, True)]
+            planted.setattr("fewstep.out_of_memory.cheaper", lambda planned: known)
         arguments = ["distill", "scenes-64-tcd", "--out", "run", *sets(short), "-q"]
         code, _, errors = inside(planted, capsys, tmp_path, *arguments)
     last = errors.strip().splitlines()[-1]
@@ -155,7 +156,7 @@ def test_out_of_memory_is_one_sentence_with_advice(error, short, tmp_path, monke
     if "CUDA" in str(error):
         return
     saved = [float(size) for size in re.findall(r"saves about ([\d.]+) MB", last)]
-    assert len(saved) >= 3 and saved == sorted(saved, reverse=True)
+    assert len(saved) >= 2 and saved == sorted(saved, reverse=True)
     # and it may: accumulation changes no number beyond rounding
     changed = load_recipe("scenes-64-tcd", [*short, "training.accumulation=2", "training.gradient_checkpointing=true"])
     assert distill(changed, tmp_path / "run", resume=True).is_dir()

@@ -215,13 +215,6 @@ def test_estimate_and_measurement_agree(method, kind, changes, small):
     assert found.peak == max(sum(found.training.values()), found.encoding, found.sampling)
 
 
-def test_two_micro_batches_tell_of_all(small):
-    """More accumulation of the same micro-batch changes nothing but the batch."""
-    settings = (TrainingSettings(batch_size=2 * n, accumulation=n) for n in (2, 3))
-    two, three = (estimate(small, TCD, TCD.Settings(), s, Weights(rank=4), 8).step for s in settings)
-    assert two == three
-
-
 def test_moments_of_8_bits_are_a_byte_and_a_scale():
     """Below 4096 elements they stay in float32; a scale per 256 elements, two moments."""
     tensors = [meta(4095), meta(4096), meta(1000, 257)]

@@ -76,7 +76,7 @@ def _adamw8bit() -> type[Any]:
         found_inf: Tensor
 
         @torch.no_grad()
-        def step(self) -> None:
+        def step(self) -> None:  # type: ignore[override]
             skip = self.found_inf > 0
             for group_index, group in enumerate(self.param_groups):
                 for index, parameter in enumerate(group["params"]):
