@@ -134,6 +134,31 @@ def verify(
 
 
 @app.command()
+def doctor(
+    plan: Annotated[
+        str | None, typer.Option("--plan", metavar="RECIPE", help="Say what this recipe would need, and start nothing.")
+    ] = None,
+    overrides: Sets = None,
+) -> None:
+    """Look at this machine: what it has, what it lacks, whether its numbers are right. Exit code 1 on a problem."""
+    if plan is not None:
+        from fewstep.plan import advise, describe, fits
+        from fewstep.plan import plan as make
+        from fewstep.recipe import load_recipe
+
+        planned = make(load_recipe(plan, overrides or ()))
+        typer.echo("\n".join([*describe(planned), *advise(planned)]))
+        raise typer.Exit(0 if fits(planned) else 1)
+    from fewstep.doctor import PROBLEM, examine
+
+    problems = 0
+    for finding in examine():
+        typer.echo(str(finding))
+        problems += finding.level == PROBLEM
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
 def methods() -> None:
     """List the methods, what they do and what a step costs."""
     from fewstep.diffusion.schedule import Schedule
@@ -315,7 +340,11 @@ def main() -> None:
         if os.environ.get("FEWSTEP_TRACEBACK"):  # for those who hunt a defect
             raise
         sys.exit(_say(f"Error: {' '.join(str(error).split())}", 2))
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        from fewstep.training.machine import is_out_of_memory
+
+        if is_out_of_memory(error) and not os.environ.get("FEWSTEP_TRACEBACK"):
+            sys.exit(_say("Error: Out of memory: ask for fewer pictures at once (--prompt, --count).", 2))
         if _RANK == "0" or "onnection" not in str(error):
             raise
         sys.exit(_say("Error: another process ended, see what it said.", 2))
@@ -356,25 +385,18 @@ def _sets(overrides: list[str] | None) -> list[str]:
 
 
 def _plan(recipe: Any) -> str:
-    """What --dry-run prints: the resolved recipe, and in comments what a step of each stage asks."""
+    """What --dry-run prints: the resolved recipe, and in comments what it, or each of its stages, needs."""
+    from fewstep.plan import describe, plan
     from fewstep.recipe import as_yaml
     from fewstep.stages import Chain, chain_yaml
 
     if not isinstance(recipe, Chain):
-        return f"{as_yaml(recipe).rstrip()}\n{_cost(recipe)}"
-    costs = [f"# {s.name}: {_cost(s.recipe).removeprefix('# ')}" for s in recipe.stages if s.recipe is not None]
-    return "\n".join([chain_yaml(recipe).rstrip(), *costs])
-
-
-def _cost(recipe: Any) -> str:
-    """Network calls of a training step, in words, for --dry-run."""
-    from fewstep.diffusion.schedule import Schedule
-
-    method = recipe.method_class()(Schedule.scaled_linear(), recipe.method_settings())
-    calls = method.calls_per_step()
-    steps, batch = recipe.training.steps, recipe.training.batch_size
-    words = ", ".join(f"{role} {count}" for role, count in calls.items())
-    return f"# network calls per step: {words}; {steps} steps of {batch} pictures"
+        return "\n".join([as_yaml(recipe).rstrip(), *(f"# {line}" for line in describe(plan(recipe)))])
+    lines = [chain_yaml(recipe).rstrip()]
+    for stage in recipe.stages:
+        if stage.recipe is not None:
+            lines += [f"# stage {stage.name}", *(f"#   {line}" for line in describe(plan(recipe.alone(stage))))]
+    return "\n".join(lines)
 
 
 def _whole(text: str | None, option: str) -> list[int]:

@@ -25,13 +25,17 @@ from fewstep.data.files import replace_text
 from fewstep.data.sources import LatentSource
 from fewstep.export.student import CARD_FILE, save_student
 from fewstep.job import Job, prepare
+from fewstep.out_of_memory import explained
 from fewstep.recipe import Recipe, RecipeError, as_yaml
 from fewstep.training import distributed
 from fewstep.training.logging import progress_bar
 from fewstep.training.trainer import Hook, Trainer
 from fewstep.watch import SampleGrid, Watch
 
-_MAY_CHANGE = ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints")
+_MAY_CHANGE = (
+    "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints",
+    "training.accumulation", "training.gradient_checkpointing", "training.fsdp",  # the same numbers in less memory
+)  # fmt: skip
 
 
 def distill(
@@ -52,16 +56,30 @@ def distill(
 
     Raises:
         RecipeError: the folder holds another run, or something else.
+        OutOfMemory: with what would need less.
         TrainingStopped: by Ctrl-C or SIGTERM; everything is saved, and ``resume`` goes on from there.
     """
     distributed.join(recipe.training.device)
     check_folder(recipe, folder, resume)
     if _is_finished(recipe, folder):
         return folder / "student"
+    with explained(recipe, folder):
+        return _distill(recipe, folder, resume, show_progress, earlier, stage, data or folder / "data")
+
+
+def _distill(
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    show_progress: bool,
+    earlier: Mapping[str, Path] | None,
+    stage: str,
+    data: Path,
+) -> Path:
     job = prepare(recipe, folder, earlier)
     distributed.wait()  # nobody may find the others' files before it has looked
     with distributed.first_goes_first():
-        source = _data(job, data or folder / "data", show_progress)
+        source = _data(job, data, show_progress)
     hooks: list[tuple[int, Hook]] = [(recipe.sample.every, SampleGrid(job))]
     trainer = Trainer(
         job.method, job.roles, source, recipe.training,

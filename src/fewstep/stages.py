@@ -57,6 +57,18 @@ class Chain:
         names = [stage.name for stage in self.stages]
         return run / f"{names.index(name) + 1:02d}-{name}"
 
+    def alone(self, stage: Stage) -> Recipe:
+        """A stage's recipe on the model that its teacher came from: for what depends on shapes alone."""
+        assert stage.recipe is not None
+        by_name = {s.name: s for s in self.stages}
+        teacher = stage.recipe.teacher
+        while teacher.path in by_name:
+            before = by_name[teacher.path]
+            before = by_name[str(before.merge)] if before.recipe is None else before
+            assert before.recipe is not None
+            teacher = before.recipe.teacher
+        return stage.recipe.model_copy(update={"teacher": teacher, "init": None})
+
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe | Chain:
     """A recipe or a chain from a YAML file or a shipped name; ``stages.NAME.key=value`` overrides one stage.

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from fewstep.methods.base import Player
 from fewstep.models.sharding import is_sharded, local, rows_of, whole
 from fewstep.training import distributed
+from fewstep.training.optimizers import load_state, make_optimizer, saved_state
 from fewstep.training.settings import TrainingSettings
 
 
 class PlayerState:
-    """One player's parameters and fused AdamW.
+    """One player's parameters and optimiser.
 
     Gradients reach this player's parameters and nobody else's because `backward` names them; requires_grad is
     never toggled. A step whose gradient is not finite is skipped on the device, without asking the host, and
@@ -39,14 +40,7 @@ class PlayerState:
         self.player, self.parameters, self.settings = player, list(parameters), settings
         self.leaves = leaves
         self.mine = [nn.Parameter(local(p)) if is_sharded(p) else p for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(
-            self.mine,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(self.mine, settings)
         device = self.mine[0].device
         self.first_bad_step = torch.full((), float("inf"), dtype=torch.float64, device=device)
         self.grad_norm = torch.zeros((), device=device)
@@ -64,7 +58,7 @@ class PlayerState:
         if self.settings.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.mine, self.settings.max_grad_norm, norm)
         self.first_bad_step = torch.where(bad, self.first_bad_step.clamp_max(step), self.first_bad_step)
-        self.optimizer.found_inf = self.first_bad_step.isfinite().to(torch.float32)  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.first_bad_step.isfinite().to(torch.float32)
         self.optimizer.param_groups[0]["lr"] = self.settings.rate(step, self.player.name)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -86,11 +80,11 @@ class PlayerState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Optimiser moments by parameter position: what a checkpoint must hold. Every process must call this."""
-        saved = {}
-        for i, (parameter, row) in enumerate(zip(self.parameters, self.mine, strict=True)):
-            for key, value in self.optimizer.state.get(row, {}).items():
-                saved[f"{i}/{key}"] = whole(value, parameter)
-        return saved
+        return {
+            f"{i}/{key}": whole(value, parameter)
+            for i, (parameter, row) in enumerate(zip(self.parameters, self.mine, strict=True))
+            for key, value in saved_state(self.optimizer, row).items()
+        }
 
     def load_tensors(self, saved: dict[str, Tensor]) -> None:
         """Restore what `tensors` gave.
@@ -98,13 +92,15 @@ class PlayerState:
         Raises:
             ValueError: when the moments are not of this player's parameters.
         """
+        by_parameter: dict[str, dict[str, Tensor]] = {}
         for key, value in saved.items():
             index, _, name = key.partition("/")
             if not index.isdigit() or int(index) >= len(self.parameters):
                 raise ValueError(f"The optimiser state of '{self.player.name}' belongs to another recipe.")
-            parameter, row = self.parameters[int(index)], self.mine[int(index)]
-            if name != "step" and value.shape != parameter.shape:
-                raise ValueError(f"The optimiser state of '{self.player.name}' differs in shape.")
-            device = "cpu" if name == "step" and row.device.type == "cpu" else row.device
-            mine = value if name == "step" else rows_of(value, parameter)
-            self.optimizer.state[row][name] = mine.to(device).clone()
+            parameter = self.parameters[int(index)]
+            by_parameter.setdefault(index, {})[name] = value if name == "step" else rows_of(value, parameter)
+        for index, state in by_parameter.items():
+            try:
+                load_state(self.optimizer, int(index), state)
+            except ValueError as error:
+                raise ValueError(f"The optimiser state of '{self.player.name}' {error}.") from None

@@ -19,6 +19,7 @@ class TrainingSettings:
         accumulation: micro-batches per step; must divide batch_size.
         learning_rate: peak rate of AdamW; critic_learning_rate for other players than the student (None: the same).
         warmup_steps: linear warm-up; then constant, or cosine down to 0 at the last step.
+        optimizer: "adamw", or "adamw8bit" with moments in a quarter of the memory (extra `lowmem`).
         betas, weight_decay, eps: of AdamW.
         max_grad_norm: clip of each player's total gradient norm, over every tensor it trains; 0 is off.
         ema_decay: EMA of the student kept for evaluation and export; 0 is off.
@@ -37,6 +38,7 @@ class TrainingSettings:
     critic_learning_rate: float | None = None
     warmup_steps: int = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     eps: float = 1e-8
@@ -73,6 +75,12 @@ class TrainingSettings:
             raise ValueError("training.precision fp16 diverges in distillation: use bf16 or fp32.")
         if self.precision not in ("fp32", "bf16", "fp64"):
             raise ValueError(f"Unknown training.precision '{self.precision}': use fp32, bf16 or fp64.")
+        if self.optimizer not in ("adamw", "adamw8bit"):
+            raise ValueError(f"Unknown training.optimizer '{self.optimizer}': use adamw or adamw8bit.")
+        if self.optimizer == "adamw8bit" and self.precision == "fp64":
+            raise ValueError("training.optimizer adamw8bit does not go with training.precision fp64: use adamw.")
+        if self.optimizer == "adamw8bit" and self.fsdp:
+            raise ValueError("training.optimizer adamw8bit does not go with training.fsdp: use adamw.")
         if self.lr_schedule not in ("constant", "cosine"):
             raise ValueError(f"Unknown training.lr_schedule '{self.lr_schedule}': use constant or cosine.")
 

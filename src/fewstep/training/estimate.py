@@ -1,0 +1,213 @@
+"""What a run needs before it starts: memory by part, network calls and forward equivalents of a step, time.
+
+Weights, moments and data are counted by their shapes; what a step adds is rehearsed on the meta device
+(`fewstep.training.rehearsal`), so a plan needs no weights and hardly any memory itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.data.sources import LatentSource
+from fewstep.methods.base import Method
+from fewstep.models.lora import lora_layers
+from fewstep.models.outline import Outline
+from fewstep.models.roles import Roles, Weights
+from fewstep.training.optimizers import moment_bytes
+from fewstep.training.rehearsal import AsOn, Ledger, rehearse, size_of, trained_by
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import Trainer, build_roles
+
+_PICTURES_AT_ONCE = 32  # of encoding (fewstep.data.cache) and of decoding (Teacher.decode)
+_STEP = ("gradients", "activations")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one run on one device, in bytes unless said otherwise.
+
+    Attributes:
+        device: where it will run.
+        training: what is there at the peak of a training step, by part; the sum is the peak.
+        encoding, sampling: peaks while pictures are encoded and while sample grids are decoded (0: not known).
+        parameters: of the teacher's network (a number).
+        trainable: parameters by player.
+        lora_layers: how many layers the student adapts; 0 for full weights.
+        calls: network calls of a step by role.
+        equivalents: forward equivalents of a step per picture (forward 1, backward 2).
+    """
+
+    device: str
+    training: dict[str, int]
+    encoding: int
+    sampling: int
+    parameters: int
+    trainable: dict[str, int]
+    lora_layers: int
+    calls: dict[str, int]
+    equivalents: float
+
+    @property
+    def step(self) -> int:
+        """What a step holds beyond what is there between steps."""
+        return sum(self.training[name] for name in _STEP)
+
+    @property
+    def peak(self) -> int:
+        """The most memory that the run holds at any time."""
+        return max(sum(self.training.values()), self.encoding, self.sampling)
+
+
+def estimate(
+    outline: Outline,
+    method: type[Method],
+    method_settings: Any,
+    settings: TrainingSettings,
+    weights: Weights,
+    pictures: int,
+    prompts: int = 0,
+) -> Estimate:
+    """The estimate of distilling ``outline`` on ``pictures`` cached pictures, with grids of ``prompts`` prompts.
+
+    Raises:
+        ValueError: a teacher that fewstep cannot distil yet; settings that the method or the network refuses.
+    """
+    teacher = outline.denoiser()
+    base_bytes = _size(_tensors(outline.base), settings.device)
+    parameters = sum(p.numel() for p in outline.base.parameters())
+    taught = method(teacher.schedule, method_settings)
+    source = _latents(outline, pictures)
+    with torch.device("meta"):  # the networks' own: whatever role joins, joins without memory
+        on_meta = dataclasses.replace(
+            settings, device="meta", precision="fp32" if settings.autocast else settings.precision
+        )
+        roles = build_roles(teacher, taught, on_meta, weights)
+    players = {player.name: trained_by(player, roles) for player in taught.players}
+    trained = [p for parameters_ in players.values() for p in parameters_]
+    peak = rehearse(taught, roles, source, settings)
+    device = torch.device(settings.device).type
+    gradients = _size(trained, device)
+    helpers = _size(
+        (t for name, part in outline.parts.items() if part is not outline.base for t in _tensors(part)), device
+    )
+    there = {
+        "the teacher's network": base_bytes,
+        "text encoder, autoencoder": helpers,
+        "encoded data": _size([source.mean, source.std, *_values(source)], device),
+        **{_name_of(role, taught): size for role, size in _roles(roles, device).items()},
+        "optimiser": moment_bytes(trained, settings.optimizer),
+    }
+    between = sum(there.values())
+    return Estimate(
+        device=settings.device,
+        training={**there, "gradients": gradients, "activations": max(peak - gradients, 0)},
+        encoding=_encoding(outline, between - there["optimiser"], pictures, device),
+        sampling=_sampling(outline, between, prompts, device),
+        parameters=parameters,
+        trainable={name: sum(p.numel() for p in tensors) for name, tensors in players.items()},
+        lora_layers=len(lora_layers(roles.base)),
+        calls=taught.calls_per_step(),
+        equivalents=roles.cost().forward_equivalents / _rehearsed(settings),
+    )
+
+
+def _rehearsed(settings: TrainingSettings) -> int:
+    return settings.batch_size // settings.accumulation * min(settings.accumulation, 2)
+
+
+def _name_of(role: str, method: Method) -> str:
+    spec = next((spec for spec in method.roles() if spec.name == role), None)
+    trails = role == "ema" or (spec is not None and spec.follows is not None)
+    return f"{role} (moving average)" if trails else f"{role}'s own weights"
+
+
+def _roles(roles: Roles, device: str) -> dict[str, int]:
+    """Bytes of every role's own tensors."""
+    sizes: dict[str, int] = {}
+    for name, tensor in roles.tensors().items():
+        role = name.partition("/")[0]
+        sizes[role] = sizes.get(role, 0) + size_of(tensor, device)
+    return sizes
+
+
+def _latents(outline: Outline, pictures: int, device: str = "meta") -> LatentSource:
+    """A data set as `fewstep.data.cache` keeps it encoded, in float16, without its values."""
+    cond = outline.prompts(pictures, torch.float16, device)
+    mean, std = (torch.zeros(pictures, *outline.latent_shape, dtype=torch.float16, device=device) for _ in range(2))
+    return LatentSource(mean, std, cond)
+
+
+def _values(source: LatentSource) -> list[Tensor]:
+    return [] if source.cond is None else list(source.cond.tensors.values())
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
+
+
+def _size(tensors: Iterable[Tensor], device: str) -> int:
+    return sum({id(t): size_of(t, device) for t in list(tensors)}.values())
+
+
+@torch.no_grad()
+def _encoding(outline: Outline, between: int, pictures: int, device: str) -> int:
+    """Peak while the autoencoder encodes, batch after batch; the optimiser's moments are not there yet."""
+    vae: Any = outline.parts.get("vae")
+    if vae is None or outline.image_size is None:
+        return 0
+    ledger = Ledger(device, _tensors(vae))
+    side = outline.image_size
+    with AsOn(device, None), ledger:
+        vae.encode(torch.empty(min(pictures, _PICTURES_AT_ONCE), 3, side, side, device="meta"))
+    return between + ledger.peak
+
+
+@torch.no_grad()
+def _sampling(outline: Outline, between: int, prompts: int, device: str) -> int:
+    """Peak while a sample grid's pictures are decoded."""
+    vae: Any = outline.parts.get("vae")
+    if vae is None or not prompts:
+        return 0
+    ledger = Ledger(device, _tensors(vae))
+    with AsOn(device, None), ledger:
+        vae.decode(
+            torch.empty(min(prompts, _PICTURES_AT_ONCE), *outline.latent_shape, device="meta"), return_dict=False
+        )
+    return between + ledger.peak
+
+
+def seconds_of_step(
+    outline: Outline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
+) -> float:
+    """Seconds of one training step, tried on the recipe's device with made-up weights and data.
+
+    The mean of a few steps after one that warms up: as many as make every player update.
+    """
+    teacher = outline.denoiser()
+    fill(teacher.network.to_empty(device=settings.device))  # type: ignore[attr-defined]
+    taught = method(teacher.schedule, method_settings)
+    roles = build_roles(teacher, taught, settings, weights)
+    source = _latents(outline, settings.batch_size, settings.device)
+    trainer = Trainer(taught, roles, source, settings)
+    taken = []
+    for step in range(1 + max(2, math.lcm(*(player.every for player in taught.players)))):
+        start = time.perf_counter()
+        trainer.step(step)
+        trainer.players[0].grad_norm.item()
+        taken.append(time.perf_counter() - start)
+    return sum(taken[1:]) / len(taken[1:])
+
+
+@torch.no_grad()
+def fill(network: nn.Module) -> None:
+    """Small random weights where there were none: the time of a call does not depend on them."""
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.01)

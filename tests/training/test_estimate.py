@@ -1,0 +1,252 @@
+"""What a run will need, against what it then needs: ledgers by hand, known counts of parameters, PyTorch's profiler."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fewstep.methods.lcm import LCM
+from fewstep.methods.tcd import TCD
+from fewstep.models.families import UNET_LORA_TARGETS
+from fewstep.models.lora import matching
+from fewstep.models.outline import Outline, outline
+from fewstep.models.roles import Weights
+from fewstep.plan import _lora_parameters
+from fewstep.training.estimate import _latents, estimate, fill
+from fewstep.training.machine import asked_for, in_words, is_out_of_memory, memory
+from fewstep.training.optimizers import moment_bytes
+from fewstep.training.rehearsal import AsOn, Ledger
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import Trainer, build_roles
+
+SDXL = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 128,
+    "cross_attention_dim": 2048,
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+def meta(*shape, **options):
+    return torch.empty(*shape, device="meta", **options)
+
+
+# ------------------------------------------------------------------ the ledger, by hand
+
+
+def test_the_ledger_counts_from_birth_to_death():
+    """100 floats are 400 bytes; views and in-place operations make none."""
+    given = meta(100)
+    with Ledger("cpu", [given]) as ledger:
+        a = given + 1  # 400
+        b = a * 2  # 800
+        a.mul_(3)
+        c = a.view(10, 10)[2:]
+        assert (ledger.live, ledger.peak) == (800, 800)
+        del a
+        assert ledger.live == 800  # c looks at it
+        del c
+        assert ledger.live == 400
+        d = b.double()  # 400 + 800
+        del b, d
+        given.t_()
+        assert (ledger.live, ledger.peak) == (0, 1200)
+
+
+def test_the_ledger_holds_what_backward_needs():
+    x = meta(8, 8, requires_grad=True)  # 256 bytes each
+    with Ledger("cpu", [x]) as ledger:
+        y = x.sin().sin()  # the inner one is saved: 512
+        assert ledger.live == 512
+        total = y.sum()
+        del y
+        assert ledger.live == 256 + 4
+        total.backward()
+        del total
+        assert ledger.live == 256  # the gradient
+        x.grad = None
+        assert ledger.live == 0
+
+
+def test_an_accelerator_rounds_up_to_512_bytes():
+    with Ledger("cuda") as ledger:
+        kept = [meta(1), meta(129)]
+        assert ledger.live == 512 + 1024
+        del kept
+
+
+@pytest.mark.parametrize("autocast, size", [(None, 4), (torch.bfloat16, 2)])
+def test_attention_keeps_no_matrix_of_queries_and_keys(autocast, size):
+    """4096 queries and keys: the matrix would be 67 MB. Kept are the answer and a number per query."""
+    q = meta(1, 2, 4096, 8)
+    with AsOn("cpu", autocast), Ledger("cpu", [q]) as ledger:
+        answer = F.scaled_dot_product_attention(q, q, q)
+    n = 2 * 4096
+    assert ledger.live == n * 8 * size
+    assert ledger.peak <= n * 8 * size * (1 if autocast is None else 4) + n * 4
+    assert answer.dtype == autocast or autocast is None
+
+
+@pytest.mark.parametrize("device, normalised", [("cpu", torch.bfloat16), ("cuda", torch.float32)])
+def test_autocast_is_that_of_the_device(device, normalised):
+    with AsOn(device, torch.bfloat16):
+        y = F.linear(meta(4, 8), meta(6, 8))
+        assert y.dtype == torch.bfloat16
+        assert F.layer_norm(y, (6,)).dtype == F.group_norm(y, 2).dtype == normalised
+        assert F.conv2d(meta(1, 2, 4, 4), meta(3, 2, 1, 1)).dtype == torch.bfloat16
+    if device == "cpu":  # and so does the real one
+        with torch.autocast("cpu", torch.bfloat16):
+            y = F.linear(torch.zeros(4, 8), torch.zeros(6, 8))
+            assert F.layer_norm(y, (6,)).dtype == F.group_norm(y, 2).dtype == normalised
+
+
+# ------------------------------------------------------------------ full-size models
+
+
+def unet_folder(folder, config):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_stable_diffusion_has_859_520_964_parameters(tmp_path):
+    config = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "sample_size": 64}
+    sketch = outline(unet_folder(tmp_path / "unet", config))
+    assert sum(p.numel() for p in sketch.base.parameters()) == 859_520_964
+    assert all(p.is_meta and p.dtype == torch.float32 for p in sketch.base.parameters())
+    settings = TrainingSettings(batch_size=1)
+    found = estimate(sketch, TCD, TCD.Settings(), settings, Weights(rank=64), 1)
+    # The public LCM-LoRA of this model, rank 64: 278 layers, 67,252,224 parameters, a file of 134.5 MB in fp16.
+    assert (found.lora_layers, found.trainable) == (278, {"student": 67_252_224})
+    assert found.training["the teacher's network"] == 4 * 859_520_964
+    assert found.encoding == found.sampling == 0  # no autoencoder there
+    assert sum(p.numel() for p in sketch.base.parameters()) == 859_520_964  # no adapters left behind
+
+
+def test_sdxl_has_788_layers_to_adapt(tmp_path):
+    sketch = outline(unet_folder(tmp_path / "unet", SDXL))
+    assert sum(p.numel() for p in sketch.base.parameters()) == 2_567_463_684
+    layers = matching(sketch.base, UNET_LORA_TARGETS)
+    assert len(layers) == 788
+    size = sum(_lora_parameters(sketch.base.get_submodule(name), 64) for name in layers)
+    assert size == pytest.approx(196.8e6, rel=1e-3)  # files of 787 MB in fp32, 394 MB in fp16
+    with pytest.raises(ValueError, match="not supported as a teacher yet: only its parameters are counted"):
+        sketch.denoiser()
+
+
+@pytest.mark.parametrize("content, says", [
+    ({}, "cannot be outlined"), ({"_class_name": "Nonsense"}, "cannot be outlined"), ([], "cannot be outlined"),
+])  # fmt: skip
+def test_a_folder_without_sense_is_one_sentence(content, says, tmp_path):
+    with pytest.raises(ValueError, match=says) as caught:
+        outline(unet_folder(tmp_path / "unet", content))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="holds no diffusers pipeline"):
+        outline(str(tmp_path))
+    with pytest.raises(ValueError, match="There is no teacher"):
+        outline("/no/such")
+
+
+# ------------------------------------------------------------------ estimate against a real run
+
+
+@pytest.fixture(scope="module")
+def small():
+    return outline("scenes-64")
+
+
+def trainer_of(sketch: Outline, method, settings, weights):
+    """The real thing on random weights: what the estimate is about."""
+    teacher = sketch.denoiser()
+    fill(teacher.network.to_empty(device="cpu"))
+    roles = build_roles(teacher, method, settings, weights)
+    return Trainer(method, roles, _latents(sketch, 8, "cpu"), settings)
+
+
+def peak_of_a_step(trainer):
+    """Bytes that a step allocates at its peak, by PyTorch's profiler: every allocation of the process."""
+    trainer.step(0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        trainer.step(1)
+    events = profile.profiler.kineto_results.events()
+    held = peak = 0
+    for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize("method, kind, changes", [
+    pytest.param(TCD, "lora", {}, id="lora"),
+    pytest.param(TCD, "full", {"ema_decay": 0.9}, id="full"),
+    pytest.param(TCD, "lora", {"gradient_checkpointing": True, "precision": "bf16"}, id="checkpointing in bf16"),
+    pytest.param(LCM, "full", {"accumulation": 4, "precision": "fp64"}, id="accumulation in fp64"),
+])  # fmt: skip
+def test_estimate_and_measurement_agree(method, kind, changes, small):
+    settings = TrainingSettings(batch_size=8, **changes)
+    weights = Weights(kind, rank=8)
+    found = estimate(small, method, method.Settings(), settings, weights, 8)
+    teacher = small.denoiser()
+    trainer = trainer_of(small, method(teacher.schedule), settings, weights)
+    assert found.step == pytest.approx(peak_of_a_step(trainer), rel=0.02)
+    mine = {name: sum(t.nbytes for key, t in trainer.roles.tensors().items() if key.startswith(name))
+            for name in ("student", "ema")}  # fmt: skip
+    assert found.training["student's own weights"] == mine["student"]
+    assert found.training.get("ema (moving average)", 0) == mine["ema"]
+    moments = [t for key, t in trainer.players[0].tensors().items() if not key.endswith("step")]
+    assert found.training["optimiser"] == sum(t.nbytes for t in moments)
+    assert found.training["gradients"] == sum(p.nbytes for p in trainer.roles.parameters("student"))
+    assert found.training["encoded data"] == sum(
+        t.nbytes for t in (trainer.source.mean, trainer.source.std, trainer.source.cond["prompt_embeds"])
+    )
+    cost = trainer.roles.cost()
+    assert found.equivalents == cost.forward_equivalents / (2 * settings.batch_size)  # it made two steps
+    assert found.calls == {"student": 1, "teacher": 1, "target": 1}
+    assert found.peak == max(sum(found.training.values()), found.encoding, found.sampling)
+
+
+def test_moments_of_8_bits_are_a_byte_and_a_scale():
+    """Below 4096 elements they stay in float32; a scale per 256 elements, two moments."""
+    tensors = [meta(4095), meta(4096), meta(1000, 257)]
+    assert moment_bytes(tensors[:1], "adamw8bit") == 8 * 4095
+    assert moment_bytes(tensors[1:2], "adamw8bit") == 2 * 4096 + 8 * 16
+    assert moment_bytes(tensors[2:], "adamw8bit") == 2 * 257_000 + 8 * math.ceil(257_000 / 256)
+    assert moment_bytes(tensors, "adamw") == 8 * (4095 + 4096 + 257_000)
+
+
+# ------------------------------------------------------------------ the machine
+
+
+@pytest.mark.parametrize("size, words", [
+    (12, "12 bytes"), (9e3, "9.0 kB"), (5_014_528, "5.0 MB"), (136_766_700, "137 MB"), (3.438e9, "3.44 GB"),
+    (128e9, "128 GB"),
+])  # fmt: skip
+def test_sizes_in_words(size, words):
+    assert in_words(size) == words
+
+
+def test_errors_of_memory_are_known_as_such():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert is_out_of_memory(caught.value) and asked_for(caught.value) == 4 * 10**15
+    cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 24 GiB")
+    assert is_out_of_memory(cuda) and asked_for(cuda) == 2.5 * 2**30
+    assert is_out_of_memory(MemoryError()) and asked_for(MemoryError()) is None
+    for other in (RuntimeError("shape mismatch"), ValueError("out of memory"), KeyboardInterrupt()):
+        assert not is_out_of_memory(other)
+
+
+def test_memory_of_this_machine():
+    free, total = memory("cpu")
+    assert 0 < free <= total
+    assert memory("mps") is None
