@@ -66,6 +66,7 @@ class Job:
             sampler=self.method.sampler,
             num_inference_steps=recipe.sample.num_inference_steps,
             eta=recipe.sample.eta,
+            guidance_scale=self.method.sampling(self.method.settings).guidance_scale,
             original_inference_steps=getattr(self.method.settings, "num_grid_steps", 50),
             weights=student.weights,
             rank=student.rank if student.weights == "lora" else 0,

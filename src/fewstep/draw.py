@@ -44,7 +44,7 @@ def load_model(name: str) -> Model:
         if (folder / CARD_FILE).is_file():
             card = load_card(folder)
             teacher = load_teacher(card.teacher)
-            return Model(teacher, load_student(teacher, folder, card), card, 1.0)
+            return Model(teacher, load_student(teacher, folder, card), card, card.guidance_scale)
     if (Path(name) / "recipe.yaml").is_file():
         raise ValueError(f"The run {name} has no student yet: finish it with fewstep distill ... --resume.")
     teacher = load_teacher(name)

@@ -23,10 +23,11 @@ class PlayerState:
         if not parameters:
             raise ValueError(f"The player '{player.name}' has no trainable parameters.")
         self.player, self.parameters, self.settings = player, list(parameters), settings
+        critics = settings.critic_betas if player.name != "student" else None
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=settings.learning_rate,
-            betas=settings.betas,
+            betas=critics or settings.betas,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
             fused=True,

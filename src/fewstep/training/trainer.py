@@ -56,6 +56,8 @@ def build_roles(
     for spec in method.roles():
         if spec.follows is None and spec.name not in roles:
             roles.add(spec.name, weights, extra_inputs=spec.extra_inputs)
+    for heads in method.heads():
+        roles.add_heads(heads.name, heads.build)
     follow(roles, method, settings)
     return roles
 
@@ -102,7 +104,7 @@ class Trainer:
             for player in method.players
         ]
         self.done = 0
-        self.spent = 0  # forward equivalents of the sittings before this one
+        self.spent = 0.0  # forward equivalents of the sittings before this one
         self.meter = Meter()
         self.last_record: dict[str, Any] = {}
 
@@ -188,7 +190,7 @@ class Trainer:
                            if f"{p.player.name}/loss" in record)  # fmt: skip
         advance(self.done, f"{losses}  {record['steps_per_second']:.1f} steps/s")
 
-    def cost(self) -> int:
+    def cost(self) -> float:
         """Forward passes of one image, or their equivalent, that this run has cost in all its sittings."""
         return self.spent + self.roles.cost().forward_equivalents
 
@@ -246,7 +248,7 @@ class Trainer:
                 raise ValueError(f"The checkpoint {newest} lacks the optimiser state of '{player.player.name}'.")
             player.load_tensors(moments)
         self.done = int(state["step"])
-        self.spent = int(state.get("forward_equivalents", 0)) - self.roles.cost().forward_equivalents
+        self.spent = float(state.get("forward_equivalents", 0)) - self.roles.cost().forward_equivalents
 
 
 @contextmanager
