@@ -469,7 +469,7 @@ DENOISER = planted(
     ),
     (
         "denoiser: features are not counted",
-        "self._count(x.shape[0], x.requires_grad)",
+        "self._count(x.shape[0] / 2, any(feature.requires_grad for feature in features))",
         "pass",
         "tests/models/test_roles.py::test_features_are_the_roles_own_and_counted",
     ),
