@@ -209,7 +209,7 @@ class SampleGrid:
             ]
         card = job.card(step)
         student = sample(
-            job.roles.views()[job.role].uncounted(), sampler_of(card), noise, cond,
+            job.roles.views()[job.role].uncounted(), sampler_of(card), noise, cond, card.guidance_scale,
             guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed),
         )  # fmt: skip
         rows = [*self._teacher_rows, job.teacher.decode(student.x0)]

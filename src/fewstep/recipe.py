@@ -136,6 +136,12 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
 def _as_the_method_wants(recipe: Recipe, wanted: Sampling) -> Recipe:
     """What the recipe does not say about the student's sampler is the method's own."""
     own = {key: getattr(wanted, key) for key in {"num_inference_steps", "eta"} - recipe.sample.model_fields_set}
+    steps = recipe.sample.num_inference_steps
+    if wanted.no_other_steps and "num_inference_steps" not in own and steps != wanted.num_inference_steps:
+        raise RecipeError(
+            f"sample.num_inference_steps is {steps}, but this method's students take {wanted.num_inference_steps}: "
+            "leave it out, or change the method's own number."
+        )
     return recipe.model_copy(update={"sample": recipe.sample.model_copy(update=own)})
 
 

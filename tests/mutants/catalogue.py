@@ -240,75 +240,72 @@ CONSISTENCY = planted(
     ),
 )
 
-MIXTURE = (
-    planted(
-        "diffusion/components.py",
-        "diffusion/test_mixture.py",
-        (
-            "mixture: alpha is not squared in the variance",
-            "self.variance = alpha**2 * components",
-            "self.variance = alpha * components",
-            "test_log_prob_is_scipys",
-        ),
-        (
-            "mixture: the likelihood has no determinant",
-            "-0.5 * (distance + log_det + dim * math.log(2 * math.pi))",
-            "-0.5 * (distance + dim * math.log(2 * math.pi))",
-            "test_log_prob_is_scipys",
-        ),
-        (
-            "mixture: isotropic components count their determinant once, not D times",
-            "log_det = self.variance.log().expand(dim, -1, -1).sum(0)",
-            "log_det = self.variance.log().sum(0)",
-            "test_log_prob_is_scipys",
-        ),
-        (
-            "mixture: the posterior mean's gain lacks alpha",
-            "self.alpha * self._total(r * gain)",
-            "self._total(r * gain)",
-            "test_posterior_means_add_up_to_the_state",
-        ),
-        (
-            "mixture: full covariances turn the wrong way back",
-            'torch.einsum("ebk,kde->bd", gain * self.difference, self.components.basis)',
-            'torch.einsum("ebk,ked->bd", gain * self.difference, self.components.basis)',
-            "test_posterior_means_add_up_to_the_state",
-        ),
-    )
-    + planted(
-        "diffusion/mixture.py",
-        "diffusion/test_mixture.py",
-        (
-            "mixture: responsibilities forget the component weights",
-            "torch.softmax(evidence + self.class_weights_of(label, evidence.device).log(), dim=-1)",
-            "torch.softmax(evidence + (self.class_weights_of(label, evidence.device) > 0).log(), dim=-1)",
-            "test_x0_by_brute_force_in_one_dimension",
-        ),
-        (
-            "mixture: guidance starts from the conditional field",
-            "return null + self._coefficient(guidance_scale, evidence) * (conditional - null)",
-            "return conditional + self._coefficient(guidance_scale, evidence) * (conditional - null)",
-            "test_guidance_is_null_plus_w_times_the_difference",
-        ),
-        (
-            "mixture: guided weights are kept from being negative",
-            "return null + self._coefficient(guidance_scale, evidence) * (conditional - null)",
-            "return (null + self._coefficient(guidance_scale, evidence) * (conditional - null)).clamp_min(0)",
-            "test_guidance_is_null_plus_w_times_the_difference",
-        ),
-        (
-            "mixture: the unconditional field is the first class",
-            "else [given.class_weights, given.weights[None]]",
-            "else [given.class_weights, given.class_weights[:1]]",
-            "test_log_prob_is_scipys",
-        ),
-        (
-            "mixture: samples spread by the variance",
-            "noise = noise * components.variances.sqrt()[which]",
-            "noise = noise * components.variances[which]",
-            "test_samples_have_the_mixtures_moments",
-        ),
-    )
+MIXTURE = planted(
+    "diffusion/components.py",
+    "diffusion/test_mixture.py",
+    (
+        "mixture: alpha is not squared in the variance",
+        "self.variance = alpha**2 * components",
+        "self.variance = alpha * components",
+        "test_log_prob_is_scipys",
+    ),
+    (
+        "mixture: the likelihood has no determinant",
+        "-0.5 * (distance + log_det + dim * math.log(2 * math.pi))",
+        "-0.5 * (distance + dim * math.log(2 * math.pi))",
+        "test_log_prob_is_scipys",
+    ),
+    (
+        "mixture: isotropic components count their determinant once, not D times",
+        "log_det = self.variance.log().expand(dim, -1, -1).sum(0)",
+        "log_det = self.variance.log().sum(0)",
+        "test_log_prob_is_scipys",
+    ),
+    (
+        "mixture: the posterior mean's gain lacks alpha",
+        "self.alpha * self._total(r * gain)",
+        "self._total(r * gain)",
+        "test_posterior_means_add_up_to_the_state",
+    ),
+    (
+        "mixture: full covariances turn the wrong way back",
+        'torch.einsum("ebk,kde->bd", gain * self.difference, self.components.basis)',
+        'torch.einsum("ebk,ked->bd", gain * self.difference, self.components.basis)',
+        "test_posterior_means_add_up_to_the_state",
+    ),
+) + planted(
+    "diffusion/mixture.py",
+    "diffusion/test_mixture.py",
+    (
+        "mixture: responsibilities forget the component weights",
+        "torch.softmax(evidence + self.class_weights_of(label, evidence.device).log(), dim=-1)",
+        "torch.softmax(evidence + (self.class_weights_of(label, evidence.device) > 0).log(), dim=-1)",
+        "test_x0_by_brute_force_in_one_dimension",
+    ),
+    (
+        "mixture: guidance starts from the conditional field",
+        "return null + self._coefficient(guidance_scale, evidence) * (conditional - null)",
+        "return conditional + self._coefficient(guidance_scale, evidence) * (conditional - null)",
+        "test_guidance_is_null_plus_w_times_the_difference",
+    ),
+    (
+        "mixture: guided weights are kept from being negative",
+        "return null + self._coefficient(guidance_scale, evidence) * (conditional - null)",
+        "return (null + self._coefficient(guidance_scale, evidence) * (conditional - null)).clamp_min(0)",
+        "test_guidance_is_null_plus_w_times_the_difference",
+    ),
+    (
+        "mixture: the unconditional field is the first class",
+        "else [given.class_weights, given.weights[None]]",
+        "else [given.class_weights, given.class_weights[:1]]",
+        "test_log_prob_is_scipys",
+    ),
+    (
+        "mixture: samples spread by the variance",
+        "noise = noise * components.variances.sqrt()[which]",
+        "noise = noise * components.variances[which]",
+        "test_samples_have_the_mixtures_moments",
+    ),
 )
 
 FLOW_MAP = (
@@ -554,7 +551,7 @@ ROLES = (
         "models/test_roles.py",
         (
             "roles: the teacher sees the student's adapter",
-            'self._view(RoleNetwork(self.base, (), None, autocast))',
+            "self._view(RoleNetwork(self.base, (), None, autocast))",
             'self._view(RoleNetwork(self.base, ("student",), None, autocast))',
             "test_teacher_is_the_same_to_the_bit[lora]",
         ),
@@ -656,8 +653,8 @@ ROLES = (
         ),
         (
             "roles: extra inputs are not among the student's tensors",
-            'extras.named_parameters()}\n        self._tensors[name] = tensors',
-            'extras.named_parameters() if not k}\n        self._tensors[name] = tensors',
+            "extras.named_parameters()}\n        self._tensors[name] = tensors",
+            "extras.named_parameters() if not k}\n        self._tensors[name] = tensors",
             "test_extra_inputs_start_at_zero_and_learn",
         ),
     )
@@ -691,45 +688,42 @@ ROLES = (
     )
 )
 
-NETWORKS = (
-    planted(
-        "models/mlp.py",
-        "models/test_mlp.py",
-        (
-            "mlp: no condition is class 0",
-            "self.label(label + 1)",
-            "self.label(label.clamp_min(0))",
-            "test_every_input_is_heard",
-        ),
-        (
-            "mlp: the target time is not heard",
-            "emb = emb + self.end(self._level(end, x))",
-            "pass",
-            "test_every_input_is_heard",
-        ),
-    )
-    + planted(
-        "models/families.py",
-        "models/test_families.py",
-        (
-            "families: the posterior's deviation is not scaled",
-            "posterior.std * factor",
-            "posterior.std",
-            "test_latents_are_shifted_and_scaled_and_back",
-        ),
-        (
-            "families: latents are shifted the wrong way",
-            "(posterior.mean - shift) * factor",
-            "(posterior.mean + shift) * factor",
-            "test_latents_are_shifted_and_scaled_and_back",
-        ),
-        (
-            "families: latents are shifted before they are scaled back",
-            "/ factor + shift",
-            "+ shift / factor",
-            "test_latents_are_shifted_and_scaled_and_back",
-        ),
-    )
+NETWORKS = planted(
+    "models/mlp.py",
+    "models/test_mlp.py",
+    (
+        "mlp: no condition is class 0",
+        "self.label(label + 1)",
+        "self.label(label.clamp_min(0))",
+        "test_every_input_is_heard",
+    ),
+    (
+        "mlp: the target time is not heard",
+        "emb = emb + self.end(self._level(end, x))",
+        "pass",
+        "test_every_input_is_heard",
+    ),
+) + planted(
+    "models/families.py",
+    "models/test_families.py",
+    (
+        "families: the posterior's deviation is not scaled",
+        "posterior.std * factor",
+        "posterior.std",
+        "test_latents_are_shifted_and_scaled_and_back",
+    ),
+    (
+        "families: latents are shifted the wrong way",
+        "(posterior.mean - shift) * factor",
+        "(posterior.mean + shift) * factor",
+        "test_latents_are_shifted_and_scaled_and_back",
+    ),
+    (
+        "families: latents are shifted before they are scaled back",
+        "/ factor + shift",
+        "+ shift / factor",
+        "test_latents_are_shifted_and_scaled_and_back",
+    ),
 )
 
 SAMPLING = (
@@ -828,15 +822,13 @@ SAMPLING = (
             "sampling: the ancestral step's ratio is not squared",
             "1 - (sigma * alpha_t / (alpha * sigma_t)) ** 2",
             "1 - (sigma * alpha_t / (alpha * sigma_t))",
-            "tests/sampling/test_parity.py::test_a_sampler_is_that_of_diffusers_in_float64"
-            "[euler-ancestral-epsilon-4]",
+            "tests/sampling/test_parity.py::test_a_sampler_is_that_of_diffusers_in_float64[euler-ancestral-epsilon-4]",
         ),
         (
             "sampling: the ancestral step keeps sigma - std of the noise",
             "np.sqrt(sigma**2 - std**2)",
             "sigma - std",
-            "tests/sampling/test_parity.py::test_a_sampler_is_that_of_diffusers_in_float64"
-            "[euler-ancestral-epsilon-4]",
+            "tests/sampling/test_parity.py::test_a_sampler_is_that_of_diffusers_in_float64[euler-ancestral-epsilon-4]",
         ),
         (
             "sampling: DDIM's eta is all or nothing",
@@ -1238,7 +1230,7 @@ TRAINING = (
         ),
         (
             "training: AdamW keeps its own betas",
-            "            betas=settings.betas,\n",
+            "            betas=critics or settings.betas,\n",
             "",
             "test_steps_are_adamw_on_clipped_gradients_then_the_average",
         ),
@@ -1407,7 +1399,7 @@ TRAINING = (
         ),
         (
             "training: a resumed run forgets what it had spent",
-            'self.spent = int(state.get("forward_equivalents", 0))',
+            'self.spent = float(state.get("forward_equivalents", 0))',
             "self.spent = 0",
             "tests/training/test_trainer.py::test_logged_losses_after_a_resume_are_those_of_a_whole_run",
         ),

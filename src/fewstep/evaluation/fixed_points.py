@@ -128,7 +128,7 @@ class TCDFixedPoint(FixedPoint):
 
 
 class PCMFixedPoint(FixedPoint):
-    """PCM's: from every grid time one jump to where the teacher, composed down the grid, reaches the phase's lower edge.
+    """PCM's: one jump from every grid time to where the teacher, composed down the grid, reaches the phase's lower edge
 
     Args:
         edges: [M + 1] increasing times of the grid: the lower ends of M phases, then its last (`Schedule.phase_edges`).

@@ -77,13 +77,15 @@ class Sampling:
     """How the students of a method want to be sampled, by its ``sampler``.
 
     Attributes:
-        num_inference_steps: steps. eta: share of fresh noise, where the sampler has it.
+        num_inference_steps: steps. no_other_steps: whether any other number is off what was trained.
+        eta: share of fresh noise, where the sampler has it.
         guidance_scale: classifier-free guidance; 1 is off, as it should be where the teacher's is built in.
     """
 
     num_inference_steps: int = 4
     eta: float = 0.0
     guidance_scale: float = 1.0
+    no_other_steps: bool = False
 
 
 @dataclass

@@ -148,7 +148,8 @@ class PCM(Method):
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
-        return Sampling(settings.num_phases, guidance_scale=3.0 if settings.caption_dropout else 1.0)
+        scale = 3.0 if settings.caption_dropout else 1.0
+        return Sampling(settings.num_phases, guidance_scale=scale, no_other_steps=True)
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
         shape, dropout = batch.x0.shape[1:], self.settings.caption_dropout

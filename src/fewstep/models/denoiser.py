@@ -250,4 +250,5 @@ class EDMNetwork(nn.Module):
 
     def _inputs(self, x: Tensor, c_in: Array, t: Tensor) -> tuple[Tensor, Tensor]:
         dtype, scaled = network_dtype(self.network), expand(c_in, x) * x
-        return scaled if dtype is None else scaled.to(dtype), t.clamp_min(math.exp(-100)).log() / 4
+        noise = t.clamp_min(math.exp(-100)).log() / 4
+        return scaled if dtype is None else scaled.to(dtype), noise

@@ -7,8 +7,8 @@ and never learns which. The teacher is the base with no adapter live, bit for bi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -155,8 +155,7 @@ class Roles:
             tensors = dict(network.named_parameters())
         else:
             network, adapters = self.base, (name,)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
+            with self._seeded():
                 targets = weights.targets or getattr(network, "lora_targets", None)
                 add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
             tensors = adapter_tensors(network, name)
@@ -187,8 +186,7 @@ class Roles:
             raise ValueError(f"{type(self.base).__name__} offers no features (tap_channels) for a discriminator.")
         if name in self._tensors:
             raise ValueError(f"There already is a role '{name}': give the heads another name.")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with self._seeded():
             heads = build(channels)
         if isinstance(self.base, nn.Module):
             like = next(self.base.parameters())
@@ -268,6 +266,13 @@ class Roles:
     def _view(self, network: RoleNetwork, like: Denoiser | None = None) -> Denoiser:
         like = like or self._teacher
         return Denoiser(network, like.schedule, like.prediction_type, batched_guidance=like.batched_guidance)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Torch's generator under this seed; nobody else's random numbers move."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            yield
 
     def _copy(self) -> nn.Module:
         """A full-weight copy of the base: float32 masters at least, free of the base's adapters."""
