@@ -85,6 +85,16 @@ def test_a_wrong_claim_of_calls_fails():
     assert [row.quantity for row in report if not row.passed] == ["network calls per step: teacher"]
 
 
+class BlindToItsPhase(PCM):
+    """A planted defect: the target jumps to the table's end, whatever the phase."""
+
+    def prepare(self, roles, batch, draws, due):
+        shared = super().prepare(roles, batch, draws, due)
+        with torch.no_grad():
+            shared.target = roles.target(shared.x_u, shared.u, batch.cond).at(self.edges[0])
+        return shared
+
+
 @pytest.mark.parametrize("schedule", [Schedule.scaled_linear(), Schedule.edm(), Schedule.flow()])
 def test_pcms_contract_oracle_and_game(schedule):
     bench = Bench(LINE, schedule)
@@ -95,6 +105,12 @@ def test_pcms_contract_oracle_and_game(schedule):
     assert all(row.passed for row in contract_rows(bench, game))
 
 
+def test_the_oracle_finds_a_target_that_is_blind_to_its_phase():
+    method = BlindToItsPhase(Schedule.flow(), **PCM.truth_settings)
+    assert not phased.oracle_rows(Bench(LINE, Schedule.flow()), method)[0].passed
+
+
+@pytest.mark.slow
 def test_nothing_is_won_against_an_exact_student():
     """Hinge loss 2, no pull; against a student off by three widths there is something to win, and to learn."""
     rows = phased.game_rows(Bench(LINE, Schedule.scaled_linear()), PCM(Schedule.scaled_linear(), **PCM.truth_settings))
@@ -113,7 +129,7 @@ def test_a_constant_discriminator_has_hinge_loss_2_and_no_pull():
     oracle.heads["discriminator"] = heads
     step = phased.a_step(bench, game, oracle, 0, 64)
     assert game.discriminator(oracle, *step).total.item() == 2
-    assert not torch.autograd.grad(game.student(oracle, *step).total, oracle.shift)[0].any()
+    assert torch.autograd.grad(game.student(oracle, *step).total, oracle.shift)[0].abs().max() < 1e-15
 
 
 class KeepsTheTargetsGraph(LCM):
@@ -124,16 +140,6 @@ class KeepsTheTargetsGraph(LCM):
 
         shared.target = consistency(roles.target(shared.x_u + 0.01, shared.u, batch.cond))
         return super().student(roles, batch, draws, shared)
-
-
-class BlindToItsPhase(PCM):
-    """A planted defect: the target jumps to the table's end, whatever the phase."""
-
-    def prepare(self, roles, batch, draws, due):
-        shared = super().prepare(roles, batch, draws, due)
-        with torch.no_grad():
-            shared.target = roles.target(shared.x_u, shared.u, batch.cond).at(self.edges[0])
-        return shared
 
 
 class HopsFromTheWrongTime(TCD):
@@ -148,7 +154,7 @@ class HopsFromTheWrongTime(TCD):
 
 @pytest.mark.parametrize(
     "defect, settings",
-    [(KeepsTheTargetsGraph, {}), (HopsFromTheWrongTime, {"single_end": True}), (BlindToItsPhase, {})],
+    [(KeepsTheTargetsGraph, {}), (HopsFromTheWrongTime, {"single_end": True})],
 )
 def test_planted_defects_are_found_without_training(defect, settings):
     assert not verify(defect, LINE, steps=0, **settings).passed

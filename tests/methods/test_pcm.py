@@ -178,6 +178,14 @@ def test_no_gradient_flows_through_the_target(schedule):
     assert min(off(mine.gradients[key], g) for key, g in attached.gradients.items()) > 0.01
 
 
+def test_no_graph_leads_from_the_discriminators_loss_to_the_student():
+    p, random = build("vp", "epsilon", "guided"), draws(SETTINGS["guided"])
+    shared = p.method.prepare(p.roles, p.batch, random, {"student", "discriminator"})
+    loss = p.method.discriminator(p.roles, p.batch, random, shared).total
+    found = torch.autograd.grad(loss, p.roles.parameters("student"), allow_unused=True)
+    assert not any(gradient is not None for gradient in found)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_both_sides_are_noised_as_the_forward_process_does(schedule):
     """From every edge to any time of its phase: the noise of x at the edge and the new one add up to sigma_t.

@@ -26,7 +26,7 @@ _GAME_STEPS, _GAME_BATCH = 200, 512
 
 def fixed_rows(bench: Bench, method: PCM) -> list[Row]:
     """What holds without training a student: the loss at the fixed point, its path, the game's rules and its end."""
-    game = PCM(method.schedule, dataclasses.replace(method.settings, adversarial_weight=1.0))
+    game = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=1.0))
     rows = [] if method.game else contract_rows(bench, game)
     rows = [dataclasses.replace(row, quantity=f"with a discriminator: {row.quantity}") for row in rows]
     return [*oracle_rows(bench, method), *rows, *game_rows(bench, method)]
@@ -88,7 +88,7 @@ class Oracle:
 def oracle_rows(bench: Bench, method: PCM) -> list[Row]:
     """Zero loss at the fixed point, and its steps from edge to edge."""
     oracle: Any = Oracle(bench, method)
-    quiet = PCM(method.schedule, dataclasses.replace(method.settings, adversarial_weight=0.0))
+    quiet = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=0.0))
     batch, draws, shared = a_step(bench, quiet, oracle, 0, 256)
     loss = quiet.student(oracle, batch, draws, shared).total.item()
     x, cond = bench.starts
@@ -110,7 +110,7 @@ def game_rows(bench: Bench, method: PCM) -> list[Row]:
     """
     settings = method.settings
     hops = min(settings.num_grid_steps, 2 * settings.num_phases)
-    game = PCM(method.schedule, dataclasses.replace(settings, num_grid_steps=hops, adversarial_weight=1.0))
+    game = type(method)(method.schedule, dataclasses.replace(settings, num_grid_steps=hops, adversarial_weight=1.0))
     loss, pull = play(bench, game, 0.0)
     loss_beside, pull_beside = play(bench, game, 3 * bench.width)
     return [
