@@ -43,8 +43,8 @@ def test_tcd_learns_its_fixed_point():
 @pytest.mark.slow
 def test_pcm_learns_its_fixed_point():
     """Two modes on a line, four phases of three hops: every phase, and the four steps together, within 0.02."""
-    report = verify("pcm", LINE, seed=1, steps=3000)
-    assert report.passed, report
+    report = verify("pcm", LINE, seed=1, steps=2500)
+    assert report.passed, report  # among others, that a discriminator finds nothing against the exact student
     errors = [row.measured for row in report if "rms error" in row.quantity]
     assert len(errors) == 5 and max(errors) < 0.02
 
@@ -108,13 +108,6 @@ def test_pcms_contract_oracle_and_game(schedule):
 def test_the_oracle_finds_a_target_that_is_blind_to_its_phase():
     method = BlindToItsPhase(Schedule.flow(), **PCM.truth_settings)
     assert not phased.oracle_rows(Bench(LINE, Schedule.flow()), method)[0].passed
-
-
-@pytest.mark.slow
-def test_nothing_is_won_against_an_exact_student():
-    """Hinge loss 2, no pull; against a student off by three widths there is something to win, and to learn."""
-    rows = phased.game_rows(Bench(LINE, Schedule.scaled_linear()), PCM(Schedule.scaled_linear(), **PCM.truth_settings))
-    assert all(row.passed for row in rows), Report("game", "", rows)
 
 
 def test_a_constant_discriminator_has_hinge_loss_2_and_no_pull():

@@ -53,8 +53,8 @@ class Draws:
         noise: [B, ...] unit normal.
         guidance_scale: [B] float64, the teacher's scale w (1 = off).
         dropped: [B] bool, rows that lose their caption; None without caption_dropout.
-        height: [B] float64 in [0, 1), how far up the phase a and b are noised; None without the adversarial loss,
-        fake_noise, real_noise: [B, ...] unit normals that noise a and b; nor are they.
+        height: [B] float64 in [0, 1), how far up their phase a and b are noised.
+        fake_noise, real_noise: [B, ...] unit normals that noise a and b; like height, None without adversarial loss.
     """
 
     index: Tensor

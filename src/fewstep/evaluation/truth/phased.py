@@ -21,7 +21,7 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
 from fewstep.sampling import Phased
 
-_GAME_STEPS, _GAME_BATCH = 200, 512
+_GAME_STEPS, _GAME_BATCH = 120, 256
 
 
 def fixed_rows(bench: Bench, method: PCM) -> list[Row]:
@@ -114,7 +114,7 @@ def game_rows(bench: Bench, method: PCM) -> list[Row]:
     loss, pull = play(bench, game, 0.0)
     loss_beside, pull_beside = play(bench, game, 3 * bench.width)
     return [
-        Row("hinge loss of a discriminator against the exact student", 2.0, loss, 0.03),
+        Row("hinge loss of a discriminator against the exact student", 2.0, loss, 0.05),
         Row("the same, three widths off: below 2 by", 1.0, 2 - loss_beside, 0.9),
         Row("its pull on the exact student, over that three widths off", 0.0, pull / pull_beside, 0.6),
     ]
@@ -134,7 +134,7 @@ def play(bench: Bench, game: PCM, offset: float) -> tuple[float, float]:
         game.discriminator(oracle, *a_step(bench, game, oracle, step, _GAME_BATCH)).total.backward()
         optimizer.step()
     oracle.shift.grad = None
-    batch, draws, shared = a_step(bench, game, oracle, _GAME_STEPS, 8 * _GAME_BATCH)
+    batch, draws, shared = a_step(bench, game, oracle, _GAME_STEPS, 16 * _GAME_BATCH)
     loss = game.discriminator(oracle, batch, draws, shared).total.item()
     quiet = game.student(oracle, batch, draws, shared).total
     (slope,) = torch.autograd.grad(quiet, oracle.shift)
