@@ -1911,10 +1911,10 @@ DISCRIMINATORS = [
         "evaluation/fixed_points.py",
         "evaluation/test_fixed_points.py",
         (
-            "fixed points: PCM's times on an edge jump from it, not to the one below",
+            "fixed points: PCM's hops that land on an edge go on to the one below",
             "edge = int(self.lower[self.lower < n].max())",
             "edge = int(self.lower[self.lower < max(n, 2) - 1].max(initial=0))",
-            "test_pcm_figures_phase_by_phase",
+            "test_pcm_is_the_table_of_edge_points",
         ),
     ),
     *planted(
