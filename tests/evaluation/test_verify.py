@@ -43,7 +43,7 @@ def test_tcd_learns_its_fixed_point():
 @pytest.mark.slow
 def test_pcm_learns_its_fixed_point():
     """Two modes on a line, four phases of three hops: every phase, and the four steps together, within 0.02."""
-    report = verify("pcm", LINE, seed=1, steps=2500)
+    report = verify("pcm", LINE, seed=1, steps=1500)
     assert report.passed, report  # among others, that a discriminator finds nothing against the exact student
     errors = [row.measured for row in report if "rms error" in row.quantity]
     assert len(errors) == 5 and max(errors) < 0.02
