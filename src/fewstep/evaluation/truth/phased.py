@@ -42,14 +42,14 @@ def trained_rows(bench: Bench, method: PCM, roles: Roles) -> list[Row]:
         with torch.no_grad():
             jump = roles.student(x.float(), t, cond).at(s).double()
         distance = _rms(landing - bench.flow(x, t, s, cond))
-        rows.append(Row(f"phase {t:g} -> {s:g}: rms error", 0.0, _rms(jump - landing), 0.1 * bench.width, distance))
+        rows.append(Row(f"phase {t:g} -> {s:g}: rms error", 0.0, _rms(jump - landing), 0.06 * bench.width, distance))
         x = landing
     start, cond = bench.starts
     with torch.no_grad():
         answer = compose(roles.student, start.float(), path.edges, cond).double()
     distance = _rms(x - bench.flow(start, path.edges[0], path.edges[-1], cond))
     name = f"{len(path.edges) - 1} steps on the edges: rms error"
-    return [*rows, Row(name, 0.0, _rms(answer - x), 0.2 * bench.width, distance)]
+    return [*rows, Row(name, 0.0, _rms(answer - x), 0.1 * bench.width, distance)]
 
 
 class _Path:
