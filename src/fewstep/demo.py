@@ -52,7 +52,7 @@ def demo(folder: Path, recipe: Recipe | None = None, count: int = 256, show_prog
     ways = [
         Way(f"teacher, {many} steps", teacher.denoiser, DDIM(num_inference_steps=many), scale),
         Way(f"teacher, {few} steps", teacher.denoiser, DDIM(num_inference_steps=few), scale),
-        Way(f"student, {few} steps", student, sampler_of(card), 1.0, card.guidance_embed),
+        Way(f"student, {few} steps", student, sampler_of(card), card.guidance_scale, card.guidance_embed),
     ]
     with progress_bar(len(ways), 0, "comparing", show_progress) as advance:
         comparison = compare(teacher, ways, count, recipe.seed, advance=advance, reference=reference_of(teacher))

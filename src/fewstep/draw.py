@@ -45,7 +45,7 @@ def load_model(name: str) -> Model:
     if folder is not None:
         card = load_card(folder)
         teacher = teacher_of(folder, card)
-        return Model(teacher, load_student(teacher, folder, card), card, 1.0)
+        return Model(teacher, load_student(teacher, folder, card), card, card.guidance_scale)
     if (Path(name) / "recipe.yaml").is_file():
         raise ValueError(f"The run {name} has no student yet: finish it with fewstep distill ... --resume.")
     teacher = load_teacher(name)

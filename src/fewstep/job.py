@@ -34,14 +34,14 @@ class Job:
     teacher: Teacher
     method: Method
     roles: Roles
-    spent: int = 0
+    spent: float = 0.0
 
     @property
     def role(self) -> str:
         """The role that is sampled and exported: the student's average where there is one."""
         return "ema" if "ema" in self.roles else "student"
 
-    def card(self, steps: int, cost: int = 0) -> Card:
+    def card(self, steps: int, cost: float = 0.0) -> Card:
         """How to sample from the student after ``steps`` steps of training, which have cost ``cost``."""
         recipe, student = self.recipe, self.recipe.student
         spec = next(s for s in self.method.roles() if s.name == "student")
@@ -52,6 +52,7 @@ class Job:
             sampler=self.method.sampler,
             num_inference_steps=recipe.sample.num_inference_steps,
             eta=recipe.sample.eta,
+            guidance_scale=self.method.sampling(self.method.settings).guidance_scale,
             original_inference_steps=getattr(self.method.settings, "num_grid_steps", 50),
             weights=student.weights,
             rank=student.rank if student.weights == "lora" else 0,
@@ -90,7 +91,7 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
 
 def _beginning(
     recipe: Recipe, folder: Path, earlier: Mapping[str, Path]
-) -> tuple[Teacher, dict[str, torch.Tensor] | None, int]:
+) -> tuple[Teacher, dict[str, torch.Tensor] | None, float]:
     """(teacher, the student's first weights or None, what the runs behind them have cost)."""
     config, device = recipe.teacher, recipe.training.device
     at = earlier.get(config.path)

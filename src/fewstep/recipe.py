@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from fewstep.methods.base import Method
+from fewstep.methods.base import Method, Sampling
 from fewstep.methods.registry import find_method
 from fewstep.models.roles import Weights
 from fewstep.training.settings import TrainingSettings
@@ -72,8 +72,8 @@ class SampleConfig(BaseModel):
         description="prompts of the sample grid",
     )
     every: int = Field(default=500, ge=1, description="steps between sample grids")
-    num_inference_steps: int = Field(default=4, ge=1, description="steps of the student")
-    eta: float = Field(default=0.3, ge=0, le=1, description="TCD's noise, 0 (none) to 1")
+    num_inference_steps: int = Field(default=4, ge=1, description="steps of the student; PCM's default is its phases")
+    eta: float = Field(default=0.0, ge=0, le=1, description="fresh noise, 0 (none) to 1; TCD's default is 0.3")
     teacher_steps: int = Field(default=50, ge=1, description="steps of the teacher's row")
     guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False, description="guidance of the teacher's rows")
 
@@ -168,8 +168,19 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
             if key not in known:
                 raise RecipeError(_unknown(f"training.{key}", key, known))
     recipe = _validated(TypeAdapter(Recipe), dict(data), "")
-    recipe.method_settings()
-    return recipe
+    return _as_the_method_wants(recipe, recipe.method_class().sampling(recipe.method_settings()))
+
+
+def _as_the_method_wants(recipe: Recipe, wanted: Sampling) -> Recipe:
+    """What the recipe does not say about the student's sampler is the method's own."""
+    own = {key: getattr(wanted, key) for key in {"num_inference_steps", "eta"} - recipe.sample.model_fields_set}
+    steps = recipe.sample.num_inference_steps
+    if wanted.no_other_steps and "num_inference_steps" not in own and steps != wanted.num_inference_steps:
+        raise RecipeError(
+            f"sample.num_inference_steps is {steps}, but this method's students take {wanted.num_inference_steps}: "
+            "leave it out, or change the method's own number."
+        )
+    return recipe.model_copy(update={"sample": recipe.sample.model_copy(update=own)})
 
 
 def find_recipe(source: str | Path) -> Path:

@@ -88,7 +88,7 @@ def ways_of(teacher: Teacher, runs: Sequence[Path], recipes: Sequence[Recipe]) -
         name = run.name if len(runs) > 1 else "student"
         for n in STEPS:
             sampler = sampler_of(card, num_inference_steps=n)
-            ways.append(Way(f"{name}, {_steps(n)}", student, sampler, 1.0, card.guidance_embed))
+            ways.append(Way(f"{name}, {_steps(n)}", student, sampler, card.guidance_scale, card.guidance_embed))
     return ways
 
 
@@ -180,7 +180,7 @@ def _training(page: Page, runs: Sequence[Path]) -> None:
         series = {name: [(line["step"], line[key]) for line in lines if key in line] for name, lines in logs.items()}
         page.chart(series, "steps", key, logarithmic=True)
     spent = [
-        [name, f"{lines[-1]['step']:g}", f"{lines[-1]['forward_equivalents']:,}"]
+        [name, f"{lines[-1]['step']:g}", f"{lines[-1]['forward_equivalents']:,.0f}"]
         for name, lines in logs.items()
         if lines
     ]

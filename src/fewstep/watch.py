@@ -41,7 +41,7 @@ class SampleGrid:
             ]
         card = job.card(step)
         student = sample(
-            job.roles.views()[job.role].uncounted(), sampler_of(card), noise, cond,
+            job.roles.views()[job.role].uncounted(), sampler_of(card), noise, cond, card.guidance_scale,
             guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed),
         )  # fmt: skip
         rows = [*self._teacher_rows, job.teacher.decode(student.x0)]
@@ -66,7 +66,7 @@ class Watch:
         cost: gives what the run has cost so far, in forward equivalents.
     """
 
-    def __init__(self, job: Job, cost: Callable[[], int]) -> None:
+    def __init__(self, job: Job, cost: Callable[[], float]) -> None:
         self.job, self.cost, self.settings = job, cost, job.recipe.evaluate
         self.path = job.folder / "evaluations.jsonl"
         self._log: JsonLines | None = None
@@ -110,7 +110,8 @@ class Watch:
     def _measure(self, step: int) -> dict[str, float]:
         job = self.job
         card = job.card(step)
-        way = Way("student", job.roles.views()[job.role].uncounted(), sampler_of(card), 1.0, card.guidance_embed)
+        student, scale = job.roles.views()[job.role].uncounted(), card.guidance_scale
+        way = Way("student", student, sampler_of(card), scale, card.guidance_embed)
         if self._reference is None:
             self._reference = reference_of(job.teacher) or self._real()
         measured = compare(job.teacher, [way], self.settings.count, job.recipe.seed, reference=self._reference)

@@ -1,4 +1,4 @@
-"""The exact fixed points of LCM and TCD: the specification's figures, tables made independently, convergence."""
+"""The exact fixed points of LCM, TCD and PCM: the specification's figures, tables made independently, convergence."""
 
 import math
 from itertools import pairwise
@@ -13,9 +13,12 @@ from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Schedule
-from fewstep.evaluation.fixed_points import LCMFixedPoint, TCDFixedPoint, compose
+from fewstep.evaluation.fixed_points import LCMFixedPoint, PCMFixedPoint, TCDFixedPoint, compose
+from fewstep.export.student import Card, sampler_of
+from fewstep.methods.pcm import PCM
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
+from fewstep.sampling import DDIM, TCD, Phased, sample
 
 VP, EDM, FLOW = Schedule.scaled_linear(), Schedule.edm(), Schedule.flow()
 GMM_A = GaussianMixture([0.3, 0.7], [-1.2, 0.8], [0.25, 0.35])
@@ -263,3 +266,145 @@ def test_tcd_keeps_its_bias():
         for hops in (50, 100, 200)
     ]
     assert errors[2] > 0.9 * errors[0] > 0.02
+
+
+# ------------------------------------------------------------------ PCM: phases, and where its students are asked
+
+
+def phased(schedule, hops, phases, mixture=GMM_A, guidance_scale=1.0):
+    grid, edges = schedule.training_grid(hops), schedule.phase_edges(phases, hops)
+    return PCMFixedPoint(teacher(mixture, schedule), grid, edges, guidance_scale)
+
+
+def test_pcm_figures_phase_by_phase():
+    """N = 50, four phases, from the exact p_t at each edge: the fixed point, and one DDIM step of the teacher."""
+    x, ask, student = starts(GMM_A, VP, 4000), teacher(GMM_A, VP), phased(VP, 50, 4).denoiser()
+    errors, single = [], []
+    for t, s in ((239, 0), (499, 239), (739, 499), (999, 739)):
+        here = GMM_A.flow_map(x, VP, 999, t)
+        exact = GMM_A.flow_map(here, VP, t, s)
+        errors.append(rms(student(here, t).at(s) - exact))
+        single.append(rms(ask(here, t).at(s) - exact))
+    assert errors == pytest.approx([2.1e-2, 8.6e-3, 4.0e-3, 1.3e-3], rel=0.02)
+    assert single == pytest.approx([0.16, 0.106, 0.046, 0.0157], rel=0.02)
+
+
+def spline_table(mixture, schedule, hops, first):
+    """PCM's fixed point by brute force: for every hop, upwards, the edge point over x, through cubic splines.
+
+    Landing one grid time below, the answer there is looked up; on an edge (hops ``first``) it is the point itself.
+    """
+    grid, ask, splines = schedule.training_grid(hops), teacher(mixture, schedule), {}
+    for j in range(hops):
+        alpha, sigma = (float(c) for c in schedule.alpha_sigma(grid[j + 1]))
+        reach = 9 * math.hypot(sigma, 0.4 * alpha) + 2 * alpha
+        x = torch.linspace(-reach, reach, 4001, dtype=torch.float64)
+        landing = ask(x, float(grid[j + 1])).at(float(grid[j])).numpy()
+        splines[j + 1] = CubicSpline(x.numpy(), landing if j in first else splines[j](landing))
+    return grid, splines
+
+
+@pytest.mark.parametrize("schedule", [VP, EDM, FLOW], ids=lambda s: s.family)
+def test_pcm_is_the_table_of_edge_points(schedule):
+    """Five hops a phase at most: floor(k 13 / 3) = 0, 4, 8."""
+    first = (0, 4, 8)
+    grid, splines = spline_table(GMM_B, schedule, 13, first)
+    point = phased(schedule, 13, 3, GMM_B).denoiser()
+    for hop in range(13):
+        t, edge = float(grid[hop + 1]), float(grid[max(f for f in first if f <= hop)])
+        if schedule is FLOW and hop == 12:
+            x = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        else:
+            x = GMM_B.sample_at(200, schedule, t, torch.Generator().manual_seed(0))[:, 0]
+        table = torch.from_numpy(splines[hop + 1](x.numpy()))
+        off = (point(x, t).at(edge) - table).abs().max() / table.abs().max()
+        assert off < 1e-5, (hop, float(off))
+
+
+@pytest.mark.parametrize("schedule", [VP, EDM, FLOW], ids=lambda s: s.family)
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow"])
+def test_all_phases_on_end_are_the_composed_teacher(schedule, kind):
+    if kind == "epsilon" and schedule is FLOW:
+        pytest.skip("an epsilon network is refused on a schedule that starts from pure noise")
+    ring = GaussianMixture.ring(5, 1.0, 0.2, num_classes=2)
+    ask = teacher(ring, schedule, kind)
+    x = ring.sample_at(32, schedule, 0.99 * schedule.start, torch.Generator().manual_seed(0))
+    cond = Cond({"label": torch.arange(32) % 2}, null={"label": torch.tensor([-1])})
+    grid, edges = schedule.training_grid(7), schedule.phase_edges(3, 7)
+    student = PCMFixedPoint(ask, grid, edges, guidance_scale=3.0).denoiser()
+    composed = compose(ask, x, grid[::-1].tolist(), cond, 3.0)
+    torch.testing.assert_close(compose(student, x, edges[::-1].tolist(), cond), composed, rtol=1e-10, atol=1e-10)
+
+
+def test_with_one_phase_pcm_is_lcm_in_jump_form():
+    x = starts(GMM_A, VP, 200)
+    one = phased(VP, 10, 1).denoiser()(x, 999).at(0)
+    torch.testing.assert_close(one, compose(teacher(GMM_A, VP), x, down(VP, 10)), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("mixture", "schedule"), [(GMM_B, VP), (GMM_B, EDM), (GMM_B, FLOW)], ids=["vp", "edm", "flow"])
+def test_every_phase_converges_at_first_order(mixture, schedule):
+    x = mixture.sample_at(256, schedule, 0.999 * schedule.start, torch.Generator().manual_seed(0))[:, 0]
+    errors = []
+    for hops in (50, 100, 200):
+        student, edges = phased(schedule, hops, 5, mixture).denoiser(), schedule.phase_edges(5, hops)[::-1]
+        here, row = x, []
+        for t, s in pairwise(edges.tolist()):
+            exact = mixture.flow_map(here, schedule, t, s)
+            row.append(rms(student(here, t).at(s) - exact))
+            here = exact
+        errors.append(row)
+    orders = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+    assert np.abs(orders - 1).max() < 0.25 and np.abs(orders[1] - 1).max() < 0.15
+
+
+class IdealPCM:
+    """The continuous ideal: at any time the exact flow map to the highest edge below it."""
+
+    def __init__(self, mixture, schedule, edges):
+        self.mixture, self.schedule, self.edges = mixture, schedule, edges
+
+    def __call__(self, x, t, cond=None):
+        time = float(t.flatten()[0])
+        edge = max(e for e in self.edges if e < time)
+        landing = self.mixture.flow_map(x, self.schedule, time, edge)
+        (alpha_t, sigma_t), (alpha, sigma) = self.schedule.alpha_sigma(time), self.schedule.alpha_sigma(edge)
+        return (landing - float(sigma / sigma_t) * x) / float(alpha - alpha_t * sigma / sigma_t)
+
+
+@pytest.mark.parametrize(
+    ("asked", "figure"),
+    [
+        (Phased(num_inference_steps=4, original_inference_steps=50), 0.0),
+        (DDIM(num_inference_steps=4, final="end"), 0.181),
+        (TCD(num_inference_steps=4, eta=0.0), 0.184),
+    ],
+    ids=["its own edges", "trailing", "tcd"],
+)
+def test_an_ideal_pcm_student_is_exact_on_its_edges_and_nowhere_else(asked, figure):
+    """Four phases of 50 hops: 999, 739, 499, 239. The specification's figures, 1e-15 against 0.18."""
+    x = starts(GMM_A, VP, 4000)
+    student = Denoiser(IdealPCM(GMM_A, VP, VP.phase_edges(4, 50).tolist()), VP, "sample")
+    x0 = sample(student, asked, x).x0
+    error = rms(x0 - GMM_A.flow_map(x, VP, 999, 0))
+    assert error < 1e-13 if figure == 0 else error == pytest.approx(figure, rel=0.02)
+
+
+@pytest.mark.parametrize(("times", "figure"), [((999, 739, 499, 239), 0.0291), ((999, 759, 499, 259), 0.199)])
+def test_a_pcm_fixed_point_of_fifty_hops_asked_on_and_off_its_edges(times, figure):
+    x = starts(GMM_A, VP, 4000)
+    error = rms(compose(phased(VP, 50, 4).denoiser(), x, (*times, 0)) - GMM_A.flow_map(x, VP, 999, 0))
+    assert error == pytest.approx(figure, rel=0.03)
+
+
+@pytest.mark.parametrize("schedule", [VP, EDM, FLOW], ids=lambda s: s.family)
+@pytest.mark.parametrize(("phases", "hops"), [(1, 50), (2, 50), (4, 50), (8, 50), (4, 40), (8, 40), (4, 8), (3, 10)])
+def test_the_card_of_a_pcm_student_leads_to_its_training_edges(phases, hops, schedule):
+    """What export writes and sampling reads back, whatever the grid; forty hops suit others' trailing steps too."""
+    method = PCM(schedule, num_phases=phases, num_grid_steps=hops)
+    wanted = method.sampling(method.settings)
+    card = Card("pcm", method.sampler, wanted.num_inference_steps, "lora", "t", original_inference_steps=hops)
+    times = sampler_of(card).times(schedule)
+    assert times.tolist() == method.edges.tolist()[::-1]
+    if schedule is VP and hops % phases == 0 and 1000 % hops == 0:
+        assert DDIM(num_inference_steps=phases, final="end").times(schedule).tolist() == times.tolist()

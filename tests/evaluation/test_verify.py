@@ -10,10 +10,15 @@ import pytest
 import torch
 
 from fewstep import GaussianMixture, Schedule, verify
+from fewstep.evaluation.truth import phased
+from fewstep.evaluation.truth.bench import Bench
+from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.distribution import sliced_w2
 from fewstep.evaluation.truth.report import Report, Row
 from fewstep.methods.lcm import LCM
+from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
+from fewstep.models.roles import Roles
 
 OWN = Path(__file__).parent / "mine.py"
 LINE = GaussianMixture([0.3, 0.7], [-1.2, 0.8], [0.25, 0.35])
@@ -33,6 +38,15 @@ def test_tcd_learns_its_fixed_point():
     report = verify("tcd", LINE, seed=1, steps=3000)
     assert report.passed, report
     assert sum("rms error" in row.quantity for row in report) == 5
+
+
+@pytest.mark.slow
+def test_pcm_learns_its_fixed_point():
+    """Two modes on a line, four phases of three hops: every phase, and the four steps together, within 0.02."""
+    report = verify("pcm", LINE, seed=1, steps=1500)
+    assert report.passed, report  # among others, that a discriminator finds nothing against the exact student
+    errors = [row.measured for row in report if "rms error" in row.quantity]
+    assert len(errors) == 5 and max(errors) < 0.02
 
 
 @pytest.mark.parametrize("schedule", [Schedule.edm(), Schedule.flow()])
@@ -71,6 +85,46 @@ def test_a_wrong_claim_of_calls_fails():
     assert [row.quantity for row in report if not row.passed] == ["network calls per step: teacher"]
 
 
+class BlindToItsPhase(PCM):
+    """A planted defect: the target jumps to the table's end, whatever the phase."""
+
+    def prepare(self, roles, batch, draws, due):
+        shared = super().prepare(roles, batch, draws, due)
+        with torch.no_grad():
+            shared.target = roles.target(shared.x_u, shared.u, batch.cond).at(self.edges[0])
+        return shared
+
+
+@pytest.mark.parametrize("schedule", [Schedule.scaled_linear(), Schedule.edm(), Schedule.flow()])
+def test_pcms_contract_oracle_and_game(schedule):
+    bench = Bench(LINE, schedule)
+    method = PCM(schedule, **PCM.truth_settings)
+    quiet = {row.quantity: row for row in phased.oracle_rows(bench, method)}
+    assert all(row.passed for row in quiet.values()) and quiet["loss at the exact fixed point"].measured < 1e-25
+    game = PCM(schedule, **PCM.truth_settings | {"adversarial_weight": 0.1})
+    assert all(row.passed for row in contract_rows(bench, game))
+
+
+def test_the_oracle_finds_a_target_that_is_blind_to_its_phase():
+    method = BlindToItsPhase(Schedule.flow(), **PCM.truth_settings)
+    assert not phased.oracle_rows(Bench(LINE, Schedule.flow()), method)[0].passed
+
+
+def test_a_constant_discriminator_has_hinge_loss_2_and_no_pull():
+    bench, schedule = Bench(LINE, Schedule.flow()), Schedule.flow()
+    game = PCM(schedule, **PCM.truth_settings | {"adversarial_weight": 1.0, "huber_c": 1e-3})
+    oracle = phased.Oracle(bench, game)
+    heads = Roles(bench.teacher).add_heads("discriminator", game.heads()[0].build).double()
+    with torch.no_grad():
+        for name, p in heads.named_parameters():
+            if name.endswith("outlet.weight"):
+                p.zero_()
+    oracle.heads["discriminator"] = heads
+    step = phased.a_step(bench, game, oracle, 0, 64)
+    assert game.discriminator(oracle, *step).total.item() == 2
+    assert torch.autograd.grad(game.student(oracle, *step).total, oracle.shift)[0].abs().max() < 1e-15
+
+
 class KeepsTheTargetsGraph(LCM):
     """A planted defect: LCM whose target is the student with its gradient."""
 
@@ -91,7 +145,10 @@ class HopsFromTheWrongTime(TCD):
         return shared
 
 
-@pytest.mark.parametrize("defect, settings", [(KeepsTheTargetsGraph, {}), (HopsFromTheWrongTime, {"single_end": True})])
+@pytest.mark.parametrize(
+    "defect, settings",
+    [(KeepsTheTargetsGraph, {}), (HopsFromTheWrongTime, {"single_end": True})],
+)
 def test_planted_defects_are_found_without_training(defect, settings):
     assert not verify(defect, LINE, steps=0, **settings).passed
 

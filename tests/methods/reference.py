@@ -1,8 +1,9 @@
-"""One step of LCM and TCD worked out from the papers' formulas; shares no mathematics with the library."""
+"""One step of LCM, TCD and PCM worked out from the papers' formulas; shares no mathematics with the library."""
 
 import copy
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -24,9 +25,13 @@ HOPS, RANK, SCALE = 5, 4, 2.0
 
 
 class Network(nn.Module):
-    """x [B, 2, 2, 2] with a text vector; extra inputs natively (``accepts``) or as the role's embedding (``extra``)."""
+    """x [B, 2, 2, 2] with a text vector; extra inputs natively (``accepts``) or as the role's embedding (``extra``).
+
+    A discriminator may look at its first layer, [B, 16], and at its second as a map, [B, 4, 2, 2].
+    """
 
     extra_width = 16
+    tap_channels = MappingProxyType({"first": 16, "second": 4})
 
     def __init__(self, accepts=()):
         super().__init__()
@@ -34,6 +39,11 @@ class Network(nn.Module):
         self.inlet, self.time, self.text = nn.Linear(8, 16), nn.Linear(2, 16), nn.Linear(3, 16)
         self.told = nn.ModuleDict({name: nn.Linear(2, 16) for name in sorted(accepts)})
         self.hidden, self.outlet = nn.Linear(16, 16), nn.Linear(16, 8)
+
+    def features(self, x, t, cond, taps):
+        first = torch.tanh(self.inlet(x.flatten(1)) + self.time(waves(t)) + self.text(cond["text"]))
+        found = {"first": first, "second": self.hidden(first).reshape(-1, 4, 2, 2)}
+        return [found[tap] for tap in taps]
 
     def forward(self, x, t, cond, *, end=None, guidance_embed=None, extra=None):
         h = self.inlet(x.flatten(1)) + self.time(waves(t)) + self.text(cond["text"])

@@ -33,6 +33,8 @@ SETTINGS = [
     {"target_decay": 0.9, "guidance_scale": (2.0, 6.0)},
     {"guidance_embed": True, "guidance_scale": (2.0, 6.0)},
     {"tell_end": True, "target_decay": 0.9},
+    {"caption_dropout": 0.3, "guidance_scale": 1.0, "num_phases": 3},
+    {"adversarial_weight": 0.0},
 ]
 
 
@@ -93,6 +95,10 @@ class Teacher(MLP):
         Teacher.calls += 1
         said = super().forward(x, t, cond, **inputs)
         return said if extra is None else said + extra[:, :2]
+
+    def features(self, *inputs):
+        Teacher.calls += 1
+        return super().features(*inputs)
 
 
 def build(cls, settings, kind="lora", **training):

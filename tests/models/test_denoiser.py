@@ -171,7 +171,7 @@ def test_other_refusals():
     with pytest.raises(ValueError, match="Unknown prediction_type 'eps'"):
         Denoiser(RING.network(VP), VP, "eps")
     with pytest.raises(ValueError, match="offers no features"):
-        Denoiser(RING.network(VP), VP).features(states(), 1, None, ("mid",))
+        Denoiser(lambda x, t, cond: x, VP).features(states(), 1, None, ("mid",))
 
 
 # ------------------------------------------------------------------ EDM

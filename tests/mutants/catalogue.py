@@ -3,6 +3,7 @@
 import importlib.util
 
 from tests.mutants.mutant import Mutant, planted
+from tests.mutants.pcm import DISCRIMINATORS, PCM
 from tests.mutants.program import OPTIMIZERS, PROCESSES, STAGES
 
 SCHEDULE = planted(
@@ -469,7 +470,7 @@ DENOISER = planted(
     ),
     (
         "denoiser: features are not counted",
-        "self._count(x.shape[0], x.requires_grad)",
+        "self._count(x.shape[0] / 2, any(feature.requires_grad for feature in features))",
         "pass",
         "tests/models/test_roles.py::test_features_are_the_roles_own_and_counted",
     ),
@@ -1378,7 +1379,7 @@ TRAINING = (
         ),
         (
             "training: a resumed run forgets what it had spent",
-            'self.spent = int(state.get("forward_equivalents", 0))',
+            'self.spent = float(state.get("forward_equivalents", 0))',
             "self.spent = 0",
             "tests/training/test_trainer.py::test_logged_losses_after_a_resume_are_those_of_a_whole_run",
         ),
@@ -1766,4 +1767,6 @@ CATALOGUE: list[Mutant] = [
     *STAGES,
     *PLAN,
     *EIGHT_BITS,
+    *PCM,
+    *DISCRIMINATORS,
 ]

@@ -13,6 +13,7 @@ from killable import SOURCE, VP, Teacher
 
 from fewstep.data.sources import LatentSource
 from fewstep.methods.lcm import LCM
+from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
 from fewstep.models import scenes64
 from fewstep.models.cond import Cond
@@ -31,6 +32,7 @@ CASES = {
     "lora": (TCD(VP, guidance_scale=3.0), "lora", SETTINGS),
     "told": (TOLD, "lora", SETTINGS),
     "full": (TOLD, "full", SETTINGS),
+    "game": (PCM(VP, guidance_scale=3.0), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
     "single precision": (TCD(VP, guidance_scale=3.0), "lora", replace(SETTINGS, precision="fp32")),
     "full in single precision": (TOLD, "full", replace(SETTINGS, precision="fp32", weight_decay=0.01)),
 }
@@ -45,7 +47,7 @@ def toy(case, folder, source=SOURCE, **changes):
     return Trainer(method, roles, source, settings, run_dir=folder)
 
 
-def unet(case, folder, **changes):
+def unet(case, folder, method=None, **changes):
     """The shipped architecture, whose blocks are gathered one by one."""
     settings = replace(SETTINGS, steps=2, batch_size=4, precision="fp32", learning_rate=1e-4, ema_decay=0.0, **changes)
     torch.manual_seed(0)
@@ -57,7 +59,7 @@ def unet(case, folder, **changes):
     mean = torch.randn(6, *scenes64.LATENT_SHAPE, generator=generator)
     embeds = torch.randn(6, 24, network.unet.config.cross_attention_dim, generator=generator)
     source = LatentSource(mean, torch.zeros_like(mean), Cond({"prompt_embeds": embeds}, {"prompt_embeds": embeds[:1]}))
-    method = TCD(VP, guidance_scale=3.0)
+    method = method or TCD(VP, guidance_scale=3.0)
     roles = build_roles(Denoiser(network, VP, "epsilon"), method, settings, Weights(case, rank=4))
     return Trainer(method, roles, source, settings, run_dir=folder)
 
@@ -69,6 +71,7 @@ JOBS = [
     (toy, "full", {"accumulation": 2, "fsdp": True}),
     (unet, "lora", {"fsdp": True}),
     (unet, "full", {"fsdp": True}),
+    (unet, "full", {"fsdp": True, "method": PCM(VP, guidance_scale=3.0)}),
 ]
 
 
@@ -115,7 +118,7 @@ def result(folder):
 def test_two_processes_are_one(job, together, tmp_path):
     """Weights, followers and moments; losses, costs and norms as logged."""
     make, case, changes = job
-    make(case, tmp_path, **({"accumulation": 2} if "accumulation" not in changes else {})).run()
+    make(case, tmp_path, **{**changes, "accumulation": 1 if "accumulation" in changes else 2}).run()
     theirs, state, lines = result(together / name_of(*job))
     mine, alone, expected = result(tmp_path)
     exact = make is toy and CASES[case][2].precision == "fp64"
@@ -128,7 +131,7 @@ def test_two_processes_are_one(job, together, tmp_path):
     for line, other in zip(lines, expected, strict=True):
         for key in ("student/loss", "student/grad_norm", "forward_equivalents"):
             assert line[key] == pytest.approx(other[key], rel=1e-10 if exact else 1e-5), (key, line["step"])
-    start = make(case, None)
+    start = make(case, None, **changes)
     assert any(not torch.allclose(start.tensors()[key].to(t), t) for key, t in mine.items() if "optimizer" not in key)
 
 

@@ -19,13 +19,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.data.sources import LatentSource
-from fewstep.methods.base import Batch
+from fewstep.methods.base import Batch, Player
 from fewstep.methods.lcm import LCM
+from fewstep.methods.pcm import PCM
 from fewstep.methods.random import Rng
 from fewstep.methods.tcd import TCD
 from fewstep.models.cond import Cond
 from fewstep.models.lora import live
 from fewstep.training import checkpoint
+from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import NotFinite, TrainingStopped
 
@@ -242,7 +244,7 @@ def latents_on_device(size=50):
     return LatentSource(mean, std, Cond({"label": label}, null={"label": torch.tensor([-1])}))
 
 
-@pytest.mark.parametrize("method", GUIDED)
+@pytest.mark.parametrize("method", [*GUIDED, pytest.param(PCM(VP), id="pcm")])
 def test_nothing_waits_for_the_device_between_log_steps(method):
     """Clipping, the NaN guard, both EMAs, accumulation and statistics included."""
     waits, reads = [0], [0]
@@ -449,3 +451,16 @@ def test_a_run_without_a_folder_keeps_nothing(tmp_path, monkeypatch):
     run.run()
     assert run.save() is None and not list(Path(tmp_path).iterdir())
     assert run.last_record["step"] == 2 and run.last_record["student/loss"] > 0
+
+
+def test_critics_may_have_betas_of_their_own():
+    settings = TrainingSettings(betas=(0.9, 0.99), critic_betas=(0.0, 0.999))
+    weight = torch.nn.Parameter(torch.zeros(1))
+    found = [
+        PlayerState(Player(name), [weight], settings).optimizer.defaults["betas"] for name in ("student", "critic")
+    ]
+    assert found == [(0.9, 0.99), (0.0, 0.999)]
+    same = PlayerState(Player("critic"), [weight], TrainingSettings(betas=(0.9, 0.99)))
+    assert same.optimizer.defaults["betas"] == (0.9, 0.99)
+    with pytest.raises(ValueError, match=r"training\.critic_betas must be two numbers in \[0, 1\)"):
+        TrainingSettings(critic_betas=(0.0, 1.0))

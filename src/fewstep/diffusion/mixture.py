@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -257,8 +258,24 @@ class MixtureNetwork:
 
     def __call__(self, x: Tensor, t: Time, cond: Any = None) -> Tensor:
         """Output at x [B, ...] and native time ``t`` (number or [B]), shaped like x, at least float32."""
-        label = cond["label"] if cond is not None and "label" in cond else None
         alpha, sigma = self.schedule.alpha_sigma(t)
-        x0, epsilon = self.mixture.posterior(x.to(torch.float64), alpha, sigma, label)
+        x0, epsilon = self.mixture.posterior(x.to(torch.float64), alpha, sigma, self._label(cond))
         p, q = mix(self.prediction_type, alpha, sigma)
         return (expand(p, x0) * x0 + expand(q, x0) * epsilon).to(torch.promote_types(x.dtype, torch.float32))
+
+    @property
+    def tap_channels(self) -> dict[str, int]:
+        """What a discriminator can look at, with its channels; see `features`."""
+        return {"posterior": 2 * self.mixture.dim + self.mixture.num_components}
+
+    def features(self, x: Tensor, t: Time, cond: Any, taps: Iterable[str]) -> list[Tensor]:
+        """The one tap, "posterior" [B, 2 D + K]: E[x0 | x_t], E[eps | x_t] and the responsibilities."""
+        label = self._label(cond)
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        x0, epsilon = self.mixture.posterior(x, alpha, sigma, label)
+        r = self.mixture.responsibilities(x, alpha, sigma, label)
+        return [torch.cat([x0.flatten(1), epsilon.flatten(1), r], dim=1) for _ in taps]
+
+    @staticmethod
+    def _label(cond: Any) -> Label:
+        return cond["label"] if cond is not None and "label" in cond else None

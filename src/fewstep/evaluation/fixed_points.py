@@ -1,4 +1,4 @@
-"""What LCM and TCD converge to, exactly, for any closed-form teacher: the fixed points of their losses.
+"""What LCM, TCD and PCM converge to, exactly, for any closed-form teacher: the fixed points of their losses.
 
 A consistency loss ties the student at grid time t to itself at the teacher's landing point, one grid time below.
 Followed down the grid, that is a recursion along the teacher's own DDIM trajectory, so the fixed point at a state
@@ -23,7 +23,7 @@ from fewstep.models.denoiser import Denoiser
 
 
 class FixedPoint:
-    """A "sample" network known at the times of a training grid; the base of the two below.
+    """A "sample" network known at the times of a training grid; the base of those below.
 
     Args:
         teacher: exact or not; its guided DDIM step is the hop.
@@ -125,6 +125,33 @@ class TCDFixedPoint(FixedPoint):
             said = float(weight @ of_below) * said + float(weight @ from_landing) * landing
             said = said - float(weight @ from_here) * here
         return said
+
+
+class PCMFixedPoint(FixedPoint):
+    """PCM's: one jump from every grid time to where the teacher, composed down the grid, reaches the phase's lower edge
+
+    Args:
+        edges: [M + 1] increasing times of the grid: the lower ends of M phases, then its last (`Schedule.phase_edges`).
+    """
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        grid: Sequence[float] | Array,
+        edges: Sequence[float] | Array,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        super().__init__(teacher, grid, guidance_scale)
+        self.lower = self._rows(np.asarray(edges, dtype=np.float64)[:-1])
+
+    def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
+        if n == 0:
+            return self.teacher(x, float(self.grid[0]), cond, self.guidance_scale).x0  # no jump starts here
+        edge = int(self.lower[self.lower < n].max())  # a time on an edge belongs to the phase below it
+        landing = compose(self.teacher, x, self.grid[edge : n + 1][::-1], cond, self.guidance_scale)
+        (alpha_t, alpha), (sigma_t, sigma) = (c[[n, edge]] for c in self.teacher.schedule.alpha_sigma(self.grid))
+        of_x = sigma / sigma_t  # the jump to the edge is of_x x + (alpha - alpha_t of_x) x0
+        return (landing - float(of_x) * x) / float(alpha - alpha_t * of_x)
 
 
 def compose(

@@ -45,6 +45,7 @@ class Card:
         num_inference_steps, eta, original_inference_steps: of that sampler.
         weights: "lora" or "full". rank: of the LoRA.
         teacher: the model it was distilled from; ``../../<stage>/student`` is an earlier stage of the same run.
+        guidance_scale: classifier-free guidance it wants; 1 (off) where the teacher's is built in.
         extra_inputs: what it must be told: "end", "guidance_embed".
         guidance_embed: the scale it is told, when it is.
         steps: training steps behind it. forward_equivalents: what they cost, the runs it builds on included.
@@ -58,10 +59,11 @@ class Card:
     eta: float = 0.0
     original_inference_steps: int = 50
     rank: int = 0
+    guidance_scale: float = 1.0
     extra_inputs: tuple[str, ...] = ()
     guidance_embed: float | None = None
     steps: int = 0
-    forward_equivalents: int = 0
+    forward_equivalents: float = 0.0
     format: int = 1
 
 

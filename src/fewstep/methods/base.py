@@ -8,11 +8,11 @@ devices, files, optimisers, logging, or whether a role is a LoRA.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.random import Rng
@@ -57,6 +57,35 @@ class RoleSpec:
     extra_inputs: tuple[str, ...] = ()
     follows: str | None = None
     decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """Trainable heads that a method needs: weights of a player that are no view of the teacher.
+
+    Attributes:
+        name: how the method calls them: ``roles.heads[name]``.
+        build: from the channels of every tap of the base network to the heads.
+    """
+
+    name: str
+    build: Callable[[Mapping[str, int]], nn.Module]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the students of a method want to be sampled, by its ``sampler``.
+
+    Attributes:
+        num_inference_steps: steps. no_other_steps: whether any other number is off what was trained.
+        eta: share of fresh noise, where the sampler has it.
+        guidance_scale: classifier-free guidance; 1 is off, as it should be where the teacher's is built in.
+    """
+
+    num_inference_steps: int = 4
+    eta: float = 0.0
+    guidance_scale: float = 1.0
+    no_other_steps: bool = False
 
 
 @dataclass
@@ -112,7 +141,7 @@ class Method:
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
-    players: ClassVar[tuple[Player, ...]] = (Player("student"),)
+    players: tuple[Player, ...] = (Player("student"),)
     streams: ClassVar[tuple[str, ...]] = ("data",)
     sampler: ClassVar[str] = "ddim"  # the sampler its students want
     truth_settings: ClassVar[dict[str, Any]] = {}  # under which `fewstep verify` knows what it converges to
@@ -132,6 +161,15 @@ class Method:
     def roles(self) -> tuple[RoleSpec, ...]:
         """The roles this method needs beside the teacher."""
         return (RoleSpec("student"),)
+
+    def heads(self) -> tuple[HeadSpec, ...]:
+        """The heads this method trains beside its roles: a discriminator's."""
+        return ()
+
+    @classmethod
+    def sampling(cls, settings: Any) -> Sampling:
+        """How a student trained under ``settings`` wants to be sampled, unless a recipe says otherwise."""
+        return Sampling()
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Any:
         """All random numbers of the step, as a dataclass of documented fields."""

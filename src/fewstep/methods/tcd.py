@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Batch, Loss, Method, Progress, RoleSpec
+from fewstep.methods.base import Batch, Loss, Method, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.distances import Distance, check_distance, distance
 from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
 from fewstep.methods.random import Rng
@@ -94,6 +94,10 @@ class TCD(Method):
     def roles(self) -> tuple[RoleSpec, ...]:
         told = ("end",) if self.settings.tell_end else ()
         return RoleSpec("student", told), RoleSpec("target", follows="student", decay=self.settings.target_decay)
+
+    @classmethod
+    def sampling(cls, settings: Settings) -> Sampling:
+        return Sampling(eta=0.3)
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
         index = rng.sample.integers("index", 0, self.settings.num_grid_steps)

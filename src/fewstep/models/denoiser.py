@@ -27,16 +27,16 @@ class Cost:
 
     Attributes:
         calls: network calls.
-        evaluations: images evaluated (a batch of 8 is 8; guidance's two branches are two).
+        evaluations: images evaluated (a batch of 8 is 8; guidance's two branches are two; features are half an image).
         graph_evaluations: those of them that recorded a graph, and so cost a backward pass (2 forwards) too.
     """
 
     calls: int = 0
-    evaluations: int = 0
-    graph_evaluations: int = 0
+    evaluations: float = 0
+    graph_evaluations: float = 0
 
     @property
-    def forward_equivalents(self) -> int:
+    def forward_equivalents(self) -> float:
         """Cost in forward passes of one image: forward 1, backward 2."""
         return self.evaluations + 2 * self.graph_evaluations
 
@@ -109,16 +109,18 @@ class Denoiser:
         return Denoiser(self.network, self.schedule, self.prediction_type, batched_guidance=self.batched_guidance)
 
     def features(self, x: Tensor, t: Time, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
-        """Inner activations at the named taps, for discriminators; optional in a network.
+        """Inner activations at the named taps, [B, C, ...] each, for discriminators; optional in a network.
+
+        Taps lie in the first half of a network and the second is not run: half an evaluation is counted.
 
         Raises:
-            ValueError: when the network offers none.
+            ValueError: when the network offers none, or not these.
         """
         network: Any = self.network
         if not hasattr(network, "features"):
             raise ValueError(f"{type(network).__name__} offers no features(x, t, cond, taps) for a discriminator.")
-        self._count(x.shape[0], x.requires_grad)
         features: list[Tensor] = network.features(self._cast(x), self._times(t, x), cond, taps)
+        self._count(x.shape[0] / 2, any(feature.requires_grad for feature in features))
         return features
 
     def _guided(
@@ -145,7 +147,7 @@ class Denoiser:
         self._count(x.shape[0], output.requires_grad)
         return output
 
-    def _count(self, images: int, graph: bool) -> None:
+    def _count(self, images: float, graph: bool) -> None:
         self.cost.calls += 1
         self.cost.evaluations += images
         self.cost.graph_evaluations += images if graph else 0
@@ -188,6 +190,15 @@ def _is_whole(t: Time) -> bool:
     return bool((times == times.round()).all())
 
 
+def check_taps(taps: Iterable[str], known: Iterable[str]) -> list[str]:
+    """``taps`` as a list if a network has all of them, else one clear sentence."""
+    wanted, there = list(taps), list(known)
+    for tap in wanted:
+        if tap not in there:
+            raise ValueError(f"This network has no tap '{tap}': it has {', '.join(there)}.")
+    return wanted
+
+
 def network_dtype(network: Any) -> torch.dtype | None:
     """Dtype a network computes in: its ``dtype`` attribute (None: any), else its first floating parameter's."""
     dtype = getattr(network, "dtype", 0)
@@ -216,7 +227,7 @@ class EDMNetwork(nn.Module):
         super().__init__()
         self.network, self.sigma_data = network, sigma_data
         self.accepts = frozenset(getattr(network, "accepts", ()))
-        for name in ("lora_targets", "extra_width"):
+        for name in ("lora_targets", "extra_width", "tap_channels"):
             if hasattr(network, name):
                 setattr(self, name, getattr(network, name))
 
@@ -227,8 +238,17 @@ class EDMNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None, **extras: Tensor) -> Tensor:
         c_skip, c_out, c_in = self._coefficients(host(t))
-        x, dtype = working(x), network_dtype(self.network)
-        noise = t.clamp_min(math.exp(-100)).log() / 4
-        scaled = expand(c_in, x) * x
-        raw = self.network(scaled if dtype is None else scaled.to(dtype), noise, cond, **extras)
+        x = working(x)
+        raw = self.network(*self._inputs(x, c_in, t), cond, **extras)
         return expand(c_skip, x) * x + expand(c_out, x) * raw.to(x.dtype)
+
+    def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
+        """The raw network's, at its own inputs (see `Denoiser.features`)."""
+        network: Any = self.network
+        found: list[Tensor] = network.features(*self._inputs(working(x), self._coefficients(host(t))[2], t), cond, taps)
+        return found
+
+    def _inputs(self, x: Tensor, c_in: Array, t: Tensor) -> tuple[Tensor, Tensor]:
+        dtype, scaled = network_dtype(self.network), expand(c_in, x) * x
+        noise = t.clamp_min(math.exp(-100)).log() / 4
+        return scaled if dtype is None else scaled.to(dtype), noise

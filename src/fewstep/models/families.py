@@ -6,7 +6,7 @@ diffusers and transformers are imported inside functions: `fewstep --help` must 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.cond import Cond
-from fewstep.models.denoiser import Denoiser
+from fewstep.models.denoiser import Denoiser, check_taps
+from fewstep.models.sharding import is_spread
 
 # The layers that LCM-LoRA adapts in a UNet (latent-consistency LoRA report; 788 layers of SDXL).
 UNET_LORA_TARGETS = (
@@ -47,6 +48,29 @@ class UNetNetwork(nn.Module):
         """Width of the vector that extra inputs add to the time embedding's input."""
         return int(self.unet.config.block_out_channels[0])  # type: ignore[union-attr,index]
 
+    @property
+    def tap_channels(self) -> dict[str, int]:
+        """What a discriminator can look at: the output of every down block and of the middle, with its channels."""
+        widths: Any = self.unet.config.block_out_channels  # type: ignore[union-attr]
+        return {**{f"down{i}": int(c) for i, c in enumerate(widths)}, "mid": int(widths[-1])}
+
+    def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
+        """Activations [B, C, h, w] at the taps, in their order; the UNet is left at the last of them.
+
+        Spread over processes it runs to its end: all of them must meet at its last layers, too.
+
+        Raises:
+            ValueError: for a tap that is not there.
+        """
+        wanted = check_taps(taps, self.tap_channels)
+        blocks: dict[str, nn.Module] = {f"down{i}": b for i, b in enumerate(self.unet.down_blocks)}  # type: ignore[arg-type]
+        blocks["mid"] = self.unet.mid_block  # type: ignore[assignment]
+        last = None if is_spread(self) else max(wanted, key=list(blocks).index)
+        found: dict[str, Tensor] = {}
+        with _watched({tap: blocks[tap] for tap in wanted}, found, last):
+            self(x, t, cond)
+        return [found[tap] for tap in wanted]
+
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
         if cond is None:
             raise ValueError("This teacher needs a text condition (prompt_embeds).")
@@ -58,6 +82,35 @@ class UNetNetwork(nn.Module):
         embeds = cond["prompt_embeds"].to(x.dtype)
         output = self.unet(x, t, encoder_hidden_states=embeds, timestep_cond=extra, return_dict=False)
         return cast(Tensor, output[0])
+
+
+class _Seen(Exception):
+    """Everything that was wanted of a network has been seen."""
+
+
+@contextmanager
+def _watched(blocks: dict[str, nn.Module], found: dict[str, Tensor], last: str | None) -> Iterator[None]:
+    """Within this block the outputs of ``blocks`` land in ``found``; the forward is left after ``last``, if any.
+
+    Watching the UNet's own forward serves every kind of condition and embedding that it knows.
+    """
+
+    def watcher(tap: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            found[tap] = output[0] if isinstance(output, tuple) else output  # down blocks give their skips too
+            if tap == last:
+                raise _Seen
+
+        return look
+
+    handles = [block.register_forward_hook(watcher(tap)) for tap, block in blocks.items()]
+    try:
+        yield
+    except _Seen:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _AsGiven(nn.Module):

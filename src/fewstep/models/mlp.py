@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Array, Schedule, expand, host
 from fewstep.models.cond import Cond
+from fewstep.models.denoiser import check_taps
 from fewstep.models.extras import sinusoid
 from fewstep.models.lora import checkpoint
 
@@ -69,6 +71,32 @@ class MLP(nn.Module):
         end: Tensor | None = None,
         guidance_embed: Tensor | None = None,
     ) -> Tensor:
+        h = self._entered(x, t, cond, end, guidance_embed)
+        for block in self.blocks:
+            h = self._through(block, h)
+        return cast(Tensor, self.mean + self.std * self.outlet(h))
+
+    @property
+    def tap_channels(self) -> dict[str, int]:
+        """What a discriminator can look at: the output of every block, with its channels."""
+        return {f"block{i}": self.inlet.out_features for i in range(len(self.blocks))}
+
+    def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
+        """Activations [B, width] at the taps, in their order."""
+        wanted = check_taps(taps, self.tap_channels)
+        h, found = self._entered(x, t, cond), {}
+        for i, block in enumerate(self.blocks):
+            h = found[f"block{i}"] = self._through(block, h)
+        return [found[tap] for tap in wanted]
+
+    def _entered(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Cond | None,
+        end: Tensor | None = None,
+        guidance_embed: Tensor | None = None,
+    ) -> Tensor:
         alpha, sigma = self.schedule.alpha_sigma(host(t))
         scaled = (x - expand(alpha, x) * self.mean) * expand(1 / (alpha**2 * self.std**2 + sigma**2) ** 0.5, x)
         emb = self.time(self._level(t, x))
@@ -79,10 +107,11 @@ class MLP(nn.Module):
             emb = emb + self.end(self._level(end, x))
         if self.guidance is not None and guidance_embed is not None:
             emb = emb + self.guidance(sinusoid(100 * guidance_embed, _TIME_WIDTH).to(x.dtype))
-        h = nn.functional.silu(self.inlet(scaled) + emb)
-        for block in self.blocks:
-            h = checkpoint(block, h) if self.gradient_checkpointing and torch.is_grad_enabled() else block(h)
-        return cast(Tensor, self.mean + self.std * self.outlet(h))
+        return nn.functional.silu(self.inlet(scaled) + emb)
+
+    def _through(self, block: nn.Module, h: Tensor) -> Tensor:
+        checkpointed = self.gradient_checkpointing and torch.is_grad_enabled()
+        return cast(Tensor, checkpoint(block, h) if checkpointed else block(h))
 
     def _level(self, t: Tensor, x: Tensor) -> Tensor:
         """Sinusoids of the noise angle atan(sigma/alpha), of the log noise ratio, [B, _TIME_WIDTH]."""

@@ -7,8 +7,8 @@ and never learns which. The teacher is the base with no adapter live, bit for bi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -96,6 +96,9 @@ class Roles:
         seed: of LoRA's random A matrices.
 
     Views are attributes: ``roles.teacher``, ``roles.student``, ... each a `Denoiser`.
+
+    Attributes:
+        heads: trainable modules on the features of a view, by name: a discriminator's.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Roles:
             raise ValueError("Training in fp16 diverges: use bf16 or fp32.")
         self.base: Any = teacher.network
         self.autocast, self.seed = autocast, seed
+        self.heads: dict[str, nn.Module] = {}
         self._views: dict[str, Denoiser] = {}
         self._tensors: dict[str, dict[str, nn.Parameter]] = {}
         self._followers: dict[str, tuple[str, float]] = {}
@@ -153,8 +157,7 @@ class Roles:
             tensors = dict(network.named_parameters())
         else:
             network, adapters = self.base, (name,)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
+            with self._seeded():
                 targets = weights.targets or getattr(network, "lora_targets", None)
                 add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
             tensors = adapter_tensors(network, name)
@@ -170,6 +173,28 @@ class Roles:
         view = RoleNetwork(network, (), None, self.autocast)
         self._views[name] = Denoiser(view, self._teacher.schedule, prediction_type)
         return self._views[name]
+
+    def add_heads(self, name: str, build: Callable[[Mapping[str, int]], nn.Module]) -> nn.Module:
+        """Trainable heads ``heads[name]`` on features of the base, float32 at least and outside autocast.
+
+        Args:
+            build: from the channels of every tap of the base to the heads.
+
+        Raises:
+            ValueError: the network offers no features, or the name is taken.
+        """
+        channels = getattr(self.base, "tap_channels", None)
+        if channels is None:
+            raise ValueError(f"{type(self.base).__name__} offers no features (tap_channels) for a discriminator.")
+        if name in self._tensors:
+            raise ValueError(f"There already is a role '{name}': give the heads another name.")
+        with self._seeded():
+            heads = build(channels)
+        if isinstance(self.base, nn.Module):
+            like = next(self.base.parameters())
+            heads.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+        self.heads[name], self._tensors[name] = heads, dict(heads.named_parameters())
+        return heads
 
     def follow(self, name: str, source: str, decay: float) -> Denoiser:
         """A role that trails ``source`` by an exponential moving average; with decay 0 it *is* the source."""
@@ -297,6 +322,13 @@ class Roles:
     def _view(self, network: RoleNetwork, like: Denoiser | None = None) -> Denoiser:
         like = like or self._teacher
         return Denoiser(network, like.schedule, like.prediction_type, batched_guidance=like.batched_guidance)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Torch's generator under this seed; nobody else's random numbers move."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            yield
 
     def _copy(self) -> nn.Module:
         """A full-weight copy of the base: float32 masters at least, free of the base's adapters."""

@@ -21,7 +21,7 @@ def shard(network: nn.Module, ignored: set[nn.Parameter]) -> dict[nn.Parameter, 
         ignored: parameters that every process keeps whole (adapters).
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     before = dict(network.named_parameters())
     device = next(iter(before.values())).device.type
@@ -29,6 +29,8 @@ def shard(network: nn.Module, ignored: set[nn.Parameter]) -> dict[nn.Parameter, 
     for part in (*_blocks(network), network):
         # True for the root too: kept whole until a backward, a target would go on with the weights of its last call
         fully_shard(part, mesh=mesh, ignored_params=ignored, reshard_after_forward=True)
+    if hasattr(network, "features"):
+        register_fsdp_forward_method(network, "features")
     after = dict(network.named_parameters())
     return {parameter: after[name] for name, parameter in before.items() if parameter not in ignored}
 
@@ -39,6 +41,13 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
     for child in network.children():
         found += list(child) if isinstance(child, nn.ModuleList) else _blocks(child)
     return found
+
+
+def is_spread(network: nn.Module) -> bool:
+    """Whether `shard` has spread ``network``."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(network, FSDPModule)
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.prediction import Prediction
-from fewstep.diffusion.schedule import Array, Schedule, expand, host
+from fewstep.diffusion.schedule import Array, Schedule, Time, expand, host
 from fewstep.sampling.grids import Numbers, check_decreasing, spaced_times, times_of_sigmas
 
 
@@ -123,8 +123,11 @@ class Sampler:
 # ---------------------------------------------------------------- two moves that all samplers share
 
 
-def renoise(schedule: Schedule, x: Tensor, s: float, t: float, z: Tensor) -> Tensor:
-    """From x_s to x_t, t noisier: (alpha_t/alpha_s) x + sqrt(sigma_t^2 - (alpha_t sigma_s/alpha_s)^2) z."""
+def renoise(schedule: Schedule, x: Tensor, s: Time, t: Time, z: Tensor) -> Tensor:
+    """From x_s to x_t, t noisier: (alpha_t/alpha_s) x + sqrt(sigma_t^2 - (alpha_t sigma_s/alpha_s)^2) z.
+
+    Times are numbers or [B].
+    """
     (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
     ratio = np.asarray(alpha_t / alpha_s)
     std = np.asarray(np.sqrt(np.maximum(sigma_t**2 - (ratio * sigma_s) ** 2, 0)))

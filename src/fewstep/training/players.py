@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -40,7 +41,8 @@ class PlayerState:
         self.player, self.parameters, self.settings = player, list(parameters), settings
         self.leaves = leaves
         self.mine = [nn.Parameter(local(p)) if is_sharded(p) else p for p in self.parameters]
-        self.optimizer = make_optimizer(self.mine, settings)
+        betas = settings.betas if player.name == "student" else settings.critic_betas or settings.betas
+        self.optimizer = make_optimizer(self.mine, dataclasses.replace(settings, betas=betas))
         device = self.mine[0].device
         self.first_bad_step = torch.full((), float("inf"), dtype=torch.float64, device=device)
         self.grad_norm = torch.zeros((), device=device)

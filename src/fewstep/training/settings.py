@@ -20,7 +20,7 @@ class TrainingSettings:
         learning_rate: peak rate of AdamW; critic_learning_rate for other players than the student (None: the same).
         warmup_steps: linear warm-up; then constant, or cosine down to 0 at the last step.
         optimizer: "adamw", or "adamw8bit" with moments in a quarter of the memory (extra `lowmem`).
-        betas, weight_decay, eps: of AdamW.
+        betas, weight_decay, eps: of AdamW; critic_betas for other players than the student (None: the same).
         max_grad_norm: clip of each player's total gradient norm, over every tensor it trains; 0 is off.
         ema_decay: EMA of the student kept for evaluation and export; 0 is off.
         precision: "fp32", "bf16" (network arithmetic only, master weights stay fp32) or "fp64".
@@ -40,6 +40,7 @@ class TrainingSettings:
     lr_schedule: Literal["constant", "cosine"] = "constant"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
+    critic_betas: tuple[float, float] | None = None
     weight_decay: float = 0.0
     eps: float = 1e-8
     max_grad_norm: float = 1.0
@@ -69,8 +70,10 @@ class TrainingSettings:
                 raise ValueError(f"training.{name} must be at least 0 and finite, not {getattr(self, name)}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"training.ema_decay must be in [0, 1), not {self.ema_decay}.")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"training.betas must be two numbers in [0, 1), not {list(self.betas)}.")
+        for name in ("betas", "critic_betas"):
+            betas = getattr(self, name)
+            if betas is not None and not all(0 <= beta < 1 for beta in betas):
+                raise ValueError(f"training.{name} must be two numbers in [0, 1), not {list(betas)}.")
         if self.precision == "fp16":
             raise ValueError("training.precision fp16 diverges in distillation: use bf16 or fp32.")
         if self.precision not in ("fp32", "bf16", "fp64"):

@@ -65,6 +65,8 @@ def build_roles(
     for spec in method.roles():
         if spec.follows is None and spec.name not in roles:
             roles.add(spec.name, weights, extra_inputs=spec.extra_inputs)
+    for heads in method.heads():
+        roles.add_heads(heads.name, heads.build)
     if init is not None:
         roles.start("student", init)
     follow(roles, method, settings)
@@ -132,7 +134,7 @@ class Trainer:
             for player in method.players
         ]
         self.done = 0
-        self.spent = 0  # forward equivalents of the sittings before this one
+        self.spent = 0.0  # forward equivalents of the sittings before this one
         self.meter = Meter()
         self.last_record: dict[str, Any] = {}
 
@@ -223,7 +225,7 @@ class Trainer:
                            if f"{p.player.name}/loss" in record)  # fmt: skip
         advance(self.done, f"{losses}  {record['steps_per_second']:.1f} steps/s")
 
-    def cost(self) -> int:
+    def cost(self) -> float:
         """Forward passes of one image, or their equivalent, of this run in all its sittings and processes."""
         return self.spent + self.roles.cost().forward_equivalents * distributed.count()
 
@@ -273,7 +275,7 @@ class Trainer:
         tensors, state = checkpoint.load(newest)
         if (state.get("seed"), state.get("method")) != (self.seed, self.method.name):
             raise ValueError(f"The checkpoint {newest} was made with another method or seed.")
-        if not isinstance(state.get("forward_equivalents", 0), int):
+        if not isinstance(state.get("forward_equivalents", 0), int | float):
             raise ValueError(f"The checkpoint {newest} is damaged (its cost is no number): delete it.")
         if state["step"] > self.settings.steps:
             raise ValueError(
@@ -287,7 +289,7 @@ class Trainer:
                 raise ValueError(f"The checkpoint {newest} lacks the optimiser state of '{player.player.name}'.")
             player.load_tensors(moments)
         self.done = int(state["step"])
-        self.spent = int(state.get("forward_equivalents", 0)) - self.roles.cost().forward_equivalents * (
+        self.spent = float(state.get("forward_equivalents", 0)) - self.roles.cost().forward_equivalents * (
             distributed.count()
         )
 

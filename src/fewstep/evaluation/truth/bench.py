@@ -93,6 +93,8 @@ class Bench:
                         std=std,
                     )
                     roles.add_network(spec.name, network.to(dtype), "sample")
+            for heads in method.heads():
+                roles.add_heads(heads.name, heads.build).to(dtype)
         return roles
 
     def train(self, method: Method, settings: TrainingSettings, show_progress: bool = False) -> Trainer:

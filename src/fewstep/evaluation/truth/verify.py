@@ -13,9 +13,11 @@ from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
 from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.distribution import distribution_rows
+from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
 from fewstep.evaluation.truth.report import Report, Row
 from fewstep.methods.base import Method
 from fewstep.methods.lcm import LCM
+from fewstep.methods.pcm import PCM
 from fewstep.methods.registry import find_method
 from fewstep.methods.tcd import TCD
 from fewstep.training.settings import TrainingSettings
@@ -92,6 +94,8 @@ def _instance(method: str | type[Method] | Method, schedule: Schedule, settings:
 def _fixed_point_rows(bench: Bench, method: Method) -> list[Row]:
     if isinstance(method, LCM | TCD):
         return loss_rows(bench, method) + convergence_rows(bench, method)
+    if isinstance(method, PCM):
+        return fixed_rows(bench, method) + convergence_rows(bench, method)
     return []
 
 
@@ -100,4 +104,6 @@ def _trained_rows(bench: Bench, method: Method, trainer: Trainer) -> list[Row]:
         return lcm_rows(bench, method, trainer.roles)
     if isinstance(method, TCD):
         return tcd_rows(bench, method, trainer.roles)
+    if isinstance(method, PCM):
+        return trained_rows(bench, method, trainer.roles)
     return distribution_rows(bench, method, trainer.roles)

@@ -1,0 +1,158 @@
+"""Discriminators: heads on the inner features of a network, and the losses of the game they play with a student.
+
+A discriminator is a backbone (any role; most often the frozen teacher), taps (which of its activations), heads (small,
+trainable, float32 at least), and a loss. A logit above 0 means real. At which noise level it looks, and at what, is
+the method's affair. Gradients flow through a frozen backbone to the picture it is shown, never into its weights.
+
+=========  =====================================  ======================  ==============================
+loss       of the discriminator                   of the generator        the best discriminator says
+=========  =====================================  ======================  ==============================
+hinge      relu(1 - real) + relu(1 + fake)        -fake                   sign(p - q)
+logistic   softplus(-real) + softplus(fake)       softplus(-fake)         log p/q
+=========  =====================================  ======================  ==============================
+
+Every head counts alike, and so does every position of its map: the losses are means over both. (ADD sums over heads,
+which multiplies a weight by their number.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.diffusion.schedule import Time
+from fewstep.methods.base import HeadSpec
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.roles import Roles
+
+AdversarialLoss: TypeAlias = Literal["hinge", "logistic"]
+Logits: TypeAlias = Sequence[Tensor]
+"""One tensor [B, positions] for each head."""
+
+
+def discriminator_loss(real: Logits, fake: Logits, kind: AdversarialLoss = "hinge") -> Tensor:
+    """What the discriminator minimises; at the optimum 2 (1 - TV) for hinge, 2 log 2 - 2 JS for logistic."""
+    if kind == "hinge":
+        return _mean([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)])
+    return _mean([F.softplus(-r).mean() + F.softplus(f).mean() for r, f in zip(real, fake, strict=True)])
+
+
+def generator_loss(fake: Logits, kind: AdversarialLoss = "hinge") -> Tensor:
+    """What the generator minimises: -fake for hinge, softplus(-fake) for logistic (non-saturating)."""
+    return _mean([(-f if kind == "hinge" else F.softplus(-f)).mean() for f in fake])
+
+
+def r1(heads: Heads, features: Sequence[Tensor]) -> Tensor:
+    """Mean over heads and samples of |d(sum of a head's logits) / d(its features)|^2: R1 at the heads' inputs.
+
+    Taken there and not at the picture (ADD, sec. 3), so that only the small heads are differentiated twice.
+    """
+    leaves = [feature.detach().requires_grad_() for feature in features]
+    total = torch.stack([logits.sum() for logits in heads(leaves)]).sum()
+    slopes = torch.autograd.grad(total, leaves, create_graph=True)
+    return _mean([slope.flatten(1).square().sum(dim=1).mean() for slope in slopes])
+
+
+def approximate_r1(logits: Logits, nudged: Logits) -> Tensor:
+    """Mean of (D(x) - D(x + eta n))^2, ``nudged`` being the logits at the perturbed picture: no second derivative.
+
+    Nudge the *noised* picture: shifting clean data before the noise is added lets its level stand.
+    """
+    return _mean([(a - b).square().mean() for a, b in zip(logits, nudged, strict=True)])
+
+
+def _mean(terms: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).mean()
+
+
+class ResidualHead(nn.Module):
+    """PCM's head: 1x1 convolution, group norm, leaky ReLU; the same again with a shortcut; 1x1 to one logit a position.
+
+    Group norm keeps real and fake batches, and samples, apart.
+
+    Args:
+        channels: C of the features [B, C, ...].
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        width = max(channels, _LEAST_WIDTH)
+        self.inlet, self.middle = _block(channels, width), _block(width, width)
+        self.outlet = nn.Conv1d(width, 1, 1, bias=False)  # within the hinge's margins a bias has no slope
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, ...] -> [B, positions]."""
+        h = self.inlet(features.reshape(*features.shape[:2], -1))
+        h = h + self.middle(h)
+        return cast(Tensor, self.outlet(h).squeeze(1))
+
+
+_LEAST_WIDTH = 32
+
+
+def _block(channels: int, width: int) -> nn.Module:
+    groups = max(g for g in range(1, 33) if width % g == 0 and width // g >= 4)  # 32 from 128 channels on
+    return nn.Sequential(nn.Conv1d(channels, width, 1), nn.GroupNorm(groups, width), nn.LeakyReLU(0.2))
+
+
+class Heads(nn.Module):
+    """One head for every tap.
+
+    Args:
+        channels: tap -> channels of its features.
+    """
+
+    def __init__(self, channels: Mapping[str, int]) -> None:
+        super().__init__()
+        self.taps = tuple(channels)
+        self.heads = nn.ModuleDict({tap: ResidualHead(c) for tap, c in channels.items()})
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Logits [B, positions] of every head, from features in the order of ``taps``."""
+        pairs = zip(self.heads.values(), features, strict=True)
+        return [head(feature.to(next(head.parameters()).dtype)) for head, feature in pairs]
+
+
+@dataclass(frozen=True)
+class Discriminator:
+    """Heads on the features of a role.
+
+    Attributes:
+        loss: "hinge" or "logistic".
+        backbone: the role whose features it sees.
+        name: of its heads among ``roles.heads``, and of the player that trains them.
+        taps: which features; None takes all that the network offers.
+    """
+
+    loss: AdversarialLoss = "hinge"
+    backbone: str = "teacher"
+    name: str = "discriminator"
+    taps: tuple[str, ...] | None = None
+
+    def spec(self) -> HeadSpec:
+        """What a method returns from `Method.heads`."""
+        return HeadSpec(self.name, self._build)
+
+    def _build(self, channels: Mapping[str, int]) -> Heads:
+        for tap in self.taps or ():
+            if tap not in channels:
+                raise ValueError(f"A discriminator cannot look at '{tap}': this network has {', '.join(channels)}.")
+        return Heads({tap: channels[tap] for tap in self.taps or channels})
+
+    def features(self, roles: Roles, x: Tensor, t: Time, cond: Cond | None) -> list[Tensor]:
+        """What it sees of x [B, ...] at time t; half a network call."""
+        backbone: Denoiser = getattr(roles, self.backbone)
+        return backbone.features(x, t, cond, self._heads(roles).taps)
+
+    def logits(self, roles: Roles, features: Sequence[Tensor]) -> list[Tensor]:
+        """What it says of these features, [B, positions] for every head."""
+        return cast("list[Tensor]", self._heads(roles)(features))
+
+    def _heads(self, roles: Roles) -> Heads:
+        return cast(Heads, roles.heads[self.name])
