@@ -125,6 +125,9 @@ class Trainer:
         for player in due:
             player.update(step)
             self.meter.add(f"{player.player.name}/grad_norm", player.grad_norm)
+            if self.settings.max_grad_norm > 0:
+                clipped = (player.grad_norm > self.settings.max_grad_norm).to(player.grad_norm.dtype)
+                self.meter.add(f"{player.player.name}/clipped", clipped)
             for role in player.player.roles:
                 self.roles.update_followers(role)
 
@@ -179,6 +182,8 @@ class Trainer:
         self._guard()
         record = {"step": self.done, **self.meter.read()}
         record["learning_rate"] = self.settings.rate(self.done - 1)
+        for name in (p.player.name for p in self.players if p.player.name != "student"):
+            record[f"{name}/learning_rate"] = self.settings.rate(self.done - 1, name)
         record["steps_per_second"] = speed.read(self.done)
         record["forward_equivalents"] = self.cost()
         self.last_record = record
