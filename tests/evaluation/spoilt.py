@@ -26,6 +26,7 @@ from fewstep.training.trainer import Trainer, follow
 
 VP = Schedule.scaled_linear()
 RING = GaussianMixture.ring(6, 1.0, 0.3, num_classes=3)
+THIN = GaussianMixture.ring(6, 1.0, 0.05, num_classes=3)  # of which a discriminator can be sure
 START = 999
 
 
@@ -41,12 +42,14 @@ class Duel(Method):
 
         Attributes:
             blind: the discriminator sees data noised so far that nothing is left of it.
+            clear: it sees them without any noise.
             scale: of the student's answers.
             distil: weight of the teacher's pull to its own guess at the noised answer (ADD's second loss).
             adversary: weight of the discriminator's opinion.
         """
 
         blind: bool = False
+        clear: bool = False
         scale: float = 1.0
         distil: float = 0.0
         adversary: float = 1.0
@@ -63,7 +66,8 @@ class Duel(Method):
         return self.settings.scale * roles.student(draws[0][0], START, batch.cond).x0
 
     def logits(self, roles, x0, noise, times, cond):
-        times = torch.full_like(times, START) if self.settings.blind else times
+        if self.settings.blind or self.settings.clear:
+            times = torch.full_like(times, START if self.settings.blind else 0)
         return roles.critic(self.schedule.add_noise(x0, noise, times), times, cond).output[:, 0]
 
     def student(self, roles, batch, draws, shared):
@@ -142,13 +146,10 @@ class Moved:
         return Batch(self.scale * batch.x0 + self.by, batch.cond)
 
 
-SOURCE = MixtureSource(RING, range(3))
-
-
-def trainer(method, folder, seed=0, source=SOURCE, teacher=None, **settings):
-    """A run of ``method`` in ``folder`` on the exact teacher of the ring, students and critics from scratch."""
-    teacher = teacher or Denoiser(RING.network(VP, "sample"), VP, "sample")
-    roles = Roles(teacher)
+def trainer(method, folder, seed=0, mixture=RING, scale=1.0, by=0.0, **settings):
+    """A run of ``method`` in ``folder`` on the ring's exact teacher, students and critics from scratch."""
+    roles = Roles(Denoiser(mixture.network(VP, "sample"), VP, "sample"))
+    source = Moved(MixtureSource(mixture, range(3)), scale, by)
     torch.manual_seed(seed)
     for spec in method.roles():
         if spec.follows is None:

@@ -163,11 +163,12 @@ class Trainer:
                 self.done += 1
                 last, stop = self.done == settings.steps, stopping.is_set()  # a later request waits for the next step
                 if self.done % settings.log_every == 0 or last:
+                    self._guard(log)
                     self._log(log, speed, advance)
                 else:
                     advance(self.done)
                 if self.done % settings.checkpoint_every == 0 or last or stop:
-                    self._guard()
+                    self._guard(log)
                     self.save()
                 for every, hook in self.hooks:
                     if self.done % every == 0 or last:
@@ -179,7 +180,6 @@ class Trainer:
         return progress_bar(self.settings.steps, self.done, self.method.name or "training", self.show_progress)
 
     def _log(self, log: JsonLines | None, speed: Speed, advance: Any) -> None:
-        self._guard()
         record = {"step": self.done, **self.meter.read()}
         record["learning_rate"] = self.settings.rate(self.done - 1)
         for name in (p.player.name for p in self.players if p.player.name != "student"):
@@ -197,17 +197,24 @@ class Trainer:
         """Forward passes of one image, or their equivalent, that this run has cost in all its sittings."""
         return self.spent + self.roles.cost().forward_equivalents
 
-    def _guard(self) -> None:
+    def _guard(self, log: JsonLines | None) -> None:
         """Read the players' guards: the one synchronisation, at log and checkpoint steps."""
         for player in self.players:
             bad = player.first_bad_step.item()
             if bad != float("inf"):
+                if log:
+                    log.write(self._last_words(player.player.name, int(bad)))
                 safe = checkpoint.latest(self.run_dir / "checkpoints") if self.run_dir else None
                 where = f"the last good checkpoint is {safe}" if safe else "no checkpoint was written yet"
                 raise NotFinite(
                     f"Step {int(bad)}: the gradient of '{player.player.name}' is not finite; {where}. "
                     "Look for NaN in the data, or lower training.learning_rate, then continue with --resume."
                 )
+
+    def _last_words(self, player: str, bad: int) -> dict[str, Any]:
+        """The log's line of a run that ends because ``player``'s gradient was not finite at step ``bad``."""
+        words: dict[str, Any] = {"step": self.done, "not_finite": player, "first_bad_step": bad}
+        return words | {"learning_rate": self.settings.rate(bad), "forward_equivalents": self.cost()}
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.diffusion.schedule import working
 
-TAIL, MARGIN = 0.005, 1.5  # the data's range: its distance from the mean that 0.5 % exceed, half as much again
+TAIL, MARGIN = 0.005, 1.5  # the data's range: the distance from their channel's mean that 0.5 % exceed, half as much again
 
 
 @torch.no_grad()
@@ -19,26 +19,27 @@ def answer_statistics(x0: Tensor, data: Tensor, teacher_x0: Tensor | None = None
     """A student's clean answers beside the data of the same batch (and its teacher's at the same points).
 
     ``x0_mean``, ``x0_std``, ``data_mean``, ``data_std``: over all elements. ``saturation``: the share of answers
-    beyond the data's range. ``teacher_saturation``: the same of the teacher's. ``teacher_error``: the mean square of
-    teacher_x0 - data over the data's variance, at most 1 for a teacher of these data without guidance, because a
-    posterior's mean is no worse a guess than the prior's. Of two rows or more also ``x0_spread``, ``data_spread``:
-    the standard deviation over the batch, root mean square over all places (a student that gives one picture to all
-    has none, whatever contrast the picture has), and ``mean_shift``, as `mean_shift` says.
+    further from their channel's mean than the data's range; ``teacher_saturation``: the same of the teacher's.
+    ``teacher_error``: the mean square of teacher_x0 - data, ``teacher_variance``: of teacher_x0 about its mean, both
+    over the data's variance. Without guidance the first is at most 1, because a posterior's mean is no worse a guess
+    than the prior's, and their sum is 1, the law of total variance. Of two rows or more also ``x0_spread``,
+    ``data_spread``: the standard deviation over the batch, root mean square over all places (a student that gives one
+    picture to all has none, whatever contrast the picture has), and ``mean_shift``: `mean_shift` over the data's
+    variance.
 
     Args:
         x0: [B, C, ...] the answers. data: [B, C, ...] the batch. teacher_x0: [B, C, ...] or None.
     """
     x0, data = working(x0), working(data)
     variance, mean = torch.var_mean(data, correction=0)
-    away = (data - mean).abs()
-    tail = max(1, round(TAIL * away.numel()))
-    limit = MARGIN * away.flatten().topk(tail, sorted=False).values.amin()
+    away = _from_the_middle(data)
+    limit = MARGIN * away.topk(max(1, round(TAIL * away.numel())), sorted=False).values.amin()
     found = {
         "x0_mean": x0.mean(),
         "x0_std": x0.std(correction=0),
         "data_mean": mean,
         "data_std": variance.sqrt(),
-        "saturation": _share_beyond(x0, mean, limit),
+        "saturation": (_from_the_middle(x0) > limit).to(x0.dtype).mean(),
     }
     if len(x0) > 1:
         found["x0_spread"] = x0.var(dim=0).mean().sqrt()
@@ -47,7 +48,8 @@ def answer_statistics(x0: Tensor, data: Tensor, teacher_x0: Tensor | None = None
     if teacher_x0 is not None:
         teacher_x0 = working(teacher_x0)
         found["teacher_error"] = (teacher_x0 - data).square().mean() / variance
-        found["teacher_saturation"] = _share_beyond(teacher_x0, mean, limit)
+        found["teacher_variance"] = teacher_x0.var(correction=0) / variance
+        found["teacher_saturation"] = (_from_the_middle(teacher_x0) > limit).to(teacher_x0.dtype).mean()
     return found
 
 
@@ -92,5 +94,7 @@ def fake_score_statistics(fake_x0: Tensor, teacher_x0: Tensor, answers: Tensor) 
     }
 
 
-def _share_beyond(x: Tensor, centre: Tensor, limit: Tensor) -> Tensor:
-    return ((x - centre).abs() > limit).to(x.dtype).mean()
+def _from_the_middle(x: Tensor) -> Tensor:
+    """How far every element of [B, C, ...] is from its channel's mean, flat."""
+    channels = x.movedim(1, 0).flatten(1) if x.ndim > 1 else x[None]
+    return (channels - channels.mean(1, keepdim=True)).abs().flatten()

@@ -1,0 +1,508 @@
+"""The rules of `fewstep diagnose`: each looks at a few statistics and says in one sentence what is wrong.
+
+They stand in the order in which they are told: causes first, because most of them bring the later ones along (a
+learning rate too high saturates, drifts and loses diversity too). Every limit carries its reason. What the means of
+the log say is judged over its last third, unless a rule says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.evaluation.history import History, Series, columns
+
+Seen = tuple[str, int, int]  # what was seen, in figures; the first and the last step of it
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that can be wrong with a run.
+
+    Attributes:
+        name: by which it is known.
+        looks_at: statistics without which it cannot be checked.
+        limit: its threshold, and reason: why there.
+        wrong: what is wrong, advice: what to do, in plain words.
+        see: what the history shows of it beyond the limit; None where it does not.
+        fatal: False for what is only worth knowing.
+    """
+
+    name: str
+    looks_at: tuple[str, ...]
+    limit: float
+    reason: str
+    wrong: str
+    advice: str
+    see: Callable[[History, float], Seen | None]
+    fatal: bool = True
+
+
+# ---------------------------------------------------------------- ends and rates
+
+
+def _not_finite(history: History, limit: float) -> Seen | None:
+    for line in history.records:
+        if "not_finite" in line:
+            step = int(line.get("first_bad_step", line["step"]))
+            before = "before any update: the data or the teacher are to blame" if step == 0 else "after sound steps"
+            return f"the gradient of '{line['not_finite']}' is not finite at step {step}, {before}", step, line["step"]
+    for name in [*history.names("loss"), *history.names("grad_norm")]:
+        lines = [line for line in history.records if isinstance(line.get(name), float)]
+        bad = [line["step"] for line in lines if not math.isfinite(line[name])]
+        if bad:
+            return f"{name} is not finite in {len(bad)} of {len(lines)} lines", bad[0], bad[-1]
+    return None
+
+
+def _blown_up(history: History, limit: float) -> Seen | None:
+    """Already in the first two lines the answers leave the data's scale, or gradients are of another world."""
+    for name in history.names("mean_shift"):
+        std, data, shift = columns(history.records, *(name.replace("mean_shift", n) for n in ("x0_std", "data_std")), name)
+        size = np.hypot(std.values / np.maximum(data.values, 1e-30), np.sqrt(np.maximum(shift.values, 0.0)))
+        if size[:2].max(initial=0.0) > limit and not _teacher_out_of_range(history):
+            last = int(std.steps[np.flatnonzero(size > limit)[-1]])
+            return f"the answers went {size.max():.3g} standard deviations away from the data", int(std.steps[0]), last
+    for name in history.names("grad_norm"):
+        norm = history.series(name)
+        if norm.enough and norm.part(slice(0, 2)).values.max() > limit**3 * max(norm.tail.median, 1e-30):
+            fall = norm.values.max() / max(norm.tail.median, 1e-30)
+            return f"{name} fell from {norm.values.max():.3g} by a factor of {fall:.2g}", int(norm.steps[0]), history.step
+    return None
+
+
+def _rate_too_high(history: History, limit: float) -> Seen | None:
+    if _discriminator_blind(history, BLIND) or (_critics_rate_is_lower(history) and _fake_lags(history, LAGS)):
+        return None  # an opponent that learns nothing drives the student away as well
+    seen = _blown_up(history, limit)
+    if seen is None:
+        ended = _not_finite(history, limit)
+        rates = [line.get(name) for line in history.records for name in line if name.endswith("learning_rate")]
+        peak = max((rate for rate in rates if isinstance(rate, float)), default=0.0)
+        if ended and ended[1] > 0 and peak >= ABSURD_RATE:
+            return f"{ended[0]}, at a rate of {peak:.3g}: AdamW moves every weight by about that much per step", *ended[1:]
+    return seen
+
+
+def _critics_rate_is_lower(history: History) -> bool:
+    found = history.pair("learning_rate", "grad_norm")
+    student = history.series("learning_rate")
+    return found is not None and len(student) > 0 and found[0].median < 0.5 * student.median
+
+
+BLIND, LAGS = 0.55, 1.1
+ABSURD_RATE = 0.05  # weights of networks are of the order 0.02 to 0.1: one such step is a new network
+
+
+def _rate_too_low(history: History, limit: float) -> Seen | None:
+    rate = history.series("learning_rate")
+    if len(rate) < 3:
+        return None
+    gaps = np.diff(rate.steps, prepend=0.0)
+    reach = float((rate.values * gaps).sum())
+    if reach > limit:
+        return None
+    loss = history.series("student/loss")
+    if reach > limit / 20 and loss.enough and loss.tail.median < 0.7 * loss.head.median:
+        return None  # little, but it was enough
+    said = f"all {history.step} steps together can have moved no weight by more than about {reach:.2g}"
+    return said, int(rate.steps[0]), history.step
+
+
+# ---------------------------------------------------------------- adversaries and fake scores
+
+
+def _discriminator_blind(history: History, limit: float) -> Seen | None:
+    accuracy = history.first("d_accuracy")
+    if accuracy is None or accuracy.values.max() > limit:
+        return None
+    low = f"{accuracy.values.min():.2f} to {accuracy.values.max():.2f}"
+    swapped = "; below one half: real and fake may be swapped, or it does not learn" if accuracy.mean < 0.45 else ""
+    return f"its accuracy is {low} throughout{swapped}", int(accuracy.steps[0]), int(accuracy.steps[-1])
+
+
+def _discriminator_strong(history: History, limit: float) -> Seen | None:
+    accuracy = history.first("d_accuracy")
+    if accuracy is None or accuracy.part(slice(len(accuracy) // 2, None)).values.min() <= limit:
+        return None
+    return f"its accuracy is {accuracy.tail.mean:.3f}", *accuracy.since(accuracy.values > limit)
+
+
+def _fake_lags(history: History, limit: float) -> Seen | None:
+    found = history.pair("fake_error", "teacher_fake_error")
+    if found is None:
+        return None
+    mine, teacher = found
+    ratio = Series("ratio", mine.steps, mine.values / np.maximum(teacher.values, 1e-30))
+    if np.abs(ratio.values - 1).max() < UNMOVED:
+        return "it denoises the student's answers exactly as well as the teacher: it has not moved", *ratio.since(
+            ratio.values > 0
+        )
+    late = mine.tail.mean / max(teacher.tail.mean, 1e-30)
+    behind = ratio.values > limit
+    if behind.mean() < 0.4 and (late <= limit or behind[-len(ratio.tail) :].mean() < 0.5):
+        return None  # a fake score that starts from nothing may be behind for a while
+    worst = float(np.median(ratio.values[behind]))
+    said = f"its denoising error on the student's answers is {worst:.3g} times the teacher's in {behind.mean():.0%} of lines"
+    return said, *_between(ratio, behind)
+
+
+def _between(series: Series, holds: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """The first and the last step of the lines in which ``holds`` [n] is true."""
+    rows = np.flatnonzero(holds)
+    return int(series.steps[rows[0]]), int(series.steps[rows[-1]])
+
+
+UNMOVED = 0.003  # a fake score that learns at all is better than the teacher by more than this somewhere
+
+
+# ---------------------------------------------------------------- teacher, data, answers
+
+
+def _teacher_out_of_range(history: History) -> bool:
+    share = history.first("teacher_saturation")
+    return share is not None and share.tail.mean > SATURATED
+
+
+def _teacher_misfit(history: History, limit: float) -> Seen | None:
+    error = history.first("teacher_error")
+    if error is None:
+        return None
+    alone = history.setting("method", "guidance_scale") == 1
+    limit = UNGUIDED if alone else limit
+    if error.tail.mean > limit and (alone or not _teacher_out_of_range(history)):
+        said = f"its error on them is {error.tail.mean:.3g} times their variance"
+        return said, *error.since(error.values > limit)
+    found = history.pair("teacher_error", "teacher_variance")
+    if found is None or found[0].tail.mean + found[1].tail.mean >= EXPLAINED:
+        return None
+    share = found[0].tail.mean + found[1].tail.mean
+    said = f"error and variance of its answers together are only {share:.2g} of the data's variance, not 1"
+    return said, *found[0].since(found[0].values + found[1].values < EXPLAINED)
+
+
+UNGUIDED, EXPLAINED = 1.1, 0.85  # 1 in expectation, both; guidance adds to both
+
+
+def _data_alike(history: History, limit: float) -> Seen | None:
+    found = history.pair("data_spread", "data_std")
+    if found is None or found[0].mean > limit * found[1].mean:
+        return None
+    ratio = found[0].mean / max(found[1].mean, 1e-30)
+    return f"the pictures of a batch differ by {ratio:.2g} of their contrast", int(found[0].steps[0]), history.step
+
+
+SATURATED = 0.02
+
+
+def _teacher_saturated(history: History, limit: float) -> Seen | None:
+    return _beyond(history.first("teacher_saturation"), limit)
+
+
+def _saturated(history: History, limit: float) -> Seen | None:
+    return _beyond(history.first("saturation"), limit)
+
+
+def _beyond(share: Series | None, limit: float) -> Seen | None:
+    if share is None or share.tail.mean <= limit:
+        return None
+    said = f"{100 * share.tail.mean:.2g} % of them lie beyond the data's range"
+    return said, *share.since(share.values > limit)
+
+
+def _drift(history: History, limit: float) -> Seen | None:
+    shift = history.first("mean_shift")
+    if shift is None:
+        return None
+    late = shift.tail
+    distance = math.sqrt(max(0.0, late.mean))
+    if distance <= limit or late.tail.mean < 0.75 * late.head.mean:  # far, but still coming closer
+        return None
+    return f"the answers' mean is {distance:.2g} standard deviations from the data's", *shift.since(
+        shift.values > limit**2
+    )
+
+
+def _diversity_lost(history: History, limit: float) -> Seen | None:
+    found = history.pair("x0_spread", "data_spread")
+    if found is not None:
+        mine, data = found
+        ratio = Series("ratio", mine.steps, mine.values / np.maximum(data.values, 1e-30))
+        late = ratio.tail
+        rising = late.head.mean * 1.2 < late.tail.mean  # blurred at first, and still getting sharper
+        if late.mean < limit and not rising:
+            return f"the answers vary {late.mean:.2g} times as much as the data", *ratio.since(ratio.values < limit)
+    within = [line for line in history.samples if isinstance(line.get("diversity"), float)]
+    if within and within[-1]["diversity"] < limit:
+        said = f"samples of one prompt differ {within[-1]['diversity']:.2g} times as much as the teacher's"
+        return said, within[-1]["step"], within[-1]["step"]
+    return None
+
+
+# ---------------------------------------------------------------- losses and gradients
+
+
+def _adversarial(history: History) -> bool:
+    """Whether the student's loss is what an opponent makes of it, and its level means nothing."""
+    return bool(history.names("d_accuracy") or history.names("fake_error"))
+
+
+def _loss_rises(history: History, limit: float) -> Seen | None:
+    for name in history.names("grad_norm"):
+        norm = history.series(name)
+        if norm.enough and norm.tail.median > 10 * limit * norm.head.median:
+            return f"{name} rose from {norm.head.median:.3g} to {norm.tail.median:.3g}", *norm.since(
+                norm.values > norm.head.median
+            )
+    loss = history.series("student/loss")
+    if _adversarial(history) or not loss.enough or loss.tail.median <= limit * loss.head.median:
+        return None
+    said = f"student/loss rose from {loss.head.median:.3g} to {loss.tail.median:.3g}"
+    return said, *loss.since(loss.values > loss.head.median)
+
+
+def _loss_flat(history: History, limit: float) -> Seen | None:
+    """Flat beyond doubt: even two standard errors below what was measured the loss did not fall by the limit."""
+    loss = history.series("student/loss")
+    if _adversarial(history) or len(loss) < 2 * ENOUGH_TO_TELL:
+        return None
+    head, tail = loss.head, loss.tail
+    error = math.hypot(*(float(part.values.std(ddof=1)) / math.sqrt(len(part)) for part in (head, tail)))
+    if head.mean <= 0 or (head.mean - tail.mean + 2 * error) / head.mean > limit:
+        return None
+    return f"student/loss is {tail.mean:.3g}, and was {head.mean:.3g}", int(loss.steps[0]), history.step
+
+
+ENOUGH_TO_TELL = 6
+
+
+def _gradients_vanish(history: History, limit: float) -> Seen | None:
+    for name in history.names("grad_norm"):
+        norm = history.series(name)
+        if norm.enough and norm.tail.median <= limit * norm.head.median:
+            return f"{name} fell from {norm.head.median:.3g} to {norm.tail.median:.3g}", *norm.since(
+                norm.values <= limit * norm.head.median
+            )
+    return None
+
+
+def _oscillates(history: History, limit: float) -> Seen | None:
+    found = history.pair("x0_mean", "data_mean")
+    unit = history.first("data_std")
+    if found is None or unit is None or len(found[0]) < 2 * ENOUGH_TO_TELL:
+        return None
+    half = slice(len(found[0]) // 2, None)
+    offset = found[0].part(half).values - found[1].part(half).values
+    steps = found[0].part(half).steps
+    line = np.polyval(np.polyfit(steps, offset, 1), steps)  # a drift is another matter
+    swing = float((offset - line).std()) / max(unit.mean, 1e-30)
+    if swing <= limit:
+        return None
+    return f"the answers' mean swings by {swing:.2g} standard deviations of the data", int(steps[0]), int(steps[-1])
+
+
+def _always_clipped(history: History, limit: float) -> Seen | None:
+    for name in history.names("clipped"):
+        share = history.series(name)
+        if share.enough and share.mean >= limit:
+            return f"{name} is {share.mean:.2f}", int(share.steps[0]), int(share.steps[-1])
+    return None
+
+
+def _average_behind(history: History, limit: float) -> Seen | None:
+    decay, planned = history.setting("training", "ema_decay"), history.setting("training", "steps")
+    if not isinstance(decay, float) or not isinstance(planned, int) or planned < 100 or not 0 < decay < 1:
+        return None
+    left = decay**planned
+    if left <= limit:
+        return None
+    said = f"with training.ema_decay {decay:g}, {100 * left:.0f} % of its weights after {planned} steps are the first ones"
+    return said, 0, history.step
+
+
+def _unfinished(history: History, limit: float) -> Seen | None:
+    planned = history.setting("training", "steps")
+    if not isinstance(planned, int) or history.step >= planned or any("not_finite" in r for r in history.records):
+        return None
+    return f"the log ends at step {history.step} of {planned}", history.step, history.step
+
+
+RULES = (
+    Rule(
+        "learning rate too high",
+        ("grad_norm",),
+        10.0,
+        "no published student is ten times as wide as its data; an update of such a size is a new network",
+        "The weights were blown up by the first updates",
+        "lower training.learning_rate (or critic_learning_rate) 10 to 1000 times, and start again",
+        _rate_too_high,
+    ),
+    Rule(
+        "not finite",
+        ("loss", "grad_norm"),
+        0.0,
+        "a number that is not finite never becomes one again",
+        "Training met numbers that are not finite",
+        "look for NaN in the data and the teacher's weights, else lower the learning rates; continue with --resume",
+        _not_finite,
+    ),
+    Rule(
+        "teacher does not fit the data",
+        ("teacher_error",),
+        2.0,
+        "a posterior mean is never worse than the prior's, which has 1; guidance adds to it: 0.4 at 3 on scenes-64",
+        "The teacher cannot denoise these data",
+        "check the latents' scaling factor, the teacher's prediction_type and schedule, and that captions are its own",
+        _teacher_misfit,
+    ),
+    Rule(
+        "data all alike",
+        ("data_spread", "data_std"),
+        0.1,
+        "pictures of any set differ from each other about as much as they have contrast",
+        "The pictures of a batch are nearly the same",
+        "check data.size and the source: a student of one picture learns nothing else",
+        _data_alike,
+    ),
+    Rule(
+        "discriminator blind",
+        ("d_accuracy",),
+        BLIND,
+        "one half is chance; with a student that begins as anything but perfect it must be better at some time",
+        "The discriminator cannot tell real from fake",
+        "check its noise levels, its condition, the order of real and fake, and its learning rate",
+        _discriminator_blind,
+    ),
+    Rule(
+        "discriminator too strong",
+        ("d_accuracy",),
+        0.95,
+        "above this for long the student's gradient vanishes (the specification's section 11.4)",
+        "The discriminator wins every time",
+        "noise its inputs more, give it fewer or smaller updates (critic_learning_rate) or an R1 penalty",
+        _discriminator_strong,
+    ),
+    Rule(
+        "fake score lagging",
+        ("fake_error", "teacher_fake_error"),
+        LAGS,
+        "it must be at most 1 (section 11.3 of the specification), and above 1.05 something is to be done",
+        "The fake score does not keep up with the student",
+        "give it more updates per step of the student, a higher critic_learning_rate or a higher rank",
+        _fake_lags,
+    ),
+    Rule(
+        "learning rate too low",
+        ("learning_rate",),
+        2e-3,
+        "weights are of the order 0.02 to 0.1; published runs could move them by 0.01 or more",
+        "Next to nothing can be learnt at this rate in so few steps",
+        "raise training.learning_rate (LoRA: 1e-4 to 2e-3, all weights: 1e-6 to 1e-5), or train longer",
+        _rate_too_low,
+    ),
+    Rule(
+        "saturation of the teacher",
+        ("teacher_saturation",),
+        SATURATED,
+        "the range is 1.5 times what 0.5 % of the data exceed; of scenes-64's answers at guidance 3 0.05 % lie beyond",
+        "The teacher's own answers are saturated, and the student learns them",
+        "lower method.guidance_scale; if it is low, check the teacher's prediction_type and the latents' scaling factor",
+        _teacher_saturated,
+    ),
+    Rule(
+        "diverging",
+        ("loss", "grad_norm"),
+        3.0,
+        "three times the loss, or thirty times the gradient, of the run's first third is no noise",
+        "Training diverges",
+        "lower training.learning_rate, or let the target trail by an average (target_decay 0.95)",
+        _loss_rises,
+    ),
+    Rule(
+        "saturation",
+        ("saturation",),
+        SATURATED,
+        "the range is 1.5 times what 0.5 % of the data exceed; of scenes-64's students 0.05 % lie beyond",
+        "The student's answers are saturated",
+        "lower the teacher's guidance_scale, and check the scale of answers and of latents",
+        _saturated,
+    ),
+    Rule(
+        "drift of the mean",
+        ("mean_shift",),
+        0.35,
+        "a third of a standard deviation in every channel is a colour cast that everybody sees",
+        "The answers' mean has drifted away from the data's",
+        "look for a biased target or teacher, a fake score that lags, or batches too small",
+        _drift,
+    ),
+    Rule(
+        "lost diversity",
+        ("x0_spread", "data_spread"),
+        0.5,
+        "half the data's spread is a quarter of its variance; students that work keep 0.75 and more",
+        "The student has lost diversity",
+        "weigh the adversary or the fake score more, the distillation loss and guidance_scale less",
+        _diversity_lost,
+    ),
+    Rule(
+        "vanishing gradients",
+        ("grad_norm",),
+        1e-3,
+        "a thousandth of the first third's: nothing reaches the weights any more",
+        "Gradients have vanished",
+        "look for a loss that is saturated or detached",
+        _gradients_vanish,
+    ),
+    Rule(
+        "oscillation",
+        ("x0_mean", "data_mean", "data_std"),
+        0.25,
+        "the brightness of the whole batch, where noise makes 0.02; DMD2 sees it when the fake score is too slow",
+        "The student oscillates",
+        "give the critic more updates per step of the student, or lower the student's rate",
+        _oscillates,
+    ),
+    Rule(
+        "loss not falling",
+        ("loss",),
+        0.03,
+        "a fall of 3 % would have been seen, with 97.5 % certainty",
+        "The student learns nothing that its loss sees",
+        "raise training.learning_rate or max_grad_norm, and check that the loss reaches the student's weights",
+        _loss_flat,
+    ),
+    Rule(
+        "average far behind",
+        ("ema_decay",),
+        0.5,
+        "more than half of what is exported would be the untrained student",
+        "The student's average has hardly moved",
+        "lower training.ema_decay, or train longer",
+        _average_behind,
+    ),
+    Rule(
+        "always clipped",
+        ("clipped",),
+        0.95,
+        "with AdamW this costs little: it sees only the gradient's direction",
+        "Nearly every gradient was clipped",
+        "raise training.max_grad_norm if single batches should count by their size",
+        _always_clipped,
+        fatal=False,
+    ),
+    Rule(
+        "unfinished",
+        ("steps",),
+        0.0,
+        "the recipe's number of steps",
+        "The run is not finished",
+        "go on with fewstep distill ... --resume, unless it is running now",
+        _unfinished,
+        fatal=False,
+    ),
+)  # fmt: skip
