@@ -30,9 +30,12 @@ from fewstep.models.roles import Roles
 from fewstep.recipe import Recipe, RecipeError, as_yaml
 from fewstep.sampling import DDIM, sample
 from fewstep.training.logging import progress_bar
+from fewstep.training.trackers import check_trackers
 from fewstep.training.trainer import Trainer, build_roles
 
-_MAY_CHANGE = ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints")
+_MAY_CHANGE = tuple(
+    f"training.{name}" for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "trackers")
+)
 
 
 @dataclass
@@ -111,6 +114,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     """
     settings = recipe.training
     check_device(settings.device)
+    check_trackers(settings.trackers)
     teacher = load_teacher(recipe.teacher.path, device=settings.device)
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
     roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed)

@@ -4,6 +4,7 @@ The data are a ring of six modes with a closed-form teacher; students and critic
 for the families to come: `Duel` is adversarial, `Match` has a fake score.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,13 @@ from fewstep.data.sources import MixtureSource
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, Loss, Method, Player, RoleSpec
+from fewstep.methods.lcm import LCM
 from fewstep.methods.parts.statistics import (
     answer_statistics,
     discriminator_statistics,
     fake_score_statistics,
 )
+from fewstep.methods.tcd import TCD
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles
@@ -26,7 +29,7 @@ from fewstep.training.trainer import Trainer, follow
 
 VP = Schedule.scaled_linear()
 RING = GaussianMixture.ring(6, 1.0, 0.3, num_classes=3)
-THIN = GaussianMixture.ring(6, 1.0, 0.05, num_classes=3)  # of which a discriminator can be sure
+THIN = GaussianMixture.ring(6, 1.0, 0.02, num_classes=3)  # of which a discriminator can be sure
 START = 999
 
 
@@ -135,28 +138,62 @@ class Match(Method):
         return Loss(loss, stats=fake_score_statistics(said.detach(), teacher, answers))
 
 
-class Moved:
-    """A source of data that are not the teacher's: scaled and moved."""
+class Tampered:
+    """A source of data that are not the teacher's: scaled and moved, and NaN from a step on."""
 
-    def __init__(self, source, scale=1.0, by=0.0):
-        self.source, self.scale, self.by = source, scale, by
+    def __init__(self, source, scale=1.0, by=0.0, nan_from=None):
+        self.source, self.scale, self.by, self.nan_from = source, scale, by, nan_from
 
     def batch(self, rng):
         batch = self.source.batch(rng)
-        return Batch(self.scale * batch.x0 + self.by, batch.cond)
+        broken = self.nan_from is not None and rng.step >= self.nan_from
+        return Batch(self.scale * batch.x0 + (math.nan if broken else self.by), batch.cond)
 
 
-def trainer(method, folder, seed=0, mixture=RING, scale=1.0, by=0.0, **settings):
+def trainer(method, folder, seed=0, mixture=RING, tamper=None, **settings):
     """A run of ``method`` in ``folder`` on the ring's exact teacher, students and critics from scratch."""
     roles = Roles(Denoiser(mixture.network(VP, "sample"), VP, "sample"))
-    source = Moved(MixtureSource(mixture, range(3)), scale, by)
+    source = Tampered(MixtureSource(mixture, range(3)), **(tamper or {}))
     torch.manual_seed(seed)
     for spec in method.roles():
         if spec.follows is None:
             net = MLP(VP, 2, width=64, depth=2, num_classes=3, accepts=frozenset(spec.extra_inputs), std=0.77)
             roles.add_network(spec.name, net, "sample")
     settings = TrainingSettings(
-        **{"steps": 600, "batch_size": 128, "learning_rate": 1e-3, "log_every": 20, "checkpoint_every": 10**6} | settings
+        **{"steps": 300, "batch_size": 64, "learning_rate": 1e-3, "log_every": 10, "checkpoint_every": 1000} | settings
     )
     follow(roles, method, settings)
     return Trainer(method, roles, source, settings, seed=seed, run_dir=folder)
+
+
+HOPS = {"num_grid_steps": 10, "guidance_scale": 1.0, "loss": "l2"}
+GAN = {"mixture": THIN, "learning_rate": 3e-4, "betas": (0.0, 0.99)}
+HEALTHY = {
+    "lcm": (LCM(VP, **HOPS), {}),
+    "lcm guided": (LCM(VP, **HOPS | {"guidance_scale": 3.0}), {}),
+    "tcd": (TCD(VP, **HOPS), {}),
+    "duel": (Duel(VP), GAN),
+    "match": (Match(VP), {}),
+}
+# What is spoilt -> the method, its settings, and what is to be found first.
+SPOILT = {
+    "student's rate 1000 times too high": (LCM(VP, **HOPS), {"learning_rate": 1.0}, "learning rate too high"),
+    "student's and critic's rate too high": (Duel(VP), GAN | {"learning_rate": 1.0}, "learning rate too high"),
+    "rate next to nothing": (LCM(VP, **HOPS), {"learning_rate": 1e-7}, "learning rate too low"),
+    "data become NaN": (TCD(VP, **HOPS), {"tamper": {"nan_from": 157}}, "not finite"),
+    "discriminator fast and without noise": (
+        Duel(VP, clear=True),
+        GAN | {"learning_rate": 1e-5, "critic_learning_rate": 3e-3},
+        "discriminator too strong",
+    ),
+    "discriminator sees noise alone": (Duel(VP, blind=True), GAN, "discriminator blind"),
+    "discriminator does not learn": (Duel(VP), GAN | {"critic_learning_rate": 1e-9}, "discriminator blind"),
+    "critic hardly learns": (Match(VP), {"critic_learning_rate": 1e-6}, "fake score lagging"),
+    "guidance 20": (LCM(VP, **HOPS | {"guidance_scale": 20.0}), {}, "saturation of the teacher"),
+    "guidance 8": (Match(VP, guidance_scale=8.0), {}, "saturation"),
+    "answers scaled": (Duel(VP, scale=4.0), GAN | {"learning_rate": 1e-5, "critic_learning_rate": 3e-4}, "saturation"),
+    "teacher off by 0.7": (Match(VP, bias=0.7), {}, "drift of the mean"),
+    "no adversary": (Duel(VP, distil=2.0, adversary=0.0), GAN, "lost diversity"),
+    "data moved": (LCM(VP, **HOPS), {"tamper": {"by": 2.0}}, "teacher does not fit the data"),
+    "data five times too large": (TCD(VP, **HOPS), {"tamper": {"scale": 5.0}}, "teacher does not fit the data"),
+}

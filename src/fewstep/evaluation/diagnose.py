@@ -104,17 +104,14 @@ def examine(history: History, run: str = "") -> Diagnosis:
         if seen is not None:
             figures, first, last = seen
             held = f"at step {last}" if first == last else f"steps {first} to {last}"
-            findings.append(Finding(rule.name, rule.fatal, f"{rule.wrong}: {figures} ({held}). {_do(rule)}", first, last))
+            sentence = f"{rule.wrong}: {figures} ({held}). {rule.advice[0].upper()}{rule.advice[1:]}."
+            findings.append(Finding(rule.name, rule.fatal, sentence, first, last))
         elif lacks:
             unchecked[rule.name] = lacks
         else:
             checked.append(rule.name)
     findings.sort(key=lambda finding: not finding.fatal)
     return Diagnosis(run, history.step, tuple(findings), tuple(checked), unchecked, tuple(history.missing))
-
-
-def _do(rule: Rule) -> str:
-    return f"{rule.advice[0].upper()}{rule.advice[1:]}."
 
 
 def _lacks(history: History, rule: Rule) -> str:

@@ -57,7 +57,7 @@ class Series:
         return Series(self.name, self.steps, function(self.values))
 
     def since(self, holds: npt.NDArray[np.bool_]) -> tuple[int, int]:
-        """(first, last) step of the final stretch of lines in which ``holds`` [n] is true, of all lines if it is empty."""
+        """(first, last) step of the final stretch of lines where ``holds`` [n] is true; of all lines if it is empty."""
         broken = np.flatnonzero(~holds)
         first = 0 if not len(broken) or broken[-1] + 1 == len(holds) else int(broken[-1]) + 1
         return int(self.steps[first]), int(self.steps[-1])

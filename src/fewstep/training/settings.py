@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from fewstep.training.trackers import PACKAGES
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -26,6 +28,8 @@ class TrainingSettings:
         gradient_checkpointing: recompute activations in backward, for memory.
         log_every, checkpoint_every: in steps; statistics stay on the device in between.
         keep_checkpoints: how many checkpoints to keep.
+        trackers: programs that get every line of the log too, "tensorboard" and "trackio". They stand here, beside
+            log_every, because they say how a run is watched, and may change when it is resumed.
         device: "cpu", "cuda", ...
     """
 
@@ -46,6 +50,7 @@ class TrainingSettings:
     log_every: int = 25
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    trackers: tuple[str, ...] = ()
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -71,6 +76,9 @@ class TrainingSettings:
             raise ValueError("training.precision fp16 diverges in distillation: use bf16 or fp32.")
         if self.precision not in ("fp32", "bf16", "fp64"):
             raise ValueError(f"Unknown training.precision '{self.precision}': use fp32, bf16 or fp64.")
+        for name in self.trackers:
+            if name not in PACKAGES:
+                raise ValueError(f"Unknown tracker '{name}' in training.trackers: use {' or '.join(PACKAGES)}.")
         if self.lr_schedule not in ("constant", "cosine"):
             raise ValueError(f"Unknown training.lr_schedule '{self.lr_schedule}': use constant or cosine.")
 

@@ -19,6 +19,7 @@ from fewstep.training import checkpoint
 from fewstep.training.logging import JsonLines, Meter, Speed, progress_bar
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
+from fewstep.training.trackers import Tracker, open_trackers
 
 Hook = Callable[[int], None]
 
@@ -105,6 +106,7 @@ class Trainer:
         self.spent = 0  # forward equivalents of the sittings before this one
         self.meter = Meter()
         self.last_record: dict[str, Any] = {}
+        self._logs: list[Tracker] = []
 
     # ---------------------------------------------------------------- one step
 
@@ -154,21 +156,20 @@ class Trainer:
         """
         if resume:
             self.resume()
-        log = JsonLines(self.run_dir / "log.jsonl", self.done) if self.run_dir else None
         speed = Speed(self.done)
         settings = self.settings
-        with _stop_requests() as stopping, self._bar() as advance:
+        with self._open_logs(), _stop_requests() as stopping, self._bar() as advance:
             while self.done < settings.steps:
                 self.step(self.done)
                 self.done += 1
                 last, stop = self.done == settings.steps, stopping.is_set()  # a later request waits for the next step
                 if self.done % settings.log_every == 0 or last:
-                    self._guard(log)
-                    self._log(log, speed, advance)
+                    self._guard()
+                    self._log(speed, advance)
                 else:
                     advance(self.done)
                 if self.done % settings.checkpoint_every == 0 or last or stop:
-                    self._guard(log)
+                    self._guard()
                     self.save()
                 for every, hook in self.hooks:
                     if self.done % every == 0 or last:
@@ -179,7 +180,20 @@ class Trainer:
     def _bar(self) -> Any:
         return progress_bar(self.settings.steps, self.done, self.method.name or "training", self.show_progress)
 
-    def _log(self, log: JsonLines | None, speed: Speed, advance: Any) -> None:
+    @contextmanager
+    def _open_logs(self) -> Iterator[None]:
+        """The log and the trackers of this sitting, where the run has a folder."""
+        if self.run_dir:
+            lines = JsonLines(self.run_dir / "log.jsonl", self.done)
+            self._logs = [lines, *open_trackers(self.settings.trackers, self.run_dir, self.done, lines.found_step)]
+        try:
+            yield
+        finally:
+            for log in self._logs:
+                log.close()
+            self._logs = []
+
+    def _log(self, speed: Speed, advance: Any) -> None:
         record = {"step": self.done, **self.meter.read()}
         record["learning_rate"] = self.settings.rate(self.done - 1)
         for name in (p.player.name for p in self.players if p.player.name != "student"):
@@ -187,7 +201,7 @@ class Trainer:
         record["steps_per_second"] = speed.read(self.done)
         record["forward_equivalents"] = self.cost()
         self.last_record = record
-        if log:
+        for log in self._logs:
             log.write(record)
         losses = "  ".join(f"{p.player.name} {record[f'{p.player.name}/loss']:.4g}" for p in self.players
                            if f"{p.player.name}/loss" in record)  # fmt: skip
@@ -197,12 +211,12 @@ class Trainer:
         """Forward passes of one image, or their equivalent, that this run has cost in all its sittings."""
         return self.spent + self.roles.cost().forward_equivalents
 
-    def _guard(self, log: JsonLines | None) -> None:
+    def _guard(self) -> None:
         """Read the players' guards: the one synchronisation, at log and checkpoint steps."""
         for player in self.players:
             bad = player.first_bad_step.item()
             if bad != float("inf"):
-                if log:
+                for log in self._logs:
                     log.write(self._last_words(player.player.name, int(bad)))
                 safe = checkpoint.latest(self.run_dir / "checkpoints") if self.run_dir else None
                 where = f"the last good checkpoint is {safe}" if safe else "no checkpoint was written yet"

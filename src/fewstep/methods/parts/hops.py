@@ -49,7 +49,7 @@ class Guidance:
 
 @dataclass
 class Hop:
-    """x_t [B, ...] at native times t [B], the teacher's landing point x_u at u [B] (times on the host), its x0 at x_t."""
+    """x_t [B, ...] at native times t [B], the teacher's x0 there and its landing point x_u at u [B] (host times)."""
 
     t: Tensor
     u: Tensor

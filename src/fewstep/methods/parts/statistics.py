@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.diffusion.schedule import working
 
-TAIL, MARGIN = 0.005, 1.5  # the data's range: the distance from their channel's mean that 0.5 % exceed, half as much again
+TAIL, MARGIN = 0.005, 1.5  # the data's range: the distance from their channel's mean that 0.5 % exceed, times 1.5
 
 
 @torch.no_grad()
