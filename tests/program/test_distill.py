@@ -120,8 +120,8 @@ def test_bf16_trains_close_to_fp32(run, short, tmp_path):
     fp32, bf16 = (
         json.loads((folder / "log.jsonl").read_text().splitlines()[-1]) for folder in (run[1], tmp_path / "run")
     )
-    assert bf16["student/answer_std"] != fp32["student/answer_std"]
-    assert bf16["student/answer_std"] == pytest.approx(fp32["student/answer_std"], rel=2e-3)
+    assert bf16["student/x0_std"] != fp32["student/x0_std"]
+    assert bf16["student/x0_std"] == pytest.approx(fp32["student/x0_std"], rel=2e-3)
     assert bf16["student/loss"] < fp32["student/loss"] + 2**-12  # rounding of two answers, 2^-8 each, squared
     tensors = load_file(tmp_path / "run" / "student" / "pytorch_lora_weights.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float32}

@@ -2,7 +2,7 @@
 
     print(diagnose(Path("runs/mine")))
 
-Rules and their limits are in `symptoms`; the names they look for are a contract with methods (docs/training.md).
+Rules and their limits are in `rules`; the names they look for are a contract with methods (docs/training.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.evaluation.history import ENOUGH, History, read_history
-from fewstep.evaluation.symptoms import RULES, Rule
+from fewstep.evaluation.rules import RULES, Rule
 
 
 @dataclass(frozen=True)

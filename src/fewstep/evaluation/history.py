@@ -128,8 +128,8 @@ def columns(records: Sequence[dict[str, Any]], *names: str) -> list[Series]:
 
 
 def is_number(value: object) -> bool:
-    """Whether a log's value is a number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a log's value is a number; true, false and what no float can hold are none."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
 
 
 def read_history(run: Path) -> History:
@@ -144,7 +144,7 @@ def read_history(run: Path) -> History:
     if not log.is_file() and not recipe.is_file():
         raise ValueError(f"{run} is no run directory: it has neither log.jsonl nor recipe.yaml.")
     missing = []
-    by_step = {line["step"]: line for line in read_log(log) if not isinstance(line["step"], bool) and line["step"] >= 0}
+    by_step = {line["step"]: line for line in read_log(log) if is_number(line["step"]) and line["step"] >= 0}
     if not by_step:
         missing.append("There is no line in log.jsonl: no step was logged yet.")
     settings = _read_recipe(recipe)

@@ -1,15 +1,11 @@
-"""The rules of `fewstep diagnose`: each looks at a few statistics and says in one sentence what is wrong.
+"""What the rules of `fewstep diagnose` look for: each function says what a history shows beyond a limit, or None.
 
-They stand in the order in which they are told: causes first, because most of them bring the later ones along (a
-learning rate too high saturates, drifts and loses diversity too). Every limit carries its reason. What the means of
-the log say is judged over its last third, unless a rule says otherwise.
+What the means of the log say is judged over its last third, unless a function says otherwise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,34 +14,20 @@ from fewstep.evaluation.history import History, Series, columns, is_number
 
 Seen = tuple[str, int, int]  # what was seen, in figures; the first and the last step of it
 
-
-@dataclass(frozen=True)
-class Rule:
-    """One thing that can be wrong with a run.
-
-    Attributes:
-        name: by which it is known.
-        looks_at: statistics without which it cannot be checked.
-        limit: its threshold, and reason: why there.
-        wrong: what is wrong, advice: what to do, in plain words.
-        see: what the history shows of it beyond the limit; None where it does not.
-        fatal: False for what is only worth knowing.
-    """
-
-    name: str
-    looks_at: tuple[str, ...]
-    limit: float
-    reason: str
-    wrong: str
-    advice: str
-    see: Callable[[History, float], Seen | None]
-    fatal: bool = True
+# Limits that more than one rule needs, and second ones.
+BLIND, EVER, WORSE_THAN_CHANCE = 0.52, 0.55, 0.45  # a discriminator's accuracy: on average, at best, and broken
+LAGS = 1.1
+UNMOVED = 0.003  # a fake score that learns at all is better than the teacher by more than this somewhere
+ABSURD_RATE = 0.05  # weights are of the order 0.02 to 0.1: one AdamW step at this rate makes a new network
+UNGUIDED, EXPLAINED = 1.1, 0.85  # the teacher's error, and its error plus variance: at most 1, and 1, in expectation
+SATURATED, TEACHER_SATURATED = 0.04, 0.015
+MANY = 12  # lines, where noise has to be told from a trend
 
 
 # ---------------------------------------------------------------- ends and rates
 
 
-def _not_finite(history: History, limit: float) -> Seen | None:
+def not_finite(history: History, limit: float) -> Seen | None:
     for line in history.records:
         if "not_finite" in line:
             step = int(line.get("first_bad_step", line["step"]))
@@ -59,7 +41,7 @@ def _not_finite(history: History, limit: float) -> Seen | None:
     return None
 
 
-def _blown_up(history: History, limit: float) -> Seen | None:
+def blown_up(history: History, limit: float) -> Seen | None:
     """Already in the first two lines the answers are far from the data, or gradients of another world than later."""
     calm = history.first("grad_norm")
     settled = calm is not None and calm.values[:2].max() < limit * calm.tail.median
@@ -78,12 +60,12 @@ def _blown_up(history: History, limit: float) -> Seen | None:
     return None
 
 
-def _rate_too_high(history: History, limit: float) -> Seen | None:
-    if _discriminator_blind(history, BLIND) or (_critics_rate_is_lower(history) and _fake_lags(history, LAGS)):
+def rate_too_high(history: History, limit: float) -> Seen | None:
+    if discriminator_blind(history, BLIND) or (_critics_rate_is_lower(history) and fake_lags(history, LAGS)):
         return None  # an opponent that learns nothing drives the student away just so
-    seen = _blown_up(history, limit)
+    seen = blown_up(history, limit)
     if seen is None:
-        ended = _not_finite(history, limit)
+        ended = not_finite(history, limit)
         peak = _peak_rate(history)
         if ended and ended[1] > 0 and peak >= ABSURD_RATE:
             return f"{ended[0]}, and AdamW moves every weight by up to the rate, {peak:.3g}, in each", *ended[1:]
@@ -103,34 +85,31 @@ def _critics_rate_is_lower(history: History) -> bool:
     return found is not None and len(student) > 0 and found[0].median < 0.5 * student.median
 
 
-BLIND, LAGS = 0.52, 1.1
-ABSURD_RATE = 0.05  # weights of networks are of the order 0.02 to 0.1: one such step is a new network
-
-
-def _rate_too_low(history: History, limit: float) -> Seen | None:
+def rate_too_low(history: History, limit: float) -> Seen | None:
     rate = history.series("learning_rate")
     if len(rate) < 3:
         return None
-    gaps = np.diff(rate.steps, prepend=0.0)
-    reach = float((rate.values * gaps).sum())
-    if reach > limit:
+    reach = float((rate.values * np.diff(rate.steps, prepend=0.0)).sum())
+    planned = history.setting("training", "steps")
+    reach *= max(1.0, planned / history.step) if is_number(planned) else 1.0
+    if reach > (limit / 20 if history.setting("student", "weights") == "full" else limit):  # small moves of all weights
         return None
     loss = history.series("student/loss")
     if reach > limit / 20 and loss.enough and loss.tail.median < 0.7 * loss.head.median:
         return None  # little, but it was enough
-    said = f"all {history.step} steps together can have moved no weight by more than about {reach:.2g}"
+    said = f"all its steps together can move no weight by more than about {reach:.2g}"
     return said, int(rate.steps[0]), history.step
 
 
 # ---------------------------------------------------------------- adversaries and fake scores
 
 
-def _discriminator_blind(history: History, limit: float) -> Seen | None:
+def discriminator_blind(history: History, limit: float) -> Seen | None:
     accuracy = history.first("d_accuracy")
     if accuracy is None:
         return None
     if accuracy.tail.mean < WORSE_THAN_CHANCE:
-        said = f"its accuracy is {accuracy.tail.mean:.2f}, below chance: real and fake are swapped, or it does not learn"
+        said = f"its accuracy is {accuracy.tail.mean:.2f}, below chance: real and fake swapped, or it does not learn"
         return said, *accuracy.since(accuracy.values < WORSE_THAN_CHANCE)
     if accuracy.mean > limit or accuracy.values.max() > EVER:
         return None
@@ -138,27 +117,22 @@ def _discriminator_blind(history: History, limit: float) -> Seen | None:
     return said, int(accuracy.steps[0]), int(accuracy.steps[-1])
 
 
-WORSE_THAN_CHANCE, EVER = 0.45, 0.55
-
-
-def _discriminator_strong(history: History, limit: float) -> Seen | None:
+def discriminator_strong(history: History, limit: float) -> Seen | None:
     accuracy = history.first("d_accuracy")
     if accuracy is None or np.mean(accuracy.values[len(accuracy) // 2 :] > limit) < 0.8:
         return None
-    above = accuracy.values > limit
-    return f"its accuracy is {accuracy.tail.mean:.3f} at the end, above {limit:g} in most lines", *_between(accuracy, above)
+    return f"its accuracy is {accuracy.tail.mean:.3f} at the end", *_between(accuracy, accuracy.values > limit)
 
 
-def _fake_lags(history: History, limit: float) -> Seen | None:
+def fake_lags(history: History, limit: float) -> Seen | None:
     found = history.pair("fake_error", "teacher_fake_error")
     if found is None:
         return None
     mine, teacher = found
     ratio = Series("ratio", mine.steps, mine.values / np.maximum(teacher.values, 1e-30))
     if np.abs(ratio.values - 1).max() < UNMOVED:
-        return "it denoises the student's answers exactly as well as the teacher: it has not moved", *ratio.since(
-            ratio.values > 0
-        )
+        said = "it denoises the student's answers exactly as the teacher does: it has not moved"
+        return said, int(ratio.steps[0]), int(ratio.steps[-1])
     late = mine.tail.mean / max(teacher.tail.mean, 1e-30)
     behind = ratio.values > limit
     if behind.mean() < 0.4 and (late <= limit or behind[-len(ratio.tail) :].mean() < 0.5):
@@ -174,9 +148,6 @@ def _between(series: Series, holds: npt.NDArray[np.bool_]) -> tuple[int, int]:
     return int(series.steps[rows[0]]), int(series.steps[rows[-1]])
 
 
-UNMOVED = 0.003  # a fake score that learns at all is better than the teacher by more than this somewhere
-
-
 # ---------------------------------------------------------------- teacher, data, answers
 
 
@@ -185,7 +156,7 @@ def _teacher_out_of_range(history: History) -> bool:
     return share is not None and share.tail.mean > TEACHER_SATURATED
 
 
-def _teacher_misfit(history: History, limit: float) -> Seen | None:
+def teacher_misfit(history: History, limit: float) -> Seen | None:
     found = history.pair("teacher_error", "teacher_variance")
     if found is None:
         return None
@@ -202,10 +173,7 @@ def _teacher_misfit(history: History, limit: float) -> Seen | None:
     return said, *explained.since(explained.values < EXPLAINED)
 
 
-UNGUIDED, EXPLAINED = 1.1, 0.85  # 1 in expectation, both; guidance adds to both
-
-
-def _data_alike(history: History, limit: float) -> Seen | None:
+def data_alike(history: History, limit: float) -> Seen | None:
     found = history.pair("data_spread", "data_std")
     if found is None or found[0].mean > limit * found[1].mean:
         return None
@@ -213,14 +181,11 @@ def _data_alike(history: History, limit: float) -> Seen | None:
     return f"the pictures of a batch differ by {ratio:.2g} of their contrast", int(found[0].steps[0]), history.step
 
 
-SATURATED, TEACHER_SATURATED = 0.04, 0.015
-
-
-def _teacher_saturated(history: History, limit: float) -> Seen | None:
+def teacher_saturated(history: History, limit: float) -> Seen | None:
     return _beyond(history.first("teacher_saturation"), limit)
 
 
-def _saturated(history: History, limit: float) -> Seen | None:
+def saturated(history: History, limit: float) -> Seen | None:
     return _beyond(history.first("saturation"), limit)
 
 
@@ -231,7 +196,7 @@ def _beyond(share: Series | None, limit: float) -> Seen | None:
     return said, *share.since(share.values > limit)
 
 
-def _drift(history: History, limit: float) -> Seen | None:
+def drift(history: History, limit: float) -> Seen | None:
     shift = history.first("mean_shift")
     if shift is None:
         return None
@@ -244,7 +209,7 @@ def _drift(history: History, limit: float) -> Seen | None:
     )
 
 
-def _diversity_lost(history: History, limit: float) -> Seen | None:
+def diversity_lost(history: History, limit: float) -> Seen | None:
     found = history.pair("x0_spread", "data_spread")
     if found is not None:
         mine, data = found
@@ -268,7 +233,7 @@ def _adversarial(history: History) -> bool:
     return bool(history.names("d_accuracy") or history.names("fake_error"))
 
 
-def _loss_rises(history: History, limit: float) -> Seen | None:
+def loss_rises(history: History, limit: float) -> Seen | None:
     for name in history.names("grad_norm"):
         norm = history.series(name)
         if norm.enough and norm.tail.median > 10 * limit * norm.head.median:
@@ -282,10 +247,10 @@ def _loss_rises(history: History, limit: float) -> Seen | None:
     return said, *loss.since(loss.values > loss.head.median)
 
 
-def _loss_flat(history: History, limit: float) -> Seen | None:
+def loss_flat(history: History, limit: float) -> Seen | None:
     """Flat beyond doubt: even two standard errors below what was measured the loss did not fall by the limit."""
     loss = history.series("student/loss")
-    if _adversarial(history) or len(loss) < 2 * ENOUGH_TO_TELL:
+    if _adversarial(history) or len(loss) < MANY:
         return None
     head, tail = loss.head, loss.tail
     error = math.hypot(*(float(part.values.std(ddof=1)) / math.sqrt(len(part)) for part in (head, tail)))
@@ -294,10 +259,7 @@ def _loss_flat(history: History, limit: float) -> Seen | None:
     return f"student/loss is {tail.mean:.3g}, and was {head.mean:.3g}", int(loss.steps[0]), history.step
 
 
-ENOUGH_TO_TELL = 6
-
-
-def _gradients_vanish(history: History, limit: float) -> Seen | None:
+def gradients_vanish(history: History, limit: float) -> Seen | None:
     for name in history.names("grad_norm"):
         norm = history.series(name)
         if norm.enough and norm.tail.median <= limit * norm.head.median:
@@ -307,10 +269,10 @@ def _gradients_vanish(history: History, limit: float) -> Seen | None:
     return None
 
 
-def _oscillates(history: History, limit: float) -> Seen | None:
+def oscillates(history: History, limit: float) -> Seen | None:
     found = history.pair("x0_mean", "data_mean")
     unit = history.first("data_std")
-    if found is None or unit is None or len(found[0]) < 2 * ENOUGH_TO_TELL:
+    if found is None or unit is None or len(found[0]) < MANY:
         return None
     offset, steps = found[0].tail.values - found[1].tail.values, found[0].tail.steps
     line = np.polyval(np.polyfit(steps, offset, 1), steps)  # a drift is another matter
@@ -320,7 +282,7 @@ def _oscillates(history: History, limit: float) -> Seen | None:
     return f"the answers' mean swings by {swing:.2g} standard deviations of the data", int(steps[0]), int(steps[-1])
 
 
-def _always_clipped(history: History, limit: float) -> Seen | None:
+def always_clipped(history: History, limit: float) -> Seen | None:
     for name in history.names("clipped"):
         share = history.series(name)
         if share.enough and share.mean >= limit:
@@ -328,7 +290,7 @@ def _always_clipped(history: History, limit: float) -> Seen | None:
     return None
 
 
-def _average_behind(history: History, limit: float) -> Seen | None:
+def average_behind(history: History, limit: float) -> Seen | None:
     decay, planned = history.setting("training", "ema_decay"), history.setting("training", "steps")
     if not isinstance(decay, float) or not isinstance(planned, int) or planned < 100 or not 0 < decay < 1:
         return None
@@ -339,185 +301,8 @@ def _average_behind(history: History, limit: float) -> Seen | None:
     return said, 0, history.step
 
 
-def _unfinished(history: History, limit: float) -> Seen | None:
+def unfinished(history: History, limit: float) -> Seen | None:
     planned = history.setting("training", "steps")
     if not isinstance(planned, int) or history.step >= planned or any("not_finite" in r for r in history.records):
         return None
     return f"the log ends at step {history.step} of {planned}", history.step, history.step
-
-
-RULES = (
-    Rule(
-        "learning rate too high",
-        ("grad_norm",),
-        10.0,
-        "no published student is ten times as wide as its data; an update of such a size is a new network",
-        "The weights were blown up by the first updates",
-        "lower training.learning_rate (or critic_learning_rate) 10 to 1000 times, and start again",
-        _rate_too_high,
-    ),
-    Rule(
-        "not finite",
-        ("loss", "grad_norm"),
-        0.0,
-        "a number that is not finite never becomes one again",
-        "Training met numbers that are not finite",
-        "look for NaN in the data and the teacher's weights, else lower the learning rates; continue with --resume",
-        _not_finite,
-    ),
-    Rule(
-        "teacher does not fit the data",
-        ("teacher_error", "teacher_variance"),
-        2.0,
-        "a posterior mean is never worse than the prior's, which has 1; guidance adds to it: 0.4 at 3 on scenes-64",
-        "The teacher cannot denoise these data",
-        "check the latents' scaling factor, the teacher's prediction_type and schedule, and that captions are its own",
-        _teacher_misfit,
-    ),
-    Rule(
-        "data all alike",
-        ("data_spread", "data_std"),
-        0.1,
-        "pictures of any set differ from each other about as much as they have contrast",
-        "The pictures of a batch are nearly the same",
-        "check data.size and the source: a student of one picture learns nothing else",
-        _data_alike,
-    ),
-    Rule(
-        "discriminator blind",
-        ("d_accuracy",),
-        BLIND,
-        "one half is chance; with a student that begins as anything but perfect it must be better at some time",
-        "The discriminator cannot tell real from fake",
-        "check its noise levels, its condition, the order of real and fake, and its learning rate",
-        _discriminator_blind,
-    ),
-    Rule(
-        "discriminator too strong",
-        ("d_accuracy",),
-        0.95,
-        "above this for long the student's gradient vanishes (the specification's section 11.4)",
-        "The discriminator wins every time",
-        "noise its inputs more, give it fewer or smaller updates (critic_learning_rate) or an R1 penalty",
-        _discriminator_strong,
-    ),
-    Rule(
-        "fake score lagging",
-        ("fake_error", "teacher_fake_error"),
-        LAGS,
-        "it must be at most 1 (section 11.3 of the specification), and above 1.05 something is to be done",
-        "The fake score does not keep up with the student",
-        "give it more updates per step of the student, a higher critic_learning_rate or a higher rank",
-        _fake_lags,
-    ),
-    Rule(
-        "learning rate too low",
-        ("learning_rate",),
-        2e-3,
-        "weights are of the order 0.02 to 0.1; published runs could move them by 0.01 or more",
-        "Next to nothing can be learnt at this rate in so few steps",
-        "raise training.learning_rate (LoRA: 1e-4 to 2e-3, all weights: 1e-6 to 1e-5), or train longer",
-        _rate_too_low,
-    ),
-    Rule(
-        "saturation of the teacher",
-        ("teacher_saturation",),
-        TEACHER_SATURATED,
-        "the range is 1.5 times what 0.5 % of the data exceed; beyond it are 0.05 % at guidance 3 on scenes-64, 2.3 % at 20",
-        "The teacher's own answers are saturated, and the student learns them",
-        "lower method.guidance_scale; if it is low, check the teacher's prediction_type and the latents' scaling",
-        _teacher_saturated,
-    ),
-    Rule(
-        "diverging",
-        ("loss", "grad_norm"),
-        3.0,
-        "three times the loss, or thirty times the gradient, of the run's first third is no noise",
-        "Training diverges",
-        "lower training.learning_rate, or let the target trail by an average (target_decay 0.95)",
-        _loss_rises,
-    ),
-    Rule(
-        "saturation",
-        ("saturation",),
-        SATURATED,
-        "the range is 1.5 times what 0.5 % of the data exceed; of scenes-64's students 0.05 % lie beyond",
-        "The student's answers are saturated",
-        "lower the teacher's guidance_scale, and check the scale of answers and of latents",
-        _saturated,
-    ),
-    Rule(
-        "drift of the mean",
-        ("mean_shift",),
-        0.5,
-        "half a standard deviation in every channel; students that work stay below 0.1, small GANs below 0.4",
-        "The answers' mean has drifted away from the data's",
-        "look for a biased target or teacher, a fake score that lags, or batches too small",
-        _drift,
-    ),
-    Rule(
-        "lost diversity",
-        ("x0_spread", "data_spread"),
-        0.5,
-        "half the data's spread is a quarter of its variance; students that work keep 0.75 and more",
-        "The student has lost diversity",
-        "weigh the adversary or the fake score more, the distillation loss and guidance_scale less",
-        _diversity_lost,
-    ),
-    Rule(
-        "vanishing gradients",
-        ("grad_norm",),
-        1e-3,
-        "a thousandth of the first third's: nothing reaches the weights any more",
-        "Gradients have vanished",
-        "look for a loss that is saturated or detached",
-        _gradients_vanish,
-    ),
-    Rule(
-        "oscillation",
-        ("x0_mean", "data_mean", "data_std"),
-        0.25,
-        "the brightness of the whole batch, where noise makes 0.02; DMD2 sees it when the fake score is too slow",
-        "The student oscillates",
-        "give the critic more updates per step of the student, or lower the student's rate",
-        _oscillates,
-    ),
-    Rule(
-        "loss not falling",
-        ("loss",),
-        0.03,
-        "a fall of 3 % would have been seen, with 97.5 % certainty",
-        "The student learns nothing that its loss sees",
-        "raise training.learning_rate or max_grad_norm, and check that the loss reaches the student's weights",
-        _loss_flat,
-    ),
-    Rule(
-        "average far behind",
-        ("ema_decay",),
-        0.5,
-        "more than half of what is exported would be the untrained student",
-        "The student's average has hardly moved",
-        "lower training.ema_decay, or train longer",
-        _average_behind,
-    ),
-    Rule(
-        "always clipped",
-        ("clipped",),
-        0.95,
-        "with AdamW this costs little: it sees only the gradient's direction",
-        "Nearly every gradient was clipped",
-        "raise training.max_grad_norm if single batches should count by their size",
-        _always_clipped,
-        fatal=False,
-    ),
-    Rule(
-        "unfinished",
-        ("steps",),
-        0.0,
-        "the recipe's number of steps",
-        "The run is not finished",
-        "go on with fewstep distill ... --resume, unless it is running now",
-        _unfinished,
-        fatal=False,
-    ),
-)  # fmt: skip

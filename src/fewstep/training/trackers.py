@@ -58,7 +58,7 @@ class TensorBoard:
 class Trackio:
     """The run's name in the project "fewstep" of the local trackio; nothing of the machine is logged.
 
-    It cannot take lines back: after a resume, steps that it has had are left out; their values are the same, to the bit.
+    It cannot take lines back: after a resume, steps that it has had are left out (they are the same, to the bit).
     """
 
     def __init__(self, run_dir: Path, done: int, written: int) -> None:
