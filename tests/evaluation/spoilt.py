@@ -183,7 +183,7 @@ SPOILT = {
     "data become NaN": (TCD(VP, **HOPS), {"tamper": {"nan_from": 157}}, "not finite"),
     "discriminator fast and without noise": (
         Duel(VP, clear=True),
-        GAN | {"learning_rate": 1e-5, "critic_learning_rate": 3e-3},
+        GAN | {"learning_rate": 7e-6, "critic_learning_rate": 3e-3, "betas": (0.5, 0.99)},
         "discriminator too strong",
     ),
     "discriminator sees noise alone": (Duel(VP, blind=True), GAN, "discriminator blind"),
