@@ -970,14 +970,14 @@ METHODS = (
         "methods/test_lcm.py",
         (
             "methods: the teacher is asked at the lower time",
-            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale).at(u)",
-            "roles.teacher(x_t, u, batch.cond, guidance_scale=guidance_scale).at(u)",
+            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
+            "roles.teacher(x_t, u, batch.cond, guidance_scale=guidance_scale)",
             "test_a_step_is_the_papers",
         ),
         (
             "methods: the teacher is not guided",
-            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale).at(u)",
-            "roles.teacher(x_t, t, batch.cond).at(u)",
+            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
+            "roles.teacher(x_t, t, batch.cond)",
             "test_a_step_is_the_papers[vp-epsilon-guided-full-True]",
         ),
         (
@@ -1114,8 +1114,8 @@ METHODS = (
         ),
         (
             "tcd: the student jumps to u",
-            "end=shared.told).at(shared.s)",
-            "end=shared.told).at(shared.u)",
+            "distance(said.at(shared.s), shared.target",
+            "distance(said.at(shared.u), shared.target",
             "test_a_step_is_the_papers",
         ),
     )
@@ -1633,6 +1633,320 @@ MEASURED = [
     ),
 ]
 
+_SIDES = "test_a_rule_speaks_beyond_its_limit_and_not_within"
+DIAGNOSIS = [
+    *planted(
+        "methods/parts/statistics.py",
+        "methods/test_statistics.py",
+        (
+            "statistics: the spread is over places, not over the batch",
+            'found["x0_spread"] = x0.var(dim=0).mean().sqrt()',
+            'found["x0_spread"] = x0.flatten(1).var(dim=1).mean().sqrt()',
+            "test_one_picture_for_all_has_contrast_but_no_spread",
+        ),
+        (
+            "statistics: the shift is a plain square, with its own noise",
+            "return (difference[0::2].mean(0) * difference[1::2].mean(0)).mean()",
+            "return difference.mean(0).square().mean()",
+            "test_the_shift_of_means_is_without_bias",
+        ),
+        (
+            "statistics: the shift cancels between channels",
+            "return (difference[0::2].mean(0) * difference[1::2].mean(0)).mean()",
+            "return difference[0::2].mean() * difference[1::2].mean()",
+            "test_answers_against_numpy",
+        ),
+        (
+            "statistics: saturation is measured from the data's mean, so that a shift saturates",
+            "return (channels - channels.mean(1, keepdim=True)).abs().flatten()",
+            "return channels.abs().flatten()",
+            "test_a_shift_of_all_channels_does_not_saturate_and_a_scale_does",
+        ),
+        (
+            "statistics: the data's range is its largest value",
+            "max(1, round(TAIL * away.numel()))",
+            "1",
+            "test_answers_against_numpy",
+        ),
+        (
+            "statistics: the teacher's error is over its standard deviation",
+            "(teacher_x0 - data).square().mean() / variance",
+            "(teacher_x0 - data).square().mean() / variance.sqrt()",
+            "test_an_exact_teacher_explains_all_variance",
+        ),
+        (
+            "statistics: one row is given a spread, which is NaN",
+            "if len(x0) > 1:",
+            "if len(x0) > 0:",
+            "test_one_row_has_no_spread",
+        ),
+        (
+            "statistics: accuracy counts logits, not sides",
+            "right = (1 + (real.sign().mean() - fake.sign().mean()) / 2) / 2",
+            "right = (real.gt(0).sum() + fake.lt(0).sum()) / (real.numel() + fake.numel())",
+            "test_accuracy_weighs_real_and_fake_alike",
+        ),
+        (
+            "statistics: a fake on the right side counts as wrong",
+            "(real.sign().mean() - fake.sign().mean()) / 2",
+            "(real.sign().mean() + fake.sign().mean()) / 2",
+            "test_discriminators",
+        ),
+        (
+            "statistics: the fake score's error is the teacher's",
+            '"fake_error": (working(fake_x0) - answers)',
+            '"fake_error": (working(teacher_x0) - answers)',
+            "test_fake_scores",
+        ),
+    ),
+    *planted(
+        "training/trainer.py",
+        "training/test_step.py",
+        (
+            "trainer: the clip rate counts gradients below the limit",
+            "(player.grad_norm > self.settings.max_grad_norm)",
+            "(player.grad_norm < self.settings.max_grad_norm)",
+            "test_the_log_says_how_often_gradients_were_clipped_and_each_players_rate",
+        ),
+        (
+            "trainer: the critic's logged rate is the student's",
+            "self.settings.rate(self.done - 1, name)",
+            "self.settings.rate(self.done - 1)",
+            "test_the_log_says_how_often_gradients_were_clipped_and_each_players_rate",
+        ),
+        (
+            "trainer: a run dies without last words",
+            "log.write(self._last_words(player.player.name, int(bad)))",
+            "pass",
+            "test_a_run_that_dies_leaves_its_last_words_in_the_log",
+        ),
+    ),
+    *planted(
+        "training/trackers.py",
+        "training/test_trackers.py",
+        (
+            "trackers: TensorBoard keeps what was written beyond the resumed step",
+            "purge_step=done + 1 if written > done else None",
+            "purge_step=None",
+            "test_tensorboard_holds_the_log_and_no_step_twice_after_a_resume",
+        ),
+        (
+            "trackers: trackio gets steps a second time after a resume",
+            'if record["step"] > self._written:',
+            "if True:",
+            "test_trackio_gets_the_log_and_no_step_twice_after_a_resume",
+        ),
+        (
+            "trackers: a resumed run begins anew in trackio",
+            'resume="allow" if written else "never"',
+            'resume="never"',
+            "test_trackio_gets_the_log_and_no_step_twice_after_a_resume",
+        ),
+    ),
+    *planted(
+        "evaluation/symptoms.py",
+        "evaluation/test_diagnose.py",
+        (
+            "diagnose: blown up anywhere in the run, not at its start",
+            "if size[:2].max(initial=0.0) > limit",
+            "if size.max(initial=0.0) > limit",
+            f"{_SIDES}[2 learning rate too high]",
+        ),
+        (
+            "diagnose: the shift of the mean does not count as blown up",
+            "np.hypot(std.values / np.maximum(data.values, 1e-30), np.sqrt(np.maximum(shift.values, 0.0)))",
+            "std.values / np.maximum(data.values, 1e-30)",
+            f"{_SIDES}[1 learning rate too high]",
+        ),
+        (
+            "diagnose: an absurd rate is blamed for NaN before any update",
+            "if ended and ended[1] > 0 and peak >= ABSURD_RATE:",
+            "if ended and peak >= ABSURD_RATE:",
+            "test_a_run_that_died_names_the_cause",
+        ),
+        (
+            "diagnose: a blind discriminator's student is blamed for its rate",
+            "if discriminator_blind(history, BLIND) or (_critics",
+            "if (_critics",
+            "test_causes_stand_before_what_follows_from_them",
+        ),
+        (
+            "diagnose: a slow critic's student is blamed for its rate",
+            "(_critics_rate_is_lower(history) and fake_lags(history, LAGS))",
+            "False",
+            "test_causes_stand_before_what_follows_from_them",
+        ),
+        (
+            "diagnose: what the rate can reach is not summed over steps",
+            "float((rate.values * np.diff(rate.steps, prepend=0.0)).sum())",
+            "float(rate.values.sum())",
+            f"{_SIDES}[17 learning rate too low]",
+        ),
+        (
+            "diagnose: an unfinished run has no time left to learn",
+            "reach *= max(1.0, planned / history.step)",
+            "reach *= max(1.0, history.step / planned)",
+            "test_rules_that_read_the_recipe",
+        ),
+        (
+            "diagnose: a discriminator is blind when its worst tenth is",
+            "np.quantile(accuracy.values, 0.9) > EVER",
+            "np.quantile(accuracy.values, 0.1) > EVER",
+            f"{_SIDES}[10 discriminator blind]",
+        ),
+        (
+            "diagnose: a discriminator is too strong if it was at first",
+            "late = accuracy.part(slice(len(accuracy) // 2, None))",
+            "late = accuracy.part(slice(0, len(accuracy) // 2))",
+            f"{_SIDES}[13 discriminator too strong]",
+        ),
+        (
+            "diagnose: the teacher is said to lag, not the fake score",
+            "mine.values / np.maximum(teacher.values, 1e-30))",
+            "teacher.values / np.maximum(mine.values, 1e-30))",
+            f"{_SIDES}[15 fake score lagging]",
+        ),
+        (
+            "diagnose: a fake score that never moved is as good as any",
+            "if np.abs(ratio.values - 1).max() < UNMOVED:",
+            "if False:",
+            f"{_SIDES}[16 fake score lagging]",
+        ),
+        (
+            "diagnose: guidance's inflated variance is called a misfit",
+            "(alone or variance.tail.mean < 0.5 * error.tail.mean)",
+            "True",
+            f"{_SIDES}[6 teacher does not fit the data]",
+        ),
+        (
+            "diagnose: the law of total variance is not asked",
+            "if explained.tail.mean >= EXPLAINED:",
+            "if True:",
+            f"{_SIDES}[7 teacher does not fit the data]",
+        ),
+        (
+            "diagnose: a squared shift is compared as a distance",
+            "distance = math.sqrt(max(0.0, late.mean))",
+            "distance = max(0.0, late.mean)",
+            f"{_SIDES}[21 drift of the mean]",
+        ),
+        (
+            "diagnose: a mean that comes closer is called a drift",
+            "late.tail.mean < 0.75 * late.head.mean",
+            "late.tail.mean < 0.0 * late.head.mean",
+            f"{_SIDES}[22 drift of the mean]",
+        ),
+        (
+            "diagnose: a student that still gets sharper has lost diversity",
+            "if late.mean < limit and not rising:",
+            "if late.mean < limit:",
+            f"{_SIDES}[24 lost diversity]",
+        ),
+        (
+            "diagnose: samples of one prompt are not looked at",
+            'within and within[-1]["diversity"] < limit',
+            'within and within[-1]["diversity"] < 0',
+            "test_samples_of_one_prompt_that_are_alike_are_noticed",
+        ),
+        (
+            "diagnose: an adversarial loss that rises is called divergence",
+            "if _adversarial(history) or not loss.enough or loss.tail.median <= limit",
+            "if not loss.enough or loss.tail.median <= limit",
+            f"{_SIDES}[27 diverging]",
+        ),
+        (
+            "diagnose: a noisy loss is called flat",
+            "(head.mean - tail.mean + 2 * error)",
+            "(head.mean - tail.mean)",
+            f"{_SIDES}[32 loss not falling]",
+        ),
+        (
+            "diagnose: gradients vanish when they shrink at all",
+            "if norm.enough and norm.tail.median <= limit * norm.head.median:",
+            "if norm.enough and norm.tail.median <= norm.head.median:",
+            f"{_SIDES}[28 vanishing gradients]",
+        ),
+        (
+            "diagnose: a drift counts as oscillation",
+            "float((offset - line).std())",
+            "float(offset.std())",
+            f"{_SIDES}[30 oscillation]",
+        ),
+    ),
+    *planted(
+        "evaluation/rules.py",
+        "evaluation/test_diagnose.py",
+        (
+            "diagnose: a discriminator may win 98 times in 100",
+            "        0.95,\n        \"above this for long",
+            "        0.98,\n        \"above this for long",
+            f"{_SIDES}[12 discriminator too strong]",
+        ),
+        (
+            "diagnose: half the data's spread is not enough",
+            "        0.5,\n        \"half the data's spread",
+            "        0.7,\n        \"half the data's spread",
+            f"{_SIDES}[23 lost diversity]",
+        ),
+        (
+            "diagnose: a drift is told from a whole deviation on",
+            "        0.5,\n        \"half a standard deviation",
+            "        1.0,\n        \"half a standard deviation",
+            f"{_SIDES}[21 drift of the mean]",
+        ),
+        (
+            "diagnose: the brightness may swing by half a deviation",
+            "        0.25,\n        \"the brightness",
+            "        0.5,\n        \"the brightness",
+            f"{_SIDES}[29 oscillation]",
+        ),
+        (
+            "diagnose: what is only worth knowing is wrong",
+            "        symptoms.always_clipped,\n        fatal=False,",
+            "        symptoms.always_clipped,",
+            "test_what_is_only_worth_knowing_is_not_wrong",
+        ),
+    ),
+    *planted(
+        "evaluation/history.py",
+        "evaluation/test_diagnose.py",
+        (
+            "diagnose: the tail is the first third",
+            "return self.part(slice(len(self) - math.ceil(len(self) / 3), None))",
+            "return self.part(slice(0, math.ceil(len(self) / 3)))",
+            "test_thirds_and_columns",
+        ),
+        (
+            "diagnose: the stretch begins a line early",
+            "int(broken[-1]) + 1\n",
+            "int(broken[-1])\n",
+            "test_a_final_stretch",
+        ),
+        (
+            "diagnose: true is a number",
+            "(type(value) is int and abs(value) < 2**53)",
+            "(isinstance(value, int) and abs(value) < 2**53)",
+            "test_foreign_and_cut_off_lines_are_left_out",
+        ),
+        (
+            "diagnose: a step's first line counts",
+            "for line in read_log(log) if is_number",
+            "for line in reversed(list(read_log(log))) if is_number",
+            "test_the_last_line_of_a_step_counts_and_lines_come_in_order",
+        ),
+    ),
+    *planted(
+        "evaluation/diagnose.py",
+        "evaluation/test_diagnose.py",
+        (
+            "diagnose: what was never logged counts as checked",
+            "elif lacks:",
+            "elif False:",
+            "test_what_was_not_logged_is_said",
+        ),
+    ),
+]
+
 CATALOGUE: list[Mutant] = [
     *SCHEDULE,
     *PREDICTION,
@@ -1651,4 +1965,5 @@ CATALOGUE: list[Mutant] = [
     *EXPORT,
     *EVALUATION,
     *MEASURED,
+    *DIAGNOSIS,
 ]

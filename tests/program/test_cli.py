@@ -37,7 +37,7 @@ def test_help_is_quick_and_names_every_command():
         times.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(times) < 0.5
     assert done.returncode == 0
-    for command in ("distill", "sample", "verify", "methods", "recipes", "demo", "teacher"):
+    for command in ("distill", "sample", "verify", "methods", "recipes", "demo", "diagnose", "teacher"):
         assert command in done.stdout
 
 
