@@ -9,8 +9,7 @@ from fewstep.evaluation.diagnose import diagnose
 from fewstep.training.trainer import NotFinite
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("case", HEALTHY)
+@pytest.mark.parametrize(("case", "seed"), [*((case, 0) for case in HEALTHY), ("duel", 1), ("match", 1)])
 def test_healthy_runs_are_called_healthy(case, seed, tmp_path):
     method, settings = HEALTHY[case]
     trainer(method, tmp_path, seed, **settings).run()

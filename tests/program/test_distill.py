@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from fewstep.data.cache import fingerprint, scene_latents
 from fewstep.distill import distill, prepare
 from fewstep.draw import draw, load_model
+from fewstep.evaluation.diagnose import diagnose
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import load_teacher
 from fewstep.recipe import RecipeError, as_yaml, load_recipe
@@ -239,3 +240,14 @@ def test_foreign_students_are_refused_in_one_sentence(run, tmp_path):
 
 def test_yaml_of_a_recipe_is_plain(run):
     assert yaml.safe_load((run[1] / "recipe.yaml").read_text())["method"]["name"] == "tcd"
+
+
+@pytest.mark.parametrize("name", ["scenes-64-lcm", "scenes-64-tcd"])
+def test_the_beginning_of_a_shipped_recipe_is_healthy(name, tmp_path):
+    """On the shipped teacher, from as few lines as a judgement needs."""
+    short = ["training.steps=12", "training.batch_size=4", "training.log_every=2", "training.warmup_steps=2",
+             "data.size=16", "sample.every=12", "sample.teacher_steps=4"]  # fmt: skip
+    distill(load_recipe(name, short), tmp_path / "run")
+    found = diagnose(tmp_path / "run")
+    assert found.healthy, str(found)
+    assert {"saturation", "drift of the mean", "lost diversity", "teacher does not fit the data"} <= set(found.checked)
