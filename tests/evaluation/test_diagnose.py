@@ -305,6 +305,15 @@ def test_a_final_stretch():
     assert series.since(np.array([True] * 5)) == (0, 4)
 
 
+def test_numbers_beyond_all_use_overflow_nothing():
+    """Numpy's warnings are errors here; a log may hold anything that JSON can."""
+    wild = [{"step": i + 1, "student/loss": 1e308, "learning_rate": -1e308} | {
+        f"student/{name}": (-1.0) ** i * 1e308 for name in ("x0_mean", "x0_std", "data_mean", "mean_shift", "grad_norm")
+    } | {"student/data_std": 0.0} for i in range(30)]  # fmt: skip
+    with np.errstate(all="raise"):
+        assert not examine(History(wild)).healthy
+
+
 def test_thirds_and_columns():
     lines = [{"step": i, "a": i, "b": math.nan if i == 3 else -i} for i in range(10)]
     a, b = columns(lines, "a", "b")

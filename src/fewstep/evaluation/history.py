@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fewstep.training.logging import read_log
 
 ENOUGH = 6  # lines of a statistic, below which nothing is said of it
+FAR = 1e40  # what float32 cannot hold: numbers beyond are cut to it, so that their squares and ratios are numbers
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class History:
 def columns(records: Sequence[dict[str, Any]], *names: str) -> list[Series]:
     """Columns at the steps where all of them hold finite numbers."""
     rows = [
-        (float(line["step"]), *(float(line[name]) for name in names))
+        (float(line["step"]), *(max(-FAR, min(FAR, float(line[name]))) for name in names))
         for line in records
         if all(is_number(line.get(name)) and math.isfinite(line[name]) for name in names)
     ]

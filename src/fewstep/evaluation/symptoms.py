@@ -30,7 +30,8 @@ MANY = 12  # lines, where noise has to be told from a trend
 def not_finite(history: History, limit: float) -> Seen | None:
     for line in history.records:
         if "not_finite" in line:
-            step = int(line.get("first_bad_step", line["step"]))
+            step = line.get("first_bad_step")
+            step = step if type(step) is int else line["step"]
             before = "before any update: the data or the teacher are to blame" if step == 0 else "after sound steps"
             return f"the gradient of '{line['not_finite']}' is not finite at step {step}, {before}", step, line["step"]
     for name in [*history.names("loss"), *history.names("grad_norm")]:
