@@ -21,6 +21,7 @@ UNMOVED = 0.003  # a fake score that learns at all is better than the teacher by
 ABSURD_RATE = 0.05  # weights are of the order 0.02 to 0.1: one AdamW step at this rate makes a new network
 UNGUIDED, EXPLAINED = 1.1, 0.85  # the teacher's error, and its error plus variance: at most 1, and 1, in expectation
 SATURATED, TEACHER_SATURATED = 0.04, 0.015
+OUT_OF_SIGHT = 0.3  # so many answers beyond the data's range are told apart by any discriminator
 MANY = 12  # lines, where noise has to be told from a trend
 
 
@@ -43,7 +44,10 @@ def not_finite(history: History, limit: float) -> Seen | None:
 
 
 def blown_up(history: History, limit: float) -> Seen | None:
-    """Already in the first two lines the answers are far from the data, or gradients of another world than later."""
+    """Already in the first two lines the answers are far from the data, with gradients far above the later ones.
+
+    Where answers are not logged, gradients alone must say it, and then by a factor of limit^3.
+    """
     calm = history.first("grad_norm")
     settled = calm is not None and calm.values[:2].max() < limit * calm.tail.median
     for name in [] if settled else history.names("mean_shift"):
@@ -53,7 +57,7 @@ def blown_up(history: History, limit: float) -> Seen | None:
         if size[:2].max(initial=0.0) > limit and not _teacher_out_of_range(history):
             last = int(std.steps[np.flatnonzero(size > limit)[-1]])
             return f"the answers went {size.max():.3g} standard deviations away from the data", int(std.steps[0]), last
-    for name in history.names("grad_norm"):
+    for name in [] if history.names("mean_shift") else history.names("grad_norm"):
         norm = history.series(name)
         if norm.enough and norm.values[:2].max() > limit**3 * max(norm.tail.median, 1e-30):
             said = f"{name} fell from {norm.values[:2].max():.3g} to {norm.tail.median:.3g}"
@@ -119,8 +123,8 @@ def discriminator_blind(history: History, limit: float) -> Seen | None:
 
 
 def discriminator_strong(history: History, limit: float) -> Seen | None:
-    accuracy = history.first("d_accuracy")
-    if accuracy is None:
+    accuracy, beyond = history.first("d_accuracy"), history.first("saturation")
+    if accuracy is None or (beyond is not None and beyond.tail.mean > OUT_OF_SIGHT):
         return None
     late = accuracy.part(slice(len(accuracy) // 2, None))
     if late.mean <= limit:
