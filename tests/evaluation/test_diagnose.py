@@ -134,7 +134,7 @@ SIDES = [
      {"student__x0_mean": lambda done: 0.39 * (-1) ** round(done * LINES)}),
     ("oscillation",  # a drift, or data that swing themselves, are another matter
      {"student__x0_mean": lambda done: 0.63 * math.sin(60 * done)},
-     {"student__x0_mean": lambda done: 3.0 * done, "student__mean_shift": 0.1}),
+     {"student__x0_mean": lambda done: 6.0 * done, "student__mean_shift": 0.1}),
     ("loss not falling", {"student__loss": lambda done: 0.1 - 0.0038 * done},
      {"student__loss": lambda done: 0.1 - 0.0045 * done}),
     ("loss not falling", {"student__loss": 0.1},
