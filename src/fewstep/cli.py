@@ -254,6 +254,20 @@ def report(
 
 
 @app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="A run directory, finished or not.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say in words what is wrong with a run, from its log; exit code 1 if anything is."""
+    from fewstep.evaluation.diagnose import diagnose as examine
+
+    found = examine(run)
+    typer.echo(found.as_json() if as_json else str(found))
+    if not found.healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 1000,

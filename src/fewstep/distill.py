@@ -34,6 +34,7 @@ from fewstep.watch import SampleGrid, Watch
 
 _MAY_CHANGE = (
     "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints",
+    "training.trackers",
     "training.accumulation", "training.gradient_checkpointing", "training.fsdp",  # the same numbers in less memory
 )  # fmt: skip
 

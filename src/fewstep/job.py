@@ -16,6 +16,7 @@ from fewstep.models.roles import Roles
 from fewstep.recipe import Recipe, RecipeError
 from fewstep.sampling import DDIM
 from fewstep.training.optimizers import check_optimizer
+from fewstep.training.trackers import check_trackers
 from fewstep.training.trainer import build_roles, check_batch
 
 
@@ -75,6 +76,7 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     check_device(settings.device)
     check_batch(settings)
     check_optimizer(settings)
+    check_trackers(settings.trackers)
     teacher, init, spent = _beginning(recipe, folder, earlier or {})
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
     roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed, init)

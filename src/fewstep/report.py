@@ -11,6 +11,7 @@ from PIL import Image
 from fewstep.data.files import replace_text
 from fewstep.data.scenes import Scenes
 from fewstep.evaluation.compare import FIGURES, UNSEEN, Comparison, Outcome, Way, as_json, compare, picture
+from fewstep.evaluation.diagnose import diagnose
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.page import Page
 from fewstep.evaluation.reference import reference_of
@@ -69,6 +70,7 @@ def report(
     _pictures(page, shown, comparison)
     _quality(page, comparison)
     _training(page, runs)
+    _diagnoses(page, runs)
     _provenance(page, runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     shown.save(out.with_suffix(".png"))
@@ -185,6 +187,15 @@ def _training(page: Page, runs: Sequence[Path]) -> None:
         if lines
     ]
     page.table(["run", "steps", "forward passes of one picture, or their equivalent"], spent)
+
+
+def _diagnoses(page: Page, runs: Sequence[Path]) -> None:
+    page.heading("Diagnosis")
+    for run in runs:
+        first, *others = diagnose(run).sentences()
+        page.text(f"{run.name}: {first}")
+        for sentence in others:
+            page.text(sentence, note=True)
 
 
 def _provenance(page: Page, runs: Sequence[Path]) -> None:

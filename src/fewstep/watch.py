@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import torch
@@ -21,38 +22,51 @@ from fewstep.training.logging import JsonLines, read_log
 
 
 class SampleGrid:
-    """Writes ``samples/step-<n>.png``: the teacher at many and at few steps, and the student, from the same noise."""
+    """Writes ``samples/step-<n>.png``: the teacher at many and at few steps, and the student, from the same noise.
+
+    And into samples/statistics.jsonl the diversity: how much two samples of one prompt differ, of the student over
+    the teacher's at full length from the same noises, root mean square in latents, averaged over the prompts.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self._teacher_rows: list[torch.Tensor] | None = None
+        self._teacher_difference = 0.0
 
     def __call__(self, step: int) -> None:
         job, settings = self.job, self.job.recipe.sample
         cond = job.teacher.encode_prompts(settings.prompts)
-        noise = self._noise(len(settings.prompts))
+        noise, other = (self._noise(len(settings.prompts), job.recipe.seed + i) for i in range(2))
         few = settings.num_inference_steps
         if self._teacher_rows is None:
-            self._teacher_rows = [
-                job.teacher.decode(
-                    sample(job.teacher.denoiser, DDIM(num_inference_steps=n), noise, cond, settings.guidance_scale).x0
-                )
-                for n in (settings.teacher_steps, few)
-            ]
+            full, again, short = (
+                sample(job.teacher.denoiser, DDIM(num_inference_steps=n), start, cond, settings.guidance_scale).x0
+                for n, start in ((settings.teacher_steps, noise), (settings.teacher_steps, other), (few, noise))
+            )
+            self._teacher_rows = [job.teacher.decode(full), job.teacher.decode(short)]
+            self._teacher_difference = _difference(full, again)
         card = job.card(step)
-        student = sample(
-            job.roles.views()[job.role].uncounted(), sampler_of(card), noise, cond, card.guidance_scale,
-            guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed),
+        student, again = (
+            sample(
+                job.roles.views()[job.role].uncounted(), sampler_of(card), start, cond,
+                card.guidance_scale, guidance_embed=card.guidance_embed,
+                generator=torch.Generator().manual_seed(job.recipe.seed + i),
+            ).x0
+            for i, start in enumerate((noise, other))
         )  # fmt: skip
-        rows = [*self._teacher_rows, job.teacher.decode(student.x0)]
+        diversity = _difference(student, again) / max(self._teacher_difference, 1e-30)
+        rows = [*self._teacher_rows, job.teacher.decode(student)]
         labels = [f"teacher, {settings.teacher_steps} steps", f"teacher, {few} steps", f"student, {few} steps"]
-        if distributed.first():
-            path = job.folder / "samples" / f"step-{step:07d}.png"
-            path.parent.mkdir(exist_ok=True)
-            image_grid(rows, labels, settings.prompts).save(path)
+        if not distributed.first():
+            return
+        path = job.folder / "samples" / f"step-{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        image_grid(rows, labels, settings.prompts).save(path)
+        with open(path.parent / "statistics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "diversity": diversity}) + "\n")
 
-    def _noise(self, count: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.job.recipe.seed)
+    def _noise(self, count: int, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(count, *self.job.teacher.latent_shape, generator=generator)
         return noise.to(self.job.recipe.training.device)
 
@@ -122,3 +136,8 @@ class Watch:
         scenes = Scenes(UNSEEN, size=self.job.teacher.image_size)
         indices = range(10_000, 10_000 + self.settings.count)
         return Reference.of(real_pictures(self.job.teacher, scenes, indices), load_reader().features)
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Root mean square over places of a - b, [B, ...] each, averaged over the rows."""
+    return float((a - b).flatten(1).square().mean(1).sqrt().mean())

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+from tests.mutants.diagnosis import DIAGNOSIS
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
 from tests.mutants.program import OPTIMIZERS, PROCESSES, STAGES
@@ -966,14 +967,14 @@ METHODS = (
         "methods/test_lcm.py",
         (
             "methods: the teacher is asked at the lower time",
-            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale).at(u)",
-            "roles.teacher(x_t, u, batch.cond, guidance_scale=guidance_scale).at(u)",
+            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
+            "roles.teacher(x_t, u, batch.cond, guidance_scale=guidance_scale)",
             "test_a_step_is_the_papers",
         ),
         (
             "methods: the teacher is not guided",
-            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale).at(u)",
-            "roles.teacher(x_t, t, batch.cond).at(u)",
+            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
+            "roles.teacher(x_t, t, batch.cond)",
             "test_a_step_is_the_papers[vp-epsilon-guided-full-True]",
         ),
         (
@@ -1110,8 +1111,8 @@ METHODS = (
         ),
         (
             "tcd: the student jumps to u",
-            "end=shared.told).at(shared.s)",
-            "end=shared.told).at(shared.u)",
+            "distance(said.at(shared.s), shared.target",
+            "distance(said.at(shared.u), shared.target",
             "test_a_step_is_the_papers",
         ),
     )
@@ -1769,4 +1770,5 @@ CATALOGUE: list[Mutant] = [
     *EIGHT_BITS,
     *PCM,
     *DISCRIMINATORS,
+    *DIAGNOSIS,
 ]

@@ -31,8 +31,8 @@ PCM = planted(
     ),
     (
         "pcm: the student jumps to where the teacher landed",
-        "answer = roles.student(hop.x_t, t, batch.cond).at(edge)",
-        "answer = roles.student(hop.x_t, t, batch.cond).at(u)",
+        "answer = said.at(edge)",
+        "answer = said.at(u)",
         "test_both_players_steps_are_the_papers",
     ),
     (
@@ -43,8 +43,8 @@ PCM = planted(
     ),
     (
         "pcm: the teacher answers in the student's place",
-        "answer = roles.student(hop.x_t",
-        "answer = roles.teacher(hop.x_t",
+        "said = roles.student(hop.x_t",
+        "said = roles.teacher(hop.x_t",
         "test_both_players_steps_are_the_papers",
     ),
     (

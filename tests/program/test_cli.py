@@ -38,7 +38,7 @@ def test_help_is_quick_and_names_every_command():
         times.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(times) < 0.5
     assert done.returncode == 0
-    for command in ("distill", "sample", "verify", "methods", "recipes", "demo", "teacher"):
+    for command in ("distill", "sample", "verify", "methods", "recipes", "demo", "diagnose", "teacher"):
         assert command in done.stdout
 
 
@@ -198,10 +198,26 @@ def test_a_report_is_one_page(short, tmp_path, monkeypatch, capsys):
     assert len(page) < 10e6
     assert "student, 8 steps" in page
     assert "student/loss" in page
+    assert "Diagnosis" in page and "fewer than 6 lines in the log" in page
     figures = json.loads((tmp_path / "report.json").read_text())
     assert next(iter(figures["ways"])) == "teacher, 2 steps"
     assert figures["ways"]["student, 8 steps"]["evaluations"] == 8
     assert inside(monkeypatch, capsys, tmp_path, "report", tmp_path)[0] == 2
+
+
+def test_a_diagnosis_in_words_and_as_json(tmp_path, monkeypatch, capsys):
+    line = {"student/mean_shift": 0.01, "student/data_std": 1.0}
+    for name, shift, code in (("sound", 0.01, 0), ("drifted", 4.0, 1)):
+        lines = [{"step": i + 1, **line, "student/mean_shift": shift} for i in range(10)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        found = inside(monkeypatch, capsys, tmp_path, "diagnose", name)
+        assert found[0] == code
+        assert ("Drift of the mean: " in found[1]) == (code == 1)
+        said = inside(monkeypatch, capsys, tmp_path, "diagnose", name, "--json")
+        assert said[0] == code and json.loads(said[1])["healthy"] is (code == 0)
+    code, _, errors = inside(monkeypatch, capsys, tmp_path, "diagnose", "none")
+    assert code == 2 and errors.strip() == "Error: There is no run directory none."
 
 
 def test_verify_prints_every_quantity(tmp_path, monkeypatch, capsys):

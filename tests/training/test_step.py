@@ -1,5 +1,6 @@
 """A step of the trainer against the same step written out with plain PyTorch; its log; its players' rates."""
 
+import dataclasses
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from fewstep.methods.random import Rng
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
 from fewstep.training import checkpoint
-from fewstep.training.logging import Meter
+from fewstep.training.logging import Meter, read_log
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import NotFinite, Trainer
 
@@ -201,3 +202,49 @@ def test_the_log_holds_means_since_the_last_line(tmp_path):
     run = trainer(Noted(VP), tmp_path, steps=6, log_every=3)
     run.run()
     assert run.last_record["student/loss"] == pytest.approx(sum(losses[3:]) / 3, rel=1e-6)
+
+
+def test_the_log_says_how_often_gradients_were_clipped_and_each_players_rate(tmp_path):
+    run, _ = pull(steps=4, log_every=4, critic_learning_rate=3 * RATE)
+    run.run_dir = tmp_path
+    norms = []
+    for player in run.players:
+        update = player.update
+        player.update = lambda step, player=player, update=update: (update(step), norms.append(float(player.grad_norm)))
+    run.settings = dataclasses.replace(run.settings, max_grad_norm=0.0)
+    run.run()
+    assert "student/clipped" not in run.last_record  # nothing is clipped without a limit
+    limit = sorted(norms)[len(norms) // 2] * 0.999
+    run, _ = pull(steps=4, log_every=4, critic_learning_rate=3 * RATE, max_grad_norm=limit)
+    seen = {"student": [], "critic": []}
+    for player in run.players:
+        update = player.update
+        player.update = lambda step, player=player, update=update: (
+            update(step),
+            seen[player.player.name].append(float(player.grad_norm) > limit),
+        )
+    run.run()
+    for name, clipped in seen.items():
+        assert run.last_record[f"{name}/clipped"] == sum(clipped) / len(clipped)
+    assert 0 < sum(sum(clipped) for clipped in seen.values()) < 6
+    assert run.last_record["learning_rate"] == RATE and run.last_record["critic/learning_rate"] == 3 * RATE
+
+
+def test_a_run_that_dies_leaves_its_last_words_in_the_log(tmp_path):
+    class Bad:
+        def batch(self, rng):
+            batch = SOURCE.batch(rng)
+            return Batch(batch.x0 * math.nan, batch.cond) if rng.step == 13 else batch
+
+    with pytest.raises(NotFinite):
+        trainer("plain", tmp_path, source=Bad(), steps=40, log_every=10, checkpoint_every=100).run()
+    lines = list(read_log(tmp_path / "log.jsonl"))
+    assert [line["step"] for line in lines] == [10, 20]
+    assert lines[1] == {
+        "step": 20,
+        "not_finite": "student",
+        "first_bad_step": 13,
+        "learning_rate": 1e-2,
+        "forward_equivalents": lines[1]["forward_equivalents"],
+    }
+    assert lines[1]["forward_equivalents"] == 2 * lines[0]["forward_equivalents"]

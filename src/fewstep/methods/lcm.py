@@ -23,6 +23,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, Loss, Method, Progress, RoleSpec
 from fewstep.methods.parts.distances import Distance, check_distance, distance
 from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
+from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 
@@ -103,12 +104,13 @@ class LCM(Method):
         embed = draws.guidance_scale if self.settings.guidance_embed else None
         with torch.no_grad():
             target = consistency(roles.target(hop.x_u, u, batch.cond, guidance_embed=embed))
-        return Shared(hop.t, hop.u, hop.x_t, hop.x_u, target, embed)
+        return Shared(**vars(hop), target=target, embed=embed)
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
         answer = consistency(roles.student(shared.x_t, shared.t, batch.cond, guidance_embed=shared.embed))
         loss = distance(answer, shared.target, self.settings.loss, self.settings.huber_c)
-        return Loss(loss, parts={"consistency": loss.detach()}, stats={"x0_std": answer.detach().std()})
+        stats = answer_statistics(answer, batch.x0, shared.teacher_x0)
+        return Loss(loss, parts={"consistency": loss.detach()}, stats=stats)
 
     def calls_per_step(self) -> dict[str, int]:
         return {"student": 1, "teacher": 1, "target": 1}

@@ -38,6 +38,7 @@ from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress
 from fewstep.methods.parts.discriminators import Discriminator, discriminator_loss, generator_loss
 from fewstep.methods.parts.distances import Distance, check_distance, distance
 from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
+from fewstep.methods.parts.statistics import answer_statistics, discriminator_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
@@ -68,12 +69,15 @@ class Draws:
 
 @dataclass
 class Shared(Hop):
-    """The hop, the edge [B] (host) it is for, and both answers there, [B, ...]: the target's has no graph.
+    """The hop, the edge [B] (host) it is for, what the student says x0 is, and both answers at the edge, [B, ...].
+
+    The target's answer has no graph.
 
     ``fake`` and ``real`` are the teacher's features of both, noised; None without the adversarial loss.
     """
 
     edge: Tensor
+    x0: Tensor
     answer: Tensor
     target: Tensor
     fake: list[Tensor] | None = None
@@ -168,10 +172,11 @@ class PCM(Method):
         t, u, phase = self.grid[draws.index + 1], self.grid[draws.index], self.phase[draws.index]
         hop = guided_hop(roles, self.schedule, batch, draws.noise, t, u, self.guidance.scale(draws.guidance_scale))
         edge = self.edges[phase]
-        answer = roles.student(hop.x_t, t, batch.cond).at(edge)
+        said = roles.student(hop.x_t, t, batch.cond)
+        answer = said.at(edge)
         with torch.no_grad():
             target = roles.target(hop.x_u, u, batch.cond).at(edge)
-        shared = Shared(hop.t, hop.u, hop.x_t, hop.x_u, edge, answer, target)
+        shared = Shared(**vars(hop), edge=edge, x0=said.x0.detach(), answer=answer, target=target)
         if self.game and draws.height is not None:
             assert draws.fake_noise is not None and draws.real_noise is not None
             noised = self.noised_time(phase, draws.height)
@@ -184,7 +189,7 @@ class PCM(Method):
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
         loss = distance(shared.answer, shared.target, self.settings.loss, self.settings.huber_c)
-        parts, stats = {"consistency": loss.detach()}, {"answer_std": shared.answer.detach().std()}
+        parts, stats = {"consistency": loss.detach()}, answer_statistics(shared.x0, batch.x0, shared.teacher_x0)
         if self.game is None or shared.fake is None:
             return Loss(loss, parts, stats)
         adversarial = generator_loss(self.game.logits(roles, shared.fake), self.game.loss)
@@ -196,8 +201,8 @@ class PCM(Method):
         real = self.game.logits(roles, shared.real)
         fake = self.game.logits(roles, [feature.detach() for feature in shared.fake])
         loss = discriminator_loss(real, fake, self.game.loss)
-        gap = torch.stack([(r.mean() - f.mean()).detach() for r, f in zip(real, fake, strict=True)]).mean()
-        return Loss(loss, stats={"gap": gap})
+        stats = discriminator_statistics(torch.cat([r.flatten() for r in real]), torch.cat([f.flatten() for f in fake]))
+        return Loss(loss, stats=stats)
 
     def calls_per_step(self) -> dict[str, int]:
         return {"student": 1, "teacher": 3 if self.game else 1, "target": 1}

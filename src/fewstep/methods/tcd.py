@@ -24,6 +24,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, Loss, Method, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.distances import Distance, check_distance, distance
 from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
+from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 
@@ -115,12 +116,14 @@ class TCD(Method):
         told = s if self.settings.tell_end else None
         with torch.no_grad():
             target = roles.target(hop.x_u, u, batch.cond, end=told).at(s)
-        return Shared(hop.t, hop.u, hop.x_t, hop.x_u, s, target, told)
+        return Shared(**vars(hop), s=s, target=target, told=told)
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        answer = roles.student(shared.x_t, shared.t, batch.cond, end=shared.told).at(shared.s)
-        loss = distance(answer, shared.target, self.settings.loss, self.settings.huber_c)
-        return Loss(loss, parts={"consistency": loss.detach()}, stats={"answer_std": answer.detach().std()})
+        said = roles.student(shared.x_t, shared.t, batch.cond, end=shared.told)
+        loss = distance(said.at(shared.s), shared.target, self.settings.loss, self.settings.huber_c)
+        with torch.no_grad():
+            stats = answer_statistics(said.x0, batch.x0, shared.teacher_x0)
+        return Loss(loss, parts={"consistency": loss.detach()}, stats=stats)
 
     def calls_per_step(self) -> dict[str, int]:
         return {"student": 1, "teacher": 1, "target": 1}

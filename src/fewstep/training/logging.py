@@ -42,7 +42,9 @@ class JsonLines:
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_log(path) if line["step"] <= resume_step] if resume_step else []
+        found = list(read_log(path)) if resume_step else []
+        self.found_step = max((line["step"] for line in found), default=0)  # the last that an earlier sitting wrote
+        kept = [line for line in found if line["step"] <= resume_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -53,6 +55,9 @@ class JsonLines:
             raise OSError(
                 f"The log {self.path} could not be written ({error.strerror}): make room, then go on with --resume."
             ) from None
+
+    def close(self) -> None:
+        """Nothing is held open between lines."""
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from fewstep.training.trackers import PACKAGES
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -28,6 +30,8 @@ class TrainingSettings:
         fsdp: spread the frozen base and full-weight networks over torchrun's processes (FSDP2); LoRAs stay whole.
         log_every, checkpoint_every: in steps; statistics stay on the device in between.
         keep_checkpoints: how many checkpoints to keep.
+        trackers: programs that get every line of the log too, "tensorboard" and "trackio". They stand here, beside
+            log_every, because they say how a run is watched, and may change when it is resumed.
         device: "cpu", "cuda", ...
     """
 
@@ -51,6 +55,7 @@ class TrainingSettings:
     log_every: int = 25
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    trackers: tuple[str, ...] = ()
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -84,6 +89,9 @@ class TrainingSettings:
             raise ValueError("training.optimizer adamw8bit does not go with training.precision fp64: use adamw.")
         if self.optimizer == "adamw8bit" and self.fsdp:
             raise ValueError("training.optimizer adamw8bit does not go with training.fsdp: use adamw.")
+        for name in self.trackers:
+            if name not in PACKAGES:
+                raise ValueError(f"Unknown tracker '{name}' in training.trackers: use {' or '.join(PACKAGES)}.")
         if self.lr_schedule not in ("constant", "cosine"):
             raise ValueError(f"Unknown training.lr_schedule '{self.lr_schedule}': use constant or cosine.")
 

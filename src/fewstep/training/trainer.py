@@ -20,6 +20,7 @@ from fewstep.training import checkpoint, distributed
 from fewstep.training.logging import JsonLines, Meter, Speed, progress_bar
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
+from fewstep.training.trackers import Tracker, open_trackers
 
 Hook = Callable[[int], bool | None]
 
@@ -137,6 +138,7 @@ class Trainer:
         self.spent = 0.0  # forward equivalents of the sittings before this one
         self.meter = Meter()
         self.last_record: dict[str, Any] = {}
+        self._logs: list[Tracker] = []
 
     # ---------------------------------------------------------------- one step
 
@@ -157,6 +159,9 @@ class Trainer:
         for player in due:
             player.update(step)
             self.meter.add(f"{player.player.name}/grad_norm", player.grad_norm)
+            if self.settings.max_grad_norm > 0:
+                clipped = (player.grad_norm > self.settings.max_grad_norm).to(player.grad_norm.dtype)
+                self.meter.add(f"{player.player.name}/clipped", clipped)
             for role in player.player.roles:
                 self.roles.update_followers(role)
 
@@ -185,17 +190,17 @@ class Trainer:
         """
         if resume:
             self.resume()
-        log = JsonLines(self.run_dir / "log.jsonl", self.done) if self.run_dir and distributed.first() else None
         speed = Speed(self.done)
         settings = self.settings
-        with _stop_requests() as stopping, self._bar() as advance:
+        with self._open_logs(), _stop_requests() as stopping, self._bar() as advance:
             while self.done < settings.steps:
                 self.step(self.done)
                 self.done += 1
                 # a request that comes later than this waits for the next step
                 last, stop = self.done == settings.steps, distributed.agree(stopping.is_set())
                 if self.done % settings.log_every == 0 or last:
-                    self._log(log, speed, advance)
+                    self._guard()
+                    self._log(speed, advance)
                 else:
                     advance(self.done)
                 if self.done % settings.checkpoint_every == 0 or last or stop:
@@ -212,14 +217,28 @@ class Trainer:
         label = self.stage or self.method.name or "training"
         return progress_bar(self.settings.steps, self.done, label, self.show_progress)
 
-    def _log(self, log: JsonLines | None, speed: Speed, advance: Any) -> None:
-        self._guard()
+    @contextmanager
+    def _open_logs(self) -> Iterator[None]:
+        """The log and the trackers of this sitting, where the run has a folder."""
+        if self.run_dir and distributed.first():
+            lines = JsonLines(self.run_dir / "log.jsonl", self.done)
+            self._logs = [lines, *open_trackers(self.settings.trackers, self.run_dir, self.done, lines.found_step)]
+        try:
+            yield
+        finally:
+            for log in self._logs:
+                log.close()
+            self._logs = []
+
+    def _log(self, speed: Speed, advance: Any) -> None:
         record = {"step": self.done, **distributed.means(self.meter.read())}
         record["learning_rate"] = self.settings.rate(self.done - 1)
+        for name in (p.player.name for p in self.players if p.player.name != "student"):
+            record[f"{name}/learning_rate"] = self.settings.rate(self.done - 1, name)
         record["steps_per_second"] = speed.read(self.done)
         record["forward_equivalents"] = self.cost()
         self.last_record = record
-        if log:
+        for log in self._logs:
             log.write(record)
         losses = "  ".join(f"{p.player.name} {record[f'{p.player.name}/loss']:.4g}" for p in self.players
                            if f"{p.player.name}/loss" in record)  # fmt: skip
@@ -234,12 +253,19 @@ class Trainer:
         for player in self.players:
             bad = player.first_bad_step.item()
             if bad != float("inf"):
+                for log in self._logs:
+                    log.write(self._last_words(player.player.name, int(bad)))
                 safe = checkpoint.latest(self.run_dir / "checkpoints") if self.run_dir else None
                 where = f"the last good checkpoint is {safe}" if safe else "no checkpoint was written yet"
                 raise NotFinite(
                     f"Step {int(bad)}: the gradient of '{player.player.name}' is not finite; {where}. "
                     "Look for NaN in the data, or lower training.learning_rate, then continue with --resume."
                 )
+
+    def _last_words(self, player: str, bad: int) -> dict[str, Any]:
+        """The log's line of a run that ends because ``player``'s gradient was not finite at step ``bad``."""
+        words: dict[str, Any] = {"step": self.done, "not_finite": player, "first_bad_step": bad}
+        return words | {"learning_rate": self.settings.rate(bad), "forward_equivalents": self.cost()}
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -49,12 +49,13 @@ class Guidance:
 
 @dataclass
 class Hop:
-    """x_t [B, ...] at native times t [B], and the teacher's landing point x_u at u [B] (times on the host)."""
+    """x_t [B, ...] at native times t [B], the teacher's x0 there and its landing point x_u at u [B] (host times)."""
 
     t: Tensor
     u: Tensor
     x_t: Tensor
     x_u: Tensor
+    teacher_x0: Tensor
 
 
 def guided_hop(
@@ -73,5 +74,5 @@ def guided_hop(
     """
     with torch.no_grad():
         x_t = schedule.add_noise(batch.x0, noise, t)
-        x_u = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale).at(u)
-    return Hop(t, u, x_t, x_u)
+        said = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)
+        return Hop(t, u, x_t, said.at(u), said.x0)

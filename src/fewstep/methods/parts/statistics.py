@@ -1,0 +1,100 @@
+"""What methods say about themselves beside their losses: statistics that `fewstep diagnose` reads.
+
+Everything stays on the device as detached scalars; the names are a contract (docs/training.md). Ratios are formed of
+means over many steps, when a log is read, wherever a ratio of one batch would be noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.schedule import working
+
+TAIL, MARGIN = 0.005, 1.5  # the data's range: the distance from their channel's mean that 0.5 % exceed, times 1.5
+
+
+@torch.no_grad()
+def answer_statistics(x0: Tensor, data: Tensor, teacher_x0: Tensor | None = None) -> dict[str, Tensor]:
+    """A student's clean answers beside the data of the same batch (and its teacher's at the same points).
+
+    ``x0_mean``, ``x0_std``, ``data_mean``, ``data_std``: over all elements. ``saturation``: the share of answers
+    further from their channel's mean than the data's range; ``teacher_saturation``: the same of the teacher's.
+    ``teacher_error``: the mean square of teacher_x0 - data, ``teacher_variance``: of teacher_x0 about its mean, both
+    over the data's variance. Without guidance the first is at most 1, because a posterior's mean is no worse a guess
+    than the prior's, and their sum is 1, the law of total variance. Of two rows or more also ``x0_spread``,
+    ``data_spread``: the standard deviation over the batch, root mean square over all places (a student that gives one
+    picture to all has none, whatever contrast the picture has), and ``mean_shift``: `mean_shift` over the data's
+    variance.
+
+    Args:
+        x0: [B, C, ...] the answers. data: [B, C, ...] the batch. teacher_x0: [B, C, ...] or None.
+    """
+    x0, data = working(x0), working(data)
+    variance, mean = torch.var_mean(data, correction=0)
+    away = _from_the_middle(data)
+    limit = MARGIN * away.topk(max(1, round(TAIL * away.numel())), sorted=False).values.amin()
+    found = {
+        "x0_mean": x0.mean(),
+        "x0_std": x0.std(correction=0),
+        "data_mean": mean,
+        "data_std": variance.sqrt(),
+        "saturation": (_from_the_middle(x0) > limit).to(x0.dtype).mean(),
+    }
+    if len(x0) > 1:
+        found["x0_spread"] = x0.var(dim=0).mean().sqrt()
+        found["data_spread"] = data.var(dim=0).mean().sqrt()
+        found["mean_shift"] = mean_shift(x0, data) / variance
+    if teacher_x0 is not None:
+        teacher_x0 = working(teacher_x0)
+        found["teacher_error"] = (teacher_x0 - data).square().mean() / variance
+        found["teacher_variance"] = teacher_x0.var(correction=0) / variance
+        found["teacher_saturation"] = (_from_the_middle(teacher_x0) > limit).to(teacher_x0.dtype).mean()
+    return found
+
+
+def mean_shift(x0: Tensor, data: Tensor) -> Tensor:
+    """The squared distance between the means of answers and data, [B, C, ...] each, averaged over channels.
+
+    Without bias: it is the product of two halves of the batch, whose noise is independent, where the square of one
+    mean would add that mean's own variance. One value may be negative; the mean over steps tends to the truth.
+    """
+    difference = (x0 - data).flatten(2).mean(2) if x0.ndim > 2 else x0 - data
+    return (difference[0::2].mean(0) * difference[1::2].mean(0)).mean()
+
+
+@torch.no_grad()
+def discriminator_statistics(real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
+    """Of a discriminator whose logit is positive for real: any shapes, all heads, tokens and rows alike.
+
+    ``d_real``, ``d_fake``: the mean sigmoid. ``d_accuracy``: the mean of both shares on the right side of 0, ties
+    half. ``d_logit_std``: over all logits.
+    """
+    real, fake = working(real_logits), working(fake_logits)
+    right = (1 + (real.sign().mean() - fake.sign().mean()) / 2) / 2
+    return {
+        "d_real": real.sigmoid().mean(),
+        "d_fake": fake.sigmoid().mean(),
+        "d_accuracy": right,
+        "d_logit_std": torch.cat([real.flatten(), fake.flatten()]).std(correction=0),
+    }
+
+
+@torch.no_grad()
+def fake_score_statistics(fake_x0: Tensor, teacher_x0: Tensor, answers: Tensor) -> dict[str, Tensor]:
+    """How well the fake score denoises the student's answers, beside the teacher on the same noised answers.
+
+    ``fake_error``, ``teacher_fake_error``: mean squares, of [B, ...] predictions against the answers. A fake score that
+    keeps up is the better of the two: it is trained on these, the teacher on data.
+    """
+    answers = working(answers)
+    return {
+        "fake_error": (working(fake_x0) - answers).square().mean(),
+        "teacher_fake_error": (working(teacher_x0) - answers).square().mean(),
+    }
+
+
+def _from_the_middle(x: Tensor) -> Tensor:
+    """How far every element of [B, C, ...] is from its channel's mean, flat."""
+    channels = x.movedim(1, 0).flatten(1) if x.ndim > 1 else x[None]
+    return (channels - channels.mean(1, keepdim=True)).abs().flatten()
