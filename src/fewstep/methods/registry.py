@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 from fewstep.methods.base import Method
+from fewstep.methods.cm import CM
 from fewstep.methods.lcm import LCM
 from fewstep.methods.tcd import TCD
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (LCM, TCD)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (CM, LCM, TCD)}
 
 
 def find_method(name: str) -> type[Method]:

@@ -12,6 +12,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
+from fewstep.sampling.samplers import heun
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,28 @@ def guided_hop(
         x_t = schedule.add_noise(batch.x0, noise, t)
         x_u = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale).at(u)
     return Hop(t, u, x_t, x_u)
+
+
+def heun_hop(
+    roles: Roles,
+    schedule: Schedule,
+    batch: Batch,
+    noise: Tensor,
+    t: Tensor,
+    u: Tensor,
+    guidance_scale: float | Tensor,
+) -> Hop:
+    """`guided_hop` by one Heun step, two calls of the teacher (Song et al. 2023, sec. 4; Karras et al. 2022, alg. 1)."""
+    with torch.no_grad():
+        x_t = schedule.add_noise(batch.x0, noise, t)
+        first = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)
+        x_u = heun(first, roles.teacher(first.at(u), u, batch.cond, guidance_scale=guidance_scale))
+    return Hop(t, u, x_t, x_u)
+
+
+def data_hop(schedule: Schedule, batch: Batch, noise: Tensor, t: Tensor, u: Tensor) -> Hop:
+    """A hop that needs no teacher: the same data under the same noise at both times (Song et al. 2023, sec. 5).
+
+    It is the Euler step of sigma/alpha with E[x0 | x_t] replaced by x0 itself: right in the mean over x0, not for each.
+    """
+    return Hop(t, u, schedule.add_noise(batch.x0, noise, t), schedule.add_noise(batch.x0, noise, u))
