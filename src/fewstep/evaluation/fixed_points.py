@@ -23,7 +23,6 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.solvers import Solver, solve
 
-
 REACH, POINTS, NODES = 10.0, 2001, 24  # CT's tables, in standard deviations, and its rule
 
 
@@ -108,7 +107,7 @@ class CDFixedPoint(LCMFixedPoint):
         self.solver: Solver = solver
 
     def _hop(self, x: Tensor, t: float, u: float, cond: Cond | None) -> Tensor:
-        return solve(self.teacher, x, [t, u], cond, self.guidance_scale, self.solver)
+        return solve(self.teacher, x, np.array([t, u]), cond, self.guidance_scale, self.solver)
 
 
 class CTFixedPoint(LCMFixedPoint):

@@ -74,6 +74,7 @@ class CM(Method):
     summary = "Consistency models: one jump to clean data, learnt from a teacher's ODE (cd) or from data alone (ct)."
     sampler = "lcm"
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 10}
+    truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({"variant": "cd"}, {"variant": "ct"})
 
     @dataclass(frozen=True)
     class Settings:
@@ -83,8 +84,8 @@ class CM(Method):
             variant: "cd", hops by the teacher, or "ct", hops by the data.
             num_grid_steps: N, hops of the training grid (at its end, where it grows); the paper's 40 points are 39.
             first_grid_steps: N at the start; it doubles in equal stretches of training (iCT). None: N does not change.
-            timestep_sampling: "uniform" over the hops, or "lognormal": by the mass of log level ~ N(log_mean, log_std^2)
-                within a hop (iCT).
+            timestep_sampling: "uniform" over the hops, or "lognormal", by the mass that log level ~ N(log_mean,
+                log_std^2) has within a hop (iCT).
             solver: of cd's hop: "heun", two calls, "ddim", one. None: heun on EDM schedules, ddim elsewhere.
             guidance_scale: of cd's teacher (1 = off: the papers), one number or [low, high], as in LCM.
             loss: "l2", "huber" or "sample-huber" (iCT), with huber_c. CT's fixed point is known for l2.
@@ -153,7 +154,7 @@ class CM(Method):
         if first is None:
             return last
         stretch = max(1, int(progress.total / (math.log2(last // first) + 1)))
-        return min(first * 2 ** (progress.step // stretch), last)
+        return int(min(first * 2 ** (progress.step // stretch), last))
 
     def _hop(self, roles: Roles, batch: Batch, draws: Draws) -> Hop:
         if self.settings.variant == "ct":

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -170,7 +169,7 @@ def heun(first: Prediction, second: Prediction) -> Tensor:
     return torch.where(mask.to(x.device, non_blocking=True), second.x, x)
 
 
-def only_first_order(schedule: Schedule, t: Time, s: Time) -> npt.NDArray[np.bool_]:
+def only_first_order(schedule: Schedule, t: Time, s: Time) -> Any:
     """Where Heun's step from t to s has no second slope: to clean data, or from pure noise of a VP schedule."""
     alpha_t, sigma = schedule.alpha_sigma(t)[0], schedule.alpha_sigma(s)[1]
     return np.asarray((sigma == 0) | ((alpha_t == 0) & (schedule.family != "flow")))

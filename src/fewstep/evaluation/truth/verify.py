@@ -53,7 +53,7 @@ def verify(
         ValueError: unknown method or setting, a mixture that is none.
     """
     cls = find_method(method) if isinstance(method, str) else method
-    is_cm = isinstance(cls, CM) or (isinstance(cls, type) and issubclass(cls, CM))
+    is_cm = issubclass(type(cls) if isinstance(cls, Method) else cls, CM)
     schedule = schedule or (Schedule.edm() if is_cm else Schedule.scaled_linear())
     chosen = _instance(cls, schedule, settings)
     if mixture is None:

@@ -87,7 +87,7 @@ def heun_hop(
     u: Tensor,
     guidance_scale: float | Tensor,
 ) -> Hop:
-    """`guided_hop` by one Heun step, two calls of the teacher (Song et al. 2023, sec. 4; Karras et al. 2022, alg. 1)."""
+    """`guided_hop` by one Heun step, two calls of the teacher (Karras et al. 2022, alg. 1), as CD takes."""
     with torch.no_grad():
         x_t = schedule.add_noise(batch.x0, noise, t)
         first = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)
