@@ -976,14 +976,14 @@ METHODS = (
         "methods/test_lcm.py",
         (
             "methods: the teacher is asked at the lower time",
-            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale).at(u)",
-            "roles.teacher(x_t, u, batch.cond, guidance_scale=guidance_scale).at(u)",
+            "first = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
+            "first = roles.teacher(x_t, u, batch.cond, guidance_scale=guidance_scale)",
             "test_a_step_is_the_papers",
         ),
         (
             "methods: the teacher is not guided",
-            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale).at(u)",
-            "roles.teacher(x_t, t, batch.cond).at(u)",
+            "first = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
+            "first = roles.teacher(x_t, t, batch.cond)",
             "test_a_step_is_the_papers[vp-epsilon-guided-full-True]",
         ),
         (
@@ -1130,20 +1130,20 @@ METHODS = (
         "methods/test_cm.py",
         (
             "cm: the teacher's second slope is asked at the upper time",
-            "heun(first, roles.teacher(first.at(u), u, batch.cond, guidance_scale=guidance_scale))",
-            "heun(first, roles.teacher(first.at(u), t, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.teacher(x_u, t, batch.cond, guidance_scale=guidance_scale))",
             "test_a_step_is_the_papers[edm-sample-cd-full-True]",
         ),
         (
             "cm: the teacher's second slope is not guided",
-            "heun(first, roles.teacher(first.at(u), u, batch.cond, guidance_scale=guidance_scale))",
-            "heun(first, roles.teacher(first.at(u), u, batch.cond))",
+            "heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.teacher(x_u, u, batch.cond))",
             "test_a_step_is_the_papers[edm-sample-cd guided-full-True]",
         ),
         (
             "cm: the second slope comes from the student",
-            "heun(first, roles.teacher(first.at(u), u, batch.cond, guidance_scale=guidance_scale))",
-            "heun(first, roles.student(first.at(u), u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.student(x_u, u, batch.cond, guidance_scale=guidance_scale))",
             "test_a_step_is_the_papers[edm-sample-cd-full-True]",
         ),
         (

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -29,10 +29,11 @@ from fewstep.diffusion.schedule import Array, Schedule
 from fewstep.methods.base import Batch, Loss, Method, Progress, RoleSpec
 from fewstep.methods.parts.distances import Distance, check_distance, distance
 from fewstep.methods.parts.dropout import dropout_seed
-from fewstep.methods.parts.hops import Guidance, Hop, data_hop, guided_hop, heun_hop
+from fewstep.methods.parts.hops import Guidance, Hop, data_hop, guided_hop
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 
+Solver: TypeAlias = Literal["heun", "ddim"]
 CHOICES = {
     "variant": ("cd", "ct"),
     "solver": (None, "heun", "ddim"),
@@ -100,7 +101,7 @@ class CM(Method):
         timestep_sampling: Literal["uniform", "lognormal"] = "uniform"
         log_mean: float = -1.1
         log_std: float = 2.0
-        solver: Literal["heun", "ddim"] | None = None
+        solver: Solver | None = None
         guidance_scale: float | tuple[float, float] = 1.0
         loss: Distance = "l2"
         huber_c: float = 0.00054
@@ -114,7 +115,7 @@ class CM(Method):
         check_distance(self.settings.loss)
         self.grid = self._grid(self.settings.num_grid_steps)
         self.guidance = Guidance.of(self.settings.guidance_scale)
-        self.solver = self.settings.solver or ("heun" if schedule.family == "edm" else "ddim")
+        self.solver: Solver = self.settings.solver or ("heun" if schedule.family == "edm" else "ddim")
         self._check()
 
     def roles(self) -> tuple[RoleSpec, ...]:
@@ -149,7 +150,7 @@ class CM(Method):
         return {"student": 1, **teacher, "target": 1}
 
     def num_hops(self, progress: Progress) -> int:
-        """N at a step: first_grid_steps, doubled after every K / (log2(last / first) + 1) steps (iCT, table 1)."""
+        """N at a step: first_grid_steps, doubled after every K / (log2(last / first) + 1) steps (iCT)."""
         first, last = self.settings.first_grid_steps, self.settings.num_grid_steps
         if first is None:
             return last
@@ -159,9 +160,8 @@ class CM(Method):
     def _hop(self, roles: Roles, batch: Batch, draws: Draws) -> Hop:
         if self.settings.variant == "ct":
             return data_hop(self.schedule, batch, draws.noise, draws.t, draws.u)
-        hop = heun_hop if self.solver == "heun" else guided_hop
         scale = self.guidance.scale(draws.guidance_scale)
-        return hop(roles, self.schedule, batch, draws.noise, draws.t, draws.u, scale)
+        return guided_hop(roles, self.schedule, batch, draws.noise, draws.t, draws.u, scale, self.solver)
 
     def _same_dropout(self, draws: Draws) -> Any:
         return dropout_seed(int(draws.dropout.numpy()[0]), draws.noise.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -66,32 +67,19 @@ def guided_hop(
     t: Tensor,
     u: Tensor,
     guidance_scale: float | Tensor,
+    solver: Literal["ddim", "heun"] = "ddim",
 ) -> Hop:
-    """Noise ``batch.x0`` to t and take one guided DDIM step of the teacher to u, without a graph.
+    """Noise ``batch.x0`` to t and take one guided step of the teacher to u, without a graph; Heun's takes two calls.
 
     The step is a jump in (x0, epsilon), whatever the teacher predicts; the public LCM scripts treat its raw output
     as epsilon, which is wrong for v-prediction.
     """
     with torch.no_grad():
         x_t = schedule.add_noise(batch.x0, noise, t)
-        x_u = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale).at(u)
-    return Hop(t, u, x_t, x_u)
-
-
-def heun_hop(
-    roles: Roles,
-    schedule: Schedule,
-    batch: Batch,
-    noise: Tensor,
-    t: Tensor,
-    u: Tensor,
-    guidance_scale: float | Tensor,
-) -> Hop:
-    """`guided_hop` by one Heun step, two calls of the teacher (Karras et al. 2022, alg. 1), as CD takes."""
-    with torch.no_grad():
-        x_t = schedule.add_noise(batch.x0, noise, t)
         first = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)
-        x_u = heun(first, roles.teacher(first.at(u), u, batch.cond, guidance_scale=guidance_scale))
+        x_u = first.at(u)
+        if solver == "heun":
+            x_u = heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))
     return Hop(t, u, x_t, x_u)
 
 
