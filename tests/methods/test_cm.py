@@ -334,7 +334,8 @@ def test_a_grid_of_every_table_step_has_no_empty_hop():
         ({"variant": "ct", "guidance_scale": 3.0}, r"variant ct\) asks no teacher: leave guidance_scale at 1"),
         ({"first_grid_steps": 40}, r"first_grid_steps must lie in 1 \.\.\. num_grid_steps, not 40"),
         ({"first_grid_steps": 0}, "not 0"),
-        ({"log_std": 0.0}, "log_std must be positive, not 0"),
+        ({"log_std": 0.0}, r"N\(-1.1, 0.0\^2\) must have mass within the grid and a positive width"),
+        ({"log_mean": 90.0, "timestep_sampling": "lognormal"}, r"N\(90.0, 2.0\^2\) must have mass within the grid"),
         ({"num_grid_steps": 1001}, "exceeds the 1000 training timesteps"),
     ],
 )

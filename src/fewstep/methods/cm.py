@@ -192,8 +192,9 @@ class CM(Method):
             raise ValueError("Consistency training (variant ct) asks no teacher: leave guidance_scale at 1.")
         if settings.first_grid_steps is not None and not 1 <= settings.first_grid_steps <= settings.num_grid_steps:
             raise ValueError(f"first_grid_steps must lie in 1 ... num_grid_steps, not {settings.first_grid_steps}.")
-        if not settings.log_std > 0:
-            raise ValueError(f"log_std must be positive, not {settings.log_std}.")
+        if not settings.log_std > 0 or not self._cumulative(self.grid).isfinite().all():
+            where = f"N({settings.log_mean}, {settings.log_std}^2)"
+            raise ValueError(f"log_mean and log_std: {where} must have mass within the grid and a positive width.")
         if settings.weighting == "inverse" and not self._inverse(self.grid[1:], self.grid[:-1]).all():
             raise ValueError("Weighting inverse is 0 where this schedule starts from pure noise: use uniform.")
 

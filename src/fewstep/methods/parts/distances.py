@@ -22,7 +22,7 @@ def distance(a: Tensor, b: Tensor, kind: Distance = "l2", huber_c: float = 1e-3,
     sample-huber  sqrt(|a - b|^2 + c^2) - c of the whole sample, c = huber_c sqrt(d): iCT's (huber_c = 0.00054)
     ============  =====================================================================================
     """
-    difference = (working(a) - working(b)).flatten(1)
+    difference = (working(a) - working(b)).reshape(len(a), -1)
     if kind == "l2":
         each = difference.square().mean(1)
     elif kind == "huber":
