@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,7 @@ from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.distribution import sliced_w2
 from fewstep.evaluation.truth.report import Report, Row
+from fewstep.methods.cm import CM
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
@@ -47,6 +49,45 @@ def test_pcm_learns_its_fixed_point():
     assert report.passed, report  # among others, that a discriminator finds nothing against the exact student
     errors = [row.measured for row in report if "rms error" in row.quantity]
     assert len(errors) == 5 and max(errors) < 0.02
+
+
+@pytest.mark.parametrize(("variant", "steps"), [("cd", 800), ("ct", 600)])
+def test_cm_learns_its_fixed_point(variant, steps):
+    report = verify("cm", seed=1, steps=steps, variant=variant)
+    assert report.passed and report.method == f"cm ({variant})", report
+    row = report["one step: rms error"]
+    assert row.limit == 0.02 and row.floor > 0.1  # the fixed point itself is that far off the flow map
+
+
+@pytest.mark.parametrize("schedule", [Schedule.scaled_linear(), Schedule.edm(), Schedule.flow()])
+@pytest.mark.parametrize("settings", [{"solver": "heun"}, {"variant": "ct", "timestep_sampling": "lognormal"}])
+def test_cms_contract_and_fixed_points_hold_on_every_schedule(settings, schedule):
+    report = verify("cm", schedule=schedule, steps=0, **settings)
+    assert report.passed, report
+    assert any("exact fixed point" in row.quantity for row in report)
+
+
+def test_cm_is_verified_by_samples_where_its_fixed_point_is_not_known():
+    names = [row.quantity for row in verify("cm", GaussianMixture.ring(4), steps=3, variant="ct")]
+    assert "1 step: sliced W2 to the data; limit: the teacher's" in names
+    assert not any("exact fixed point" in name or name.startswith("one step") for name in names)
+    guided = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.4], class_weights=[[1.0, 0.0], [0.2, 0.8]])
+    assert verify("cm", guided, steps=0, guidance_scale=2.5).passed
+
+
+class TrainsOnTwoNoises(CM):
+    """A planted defect: CT with noise of its own at the lower time."""
+
+    def _hop(self, roles, batch, draws):
+        other = self.schedule.add_noise(batch.x0, draws.noise.roll(1, 0), draws.u)
+        return dataclasses.replace(super()._hop(roles, batch, draws), x_u=other)
+
+
+def test_a_residual_that_follows_the_state_is_found_without_training():
+    report = verify(TrainsOnTwoNoises, steps=0, variant="ct")
+    assert [row.quantity for row in report if not row.passed] == [
+        "residual at the exact fixed point, in standard errors: times the answer"
+    ]
 
 
 @pytest.mark.parametrize("schedule", [Schedule.edm(), Schedule.flow()])

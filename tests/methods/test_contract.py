@@ -27,7 +27,7 @@ VP = Schedule.scaled_linear()
 RING = GaussianMixture.ring(6, 1.0, 0.3, num_classes=3)
 SOURCE = MixtureSource(RING, range(3))
 BATCH, SEED = 12, 5
-# Beside its defaults: an EMA target, inputs the student is told, a scale drawn per sample.
+# Beside its defaults: an EMA target, inputs the student is told, a scale drawn per sample, hops without a teacher.
 SETTINGS = [
     {},
     {"target_decay": 0.9, "guidance_scale": (2.0, 6.0)},
@@ -35,6 +35,9 @@ SETTINGS = [
     {"tell_end": True, "target_decay": 0.9},
     {"caption_dropout": 0.3, "guidance_scale": 1.0, "num_phases": 3},
     {"adversarial_weight": 0.0},
+    {"solver": "heun", "target_decay": 0.9, "guidance_scale": 3.0},
+    {"variant": "ct"},
+    {"variant": "ct", "first_grid_steps": 2, "timestep_sampling": "lognormal", "loss": "sample-huber"},
 ]
 
 

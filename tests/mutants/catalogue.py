@@ -855,8 +855,14 @@ SAMPLING = (
             "test_heun_on_edm_is_algorithm_1",
         ),
         (
+            "sampling: Heun's rows that end at clean data keep a slope that does not exist",
+            "return torch.where(mask.to(x.device, non_blocking=True), second.x, x)",
+            "return x",
+            "tests/methods/test_cm.py::test_a_step_is_the_papers[flow-sample-cd-full-True]",
+        ),
+        (
             "sampling: Heun on flow takes one of its slopes twice",
-            "first.flow + second.flow",
+            "first.flow + second.combine(-1.0, 1.0, euler)",
             "first.flow + first.flow",
             "test_solvers_converge_to_the_flow_map_at_their_order[heun-2-2-schedule2-flow]",
         ),
@@ -967,14 +973,14 @@ METHODS = (
         "methods/test_lcm.py",
         (
             "methods: the teacher is asked at the lower time",
-            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
-            "roles.teacher(x_t, u, batch.cond, guidance_scale=guidance_scale)",
+            "first = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
+            "first = roles.teacher(x_t, u, batch.cond, guidance_scale=guidance_scale)",
             "test_a_step_is_the_papers",
         ),
         (
             "methods: the teacher is not guided",
-            "roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
-            "roles.teacher(x_t, t, batch.cond)",
+            "first = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
+            "first = roles.teacher(x_t, t, batch.cond)",
             "test_a_step_is_the_papers[vp-epsilon-guided-full-True]",
         ),
         (
@@ -1007,20 +1013,20 @@ METHODS = (
         "methods/test_lcm.py",
         (
             "methods: the Huber loss does not vanish at 0",
-            "return ((difference.square() + huber_c**2).sqrt() - huber_c).mean()",
-            "return (difference.square() + huber_c**2).sqrt().mean()",
+            "each = ((difference.square() + huber_c**2).sqrt() - huber_c).mean(1)",
+            "each = (difference.square() + huber_c**2).sqrt().mean(1)",
             "test_a_step_is_the_papers[vp-epsilon-guided-full-True]",
         ),
         (
             "methods: the Huber loss takes the norm of a sample, not its elements",
-            "return ((difference.square() + huber_c**2).sqrt() - huber_c).mean()",
-            "return ((difference.square().flatten(1).mean(1) + huber_c**2).sqrt() - huber_c).mean()",
+            "each = ((difference.square() + huber_c**2).sqrt() - huber_c).mean(1)",
+            "each = (difference.square().mean(1) + huber_c**2).sqrt() - huber_c",
             "test_a_step_is_the_papers[vp-epsilon-guided-full-True]",
         ),
         (
             "methods: squared errors are added up within a sample",
-            "return difference.square().mean()",
-            "return difference.square().flatten(1).sum(1).mean()",
+            "each = difference.square().mean(1)",
+            "each = difference.square().sum(1)",
             "test_a_step_is_the_papers[vp-epsilon-unguided-full-True]",
         ),
     )
@@ -1114,6 +1120,202 @@ METHODS = (
             "distance(said.at(shared.s), shared.target",
             "distance(said.at(shared.u), shared.target",
             "test_a_step_is_the_papers",
+        ),
+    )
+    + planted(
+        "methods/parts/hops.py",
+        "methods/test_cm.py",
+        (
+            "cm: the teacher's second slope is asked at the upper time",
+            "heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.teacher(x_u, t, batch.cond, guidance_scale=guidance_scale))",
+            "test_a_step_is_the_papers[edm-sample-cd-full-True]",
+        ),
+        (
+            "cm: the teacher's second slope is not guided",
+            "heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.teacher(x_u, u, batch.cond))",
+            "test_a_step_is_the_papers[edm-sample-cd guided-full-True]",
+        ),
+        (
+            "cm: the second slope comes from the student",
+            "heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.student(x_u, u, batch.cond, guidance_scale=guidance_scale))",
+            "test_a_step_is_the_papers[edm-sample-cd-full-True]",
+        ),
+        (
+            "cm: consistency training draws a noise of its own for the lower time",
+            "schedule.add_noise(batch.x0, noise, t), schedule.add_noise(batch.x0, noise, u), None)",
+            "schedule.add_noise(batch.x0, noise, t), schedule.add_noise(batch.x0, noise.roll(1, 0), u), None)",
+            "test_ct_uses_one_noise_for_both_times",
+        ),
+        (
+            "cm: consistency training turns its noise round at the lower time",
+            "schedule.add_noise(batch.x0, noise, t), schedule.add_noise(batch.x0, noise, u), None)",
+            "schedule.add_noise(batch.x0, noise, t), schedule.add_noise(batch.x0, -noise, u), None)",
+            "test_a_step_is_the_papers[vp-epsilon-ct-full-True]",
+        ),
+    )
+    + planted(
+        "methods/parts/dropout.py",
+        "methods/test_cm.py",
+        (
+            "cm: two forwards drop different units",
+            "torch.manual_seed(seed)",
+            "torch.seed()",
+            "test_student_and_target_drop_the_same_and_others_are_left_alone",
+        ),
+        (
+            "cm: only the CPU's generator is put back after a forward",
+            "devices = [] if device.type == \"cpu\" else [device]",
+            "devices = []",
+            "test_dropout_seeds_fork_the_generator_of_the_device",
+        ),
+    )
+    + planted(
+        "methods/parts/distances.py",
+        "methods/test_cm.py",
+        (
+            "cm: iCT's Huber constant does not grow with the dimension",
+            "c = huber_c * math.sqrt(difference.shape[1])",
+            "c = huber_c",
+            "test_a_step_is_the_papers[vp-epsilon-ict-full-True]",
+        ),
+        (
+            "cm: iCT's Huber loss takes the mean of squares, not their sum",
+            "each = (difference.square().sum(1) + c**2).sqrt() - c",
+            "each = (difference.square().mean(1) + c**2).sqrt() - c",
+            "test_a_step_is_the_papers[vp-epsilon-ict-full-True]",
+        ),
+        (
+            "cm: the weights multiply the mean, not the samples",
+            "(expand(weight, each) * each).mean()",
+            "expand(weight, each).mean() * each.mean()",
+            "test_a_step_is_the_papers[vp-epsilon-ict-full-True]",
+        ),
+    )
+    + planted(
+        "methods/cm.py",
+        "methods/test_cm.py",
+        (
+            "cm: the target keeps its graph",
+            "with torch.no_grad(), self._same_dropout(draws):",
+            "with self._same_dropout(draws):",
+            "test_no_gradient_flows_through_the_target",
+        ),
+        (
+            "cm: the student has no graph",
+            "consistency(roles.student(shared.x_t, shared.t, batch.cond))",
+            "consistency(roles.student(shared.x_t, shared.t, batch.cond)).detach().requires_grad_()",
+            "tests/methods/test_contract.py::test_each_loss_reaches_its_players_parameters_and_nobody_elses",
+        ),
+        (
+            "cm: the target is the student, not its average",
+            "consistency(roles.target(hop.x_u, hop.u",
+            "consistency(roles.student(hop.x_u, hop.u",
+            "test_the_ema_target_is_the_lagging_weights_not_the_student",
+        ),
+        (
+            "cm: the target is the teacher",
+            "consistency(roles.target(hop.x_u, hop.u",
+            "consistency(roles.teacher(hop.x_u, hop.u",
+            "test_a_step_is_the_papers[vp-epsilon-ct-full-True]",
+        ),
+        (
+            "cm: the target answers at the upper time",
+            "consistency(roles.target(hop.x_u, hop.u",
+            "consistency(roles.target(hop.x_u, hop.t",
+            "test_the_lowest_hop_is_anchored_to_the_bit",
+        ),
+        (
+            "cm: the target starts from the student's state",
+            "consistency(roles.target(hop.x_u, hop.u",
+            "consistency(roles.target(hop.x_t, hop.u",
+            "test_the_lowest_hop_is_anchored_to_the_bit",
+        ),
+        (
+            "cm: the student is asked at the target's time",
+            "consistency(roles.student(shared.x_t, shared.t",
+            "consistency(roles.student(shared.x_t, shared.u",
+            "test_a_step_is_the_papers",
+        ),
+        (
+            "cm: the answer is the student's clean data, without its boundary",
+            "answer = consistency(roles.student(shared.x_t, shared.t, batch.cond))",
+            "answer = roles.student(shared.x_t, shared.t, batch.cond).x0",
+            "test_a_step_is_the_papers[edm-sample-ct-full-True]",
+        ),
+        (
+            "cm: hops go up",
+            "t=grid[index + 1],\n            u=grid[index],",
+            "t=grid[index],\n            u=grid[index + 1],",
+            "test_hops_are_neighbours_of_the_papers_grid_all_equally_likely",
+        ),
+        (
+            "cm: a hop skips a grid point",
+            "t=grid[index + 1],",
+            "t=grid[(index + 2).clamp(max=len(grid) - 1)],",
+            "test_hops_are_neighbours_of_the_papers_grid_all_equally_likely",
+        ),
+        (
+            "cm: the weight grows with the hop",
+            "return np.asarray(1 / (level(t) - level(u)))",
+            "return np.asarray(level(t) - level(u))",
+            "test_a_step_is_the_papers[vp-epsilon-ict-full-True]",
+        ),
+        (
+            "cm: the weight of a VP hop counts table steps",
+            'level = (lambda time: time.numpy()) if self.schedule.family == "flow"',
+            'level = (lambda time: time.numpy()) if self.schedule.family != "edm"',
+            "test_a_step_is_the_papers[vp-epsilon-ict-full-True]",
+        ),
+        (
+            "cm: lognormal hops have the variance for a standard deviation",
+            "(math.sqrt(2) * self.settings.log_std)",
+            "(math.sqrt(2) * self.settings.log_std**2)",
+            "test_lognormal_hops_have_the_mass_of_their_log_levels",
+        ),
+        (
+            "cm: the error function lacks its root of two",
+            "(math.sqrt(2) * self.settings.log_std)",
+            "self.settings.log_std",
+            "test_lognormal_hops_have_the_mass_of_their_log_levels",
+        ),
+        (
+            "cm: the mean of log levels has the wrong sign",
+            "(log_level - self.settings.log_mean)",
+            "(log_level + self.settings.log_mean)",
+            "test_lognormal_hops_have_the_mass_of_their_log_levels",
+        ),
+        (
+            "cm: the grid doubles one stretch too late",
+            "(math.log2(last // first) + 1)",
+            "max(1, math.log2(last // first))",
+            "test_the_grid_doubles_in_equal_stretches_of_training",
+        ),
+        (
+            "cm: the grid grows past its last size",
+            "return int(min(first * 2 ** (progress.step // stretch), last))",
+            "return int(first * 2 ** (progress.step // stretch))",
+            "test_the_grid_doubles_in_equal_stretches_of_training",
+        ),
+        (
+            "cm: consistency training asks the teacher",
+            'if self.settings.variant == "ct":\n            return data_hop',
+            'if self.settings.variant == "ct" and self.solver == "heun":\n            return data_hop',
+            "test_a_step_is_the_papers[vp-epsilon-ct-full-True]",
+        ),
+        (
+            "cm: EDM teachers step by Euler",
+            '("heun" if schedule.family == "edm" else "ddim")',
+            '"ddim"',
+            "test_edm_networks_are_preconditioned_as_the_paper_says",
+        ),
+        (
+            "cm: a grid of every table step has a hop of no length",
+            "torch.from_numpy(np.unique(self.schedule.training_grid(num_hops)))",
+            "torch.from_numpy(self.schedule.training_grid(num_hops))",
+            "test_a_grid_of_every_table_step_has_no_empty_hop",
         ),
     )
     + planted(
@@ -1515,6 +1717,24 @@ EXPORT = planted(
 EVALUATION = planted(
     "evaluation/fixed_points.py",
     "evaluation/test_fixed_points.py",
+    (
+        "fixed points: CT's noise at the lower time is drawn anew",
+        "below = self._look_up(n - 1, of_x * x[:, None, None] + of_x0 * x0)",
+        "below = self._look_up(n - 1, float(self.alpha[n - 1]) * x0)",
+        "test_ct_is_the_conditional_mean",
+    ),
+    (
+        "fixed points: CT's clean data lie at their mean",
+        "* sigma * self.nodes",
+        "* 0 * self.nodes",
+        "test_ct_is_the_conditional_mean",
+    ),
+    (
+        "fixed points: CD walks by DDIM whatever its solver",
+        "cond, self.guidance_scale, self.solver)",
+        'cond, self.guidance_scale, "ddim")',
+        "test_cd_answers_with_heun_steps_composed",
+    ),
     (
         "fixed points: TCD's secants are weighted by b, not by its square",
         "weight = of_mine / (of_mine**2).sum()",

@@ -225,6 +225,8 @@ def test_verify_prints_every_quantity(tmp_path, monkeypatch, capsys):
     assert code == 0
     assert "loss at the exact fixed point" in output
     assert "NO" not in output.split()
+    code, output, _ = inside(monkeypatch, capsys, tmp_path, "verify", "cm", "--steps", "0", "-q")
+    assert code == 0 and output.count("cm (cd):") == output.count("cm (ct):") == 1
     code, output, _ = inside(monkeypatch, capsys, tmp_path, "verify", "lcm", "--steps", "3", "-q")
     assert code == 1
     assert "NO" in output.split()

@@ -188,6 +188,17 @@ def test_lcm_with_all_weights_and_an_embedding(short, tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 500
 
 
+@pytest.mark.parametrize(("name", "hops", "spent"), [("cm", 10, 8), ("ict", 80, 4)])
+def test_consistency_models_with_and_without_a_teacher(short, tmp_path, name, hops, spent):
+    """Per picture: student 3, target 1; the teacher's two guided Heun calls 4, or none."""
+    folder = distill(load_recipe(f"scenes-64-{name}", short), tmp_path / name)
+    card = load_card(folder)
+    assert (card.method, card.sampler, card.original_inference_steps) == ("cm", "lcm", hops)
+    assert [p.name for p in folder.glob("*.safetensors")] == ["pytorch_lora_weights.safetensors"]
+    lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["forward_equivalents"] == 4 * 4 * spent
+
+
 def test_the_card_knows_the_sampler(run):
     card = load_card(run[1] / "student")
     assert sampler_of(card) == TCD(num_inference_steps=4, eta=0.3, original_inference_steps=10)

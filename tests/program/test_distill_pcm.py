@@ -37,7 +37,8 @@ def test_a_step_costs_what_the_documents_say(run):
     """A picture: student 1 + 2, teacher 2 for guidance, target 1, features 1/2 (real) and 1/2 + 1 (fake)."""
     lines = [json.loads(line) for line in (run[1] / "log.jsonl").read_text().splitlines()]
     assert [line["forward_equivalents"] for line in lines] == [2 * 4 * 8, 4 * 4 * 8]
-    assert lines[-1].keys() >= {"student/consistency", "student/adversarial", "discriminator/loss", "discriminator/d_accuracy"}
+    logged = {"student/consistency", "student/adversarial", "discriminator/loss", "discriminator/d_accuracy"}
+    assert lines[-1].keys() >= logged
 
 
 def test_stopping_and_resuming_ends_in_the_same_heads_and_moments(run, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
+from fewstep.diffusion.consistency import coefficients
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.cond import Cond
@@ -205,6 +206,24 @@ def test_a_perfect_student_keeps_the_marginal_for_every_eta(cls, eta, schedule):
         Denoiser(Student(), schedule, "sample"), cls(timesteps=times, eta=eta), start / scale,
         generator=torch.Generator().manual_seed(4),
     ).x0  # fmt: skip
+    assert kolmogorov(got, schedule, schedule.end) < 1.63 / math.sqrt(len(got))  # 1 % level
+
+
+@pytest.mark.parametrize("schedule", [VP, EDM, FLOW])
+def test_a_perfect_consistency_function_keeps_the_marginal(schedule):
+    """Four steps of algorithm 1 with the exact flow map to the schedule's end as f(x, t)."""
+
+    def student(x, t, cond=None):
+        answer = LINE.flow_map(x, schedule, float(t[0]), schedule.end)
+        of_x, of_x0 = (float(c) for c in coefficients(schedule, np.array(float(t[0]))))
+        return (answer - of_x * x) / of_x0
+
+    times = [schedule.start, *schedule.time_at([3.0, 1.0, 0.4]).round(6 if schedule.family != "vp" else 0).tolist()]
+    start = LINE.sample_at(4000, schedule, float(times[0]), torch.Generator().manual_seed(3))
+    scale = float(schedule.sigma(times[0])) if schedule.family == "edm" else 1.0
+    generator = torch.Generator().manual_seed(4)
+    sampler = LCM(timesteps=times, exact=True)
+    got = sample(Denoiser(student, schedule, "sample"), sampler, start / scale, generator=generator).x0
     assert kolmogorov(got, schedule, schedule.end) < 1.63 / math.sqrt(len(got))  # 1 % level
 
 

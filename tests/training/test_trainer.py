@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.data.sources import LatentSource
 from fewstep.methods.base import Batch, Player
+from fewstep.methods.cm import CM
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.random import Rng
@@ -195,6 +196,7 @@ def test_without_a_checkpoint_the_guard_says_so():
 GUIDED = [
     pytest.param(LCM(VP, guidance_scale=4.0, target_decay=0.9), id="lcm"),
     pytest.param(TCD(VP, guidance_scale=4.0, target_decay=0.9), id="tcd"),
+    pytest.param(CM(VP, guidance_scale=4.0, target_decay=0.9, solver="heun", weighting="inverse"), id="cm"),
 ]
 WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "item"}
 

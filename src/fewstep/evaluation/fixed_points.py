@@ -1,4 +1,4 @@
-"""What LCM, TCD and PCM converge to, exactly, for any closed-form teacher: the fixed points of their losses.
+"""What CM, LCM, TCD and PCM converge to, exactly, for any closed-form teacher: the fixed points of their losses.
 
 A consistency loss ties the student at grid time t to itself at the teacher's landing point, one grid time below.
 Followed down the grid, that is a recursion along the teacher's own DDIM trajectory, so the fixed point at a state
@@ -17,9 +17,13 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.consistency import coefficients
-from fewstep.diffusion.schedule import Array, Time, expand, host
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.schedule import Array, Schedule, Time, expand, host
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
+from fewstep.sampling.solvers import Solver, solve
+
+REACH, POINTS, NODES = 10.0, 2001, 24  # CT's tables, in standard deviations, and its rule
 
 
 class FixedPoint:
@@ -59,9 +63,11 @@ class FixedPoint:
         """States at grid n, n - 1, ..., 0, and what the teacher says at the last."""
         states = [x]
         for m in range(n, 0, -1):
-            prediction = self.teacher(states[-1], float(self.grid[m]), cond, self.guidance_scale)
-            states.append(prediction.at(float(self.grid[m - 1])))
+            states.append(self._hop(states[-1], float(self.grid[m]), float(self.grid[m - 1]), cond))
         return states, self.teacher(states[-1], float(self.grid[0]), cond, self.guidance_scale).x0
+
+    def _hop(self, x: Tensor, t: float, u: float, cond: Cond | None) -> Tensor:
+        return self.teacher(x, t, cond, self.guidance_scale).at(u)
 
     def _rows(self, t: Time) -> np.ndarray[Any, np.dtype[np.int64]]:
         times = np.atleast_1d(host(t))
@@ -79,8 +85,94 @@ class LCMFixedPoint(FixedPoint):
         states, said = self._walk(n, x, cond)
         if n == 0:
             return said  # the consistency function ignores it: f(x, end) = x
+        return self._clean(n, x, states[-1])
+
+    def _clean(self, n: int, x: Tensor, answer: Tensor) -> Tensor:
+        """The clean data to be said at x, grid time n, so that the consistency function is ``answer`` there."""
         skip, out = coefficients(self.teacher.schedule, self.grid[n])
-        return (states[-1] - expand(skip, x) * x) / expand(out, x)
+        return (answer - expand(skip, x) * x) / expand(out, x)
+
+
+class CDFixedPoint(LCMFixedPoint):
+    """CD's: the teacher's solver, Heun's or DDIM, composed down to the grid's end (Song et al. 2023, theorem 1)."""
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        grid: Sequence[float] | Array,
+        guidance_scale: float = 1.0,
+        solver: Solver = "heun",
+    ) -> None:
+        super().__init__(teacher, grid, guidance_scale)
+        self.solver: Solver = solver
+
+    def _hop(self, x: Tensor, t: float, u: float, cond: Cond | None) -> Tensor:
+        return solve(self.teacher, x, np.array([t, u]), cond, self.guidance_scale, self.solver)
+
+
+class CTFixedPoint(LCMFixedPoint):
+    """CT's under squared error, on an unconditional mixture in one dimension.
+
+    x_t and x_u share data and noise, so x_u = (sigma_u / sigma_t) x_t + (alpha_u - alpha_t sigma_u / sigma_t) x0, and
+
+        f(x, t) = E[f(x_u, u) | x_t = x]
+
+    is a sum over the components, whose x0 given x is Gaussian: a Gauss-Hermite rule through a table of f at u, hop by
+    hop up the grid. Right to 1e-7 of the data's spread. Not the teacher's solver: a mean of f over x0 stands
+    where that has f at the mean of x0, and the two differ by half f'' times the variance.
+
+    Raises:
+        ValueError: for a mixture of more dimensions, or with classes.
+    """
+
+    def __init__(self, mixture: GaussianMixture, schedule: Schedule, grid: Sequence[float] | Array) -> None:
+        if mixture.dim != 1 or mixture.num_classes:
+            raise ValueError("CT's fixed point is known for mixtures in one dimension without classes.")
+        super().__init__(Denoiser(mixture.network(schedule, "sample"), schedule, "sample"), grid)
+        self.mixture = mixture
+        self.alpha, self.sigma = schedule.alpha_sigma(self.grid)
+        self.mean = float(mixture.weights @ mixture.means[:, 0])
+        spread = mixture.components.variances[:, 0] + (mixture.means[:, 0] - self.mean) ** 2
+        self.variance = float(mixture.weights @ spread)
+        self.points = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+        self.nodes, self.node_weights = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+        self.tables = [self._states(0)]
+        for n in range(1, len(self.grid)):
+            self.tables.append(self._mean(n, self._states(n)))
+
+    def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
+        if n == 0:
+            return self.teacher(x, float(self.grid[0])).x0
+        return self._clean(n, x, self._look_up(n, x.double()).to(x.dtype))
+
+    def _states(self, n: int) -> Tensor:
+        return self.alpha[n] * self.mean + self._scale(n) * self.points
+
+    def _scale(self, n: int) -> float:
+        return float(np.sqrt(self.alpha[n] ** 2 * self.variance + self.sigma[n] ** 2))
+
+    def _mean(self, n: int, x: Tensor) -> Tensor:
+        """E[f(x_u) | x_t = x] for x [B] at grid time n, u the time below."""
+        alpha, sigma = float(self.alpha[n]), float(self.sigma[n])
+        of_x = float(self.sigma[n - 1]) / sigma
+        of_x0 = float(self.alpha[n - 1]) - alpha * of_x
+        means, variances = self.mixture.means[:, 0], self.mixture.components.variances[:, 0]
+        noised = alpha**2 * variances + sigma**2
+        centre = means + alpha * variances / noised * (x[:, None] - alpha * means)
+        x0 = centre[..., None] + (variances / noised).sqrt()[:, None] * sigma * self.nodes
+        below = self._look_up(n - 1, of_x * x[:, None, None] + of_x0 * x0)
+        chance = self.mixture.responsibilities(x, alpha, sigma)
+        return torch.einsum("bk,bkj,j->b", chance, below, self.node_weights)
+
+    def _look_up(self, n: int, x: Tensor) -> Tensor:
+        """f(x) at grid time n by a cubic through the four nearest points of its table."""
+        place = ((x - self.alpha[n] * self.mean) / self._scale(n) + REACH) * ((POINTS - 1) / (2 * REACH))
+        first = (place.floor().long() - 1).clamp(0, POINTS - 4)
+        p = place - first
+        a, b, c, d = (self.tables[n][first + i] for i in range(4))
+        outer = p * (p - 3) / 2
+        return (p - 1) * (p - 2) * ((3 - p) * a + p * d) / 6 + outer * ((p - 2) * b - (p - 1) * c)
 
 
 class TCDFixedPoint(FixedPoint):

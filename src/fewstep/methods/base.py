@@ -145,6 +145,7 @@ class Method:
     streams: ClassVar[tuple[str, ...]] = ("data",)
     sampler: ClassVar[str] = "ddim"  # the sampler its students want
     truth_settings: ClassVar[dict[str, Any]] = {}  # under which `fewstep verify` knows what it converges to
+    truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # more settings: the command makes one report of each
 
     @dataclass(frozen=True)
     class Settings:

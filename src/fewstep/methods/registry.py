@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 from fewstep.methods.base import Method
+from fewstep.methods.cm import CM
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (LCM, TCD, PCM)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (CM, LCM, TCD, PCM)}
 
 
 def find_method(name: str) -> type[Method]:

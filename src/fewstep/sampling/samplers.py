@@ -120,7 +120,7 @@ class Sampler:
         raise NotImplementedError
 
 
-# ---------------------------------------------------------------- two moves that all samplers share
+# ---------------------------------------------------------------- moves that samplers and solvers share
 
 
 def renoise(schedule: Schedule, x: Tensor, s: Time, t: Time, z: Tensor) -> Tensor:
@@ -146,6 +146,36 @@ def ancestral(at: Step, eta: float) -> Tensor:
         return prediction.at(at.next)
     kept = prediction.combine(alpha, np.asarray(np.sqrt(sigma**2 - std**2)))
     return torch.addcmul(kept, expand(std, kept), at.draw().to(kept.dtype))
+
+
+def heun(first: Prediction, second: Prediction) -> Tensor:
+    """From x at first.t to second.t by the mean of two slopes; ``second`` was asked where the first one's jump lands.
+
+    Slopes of t on flow schedules, of sigma/alpha elsewhere; times are numbers or [B]. Rows that `only_first_order`
+    marks stay where the jump lands.
+    """
+    schedule, x = first.schedule, first.x
+    euler = only_first_order(schedule, first.t, second.t)
+    if schedule.family == "flow":
+        straight, slope = x, np.asarray((second.t - first.t) / 2)
+        slopes = first.flow + second.combine(-1.0, 1.0, euler)
+    else:
+        (alpha_t, sigma_t), (alpha, sigma) = schedule.alpha_sigma(first.t), schedule.alpha_sigma(second.t)
+        alpha_t = np.where(euler, 1.0, alpha_t)
+        slope = np.asarray(alpha * (sigma / alpha - sigma_t / alpha_t) / 2)
+        straight = expand(np.asarray(alpha / alpha_t), x) * x
+        slopes = first.epsilon + second.combine(0.0, 1.0, euler)
+    x = torch.addcmul(straight, expand(slope, straight), slopes)
+    if not euler.any():
+        return x
+    mask = torch.from_numpy(np.atleast_1d(euler)).reshape(-1, *[1] * (x.ndim - 1))
+    return torch.where(mask.to(x.device, non_blocking=True), second.x, x)
+
+
+def only_first_order(schedule: Schedule, t: Time, s: Time) -> Any:
+    """Where Heun's step from t to s has no second slope: to clean data, or from pure noise of a VP schedule."""
+    alpha_t, sigma = schedule.alpha_sigma(t)[0], schedule.alpha_sigma(s)[1]
+    return np.asarray((sigma == 0) | ((alpha_t == 0) & (schedule.family != "flow")))
 
 
 # ---------------------------------------------------------------- few-step samplers
@@ -319,17 +349,11 @@ class Heun(Euler):
     name: ClassVar[str] = "heun"
 
     def step(self, at: Step) -> Tensor:
-        schedule, first = at.schedule, at.prediction
-        jump = first.at(at.next)
-        (alpha_t, sigma_t), (alpha, sigma) = schedule.alpha_sigma(at.time), schedule.alpha_sigma(at.next)
-        if sigma == 0 or (alpha_t == 0 and schedule.family != "flow"):
+        jump = at.prediction.at(at.next)
+        if only_first_order(at.schedule, at.time, at.next):
             return jump
         second = at.ask(jump, at.next)
-        if schedule.family == "flow":
-            return torch.add(first.x, first.flow + second.flow, alpha=(at.next - at.time) / 2)
-        slope = np.asarray(alpha * (sigma / alpha - sigma_t / alpha_t) / 2)
-        straight = expand(np.asarray(alpha / alpha_t), first.x) * first.x
-        return torch.addcmul(straight, expand(slope, straight), first.epsilon + second.epsilon)
+        return heun(at.prediction, second)
 
 
 @dataclass(frozen=True, kw_only=True)

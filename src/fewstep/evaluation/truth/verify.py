@@ -10,12 +10,14 @@ from typing import Any
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.evaluation.truth.bench import Bench
+from fewstep.evaluation.truth.cm import cm_fixed_point, cm_fixed_point_rows, cm_rows
 from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
 from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.distribution import distribution_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
 from fewstep.evaluation.truth.report import Report, Row
 from fewstep.methods.base import Method
+from fewstep.methods.cm import CM
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.registry import find_method
@@ -24,6 +26,8 @@ from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
 
 STEPS_PER_HOP, MAX_STEPS, BATCH = 600, 12_000, 512
+LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])  # where CM is verified: CT's truth is known on lines
+LINE_STEPS_PER_HOP = 200
 
 
 def verify(
@@ -40,28 +44,36 @@ def verify(
 
     Args:
         method: a name, a `Method` subclass (yours too), or an instance.
-        mixture: the data, or a JSON file of it; a ring of eight modes by default.
+        mixture: the data, or a JSON file of it; a ring of eight modes by default, two modes on a line for CM.
         seed: of data, starts and student.
-        schedule: Stable Diffusion's by default.
-        steps: of training; by default 600 per hop of the training grid, 12,000 at most; 0 trains nothing.
+        schedule: Stable Diffusion's by default, EDM's for CM.
+        steps: of training; by default 600 per hop of the training grid (CM on a line: 200), 12,000 at most; 0 trains
+            nothing.
         settings: of the method, over its ``truth_settings``.
 
     Raises:
         ValueError: unknown method or setting, a mixture that is none.
     """
-    schedule = schedule or Schedule.scaled_linear()
-    chosen = _instance(method, schedule, settings)
-    if not isinstance(mixture, GaussianMixture):
-        mixture = GaussianMixture.ring() if mixture is None else GaussianMixture.from_json(mixture)
+    cls = find_method(method) if isinstance(method, str) else method
+    is_cm = issubclass(type(cls) if isinstance(cls, Method) else cls, CM)
+    schedule = schedule or (Schedule.edm() if is_cm else Schedule.scaled_linear())
+    chosen = _instance(cls, schedule, settings)
+    if mixture is None:
+        mixture = LINE if is_cm else GaussianMixture.ring()
+    elif not isinstance(mixture, GaussianMixture):
+        mixture = GaussianMixture.from_json(mixture)
     scale = getattr(chosen.settings, "guidance_scale", 1.0)
     if not isinstance(scale, int | float):
         raise ValueError("verify wants one guidance_scale, not a range: the truth depends on it.")
     bench = Bench(mixture, chosen.schedule, seed, float(scale))
-    report = Report(chosen.name or type(chosen).__name__)
+    variant = getattr(chosen.settings, "variant", "")
+    report = Report((chosen.name or type(chosen).__name__) + (f" ({variant})" if variant else ""))
     started = time.process_time()
     report.rows += contract_rows(bench, chosen)
     report.rows += _fixed_point_rows(bench, chosen)
-    steps = min(MAX_STEPS, STEPS_PER_HOP * getattr(chosen.settings, "num_grid_steps", 10)) if steps is None else steps
+    if steps is None:
+        per_hop = LINE_STEPS_PER_HOP if is_cm and mixture.dim == 1 else STEPS_PER_HOP
+        steps = min(MAX_STEPS, per_hop * getattr(chosen.settings, "num_grid_steps", 10))
     if steps:
         trainer = bench.train(chosen, training_settings(steps), show_progress)
         report.rows += _trained_rows(bench, chosen, trainer)
@@ -83,15 +95,16 @@ def training_settings(steps: int) -> TrainingSettings:
     )
 
 
-def _instance(method: str | type[Method] | Method, schedule: Schedule, settings: dict[str, Any]) -> Method:
-    if isinstance(method, Method):
-        return method if not settings else type(method)(method.schedule, method.settings, **settings)
-    cls = find_method(method) if isinstance(method, str) else method
+def _instance(cls: type[Method] | Method, schedule: Schedule, settings: dict[str, Any]) -> Method:
+    if isinstance(cls, Method):
+        return cls if not settings else type(cls)(cls.schedule, cls.settings, **settings)
     known = {f.name for f in dataclasses.fields(cls.Settings)}
     return cls(schedule, **{k: v for k, v in cls.truth_settings.items() if k in known} | settings)
 
 
 def _fixed_point_rows(bench: Bench, method: Method) -> list[Row]:
+    if isinstance(method, CM):
+        return cm_fixed_point_rows(bench, method, cm_fixed_point(bench, method))
     if isinstance(method, LCM | TCD):
         return loss_rows(bench, method) + convergence_rows(bench, method)
     if isinstance(method, PCM):
@@ -106,4 +119,6 @@ def _trained_rows(bench: Bench, method: Method, trainer: Trainer) -> list[Row]:
         return tcd_rows(bench, method, trainer.roles)
     if isinstance(method, PCM):
         return trained_rows(bench, method, trainer.roles)
+    if isinstance(method, CM) and (point := cm_fixed_point(bench, method)):
+        return cm_rows(bench, method, trainer.roles, point)
     return distribution_rows(bench, method, trainer.roles)

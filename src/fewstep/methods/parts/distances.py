@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from fewstep.diffusion.schedule import working
+from fewstep.diffusion.schedule import Array, expand, working
 
-Distance: TypeAlias = Literal["l2", "huber"]
-DISTANCES = ("l2", "huber")
+Distance: TypeAlias = Literal["l2", "huber", "sample-huber"]
+DISTANCES = ("l2", "huber", "sample-huber")
 
 
-def distance(a: Tensor, b: Tensor, kind: Distance = "l2", huber_c: float = 1e-3) -> Tensor:
-    """Mean over all elements of (a - b)^2, or of the element-wise pseudo-Huber sqrt((a - b)^2 + c^2) - c.
+def distance(a: Tensor, b: Tensor, kind: Distance = "l2", huber_c: float = 1e-3, weight: Array | None = None) -> Tensor:
+    """Mean over a batch [B, ...] of each sample's distance times its ``weight`` (host [B]; all 1 by default).
 
-    The element-wise form is that of the LCM scripts; with c = 1e-3 it is close to L1. (iCT's pseudo-Huber is
-    another: per sample, over the whole norm.)
+    ============  =====================================================================================
+    l2            mean over the elements of (a - b)^2
+    huber         mean over the elements of sqrt((a - b)^2 + c^2) - c: the LCM scripts' (c = 1e-3: nearly L1)
+    sample-huber  sqrt(|a - b|^2 + c^2) - c of the whole sample, c = huber_c sqrt(d): iCT's (huber_c = 0.00054)
+    ============  =====================================================================================
     """
-    difference = working(a) - working(b)
+    difference = (working(a) - working(b)).reshape(len(a), -1)
     if kind == "l2":
-        return difference.square().mean()
-    return ((difference.square() + huber_c**2).sqrt() - huber_c).mean()
+        each = difference.square().mean(1)
+    elif kind == "huber":
+        each = ((difference.square() + huber_c**2).sqrt() - huber_c).mean(1)
+    else:
+        c = huber_c * math.sqrt(difference.shape[1])
+        each = (difference.square().sum(1) + c**2).sqrt() - c
+    return each.mean() if weight is None else (expand(weight, each) * each).mean()
 
 
 def check_distance(kind: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
+from fewstep.sampling.samplers import heun
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,16 @@ class Guidance:
 
 @dataclass
 class Hop:
-    """x_t [B, ...] at native times t [B], the teacher's x0 there and its landing point x_u at u [B] (host times)."""
+    """x_t [B, ...] at native times t [B], where it lands, x_u at u [B] (host times), and the teacher's x0 at t.
+
+    Without a teacher there is no such x0.
+    """
 
     t: Tensor
     u: Tensor
     x_t: Tensor
     x_u: Tensor
-    teacher_x0: Tensor
+    teacher_x0: Tensor | None
 
 
 def guided_hop(
@@ -66,13 +71,25 @@ def guided_hop(
     t: Tensor,
     u: Tensor,
     guidance_scale: float | Tensor,
+    solver: Literal["ddim", "heun"] = "ddim",
 ) -> Hop:
-    """Noise ``batch.x0`` to t and take one guided DDIM step of the teacher to u, without a graph.
+    """Noise ``batch.x0`` to t and take one guided step of the teacher to u, without a graph; Heun's takes two calls.
 
     The step is a jump in (x0, epsilon), whatever the teacher predicts; the public LCM scripts treat its raw output
     as epsilon, which is wrong for v-prediction.
     """
     with torch.no_grad():
         x_t = schedule.add_noise(batch.x0, noise, t)
-        said = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)
-        return Hop(t, u, x_t, said.at(u), said.x0)
+        first = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)
+        x_u = first.at(u)
+        if solver == "heun":
+            x_u = heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))
+    return Hop(t, u, x_t, x_u, first.x0)
+
+
+def data_hop(schedule: Schedule, batch: Batch, noise: Tensor, t: Tensor, u: Tensor) -> Hop:
+    """A hop that needs no teacher: the same data under the same noise at both times (Song et al. 2023, sec. 5).
+
+    It is the Euler step of sigma/alpha with E[x0 | x_t] replaced by x0 itself: right in the mean over x0, not for each.
+    """
+    return Hop(t, u, schedule.add_noise(batch.x0, noise, t), schedule.add_noise(batch.x0, noise, u), None)

@@ -1,0 +1,211 @@
+"""Consistency models: CD and CT (Song et al. 2023, arXiv 2303.01469), iCT (Song and Dhariwal 2024, 2310.14189).
+
+The student maps any point of a probability-flow trajectory to its end in one call: f(x, t), with f(x, end) = x built
+in by c_skip and c_out. Each step, t and u are neighbours on a grid of N hops, u the cleaner, and
+
+    x_t = alpha_t x0 + sigma_t z
+    x_u = one Heun step of the teacher from t to u        CD, algorithm 2
+          alpha_u x0 + sigma_u z, the same x0 and z       CT, algorithm 3: no teacher
+    loss = lambda d( f_student(x_t, t),  stop_gradient f_target(x_u, u) )
+
+On other schedules than the paper's, the same with y = x / alpha at noise level sigma / alpha: a hop is the same jump,
+and levels stand where the paper has sigma. CT here starts from the teacher's weights, as ECT and the released launch
+lines do; a student of `Roles.add_network` starts from scratch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.consistency import consistency
+from fewstep.diffusion.schedule import Array, Schedule
+from fewstep.methods.base import Batch, Loss, Method, Progress, RoleSpec
+from fewstep.methods.parts.distances import Distance, check_distance, distance
+from fewstep.methods.parts.dropout import dropout_seed
+from fewstep.methods.parts.hops import Guidance, Hop, data_hop, guided_hop
+from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.random import Rng
+from fewstep.models.roles import Roles
+
+Solver: TypeAlias = Literal["heun", "ddim"]
+CHOICES = {
+    "variant": ("cd", "ct"),
+    "solver": (None, "heun", "ddim"),
+    "timestep_sampling": ("uniform", "lognormal"),
+    "weighting": ("uniform", "inverse"),
+}
+
+
+@dataclass
+class Draws:
+    """Random numbers of one CM step.
+
+    Attributes:
+        t, u: [B] float64 on the host, neighbours on the grid, u the cleaner one.
+        noise: [B, ...] unit normal.
+        guidance_scale: [B] float64, the teacher's scale w (1 = off).
+        dropout: [B] int64 on the host; the first is the seed of both forwards' dropout masks.
+    """
+
+    t: Tensor
+    u: Tensor
+    noise: Tensor
+    guidance_scale: Tensor
+    dropout: Tensor
+
+
+@dataclass
+class Shared(Hop):
+    """The hop, the target's answer at its lower end, [B, ...], without a graph, and lambda, host [B] (None: all 1)."""
+
+    target: Tensor
+    weight: Array | None
+
+
+class CM(Method):
+    """CD (the defaults), CT (``variant="ct"``) or iCT (``**ICT``)."""
+
+    name = "cm"
+    summary = "Consistency models: one jump to clean data, learnt from a teacher's ODE (cd) or from data alone (ct)."
+    sampler = "lcm"
+    truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 10}
+    truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({"variant": "cd"}, {"variant": "ct"})
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings of CM.
+
+        Attributes:
+            variant: "cd", hops by the teacher, or "ct", hops by the data.
+            num_grid_steps: N, hops of the training grid (at its end, where it grows); the paper's 40 points are 39.
+            first_grid_steps: N at the start; it doubles in equal stretches of training (iCT). None: N does not change.
+            timestep_sampling: "uniform" over the hops, or "lognormal", by the mass that log level ~ N(log_mean,
+                log_std^2) has within a hop (iCT).
+            solver: of cd's hop: "heun", two calls, "ddim", one. None: heun on EDM schedules, ddim elsewhere.
+            guidance_scale: of cd's teacher (1 = off: the papers), one number or [low, high], as in LCM.
+            loss: "l2", "huber" or "sample-huber" (iCT), with huber_c. CT's fixed point is known for l2.
+            weighting: lambda: "uniform" is 1 (CD, CT), "inverse" 1 / (level_t - level_u) (iCT). Flow schedules, whose
+                level has no bound, take their own time for it.
+            target_decay: EMA decay of the target; 0 uses the student itself (CD on CIFAR-10, iCT).
+        """
+
+        variant: Literal["cd", "ct"] = "cd"
+        num_grid_steps: int = 39
+        first_grid_steps: int | None = None
+        timestep_sampling: Literal["uniform", "lognormal"] = "uniform"
+        log_mean: float = -1.1
+        log_std: float = 2.0
+        solver: Solver | None = None
+        guidance_scale: float | tuple[float, float] = 1.0
+        loss: Distance = "l2"
+        huber_c: float = 0.00054
+        weighting: Literal["uniform", "inverse"] = "uniform"
+        target_decay: float = 0.0
+
+    settings: Settings
+
+    def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
+        super().__init__(schedule, settings, **overrides)
+        check_distance(self.settings.loss)
+        self.grid = self._grid(self.settings.num_grid_steps)
+        self.guidance = Guidance.of(self.settings.guidance_scale)
+        self.solver: Solver = self.settings.solver or ("heun" if schedule.family == "edm" else "ddim")
+        self._check()
+
+    def roles(self) -> tuple[RoleSpec, ...]:
+        return RoleSpec("student"), RoleSpec("target", follows="student", decay=self.settings.target_decay)
+
+    def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
+        grid = self._grid(self.num_hops(progress))
+        index = torch.searchsorted(self._cumulative(grid), rng.sample.uniform("hop"), right=True)
+        return Draws(
+            t=grid[index + 1],
+            u=grid[index],
+            noise=rng.sample.normal("noise", batch.x0.shape[1:]),
+            guidance_scale=self.guidance.draw(rng),
+            dropout=rng.sample.integers("dropout", 0, 2**63 - 1),
+        )
+
+    def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
+        hop = self._hop(roles, batch, draws)
+        with torch.no_grad(), self._same_dropout(draws):
+            target = consistency(roles.target(hop.x_u, hop.u, batch.cond))
+        weight = None if self.settings.weighting == "uniform" else self._inverse(hop.t, hop.u)
+        return Shared(**vars(hop), target=target, weight=weight)
+
+    def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
+        with self._same_dropout(draws):
+            answer = consistency(roles.student(shared.x_t, shared.t, batch.cond))
+        loss = distance(answer, shared.target, self.settings.loss, self.settings.huber_c, shared.weight)
+        stats = answer_statistics(answer, batch.x0, shared.teacher_x0)
+        return Loss(loss, parts={"consistency": loss.detach()}, stats=stats)
+
+    def calls_per_step(self) -> dict[str, int]:
+        teacher = {} if self.settings.variant == "ct" else {"teacher": 2 if self.solver == "heun" else 1}
+        return {"student": 1, **teacher, "target": 1}
+
+    def num_hops(self, progress: Progress) -> int:
+        """N at a step: first_grid_steps, doubled after every K / (log2(last / first) + 1) steps (iCT)."""
+        first, last = self.settings.first_grid_steps, self.settings.num_grid_steps
+        if first is None:
+            return last
+        stretch = max(1, int(progress.total / (math.log2(last // first) + 1)))
+        return int(min(first * 2 ** (progress.step // stretch), last))
+
+    def _hop(self, roles: Roles, batch: Batch, draws: Draws) -> Hop:
+        if self.settings.variant == "ct":
+            return data_hop(self.schedule, batch, draws.noise, draws.t, draws.u)
+        scale = self.guidance.scale(draws.guidance_scale)
+        return guided_hop(roles, self.schedule, batch, draws.noise, draws.t, draws.u, scale, self.solver)
+
+    def _same_dropout(self, draws: Draws) -> Any:
+        return dropout_seed(int(draws.dropout.numpy()[0]), draws.noise.device)
+
+    def _grid(self, num_hops: int) -> Tensor:
+        """[N + 1] increasing times; a table of N steps gives index 0 twice, which is no hop."""
+        return torch.from_numpy(np.unique(self.schedule.training_grid(num_hops)))
+
+    def _cumulative(self, grid: Tensor) -> Tensor:
+        """[N] chances of the hops, added up from the cleanest to exactly 1."""
+        if self.settings.timestep_sampling == "uniform":
+            return torch.arange(1, len(grid), dtype=torch.float64) / (len(grid) - 1)
+        log_level = torch.from_numpy(self.schedule.eta(grid)).log()
+        below = torch.erf((log_level - self.settings.log_mean) / (math.sqrt(2) * self.settings.log_std))
+        return (below[1:] - below[0]) / (below[-1] - below[0])
+
+    def _inverse(self, t: Tensor, u: Tensor) -> Array:
+        level = (lambda time: time.numpy()) if self.schedule.family == "flow" else self.schedule.eta
+        return np.asarray(1 / (level(t) - level(u)))
+
+    def _check(self) -> None:
+        settings = self.settings
+        for name, known in CHOICES.items():
+            if getattr(settings, name) not in known:
+                words = ", ".join(choice for choice in known if choice)
+                raise ValueError(f"Unknown {name} '{getattr(settings, name)}': use {words}.")
+        if settings.variant == "ct" and self.guidance != Guidance(1.0, 1.0):
+            raise ValueError("Consistency training (variant ct) asks no teacher: leave guidance_scale at 1.")
+        if settings.first_grid_steps is not None and not 1 <= settings.first_grid_steps <= settings.num_grid_steps:
+            raise ValueError(f"first_grid_steps must lie in 1 ... num_grid_steps, not {settings.first_grid_steps}.")
+        if not settings.log_std > 0 or not self._cumulative(self.grid).isfinite().all():
+            where = f"N({settings.log_mean}, {settings.log_std}^2)"
+            raise ValueError(f"log_mean and log_std: {where} must have mass within the grid and a positive width.")
+        if settings.weighting == "inverse" and not self._inverse(self.grid[1:], self.grid[:-1]).all():
+            raise ValueError("Weighting inverse is 0 where this schedule starts from pure noise: use uniform.")
+
+
+ICT: dict[str, Any] = {
+    "variant": "ct",
+    "first_grid_steps": 10,
+    "num_grid_steps": 1280,
+    "timestep_sampling": "lognormal",
+    "loss": "sample-huber",
+    "weighting": "inverse",
+}
