@@ -1239,18 +1239,6 @@ TRAINING = (
             "test_steps_are_adamw_on_clipped_gradients_then_the_average",
         ),
         (
-            "training: AdamW keeps its own betas",
-            "            betas=settings.betas,\n",
-            "",
-            "test_steps_are_adamw_on_clipped_gradients_then_the_average",
-        ),
-        (
-            "training: weight decay is ignored",
-            "weight_decay=settings.weight_decay",
-            "weight_decay=0.0",
-            "test_steps_are_adamw_on_clipped_gradients_then_the_average",
-        ),
-        (
             "training: clipping leaves one tensor as it is",
             "clip_grads_with_norm_(self.parameters,",
             "clip_grads_with_norm_(self.parameters[1:],",
@@ -1311,18 +1299,6 @@ TRAINING = (
             "total.backward(inputs=self.parameters)",
             "total.backward()",
             "tests/methods/test_contract.py::test_each_loss_reaches_its_players_parameters_and_nobody_elses",
-        ),
-        (
-            "training: a resumed optimiser counts its steps from 0",
-            "self.optimizer.state[parameter][name] = value.to(device).clone()",
-            'self.optimizer.state[parameter][name] = value.to(device).clone() * (name != "step")',
-            "tests/training/test_trainer.py::test_logged_losses_after_a_resume_are_those_of_a_whole_run",
-        ),
-        (
-            "training: a resumed optimiser has lost its first moments",
-            "self.optimizer.state[parameter][name] = value.to(device).clone()",
-            'self.optimizer.state[parameter][name] = value.to(device).clone() * (name != "exp_avg")',
-            "tests/training/test_trainer.py::test_logged_losses_after_a_resume_are_those_of_a_whole_run",
         ),
     )
     + planted(
@@ -1635,6 +1611,37 @@ MEASURED = [
     ),
 ]
 
+OPTIMIZERS = [
+    *planted(
+        "training/optimizers.py",
+        "training/test_step.py",
+        (
+            "training: AdamW keeps its own betas",
+            '        "betas": settings.betas,\n',
+            "",
+            "test_steps_are_adamw_on_clipped_gradients_then_the_average",
+        ),
+        (
+            "training: weight decay is ignored",
+            '"weight_decay": settings.weight_decay',
+            '"weight_decay": 0.0',
+            "test_steps_are_adamw_on_clipped_gradients_then_the_average",
+        ),
+        (
+            "training: a resumed optimiser counts its steps from 0",
+            "else value.to(device).clone()",
+            'else value.to(device).clone() * (name != "step")',
+            "tests/training/test_trainer.py::test_logged_losses_after_a_resume_are_those_of_a_whole_run",
+        ),
+        (
+            "training: a resumed optimiser has lost its first moments",
+            "else value.to(device).clone()",
+            'else value.to(device).clone() * (name != "exp_avg")',
+            "tests/training/test_trainer.py::test_logged_losses_after_a_resume_are_those_of_a_whole_run",
+        ),
+    ),
+]
+
 PLAN = [
     *planted(
         "training/rehearsal.py",
@@ -1755,19 +1762,19 @@ EIGHT_BITS = [] if importlib.util.find_spec("bitsandbytes") is None else planted
     "training/optimizers.py",
     "training/test_optimizers.py",
     (
-        "8 bits: a bad step changes weights",
+        "eight bits: a bad step changes weights",
         "now.copy_(torch.where(skip, old, now))",
         "now.copy_(now)",
         "test_a_bad_step_leaves_weights_and_moments",
     ),
     (
-        "8 bits: a bad step leaves weights but not moments",
+        "eight bits: a bad step leaves weights but not moments",
         "changing = [parameter.data, *_moments(self.state[parameter]).values()]",
         "changing = [parameter.data]",
         "test_a_bad_step_leaves_weights_and_moments",
     ),
     (
-        "8 bits: a checkpoint forgets how many steps were made",
+        "eight bits: a checkpoint forgets how many steps were made",
         'if isinstance(state.get("step"), int):',
         'if isinstance(state.get("step"), str):',
         "test_resumed_to_the_bit",
@@ -1792,6 +1799,7 @@ CATALOGUE: list[Mutant] = [
     *EXPORT,
     *EVALUATION,
     *MEASURED,
+    *OPTIMIZERS,
     *PLAN,
     *EIGHT_BITS,
 ]
