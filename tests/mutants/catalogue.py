@@ -1655,7 +1655,7 @@ PLAN = [
         (
             "ledger: views count as memory of their own",
             "if key not in self._seen:",
-            "if key not in self._seen or tensor._is_view():",
+            "if True:",
             "test_the_ledger_counts_from_birth_to_death",
         ),
         (
