@@ -164,7 +164,8 @@ def test_cuda_says_it_in_its_own_way(tmp_path, monkeypatch):
     assert str(caught.value) == (
         "Out of memory on cuda: 4.09 GB more were asked for. What helps, most effective first: "
         "training.accumulation=2 (saves about 9.00 GB), student.rank=16 (saves about 100 MB); with "
-        "training.accumulation a run may go on by --resume, the others need another --out. No checkpoint was written yet."
+        "training.accumulation a run may go on by --resume, the others need another --out. "
+        "No checkpoint was written yet."
     )
 
 
