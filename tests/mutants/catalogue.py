@@ -1,11 +1,10 @@
 """The planted defects, by room: (what is wrong, the code, the defect, the test that must fail)."""
 
-import importlib.util
-
 from tests.mutants.diagnosis import DIAGNOSIS
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
-from tests.mutants.program import OPTIMIZERS, PROCESSES, STAGES
+from tests.mutants.plan import EIGHT_BITS, OPTIMIZERS, PLAN
+from tests.mutants.program import PROCESSES, STAGES
 
 SCHEDULE = planted(
     "diffusion/schedule.py",
@@ -1825,145 +1824,6 @@ MEASURED = [
         ),
     ),
 ]
-
-PLAN = [
-    *planted(
-        "training/rehearsal.py",
-        "training/test_estimate.py",
-        (
-            "ledger: what is released goes on counting",
-            "        self.live -= size",
-            "        self.live -= 0",
-            "test_the_ledger_counts_from_birth_to_death",
-        ),
-        (
-            "ledger: views count as memory of their own",
-            "if key not in self._seen:",
-            "if key not in self._seen or tensor._is_view():",
-            "test_the_ledger_counts_from_birth_to_death",
-        ),
-        (
-            "rehearsal: attention makes the matrix of queries and keys",
-            "if func is F.scaled_dot_product_attention:",
-            "if func is None:",
-            "test_attention_keeps_no_matrix_of_queries_and_keys[None-4]",
-        ),
-        (
-            "rehearsal: one micro-batch stands for all",
-            "for i in range(min(settings.accumulation, 2)):",
-            "for i in range(1):",
-            "test_estimate_and_measurement_agree[accumulation in fp64]",
-        ),
-        (
-            "rehearsal: what checkpointing recomputes is not as on the device",
-            "_backward(loss.total, trained_by(player, roles))",
-            "loss.total.backward(inputs=trained_by(player, roles))",
-            "test_estimate_and_measurement_agree[checkpointing in bf16]",
-        ),
-    ),
-    *planted(
-        "training/estimate.py",
-        "training/test_estimate.py",
-        (
-            "estimate: gradients count twice",
-            '"activations": max(peak - gradients, 0)',
-            '"activations": peak',
-            "test_estimate_and_measurement_agree[full]",
-        ),
-    ),
-    *planted(
-        "training/optimizers.py",
-        "training/test_estimate.py",
-        (
-            "estimate: 8-bit moments have no scales",
-            "total += 2 * n + 2 * 4 * -(-n // _BLOCK)",
-            "total += 2 * n",
-            "test_moments_of_8_bits_are_a_byte_and_a_scale",
-        ),
-    ),
-    *planted(
-        "models/outline.py",
-        "training/test_estimate.py",
-        (
-            "outline: an encoded prompt is always 77 tokens long",
-            "min(int(tokens), _CLIP_TOKENS)",
-            "_CLIP_TOKENS",
-            "tests/program/test_doctor.py::test_a_dry_run_is_a_recipe_with_remarks",
-        ),
-        (
-            "outline: adapters stay behind in the base",
-            "base = copy.deepcopy(self.base)",
-            "base = self.base",
-            "test_stable_diffusion_has_859_520_964_parameters",
-        ),
-    ),
-    *planted(
-        "training/machine.py",
-        "training/test_estimate.py",
-        (
-            "out of memory: GiB are read as GB",
-            '"gib": 2**30',
-            '"gib": 10**9',
-            "test_errors_of_memory_are_known_as_such",
-        ),
-    ),
-    *planted(
-        "plan.py",
-        "program/test_doctor.py",
-        (
-            "plan: the least effective advice comes first",
-            "key=lambda change: -change.saves",
-            "key=lambda change: change.saves",
-            "test_advice_is_ordered_by_what_it_saves",
-        ),
-        (
-            "plan: a LoRA's A has no kernel",
-            "rank * (inputs * int(torch.tensor(kernel).prod()) + outputs)",
-            "rank * (inputs + outputs)",
-            "tests/training/test_estimate.py::test_sdxl_has_788_layers_to_adapt",
-        ),
-    ),
-    *planted(
-        "doctor.py",
-        "program/test_doctor.py",
-        (
-            "doctor: float32 is held against itself",
-            'exact, _ = lora_step("cpu", "fp64")',
-            'exact, _ = lora_step("cpu", "fp32")',
-            "test_a_wrong_number_is_a_problem",
-        ),
-        (
-            "doctor: any version will do",
-            "if found is None or not wanted.specifier.contains(found, prereleases=True):",
-            "if found is None:",
-            "test_versions_are_held_against_their_ranges",
-        ),
-    ),
-]
-
-# Their tests are skipped, and so cannot fail, where the extra `lowmem` is not installed.
-EIGHT_BITS = [] if importlib.util.find_spec("bitsandbytes") is None else planted(
-    "training/optimizers.py",
-    "training/test_optimizers.py",
-    (
-        "8 bits: a bad step changes weights",
-        "now.copy_(torch.where(skip, old, now))",
-        "now.copy_(now)",
-        "test_a_bad_step_leaves_weights_and_moments",
-    ),
-    (
-        "8 bits: a bad step leaves weights but not moments",
-        "changing = [parameter.data, *_moments(self.state[parameter]).values()]",
-        "changing = [parameter.data]",
-        "test_a_bad_step_leaves_weights_and_moments",
-    ),
-    (
-        "8 bits: a checkpoint forgets how many steps were made",
-        'if isinstance(state.get("step"), int):',
-        'if isinstance(state.get("step"), str):',
-        "test_resumed_to_the_bit",
-    ),
-)  # fmt: skip
 
 CATALOGUE: list[Mutant] = [
     *SCHEDULE,

@@ -75,35 +75,6 @@ PROCESSES: list[Mutant] = [
     ),
 ]
 
-OPTIMIZERS: list[Mutant] = planted(
-    "training/optimizers.py",
-    "training/test_step.py",
-    (
-        "training: AdamW keeps its own betas",
-        '        "betas": settings.betas,\n',
-        "",
-        "test_steps_are_adamw_on_clipped_gradients_then_the_average",
-    ),
-    (
-        "training: weight decay is ignored",
-        '"weight_decay": settings.weight_decay',
-        '"weight_decay": 0.0',
-        "test_steps_are_adamw_on_clipped_gradients_then_the_average",
-    ),
-    (
-        "training: a resumed optimiser counts its steps from 0",
-        "else value.to(device).clone()",
-        'else value.to(device).clone() * (name != "step")',
-        "tests/training/test_trainer.py::test_logged_losses_after_a_resume_are_those_of_a_whole_run",
-    ),
-    (
-        "training: a resumed optimiser has lost its first moments",
-        "else value.to(device).clone()",
-        'else value.to(device).clone() * (name != "exp_avg")',
-        "tests/training/test_trainer.py::test_logged_losses_after_a_resume_are_those_of_a_whole_run",
-    ),
-)
-
 STAGES: list[Mutant] = [
     *planted(
         "models/lora.py",

@@ -2,6 +2,7 @@
 
 import resource
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,29 +12,29 @@ from fewstep.data.files import save_tensors
 from fewstep.training import checkpoint
 
 
-@pytest.fixture
+@contextmanager
 def no_room():
-    """From when it is called no file may grow past ``size`` bytes, as on a disk that is full."""
+    """Yields ``fill(size)``: from then until the end of the block no file of ours may grow past so many bytes.
+
+    As on a disk that is full. It must end inside the test: pytest writes files too.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("size", [0, 100, 5000])
-def test_a_full_disk_costs_the_newest_steps_alone(size, no_room, tmp_path):
+def test_a_full_disk_costs_the_newest_steps_alone(size, tmp_path):
     """Nothing, a part or nearly all of the third checkpoint fits."""
-
-    def fill(done):
-        if done == 5:
-            no_room(size)
-
     options = dict(steps=20, checkpoint_every=2, log_every=100)
-    with pytest.raises(OSError, match=r"step 6 could not be written .*step-0000004, is intact: make room") as caught:
-        trainer("plain", tmp_path, hooks=((1, fill),), **options).run()
+    said = r"step 6 could not be written .*step-0000004, is intact: make room"
+    with no_room() as fill, pytest.raises(OSError, match=said) as caught:
+        trainer("plain", tmp_path, hooks=((1, lambda done: fill(size) if done == 5 else None),), **options).run()
     assert "\n" not in str(caught.value)
-    resource.setrlimit(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)[1:] * 2)
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"step-0000002", "step-0000004"}  # and no half of a third
     resumed, whole = trainer("plain", tmp_path, **options), trainer("plain", **options)
@@ -42,13 +43,11 @@ def test_a_full_disk_costs_the_newest_steps_alone(size, no_room, tmp_path):
     assert checkpoint.same(resumed.tensors(), whole.tensors())
 
 
-def test_a_log_that_cannot_be_written_says_what_to_do(no_room, tmp_path):
-    def fill(done):
-        if done == 3:
-            no_room(10)
-
-    with pytest.raises(OSError, match=r"log .*log.jsonl could not be written \(File too large\): make room"):
-        trainer("plain", tmp_path, hooks=((1, fill),), steps=8, checkpoint_every=100, log_every=4).run()
+def test_a_log_that_cannot_be_written_says_what_to_do(tmp_path):
+    said = r"log .*log.jsonl could not be written \(File too large\): make room"
+    with no_room() as fill, pytest.raises(OSError, match=said):
+        hooks = ((1, lambda done: fill(10) if done == 3 else None),)
+        trainer("plain", tmp_path, hooks=hooks, steps=8, checkpoint_every=100, log_every=4).run()
 
 
 def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):

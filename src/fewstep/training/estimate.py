@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.data.sources import LatentSource
 from fewstep.methods.base import Method
+from fewstep.models.denoiser import Denoiser
 from fewstep.models.lora import lora_layers
 from fewstep.models.outline import Outline
 from fewstep.models.roles import Roles, Weights
@@ -80,29 +81,21 @@ def estimate(
     Raises:
         ValueError: a teacher that fewstep cannot distil yet; settings that the method or the network refuses.
     """
+    device = torch.device(settings.device).type
     teacher = outline.denoiser()
-    base_bytes = _size(_tensors(outline.base), settings.device)
-    parameters = sum(p.numel() for p in outline.base.parameters())
     taught = method(teacher.schedule, method_settings)
     source = _latents(outline, pictures)
-    with torch.device("meta"):  # the networks' own: whatever role joins, joins without memory
-        on_meta = dataclasses.replace(
-            settings, device="meta", precision="fp32" if settings.autocast else settings.precision
-        )
-        roles = build_roles(teacher, taught, on_meta, weights)
+    precision = "fp32" if settings.autocast else settings.precision  # meta has no autocast; the rehearsal imitates it
+    roles = _roles_on_meta(teacher, taught, dataclasses.replace(settings, device="meta", precision=precision), weights)
     players = {player.name: trained_by(player, roles) for player in taught.players}
-    trained = [p for parameters_ in players.values() for p in parameters_]
-    peak = rehearse(taught, roles, source, settings)
-    device = torch.device(settings.device).type
-    gradients = _size(trained, device)
-    helpers = _size(
-        (t for name, part in outline.parts.items() if part is not outline.base for t in _tensors(part)), device
-    )
+    trained = [p for parameters in players.values() for p in parameters]
+    peak, gradients = rehearse(taught, roles, source, settings), _size(trained, device)
+    helpers = [t for part in outline.parts.values() if part is not outline.base for t in _tensors(part)]
     there = {
-        "the teacher's network": base_bytes,
-        "text encoder, autoencoder": helpers,
+        "the teacher's network": _size(_tensors(outline.base), device),
+        "text encoder, autoencoder": _size(helpers, device),
         "encoded data": _size([source.mean, source.std, *_values(source)], device),
-        **{_name_of(role, taught): size for role, size in _roles(roles, device).items()},
+        **{_name_of(role, taught): size for role, size in _own(roles, device).items()},
         "optimiser": moment_bytes(trained, settings.optimizer),
     }
     between = sum(there.values())
@@ -111,12 +104,17 @@ def estimate(
         training={**there, "gradients": gradients, "activations": max(peak - gradients, 0)},
         encoding=_encoding(outline, between - there["optimiser"], pictures, device),
         sampling=_sampling(outline, between, prompts, device),
-        parameters=parameters,
+        parameters=sum(p.numel() for p in outline.base.parameters()),
         trainable={name: sum(p.numel() for p in tensors) for name, tensors in players.items()},
         lora_layers=len(lora_layers(roles.base)),
         calls=taught.calls_per_step(),
         equivalents=roles.cost().forward_equivalents / _rehearsed(settings),
     )
+
+
+def _roles_on_meta(teacher: Denoiser, method: Method, settings: TrainingSettings, weights: Weights) -> Roles:
+    with torch.device("meta"):  # new layers too
+        return build_roles(teacher, method, settings, weights)
 
 
 def _rehearsed(settings: TrainingSettings) -> int:
@@ -129,7 +127,7 @@ def _name_of(role: str, method: Method) -> str:
     return f"{role} (moving average)" if trails else f"{role}'s own weights"
 
 
-def _roles(roles: Roles, device: str) -> dict[str, int]:
+def _own(roles: Roles, device: str) -> dict[str, int]:
     """Bytes of every role's own tensors."""
     sizes: dict[str, int] = {}
     for name, tensor in roles.tensors().items():
@@ -154,7 +152,7 @@ def _tensors(network: nn.Module) -> list[Tensor]:
 
 
 def _size(tensors: Iterable[Tensor], device: str) -> int:
-    return sum({id(t): size_of(t, device) for t in list(tensors)}.values())
+    return sum(size_of(t, device) for t in tensors)
 
 
 @torch.no_grad()
