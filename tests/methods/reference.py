@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Network(nn.Module):
     """
 
     extra_width = 16
-    tap_channels = MappingProxyType({"first": 16, "second": 4})
+    tap_channels: ClassVar = {"first": 16, "second": 4}
 
     def __init__(self, accepts=()):
         super().__init__()

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+
+LOCK = ".lock"
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Nobody else may work in ``folder`` within this block. The system takes the lock back from a process that dies.
+
+    Raises:
+        ValueError: somebody else works there now.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: without the guard
+        yield
+        return
+    with open(folder / LOCK, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"Another process is at work in {folder}: wait until it has ended, or choose another --out."
+            ) from None
+        yield
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
