@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from fewstep.data.files import replace_text
-from fewstep.distill import distill
+from fewstep.distill import check_folder, distill, read_stored
 from fewstep.export.chain import merge_student, student_folder
 from fewstep.models.families import shipped
 from fewstep.recipe import Recipe, RecipeError, as_yaml, parse_recipe, read_recipe
@@ -44,6 +44,11 @@ class Stage:
     name: str
     recipe: Recipe | None = None
     merge: str | None = None
+
+    @property
+    def begins_with(self) -> set[str | None]:
+        """What it calls by name: earlier stages, and models."""
+        return {self.merge} if self.recipe is None else {self.recipe.teacher.path, self.recipe.init}
 
 
 @dataclass(frozen=True)
@@ -182,10 +187,34 @@ def _claim(chain: Chain, folder: Path, resume: bool) -> None:
         names = {chain.folder(folder, stage.name).name for stage in chain.stages}
         if old.name not in names:
             raise RecipeError(f"{folder} was started with a stage {old.name} that the recipe lacks now.")
+    if stored.is_file():
+        _check_begun(chain, folder)
     distributed.wait()
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(stored, chain_yaml(chain))
+
+
+def _check_begun(chain: Chain, folder: Path) -> None:
+    """Refuse what would leave a folder with stages that do not belong together."""
+    if "stages" not in read_stored(folder / "recipe.yaml"):
+        raise RecipeError(f"{folder} holds a run of one recipe, not of stages: choose another --out.")
+    for number, stage in enumerate(chain.stages):
+        stored = chain.folder(folder, stage.name) / "recipe.yaml"
+        if stage.recipe is None or not stored.is_file():
+            continue
+        check_folder(stage.recipe, stored.parent, resume=True)
+        names = {stage.name}
+        for later in chain.stages[number + 1 :]:
+            names |= {later.name} if names & later.begins_with else set()
+        built = [chain.folder(folder, s.name) for s in chain.stages if s is not stage and s.name in names]
+        steps = read_stored(stored).get("training", {}).get("steps")
+        if steps != stage.recipe.training.steps and any(place.exists() for place in built):
+            raise RecipeError(
+                f"stages.{stage.name}.training.steps was {steps}, and {' and '.join(p.name for p in built)} began with "
+                f"its student: delete these in {folder} to make it {stage.recipe.training.steps}, or choose another "
+                "--out."
+            )
 
 
 def chain_yaml(chain: Chain) -> str:

@@ -182,6 +182,30 @@ def test_a_chain_may_grow_but_not_change(run, data, tmp_path):
         run_chain(parse_chain(data), tmp_path)
 
 
+def test_what_later_stages_began_with_is_not_trained_further(run, data, tmp_path):
+    """Their students would be those of another chain; without them the stage may go on."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    before = (folder / "recipe.yaml").read_text()
+    longer = [{**STAGES[0], "training": {"steps": 6}}, *STAGES[1:]]
+    with pytest.raises(RecipeError, match=r"steps was 4, and 02-whole and 03-fine and 04-full began with its student"):
+        run_chain(parse_chain({**data, "stages": longer}), folder, resume=True)
+    assert (folder / "recipe.yaml").read_text() == before
+    last = [*STAGES[:3], {**STAGES[3], "training": {"steps": 5}}]
+    assert load_card(run_chain(parse_chain({**data, "stages": last}), folder, resume=True)).steps == 5
+
+
+def test_a_chain_leaves_a_run_of_one_recipe_alone(run, data, tmp_path):
+    folder = tmp_path / "one"
+    shutil.copytree(run / "01-coarse", folder)
+    before = (folder / "recipe.yaml").read_text()
+    with pytest.raises(RecipeError, match="holds a run of one recipe, not of stages"):
+        run_chain(parse_chain(data), folder, resume=True)
+    assert (folder / "recipe.yaml").read_text() == before and not (folder / "01-coarse").exists()
+    with pytest.raises(RecipeError, match="holds a run of several stages, not of one recipe"):
+        distill(load_recipe(folder / "recipe.yaml"), run, resume=True)
+
+
 # ---------------------------------------------------------------- what a recipe may say
 
 
