@@ -23,7 +23,7 @@ import yaml
 
 from fewstep.data.files import replace_text
 from fewstep.distill import check_folder, distill, read_stored
-from fewstep.export.chain import merge_student, student_folder
+from fewstep.export.chain import merge_student
 from fewstep.models.families import shipped
 from fewstep.recipe import Recipe, RecipeError, as_yaml, parse_recipe, read_recipe
 from fewstep.training import distributed
@@ -227,8 +227,6 @@ def chain_yaml(chain: Chain) -> str:
 
 
 def last_run(run: Path) -> Path:
-    """The run itself, or the last stage of a chain that trained: where its log and its recipe are."""
-    if student_folder(run) is None:
-        return run
+    """The run itself, or the last stage of a chain that trains: where its log and its recipe are."""
     trained = sorted(p.parent for p in run.glob("[0-9][0-9]-*/recipe.yaml"))
-    return trained[-1] if trained else run
+    return trained[-1] if trained and (run / "recipe.yaml").is_file() else run

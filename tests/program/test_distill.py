@@ -111,7 +111,7 @@ def test_a_run_made_longer_and_interrupted_is_not_finished(run, tmp_path, monkey
     def of(steps):
         return recipe.model_copy(update={"training": dataclasses.replace(recipe.training, steps=steps)})
 
-    with pytest.raises(ValueError, match="more than training.steps = 3"):
+    with pytest.raises(ValueError, match=r"more than training\.steps = 3"):
         distill(of(3), folder, resume=True)
     assert distill(recipe, folder, resume=True) and load_card(folder / "student").steps == 4
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

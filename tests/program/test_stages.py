@@ -14,7 +14,8 @@ from fewstep.export.student import load_card, load_student, load_weights
 from fewstep.job import prepare
 from fewstep.models.families import load_teacher
 from fewstep.recipe import RecipeError, load_recipe, parse_recipe
-from fewstep.stages import Chain, load, parse_chain, run_chain
+from fewstep.report import labels_of
+from fewstep.stages import Chain, last_run, load, parse_chain, run_chain
 from fewstep.training.checkpoint import same
 from fewstep.training.trainer import TrainingStopped
 
@@ -108,6 +109,19 @@ def test_init_is_where_the_student_starts(kind, run, data, tmp_path):
     for name in ("student", "target", "ema"):
         assert torch.allclose(output(getattr(job.roles, name), job.teacher), wanted, atol=1e-5)
     assert not torch.allclose(output(job.roles.teacher, job.teacher), wanted, atol=1e-4)
+
+
+def test_a_start_from_a_lora_on_another_teacher_is_what_that_student_says(run, data, tmp_path):
+    """The teacher has the first stage's LoRA merged in already: on top of it the third's would count that twice."""
+
+    def start(**student):
+        keys = {"teacher": str(run / "02-whole"), "method": "tcd", "init": str(run / "03-fine"), "student": student}
+        return prepare(parse_recipe({**COMMON, **keys}), tmp_path)
+
+    job = start(weights="full")
+    assert torch.allclose(output(job.roles.student, job.teacher), student(run / "03-fine" / "student"), atol=1e-5)
+    with pytest.raises(ValueError, match=r"stands on another teacher .*: take that one, or 'weights: full'"):
+        start(rank=4)
 
 
 def test_a_start_that_does_not_fit_is_refused(run, data, tmp_path):
@@ -204,6 +218,15 @@ def test_a_chain_leaves_a_run_of_one_recipe_alone(run, data, tmp_path):
     assert (folder / "recipe.yaml").read_text() == before and not (folder / "01-coarse").exists()
     with pytest.raises(RecipeError, match="holds a run of several stages, not of one recipe"):
         distill(load_recipe(folder / "recipe.yaml"), run, resume=True)
+
+
+def test_reports_tell_stages_of_the_same_name_apart(run, tmp_path):
+    assert last_run(run) == run / "04-full"
+    assert labels_of([run / "03-fine", run / "04-full"]) == ["03-fine", "04-full"]
+    other = tmp_path / "other" / "04-full"
+    assert labels_of([run / "04-full", other]) == ["run/04-full", "other/04-full"]
+    with pytest.raises(ValueError, match="the same one was given twice"):
+        labels_of([other, tmp_path / "." / "other" / "04-full"])
 
 
 # ---------------------------------------------------------------- what a recipe may say
