@@ -185,11 +185,11 @@ def test_a_chain_may_grow_but_not_change(run, data, tmp_path):
     shutil.copytree(run, folder)
     longer = {**data, "stages": [*STAGES, {"name": "more", "method": "lcm", "init": "fine"}]}
     assert run_chain(parse_chain(longer), folder, resume=True) == folder / "05-more" / "student"
-    other = {**data, "stages": [{**STAGES[0], "student": {"rank": 2}}, *STAGES[1:2]]}
+    other = {**data, "stages": [{**STAGES[0], "seed": 5}, *STAGES[1:2]]}
     with pytest.raises(RecipeError, match="started with a stage 03-fine that the recipe lacks"):
         run_chain(parse_chain(other), folder, resume=True)
     other["stages"] += longer["stages"][2:]
-    with pytest.raises(RecipeError, match=r"01-coarse was started with student.rank = 4, not 2"):
+    with pytest.raises(RecipeError, match=r"01-coarse was started with seed = 0, not 5"):
         run_chain(parse_chain(other), folder, resume=True)
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(RecipeError, match="is not empty and holds no run"):
@@ -245,6 +245,23 @@ def test_reports_tell_stages_of_the_same_name_apart(run, tmp_path):
         ([{"name": "a", "method": "lcm"}] * 2, "two stages are called 'a'"),
         ([{"name": "a", "merge": "b"}], "stages.a.merge: there is no earlier stage 'b'"),
         ([{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a", "seed": 1}], "takes nothing but its name"),
+        ([{"name": "a", "method": "lcm", "teacher": "a"}], "stages.a: a teacher or init has this name too"),
+        (
+            [{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a"}, {"name": "c", "merge": "b"}],
+            "stages.c.merge: 'b' has full weights already",
+        ),
+        (
+            [{"name": "a", "method": "lcm"}, {"name": "b", "method": "lcm", "init": "a", "student": {"rank": 8}}],
+            "stages.b.init: a LoRA of rank 8 cannot start from 'a', which has rank 32",
+        ),
+        (
+            [{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a"}, {"name": "c", "method": "lcm", "init": "b"}],
+            "stages.c.init: a LoRA of rank 32 cannot start from 'b', which has full weights",
+        ),
+        (
+            [{"name": "a", "method": "lcm"}, {"name": "b", "method": "lcm", "teacher": {"path": "a", "loras": ["x"]}}],
+            "stages.b.teacher.loras go with a model",
+        ),
         (
             [{"name": "coarse", "method": "lcm"}, {"name": "b", "method": "lcm", "init": "coarze"}],
             "stages.b.init: there is no earlier stage 'coarze': did you mean 'coarse'?",
@@ -255,6 +272,20 @@ def test_slips_are_named_before_anything_runs(stages, sentence):
     with pytest.raises(ValueError, match=r".") as caught:
         parse_chain({"stages": stages})
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_short_forms_take_overrides_and_another_teacher_has_its_own_loras(tmp_path):
+    path = tmp_path / "chain.yaml"
+    path.write_text(yaml.safe_dump({"teacher": {"path": "mine", "loras": ["x"]}, "stages": [
+        {"name": "a", "method": "lcm"}, {"name": "b", "method": "tcd", "teacher": "a"},
+        {"name": "c", "method": "lcm", "teacher": {"loras": []}},
+    ]}))  # fmt: skip
+    a, b, c = load(path, ["stages.b.method.guidance_scale=2"]).stages
+    assert (b.recipe.teacher.path, b.recipe.teacher.loras) == ("a", ()) and b.recipe.method["guidance_scale"] == 2
+    assert a.recipe.teacher.loras == ("x",) and (c.recipe.teacher.path, c.recipe.teacher.loras) == ("mine", ())
+    path.write_text("{method: tcd, teacher: mine}")
+    assert load(path, ["teacher.loras=[y]"]).teacher.path == "mine"
+    assert load(path, ["teacher=yours"]).teacher.path == "yours"
 
 
 def test_keys_above_hold_for_every_stage_and_overrides_reach_each(tmp_path):

@@ -127,7 +127,7 @@ def merge_student(source: Path, target: Path) -> Path:
     Raises:
         ValueError: the student has full weights already, or extra inputs that are no weights of its teacher.
     """
-    if (target / CARD_FILE).is_file():
+    if distributed.from_first((target / CARD_FILE).is_file()):  # seen once: the first writes it while others may look
         return target
     card = load_card(source)
     if card.weights == "full" or card.extra_inputs:
