@@ -145,9 +145,13 @@ def doctor(
     if plan is not None:
         from fewstep.plan import advise, describe, fits
         from fewstep.plan import plan as make
-        from fewstep.recipe import load_recipe
+        from fewstep.recipe import RecipeError
+        from fewstep.stages import Chain, load
 
-        planned = make(load_recipe(plan, overrides or ()))
+        recipe = load(plan, overrides or ())
+        if isinstance(recipe, Chain):
+            raise RecipeError(f"{plan} has stages: {_command('distill', plan, '--dry-run')} says what each needs.")
+        planned = make(recipe)
         typer.echo("\n".join([*describe(planned), *advise(planned)]))
         raise typer.Exit(0 if fits(planned) else 1)
     from fewstep.doctor import PROBLEM, examine
@@ -208,6 +212,8 @@ def recipes_copy(
     text, target = find_recipe(name).read_text(encoding="utf-8"), to or Path(f"{Path(name).stem}.yaml")
     if target.exists():
         raise ValueError(f"{target} exists already: choose another file.")
+    if not target.parent.is_dir():
+        raise ValueError(f"There is no folder {target.parent} to write {target.name} to: make it first.")
     replace_text(target, text)
     typer.echo(f"Wrote {target}. Change it, then: {_command('distill', target)}")
 
@@ -261,8 +267,9 @@ def diagnose(
 ) -> None:
     """Say in words what is wrong with a run, from its log; exit code 1 if anything is."""
     from fewstep.evaluation.diagnose import diagnose as examine
+    from fewstep.stages import last_run
 
-    found = examine(run)
+    found = examine(last_run(run))
     typer.echo(found.as_json() if as_json else str(found))
     if not found.healthy:
         raise typer.Exit(1)

@@ -17,6 +17,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -92,12 +93,22 @@ def _distill(
     trainer.hooks = tuple(hooks)
     if resume:
         trainer.resume()
+    if distributed.first():
+        _go_on(recipe, folder)
     if watch is None or not watch.enough(trainer.done):
         trainer.run()
     if watch is None or not watch.keep():
         save_student(folder / "student", job.roles, job.card(trainer.done, trainer.cost()), job.role)
     distributed.wait()
     return folder / "student"
+
+
+def _go_on(recipe: Recipe, folder: Path) -> None:
+    """A run that goes on longer is unfinished again: until its end, the student of fewer steps must not pass for it."""
+    stored = folder / "recipe.yaml"
+    if stored.read_text(encoding="utf-8") != as_yaml(recipe):
+        (folder / "student" / CARD_FILE).unlink(missing_ok=True)
+        replace_text(stored, as_yaml(recipe))
 
 
 def _is_finished(recipe: Recipe, folder: Path) -> bool:
@@ -114,7 +125,7 @@ def _data(job: Job, place: Path, show_progress: bool) -> LatentSource:
     """Claim the folder, which a recipe that cannot run never does, and encode the data or find it encoded."""
     recipe, folder = job.recipe, job.folder
     folder.mkdir(parents=True, exist_ok=True)
-    if distributed.first():
+    if distributed.first() and not (folder / "recipe.yaml").is_file():
         replace_text(folder / "recipe.yaml", as_yaml(recipe))
     with progress_bar(recipe.data.size, 0, "encoding", show_progress and distributed.first()) as advance:
         path, config, device = place / "latents.safetensors", recipe.data, recipe.training.device
@@ -133,15 +144,27 @@ def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     if stored.is_file():
         if not resume:
             raise RecipeError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out.")
-        try:
-            before = yaml.safe_load(stored.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, yaml.YAMLError):
-            before = None
-        if not isinstance(before, dict):
-            raise RecipeError(f"{stored} is damaged: restore it, or choose another --out.")
+        before = read_stored(stored)
+        if "stages" in before:
+            raise RecipeError(f"{folder} holds a run of several stages, not of one recipe: choose another --out.")
         _same_recipe(before, yaml.safe_load(as_yaml(recipe)), folder)
     elif folder.is_dir() and any(folder.iterdir()):
         raise RecipeError(f"{folder} is not empty and holds no run: choose another --out.")
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """The plain data of the recipe that a run keeps.
+
+    Raises:
+        RecipeError: it is damaged.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError):
+        data = None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} is damaged: restore it, or choose another --out.")
+    return data
 
 
 def _same_recipe(before: dict[str, object], now: dict[str, object], folder: Path) -> None:

@@ -104,7 +104,7 @@ def _beginning(
         begun = None
     else:
         start = str(earlier.get(recipe.init, recipe.init))
-        begun = load_start(start)
+        begun = load_start(start, str(at or config.path), recipe.student.weights)
     places = {p for p in (at or config.path, earlier.get(recipe.init or "", recipe.init)) if p is not None}
     cards = [load_card(found) for found in (student_folder(Path(p)) for p in places) if found is not None]
     return teacher, begun, sum(card.forward_equivalents for card in cards)

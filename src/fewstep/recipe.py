@@ -240,11 +240,19 @@ def _is_small(data: Any, limit: int = 100_000) -> bool:
     return not waiting
 
 
+NAMED = {"method": "name", "teacher": "path"}
+"""Keys that a string alone may stand for, and what it then is."""
+
+
+def spelled_out(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with ``method: tcd`` as ``method: {name: tcd}``, and the teacher likewise."""
+    return {k: {NAMED[k]: v} if k in NAMED and isinstance(v, str) else v for k, v in data.items()}
+
+
 def _merge(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     import yaml
 
-    if isinstance(data.get("method"), str):
-        data["method"] = {"name": data["method"]}
+    data = spelled_out(data)
     for item in overrides:
         path, equals, text = item.partition("=")
         if not equals or not path or any(not part for part in path.split(".")):
@@ -257,8 +265,8 @@ def _merge(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             value = _number(value)
         *parents, last = path.split(".")
         place, parents = _stage(data, path, parents)
-        if path == "method" and isinstance(value, str):
-            value = {"name": value}
+        if not parents:
+            value = spelled_out({last: value})[last]
         for key in parents:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
@@ -274,6 +282,7 @@ def _stage(data: dict[str, Any], path: str, parents: list[str]) -> tuple[dict[st
         return data, parents
     for stage in stages:
         if isinstance(stage, dict) and len(parents) > 1 and stage.get("name") == parents[1]:
+            stage.update(spelled_out(stage))
             return stage, parents[2:]
     names = [str(stage.get("name")) for stage in stages if isinstance(stage, dict)]
     raise RecipeError(f"--set {path}: there is no such stage: the stages are {', '.join(names)}.")

@@ -46,6 +46,7 @@ def report(
         ValueError: a run that is not finished, or of another teacher.
     """
     runs = [last_run(run) for run in runs]
+    labels = labels_of(runs)
     recipes = [_recipe(run) for run in runs]
     names = {first_teacher(run / "student") for run in runs}
     if len(names) != 1:
@@ -65,13 +66,13 @@ def report(
         features=None if own else load_pretrained_encoder(features),
     )
     shown = by_steps_picture(comparison)
-    page = Page("Few-step report: " + ", ".join(run.name for run in runs))
+    page = Page("Few-step report: " + ", ".join(labels))
     page.text(f"{count} unseen prompts, seed {first.seed}; teacher {name}.", note=True)
     _pictures(page, shown, comparison)
     _quality(page, comparison)
-    _training(page, runs)
-    _diagnoses(page, runs)
-    _provenance(page, runs)
+    _training(page, runs, labels)
+    _diagnoses(page, runs, labels)
+    _provenance(page, runs, labels)
     out.parent.mkdir(parents=True, exist_ok=True)
     shown.save(out.with_suffix(".png"))
     replace_text(out.with_suffix(".json"), as_json(comparison))
@@ -84,14 +85,28 @@ def ways_of(teacher: Teacher, runs: Sequence[Path], recipes: Sequence[Recipe]) -
     recipe = recipes[0]
     scale, many = recipe.sample.guidance_scale, recipe.sample.teacher_steps
     ways = [Way(f"teacher, {_steps(n)}", teacher.denoiser, DDIM(num_inference_steps=n), scale) for n in (many, *STEPS)]
-    for run in runs:
+    for run, label in zip(runs, labels_of(runs), strict=True):
         card = load_card(run / "student")
         student = load_student(teacher_of(run / "student", card), run / "student", card)
-        name = run.name if len(runs) > 1 else "student"
+        name = label if len(runs) > 1 else "student"
         for n in STEPS:
             sampler = sampler_of(card, num_inference_steps=n)
             ways.append(Way(f"{name}, {_steps(n)}", student, sampler, card.guidance_scale, card.guidance_embed))
     return ways
+
+
+def labels_of(runs: Sequence[Path]) -> list[str]:
+    """What tells runs apart: their folders' names, with as many folders above them as that takes.
+
+    Raises:
+        ValueError: a run is there twice.
+    """
+    parts = [run.resolve().parts for run in runs]
+    for length in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(part[-length:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    raise ValueError("A report compares different runs: the same one was given twice.")
 
 
 def _steps(n: int) -> str:
@@ -174,9 +189,9 @@ def _by_steps(outcomes: Sequence[Outcome], figure: str) -> dict[str, list[tuple[
     return series
 
 
-def _training(page: Page, runs: Sequence[Path]) -> None:
+def _training(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:
     page.heading("Training")
-    logs = {run.name: list(read_log(run / "log.jsonl")) for run in runs}
+    logs = {label: list(read_log(run / "log.jsonl")) for run, label in zip(runs, labels, strict=True)}
     losses = sorted({key for lines in logs.values() for line in lines for key in line if key.endswith("/loss")})
     for key in losses:
         series = {name: [(line["step"], line[key]) for line in lines if key in line] for name, lines in logs.items()}
@@ -189,19 +204,19 @@ def _training(page: Page, runs: Sequence[Path]) -> None:
     page.table(["run", "steps", "forward passes of one picture, or their equivalent"], spent)
 
 
-def _diagnoses(page: Page, runs: Sequence[Path]) -> None:
+def _diagnoses(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:
     page.heading("Diagnosis")
-    for run in runs:
+    for run, label in zip(runs, labels, strict=True):
         first, *others = diagnose(run).sentences()
-        page.text(f"{run.name}: {first}")
+        page.text(f"{label}: {first}")
         for sentence in others:
             page.text(sentence, note=True)
 
 
-def _provenance(page: Page, runs: Sequence[Path]) -> None:
+def _provenance(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:
     page.heading("Settings and versions")
-    for run in runs:
-        page.text(run.name)
+    for run, label in zip(runs, labels, strict=True):
+        page.text(label)
         page.code((run / "recipe.yaml").read_text(encoding="utf-8"))
         page.code((run / "versions.json").read_text(encoding="utf-8"))
     page.text(f"Made with torch {torch.__version__}.", note=True)

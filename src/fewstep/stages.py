@@ -22,10 +22,10 @@ from typing import Any
 import yaml
 
 from fewstep.data.files import replace_text
-from fewstep.distill import distill
-from fewstep.export.chain import merge_student, student_folder
+from fewstep.distill import check_folder, distill, read_stored
+from fewstep.export.chain import merge_student
 from fewstep.models.families import shipped
-from fewstep.recipe import Recipe, RecipeError, as_yaml, parse_recipe, read_recipe
+from fewstep.recipe import NAMED, Recipe, RecipeError, as_yaml, parse_recipe, read_recipe, spelled_out
 from fewstep.training import distributed
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -44,6 +44,11 @@ class Stage:
     name: str
     recipe: Recipe | None = None
     merge: str | None = None
+
+    @property
+    def begins_with(self) -> set[str | None]:
+        """What it calls by name: earlier stages, and models."""
+        return {self.merge} if self.recipe is None else {self.recipe.teacher.path, self.recipe.init}
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,11 @@ def parse_chain(data: Mapping[str, Any]) -> Chain:
     given = data["stages"]
     if not isinstance(given, list) or not given or not all(isinstance(entry, dict) for entry in given):
         raise RecipeError("stages must be a list of recipes, each with a name.")
-    common = {key: value for key, value in data.items() if key != "stages"}
+    common = spelled_out({key: value for key, value in data.items() if key != "stages"})
     stages: list[Stage] = []
     for number, entry in enumerate(given, 1):
         stages.append(_stage(entry, common, number, [stage.name for stage in stages]))
+        _check_fits(stages)
     if stages[-1].recipe is None and len(stages) == 1:
         raise RecipeError("stages: a chain needs a stage that trains.")
     return Chain(tuple(stages))
@@ -100,7 +106,7 @@ def _stage(entry: Mapping[str, Any], common: Mapping[str, Any], number: int, ear
         raise RecipeError(f"stages: stage {number} needs a name of letters, digits and dashes, not {name!r:.40}.")
     if name in earlier:
         raise RecipeError(f"stages: two stages are called '{name}'.")
-    own = {key: value for key, value in entry.items() if key != "name"}
+    own = spelled_out({key: value for key, value in entry.items() if key != "name"})
     if "merge" in own:
         if own.keys() != {"merge"}:
             raise RecipeError(f"stages.{name}: a merge stage takes nothing but its name and 'merge'.")
@@ -125,20 +131,44 @@ def _check_earlier(reference: Any, where: str, earlier: list[str], must: bool = 
         raise RecipeError(f"{where}: there is no earlier stage '{reference}': {hint}")
 
 
+def _check_fits(stages: Sequence[Stage]) -> None:
+    """What the last of these begins with must suit it: better said now than when the earlier ones have run."""
+    *earlier, stage = stages
+    if any(stage.name in before.begins_with for before in stages):
+        raise RecipeError(f"stages.{stage.name}: a teacher or init has this name too: give the stage another one.")
+    made = {before.name: before.recipe for before in earlier}  # None: merged, full weights
+    if stage.recipe is None:
+        source = made[str(stage.merge)]
+        if source is None or source.student.weights == "full":
+            raise RecipeError(f"stages.{stage.name}.merge: '{stage.merge}' has full weights already.")
+        return
+    if stage.recipe.teacher.path in made and stage.recipe.teacher.loras:
+        raise RecipeError(f"stages.{stage.name}.teacher.loras go with a model, not with an earlier stage.")
+    if stage.recipe.init not in made or stage.recipe.student.weights == "full":
+        return
+    source, rank = made[stage.recipe.init], stage.recipe.student.rank
+    if source is None or source.student.weights == "full" or source.student.rank != rank:
+        has = "full weights" if source is None or source.student.weights == "full" else f"rank {source.student.rank}"
+        raise RecipeError(
+            f"stages.{stage.name}.init: a LoRA of rank {rank} cannot start from '{stage.recipe.init}', which has {has}."
+        )
+
+
 def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """``top`` over ``base``, nested; but another method starts from its own defaults."""
+    """``top`` over ``base``, nested; but another method starts from its own defaults, and another teacher too."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and not (key == "method" and _other(old, value)):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _other(key, old, value):
             value = _over(old, value)
         merged[key] = value
     return merged
 
 
-def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether ``new`` names another method than ``old``."""
-    return "name" in new and new["name"] != old.get("name")
+def _other(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether ``new`` names another method or teacher than ``old``."""
+    name = NAMED.get(key)
+    return name is not None and name in new and new[name] != old.get(name)
 
 
 def run(recipe: Recipe | Chain, folder: Path, *, resume: bool = False, show_progress: bool = False) -> Path:
@@ -182,10 +212,34 @@ def _claim(chain: Chain, folder: Path, resume: bool) -> None:
         names = {chain.folder(folder, stage.name).name for stage in chain.stages}
         if old.name not in names:
             raise RecipeError(f"{folder} was started with a stage {old.name} that the recipe lacks now.")
+    if stored.is_file():
+        _check_begun(chain, folder)
     distributed.wait()
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(stored, chain_yaml(chain))
+
+
+def _check_begun(chain: Chain, folder: Path) -> None:
+    """Refuse what would leave a folder with stages that do not belong together."""
+    if "stages" not in read_stored(folder / "recipe.yaml"):
+        raise RecipeError(f"{folder} holds a run of one recipe, not of stages: choose another --out.")
+    for number, stage in enumerate(chain.stages):
+        stored = chain.folder(folder, stage.name) / "recipe.yaml"
+        if stage.recipe is None or not stored.is_file():
+            continue
+        check_folder(stage.recipe, stored.parent, resume=True)
+        names = {stage.name}
+        for later in chain.stages[number + 1 :]:
+            names |= {later.name} if names & later.begins_with else set()
+        built = [chain.folder(folder, s.name) for s in chain.stages if s is not stage and s.name in names]
+        steps = read_stored(stored).get("training", {}).get("steps")
+        if steps != stage.recipe.training.steps and any(place.exists() for place in built):
+            raise RecipeError(
+                f"stages.{stage.name}.training.steps was {steps}, and {' and '.join(p.name for p in built)} began with "
+                f"its student: delete these in {folder} to make it {stage.recipe.training.steps}, or choose another "
+                "--out."
+            )
 
 
 def chain_yaml(chain: Chain) -> str:
@@ -198,8 +252,6 @@ def chain_yaml(chain: Chain) -> str:
 
 
 def last_run(run: Path) -> Path:
-    """The run itself, or the last stage of a chain that trained: where its log and its recipe are."""
-    if student_folder(run) is None:
-        return run
+    """The run itself, or the last stage of a chain that trains: where its log and its recipe are."""
     trained = sorted(p.parent for p in run.glob("[0-9][0-9]-*/recipe.yaml"))
-    return trained[-1] if trained else run
+    return trained[-1] if trained and (run / "recipe.yaml").is_file() else run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import torch
@@ -62,8 +61,7 @@ class SampleGrid:
         path = job.folder / "samples" / f"step-{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
         image_grid(rows, labels, settings.prompts).save(path)
-        with open(path.parent / "statistics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "diversity": diversity}) + "\n")
+        JsonLines(path.parent / "statistics.jsonl", step - 1).write({"step": step, "diversity": diversity})
 
     def _noise(self, count: int, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)

@@ -103,6 +103,23 @@ def test_a_finished_run_is_not_made_shorter(run):
     distill(recipe, folder, resume=True)
 
 
+def test_a_run_made_longer_and_interrupted_is_not_finished(run, tmp_path, monkeypatch):
+    """The student of fewer steps does not pass for the longer run's; a refused recipe leaves it where it is."""
+    recipe, folder = run[0], tmp_path / "run"
+    shutil.copytree(run[1], folder)
+
+    def of(steps):
+        return recipe.model_copy(update={"training": dataclasses.replace(recipe.training, steps=steps)})
+
+    with pytest.raises(ValueError, match=r"more than training\.steps = 3"):
+        distill(of(3), folder, resume=True)
+    assert distill(recipe, folder, resume=True) and load_card(folder / "student").steps == 4
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "step", lambda self, step: (_ for _ in ()).throw(KeyboardInterrupt))
+        distill(of(5), folder, resume=True)
+    assert load_card(distill(of(5), folder, resume=True)).steps == 5
+
+
 def test_a_run_directory_refuses_another_run(run, tmp_path):
     recipe, folder = run
     with pytest.raises(RecipeError, match="already holds a run: add --resume"):

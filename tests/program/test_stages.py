@@ -14,7 +14,8 @@ from fewstep.export.student import load_card, load_student, load_weights
 from fewstep.job import prepare
 from fewstep.models.families import load_teacher
 from fewstep.recipe import RecipeError, load_recipe, parse_recipe
-from fewstep.stages import Chain, load, parse_chain, run_chain
+from fewstep.report import labels_of
+from fewstep.stages import Chain, last_run, load, parse_chain, run_chain
 from fewstep.training.checkpoint import same
 from fewstep.training.trainer import TrainingStopped
 
@@ -110,6 +111,19 @@ def test_init_is_where_the_student_starts(kind, run, data, tmp_path):
     assert not torch.allclose(output(job.roles.teacher, job.teacher), wanted, atol=1e-4)
 
 
+def test_a_start_from_a_lora_on_another_teacher_is_what_that_student_says(run, data, tmp_path):
+    """The teacher has the first stage's LoRA merged in already: on top of it the third's would count that twice."""
+
+    def start(**student):
+        keys = {"teacher": str(run / "02-whole"), "method": "tcd", "init": str(run / "03-fine"), "student": student}
+        return prepare(parse_recipe({**COMMON, **keys}), tmp_path)
+
+    job = start(weights="full")
+    assert torch.allclose(output(job.roles.student, job.teacher), student(run / "03-fine" / "student"), atol=1e-5)
+    with pytest.raises(ValueError, match=r"stands on another teacher .*: take that one, or 'weights: full'"):
+        start(rank=4)
+
+
 def test_a_start_that_does_not_fit_is_refused(run, data, tmp_path):
     def start(init, **changes):
         recipe = {**COMMON, "teacher": data["teacher"], "method": "tcd", "init": str(init), **changes}
@@ -171,15 +185,48 @@ def test_a_chain_may_grow_but_not_change(run, data, tmp_path):
     shutil.copytree(run, folder)
     longer = {**data, "stages": [*STAGES, {"name": "more", "method": "lcm", "init": "fine"}]}
     assert run_chain(parse_chain(longer), folder, resume=True) == folder / "05-more" / "student"
-    other = {**data, "stages": [{**STAGES[0], "student": {"rank": 2}}, *STAGES[1:2]]}
+    other = {**data, "stages": [{**STAGES[0], "seed": 5}, *STAGES[1:2]]}
     with pytest.raises(RecipeError, match="started with a stage 03-fine that the recipe lacks"):
         run_chain(parse_chain(other), folder, resume=True)
     other["stages"] += longer["stages"][2:]
-    with pytest.raises(RecipeError, match=r"01-coarse was started with student.rank = 4, not 2"):
+    with pytest.raises(RecipeError, match=r"01-coarse was started with seed = 0, not 5"):
         run_chain(parse_chain(other), folder, resume=True)
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(RecipeError, match="is not empty and holds no run"):
         run_chain(parse_chain(data), tmp_path)
+
+
+def test_what_later_stages_began_with_is_not_trained_further(run, data, tmp_path):
+    """Their students would be those of another chain; without them the stage may go on."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    before = (folder / "recipe.yaml").read_text()
+    longer = [{**STAGES[0], "training": {"steps": 6}}, *STAGES[1:]]
+    with pytest.raises(RecipeError, match=r"steps was 4, and 02-whole and 03-fine and 04-full began with its student"):
+        run_chain(parse_chain({**data, "stages": longer}), folder, resume=True)
+    assert (folder / "recipe.yaml").read_text() == before
+    last = [*STAGES[:3], {**STAGES[3], "training": {"steps": 5}}]
+    assert load_card(run_chain(parse_chain({**data, "stages": last}), folder, resume=True)).steps == 5
+
+
+def test_a_chain_leaves_a_run_of_one_recipe_alone(run, data, tmp_path):
+    folder = tmp_path / "one"
+    shutil.copytree(run / "01-coarse", folder)
+    before = (folder / "recipe.yaml").read_text()
+    with pytest.raises(RecipeError, match="holds a run of one recipe, not of stages"):
+        run_chain(parse_chain(data), folder, resume=True)
+    assert (folder / "recipe.yaml").read_text() == before and not (folder / "01-coarse").exists()
+    with pytest.raises(RecipeError, match="holds a run of several stages, not of one recipe"):
+        distill(load_recipe(folder / "recipe.yaml"), run, resume=True)
+
+
+def test_reports_tell_stages_of_the_same_name_apart(run, tmp_path):
+    assert last_run(run) == run / "04-full"
+    assert labels_of([run / "03-fine", run / "04-full"]) == ["03-fine", "04-full"]
+    other = tmp_path / "other" / "04-full"
+    assert labels_of([run / "04-full", other]) == ["run/04-full", "other/04-full"]
+    with pytest.raises(ValueError, match="the same one was given twice"):
+        labels_of([other, tmp_path / "." / "other" / "04-full"])
 
 
 # ---------------------------------------------------------------- what a recipe may say
@@ -198,6 +245,23 @@ def test_a_chain_may_grow_but_not_change(run, data, tmp_path):
         ([{"name": "a", "method": "lcm"}] * 2, "two stages are called 'a'"),
         ([{"name": "a", "merge": "b"}], "stages.a.merge: there is no earlier stage 'b'"),
         ([{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a", "seed": 1}], "takes nothing but its name"),
+        ([{"name": "a", "method": "lcm", "teacher": "a"}], "stages.a: a teacher or init has this name too"),
+        (
+            [{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a"}, {"name": "c", "merge": "b"}],
+            "stages.c.merge: 'b' has full weights already",
+        ),
+        (
+            [{"name": "a", "method": "lcm"}, {"name": "b", "method": "lcm", "init": "a", "student": {"rank": 8}}],
+            "stages.b.init: a LoRA of rank 8 cannot start from 'a', which has rank 32",
+        ),
+        (
+            [{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a"}, {"name": "c", "method": "lcm", "init": "b"}],
+            "stages.c.init: a LoRA of rank 32 cannot start from 'b', which has full weights",
+        ),
+        (
+            [{"name": "a", "method": "lcm"}, {"name": "b", "method": "lcm", "teacher": {"path": "a", "loras": ["x"]}}],
+            "stages.b.teacher.loras go with a model",
+        ),
         (
             [{"name": "coarse", "method": "lcm"}, {"name": "b", "method": "lcm", "init": "coarze"}],
             "stages.b.init: there is no earlier stage 'coarze': did you mean 'coarse'?",
@@ -208,6 +272,20 @@ def test_slips_are_named_before_anything_runs(stages, sentence):
     with pytest.raises(ValueError, match=r".") as caught:
         parse_chain({"stages": stages})
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_short_forms_take_overrides_and_another_teacher_has_its_own_loras(tmp_path):
+    path = tmp_path / "chain.yaml"
+    path.write_text(yaml.safe_dump({"teacher": {"path": "mine", "loras": ["x"]}, "stages": [
+        {"name": "a", "method": "lcm"}, {"name": "b", "method": "tcd", "teacher": "a"},
+        {"name": "c", "method": "lcm", "teacher": {"loras": []}},
+    ]}))  # fmt: skip
+    a, b, c = load(path, ["stages.b.method.guidance_scale=2"]).stages
+    assert (b.recipe.teacher.path, b.recipe.teacher.loras) == ("a", ()) and b.recipe.method["guidance_scale"] == 2
+    assert a.recipe.teacher.loras == ("x",) and (c.recipe.teacher.path, c.recipe.teacher.loras) == ("mine", ())
+    path.write_text("{method: tcd, teacher: mine}")
+    assert load(path, ["teacher.loras=[y]"]).teacher.path == "mine"
+    assert load(path, ["teacher=yours"]).teacher.path == "yours"
 
 
 def test_keys_above_hold_for_every_stage_and_overrides_reach_each(tmp_path):

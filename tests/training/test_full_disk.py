@@ -10,6 +10,7 @@ from killable import trainer
 
 from fewstep.data.files import save_tensors
 from fewstep.training import checkpoint
+from fewstep.training.logging import JsonLines
 
 
 @contextmanager
@@ -64,3 +65,14 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"not those that were saved.*delete it to use an older one"):
         trainer("plain", tmp_path, steps=4).run(resume=True)
+
+
+def test_a_log_that_cannot_be_tidied_is_not_lost(no_room, tmp_path):
+    """A resumed run drops the lines after its checkpoint: on a full disk too, those before stay."""
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(f'{{"step": {step}}}\n' for step in range(9)))
+    before = log.read_text()
+    no_room(10)
+    with pytest.raises(OSError, match="File too large"):
+        JsonLines(log, 5)
+    assert log.read_text() == before

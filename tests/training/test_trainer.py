@@ -135,6 +135,23 @@ def test_a_stop_request_saves_what_it_reports_and_resumes_to_the_bit(moment, num
     assert same(resumed, whole)
 
 
+@pytest.mark.parametrize("steps", [4, 6])
+def test_what_died_between_a_checkpoint_and_its_hooks_is_looked_at_again(steps, tmp_path):
+    """Else a measurement, the last one even, would be missing, and another student be called the best."""
+    seen = []
+
+    def die(done):
+        if done == 4:
+            raise KeyboardInterrupt
+        seen.append(done)
+
+    options = dict(steps=steps, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer("plain", tmp_path, hooks=((2, die),), **options).run()
+    trainer("plain", tmp_path, hooks=((2, seen.append),), **options).run(resume=True)
+    assert seen == list(range(2, steps + 1, 2))
+
+
 def test_a_stop_request_at_the_last_step_ends_as_usual():
     def tamper(step, batch):
         if step == 3:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -82,11 +83,17 @@ def _put(weights: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Pat
         weight.copy_(saved[name])
 
 
-def load_start(name: str) -> dict[str, Tensor]:
+def load_start(name: str, teacher: str, weights: Literal["lora", "full"]) -> dict[str, Tensor]:
     """The weights that a student starts from (`Roles.start`): a finished run, a student's folder, or a LoRA file.
 
+    A run's LoRA on another student than ``teacher`` comes with the weights that it stands on: added to those of
+    ``teacher``, which may have it merged in already, it would be another function.
+
+    Args:
+        teacher: name or folder of the teacher of the run that starts. weights: what its student holds.
+
     Raises:
-        ValueError: one sentence when there is nothing of the kind.
+        ValueError: one sentence when there is nothing of the kind, or a LoRA that stands on another teacher.
     """
     path = Path(name)
     if path.is_file():
@@ -94,7 +101,24 @@ def load_start(name: str) -> dict[str, Tensor]:
     folder = student_folder(path)
     if folder is None:
         raise ValueError(f"init: there is no finished run, student's folder or LoRA file '{name}'.")
-    return load_weights(folder)
+    saved, card = load_weights(folder), load_card(folder)
+    if card.weights == "full" or _stand_on_the_same(_place(folder, card), teacher):
+        return saved
+    if weights == "lora":
+        raise ValueError(
+            f"init: the LoRA in {folder} stands on another teacher ({card.teacher}): take that one, or 'weights: full'."
+        )
+    under = dict(teacher_of(folder, card).denoiser.network.named_parameters())  # type: ignore[attr-defined]
+    merge(under, saved)
+    return under | {key: t for key, t in saved.items() if ".lora_" not in key}
+
+
+def _stand_on_the_same(one: str, other: str) -> bool:
+    """Whether two teachers are the same student, or both none: a model may have several names and copies."""
+    first, second = (student_folder(Path(name)) for name in (one, other))
+    if first is None or second is None:
+        return first is second
+    return first.resolve() == second.resolve()
 
 
 def merge_student(source: Path, target: Path) -> Path:
@@ -103,7 +127,7 @@ def merge_student(source: Path, target: Path) -> Path:
     Raises:
         ValueError: the student has full weights already, or extra inputs that are no weights of its teacher.
     """
-    if (target / CARD_FILE).is_file():
+    if distributed.from_first((target / CARD_FILE).is_file()):  # seen once: the first writes it while others may look
         return target
     card = load_card(source)
     if card.weights == "full" or card.extra_inputs:

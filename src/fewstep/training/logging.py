@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.data.files import replace_text
+
 
 class Meter:
     """Running means of scalars, kept on the device until somebody reads them."""
@@ -45,7 +47,7 @@ class JsonLines:
         found = list(read_log(path)) if resume_step else []
         self.found_step = max((line["step"] for line in found), default=0)  # the last that an earlier sitting wrote
         kept = [line for line in found if line["step"] <= resume_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, record: dict[str, Any]) -> None:
         try:

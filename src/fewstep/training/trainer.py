@@ -104,7 +104,7 @@ class Trainer:
         seed: key of all random numbers.
         run_dir: where the log and the checkpoints go; None keeps nothing.
         hooks: ``(every, function)`` pairs; the function is called with the number of steps done, in every process,
-            and says True when it is enough.
+            and says True when it is enough. A resumed run calls those of its checkpoint's step again.
         stage: what this training is called in a run of several.
         show_progress: draw a progress bar.
     """
@@ -135,6 +135,7 @@ class Trainer:
             for player in method.players
         ]
         self.done = 0
+        self._resumed = False
         self.spent = 0.0  # forward equivalents of the sittings before this one
         self.meter = Meter()
         self.last_record: dict[str, Any] = {}
@@ -193,6 +194,8 @@ class Trainer:
         speed = Speed(self.done)
         settings = self.settings
         with self._open_logs(), _stop_requests() as stopping, self._bar() as advance:
+            if self._resumed and self._look():  # what wrote the checkpoint may have died before its hooks
+                return
             while self.done < settings.steps:
                 self.step(self.done)
                 self.done += 1
@@ -205,13 +208,17 @@ class Trainer:
                     advance(self.done)
                 if self.done % settings.checkpoint_every == 0 or last or stop:
                     self.save()
-                due = [hook for every, hook in self.hooks if self.done % every == 0 or last]
-                enough = any([hook(self.done) for hook in due])
-                if enough and not last:
+                if self._look() and not last:
                     self.save()
                     return
                 if stop and not last:
                     raise TrainingStopped(f"Stopped after step {self.done} of {settings.steps}.", self.done)
+
+    def _look(self) -> bool:
+        """Call the hooks that are due after the steps done; True when one of them says that it is enough."""
+        last = self.done == self.settings.steps
+        due = [hook for every, hook in self.hooks if self.done % every == 0 or last]
+        return any([hook(self.done) for hook in due])
 
     def _bar(self) -> Any:
         label = self.stage or self.method.name or "training"
@@ -314,7 +321,7 @@ class Trainer:
             if not moments and state["step"]:
                 raise ValueError(f"The checkpoint {newest} lacks the optimiser state of '{player.player.name}'.")
             player.load_tensors(moments)
-        self.done = int(state["step"])
+        self.done, self._resumed = int(state["step"]), True
         self.spent = float(state.get("forward_equivalents", 0)) - self.roles.cost().forward_equivalents * (
             distributed.count()
         )
