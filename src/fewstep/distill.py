@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import yaml
 
 from fewstep.data.cache import fingerprint, scene_latents
-from fewstep.data.files import replace_text
+from fewstep.data.files import LOCK, only_one, replace_text
 from fewstep.data.sources import LatentSource
 from fewstep.export.student import CARD_FILE, save_student
 from fewstep.job import Job, prepare
@@ -80,6 +81,13 @@ def _distill(
 ) -> Path:
     job = prepare(recipe, folder, earlier)
     distributed.wait()  # nobody may find the others' files before it has looked
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder) if distributed.first() else nullcontext():
+        return _train(job, resume, show_progress, stage, data)
+
+
+def _train(job: Job, resume: bool, show_progress: bool, stage: str, data: Path) -> Path:
+    recipe, folder = job.recipe, job.folder
     with distributed.first_goes_first():
         source = _data(job, data, show_progress)
     hooks: list[tuple[int, Hook]] = [(recipe.sample.every, SampleGrid(job))]
@@ -124,7 +132,6 @@ def _is_finished(recipe: Recipe, folder: Path) -> bool:
 def _data(job: Job, place: Path, show_progress: bool) -> LatentSource:
     """Claim the folder, which a recipe that cannot run never does, and encode the data or find it encoded."""
     recipe, folder = job.recipe, job.folder
-    folder.mkdir(parents=True, exist_ok=True)
     if distributed.first() and not (folder / "recipe.yaml").is_file():
         replace_text(folder / "recipe.yaml", as_yaml(recipe))
     with progress_bar(recipe.data.size, 0, "encoding", show_progress and distributed.first()) as advance:
@@ -148,7 +155,7 @@ def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
         if "stages" in before:
             raise RecipeError(f"{folder} holds a run of several stages, not of one recipe: choose another --out.")
         _same_recipe(before, yaml.safe_load(as_yaml(recipe)), folder)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise RecipeError(f"{folder} is not empty and holds no run: choose another --out.")
 
 

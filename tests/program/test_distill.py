@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from fewstep.data.cache import fingerprint, scene_latents
+from fewstep.data.files import only_one
 from fewstep.distill import distill
 from fewstep.draw import draw, load_model
 from fewstep.evaluation.diagnose import diagnose
@@ -38,7 +39,7 @@ def test_a_run_directory_holds_everything(run):
     _, folder = run
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found == {
-        "recipe.yaml", "versions.json", "log.jsonl", "data/latents.safetensors", "samples/step-0000004.png",
+        ".lock", "recipe.yaml", "versions.json", "log.jsonl", "data/latents.safetensors", "samples/step-0000004.png",
         "samples/statistics.jsonl", "student/few_step.json", "student/pytorch_lora_weights.safetensors",
         "checkpoints/step-0000002/state.json", "checkpoints/step-0000002/tensors.safetensors",
         "checkpoints/step-0000004/state.json", "checkpoints/step-0000004/tensors.safetensors",
@@ -280,3 +281,14 @@ def test_the_beginning_of_a_shipped_recipe_is_healthy(name, tmp_path):
     found = diagnose(tmp_path / "run")
     assert found.healthy, str(found)
     assert {"saturation", "drift of the mean", "lost diversity", "teacher does not fit the data"} <= set(found.checked)
+
+
+def test_one_process_at_a_time_works_in_a_run(run, tmp_path):
+    """A second one is told so and changes nothing; a lock of a process that died is no lock."""
+    recipe, folder = run
+    shutil.copytree(folder, tmp_path / "run")
+    longer = recipe.model_copy(update={"training": dataclasses.replace(recipe.training, steps=6)})
+    with only_one(tmp_path / "run"), pytest.raises(ValueError, match="Another process is at work in"):
+        distill(longer, tmp_path / "run", resume=True)
+    assert same_students(folder, tmp_path / "run")
+    assert load_card(distill(longer, tmp_path / "run", resume=True)).steps == 6
