@@ -70,7 +70,18 @@ def test_a_shipped_recipe_becomes_ones_own(tmp_path, monkeypatch, capsys):
     assert load_recipe(tmp_path / "mine.yaml") == load_recipe("scenes-64-tcd")
     code, _, errors = run("scenes-64-lcm", "mine.yaml")
     assert code == 2 and "mine.yaml exists already" in errors
+    assert "There is no folder new to write mine.yaml to" in run("scenes-64-lcm", "new/mine.yaml")[2]
     assert load_recipe(tmp_path / "mine.yaml") == load_recipe("scenes-64-tcd")
+
+
+def test_a_chain_is_diagnosed_by_its_last_stage_and_planned_by_dry_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "chain.yaml").write_text("stages: [{name: a, method: lcm}]")
+    code, _, errors = inside(monkeypatch, capsys, tmp_path, "doctor", "--plan", "chain.yaml")
+    assert code == 2 and "has stages: fewstep distill chain.yaml --dry-run says what each needs" in errors
+    for folder in ("run", "run/01-a"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "recipe.yaml").write_text("{}")
+    assert "run/01-a, 0 steps" in inside(monkeypatch, capsys, tmp_path, "diagnose", "run")[1]
 
 
 def test_several_seeds_are_several_runs(short, tmp_path, monkeypatch, capsys):
