@@ -144,15 +144,17 @@ def _step(method: Method, roles: Roles, source: Any, settings: TrainingSettings)
         shared = method.prepare(roles, batch, draws, names)
         for player in method.players:
             loss = getattr(method, player.name)(roles, batch, draws, shared)
-            _backward(loss.total, trained_by(player, roles))
+            terms = [loss.total, *(balance.term for balance in loss.balanced.values())]
+            for term in terms:
+                _backward(term, trained_by(player, roles), keep=term is not terms[-1])
 
 
-def _backward(total: Tensor, inputs: Sequence[Tensor]) -> None:
+def _backward(total: Tensor, inputs: Sequence[Tensor], keep: bool) -> None:
     """``total.backward(inputs=inputs)`` without its front door: there every function mode steps aside, and `AsOn` must
     stay for what activation checkpointing recomputes.
     """
     _engine_run_backward(
-        (total,), (torch.ones_like(total),), False, False, tuple(inputs), allow_unreachable=True, accumulate_grad=True
+        (total,), (torch.ones_like(total),), keep, False, tuple(inputs), allow_unreachable=True, accumulate_grad=True
     )
 
 
