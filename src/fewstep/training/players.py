@@ -117,7 +117,7 @@ class PlayerState:
     def _pull(self, gradients: list[Tensor | None]) -> Tensor:
         """Norm of the probe's gradient, the same in all processes."""
         found, row = gradients[self._probe], self.mine[self._probe]
-        square = (row.new_zeros(()) if found is None else found.square().sum()).to(self.grad_norm.dtype)
+        square = row.new_zeros(()) if found is None else found.square().sum()
         return (square if row is self.parameters[self._probe] else distributed.total(square)).sqrt()
 
     def _norm(self) -> Tensor:
