@@ -78,7 +78,7 @@ def test_cm_is_verified_by_samples_where_its_fixed_point_is_not_known():
 
 def test_ctm_learns_its_table():
     """Two modes on a line, eight hops: every jump of the grid within 0.02 (rms), and the diagonal near the teacher."""
-    report = verify("ctm", seed=1, steps=500)
+    report = verify("ctm", seed=1, steps=400)
     assert report.passed, report
     row = report["all jumps of the grid, carried to its end: rms error"]
     assert row.limit == 0.02 and report["one step: rms error"].floor > 0.1

@@ -1,4 +1,4 @@
-"""One CTM step of both players against the same step by hand, on the same draws; its draws, its weights, its refusals."""
+"""One CTM step of both players against the same step by hand, on the same draws; its draws, weights and refusals."""
 
 import copy
 from dataclasses import replace
@@ -193,9 +193,7 @@ def test_terms_are_weighted_by_their_pull_at_the_last_weight(variant, weights):
     probe = "outlet.weight" if weights == "full" else "outlet.lora_B.weight"
     assert p.roles.tensors_of("student")[probe] is p.roles.probe("student")
     settings = TrainingSettings(precision="fp64", max_grad_norm=0.0)
-    player = PlayerState(
-        Player("student"), p.roles.parameters("student"), settings, probe=p.roles.probe("student")
-    )
+    player = PlayerState(Player("student"), p.roles.parameters("student"), settings, probe=p.roles.probe("student"))
     player.backward(loss.total, 1, loss.balanced)
     player._balance()
     wanted = dict(theirs.gradients["consistency"])
@@ -406,7 +404,7 @@ def test_the_probe_is_the_last_weight_that_is_no_extra_inputs():
 
 @pytest.mark.parametrize(("schedule", "kind"), CASES)
 def test_tcd_and_ctm_are_one_map_in_two_parametrisations(schedule, kind):
-    """Spec 9.3: TCD's alpha_s x0 + sigma_s epsilon is CTM's (sigma_s/sigma_t) x + (alpha_s - alpha_t sigma_s/sigma_t) g.
+    """TCD's alpha_s x0 + sigma_s epsilon is CTM's (sigma_s/sigma_t) x + (alpha_s - alpha_t sigma_s/sigma_t) g.
 
     The same network, told s, jumps to the same point; what differs is the loss, and what gamma scales.
     """

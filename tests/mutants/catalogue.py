@@ -2,6 +2,7 @@
 
 import importlib.util
 
+from tests.mutants.ctm import CTM
 from tests.mutants.diagnosis import DIAGNOSIS
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
@@ -1991,4 +1992,5 @@ CATALOGUE: list[Mutant] = [
     *PCM,
     *DISCRIMINATORS,
     *DIAGNOSIS,
+    *CTM,
 ]

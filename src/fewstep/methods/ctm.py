@@ -97,7 +97,7 @@ class CTM(Method):
     """CTM without its GAN (the default) or with it (adversarial_weight)."""
 
     name = "ctm"
-    summary = "Consistency trajectories: jumps from any time to any earlier one, told where; a denoiser on the diagonal."
+    summary = "Consistency trajectories: jumps from any time to any earlier one, told which; denoises on the diagonal."
     players: tuple[Player, ...] = (Player("student"), Player("discriminator"))
     sampler = "ctm"
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 8, "max_hops": 4}

@@ -28,7 +28,7 @@ from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
 
 STEPS_PER_HOP, MAX_STEPS, BATCH = 600, 12_000, 512
-LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])  # where CM and CTM are verified: CT's truth is known on lines
+LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])  # for CM and CTM: CT's truth is known on lines
 LINE_STEPS_PER_HOP = 200
 
 
@@ -49,8 +49,8 @@ def verify(
         mixture: the data, or a JSON file of it; a ring of eight modes by default, two modes on a line for CM and CTM.
         seed: of data, starts and student.
         schedule: Stable Diffusion's by default, EDM's for CM and CTM.
-        steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200), 12,000 at most; 0 trains
-            nothing.
+        steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200), 12,000 at most; 0
+            trains nothing.
         settings: of the method, over its ``truth_settings``.
 
     Raises:

@@ -17,7 +17,6 @@ from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 from fewstep.sampling.samplers import heun
 
-
 Solver: TypeAlias = Literal["heun", "ddim"]
 
 
