@@ -20,8 +20,8 @@ CTM = [
         ),
         (
             "ctm: the outer map's own weights learn",
-            "x_s = landing.detach().requires_grad_()",
-            "x_s = landing",
+            "retain_graph=self.game is not None)\n        return loss.detach() + (",
+            "retain_graph=True)\n        return loss + (",
             "test_the_gradient_passes_through_the_outer_map_to_its_input_only[edm-0.0]",
         ),
         (
