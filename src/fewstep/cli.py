@@ -172,7 +172,7 @@ def methods() -> None:
     for name, cls in METHODS.items():
         calls = cls(Schedule.scaled_linear()).calls_per_step()
         typer.echo(f"{name:8} {cls.summary}")
-        typer.echo(f"{'':8} network calls per step: {', '.join(f'{k} {v}' for k, v in calls.items())}")
+        typer.echo(f"{'':8} network calls per step: {', '.join(f'{k} {v:g}' for k, v in calls.items())}")
 
 
 @recipes_app.callback()

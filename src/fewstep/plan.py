@@ -146,7 +146,7 @@ def describe(planned: Plan) -> list[str]:
     if planned.estimate is None:
         return [*lines, _adapted(planned), planned.why_not]
     found = planned.estimate
-    calls = ", ".join(f"{role} {count}" for role, count in found.calls.items())
+    calls = ", ".join(f"{role} {count:g}" for role, count in found.calls.items())
     lines += [
         _trained(recipe, found),
         f"network calls per step: {calls}; {found.equivalents:.3g} forward equivalents per picture",

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from fewstep import GaussianMixture, Schedule, verify
-from fewstep.evaluation.truth import phased
+from fewstep.evaluation.truth import phased, trajectory
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.distribution import sliced_w2
 from fewstep.evaluation.truth.report import Report, Row
 from fewstep.methods.cm import CM
+from fewstep.methods.ctm import CTM
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
@@ -73,6 +74,43 @@ def test_cm_is_verified_by_samples_where_its_fixed_point_is_not_known():
     assert not any("exact fixed point" in name or name.startswith("one step") for name in names)
     guided = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.4], class_weights=[[1.0, 0.0], [0.2, 0.8]])
     assert verify("cm", guided, steps=0, guidance_scale=2.5).passed
+
+
+def test_ctm_learns_its_table():
+    """Two modes on a line, eight hops: every jump of the grid within 0.02 (rms), and the diagonal near the teacher."""
+    report = verify("ctm", seed=1, steps=400)
+    assert report.passed, report
+    row = report["all jumps of the grid, carried to its end: rms error"]
+    assert row.limit == 0.02 and report["one step: rms error"].floor > 0.1
+
+
+@pytest.mark.parametrize("schedule", [Schedule.scaled_linear(), Schedule.edm(), Schedule.flow()])
+@pytest.mark.parametrize("settings", [{"solver": "heun"}, {"solver": "ddim", "adversarial_weight": 0.5}])
+def test_ctms_contract_and_table_hold_on_every_schedule(settings, schedule):
+    bench, method = Bench(LINE, schedule), CTM(schedule, **CTM.truth_settings | settings)
+    assert all(row.passed for row in contract_rows(bench, method))
+    rows = {row.quantity: row for row in trajectory.ctm_fixed_rows(bench, method)}
+    assert all(row.passed for row in rows.values())
+    assert rows["largest loss at the exact fixed point, over all h, t and s"].measured < 1e-20
+
+
+def test_ctms_table_is_verified_under_guidance():
+    guided = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.4], class_weights=[[1.0, 0.0], [0.2, 0.8]])
+    assert verify("ctm", guided, steps=0, guidance_scale=2.5).passed
+
+
+class EndsOneHopLower(CTM):
+    """A planted defect: what is below jumps from where the teacher did not land."""
+
+    def prepare(self, roles, batch, draws, due):
+        lower = dataclasses.replace(draws, hops=draws.hops - 1 or 1)
+        return dataclasses.replace(super().prepare(roles, batch, draws, due), target=super().prepare(
+            roles, dataclasses.replace(batch, x0=batch.x0 + 0.1), lower, due).target)  # fmt: skip
+
+
+def test_a_target_from_another_path_is_found_without_training():
+    rows = trajectory.ctm_fixed_rows(Bench(LINE, Schedule.edm()), EndsOneHopLower(Schedule.edm(), **CTM.truth_settings))
+    assert not rows[0].passed and all(row.passed for row in rows[1:])
 
 
 class TrainsOnTwoNoises(CM):

@@ -38,6 +38,8 @@ SETTINGS = [
     {"solver": "heun", "target_decay": 0.9, "guidance_scale": 3.0},
     {"variant": "ct"},
     {"variant": "ct", "first_grid_steps": 2, "timestep_sampling": "lognormal", "loss": "sample-huber"},
+    {"denoising_weight": 0.0, "solver": "heun"},
+    {"adversarial_weight": 0.5, "target_decay": 0.9, "guidance_scale": (2.0, 6.0)},
 ]
 
 
@@ -139,7 +141,8 @@ def test_each_loss_reaches_its_players_parameters_and_nobody_elses(cls, settings
     everybody |= {id(w): w for w in roles.tensors().values()}
     assert not any(w.requires_grad for w in base_parameters(roles.base))
     for player in players:
-        player.backward(step(method, roles, rng_of())[1][player.player.name].total, 1)
+        loss = step(method, roles, rng_of())[1][player.player.name]
+        player.backward(loss.total, 1, loss.balanced)
         reached = {key for key, w in everybody.items() if w.grad is not None}
         assert reached == {id(w) for w in player.parameters}
         assert all(w.grad.any() for w in player.parameters)
@@ -212,14 +215,29 @@ def test_accumulation_changes_a_step_by_rounding_only(cls, settings, kind):
 @every_method
 def test_calls_per_step_are_those_the_denoisers_counted(cls, settings, kind):
     method, roles, training = build(cls, settings, kind)
+    draws, _ = step(method, roles, rng_of())
+    declared, views = method.calls(draws), roles.views()
+    for view in views.values():
+        view.cost.calls = 0
     Teacher.calls = 0
     Trainer(method, roles, SOURCE, training, seed=SEED).step(0)  # at step 0 every player is due
-    declared, views = method.calls_per_step(), roles.views()
     assert declared.keys() <= views.keys()
     for view in {id(v): v for v in views.values()}.values():  # a target without an EMA is the student's own view
         names = [name for name, other in views.items() if other is view]
         assert view.cost.calls == sum(declared.get(name, 0) for name in names), names
     assert Teacher.calls == roles.cost().calls == sum(declared.values())
+
+
+@every_method
+def test_calls_per_step_are_the_mean_over_steps(cls, settings):
+    """Exact, unless a step's draws say how much it asks: then over 2,000 steps."""
+    method, batch = cls(VP, **settings), SOURCE.batch(rng_of())
+    random = range(2000 if type(method).calls is not Method.calls else 1)
+    asked = [method.calls(method.draw(batch, rng_of(step=i), Progress(i, 1))) for i in random]
+    for role, declared in method.calls_per_step().items():
+        found = torch.tensor([calls[role] for calls in asked], dtype=torch.float64)
+        error = 4 * float(found.std() / len(found) ** 0.5) if len(found) > 1 else 0.0
+        assert abs(float(found.mean()) - declared) <= error, role
 
 
 @every_kind

@@ -1,5 +1,6 @@
 """The planted defects, by room: (what is wrong, the code, the defect, the test that must fail)."""
 
+from tests.mutants.ctm import CTM
 from tests.mutants.diagnosis import DIAGNOSIS
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
@@ -972,20 +973,20 @@ METHODS = (
         "methods/test_lcm.py",
         (
             "methods: the teacher is asked at the lower time",
-            "first = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
-            "first = roles.teacher(x_t, u, batch.cond, guidance_scale=guidance_scale)",
+            "first = roles.teacher(x, t, batch.cond, guidance_scale=guidance_scale)",
+            "first = roles.teacher(x, u, batch.cond, guidance_scale=guidance_scale)",
             "test_a_step_is_the_papers",
         ),
         (
             "methods: the teacher is not guided",
-            "first = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)",
-            "first = roles.teacher(x_t, t, batch.cond)",
+            "first = roles.teacher(x, t, batch.cond, guidance_scale=guidance_scale)",
+            "first = roles.teacher(x, t, batch.cond)",
             "test_a_step_is_the_papers[vp-epsilon-guided-full-True]",
         ),
         (
             "methods: the data are noised to the lower time",
-            "x_t = schedule.add_noise(batch.x0, noise, t)",
-            "x_t = schedule.add_noise(batch.x0, noise, u)",
+            "x_t = schedule.add_noise(batch.x0, noise, times[0])",
+            "x_t = schedule.add_noise(batch.x0, noise, times[-1])",
             "test_a_step_is_the_papers",
         ),
         (
@@ -1126,20 +1127,20 @@ METHODS = (
         "methods/test_cm.py",
         (
             "cm: the teacher's second slope is asked at the upper time",
-            "heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))",
-            "heun(first, roles.teacher(x_u, t, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.teacher(x, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.teacher(x, t, batch.cond, guidance_scale=guidance_scale))",
             "test_a_step_is_the_papers[edm-sample-cd-full-True]",
         ),
         (
             "cm: the teacher's second slope is not guided",
-            "heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))",
-            "heun(first, roles.teacher(x_u, u, batch.cond))",
+            "heun(first, roles.teacher(x, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.teacher(x, u, batch.cond))",
             "test_a_step_is_the_papers[edm-sample-cd guided-full-True]",
         ),
         (
             "cm: the second slope comes from the student",
-            "heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))",
-            "heun(first, roles.student(x_u, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.teacher(x, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, roles.student(x, u, batch.cond, guidance_scale=guidance_scale))",
             "test_a_step_is_the_papers[edm-sample-cd-full-True]",
         ),
         (
@@ -1430,8 +1431,8 @@ TRAINING = (
         ),
         (
             "training: gradients are clipped by the norm of the step before",
-            "self.grad_norm = norm = self._gather_gradients()",
-            "norm, self.grad_norm = self.grad_norm, self._gather_gradients()",
+            "self.grad_norm = norm = self._norm()",
+            "norm, self.grad_norm = self.grad_norm, self._norm()",
             "test_steps_are_adamw_on_clipped_gradients_then_the_average",
         ),
         (
@@ -1442,8 +1443,8 @@ TRAINING = (
         ),
         (
             "training: the total norm misses a tensor",
-            "get_total_norm([p.grad for p in kept if p.grad is not None])",
-            "get_total_norm([p.grad for p in kept[1:] if p.grad is not None])",
+            "get_total_norm([row.grad for p, row in pairs if row is p and row.grad is not None])",
+            "get_total_norm([row.grad for p, row in pairs[1:] if row is p and row.grad is not None])",
             "tests/training/test_trainer.py::test_clipping_sees_every_trainable_tensor",
         ),
         (
@@ -1492,8 +1493,8 @@ TRAINING = (
         ),
         (
             "training: the gradients of a loss reach other players' weights",
-            "total.backward(inputs=list(self.leaves(self.parameters)))",
-            "total.backward()",
+            "total.backward(inputs=inputs, retain_graph=left > 0)\n        for",
+            "total.backward(retain_graph=left > 0)\n        for",
             "tests/methods/test_contract.py::test_each_loss_reaches_its_players_parameters_and_nobody_elses",
         ),
     )
@@ -1851,4 +1852,5 @@ CATALOGUE: list[Mutant] = [
     *PCM,
     *DISCRIMINATORS,
     *DIAGNOSIS,
+    *CTM,
 ]

@@ -30,13 +30,13 @@ PROCESSES: list[Mutant] = [
         "training/test_processes.py",
         (
             "players: the norm knows one process's rows alone",
-            "distributed.total(rows.square())",
-            "rows.square()",
+            "distributed.total(torch.nn.utils.get_total_norm(shards).square())",
+            "torch.nn.utils.get_total_norm(shards).square()",
             "test_two_processes_are_one[toy-full-fsdp]",
         ),
         (
             "players: gradients stay those of a process's own rows",
-            "distributed.average_gradients(kept)",
+            "distributed.average_gradients([p for p in self.mine if id(p) not in split and p.grad is not None])",
             "",
             "test_two_processes_are_one[toy-lora]",
         ),

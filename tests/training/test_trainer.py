@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fewstep.data.sources import LatentSource
 from fewstep.methods.base import Batch, Player
 from fewstep.methods.cm import CM
+from fewstep.methods.ctm import CTM
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.random import Rng
@@ -263,7 +264,10 @@ def latents_on_device(size=50):
     return LatentSource(mean, std, Cond({"label": label}, null={"label": torch.tensor([-1])}))
 
 
-@pytest.mark.parametrize("method", [*GUIDED, pytest.param(PCM(VP), id="pcm")])
+GAMES = [pytest.param(PCM(VP), id="pcm"), pytest.param(CTM(VP, adversarial_weight=0.5), id="ctm")]
+
+
+@pytest.mark.parametrize("method", [*GUIDED, *GAMES])
 def test_nothing_waits_for_the_device_between_log_steps(method):
     """Clipping, the NaN guard, both EMAs, accumulation and statistics included."""
     waits, reads = [0], [0]

@@ -1,4 +1,4 @@
-"""What CM, LCM, TCD and PCM converge to, exactly, for any closed-form teacher: the fixed points of their losses.
+"""What CM, LCM, CTM, TCD and PCM converge to, exactly, for any closed-form teacher: the fixed points of their losses.
 
 A consistency loss ties the student at grid time t to itself at the teacher's landing point, one grid time below.
 Followed down the grid, that is a recursion along the teacher's own DDIM trajectory, so the fixed point at a state
@@ -243,6 +243,41 @@ class PCMFixedPoint(FixedPoint):
         landing = compose(self.teacher, x, self.grid[edge : n + 1][::-1], cond, self.guidance_scale)
         (alpha_t, alpha), (sigma_t, sigma) = (c[[n, edge]] for c in self.teacher.schedule.alpha_sigma(self.grid))
         of_x = sigma / sigma_t  # the jump to the edge is of_x x + (alpha - alpha_t of_x) x0
+        return (landing - float(of_x) * x) / float(alpha - alpha_t * of_x)
+
+
+class CTMFixedPoint(CDFixedPoint):
+    """CTM's: the teacher's solver composed from t down to whatever end s of the grid it is told; at s = t the teacher.
+
+    Soft consistency ties a jump to itself from any lower u of the same path, so that all ways of learning agree.
+    """
+
+    accepts = frozenset({"end"})
+
+    def __call__(self, x: Tensor, t: Time, cond: Cond | None = None, **extras: Any) -> Tensor:
+        """Clean data [B, ...] whose jump from x [B, ...] leads to the composed teacher's state at ``end``.
+
+        Raises:
+            ValueError: for a time off the diagonal that is not on the grid, or an end above its time.
+        """
+        times, ends = (np.broadcast_to(np.atleast_1d(host(a)), len(x)) for a in (t, extras["end"]))
+        said = torch.empty_like(x)
+        for time, end in np.unique(np.stack([times, ends], axis=1), axis=0).tolist():
+            here = torch.from_numpy((times == time) & (ends == end))
+            said[here] = self._told(time, end, x[here], None if cond is None else cond[here])
+        return said
+
+    def _told(self, time: float, end: float, x: Tensor, cond: Cond | None) -> Tensor:
+        if time == end:
+            return self.teacher(x, time, cond, self.guidance_scale).x0
+        start, last = int(self._rows(time)[0]), int(self._rows(end)[0])
+        if start <= last:
+            raise ValueError(f"A trajectory leads down: from {time:g} none leads to {end:g}.")
+        landing = x
+        for n in range(start, last, -1):
+            landing = self._hop(landing, float(self.grid[n]), float(self.grid[n - 1]), cond)
+        (alpha_t, alpha), (sigma_t, sigma) = (c[[start, last]] for c in self.teacher.schedule.alpha_sigma(self.grid))
+        of_x = sigma / sigma_t  # the jump is of_x x + (alpha - alpha_t of_x) x0
         return (landing - float(of_x) * x) / float(alpha - alpha_t * of_x)
 
 

@@ -110,19 +110,39 @@ class Progress:
     stage: str = ""
 
 
+@dataclass(frozen=True)
+class Balanced:
+    """A term of a loss that shall pull as hard as the loss's total does (Esser et al. 2021, arXiv 2012.09841, eq. 7).
+
+    It is added with the weight ``scale clamp(|gradient of the total| / (|gradient of the term| + 1e-4), low, high)``,
+    both gradients those of the whole batch at one weight of the player, `Roles.probe`. Nothing flows into the weight.
+
+    Attributes:
+        term: scalar with a graph.
+        scale, low, high: of the weight.
+    """
+
+    term: Tensor
+    scale: float = 1.0
+    low: float = 0.0
+    high: float = 1e4
+
+
 @dataclass
 class Loss:
     """What a player minimises.
 
     Attributes:
         total: scalar with a graph.
-        parts: named terms of the total, detached scalars.
+        parts: named terms, unweighted, detached scalars.
         stats: anything else worth a line in the log, detached scalars.
+        balanced: named terms beside the total, whose weights follow from gradients.
     """
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)
+    balanced: dict[str, Balanced] = field(default_factory=dict)
 
 
 class Method:
@@ -180,6 +200,13 @@ class Method:
         """What the players share, made once; carries a graph only if "student" is due and needs it."""
         return None
 
-    def calls_per_step(self) -> dict[str, int]:
-        """Network calls of one step by role, with every player due; docs and tests hold the method to it."""
+    def calls_per_step(self) -> Mapping[str, float]:
+        """Network calls of one step by role, with every player due; docs and tests hold the method to it.
+
+        Where the number is drawn at random it is the mean, and `calls` knows it for each step.
+        """
         raise NotImplementedError
+
+    def calls(self, draws: Any) -> Mapping[str, float]:
+        """Network calls of the step with these draws."""
+        return self.calls_per_step()

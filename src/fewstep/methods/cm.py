@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,12 +29,11 @@ from fewstep.diffusion.schedule import Array, Schedule
 from fewstep.methods.base import Batch, Loss, Method, Progress, RoleSpec
 from fewstep.methods.parts.distances import Distance, check_distance, distance
 from fewstep.methods.parts.dropout import dropout_seed
-from fewstep.methods.parts.hops import Guidance, Hop, data_hop, guided_hop
+from fewstep.methods.parts.hops import Guidance, Hop, Solver, data_hop, guided_hop
 from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 
-Solver: TypeAlias = Literal["heun", "ddim"]
 CHOICES = {
     "variant": ("cd", "ct"),
     "solver": (None, "heun", "ddim"),

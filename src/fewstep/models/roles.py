@@ -263,6 +263,15 @@ class Roles:
         """The trainable tensors of a role, in a fixed order; empty for the teacher and for followers."""
         return [p for p in self._tensors.get(name, {}).values() if p.requires_grad]
 
+    def probe(self, name: str) -> nn.Parameter:
+        """The weight at which a role's adaptive losses are balanced: its last one, or its LoRA's last B.
+
+        No extra input's. diffusers' UNets keep the middle behind the decoder, which it is not.
+        """
+        tensors = {key: p for key, p in self._tensors[name].items() if not key.startswith("extras.")}
+        last = [key for key, p in tensors.items() if p.ndim > 1 and ".lora_A" not in key] or list(tensors)
+        return tensors[sorted(last, key=lambda key: "mid_block" not in key)[-1]]
+
     def tensors_of(self, name: str) -> dict[str, Tensor]:
         """The tensors that make a role differ from the teacher: its LoRA or all weights, and its extra inputs."""
         return dict(self._tensors[name])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class Estimate:
     parameters: int
     trainable: dict[str, int]
     lora_layers: int
-    calls: dict[str, int]
+    calls: Mapping[str, float]
     equivalents: float
 
     @property

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.methods.base import Player
+from fewstep.methods.base import Balanced, Player
 from fewstep.models.sharding import is_sharded, local, rows_of, whole
 from fewstep.training import distributed
 from fewstep.training.optimizers import load_state, make_optimizer, saved_state
@@ -27,6 +27,10 @@ class PlayerState:
 
     Args:
         leaves: what stands for the parameters in a graph (`Roles.leaves`); themselves by default.
+        probe: the parameter whose gradients balance terms (`Roles.probe`); the last one by default.
+
+    Attributes:
+        weights: of the balanced terms, at the last update.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class PlayerState:
         parameters: Sequence[nn.Parameter],
         settings: TrainingSettings,
         leaves: Callable[[Sequence[nn.Parameter]], Sequence[Tensor]] = list,
+        probe: nn.Parameter | None = None,
     ) -> None:
         if not parameters:
             raise ValueError(f"The player '{player.name}' has no trainable parameters.")
@@ -46,16 +51,26 @@ class PlayerState:
         device = self.mine[0].device
         self.first_bad_step = torch.full((), float("inf"), dtype=torch.float64, device=device)
         self.grad_norm = torch.zeros((), device=device)
+        self._probe = next((i for i, p in enumerate(self.parameters) if p is probe), -1)
+        self._terms: dict[str, tuple[Balanced, list[Tensor | None]]] = {}
+        self.weights: dict[str, Tensor] = {}
 
-    def backward(self, total: Tensor, accumulation: int) -> None:
-        """Add d(total / accumulation) to this player's gradients."""
+    def backward(self, total: Tensor, accumulation: int, balanced: Mapping[str, Balanced] | None = None) -> None:
+        """Add d(total / accumulation) to this player's gradients; those of balanced terms are kept apart."""
+        inputs, left = list(self.leaves(self.parameters)), len(balanced or {})
         if accumulation > 1:
             total = total / accumulation
-        total.backward(inputs=list(self.leaves(self.parameters)))
+        total.backward(inputs=inputs, retain_graph=left > 0)
+        for name, balance in (balanced or {}).items():
+            left -= 1
+            of_others = self._exchange(self._terms[name][1] if name in self._terms else [None] * len(self.parameters))
+            (balance.term / accumulation).backward(inputs=inputs, retain_graph=left > 0)
+            self._terms[name] = balance, self._exchange(of_others)
 
     def update(self, step: int) -> None:
         """Average over processes, clip, step, and forget the gradients; no synchronisation with the host."""
-        self.grad_norm = norm = self._gather_gradients()
+        self._balance()
+        self.grad_norm = norm = self._norm()
         bad = ~torch.isfinite(norm)
         if self.settings.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.mine, self.settings.max_grad_norm, norm)
@@ -65,20 +80,54 @@ class PlayerState:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _gather_gradients(self) -> Tensor:
-        """Make every gradient that of the whole batch; returns their total norm, the same in all processes."""
+    def _exchange(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        """Give the parameters these gradients; returns those they had."""
+        before = [p.grad for p in self.parameters]
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return before
+
+    def _balance(self) -> None:
+        """Make the gradients those of the whole batch, all terms together, each weighted as it asks (`Balanced`)."""
+        terms, self._terms, self.weights = self._terms, {}, {}
+        of_total = self._gather_gradients()
+        for name, (balance, gradients) in terms.items():
+            self._exchange(gradients)
+            of_term = self._gather_gradients()
+            ratio = self._pull(of_total) / (self._pull(of_term) + 1e-4)
+            self.weights[name] = weight = balance.scale * ratio.clamp(balance.low, balance.high)
+            pairs = zip(of_total, of_term, strict=True)
+            of_total = [a if b is None else weight * b if a is None else a + weight * b for a, b in pairs]
+        for row, gradient in zip(self.mine, of_total, strict=True):
+            row.grad = gradient
+
+    def _gather_gradients(self) -> list[Tensor | None]:
+        """The whole batch's gradient of every row, taken from the parameters."""
         shards = [(p, row) for p, row in zip(self.parameters, self.mine, strict=True) if row is not p]
         for parameter, row in shards:  # FSDP has averaged these in its backward
             row.grad = None if parameter.grad is None else local(parameter.grad)
             parameter.grad = None
         split = {id(row) for _, row in shards}
-        kept = [p for p in self.mine if id(p) not in split and p.grad is not None]
-        distributed.average_gradients(kept)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in kept if p.grad is not None])
-        if not shards:
+        distributed.average_gradients([p for p in self.mine if id(p) not in split and p.grad is not None])
+        gradients = [row.grad for row in self.mine]
+        for row in self.mine:
+            row.grad = None
+        return gradients
+
+    def _pull(self, gradients: list[Tensor | None]) -> Tensor:
+        """Norm of the probe's gradient, the same in all processes."""
+        found, row = gradients[self._probe], self.mine[self._probe]
+        square = row.new_zeros(()) if found is None else found.square().sum()
+        return (square if row is self.parameters[self._probe] else distributed.total(square)).sqrt()
+
+    def _norm(self) -> Tensor:
+        """Total norm of the gradients, the same in all processes."""
+        pairs = list(zip(self.parameters, self.mine, strict=True))
+        norm = torch.nn.utils.get_total_norm([row.grad for p, row in pairs if row is p and row.grad is not None])
+        shards = [row.grad for p, row in pairs if row is not p and row.grad is not None]
+        if all(row is p for p, row in pairs):
             return norm
-        rows = torch.nn.utils.get_total_norm([row.grad for _, row in shards if row.grad is not None])
-        return (norm.square() + distributed.total(rows.square())).sqrt()
+        return (norm.square() + distributed.total(torch.nn.utils.get_total_norm(shards).square())).sqrt()
 
     def tensors(self) -> dict[str, Tensor]:
         """Optimiser moments by parameter position: what a checkpoint must hold. Every process must call this."""

@@ -125,34 +125,51 @@ def rehearse(method: Method, roles: Roles, source: Any, settings: TrainingSettin
     """
     known = [*roles.base.parameters(), *roles.base.buffers(), *roles.tensors().values()]
     ledger = Ledger(torch.device(settings.device).type, known)
+    number = _typical(method, source, settings)
     with AsOn(ledger.device, settings.autocast), ledger:
-        _step(method, roles, source, settings)
+        _step(method, roles, source, settings, number)
     for tensor in roles.tensors().values():
         tensor.grad = None
     return ledger.peak
 
 
-def _step(method: Method, roles: Roles, source: Any, settings: TrainingSettings) -> None:
+def _typical(method: Method, source: Any, settings: TrainingSettings) -> int:
+    """The step, of the first fifty, whose network calls are nearest to the mean: 0 unless they are drawn at random."""
+    if type(method).calls is Method.calls:
+        return 0
+    mean = sum(method.calls_per_step().values())
+
+    def off(number: int) -> float:
+        rng = Rng(0, number, 2, None, "meta", settings.dtype)
+        draws = method.draw(source.batch(rng), rng, Progress(number, settings.steps))
+        return abs(sum(method.calls(draws).values()) - mean)
+
+    return min(range(50), key=off)
+
+
+def _step(method: Method, roles: Roles, source: Any, settings: TrainingSettings, number: int) -> None:
     """`Trainer.step` up to its updates; from the third micro-batch on, nothing new is held."""
     names = {player.name for player in method.players}
     size = settings.batch_size // settings.accumulation
     for i in range(min(settings.accumulation, 2)):
         rows = slice(i * size, (i + 1) * size)
-        rng = Rng(0, 0, settings.batch_size, rows, "meta", settings.dtype)
+        rng = Rng(0, number, settings.batch_size, rows, "meta", settings.dtype)
         batch = source.batch(rng)
-        draws = method.draw(batch, rng, Progress(0, settings.steps))
+        draws = method.draw(batch, rng, Progress(number, settings.steps))
         shared = method.prepare(roles, batch, draws, names)
         for player in method.players:
             loss = getattr(method, player.name)(roles, batch, draws, shared)
-            _backward(loss.total, trained_by(player, roles))
+            terms = [loss.total, *(balance.term for balance in loss.balanced.values())]
+            for term in terms:
+                _backward(term, trained_by(player, roles), keep=term is not terms[-1])
 
 
-def _backward(total: Tensor, inputs: Sequence[Tensor]) -> None:
+def _backward(total: Tensor, inputs: Sequence[Tensor], keep: bool) -> None:
     """``total.backward(inputs=inputs)`` without its front door: there every function mode steps aside, and `AsOn` must
     stay for what activation checkpointing recomputes.
     """
     _engine_run_backward(
-        (total,), (torch.ones_like(total),), False, False, tuple(inputs), allow_unreachable=True, accumulate_grad=True
+        (total,), (torch.ones_like(total),), keep, False, tuple(inputs), allow_unreachable=True, accumulate_grad=True
     )
 
 

@@ -131,7 +131,13 @@ class Trainer:
         if settings.fsdp and distributed.count() > 1:
             roles.shard()
         self.players = [
-            PlayerState(player, [p for role in player.roles for p in roles.parameters(role)], settings, roles.leaves)
+            PlayerState(
+                player,
+                [p for role in player.roles for p in roles.parameters(role)],
+                settings,
+                roles.leaves,
+                roles.probe(player.roles[0]),
+            )
             for player in method.players
         ]
         self.done = 0
@@ -155,11 +161,13 @@ class Trainer:
             shared = self.method.prepare(self.roles, batch, draws, names)
             for player in due:
                 loss: Loss = getattr(self.method, player.player.name)(self.roles, batch, draws, shared)
-                player.backward(loss.total, self.settings.accumulation)
+                player.backward(loss.total, self.settings.accumulation, loss.balanced)
                 self._note(player.player.name, loss)
         for player in due:
             player.update(step)
             self.meter.add(f"{player.player.name}/grad_norm", player.grad_norm)
+            for name, weight in player.weights.items():
+                self.meter.add(f"{player.player.name}/{name}_weight", weight)
             if self.settings.max_grad_norm > 0:
                 clipped = (player.grad_norm > self.settings.max_grad_norm).to(player.grad_norm.dtype)
                 self.meter.add(f"{player.player.name}/clipped", clipped)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ def contract_rows(bench: Bench, method: Method) -> list[Row]:
     settings = TrainingSettings(ema_decay=0.0, precision="fp64")
     roles = bench.roles(method, settings.dtype)
     follow(roles, method, settings)
-    first, again = _losses(bench, method, roles), _losses(bench, method, roles)
+    (first, _), (again, _) = _losses(bench, method, roles), _losses(bench, method, roles)
     difference = max(abs(first[name].total.item() - again[name].total.item()) for name in first)
     return [
         Row("same draws, same loss: difference", 0.0, difference, 0.0),
@@ -31,13 +33,14 @@ def contract_rows(bench: Bench, method: Method) -> list[Row]:
     ]
 
 
-def _losses(bench: Bench, method: Method, roles: Roles) -> dict[str, Loss]:
-    """Every player's loss of step 0."""
+def _losses(bench: Bench, method: Method, roles: Roles) -> tuple[dict[str, Loss], Any]:
+    """Every player's loss of step 0, and its draws."""
     rng = Rng(bench.seed, 0, _BATCH, dtype=torch.float64)
     batch = bench.source.batch(rng)
     draws = method.draw(batch, rng, Progress(0, 1))
     shared = method.prepare(roles, batch, draws, {player.name for player in method.players})
-    return {player.name: getattr(method, player.name)(roles, batch, draws, shared) for player in method.players}
+    losses = {player.name: getattr(method, player.name)(roles, batch, draws, shared) for player in method.players}
+    return losses, draws
 
 
 def _gradient_rows(bench: Bench, method: Method, roles: Roles, settings: TrainingSettings) -> list[Row]:
@@ -48,7 +51,8 @@ def _gradient_rows(bench: Bench, method: Method, roles: Roles, settings: Trainin
     ]
     rows = []
     for player in players:
-        player.backward(_losses(bench, method, roles)[player.player.name].total, 1)
+        loss = _losses(bench, method, roles)[0][player.player.name]
+        player.backward(loss.total, 1, loss.balanced)
         own = sum(_reached(p) for p in player.parameters) / len(player.parameters)
         strays = sum(_reached(p) for other in players if other is not player for p in other.parameters)
         rows.append(Row(f"share of the {player.player.name}'s weights its loss reaches", 1.0, own, 0.0))
@@ -66,8 +70,8 @@ def _call_rows(bench: Bench, method: Method, roles: Roles) -> list[Row]:
     """Counted network calls against those the method declares; roles that share one view count together."""
     views = roles.views()
     before = {name: view.cost.calls for name, view in views.items()}
-    _losses(bench, method, roles)
-    declared = method.calls_per_step()
+    _, draws = _losses(bench, method, roles)
+    declared = method.calls(draws)
     shared: dict[int, list[str]] = {}
     for name, view in views.items():
         shared.setdefault(id(view), []).append(name)

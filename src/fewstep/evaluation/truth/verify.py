@@ -16,8 +16,10 @@ from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.distribution import distribution_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
 from fewstep.evaluation.truth.report import Report, Row
+from fewstep.evaluation.truth.trajectory import ctm_fixed_rows, ctm_rows
 from fewstep.methods.base import Method
 from fewstep.methods.cm import CM
+from fewstep.methods.ctm import CTM
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.registry import find_method
@@ -26,7 +28,7 @@ from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
 
 STEPS_PER_HOP, MAX_STEPS, BATCH = 600, 12_000, 512
-LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])  # where CM is verified: CT's truth is known on lines
+LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])  # for CM and CTM: CT's truth is known on lines
 LINE_STEPS_PER_HOP = 200
 
 
@@ -44,22 +46,23 @@ def verify(
 
     Args:
         method: a name, a `Method` subclass (yours too), or an instance.
-        mixture: the data, or a JSON file of it; a ring of eight modes by default, two modes on a line for CM.
+        mixture: the data, or a JSON file of it; a ring of eight modes by default, two modes on a line for CM and CTM.
         seed: of data, starts and student.
-        schedule: Stable Diffusion's by default, EDM's for CM.
-        steps: of training; by default 600 per hop of the training grid (CM on a line: 200), 12,000 at most; 0 trains
-            nothing.
+        schedule: Stable Diffusion's by default, EDM's for CM and CTM.
+        steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200), 12,000 at most; 0
+            trains nothing.
         settings: of the method, over its ``truth_settings``.
 
     Raises:
         ValueError: unknown method or setting, a mixture that is none.
     """
     cls = find_method(method) if isinstance(method, str) else method
-    is_cm = issubclass(type(cls) if isinstance(cls, Method) else cls, CM)
-    schedule = schedule or (Schedule.edm() if is_cm else Schedule.scaled_linear())
+    kind = type(cls) if isinstance(cls, Method) else cls
+    on_a_line = issubclass(kind, CM | CTM)
+    schedule = schedule or (Schedule.edm() if on_a_line else Schedule.scaled_linear())
     chosen = _instance(cls, schedule, settings)
     if mixture is None:
-        mixture = LINE if is_cm else GaussianMixture.ring()
+        mixture = LINE if on_a_line else GaussianMixture.ring()
     elif not isinstance(mixture, GaussianMixture):
         mixture = GaussianMixture.from_json(mixture)
     scale = getattr(chosen.settings, "guidance_scale", 1.0)
@@ -72,7 +75,7 @@ def verify(
     report.rows += contract_rows(bench, chosen)
     report.rows += _fixed_point_rows(bench, chosen)
     if steps is None:
-        per_hop = LINE_STEPS_PER_HOP if is_cm and mixture.dim == 1 else STEPS_PER_HOP
+        per_hop = LINE_STEPS_PER_HOP if on_a_line and mixture.dim == 1 else STEPS_PER_HOP
         steps = min(MAX_STEPS, per_hop * getattr(chosen.settings, "num_grid_steps", 10))
     if steps:
         trainer = bench.train(chosen, training_settings(steps), show_progress)
@@ -109,6 +112,8 @@ def _fixed_point_rows(bench: Bench, method: Method) -> list[Row]:
         return loss_rows(bench, method) + convergence_rows(bench, method)
     if isinstance(method, PCM):
         return fixed_rows(bench, method) + convergence_rows(bench, method)
+    if isinstance(method, CTM):
+        return ctm_fixed_rows(bench, method) + convergence_rows(bench, method)
     return []
 
 
@@ -119,6 +124,8 @@ def _trained_rows(bench: Bench, method: Method, trainer: Trainer) -> list[Row]:
         return tcd_rows(bench, method, trainer.roles)
     if isinstance(method, PCM):
         return trained_rows(bench, method, trainer.roles)
+    if isinstance(method, CTM):
+        return ctm_rows(bench, method, trainer.roles)
     if isinstance(method, CM) and (point := cm_fixed_point(bench, method)):
         return cm_rows(bench, method, trainer.roles, point)
     return distribution_rows(bench, method, trainer.roles)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from fewstep.methods.base import Batch
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 from fewstep.sampling.samplers import heun
+
+Solver: TypeAlias = Literal["heun", "ddim"]
 
 
 @dataclass(frozen=True)
@@ -71,20 +75,36 @@ def guided_hop(
     t: Tensor,
     u: Tensor,
     guidance_scale: float | Tensor,
-    solver: Literal["ddim", "heun"] = "ddim",
+    solver: Solver = "ddim",
 ) -> Hop:
     """Noise ``batch.x0`` to t and take one guided step of the teacher to u, without a graph; Heun's takes two calls.
 
     The step is a jump in (x0, epsilon), whatever the teacher predicts; the public LCM scripts treat its raw output
     as epsilon, which is wrong for v-prediction.
     """
+    return roll_out(roles, schedule, batch, noise, [t, u], guidance_scale, solver)
+
+
+def roll_out(
+    roles: Roles,
+    schedule: Schedule,
+    batch: Batch,
+    noise: Tensor,
+    times: Sequence[Tensor],
+    guidance_scale: float | Tensor,
+    solver: Solver = "ddim",
+) -> Hop:
+    """The same over several hops: from ``times[0]`` through every one of ``times``, [B] each, to the last (CTM)."""
+    teacher_x0 = None
     with torch.no_grad():
-        x_t = schedule.add_noise(batch.x0, noise, t)
-        first = roles.teacher(x_t, t, batch.cond, guidance_scale=guidance_scale)
-        x_u = first.at(u)
-        if solver == "heun":
-            x_u = heun(first, roles.teacher(x_u, u, batch.cond, guidance_scale=guidance_scale))
-    return Hop(t, u, x_t, x_u, first.x0)
+        x = x_t = schedule.add_noise(batch.x0, noise, times[0])
+        for t, u in pairwise(times):
+            first = roles.teacher(x, t, batch.cond, guidance_scale=guidance_scale)
+            x = first.at(u)
+            if solver == "heun":
+                x = heun(first, roles.teacher(x, u, batch.cond, guidance_scale=guidance_scale))
+            teacher_x0 = first.x0 if teacher_x0 is None else teacher_x0
+    return Hop(times[0], times[-1], x_t, x, teacher_x0)
 
 
 def data_hop(schedule: Schedule, batch: Batch, noise: Tensor, t: Tensor, u: Tensor) -> Hop:
