@@ -67,12 +67,12 @@ def test_a_flipped_bit_is_noticed(tmp_path):
         trainer("plain", tmp_path, steps=4).run(resume=True)
 
 
-def test_a_log_that_cannot_be_tidied_is_not_lost(no_room, tmp_path):
+def test_a_log_that_cannot_be_tidied_is_not_lost(tmp_path):
     """A resumed run drops the lines after its checkpoint: on a full disk too, those before stay."""
     log = tmp_path / "log.jsonl"
     log.write_text("".join(f'{{"step": {step}}}\n' for step in range(9)))
     before = log.read_text()
-    no_room(10)
-    with pytest.raises(OSError, match="File too large"):
+    with no_room() as fill, pytest.raises(OSError, match="File too large"):
+        fill(10)
         JsonLines(log, 5)
     assert log.read_text() == before
