@@ -95,8 +95,7 @@ def _distill(
         trainer.resume()
     if distributed.first():
         _go_on(recipe, folder)
-    if watch is None or not watch.enough(trainer.done):
-        trainer.run()
+    trainer.run()
     if watch is None or not watch.keep():
         save_student(folder / "student", job.roles, job.card(trainer.done, trainer.cost()), job.role)
     distributed.wait()

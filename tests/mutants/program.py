@@ -142,7 +142,7 @@ STAGES: list[Mutant] = [
         ),
         (
             "training: enough is not enough",
-            "if enough and not last:",
+            "if self._look() and not last:",
             "if False:",
             "test_the_best_student_is_kept_and_patience_ends_the_run[FD]",
         ),
@@ -174,7 +174,7 @@ STAGES: list[Mutant] = [
         ),
         (
             "stages: another method inherits the settings of the one above",
-            'not (key == "method" and _other(old, value))',
+            "not _other(key, old, value)",
             "True",
             "test_keys_above_hold_for_every_stage_and_overrides_reach_each",
         ),
@@ -206,13 +206,39 @@ STAGES: list[Mutant] = [
         ),
     ),
     *planted(
-        "distill.py",
+        "training/trainer.py",
         "program/test_stages.py",
         (
             "resume: a run that had enough trains on",
-            "if watch is None or not watch.enough(trainer.done):",
-            "if True:",
+            "if self._resumed and self._look():",
+            "if self._resumed and self._look() and False:",
             "test_an_interrupted_run_decides_as_a_whole_one",
+        ),
+        (
+            "resume: hooks that died with the process are never called",
+            "if self._resumed and self._look():",
+            "if False:",
+            "tests/training/test_trainer.py::test_what_died_between_a_checkpoint_and_its_hooks_is_looked_at_again[4]",
+        ),
+    ),
+    *planted(
+        "distill.py",
+        "program/test_distill.py",
+        (
+            "resume: a run made longer passes for finished",
+            '        (folder / "student" / CARD_FILE).unlink(missing_ok=True)\n',
+            "",
+            "test_a_run_made_longer_and_interrupted_is_not_finished",
+        ),
+    ),
+    *planted(
+        "export/chain.py",
+        "program/test_stages.py",
+        (
+            "init: a LoRA counts twice on a teacher that has it",
+            "return first is second",
+            "return True",
+            "test_a_start_from_a_lora_on_another_teacher_is_what_that_student_says",
         ),
     ),
     *planted(
