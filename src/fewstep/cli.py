@@ -423,9 +423,12 @@ def _plan(recipe: Any) -> str:
 
 def _whole(text: str | None, option: str) -> list[int]:
     try:
-        return [int(part) for part in (text or "").replace(",", " ").split()]
+        found = [int(part) for part in (text or "").replace(",", " ").split()]
     except ValueError:
-        raise ValueError(f"{option} wants whole numbers, e.g. 0,1,2, not '{text}'.") from None
+        found = []
+    if text is not None and not found:
+        raise ValueError(f"{option} wants whole numbers, e.g. 0,1,2, not '{text}'.")
+    return found
 
 
 def _numbers(text: str | None, wanted: str = "--timesteps wants numbers, e.g. 999,749,499,249") -> list[float] | None:

@@ -103,8 +103,7 @@ def _train(job: Job, resume: bool, show_progress: bool, stage: str, data: Path) 
         trainer.resume()
     if distributed.first():
         _go_on(recipe, folder)
-    if watch is None or not watch.enough(trainer.done):
-        trainer.run()
+    trainer.run()
     if watch is None or not watch.keep():
         save_student(folder / "student", job.roles, job.card(trainer.done, trainer.cost()), job.role)
     distributed.wait()

@@ -177,13 +177,39 @@ STAGES: list[Mutant] = [
         ),
     ),
     *planted(
-        "distill.py",
+        "training/trainer.py",
         "program/test_stages.py",
         (
             "resume: a run that had enough trains on",
-            "if watch is None or not watch.enough(trainer.done):",
-            "if True:",
+            "if self._resumed and self._look():",
+            "if self._resumed and self._look() and False:",
             "test_an_interrupted_run_decides_as_a_whole_one",
+        ),
+        (
+            "resume: hooks that died with the process are never called",
+            "if self._resumed and self._look():",
+            "if False:",
+            "tests/training/test_trainer.py::test_what_died_between_a_checkpoint_and_its_hooks_is_looked_at_again[4]",
+        ),
+    ),
+    *planted(
+        "distill.py",
+        "program/test_distill.py",
+        (
+            "resume: a run made longer passes for finished",
+            '        (folder / "student" / CARD_FILE).unlink(missing_ok=True)\n',
+            "",
+            "test_a_run_made_longer_and_interrupted_is_not_finished",
+        ),
+    ),
+    *planted(
+        "export/chain.py",
+        "program/test_stages.py",
+        (
+            "init: a LoRA counts twice on a teacher that has it",
+            "return first is second",
+            "return True",
+            "test_a_start_from_a_lora_on_another_teacher_is_what_that_student_says",
         ),
     ),
     *planted(

@@ -94,7 +94,8 @@ def test_several_seeds_are_several_runs(short, tmp_path, monkeypatch, capsys):
     assert load_recipe(tmp_path / "runs" / "seed-3" / "recipe.yaml").seed == 3
     assert inside(monkeypatch, capsys, tmp_path, *arguments)[0] == 2
     assert inside(monkeypatch, capsys, tmp_path, *arguments, "--resume")[0] == 0
-    assert "--seeds wants whole numbers" in inside(monkeypatch, capsys, tmp_path, *arguments, "--seeds", "one")[2]
+    for wrong in ("one", ",", ""):
+        assert "--seeds wants whole numbers" in inside(monkeypatch, capsys, tmp_path, *arguments, "--seeds", wrong)[2]
 
 
 @pytest.mark.parametrize("arguments, sentence", [

@@ -1,6 +1,7 @@
 """The disk fills up while a run writes: what was safe stays safe, and the run goes on when there is room."""
 
 import resource
+import shutil
 import signal
 from contextlib import contextmanager
 
@@ -76,3 +77,14 @@ def test_a_log_that_cannot_be_tidied_is_not_lost(tmp_path):
         fill(10)
         JsonLines(log, 5)
     assert log.read_text() == before
+
+
+def test_copies_of_checkpoints_are_left_alone(tmp_path):
+    """They are neither gone on from nor cleared away, and more than seven digits are in order."""
+    for step in (9_999_998, 9_999_999, 10_000_000):
+        checkpoint.save(tmp_path, step, {"a": torch.zeros(1)}, {}, keep=2)
+        (tmp_path / f"step-{step:07d}").joinpath("mine").touch()
+    shutil.copytree(tmp_path / "step-9999999", tmp_path / "step-9999999-before-the-change")
+    newest = checkpoint.save(tmp_path, 10_000_001, {"a": torch.zeros(1)}, {}, keep=1)
+    assert checkpoint.complete(tmp_path) == [newest]
+    assert (tmp_path / "step-9999999-before-the-change" / "mine").is_file()

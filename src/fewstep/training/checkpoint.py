@@ -96,8 +96,9 @@ def _is_step(value: Any) -> bool:
 
 
 def complete(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
-    return sorted(p for p in folder.glob(f"{_PREFIX}*") if (p / "state.json").is_file())
+    """The finished checkpoints of a run, oldest first; copies that somebody gave other names are not among them."""
+    steps = {p: p.name.removeprefix(_PREFIX) for p in folder.glob(f"{_PREFIX}*") if (p / "state.json").is_file()}
+    return sorted((p for p, step in steps.items() if step.isdecimal()), key=lambda p: int(steps[p]))
 
 
 def latest(folder: Path) -> Path | None:
