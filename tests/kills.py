@@ -109,7 +109,7 @@ def main() -> None:
             else:
                 finished += 1
                 different += not checkpoint.same(weights(folder / "run"), expected)
-                print(f"{kills} kills, {finished} runs finished, {different} different, {unreadable} unreadable", flush=True)
+                print(f"{kills} kills, {finished} finished, {different} different, {unreadable} unreadable", flush=True)
                 shutil.rmtree(folder / "run")
     print(f"{given.processes} process(es): {kills} kills, last checkpoints then at {steps}")
     print(f"{finished} runs finished: {different} with other weights; {unreadable} checkpoints unreadable")
