@@ -7,7 +7,7 @@
       checkpoints/         to resume from
       samples/             grids at fixed seeds, while it trains
       evaluations.jsonl    what was measured on the way;  best/  the best student so far (recipe key `evaluate`)
-      student/             the result
+      student/             the result, and samples.png drawn from just these files
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fewstep.recipe import Recipe, RecipeError, as_yaml
 from fewstep.training import distributed
 from fewstep.training.logging import progress_bar
 from fewstep.training.trainer import Hook, Trainer
-from fewstep.watch import SampleGrid, Watch
+from fewstep.watch import SampleGrid, Watch, draw_exported
 
 _MAY_CHANGE = (
     "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints",
@@ -106,6 +106,8 @@ def _train(job: Job, resume: bool, show_progress: bool, stage: str, data: Path) 
     trainer.run()
     if watch is None or not watch.keep():
         save_student(folder / "student", job.roles, job.card(trainer.done, trainer.cost()), job.role)
+    if distributed.first() and not (recipe.training.fsdp and distributed.count() > 1):
+        draw_exported(job, folder / "student")
     distributed.wait()
     return folder / "student"
 

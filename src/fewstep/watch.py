@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -13,7 +14,7 @@ from fewstep.evaluation.measured import Reference
 from fewstep.evaluation.reader import load_reader
 from fewstep.evaluation.reference import reference_of
 from fewstep.export.chain import copy_student
-from fewstep.export.student import sampler_of, save_student
+from fewstep.export.student import load_card, load_weights, sampler_of, save_student
 from fewstep.job import Job
 from fewstep.sampling import DDIM, sample
 from fewstep.training import distributed
@@ -67,6 +68,22 @@ class SampleGrid:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(count, *self.job.teacher.latent_shape, generator=generator)
         return noise.to(self.job.recipe.training.device)
+
+
+def draw_exported(job: Job, folder: Path) -> None:
+    """``folder/samples.png``: the recipe's prompts drawn by what the student's files say, weights and card."""
+    card, settings = load_card(folder), job.recipe.sample
+    view = job.roles.add("exported", job.recipe.student.build(), extra_inputs=card.extra_inputs)
+    job.roles.start("exported", load_weights(folder))
+    noise = torch.randn(
+        len(settings.prompts), *job.teacher.latent_shape, generator=torch.Generator().manual_seed(job.recipe.seed)
+    ).to(job.recipe.training.device)
+    drawn = sample(
+        view.uncounted(), sampler_of(card), noise, job.teacher.encode_prompts(settings.prompts), card.guidance_scale,
+        guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed),
+    )  # fmt: skip
+    label = f"{card.method}, {card.num_inference_steps} steps"
+    image_grid([job.teacher.decode(drawn.x0)], [label], settings.prompts).save(folder / "samples.png")
 
 
 class Watch:

@@ -41,6 +41,7 @@ def test_a_run_directory_holds_everything(run):
     assert found == {
         ".lock", "recipe.yaml", "versions.json", "log.jsonl", "data/latents.safetensors", "samples/step-0000004.png",
         "samples/statistics.jsonl", "student/few_step.json", "student/pytorch_lora_weights.safetensors",
+        "student/samples.png",
         "checkpoints/step-0000002/state.json", "checkpoints/step-0000002/tensors.safetensors",
         "checkpoints/step-0000004/state.json", "checkpoints/step-0000004/tensors.safetensors",
     }  # fmt: skip
@@ -281,6 +282,23 @@ def test_the_beginning_of_a_shipped_recipe_is_healthy(name, tmp_path):
     found = diagnose(tmp_path / "run")
     assert found.healthy, str(found)
     assert {"saturation", "drift of the mean", "lost diversity", "teacher does not fit the data"} <= set(found.checked)
+
+
+def test_the_students_picture_is_drawn_from_its_files(run, tmp_path):
+    """The same as by `fewstep sample`; other weights in the file, another picture."""
+    from PIL import Image
+
+    from fewstep.watch import draw_exported
+
+    recipe, folder = run
+    shutil.copytree(folder / "student", tmp_path / "student")
+    path = tmp_path / "student" / "pytorch_lora_weights.safetensors"
+    save_file({name: 3 * t for name, t in load_file(path).items()}, path)
+    draw_exported(prepare(recipe, tmp_path), tmp_path / "student")
+    theirs, ours = (Image.open(place / "student" / "samples.png") for place in (tmp_path, folder))
+    assert theirs.size == ours.size and theirs.tobytes() != ours.tobytes()
+    draw_exported(prepare(recipe, tmp_path), folder / "student")
+    assert Image.open(folder / "student" / "samples.png").tobytes() == ours.tobytes()
 
 
 def test_one_process_at_a_time_works_in_a_run(run, tmp_path):
