@@ -279,9 +279,11 @@ def test_checkpointing_must_be_offered():
 # ------------------------------------------------------------------ every method: each loss to its own player
 
 
-def mlp_teacher():
+def mlp_teacher(method=None):
+    """Takes as its own whatever ``method`` must tell its roles."""
     torch.manual_seed(0)
-    network = MLP(VP, 2, width=16, depth=2, num_classes=3)
+    told = frozenset(name for spec in (method.roles() if method else ()) for name in spec.extra_inputs)
+    network = MLP(VP, 2, width=16, depth=2, num_classes=3, accepts=told)
     return Denoiser(network, VP, "epsilon")
 
 
@@ -299,7 +301,7 @@ def losses(method, roles, step=0):
 def test_each_loss_reaches_its_players_parameters_and_no_others(name, kind, checkpointing):
     settings = TrainingSettings(batch_size=8, ema_decay=0.9, gradient_checkpointing=checkpointing)
     method = METHODS[name](VP)
-    roles = build_roles(mlp_teacher(), method, settings, Weights(kind, rank=4))
+    roles = build_roles(mlp_teacher(method), method, settings, Weights(kind, rank=4))
     teacher_says = roles.teacher(torch.zeros(1, 2), 500).output
     players = []
     for seed, player in enumerate(method.players):
@@ -324,7 +326,7 @@ def test_each_loss_reaches_its_players_parameters_and_no_others(name, kind, chec
 @pytest.mark.parametrize("name", METHODS)
 def test_same_draws_same_loss(name, kind):
     method = METHODS[name](VP)
-    roles = build_roles(mlp_teacher(), method, TrainingSettings(), Weights(kind, rank=4))
+    roles = build_roles(mlp_teacher(method), method, TrainingSettings(), Weights(kind, rank=4))
     shake(roles, "student")
     first, again = losses(method, roles), losses(method, roles)
     assert all(torch.equal(first[k].total, again[k].total) for k in first)

@@ -30,6 +30,8 @@ def join(device: str = "cpu") -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
+    # before the meeting, which may wait for ever for one who was killed
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl", timeout=_PATIENCE)
@@ -37,7 +39,6 @@ def join(device: str = "cpu") -> None:
     else:
         dist.init_process_group("gloo", timeout=_PATIENCE)
     atexit.register(dist.destroy_process_group)
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
 
 
 def _die_with(parent: int) -> None:
