@@ -78,15 +78,9 @@ PCM = planted(
         "test_both_players_steps_are_the_papers[vp-epsilon-normal-cfg-full]",
     ),
     (
-        "pcm: the discriminator's loss trains the student",
-        "[feature.detach() for feature in shared.fake]",
-        "shared.fake",
-        "test_no_graph_leads_from_the_discriminators_loss_to_the_student",
-    ),
-    (
         "pcm: real and fake change places",
-        "loss = discriminator_loss(real, fake, self.game.loss)",
-        "loss = discriminator_loss(fake, real, self.game.loss)",
+        "self.game.judge(roles, shared.real, shared.fake)",
+        "self.game.judge(roles, shared.fake, shared.real)",
         "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
     ),
     (
@@ -131,6 +125,18 @@ DISCRIMINATORS = [
     *planted(
         "methods/parts/discriminators.py",
         "methods/test_discriminators.py",
+        (
+            "discriminators: their loss trains the student",
+            "[feature.detach() for feature in fake]",
+            "fake",
+            "tests/methods/test_pcm.py::test_no_graph_leads_from_the_discriminators_loss_to_the_student",
+        ),
+        (
+            "discriminators: real and fake change places",
+            "discriminator_loss(*says, self.loss)",
+            "discriminator_loss(*says[::-1], self.loss)",
+            "tests/methods/test_pcm.py::test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
         (
             "discriminators: hinge has its signs reversed",
             "F.relu(1 - r).mean() + F.relu(1 + f).mean()",

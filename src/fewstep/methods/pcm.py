@@ -35,10 +35,10 @@ from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
-from fewstep.methods.parts.discriminators import Discriminator, discriminator_loss, generator_loss
+from fewstep.methods.parts.discriminators import Discriminator, generator_loss
 from fewstep.methods.parts.distances import Distance, check_distance, distance
 from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
-from fewstep.methods.parts.statistics import answer_statistics, discriminator_statistics
+from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
@@ -197,12 +197,8 @@ class PCM(Method):
         return Loss(total, parts | {"adversarial": adversarial.detach()}, stats)
 
     def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        assert self.game is not None and shared.real is not None and shared.fake is not None
-        real = self.game.logits(roles, shared.real)
-        fake = self.game.logits(roles, [feature.detach() for feature in shared.fake])
-        loss = discriminator_loss(real, fake, self.game.loss)
-        stats = discriminator_statistics(torch.cat([r.flatten() for r in real]), torch.cat([f.flatten() for f in fake]))
-        return Loss(loss, stats=stats)
+        assert self.game is not None
+        return self.game.judge(roles, shared.real, shared.fake)
 
     def calls_per_step(self) -> dict[str, int]:
         return {"student": 1, "teacher": 3 if self.game else 1, "target": 1}

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Time
-from fewstep.methods.base import HeadSpec
+from fewstep.methods.base import HeadSpec, Loss
+from fewstep.methods.parts.statistics import discriminator_statistics
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
@@ -153,6 +154,13 @@ class Discriminator:
     def logits(self, roles: Roles, features: Sequence[Tensor]) -> list[Tensor]:
         """What it says of these features, [B, positions] for every head."""
         return cast("list[Tensor]", self._heads(roles)(features))
+
+    def judge(self, roles: Roles, real: Sequence[Tensor] | None, fake: Sequence[Tensor] | None) -> Loss:
+        """The loss of the player that trains the heads, from features of both sides; nothing reaches the student."""
+        assert real is not None and fake is not None
+        says = self.logits(roles, real), self.logits(roles, [feature.detach() for feature in fake])
+        stats = discriminator_statistics(*(torch.cat([head.flatten() for head in side]) for side in says))
+        return Loss(discriminator_loss(*says, self.loss), stats=stats)
 
     def _heads(self, roles: Roles) -> Heads:
         return cast(Heads, roles.heads[self.name])
