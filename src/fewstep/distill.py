@@ -146,18 +146,29 @@ def _data(job: Job, place: Path, show_progress: bool) -> LatentSource:
 
 def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Refuse in one sentence a ``folder`` that holds something else than this recipe's run."""
+    if not holds_run(folder, resume):
+        return
+    before = read_stored(folder / "recipe.yaml")
+    if "stages" in before:
+        raise RecipeError(f"{folder} holds a run of several stages, not of one recipe: choose another --out.")
+    _same_recipe(before, yaml.safe_load(as_yaml(recipe)), folder)
+
+
+def holds_run(folder: Path, resume: bool) -> bool:
+    """Whether a run, of one recipe or of stages, is there to go on with.
+
+    Raises:
+        RecipeError: it is there and nobody said ``resume``, or ``folder`` is or holds something else.
+    """
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder} is a file: choose another --out.")
-    stored = folder / "recipe.yaml"
-    if stored.is_file():
+    if (folder / "recipe.yaml").is_file():
         if not resume:
             raise RecipeError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out.")
-        before = read_stored(stored)
-        if "stages" in before:
-            raise RecipeError(f"{folder} holds a run of several stages, not of one recipe: choose another --out.")
-        _same_recipe(before, yaml.safe_load(as_yaml(recipe)), folder)
-    elif folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        return True
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise RecipeError(f"{folder} is not empty and holds no run: choose another --out.")
+    return False
 
 
 def read_stored(path: Path) -> dict[str, Any]:

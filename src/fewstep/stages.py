@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from fewstep.data.files import replace_text
-from fewstep.distill import check_folder, distill, read_stored
+from fewstep.distill import check_folder, distill, holds_run, read_stored
 from fewstep.export.chain import merge_student
 from fewstep.models.families import shipped
 from fewstep.recipe import NAMED, Recipe, RecipeError, as_yaml, parse_recipe, read_recipe, spelled_out
@@ -201,23 +201,17 @@ def run_chain(chain: Chain, folder: Path, *, resume: bool = False, show_progress
 
 
 def _claim(chain: Chain, folder: Path, resume: bool) -> None:
-    stored = folder / "recipe.yaml"
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError(f"{folder} is a file: choose another --out.")
-    if stored.is_file() and not resume:
-        raise RecipeError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out.")
-    if not stored.is_file() and folder.is_dir() and any(folder.iterdir()):
-        raise RecipeError(f"{folder} is not empty and holds no run: choose another --out.")
+    begun = holds_run(folder, resume)
     for old in sorted(folder.glob("[0-9][0-9]-*")):
         names = {chain.folder(folder, stage.name).name for stage in chain.stages}
         if old.name not in names:
             raise RecipeError(f"{folder} was started with a stage {old.name} that the recipe lacks now.")
-    if stored.is_file():
+    if begun:
         _check_begun(chain, folder)
     distributed.wait()
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
-        replace_text(stored, chain_yaml(chain))
+        replace_text(folder / "recipe.yaml", chain_yaml(chain))
 
 
 def _check_begun(chain: Chain, folder: Path) -> None:

@@ -14,8 +14,10 @@ from fewstep.evaluation.measured import Reference
 from fewstep.evaluation.reader import load_reader
 from fewstep.evaluation.reference import reference_of
 from fewstep.export.chain import copy_student
-from fewstep.export.student import load_card, load_weights, sampler_of, save_student
+from fewstep.export.student import Card, load_card, load_weights, sampler_of, save_student
 from fewstep.job import Job
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
 from fewstep.sampling import DDIM, sample
 from fewstep.training import distributed
 from fewstep.training.logging import JsonLines, read_log
@@ -36,7 +38,7 @@ class SampleGrid:
     def __call__(self, step: int) -> None:
         job, settings = self.job, self.job.recipe.sample
         cond = job.teacher.encode_prompts(settings.prompts)
-        noise, other = (self._noise(len(settings.prompts), job.recipe.seed + i) for i in range(2))
+        noise, other = (_noise(job, i) for i in range(2))
         few = settings.num_inference_steps
         if self._teacher_rows is None:
             full, again, short = (
@@ -45,15 +47,7 @@ class SampleGrid:
             )
             self._teacher_rows = [job.teacher.decode(full), job.teacher.decode(short)]
             self._teacher_difference = _difference(full, again)
-        card = job.card(step)
-        student, again = (
-            sample(
-                job.roles.views()[job.role].uncounted(), sampler_of(card), start, cond,
-                card.guidance_scale, guidance_embed=card.guidance_embed,
-                generator=torch.Generator().manual_seed(job.recipe.seed + i),
-            ).x0
-            for i, start in enumerate((noise, other))
-        )  # fmt: skip
+        student, again = (_drawn(job, job.roles.views()[job.role], job.card(step), cond, i) for i in range(2))
         diversity = _difference(student, again) / max(self._teacher_difference, 1e-30)
         rows = [*self._teacher_rows, job.teacher.decode(student)]
         labels = [f"teacher, {settings.teacher_steps} steps", f"teacher, {few} steps", f"student, {few} steps"]
@@ -64,26 +58,30 @@ class SampleGrid:
         image_grid(rows, labels, settings.prompts).save(path)
         JsonLines(path.parent / "statistics.jsonl", step - 1).write({"step": step, "diversity": diversity})
 
-    def _noise(self, count: int, seed: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(count, *self.job.teacher.latent_shape, generator=generator)
-        return noise.to(self.job.recipe.training.device)
-
 
 def draw_exported(job: Job, folder: Path) -> None:
     """``folder/samples.png``: the recipe's prompts drawn by what the student's files say, weights and card."""
     card, settings = load_card(folder), job.recipe.sample
     view = job.roles.add("exported", job.recipe.student.build(), extra_inputs=card.extra_inputs)
     job.roles.start("exported", load_weights(folder))
-    noise = torch.randn(
-        len(settings.prompts), *job.teacher.latent_shape, generator=torch.Generator().manual_seed(job.recipe.seed)
-    ).to(job.recipe.training.device)
-    drawn = sample(
-        view.uncounted(), sampler_of(card), noise, job.teacher.encode_prompts(settings.prompts), card.guidance_scale,
-        guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed),
-    )  # fmt: skip
+    drawn = _drawn(job, view, card, job.teacher.encode_prompts(settings.prompts))
     label = f"{card.method}, {card.num_inference_steps} steps"
-    image_grid([job.teacher.decode(drawn.x0)], [label], settings.prompts).save(folder / "samples.png")
+    image_grid([job.teacher.decode(drawn)], [label], settings.prompts).save(folder / "samples.png")
+
+
+def _noise(job: Job, number: int = 0) -> torch.Tensor:
+    """Where every prompt of the sample grid starts, by the run's seed plus ``number``."""
+    generator = torch.Generator().manual_seed(job.recipe.seed + number)
+    noise = torch.randn(len(job.recipe.sample.prompts), *job.teacher.latent_shape, generator=generator)
+    return noise.to(job.recipe.training.device)
+
+
+def _drawn(job: Job, view: Denoiser, card: Card, cond: Cond, number: int = 0) -> torch.Tensor:
+    """Latents of the sample grid's prompts, by a student as its card says, from the noise of that number."""
+    return sample(
+        view.uncounted(), sampler_of(card), _noise(job, number), cond, card.guidance_scale,
+        guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed + number),
+    ).x0  # fmt: skip
 
 
 class Watch:
