@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewstep.data.scenes import Scenes
+from fewstep.data.scenes import Scene, Scenes
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.measured import Features, Measured, Reference, gap_closed, interval
 from fewstep.evaluation.metrics import Moments, frechet_distance, spread
@@ -124,10 +124,7 @@ def compare(
     reader = reader or load_reader()
     features = features or reader.features
     scenes = Scenes(UNSEEN, size=teacher.image_size)
-    asked = [scenes.scene(i) for i in range(count)]
-    cond = teacher.encode_prompts([scene.caption for scene in asked])
-    noise = torch.randn(count, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
-    noise = noise.to(cond["prompt_embeds"].device)
+    asked, cond, noise = questions(teacher, count, seed)
     real = reference or Reference.of(real_pictures(teacher, scenes, range(count, 2 * count)), features)
     others = Reference.of(real_pictures(teacher, scenes, range(2 * count, 3 * count)), features)
     floors = {
@@ -137,7 +134,7 @@ def compare(
     outcomes: list[Outcome] = []
     for i, way in enumerate(ways):
         before, started = way.denoiser.cost.evaluations, time.perf_counter()
-        latents = _sample(way, noise, cond, seed)
+        latents = sample_way(way, noise, cond, seed)
         seconds = time.perf_counter() - started
         pictures = teacher.decode(latents).cpu()
         figures = {"evaluations": (way.denoiser.cost.evaluations - before) / count, "ms": 1000 * seconds / count}
@@ -195,11 +192,20 @@ def _spread(teacher: Teacher, way: Way, cond: Cond, per_prompt: int, seed: int, 
     rows = torch.arange(len(cond)).repeat_interleave(per_prompt)
     generator = torch.Generator().manual_seed(seed + 10**6)
     noise = torch.randn(len(rows), *teacher.latent_shape, generator=generator).to(cond["prompt_embeds"].device)
-    pictures = teacher.decode(_sample(way, noise, cond[rows], seed)).cpu()
+    pictures = teacher.decode(sample_way(way, noise, cond[rows], seed)).cpu()
     return spread(features(pictures), per_prompt)
 
 
-def _sample(way: Way, noise: Tensor, cond: Cond, seed: int, batch: int = 64) -> Tensor:
+def questions(teacher: Teacher, count: int, seed: int) -> tuple[list[Scene], Cond, Tensor]:
+    """The first ``count`` unseen scenes, their captions as a condition, and the noise of ``seed`` to start from."""
+    scenes = Scenes(UNSEEN, size=teacher.image_size)
+    asked = [scenes.scene(i) for i in range(count)]
+    cond = teacher.encode_prompts([scene.caption for scene in asked])
+    noise = torch.randn(count, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
+    return asked, cond, noise.to(cond["prompt_embeds"].device)
+
+
+def sample_way(way: Way, noise: Tensor, cond: Cond, seed: int, batch: int = 64) -> Tensor:
     """All pictures' latents; each batch has its own stream, so a picture does not depend on how many follow it."""
     parts = []
     for first in range(0, len(noise), batch):
