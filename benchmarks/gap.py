@@ -21,13 +21,11 @@ from typing import Any
 import torch
 
 from fewstep.data.files import replace_text
+from fewstep.demo import against_teacher
 from fewstep.distill import distill, versions
-from fewstep.evaluation.compare import Comparison, Way, compare
-from fewstep.evaluation.reference import reference_of
-from fewstep.export.student import load_card, load_student, sampler_of
-from fewstep.models.families import load_teacher
+from fewstep.evaluation.compare import Comparison
+from fewstep.export.student import load_card
 from fewstep.recipe import Recipe, load_recipe
-from fewstep.sampling import DDIM
 from fewstep.training.trainer import TrainingStopped
 
 
@@ -48,16 +46,8 @@ def train(recipe: Recipe, folder: Path, minutes: float) -> bool:
 
 def measure(recipe: Recipe, folder: Path, steps: int, count: int) -> dict[str, Any]:
     """Teacher at many and at ``steps`` steps, student at ``steps``: figures, and the closed part of the gap."""
-    teacher, student_folder = load_teacher(recipe.teacher.path), folder / "student"
-    card = load_card(student_folder)
-    student = load_student(load_teacher(recipe.teacher.path), student_folder, card)
-    many, scale = recipe.sample.teacher_steps, recipe.sample.guidance_scale
-    ways = [
-        Way("teacher, many", teacher.denoiser, DDIM(num_inference_steps=many), scale),
-        Way("teacher, few", teacher.denoiser, DDIM(num_inference_steps=steps), scale),
-        Way("student", student, sampler_of(card, num_inference_steps=steps), card.guidance_scale, card.guidance_embed),
-    ]
-    found = compare(teacher, ways, count, recipe.seed, reference=reference_of(teacher), per_prompt=4)
+    card = load_card(folder / "student")
+    found = against_teacher(recipe, folder / "student", count, steps, per_prompt=4)
     return {
         "closed": {name: _closed(found, name) for name in ("FD", "detail FD")},
         "forward_equivalents": card.forward_equivalents,

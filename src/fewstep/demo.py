@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,24 +39,39 @@ class Demo:
         )
 
 
+def against_teacher(
+    recipe: Recipe,
+    student_folder: Path,
+    count: int,
+    few: int | None = None,
+    per_prompt: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> Comparison:
+    """Teacher at its full and at ``few`` steps (the student's own number by default), student at ``few``: three ways.
+
+    ``count``, ``per_prompt`` and ``advance`` as in `compare`.
+    """
+    teacher, card = load_teacher(recipe.teacher.path), load_card(student_folder)
+    student = load_student(load_teacher(recipe.teacher.path), student_folder, card)
+    many, few, scale = recipe.sample.teacher_steps, few or card.num_inference_steps, recipe.sample.guidance_scale
+    sampler = sampler_of(card, num_inference_steps=few)
+    ways = [
+        Way(f"teacher, {many} steps", teacher.denoiser, DDIM(num_inference_steps=many), scale),
+        Way(f"teacher, {few} steps", teacher.denoiser, DDIM(num_inference_steps=few), scale),
+        Way(f"student, {few} steps", student, sampler, card.guidance_scale, card.guidance_embed),
+    ]
+    reference = reference_of(teacher)
+    return compare(teacher, ways, count, recipe.seed, advance=advance, reference=reference, per_prompt=per_prompt)
+
+
 def demo(folder: Path, recipe: Recipe | None = None, count: int = 256, show_progress: bool = False) -> Demo:
     """Distil (or go on distilling) in ``folder``, then compare teacher and student on ``count`` unseen prompts."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("fewstep demo is for one process: under torchrun use fewstep distill.")
     recipe = recipe or load_recipe(RECIPE)
     student_folder = distill(recipe, folder, resume=True, show_progress=show_progress)
-    teacher = load_teacher(recipe.teacher.path)
-    card = load_card(student_folder)
-    few, scale = card.num_inference_steps, recipe.sample.guidance_scale
-    student = load_student(load_teacher(recipe.teacher.path), student_folder, card)
-    many = recipe.sample.teacher_steps
-    ways = [
-        Way(f"teacher, {many} steps", teacher.denoiser, DDIM(num_inference_steps=many), scale),
-        Way(f"teacher, {few} steps", teacher.denoiser, DDIM(num_inference_steps=few), scale),
-        Way(f"student, {few} steps", student, sampler_of(card), card.guidance_scale, card.guidance_embed),
-    ]
-    with progress_bar(len(ways), 0, "comparing", show_progress) as advance:
-        comparison = compare(teacher, ways, count, recipe.seed, advance=advance, reference=reference_of(teacher))
+    with progress_bar(3, 0, "comparing", show_progress) as advance:
+        comparison = against_teacher(recipe, student_folder, count, advance=advance)
     shown = folder / "demo.png"
     picture(comparison).save(shown)
     replace_text(folder / "demo.json", as_json(comparison))

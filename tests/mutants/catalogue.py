@@ -1126,6 +1126,12 @@ METHODS = (
         "methods/parts/hops.py",
         "methods/test_cm.py",
         (
+            "cm: EDM teachers step by Euler",
+            '("heun" if schedule.family == "edm" else "ddim")',
+            '"ddim"',
+            "test_edm_networks_are_preconditioned_as_the_paper_says",
+        ),
+        (
             "cm: the teacher's second slope is asked at the upper time",
             "heun(first, roles.teacher(x, u, batch.cond, guidance_scale=guidance_scale))",
             "heun(first, roles.teacher(x, t, batch.cond, guidance_scale=guidance_scale))",
@@ -1304,12 +1310,6 @@ METHODS = (
             'if self.settings.variant == "ct":\n            return data_hop',
             'if self.settings.variant == "ct" and self.solver == "heun":\n            return data_hop',
             "test_a_step_is_the_papers[vp-epsilon-ct-full-True]",
-        ),
-        (
-            "cm: EDM teachers step by Euler",
-            '("heun" if schedule.family == "edm" else "ddim")',
-            '"ddim"',
-            "test_edm_networks_are_preconditioned_as_the_paper_says",
         ),
         (
             "cm: a grid of every table step has a hop of no length",

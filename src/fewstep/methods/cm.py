@@ -29,14 +29,13 @@ from fewstep.diffusion.schedule import Array, Schedule
 from fewstep.methods.base import Batch, Loss, Method, Progress, RoleSpec
 from fewstep.methods.parts.distances import Distance, check_distance, distance
 from fewstep.methods.parts.dropout import dropout_seed
-from fewstep.methods.parts.hops import Guidance, Hop, Solver, data_hop, guided_hop
+from fewstep.methods.parts.hops import Guidance, Hop, Solver, choose_solver, data_hop, guided_hop
 from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 
 CHOICES = {
     "variant": ("cd", "ct"),
-    "solver": (None, "heun", "ddim"),
     "timestep_sampling": ("uniform", "lognormal"),
     "weighting": ("uniform", "inverse"),
 }
@@ -115,7 +114,7 @@ class CM(Method):
         check_distance(self.settings.loss)
         self.grid = self._grid(self.settings.num_grid_steps)
         self.guidance = Guidance.of(self.settings.guidance_scale)
-        self.solver: Solver = self.settings.solver or ("heun" if schedule.family == "edm" else "ddim")
+        self.solver = choose_solver(self.settings.solver, schedule)
         self._check()
 
     def roles(self) -> tuple[RoleSpec, ...]:
@@ -187,8 +186,7 @@ class CM(Method):
         settings = self.settings
         for name, known in CHOICES.items():
             if getattr(settings, name) not in known:
-                words = ", ".join(choice for choice in known if choice)
-                raise ValueError(f"Unknown {name} '{getattr(settings, name)}': use {words}.")
+                raise ValueError(f"Unknown {name} '{getattr(settings, name)}': use {', '.join(known)}.")
         if settings.variant == "ct" and self.guidance != Guidance(1.0, 1.0):
             raise ValueError("Consistency training (variant ct) asks no teacher: leave guidance_scale at 1.")
         if settings.first_grid_steps is not None and not 1 <= settings.first_grid_steps <= settings.num_grid_steps:

@@ -36,7 +36,7 @@ from fewstep.diffusion.schedule import Array, Schedule
 from fewstep.methods.base import Balanced, Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
 from fewstep.methods.parts.distances import Distance, check_distance, distance
-from fewstep.methods.parts.hops import Guidance, Hop, Solver, roll_out
+from fewstep.methods.parts.hops import Guidance, Hop, Solver, choose_solver, roll_out
 from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
@@ -140,9 +140,7 @@ class CTM(Method):
         self.end = float(self.grid[0])
         self.guidance = Guidance.of(settings.guidance_scale)
         self.guided = self.guidance != Guidance(1.0, 1.0)
-        self.solver: Solver = settings.solver or ("heun" if schedule.family == "edm" else "ddim")
-        if self.solver not in ("heun", "ddim"):
-            raise ValueError(f"Unknown solver '{self.solver}': use heun, ddim.")
+        self.solver = choose_solver(settings.solver, schedule)
         if not 1 <= settings.max_hops < len(self.grid):
             raise ValueError(
                 f"max_hops must lie in 1 ... {len(self.grid) - 1}, the hops of the grid, not {settings.max_hops}."

@@ -53,6 +53,17 @@ class Guidance:
         return self.low if self.fixed else drawn
 
 
+def choose_solver(solver: Solver | None, schedule: Schedule) -> Solver:
+    """``solver``, or by default heun on EDM schedules, where the papers use it, and ddim elsewhere.
+
+    Raises:
+        ValueError: there is no such solver.
+    """
+    if solver not in (None, "heun", "ddim"):
+        raise ValueError(f"Unknown solver '{solver}': use heun, ddim.")
+    return solver or ("heun" if schedule.family == "edm" else "ddim")
+
+
 @dataclass
 class Hop:
     """x_t [B, ...] at native times t [B], where it lands, x_u at u [B] (host times), and the teacher's x0 at t.
