@@ -297,15 +297,21 @@ def test_cd_answers_with_heun_steps_composed(schedule):
     torch.testing.assert_close(answer, x, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("schedule", [VP, EDM, FLOW], ids=lambda s: s.family)
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow"])
-def test_lcm_answers_with_the_composed_teacher(schedule, kind):
+def ring_with_classes(schedule, kind):
+    """(its exact teacher, states near the start, their classes); skips what cannot be."""
     if kind == "epsilon" and schedule is FLOW:
         pytest.skip("an epsilon network is refused on a schedule that starts from pure noise")
     ring = GaussianMixture.ring(5, 1.0, 0.2, num_classes=2)
     ask = teacher(ring, schedule, kind)
     x = ring.sample_at(32, schedule, 0.99 * schedule.start, torch.Generator().manual_seed(0))
     cond = Cond({"label": torch.arange(32) % 2}, null={"label": torch.tensor([-1])})
+    return ask, x, cond
+
+
+@pytest.mark.parametrize("schedule", [VP, EDM, FLOW], ids=lambda s: s.family)
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow"])
+def test_lcm_answers_with_the_composed_teacher(schedule, kind):
+    ask, x, cond = ring_with_classes(schedule, kind)
     for hops in (1, 5):
         grid = schedule.training_grid(hops)
         student = LCMFixedPoint(ask, grid, guidance_scale=3.0).denoiser()
@@ -444,12 +450,7 @@ def test_pcm_is_the_table_of_edge_points(schedule):
 @pytest.mark.parametrize("schedule", [VP, EDM, FLOW], ids=lambda s: s.family)
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow"])
 def test_all_phases_on_end_are_the_composed_teacher(schedule, kind):
-    if kind == "epsilon" and schedule is FLOW:
-        pytest.skip("an epsilon network is refused on a schedule that starts from pure noise")
-    ring = GaussianMixture.ring(5, 1.0, 0.2, num_classes=2)
-    ask = teacher(ring, schedule, kind)
-    x = ring.sample_at(32, schedule, 0.99 * schedule.start, torch.Generator().manual_seed(0))
-    cond = Cond({"label": torch.arange(32) % 2}, null={"label": torch.tensor([-1])})
+    ask, x, cond = ring_with_classes(schedule, kind)
     grid, edges = schedule.training_grid(7), schedule.phase_edges(3, 7)
     student = PCMFixedPoint(ask, grid, edges, guidance_scale=3.0).denoiser()
     composed = compose(ask, x, grid[::-1].tolist(), cond, 3.0)

@@ -1,9 +1,12 @@
-"""A pipeline folder with random weights, and a recipe that distils it in seconds."""
+"""A pipeline folder with random weights, a recipe that distils it in seconds, and the command line in this process."""
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from fewstep.cli import main
 from fewstep.data.scenes import WORDS
 from fewstep.models import scenes64
 
@@ -25,3 +28,19 @@ def tiny(tmp_path_factory):
 def short(tiny):
     """Overrides that make a shipped recipe short."""
     return [f"teacher.path={tiny}", *SHORT]
+
+
+def inside(monkeypatch, capsys, folder, *arguments):
+    """Exit code and output of the command line run in this process: the same `main`, without a second's start."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    output, errors = capsys.readouterr()
+    return stopped.value.code or 0, output, errors
+
+
+def sets(short):
+    """Overrides as the command line takes them."""
+    return [part for item in short for part in ("--set", item)]

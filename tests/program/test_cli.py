@@ -13,9 +13,9 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from fewstep.cli import main
 from fewstep.recipe import load_recipe
 from fewstep.training.checkpoint import same
+from tests.program.conftest import inside, sets
 
 MAIN = [sys.executable, "-c", "from fewstep.cli import main; main()"]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -23,10 +23,6 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 def fewstep(*arguments, cwd=None):
     return subprocess.run([*MAIN, *map(str, arguments)], capture_output=True, text=True, env=ENV, cwd=cwd, timeout=240)
-
-
-def sets(short):
-    return [part for item in short for part in ("--set", item)]
 
 
 def test_help_is_quick_and_names_every_command():
@@ -121,17 +117,6 @@ def test_errors_are_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, 
     assert sentence in errors
     assert len(errors.strip().splitlines()) == 1
     assert "Traceback" not in errors + output
-
-
-def inside(monkeypatch, capsys, folder, *arguments):
-    """Exit code and output of the command line run in this process: the same `main`, without a second's start."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    output, errors = capsys.readouterr()
-    return stopped.value.code or 0, output, errors
 
 
 def test_an_error_looks_the_same_from_outside(tmp_path):

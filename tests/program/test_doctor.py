@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,28 +14,13 @@ import torch
 import yaml
 
 from fewstep import doctor
-from fewstep.cli import main
 from fewstep.distill import distill
 from fewstep.doctor import NOTE, OK, PROBLEM, difference, examine, lora_step, packages
 from fewstep.methods.tcd import TCD
 from fewstep.out_of_memory import OutOfMemory, explained
 from fewstep.plan import Change, Plan, _seconds, cheaper, describe, fits, plan
 from fewstep.recipe import as_yaml, load_recipe, parse_recipe
-
-
-def inside(monkeypatch, capsys, folder, *arguments):
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    output, errors = capsys.readouterr()
-    return stopped.value.code or 0, output, errors
-
-
-def sets(items):
-    return [part for item in items for part in ("--set", item)]
-
+from tests.program.conftest import inside, sets
 
 # ------------------------------------------------------------------ dry run and plan
 
