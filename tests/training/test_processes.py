@@ -1,15 +1,15 @@
 """Several processes are one: the same weights for any number of them, any accumulation, sharded or not."""
 
 import json
+import os
 import signal
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as processes
 from killable import SOURCE, VP, Teacher
+from several import spawn
 
 from fewstep.data.sources import LatentSource
 from fewstep.methods.ctm import CTM
@@ -81,25 +81,9 @@ def name_of(make, case, changes):
     return "-".join([make.__name__, case, *changes])
 
 
-def _together(rank, port, folder, count):
-    torch.set_num_threads(1)
-    _join(rank, port, count)
+def _together(folder):
     for make, case, changes in JOBS:
         make(case, Path(folder) / name_of(make, case, changes), **changes).run()
-    torch.distributed.destroy_process_group()
-
-
-def _join(rank, port, count):
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
-
-
-def spawn(function, *arguments, count=2):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes.spawn(function, (port, *arguments, count), nprocs=count)
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +121,8 @@ def test_two_processes_are_one(job, together, tmp_path):
     assert any(not torch.allclose(start.tensors()[key].to(t), t) for key, t in mine.items() if "optimizer" not in key)
 
 
-def _resume(rank, port, folder, count):
-    torch.set_num_threads(1)
-    _join(rank, port, count)
+def _resume(folder):
     toy("full", Path(folder), fsdp=True).run(resume=True)
-    torch.distributed.destroy_process_group()
 
 
 def test_the_number_of_processes_may_change_at_a_resume(together, tmp_path):
@@ -165,12 +146,9 @@ class _Stops:
         return SOURCE.batch(rng)
 
 
-def _stop(rank, port, folder, count):
-    torch.set_num_threads(1)
-    _join(rank, port, count)
+def _stop(folder):
     with pytest.raises(TrainingStopped, match="Stopped after step 4 of 20"):
         toy("lora", Path(folder), _Stops()).run()
-    torch.distributed.destroy_process_group()
 
 
 def test_processes_stop_after_the_same_step(tmp_path):
@@ -179,13 +157,24 @@ def test_processes_stop_after_the_same_step(tmp_path):
     assert result(tmp_path)[1]["step"] == 4
 
 
-def _uneven(rank, port, count):
-    _join(rank, port, count)
+def _uneven():
     for changes in ({"batch_size": 7}, {"batch_size": 6, "accumulation": 2}):
         with pytest.raises(ValueError, match=r"training.batch_size \(.\) must be a multiple of .* processes"):
             toy("lora", None, **changes)
-    torch.distributed.destroy_process_group()
 
 
 def test_a_batch_that_cannot_be_split_is_refused():
     spawn(_uneven)
+
+
+def _leave():
+    """What an optimiser imports must not keep the group, whose threads could abort the process while Python ends."""
+    toy("lora", None, steps=2).run()
+    distributed.leave()
+    names = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]
+    assert not [name for name in names if "gloo" in name], names
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux only")
+def test_no_thread_of_the_group_outlives_it():
+    spawn(_leave)

@@ -1,12 +1,11 @@
 """Training of the teacher: its losses, and that an interrupted run ends in the same weights."""
 
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as processes
+from several import spawn
 
 from fewstep.data.scenes import ATTRIBUTES, WORDS, Scenes
 from fewstep.diffusion.schedule import Schedule
@@ -194,27 +193,19 @@ def test_the_second_task_is_told_from_inside_and_fades(pool, tokenizer):
     assert pool.labels.centres[7, 0].tolist() == pytest.approx([things[0].x, things[0].y])
 
 
-def _train_a_part(rank, port, folder, tensors):
+def _train_a_part(folder, tensors):
     """One of two processes; the first leaves its weights."""
-    import torch.distributed as dist
-
     from fewstep.training.teacher_stages import LatentPool
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     fit = Fit(unet_stage(LatentPool.of(tensors), scenes64.build_tokenizer(WORDS)), Path(folder), seed=0)
     fit.run()
-    dist.destroy_process_group()
 
 
 def test_two_processes_train_as_one(tmp_path, pool, tokenizer):
     """Each takes half of every batch; weights agree but for rounding, and one of them writes."""
     alone = Fit(unet_stage(pool, tokenizer), tmp_path / "one", seed=0)
     alone.run()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes.spawn(_train_a_part, (port, str(tmp_path / "two"), pool.tensors()), nprocs=2)
+    spawn(_train_a_part, str(tmp_path / "two"), pool.tensors())
     newest = checkpoint.latest(tmp_path / "two" / "checkpoints")
     together = checkpoint.split(checkpoint.load(newest)[0], "weights")
     assert together.keys() == alone.weights.keys()

@@ -30,6 +30,10 @@ def join(device: str = "cpu") -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
+    # Its functions take the group of that moment as their default and keep it alive: imported later, as optimisers do,
+    # it would leave gloo's threads running while Python ends, and now and then one of them aborts the process.
+    import torch.distributed.nn.functional
+
     # before the meeting, which may wait for ever for one who was killed
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     if device.startswith("cuda"):
@@ -38,7 +42,14 @@ def join(device: str = "cpu") -> None:
         _HOST["group"] = dist.new_group(backend="gloo", timeout=_PATIENCE)
     else:
         dist.init_process_group("gloo", timeout=_PATIENCE)
-    atexit.register(dist.destroy_process_group)
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Leave the other processes, and end the threads that spoke with them; alone, do nothing."""
+    _HOST.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _die_with(parent: int) -> None:
