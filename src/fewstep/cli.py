@@ -84,6 +84,36 @@ def distill(
 
 
 @app.command()
+def prepare(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")],
+    from_teacher: Annotated[
+        bool, typer.Option("--from-teacher", help="The teacher's samples alone (recipe key `pairs`), no pictures.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/<recipe>).")] = None,
+    overrides: Sets = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Make a recipe's training data; `fewstep distill` does the same before it trains.
+
+    Interrupted, the same command goes on: finished files are kept. Recipes share the teacher's samples by `pairs.path`.
+    """
+    from fewstep.distill import prepare_data
+    from fewstep.prepare import pairs_folder
+    from fewstep.recipe import load_recipe
+    from fewstep.training import distributed
+
+    folder, resolved = out or Path("runs") / Path(recipe).stem, load_recipe(recipe, overrides or ())
+    rest = ("--out", folder, *_sets(overrides))
+    with _stoppable(_command("prepare", recipe, *(["--from-teacher"] if from_teacher else []), *rest)):
+        made = prepare_data(resolved, folder, from_teacher=from_teacher, show_progress=not quiet)
+    if distributed.first():
+        if made is not None:
+            place, cost = pairs_folder(resolved, folder), f"{made.cost:,.0f} forward equivalents"
+            typer.echo(f"{len(made.mean):,} samples of the teacher are in {place} ({cost}).")
+        typer.echo("Go on with: " + _command("distill", recipe, *rest, "--resume"))
+
+
+@app.command()
 def sample(
     model: Annotated[
         str, typer.Argument(help="A run, a student's folder, or a teacher (scenes-64, a pipeline folder).")

@@ -2,7 +2,7 @@
 
 <run>/recipe.yaml          the resolved recipe, every default written out
       versions.json        of the programs, and the data's fingerprint
-      data/                encoded pictures and captions
+      data/                encoded pictures and captions;  pairs/  the teacher's own samples (recipe key `pairs`)
       log.jsonl            one line for every log step
       checkpoints/         to resume from
       samples/             grids at fixed seeds, while it trains
@@ -24,19 +24,21 @@ import yaml
 
 from fewstep.data.cache import fingerprint, scene_latents
 from fewstep.data.files import LOCK, only_one, replace_text
+from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource
 from fewstep.export.student import CARD_FILE, save_student
 from fewstep.job import Job, prepare
 from fewstep.out_of_memory import explained
+from fewstep.prepare import pair_files, sample_teacher
 from fewstep.recipe import Recipe, RecipeError, as_yaml
 from fewstep.training import distributed
 from fewstep.training.logging import progress_bar
-from fewstep.training.trainer import Hook, Trainer
+from fewstep.training.trainer import Hook, Source, Trainer
 from fewstep.watch import SampleGrid, Watch, draw_exported
 
 _MAY_CHANGE = (
     "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints",
-    "training.trackers",
+    "training.trackers", "pairs.path",
     "training.accumulation", "training.gradient_checkpointing", "training.fsdp",  # the same numbers in less memory
 )  # fmt: skip
 
@@ -70,6 +72,37 @@ def distill(
         return _distill(recipe, folder, resume, show_progress, earlier, stage, data or folder / "data")
 
 
+def prepare_data(
+    recipe: Recipe, folder: Path, *, from_teacher: bool = False, show_progress: bool = False
+) -> PairSource | None:
+    """What `distill` does before it trains; with ``resume`` it goes on from there. Raises as it does.
+
+    Args:
+        from_teacher: sample the teacher, and leave pictures for later.
+
+    Returns:
+        the teacher's samples, or None where the recipe wants none.
+    """
+    if from_teacher and not recipe.needs_pairs:
+        raise RecipeError(
+            "This recipe wants no samples of its teacher: set data.source to teacher to train on them, or take a "
+            "method that learns from pairs."
+        )
+    distributed.join(recipe.training.device)
+    check_folder(recipe, folder, resume=True)
+    with explained(recipe, folder):
+        job = prepare(recipe, folder)
+        distributed.wait()
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_one(folder) if distributed.first() else nullcontext():
+            files = pair_files(job)
+            _claim(recipe, folder)
+            pairs = None if files is None else sample_teacher(job, files, show_progress)
+            if not from_teacher:
+                _data(job, pairs, folder / "data", show_progress)
+            return pairs
+
+
 def _distill(
     recipe: Recipe,
     folder: Path,
@@ -88,8 +121,11 @@ def _distill(
 
 def _train(job: Job, resume: bool, show_progress: bool, stage: str, data: Path) -> Path:
     recipe, folder = job.recipe, job.folder
-    with distributed.first_goes_first():
-        source = _data(job, data, show_progress)
+    files = pair_files(job)
+    _claim(recipe, folder)
+    pairs = None if files is None else sample_teacher(job, files, show_progress)
+    job.spent += 0.0 if pairs is None else pairs.cost
+    source = _data(job, pairs, data, show_progress)
     hooks: list[tuple[int, Hook]] = [(recipe.sample.every, SampleGrid(job))]
     trainer = Trainer(
         job.method, job.roles, source, recipe.training,
@@ -130,18 +166,32 @@ def _is_finished(recipe: Recipe, folder: Path) -> bool:
     )
 
 
-def _data(job: Job, place: Path, show_progress: bool) -> LatentSource:
-    """Claim the folder, which a recipe that cannot run never does, and encode the data or find it encoded."""
-    recipe, folder = job.recipe, job.folder
+def _claim(recipe: Recipe, folder: Path) -> None:
+    """Make the folder this recipe's, which one that cannot run never does."""
     if distributed.first() and not (folder / "recipe.yaml").is_file():
         replace_text(folder / "recipe.yaml", as_yaml(recipe))
-    with progress_bar(recipe.data.size, 0, "encoding", show_progress and distributed.first()) as advance:
-        path, config, device = place / "latents.safetensors", recipe.data, recipe.training.device
-        source = scene_latents(path, job.teacher, config.size, config.seed, device, advance)
+
+
+def _data(job: Job, pairs: PairSource | None, place: Path, show_progress: bool) -> Source:
+    """What the run trains on: pictures, encoded now or before, or the teacher's samples; pairs for who wants them."""
+    recipe, folder = job.recipe, job.folder
+    of_teacher = pairs is not None and recipe.data.source == "teacher"
+    data = pairs if pairs is not None and of_teacher else _pictures(job, place, show_progress)
     if distributed.first():
-        made_by = {**versions(), "data": fingerprint(source)}
+        made_by = {**versions(), "data": fingerprint(data)}
+        made_by |= {} if pairs is None or of_teacher else {"pairs": fingerprint(pairs)}
         replace_text(folder / "versions.json", json.dumps(made_by, indent=1) + "\n")
-    return source
+    return WithPairs(data, pairs) if pairs is not None and "pairs" in job.method.streams else data
+
+
+def _pictures(job: Job, place: Path, show_progress: bool) -> LatentSource:
+    """The recipe's pictures, encoded now or before; the first process does it."""
+    config, device = job.recipe.data, job.recipe.training.device
+    with (
+        distributed.first_goes_first(),
+        progress_bar(config.size, 0, "encoding", show_progress and distributed.first()) as advance,
+    ):
+        return scene_latents(place / "latents.safetensors", job.teacher, config.size, config.seed, device, advance)
 
 
 def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:

@@ -52,9 +52,27 @@ class DataConfig(BaseModel):
     """What to train on."""
 
     model_config = _STRICT
-    source: Literal["scenes"] = Field(default="scenes", description="rendered, captioned scenes")
-    size: int = Field(default=4000, ge=1, description="how many pictures")
+    source: Literal["scenes", "teacher"] = Field(
+        default="scenes",
+        description="rendered, captioned scenes, or the teacher's own samples of their captions (`pairs` says how)",
+    )
+    size: int = Field(default=4000, ge=1, description="how many pictures, or captions for the teacher")
     seed: int = Field(default=1, ge=0, lt=2**63, description="which pictures")
+
+
+class PairsConfig(BaseModel):
+    """The teacher's own samples, made once: pairs of noise and latent (dmd), or data (`data.source: teacher`)."""
+
+    model_config = _STRICT
+    size: int | None = Field(default=None, ge=1, description="how many; empty takes data.size, one for each caption")
+    solver: Literal["ddim", "heun", "dpm++2m"] = Field(default="ddim", description="of the teacher's ODE")
+    num_inference_steps: int = Field(default=50, ge=1, description="steps of the solver; heun asks twice in each")
+    guidance_scale: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="empty takes the method's own, or else the sample grid's"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of their noise")
+    batch_size: int = Field(default=32, ge=1, description="sampled at once, and kept in one file")
+    path: str | None = Field(default=None, description="folder that keeps them; empty takes one inside the run")
 
 
 class SampleConfig(BaseModel):
@@ -104,6 +122,7 @@ class Recipe(BaseModel):
     )
     student: StudentConfig = StudentConfig()
     data: DataConfig = DataConfig()
+    pairs: PairsConfig = PairsConfig()
     training: TrainingSettings = TrainingSettings()
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -125,6 +144,11 @@ class Recipe(BaseModel):
         if not isinstance(name, str):
             raise RecipeError("method: give its name, e.g. 'method: tcd' or 'method: {name: tcd}'.")
         return find_method(name)
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether the teacher must be sampled before training."""
+        return self.data.source == "teacher" or "pairs" in self.method_class().streams
 
     def method_settings(self) -> Any:
         """``method`` without its name as the method's own Settings, validated."""
@@ -168,7 +192,20 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
             if key not in known:
                 raise RecipeError(_unknown(f"training.{key}", key, known))
     recipe = _validated(TypeAdapter(Recipe), dict(data), "")
-    return _as_the_method_wants(recipe, recipe.method_class().sampling(recipe.method_settings()))
+    return _with_pairs(_as_the_method_wants(recipe, recipe.method_class().sampling(recipe.method_settings())))
+
+
+def _with_pairs(recipe: Recipe) -> Recipe:
+    """What the recipe does not say about the teacher's samples, where it needs them."""
+    if not recipe.needs_pairs:
+        return recipe
+    pairs, own = recipe.pairs, getattr(recipe.method_settings(), "guidance_scale", None)
+    if pairs.guidance_scale is None:
+        scale = float(own) if isinstance(own, int | float) else recipe.sample.guidance_scale
+        pairs = pairs.model_copy(update={"guidance_scale": scale})
+    if pairs.size is None:
+        pairs = pairs.model_copy(update={"size": recipe.data.size})
+    return recipe.model_copy(update={"pairs": pairs})
 
 
 def _as_the_method_wants(recipe: Recipe, wanted: Sampling) -> Recipe:

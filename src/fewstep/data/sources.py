@@ -16,12 +16,15 @@ from fewstep.models.cond import Cond
 
 
 class Order:
-    """Shuffled passes over ``size`` items: which items a step consumes, for any batch size and step."""
+    """Shuffled passes over ``size`` items: which items a step consumes, for any batch size and step.
 
-    def __init__(self, size: int) -> None:
+    Orders of different ``name`` have nothing to do with each other.
+    """
+
+    def __init__(self, size: int, name: str = "order") -> None:
         if size < 1:
             raise ValueError("The data set is empty.")
-        self.size = size
+        self.size, self.name = size, name
         self._permutations: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
 
     def rows(self, rng: Rng) -> npt.NDArray[np.int64]:
@@ -35,7 +38,7 @@ class Order:
         if key not in self._permutations:
             if len(self._permutations) > 2:  # a step touches neighbouring epochs only
                 self._permutations.clear()
-            generator = np.random.Generator(np.random.Philox(stream_key(seed, "order", epoch)))
+            generator = np.random.Generator(np.random.Philox(stream_key(seed, self.name, epoch)))
             self._permutations[key] = generator.permutation(self.size)
         return self._permutations[key]
 

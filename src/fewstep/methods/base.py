@@ -89,16 +89,33 @@ class Sampling:
 
 
 @dataclass
+class Pairs:
+    """Where the teacher's own solver takes given noise, by many steps.
+
+    Attributes:
+        noise: [B, ...] unit normals it started from.
+        x0: [B, ...] where it ended.
+        cond: the condition it had, or None.
+    """
+
+    noise: Tensor
+    x0: Tensor
+    cond: Cond | None = None
+
+
+@dataclass
 class Batch:
-    """Clean data and its condition.
+    """Clean data and its condition, and whatever else a method's `streams` ask for; all of one batch size B.
 
     Attributes:
         x0: [B, ...] data or latents, at the scale the teacher was trained on.
         cond: its condition, or None.
+        pairs: the stream "pairs", in an order of its own: row i has nothing to do with row i of the data.
     """
 
     x0: Tensor
     cond: Cond | None = None
+    pairs: Pairs | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +165,7 @@ class Loss:
 class Method:
     """Base of all methods.
 
+    ``streams`` names what a batch must hold: "data", and "pairs" where the method learns from the teacher's samples.
     Subclasses define a frozen dataclass `Settings` and the functions below, and one function per player, named
     like it: ``def student(self, roles, batch, draws, shared) -> Loss``.
 

@@ -1,0 +1,178 @@
+"""What the teacher makes of given noise, sampled once and kept: as pairs (noise, latent, condition), or as data.
+
+<place>/pairs.json                what decides every value; other settings, prompts or teachers are refused
+        pairs-00000.safetensors   latents and conditions in float16, some rows a file; each is there whole or not at all
+
+Noise is not kept: row i starts from unit normals keyed by (seed, i), the same on every machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fewstep.data.files import replace_tensors, replace_text
+from fewstep.data.sources import LatentSource, Order
+from fewstep.methods.base import Batch, Pairs
+from fewstep.methods.random import Rng, stream_key
+from fewstep.models.cond import Cond
+
+ABOUT = "pairs.json"
+
+
+def noise_of(seed: int, row: int, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """The unit normals [*shape], float32, that pair number ``row`` of a set started from."""
+    generator = torch.Generator().manual_seed(stream_key(seed, "pair", row))
+    return torch.randn(*shape, generator=generator, dtype=torch.float32)
+
+
+class PairSource(LatentSource):
+    """The teacher's samples: `batch` gives them as data, `pairs` with the noise they came from, in two orders.
+
+    Args:
+        x0: [N, ...] latents. cond: of all N. seed: of their noise (`noise_of`).
+        cost: what making them cost, in forward equivalents.
+    """
+
+    def __init__(self, x0: Tensor, cond: Cond | None, seed: int, cost: float = 0.0) -> None:
+        super().__init__(x0, x0.new_zeros(()).expand_as(x0), cond)
+        self.seed, self.cost = seed, cost
+        self._pair_order = Order(len(x0), "pairs")
+
+    def pairs(self, rng: Rng) -> Pairs:
+        """The rows ``rng.rows`` of step ``rng.step``."""
+        picked = self._pair_order.rows(rng)
+        noise = torch.stack([noise_of(self.seed, int(i), self.mean.shape[1:]) for i in picked])
+        rows = torch.from_numpy(picked).to(self.mean.device)
+        x0 = self.mean.index_select(0, rows).to(rng.device, rng.dtype)
+        cond = None if self.cond is None else self.cond[rows].to(rng.device)
+        return Pairs(noise.to(rng.device, rng.dtype, non_blocking=True), x0, cond)
+
+
+class _Source(Protocol):
+    def batch(self, rng: Rng) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class WithPairs:
+    """Batches of ``data`` that hold as many ``pairs`` too."""
+
+    data: _Source
+    pairs: PairSource
+
+    def batch(self, rng: Rng) -> Batch:
+        return dataclasses.replace(self.data.batch(rng), pairs=self.pairs.pairs(rng))
+
+
+class PairFiles:
+    """The files of one set of pairs.
+
+    Args:
+        place: their folder.
+        about: what decides every value, in plain numbers and texts; among them ``size``, ``batch_size`` (the rows of a
+            file) and ``seed``.
+    """
+
+    def __init__(self, place: Path, about: Mapping[str, str | int | float]) -> None:
+        self.place, self.about = place, dict(about)
+        self.size, self.per_file, self.seed = (int(about[key]) for key in ("size", "batch_size", "seed"))
+
+    def check(self) -> None:
+        """Raises ValueError, in one sentence, where ``place`` holds another set, or something else."""
+        if self.place.exists() and not self.place.is_dir():
+            raise ValueError(f"{self.place} is a file, no folder of the teacher's samples: choose another pairs.path.")
+        stored = self._stored()
+        if stored is None:
+            if any(self.place.glob("*.safetensors")):
+                raise ValueError(
+                    f"{self.place} holds other files, or samples that nothing is known of ({ABOUT} is missing or "
+                    "damaged): delete the folder, or choose another pairs.path."
+                )
+            return
+        for key in sorted(stored.keys() | self.about.keys()):
+            if stored.get(key) != self.about.get(key):
+                raise ValueError(
+                    f"{self.place} holds the samples of {self._difference(key, stored.get(key))}: delete the folder to "
+                    "have them made anew, or choose another pairs.path."
+                )
+
+    def _stored(self) -> dict[str, str | int | float] | None:
+        try:
+            stored = json.loads((self.place / ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return stored if isinstance(stored, dict) else None
+
+    def _difference(self, key: str, old: object) -> str:
+        if key in ("teacher", "prompts"):
+            return {"teacher": "another teacher", "prompts": "other prompts"}[key]
+        return f"pairs.{key} = {old}, not {self.about.get(key)}"
+
+    def claim(self) -> None:
+        """Make the folder this set's own."""
+        self.place.mkdir(parents=True, exist_ok=True)
+        if self._stored() is None:
+            replace_text(self.place / ABOUT, json.dumps(self.about, indent=1, sort_keys=True) + "\n")
+
+    def __len__(self) -> int:
+        """How many files there are when all are made."""
+        return -(-self.size // self.per_file)
+
+    def rows(self, number: int) -> range:
+        """The pairs in file ``number``."""
+        return range(number * self.per_file, min((number + 1) * self.per_file, self.size))
+
+    def missing(self) -> list[int]:
+        """The files that are not there yet; a damaged one counts as missing."""
+        return [number for number in range(len(self)) if self._read(number, ()) is None]
+
+    def write(self, number: int, x0: Tensor, cond: Cond | None, cost: float) -> None:
+        """Keep file ``number``: x0 [rows, ...], their conditions, what they cost in forward equivalents."""
+        tensors = {"x0": x0}
+        if cond is not None:
+            null = cond[:1].null()
+            tensors |= {f"cond.{name}": cond[name] for name in cond} | {f"null.{name}": null[name] for name in null}
+        kept = {key: (t.half() if t.is_floating_point() else t).cpu().contiguous() for key, t in tensors.items()}
+        replace_tensors(self._path(number), kept, {"about": json.dumps(self.about, sort_keys=True), "cost": repr(cost)})
+
+    def load(self, device: str = "cpu") -> PairSource:
+        """All of them, in memory.
+
+        Raises:
+            ValueError: a file is missing.
+        """
+        files = [self._read(number) for number in range(len(self))]
+        found = [file for file in files if file is not None]
+        if len(found) < len(files):
+            raise ValueError(f"{self.place} lacks {len(files) - len(found)} of its {len(files)} files.")
+        parts = [tensors for tensors, _ in found]
+        joined = {
+            key: torch.cat([part[key] for part in parts]).to(device) for key in parts[0] if not key.startswith("null.")
+        }
+        given = {key[5:]: t for key, t in joined.items() if key.startswith("cond.")}
+        null = {key[5:]: t.to(device) for key, t in parts[0].items() if key.startswith("null.")}
+        cond = Cond(given, null) if given else None
+        return PairSource(joined["x0"], cond, self.seed, sum(cost for _, cost in found))
+
+    def _path(self, number: int) -> Path:
+        return self.place / f"pairs-{number:05d}.safetensors"
+
+    def _read(self, number: int, names: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], float] | None:
+        """The tensors of these names (all by default) and the cost of a file; None where it is missing or damaged."""
+        try:
+            with safe_open(self._path(number), framework="pt") as file:
+                said = file.metadata() or {}
+                if said.get("about") != json.dumps(self.about, sort_keys=True):
+                    return None
+                wanted = file.keys() if names is None else names
+                return {name: file.get_tensor(name) for name in wanted}, float(said["cost"])
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None

@@ -1,0 +1,128 @@
+"""The teacher's own samples for a recipe: made file by file before training, kept, and found again.
+
+Every process of torchrun makes its share. What is finished stays, whatever happens; the rest ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.data.files import only_one
+from fewstep.data.pairs import PairFiles, PairSource, noise_of
+from fewstep.data.scenes import Scenes
+from fewstep.job import Job
+from fewstep.models.lora import base_parameters
+from fewstep.recipe import Recipe
+from fewstep.sampling import sample
+from fewstep.sampling.solvers import SOLVERS
+from fewstep.training import distributed
+from fewstep.training.logging import progress_bar
+
+_SEEN = 1024  # values of each weight that its fingerprint holds
+
+
+def pairs_folder(recipe: Recipe, run: Path) -> Path:
+    """Where the teacher's samples of a run are kept."""
+    return run / "data" / "pairs" if recipe.pairs.path is None else Path(recipe.pairs.path)
+
+
+def pair_files(job: Job) -> PairFiles | None:
+    """The files of the samples that ``job.recipe.pairs`` describes, made or not; None where the recipe wants none.
+
+    Raises:
+        ValueError: the folder holds other samples, or something else.
+    """
+    if not job.recipe.needs_pairs:
+        return None
+    files = PairFiles(pairs_folder(job.recipe, job.folder), about(job))
+    files.check()
+    return files
+
+
+def sample_teacher(job: Job, files: PairFiles, show_progress: bool = False) -> PairSource:
+    """The teacher's samples from their files; those that are missing are made.
+
+    Sample i has the caption of scene i of the recipe's data, counted round, and noise of its own.
+
+    Raises:
+        ValueError: somebody else works there; the teacher gives NaN.
+    """
+    missing = files.missing()
+    distributed.wait()  # nobody may find the others' files before it has looked
+    if missing:
+        if distributed.first():
+            files.claim()
+        with only_one(files.place) if distributed.first() else nullcontext():
+            _make(job, files, missing, show_progress)
+            distributed.wait()
+    return files.load(job.recipe.training.device)
+
+
+@torch.no_grad()
+def _make(job: Job, files: PairFiles, missing: list[int], show_progress: bool) -> None:
+    """This process's share of the missing files."""
+    distributed.wait()  # for the folder
+    settings, device = job.recipe.pairs, job.recipe.training.device
+    assert settings.guidance_scale is not None
+    view = job.roles.teacher.uncounted()
+    sampler = SOLVERS[settings.solver](num_inference_steps=settings.num_inference_steps)
+    texts, mine = captions(job.recipe), missing[distributed.rank() :: distributed.count()]
+    there = files.size - sum(len(files.rows(number)) for number in missing)
+    with progress_bar(files.size, there, "sampling the teacher", show_progress and distributed.first()) as advance:
+        for number in mine:
+            rows = files.rows(number)
+            noise = torch.stack([noise_of(settings.seed, i, job.teacher.latent_shape) for i in rows]).to(device)
+            cond, before = job.teacher.encode_prompts([texts[i] for i in rows]), view.cost.forward_equivalents
+            x0 = sample(view, sampler, noise, cond, settings.guidance_scale).x0
+            if not x0.half().isfinite().all():
+                raise ValueError(
+                    f"The teacher's samples {rows[0]} to {rows[-1]} are not finite: lower pairs.guidance_scale, or try "
+                    "another pairs.solver."
+                )
+            files.write(number, x0, cond, view.cost.forward_equivalents - before)
+            there += distributed.count() * len(rows)
+            advance(min(there, files.size))
+
+
+def captions(recipe: Recipe) -> list[str]:
+    """One caption for every pair."""
+    scenes, size = Scenes(recipe.data.seed), recipe.pairs.size
+    assert size is not None
+    distinct = [scenes.scene(i).caption for i in range(min(size, recipe.data.size))]
+    return [distinct[i % len(distinct)] for i in range(size)]
+
+
+def about(job: Job) -> dict[str, str | int | float]:
+    """What decides every value of the samples, up to rounding: the device and its precision are not part of it."""
+    settings = job.recipe.pairs.model_dump(exclude={"path"})
+    prompts = hashlib.blake2b("\n".join(captions(job.recipe)).encode(), digest_size=8).hexdigest()
+    return {**settings, "prompts": prompts, "teacher": fingerprint(job)}
+
+
+def fingerprint(job: Job) -> str:
+    """A short name of the teacher: some values of every weight of its network and text encoders, kind and schedule.
+
+    The weights are those of the frozen base, whatever adapters a student has put there.
+    """
+    denoiser, digest = job.teacher.denoiser, hashlib.blake2b(digest_size=8)
+    for weight in _weights(job):
+        flat = weight.detach().reshape(-1)
+        seen = flat[:: max(1, flat.numel() // _SEEN)].float().cpu()
+        digest.update(f"{tuple(weight.shape)}".encode() + seen.numpy().tobytes())
+    alpha, sigma = denoiser.schedule.alpha_sigma(denoiser.schedule.timesteps(10))
+    levels = " ".join(f"{level:.9g}" for level in (*alpha, *sigma))
+    digest.update(f"{denoiser.prediction_type} {denoiser.schedule.family} {levels}".encode())
+    return digest.hexdigest()
+
+
+def _weights(job: Job) -> Iterator[Tensor]:
+    yield from base_parameters(job.roles.base)
+    for name, part in sorted(job.teacher.pipeline.components.items()):
+        if name.startswith("text_encoder") and isinstance(part, nn.Module):
+            yield from part.parameters()
