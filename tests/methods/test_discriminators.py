@@ -12,13 +12,12 @@ from torch import nn
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.parts.discriminators import (
     Discriminator,
-    Heads,
-    ResidualHead,
     approximate_r1,
     discriminator_loss,
     generator_loss,
     r1,
 )
+from fewstep.methods.parts.heads import ConvHead, Heads, ResidualHead
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles
@@ -189,10 +188,31 @@ def test_a_head_has_one_logit_a_position_and_treats_samples_apart(channels):
     assert norm.num_groups == (32 if channels >= 320 else norm.num_groups) and norm.num_channels >= 4 * norm.num_groups
 
 
-def duel(taps=None, loss="hinge"):
+@pytest.mark.parametrize(
+    ("size", "halvings", "logits"),
+    [((8, 8), 1, 1), ((32, 32), 3, 1), ((4, 4), 0, 1), ((8, 8), 0, 4), ((6, 5), 0, 4), ((2, 2), 1, 1), ((), 0, 1)],
+)
+def test_a_conv_head_leads_down_to_one_logit_and_treats_samples_apart(size, halvings, logits):
+    """The middle of SD1.5 at 512 pixels is 8x8, SDXL's at 1024 is 32x32 (spec: DMD2's head)."""
+    torch.manual_seed(0)
+    head, features = ConvHead(16, halvings), torch.randn(3, 16, *size)
+    said = head(features)
+    assert said.shape == (3, logits)
+    torch.testing.assert_close(head(features[1:2]), said[1:2])
+    assert [m.kernel_size for m in head.modules() if isinstance(m, nn.Conv2d)] == [(4, 4)] * (halvings + 1) + [(1, 1)]
+
+
+def test_a_conv_head_sees_every_place():
+    torch.manual_seed(0)
+    features = torch.randn(1, 16, 8, 8, requires_grad=True)
+    (slope,) = torch.autograd.grad(ConvHead(16, 1)(features).sum(), features)
+    assert (slope.abs().amin(dim=1) > 0).all()
+
+
+def duel(taps=None, loss="hinge", **head):
     torch.manual_seed(0)
     roles = Roles(Denoiser(MLP(VP, 2, width=16, depth=3).double(), VP))
-    game = Discriminator(loss, taps=taps)
+    game = Discriminator(loss, taps=taps, **head)
     roles.add_heads(game.name, game.spec().build)
     return roles, game
 
@@ -216,6 +236,8 @@ def test_the_picture_gets_a_gradient_through_the_frozen_teacher_and_the_teacher_
 def test_taps_are_all_or_those_asked_for():
     assert duel()[0].heads["discriminator"].taps == ("block0", "block1", "block2")
     assert duel(("block1",))[0].heads["discriminator"].taps == ("block1",)
+    (head,) = duel(("block1",), head="conv", halvings=2)[0].heads["discriminator"].heads.values()
+    assert isinstance(head, ConvHead) and len(head.halve) == 2
     with pytest.raises(ValueError, match="cannot look at 'mid': this network has block0, block1, block2"):
         duel(("mid",))
 

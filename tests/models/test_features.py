@@ -6,7 +6,7 @@ from torch import nn
 
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.parts.discriminators import Heads
+from fewstep.methods.parts.heads import Heads
 from fewstep.models import scenes64
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser, edm_precondition

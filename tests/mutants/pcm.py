@@ -191,6 +191,10 @@ DISCRIMINATORS = [
             "leaves = [feature if feature.requires_grad else feature.requires_grad_() for feature in features]",
             "test_r1_stops_at_the_heads_inputs_and_is_their_slope",
         ),
+    ),
+    *planted(
+        "methods/parts/heads.py",
+        "methods/test_discriminators.py",
         (
             "discriminators: the second block has no shortcut",
             "h = h + self.middle(h)",
@@ -208,6 +212,24 @@ DISCRIMINATORS = [
             "width % g == 0 and width // g >= 4)",
             "width % g == 0)",
             "test_a_head_has_one_logit_a_position_and_treats_samples_apart",
+        ),
+        (
+            "discriminators: a conv head halves nothing",
+            "for _ in range(halvings)",
+            "for _ in range(0)",
+            "test_a_conv_head_leads_down_to_one_logit_and_treats_samples_apart",
+        ),
+        (
+            "discriminators: a conv head cuts what does not divide",
+            "(0, -h.shape[-1] % side, 0, -h.shape[-2] % side)",
+            "(0, 0, 0, 0)",
+            "test_a_conv_head_leads_down_to_one_logit_and_treats_samples_apart",
+        ),
+        (
+            "discriminators: a conv head skips places",
+            "padding=1 if stride == 2 else 0",
+            "padding=1 if stride == 2 else 0, dilation=2 if stride == 2 else 1",
+            "test_a_conv_head_sees_every_place",
         ),
     ),
     *planted(

@@ -99,10 +99,21 @@ class Denoiser:
         """
         extras = self._extras(x, end, guidance_embed)
         if isinstance(guidance_scale, Tensor) or guidance_scale != 1.0:
-            output = self._guided(x, t, cond, guidance_scale, extras)
+            output = self._guided(x, t, cond, guidance_scale, extras)[0]
         else:
             output = self._ask(x, self._times(t, x), cond, extras)
         return Prediction(x, output, t, self.schedule, self.prediction_type)
+
+    def with_and_without_guidance(
+        self, x: Tensor, t: Time, cond: Cond | None, guidance_scale: float
+    ) -> tuple[Prediction, Prediction]:
+        """What a call with ``guidance_scale`` says, and what its conditional branch says alone, at no further cost."""
+        if guidance_scale == 1.0:
+            said = self(x, t, cond)
+            return said, said
+        outputs = self._guided(x, t, cond, guidance_scale, {})
+        guided, plain = (Prediction(x, o, t, self.schedule, self.prediction_type) for o in outputs)
+        return guided, plain
 
     def uncounted(self) -> Denoiser:
         """The same denoiser with a count of its own: for looking at a network while it is being trained."""
@@ -125,7 +136,8 @@ class Denoiser:
 
     def _guided(
         self, x: Tensor, t: Time, cond: Cond | None, scale: float | Tensor, extras: dict[str, Tensor]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs with guidance, and of the conditional branch."""
         if cond is None:
             raise ValueError("Guidance needs a condition: pass cond, or guidance_scale=1.0 to turn it off.")
         times, null = self._times(t, x), cond.null()
@@ -139,8 +151,8 @@ class Denoiser:
         if isinstance(scale, Tensor):
             scale = scale.to(device=x.device, dtype=dtype, non_blocking=True)
             scale = scale.reshape(-1, *[1] * (x.ndim - 1)) if scale.ndim else scale
-        without = without.to(dtype)
-        return without + scale * (with_.to(dtype) - without)
+        without, with_ = without.to(dtype), with_.to(dtype)
+        return without + scale * (with_ - without), with_
 
     def _ask(self, x: Tensor, t: Tensor, cond: Cond | None, extras: dict[str, Tensor]) -> Tensor:
         output = self.network(self._cast(x), t, cond, **extras)

@@ -19,14 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.diffusion.schedule import Time
 from fewstep.methods.base import HeadSpec, Loss
+from fewstep.methods.parts.heads import ConvHead, Heads, ResidualHead
 from fewstep.methods.parts.statistics import discriminator_statistics
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
@@ -72,54 +74,6 @@ def _mean(terms: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(terms)).mean()
 
 
-class ResidualHead(nn.Module):
-    """PCM's head: 1x1 convolution, group norm, leaky ReLU; the same again with a shortcut; 1x1 to one logit a position.
-
-    Group norm keeps real and fake batches, and samples, apart.
-
-    Args:
-        channels: C of the features [B, C, ...].
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        width = max(channels, _LEAST_WIDTH)
-        self.inlet, self.middle = _block(channels, width), _block(width, width)
-        self.outlet = nn.Conv1d(width, 1, 1, bias=False)  # within the hinge's margins a bias has no slope
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, C, ...] -> [B, positions]."""
-        h = self.inlet(features.reshape(*features.shape[:2], -1))
-        h = h + self.middle(h)
-        return cast(Tensor, self.outlet(h).squeeze(1))
-
-
-_LEAST_WIDTH = 32
-
-
-def _block(channels: int, width: int) -> nn.Module:
-    groups = max(g for g in range(1, 33) if width % g == 0 and width // g >= 4)  # 32 from 128 channels on
-    return nn.Sequential(nn.Conv1d(channels, width, 1), nn.GroupNorm(groups, width), nn.LeakyReLU(0.2))
-
-
-class Heads(nn.Module):
-    """One head for every tap.
-
-    Args:
-        channels: tap -> channels of its features.
-    """
-
-    def __init__(self, channels: Mapping[str, int]) -> None:
-        super().__init__()
-        self.taps = tuple(channels)
-        self.heads = nn.ModuleDict({tap: ResidualHead(c) for tap, c in channels.items()})
-
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Logits [B, positions] of every head, from features in the order of ``taps``."""
-        pairs = zip(self.heads.values(), features, strict=True)
-        return [head(feature.to(next(head.parameters()).dtype)) for head, feature in pairs]
-
-
 @dataclass(frozen=True)
 class Discriminator:
     """Heads on the features of a role.
@@ -129,12 +83,16 @@ class Discriminator:
         backbone: the role whose features it sees.
         name: of its heads among ``roles.heads``, and of the player that trains them.
         taps: which features; None takes all that the network offers.
+        head: "residual" (PCM's, a logit a position) or "conv" (DMD2's and Lightning's, down to one logit).
+        halvings: of a conv head.
     """
 
     loss: AdversarialLoss = "hinge"
     backbone: str = "teacher"
     name: str = "discriminator"
     taps: tuple[str, ...] | None = None
+    head: Literal["residual", "conv"] = "residual"
+    halvings: int = 0
 
     def spec(self) -> HeadSpec:
         """What a method returns from `Method.heads`."""
@@ -144,7 +102,8 @@ class Discriminator:
         for tap in self.taps or ():
             if tap not in channels:
                 raise ValueError(f"A discriminator cannot look at '{tap}': this network has {', '.join(channels)}.")
-        return Heads({tap: channels[tap] for tap in self.taps or channels})
+        head = ResidualHead if self.head == "residual" else partial(ConvHead, halvings=self.halvings)
+        return Heads({tap: channels[tap] for tap in self.taps or channels}, head)
 
     def features(self, roles: Roles, x: Tensor, t: Time, cond: Cond | None) -> list[Tensor]:
         """What it sees of x [B, ...] at time t; half a network call."""

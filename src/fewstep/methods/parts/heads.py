@@ -1,0 +1,96 @@
+"""Heads: what a discriminator says of features, position by position.
+
+They are small, keep float32 at least, and norm every sample by itself: what they say of a picture does not depend on
+the others in its batch, nor on which of them are real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResidualHead(nn.Module):
+    """PCM's head: 1x1 convolution, group norm, leaky ReLU; the same again with a shortcut; 1x1 to one logit a position.
+
+    Group norm keeps real and fake batches, and samples, apart.
+
+    Args:
+        channels: C of the features [B, C, ...].
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        width = max(channels, _LEAST_WIDTH)
+        self.inlet, self.middle = _block(channels, width), _block(width, width)
+        self.outlet = nn.Conv1d(width, 1, 1, bias=False)  # within the hinge's margins a bias has no slope
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, ...] -> [B, positions]."""
+        h = self.inlet(features.reshape(*features.shape[:2], -1))
+        h = h + self.middle(h)
+        return cast(Tensor, self.outlet(h).squeeze(1))
+
+
+_LEAST_WIDTH = 32
+
+
+def _block(channels: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Conv1d(channels, width, 1), nn.GroupNorm(_groups(width), width), nn.LeakyReLU(0.2))
+
+
+class ConvHead(nn.Module):
+    """A stack of 4x4 convolutions down to one logit (DMD2, sec. 4.3 and its code; SDXL-Lightning, sec. 3.3).
+
+    Each halves the map, until it is 4x4; the last takes all of that; group norm and SiLU follow each. What a map still
+    has of more than 4x4 gives more logits, one for each 4x4. Where a map does not divide it is padded with zeros.
+
+    Args:
+        channels: C of the features [B, C, h, w], or [B, C].
+        halvings: how many convolutions of stride 2: 1 for SD1.5's middle at 512 pixels, 3 for SDXL's at 1024.
+    """
+
+    def __init__(self, channels: int, halvings: int = 0) -> None:
+        super().__init__()
+        self.halve = nn.Sequential(*(_strided(channels, 2) for _ in range(halvings)))
+        self.last = _strided(channels, 4)
+        self.outlet = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, ...] -> [B, positions]."""
+        h = features[..., None, None] if features.ndim == 2 else features
+        side = 4 * 2 ** len(self.halve)
+        h = F.pad(h, (0, -h.shape[-1] % side, 0, -h.shape[-2] % side))
+        return cast(Tensor, self.outlet(self.last(self.halve(h))).flatten(1))
+
+
+def _strided(channels: int, stride: int) -> nn.Module:
+    conv = nn.Conv2d(channels, channels, 4, stride=stride, padding=1 if stride == 2 else 0)
+    return nn.Sequential(conv, nn.GroupNorm(_groups(channels), channels), nn.SiLU())
+
+
+def _groups(width: int) -> int:
+    """32 from 128 channels on; fewer where a group would have less than four, but never more than divide evenly."""
+    return max((g for g in range(1, 33) if width % g == 0 and width // g >= 4), default=1)
+
+
+class Heads(nn.Module):
+    """One head for every tap.
+
+    Args:
+        channels: tap -> channels of its features.
+        head: from the channels of a tap to its head.
+    """
+
+    def __init__(self, channels: Mapping[str, int], head: Callable[[int], nn.Module] = ResidualHead) -> None:
+        super().__init__()
+        self.taps = tuple(channels)
+        self.heads = nn.ModuleDict({tap: head(c) for tap, c in channels.items()})
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Logits [B, positions] of every head, from features in the order of ``taps``."""
+        pairs = zip(self.heads.values(), features, strict=True)
+        return [head(feature.to(next(head.parameters()).dtype)) for head, feature in pairs]

@@ -1,0 +1,145 @@
+"""Two scores: the teacher's, of data, and a fake one's, trained on the student's answers (Yin et al. 2024, DMD).
+
+Their difference at the student's noised answers is the gradient, along the answers x, of the divergence from what the
+student draws to what the teacher knows:
+
+    x_t = alpha x + sigma eps            one noise for both scores
+    g = w (mu_fake(x_t) - mu_real(x_t))     mu: clean data, as each score denoises x_t; the real one may be guided
+
+=====  =====================================  ===================================================================
+``w``  weight                                 what it descends
+=====  =====================================  ===================================================================
+l1     1 / mean over x of |x - mu_real|       no divergence; q = p is its fixed point. What DMD and DMD2 train with:
+                                              the code's, which drops a factor alpha of the paper's eq. 8
+kl     (alpha / sigma)^2                      KL(q_t || p_t), exactly, where the fake score is exact
+=====  =====================================  ===================================================================
+
+The fake score denoises the student's answers, with the error of what its network predicts: of eps, v or flow as it is,
+of x0 times SNR + 1 / sigma_data^2 (Karras et al. 2022; sigma_data is 0.5 on EDM schedules and 1 elsewhere).
+
+Three places where this is not the public code, none of which changes a number beyond rounding: two networks of one
+kind are compared by their outputs, because x_t, up to 14 times larger after conversion, then cancels before it costs
+digits (there: everything in float64); the loss is written so that no digit of g is lost next to x; and NaN is not
+turned to 0, because the trainer skips such a step and says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.prediction import Prediction, mix
+from fewstep.diffusion.schedule import Array, Schedule, expand, working
+from fewstep.methods.parts.distances import distance
+from fewstep.methods.parts.statistics import fake_score_statistics
+from fewstep.methods.random import Rng
+from fewstep.models.cond import Cond
+from fewstep.models.roles import Roles
+
+Weighting: TypeAlias = Literal["l1", "kl"]
+WEIGHTINGS = ("l1", "kl")
+
+
+@dataclass
+class Matching:
+    """What both scores say of the answers.
+
+    Attributes:
+        gradient: g [B, ...], without a graph.
+        stats: ``fake_error``, ``teacher_fake_error`` (the teacher without guidance), ``score_gap``, the root mean
+            square of mu_fake - mu_real, and ``score_scale``, the mean of |x - mu_real|: below 0.001 g explodes.
+    """
+
+    gradient: Tensor
+    stats: dict[str, Tensor]
+
+
+class ScorePair:
+    """The real and the fake score of a method: ``roles.teacher`` and ``roles.fake``.
+
+    Args:
+        schedule: of both.
+        guidance_scale: of the real one (1 is off); the fake one is never guided.
+        weighting: "l1" or "kl".
+
+    Raises:
+        ValueError: an unknown weighting, or a scale that is negative or not finite.
+    """
+
+    def __init__(self, schedule: Schedule, guidance_scale: float = 1.0, weighting: Weighting = "l1") -> None:
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"Unknown weighting '{weighting}': use {', '.join(WEIGHTINGS)}.")
+        if not 0 <= guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale must be at least 0 and finite (1 is off), not {guidance_scale}.")
+        self.schedule, self.guidance_scale, self.weighting = schedule, float(guidance_scale), weighting
+        self.levels = torch.from_numpy(noise_levels(schedule))
+
+    def draw_time(self, rng: Rng, name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Native times [B] on the host, uniform over the levels ``low`` ... ``high`` of the table, both included.
+
+        DMD matches from 0.02 to 0.98 (20 ... 980 of 1,000), where no score is singular; other terms see all levels.
+        """
+        count = len(self.levels)
+        index = rng.sample.integers(name, int(low * count), min(int(high * count), count - 1) + 1)
+        return self.levels[index]
+
+    @torch.no_grad()
+    def matching(self, roles: Roles, x: Tensor, noise: Tensor, t: Tensor, cond: Cond | None) -> Matching:
+        """g at answers x [B, ...], noised to t [B] (host): one call of each score."""
+        x = working(x)
+        x_t = self.schedule.add_noise(x, noise, t)
+        real, plain = roles.teacher.with_and_without_guidance(x_t, t, cond, self.guidance_scale)
+        fake = roles.fake(x_t, t, cond)
+        gap, away = difference(fake, real), (x - real.x0).flatten(1).abs().mean(1)
+        if self.weighting == "kl":
+            alpha, sigma = self.schedule.alpha_sigma(t)
+            gradient = expand(np.asarray((alpha / sigma) ** 2), gap) * gap
+        else:
+            scale = away.clamp_min(torch.finfo(away.dtype).eps)  # 0 / 0 where the teacher agrees to the last bit
+            gradient = gap / scale.reshape(-1, *[1] * (gap.ndim - 1))
+        stats = fake_score_statistics(fake.x0, plain.x0, x)
+        return Matching(gradient, stats | {"score_gap": gap.square().mean().sqrt(), "score_scale": away.mean()})
+
+    def denoising_loss(self, roles: Roles, x: Tensor, noise: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+        """What the fake score minimises at answers x [B, ...], noised to t [B] (host); nothing reaches the student."""
+        x = working(x.detach())
+        said = roles.fake(self.schedule.add_noise(x, noise, t), t, cond)
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        p, q = mix(said.prediction_type, alpha, sigma)
+        target = expand(p, x) * x + expand(q, x) * noise
+        weight = self._weight_of_x0(alpha, sigma) if said.prediction_type == "sample" else None
+        return distance(said.output, target, "l2", weight=weight)
+
+    def _weight_of_x0(self, alpha: Array, sigma: Array) -> Array:
+        sigma_data = 0.5 if self.schedule.family == "edm" else 1.0
+        return np.asarray((alpha / sigma) ** 2 + 1 / sigma_data**2)
+
+
+def matching_loss(x: Tensor, gradient: Tensor) -> Tensor:
+    """A loss whose gradient at answers x [B, ...] is ``gradient`` over the number of elements, to the bit.
+
+    DMD's 1/2 mean (x - sg(x - g))^2, its value too: x - sg(x) is 0 exactly, where x - (x - g) would round g to x.
+    """
+    x = working(x)
+    return 0.5 * (x - x.detach() + gradient).square().mean()
+
+
+def difference(a: Prediction, b: Prediction) -> Tensor:
+    """a.x0 - b.x0 of two predictions at the same state and time; of one kind, by their outputs."""
+    if a.prediction_type != b.prediction_type:
+        return a.x0 - b.x0
+    return Prediction(torch.zeros_like(a.x), a.output - b.output, a.t, a.schedule, a.prediction_type).x0
+
+
+def noise_levels(schedule: Schedule) -> Array:
+    """The levels at which scores are compared, increasing: the table (VP), 1,000 Karras points, shifted k/T (flow)."""
+    if schedule.family == "vp":
+        return np.arange(schedule.num_train_timesteps, dtype=np.float64)
+    if schedule.family == "edm":
+        return np.ascontiguousarray(schedule.karras(1000)[::-1])
+    steps = schedule.num_train_timesteps
+    return schedule.shifted(np.arange(1, steps + 1) / steps)
