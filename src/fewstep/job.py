@@ -48,12 +48,14 @@ class Job:
         spec = next(s for s in self.method.roles() if s.name == "student")
         scale = getattr(self.method.settings, "guidance_scale", 1.0)
         told = float(scale if isinstance(scale, int | float) else sum(scale) / 2)
+        wanted = self.method.sampling(self.method.settings)
         return Card(
             method=self.method.name,
             sampler=self.method.sampler,
             num_inference_steps=recipe.sample.num_inference_steps,
             eta=recipe.sample.eta,
-            guidance_scale=self.method.sampling(self.method.settings).guidance_scale,
+            guidance_scale=wanted.guidance_scale,
+            timesteps=wanted.timesteps,
             original_inference_steps=getattr(self.method.settings, "num_grid_steps", 50),
             weights=student.weights,
             rank=student.rank if student.weights == "lora" else 0,

@@ -39,6 +39,8 @@ SETTINGS = [
     {"variant": "ct"},
     {"variant": "ct", "first_grid_steps": 2, "timestep_sampling": "lognormal", "loss": "sample-huber"},
     {"denoising_weight": 0.0, "solver": "heun"},
+    {"num_inference_steps": 1, "discriminator_backbone": "teacher", "head": "residual"},
+    {"student_input": "noised", "weighting": "kl", "guidance_scale": 1.0},
     {"adversarial_weight": 0.5, "target_decay": 0.9, "guidance_scale": (2.0, 6.0)},
 ]
 
@@ -142,7 +144,7 @@ def test_each_loss_reaches_its_players_parameters_and_nobody_elses(cls, settings
     assert not any(w.requires_grad for w in base_parameters(roles.base))
     for player in players:
         loss = step(method, roles, rng_of())[1][player.player.name]
-        player.backward(loss.total, 1, loss.balanced)
+        player.learn(loss, 1)
         reached = {key for key, w in everybody.items() if w.grad is not None}
         assert reached == {id(w) for w in player.parameters}
         assert all(w.grad.any() for w in player.parameters)

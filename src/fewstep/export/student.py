@@ -43,6 +43,7 @@ class Card:
     Attributes:
         method: what trained it. sampler: the sampler that its method wants.
         num_inference_steps, eta, original_inference_steps: of that sampler.
+        timesteps: where that sampler asks, if not on a grid of its own.
         weights: "lora" or "full". rank: of the LoRA.
         teacher: the model it was distilled from; ``../../<stage>/student`` is an earlier stage of the same run.
         guidance_scale: classifier-free guidance it wants; 1 (off) where the teacher's is built in.
@@ -60,6 +61,7 @@ class Card:
     original_inference_steps: int = 50
     rank: int = 0
     guidance_scale: float = 1.0
+    timesteps: tuple[float, ...] = ()
     extra_inputs: tuple[str, ...] = ()
     guidance_embed: float | None = None
     steps: int = 0
@@ -105,6 +107,9 @@ def load_card(folder: Path) -> Card:
 def sampler_of(card: Card, name: str | None = None, **options: Any) -> Sampler:
     """The sampler that a card asks for; ``name`` and ``options`` (None: not given) override it."""
     given = {key: value for key, value in options.items() if value is not None}
+    own = name in (None, card.sampler) and not given.keys() & {"timesteps", "sigmas", "timestep_spacing"}
+    if own and card.timesteps and given.get("num_inference_steps") in (None, len(card.timesteps)):
+        given = {**given, "num_inference_steps": None, "timesteps": card.timesteps}
     if not given.keys() & {"num_inference_steps", "timesteps", "sigmas"}:
         given["num_inference_steps"] = card.num_inference_steps
     if name in (None, card.sampler) and card.sampler in SAMPLERS:

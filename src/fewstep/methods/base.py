@@ -8,7 +8,7 @@ devices, files, optimisers, logging, or whether a role is a LoRA.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -65,11 +65,13 @@ class HeadSpec:
 
     Attributes:
         name: how the method calls them: ``roles.heads[name]``.
-        build: from the channels of every tap of the base network to the heads.
+        build: from the channels of every tap of the backbone's network to the heads.
+        backbone: the role whose features they read.
     """
 
     name: str
     build: Callable[[Mapping[str, int]], nn.Module]
+    backbone: str = "teacher"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Sampling:
 
     Attributes:
         num_inference_steps: steps. no_other_steps: whether any other number is off what was trained.
+        timesteps: their native times, where they are not the sampler's own.
         eta: share of fresh noise, where the sampler has it.
         guidance_scale: classifier-free guidance; 1 is off, as it should be where the teacher's is built in.
     """
@@ -86,6 +89,7 @@ class Sampling:
     eta: float = 0.0
     guidance_scale: float = 1.0
     no_other_steps: bool = False
+    timesteps: tuple[float, ...] = ()
 
 
 @dataclass
@@ -154,12 +158,21 @@ class Loss:
         parts: named terms, unweighted, detached scalars.
         stats: anything else worth a line in the log, detached scalars.
         balanced: named terms beside the total, whose weights follow from gradients.
+        then: makes what is minimised beside it, once this has gone backward and its graph is gone: of several large
+            terms one is held at a time.
     """
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)
     balanced: dict[str, Balanced] = field(default_factory=dict)
+    then: Callable[[], Loss] | None = None
+
+    def terms(self) -> Iterator[Loss]:
+        """This loss and those that follow it, each made when it is asked for."""
+        yield self
+        if self.then is not None:
+            yield from self.then().terms()
 
 
 class Method:

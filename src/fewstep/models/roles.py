@@ -174,18 +174,22 @@ class Roles:
         self._views[name] = Denoiser(view, self._teacher.schedule, prediction_type)
         return self._views[name]
 
-    def add_heads(self, name: str, build: Callable[[Mapping[str, int]], nn.Module]) -> nn.Module:
-        """Trainable heads ``heads[name]`` on features of the base, float32 at least and outside autocast.
+    def add_heads(
+        self, name: str, build: Callable[[Mapping[str, int]], nn.Module], backbone: str = "teacher"
+    ) -> nn.Module:
+        """Trainable heads ``heads[name]`` on features of a role, float32 at least and outside autocast.
 
         Args:
-            build: from the channels of every tap of the base to the heads.
+            build: from the channels of every tap of its network to the heads.
+            backbone: the role.
 
         Raises:
             ValueError: the network offers no features, or the name is taken.
         """
-        channels = getattr(self.base, "tap_channels", None)
+        network: Any = self._views[backbone].network
+        channels = getattr(network.network, "tap_channels", None)
         if channels is None:
-            raise ValueError(f"{type(self.base).__name__} offers no features (tap_channels) for a discriminator.")
+            raise ValueError(f"{type(network.network).__name__} offers no features (tap_channels) for a discriminator.")
         if name in self._tensors:
             raise ValueError(f"There already is a role '{name}': give the heads another name.")
         with self._seeded():

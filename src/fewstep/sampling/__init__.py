@@ -12,6 +12,7 @@ from fewstep.sampling.samplers import (
     EulerAncestral,
     Heun,
     Phased,
+    Renoise,
     Sampler,
     make_sampler,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "EulerAncestral",
     "Heun",
     "Phased",
+    "Renoise",
     "Sampler",
     "Trajectory",
     "make_sampler",

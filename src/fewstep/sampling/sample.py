@@ -84,7 +84,7 @@ def sample(
     """
     schedule = denoiser.schedule
     times = sampler.times(schedule)
-    x = _start(schedule, working(noise), float(times[0]), start)
+    x = first_state(schedule, working(noise), float(times[0]), start)
     draw = _Draws(noises, generator, x)
     states = walk(denoiser, sampler, x, times, draw, cond, guidance_scale, guidance_embed, callback)
     return Trajectory(states[-1], states, torch.from_numpy(times[:-1].copy()))
@@ -121,7 +121,8 @@ def walk(
     return states
 
 
-def _start(schedule: Schedule, noise: Tensor, time: float, start: str) -> Tensor:
+def first_state(schedule: Schedule, noise: Tensor, time: float, start: str = "unit") -> Tensor:
+    """The state at ``time`` from which sampling starts, ``start`` as in `sample`."""
     if start not in ("unit", "table"):
         raise ValueError(f"Unknown start '{start}': use unit or table.")
     if start == "unit" and schedule.family != "edm":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fewstep.methods.base import Balanced, Player
+from fewstep.methods.base import Balanced, Loss, Player
 from fewstep.models.sharding import is_sharded, local, rows_of, whole
 from fewstep.training import distributed
 from fewstep.training.optimizers import load_state, make_optimizer, saved_state
@@ -54,6 +54,16 @@ class PlayerState:
         self._probe = next((i for i, p in enumerate(self.parameters) if p is probe), -1)
         self._terms: dict[str, tuple[Balanced, list[Tensor | None]]] = {}
         self.weights: dict[str, Tensor] = {}
+
+    def learn(self, loss: Loss, accumulation: int) -> Loss:
+        """`backward` of a loss and of all that follow it, one graph at a time; returns their sum, without a graph."""
+        done = Loss(torch.zeros_like(loss.total.detach()))
+        for term in loss.terms():
+            self.backward(term.total, accumulation, term.balanced)
+            done.total += term.total.detach()
+            done.parts |= term.parts
+            done.stats |= term.stats
+        return done
 
     def backward(self, total: Tensor, accumulation: int, balanced: Mapping[str, Balanced] | None = None) -> None:
         """Add d(total / accumulation) to this player's gradients; those of balanced terms are kept apart."""

@@ -159,9 +159,10 @@ def _step(method: Method, roles: Roles, source: Any, settings: TrainingSettings,
         shared = method.prepare(roles, batch, draws, names)
         for player in method.players:
             loss = getattr(method, player.name)(roles, batch, draws, shared)
-            terms = [loss.total, *(balance.term for balance in loss.balanced.values())]
-            for term in terms:
-                _backward(term, trained_by(player, roles), keep=term is not terms[-1])
+            for part in loss.terms():
+                terms = [part.total, *(balance.term for balance in part.balanced.values())]
+                for term in terms:
+                    _backward(term, trained_by(player, roles), keep=term is not terms[-1])
 
 
 def _backward(total: Tensor, inputs: Sequence[Tensor], keep: bool) -> None:

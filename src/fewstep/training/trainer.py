@@ -67,7 +67,7 @@ def build_roles(
         if spec.follows is None and spec.name not in roles:
             roles.add(spec.name, weights, extra_inputs=spec.extra_inputs)
     for heads in method.heads():
-        roles.add_heads(heads.name, heads.build)
+        roles.add_heads(heads.name, heads.build, heads.backbone)
     if init is not None:
         roles.start("student", init)
     follow(roles, method, settings)
@@ -161,8 +161,7 @@ class Trainer:
             shared = self.method.prepare(self.roles, batch, draws, names)
             for player in due:
                 loss: Loss = getattr(self.method, player.player.name)(self.roles, batch, draws, shared)
-                player.backward(loss.total, self.settings.accumulation, loss.balanced)
-                self._note(player.player.name, loss)
+                self._note(player.player.name, player.learn(loss, self.settings.accumulation))
         for player in due:
             player.update(step)
             self.meter.add(f"{player.player.name}/grad_norm", player.grad_norm)

@@ -94,7 +94,7 @@ class Bench:
                     )
                     roles.add_network(spec.name, network.to(dtype), "sample")
             for heads in method.heads():
-                roles.add_heads(heads.name, heads.build).to(dtype)
+                roles.add_heads(heads.name, heads.build, heads.backbone).to(dtype)
         return roles
 
     def train(self, method: Method, settings: TrainingSettings, show_progress: bool = False) -> Trainer:

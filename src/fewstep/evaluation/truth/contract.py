@@ -52,7 +52,7 @@ def _gradient_rows(bench: Bench, method: Method, roles: Roles, settings: Trainin
     rows = []
     for player in players:
         loss = _losses(bench, method, roles)[0][player.player.name]
-        player.backward(loss.total, 1, loss.balanced)
+        player.learn(loss, 1)
         own = sum(_reached(p) for p in player.parameters) / len(player.parameters)
         strays = sum(_reached(p) for other in players if other is not player for p in other.parameters)
         rows.append(Row(f"share of the {player.player.name}'s weights its loss reaches", 1.0, own, 0.0))

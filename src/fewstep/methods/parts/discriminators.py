@@ -82,7 +82,7 @@ class Discriminator:
         loss: "hinge" or "logistic".
         backbone: the role whose features it sees.
         name: of its heads among ``roles.heads``, and of the player that trains them.
-        taps: which features; None takes all that the network offers.
+        taps: which features; None takes all that the network offers, "last" the last of them, a UNet's middle.
         head: "residual" (PCM's, a logit a position) or "conv" (DMD2's and Lightning's, down to one logit).
         halvings: of a conv head.
     """
@@ -90,20 +90,21 @@ class Discriminator:
     loss: AdversarialLoss = "hinge"
     backbone: str = "teacher"
     name: str = "discriminator"
-    taps: tuple[str, ...] | None = None
+    taps: tuple[str, ...] | Literal["last"] | None = None
     head: Literal["residual", "conv"] = "residual"
     halvings: int = 0
 
     def spec(self) -> HeadSpec:
         """What a method returns from `Method.heads`."""
-        return HeadSpec(self.name, self._build)
+        return HeadSpec(self.name, self._build, self.backbone)
 
     def _build(self, channels: Mapping[str, int]) -> Heads:
-        for tap in self.taps or ():
+        taps = list(channels)[-1:] if self.taps == "last" else self.taps or tuple(channels)
+        for tap in taps:
             if tap not in channels:
                 raise ValueError(f"A discriminator cannot look at '{tap}': this network has {', '.join(channels)}.")
         head = ResidualHead if self.head == "residual" else partial(ConvHead, halvings=self.halvings)
-        return Heads({tap: channels[tap] for tap in self.taps or channels}, head)
+        return Heads({tap: channels[tap] for tap in taps}, head)
 
     def features(self, roles: Roles, x: Tensor, t: Time, cond: Cond | None) -> list[Tensor]:
         """What it sees of x [B, ...] at time t; half a network call."""
