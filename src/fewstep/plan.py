@@ -57,7 +57,7 @@ def plan(recipe: Recipe, timed: bool = True) -> Plan:
 def _estimate(recipe: Recipe, sketch: Outline) -> Estimate:
     return estimate(
         sketch, recipe.method_class(), recipe.method_settings(), recipe.training, recipe.student.build(),
-        recipe.data.size, len(recipe.sample.prompts),
+        recipe.data.size, len(recipe.sample.prompts), recipe.pairs.size or 0,
     )  # fmt: skip
 
 
@@ -151,6 +151,7 @@ def describe(planned: Plan) -> list[str]:
         _trained(recipe, found),
         f"network calls per step: {calls}; {found.equivalents:.3g} forward equivalents per picture",
         f"{settings.steps:,} steps of {settings.batch_size} pictures: {_time(planned)}",
+        *_sampled(recipe),
         *_memory(found),
     ]
     return lines
@@ -197,6 +198,18 @@ def _trained(recipe: Recipe, found: Estimate) -> str:
     trained = ", ".join(f"{player} {count:,}" for player, count in found.trainable.items())
     how = f"LoRA of rank {recipe.student.rank} on {found.lora_layers} layers" if found.lora_layers else "all weights"
     return f"parameters in training: {trained} ({how})"
+
+
+def _sampled(recipe: Recipe) -> list[str]:
+    """What sampling the teacher costs before training, where it is due."""
+    pairs = recipe.pairs
+    if not recipe.needs_pairs or pairs.size is None:
+        return []
+    calls = pairs.num_inference_steps * (2 if pairs.solver == "heun" else 1) * (1 if pairs.guidance_scale == 1.0 else 2)
+    return [
+        f"before that the teacher is sampled: {pairs.size:,} pictures of {pairs.num_inference_steps} steps, up to "
+        f"{pairs.size * calls:,} forward equivalents"
+    ]
 
 
 def _time(planned: Plan) -> str:

@@ -77,8 +77,8 @@ class DMD(Method):
         """Settings of DMD.
 
         Attributes:
-            timestep: at which the student meets unit noise; empty is the schedule's start, 999. DMD2 asks SDXL's at 399,
-                where an error of eps weighs 1.2 in x0 and not 14.6.
+            timestep: at which the student meets unit noise; empty is the schedule's start, 999. DMD2 asks SDXL's
+                one-step student at 399, where an error of eps weighs 1.2 in x0 and not 14.6.
             guidance_scale: of the teacher in g (1 = off); pairs should be made with the same, and are by default.
             weighting: "l1", the code's, or "kl", the exact gradient of KL(q_t || p_t).
             regression_weight: of L_reg; 0.25 in all published runs of one guidance scale but unconditional CIFAR-10.

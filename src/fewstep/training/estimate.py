@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource
 from fewstep.methods.base import Method
 from fewstep.models.denoiser import Denoiser
@@ -25,7 +26,7 @@ from fewstep.models.roles import Roles, Weights
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.rehearsal import AsOn, Ledger, rehearse, size_of, trained_by
 from fewstep.training.settings import TrainingSettings
-from fewstep.training.trainer import Trainer, build_roles
+from fewstep.training.trainer import Source, Trainer, build_roles
 
 _PICTURES_AT_ONCE = 32  # of encoding (fewstep.data.cache) and of decoding (Teacher.decode)
 _STEP = ("gradients", "activations")
@@ -75,8 +76,12 @@ def estimate(
     weights: Weights,
     pictures: int,
     prompts: int = 0,
+    pairs: int = 0,
 ) -> Estimate:
     """The estimate of distilling ``outline`` on ``pictures`` cached pictures, with grids of ``prompts`` prompts.
+
+    Args:
+        pairs: of the teacher, where the method learns from them.
 
     Raises:
         ValueError: a teacher that fewstep cannot distil yet; settings that the method or the network refuses.
@@ -84,7 +89,7 @@ def estimate(
     device = torch.device(settings.device).type
     teacher = outline.denoiser()
     taught = method(teacher.schedule, method_settings)
-    source = _latents(outline, pictures)
+    source, kept = _data(outline, method, pictures, pairs)
     precision = "fp32" if settings.autocast else settings.precision  # meta has no autocast; the rehearsal imitates it
     roles = _roles_on_meta(teacher, taught, dataclasses.replace(settings, device="meta", precision=precision), weights)
     players = {player.name: trained_by(player, roles) for player in taught.players}
@@ -94,7 +99,7 @@ def estimate(
     there = {
         "the teacher's network": _size(_tensors(outline.base), device),
         "text encoder, autoencoder": _size(helpers, device),
-        "encoded data": _size([source.mean, source.std, *_values(source)], device),
+        "encoded data": _size([t for part in kept for t in (part.mean, part.std, *_values(part))], device),
         **{_name_of(role, taught): size for role, size in _own(roles, device).items()},
         "optimiser": moment_bytes(trained, settings.optimizer),
     }
@@ -134,6 +139,18 @@ def _own(roles: Roles, device: str) -> dict[str, int]:
         role = name.partition("/")[0]
         sizes[role] = sizes.get(role, 0) + size_of(tensor, device)
     return sizes
+
+
+def _data(
+    outline: Outline, method: type[Method], pictures: int, pairs: int, device: str = "meta"
+) -> tuple[Source, list[LatentSource]]:
+    """What a method trains on, and the sets behind it."""
+    data = _latents(outline, pictures, device)
+    if "pairs" not in method.streams:
+        return data, [data]
+    like = _latents(outline, max(pairs, 1), device)
+    made = PairSource(like.mean, like.cond, seed=0)
+    return WithPairs(data, made), [data, made]
 
 
 def _latents(outline: Outline, pictures: int, device: str = "meta") -> LatentSource:
@@ -193,7 +210,7 @@ def seconds_of_step(
     fill(teacher.network.to_empty(device=settings.device))  # type: ignore[attr-defined]
     taught = method(teacher.schedule, method_settings)
     roles = build_roles(teacher, taught, settings, weights)
-    source = _latents(outline, settings.batch_size, settings.device)
+    source, _ = _data(outline, method, settings.batch_size, settings.batch_size, settings.device)
     trainer = Trainer(taught, roles, source, settings)
     taken = []
     for step in range(1 + max(2, math.lcm(*(player.every for player in taught.players)))):

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fewstep.data.pairs import PairSource, WithPairs, noise_of
 from fewstep.data.sources import MixtureSource
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
@@ -17,8 +18,9 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles
+from fewstep.sampling import Heun, sample
 from fewstep.training.settings import TrainingSettings
-from fewstep.training.trainer import Trainer, follow
+from fewstep.training.trainer import Source, Trainer, follow
 
 STARTS = 4096
 
@@ -52,6 +54,18 @@ class Bench:
     def source(self) -> MixtureSource:
         """Samples of the mixture, class after class at random."""
         return MixtureSource(self.mixture, range(self.mixture.num_classes) if self.mixture.num_classes else None)
+
+    @cached_property
+    def pairs(self) -> PairSource:
+        """What the exact teacher makes of unit noise in 50 steps of Heun's solver, guided as the bench is."""
+        noise = torch.stack([noise_of(self.seed, i, (self.mixture.dim,)) for i in range(STARTS)]).double()
+        cond = self.starts[1]
+        x0 = sample(self.teacher.uncounted(), Heun(num_inference_steps=50), noise, cond, self.guidance_scale).x0
+        return PairSource(x0, cond, self.seed)
+
+    def source_of(self, method: Method) -> Source:
+        """Batches of what ``method`` consumes."""
+        return WithPairs(self.source, self.pairs) if "pairs" in method.streams else self.source
 
     @cached_property
     def starts(self) -> tuple[Tensor, Cond | None]:
@@ -101,6 +115,6 @@ class Bench:
         """Train ``method`` from scratch; the trainer holds the roles and the log's last record."""
         roles = self.roles(method, settings.dtype)
         follow(roles, method, settings)
-        trainer = Trainer(method, roles, self.source, settings, seed=self.seed, show_progress=show_progress)
+        trainer = Trainer(method, roles, self.source_of(method), settings, seed=self.seed, show_progress=show_progress)
         trainer.run()
         return trainer

@@ -36,7 +36,7 @@ def contract_rows(bench: Bench, method: Method) -> list[Row]:
 def _losses(bench: Bench, method: Method, roles: Roles) -> tuple[dict[str, Loss], Any]:
     """Every player's loss of step 0, and its draws."""
     rng = Rng(bench.seed, 0, _BATCH, dtype=torch.float64)
-    batch = bench.source.batch(rng)
+    batch = bench.source_of(method).batch(rng)
     draws = method.draw(batch, rng, Progress(0, 1))
     shared = method.prepare(roles, batch, draws, {player.name for player in method.players})
     losses = {player.name: getattr(method, player.name)(roles, batch, draws, shared) for player in method.players}
