@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource, MixtureSource
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss, Method, Player, Progress, RoleSpec
 from fewstep.methods.random import Rng
 from fewstep.methods.registry import METHODS
+from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.lora import base_parameters
 from fewstep.models.mlp import MLP
@@ -25,7 +27,9 @@ from fewstep.training.trainer import Trainer, build_roles
 
 VP = Schedule.scaled_linear()
 RING = GaussianMixture.ring(6, 1.0, 0.3, num_classes=3)
-SOURCE = MixtureSource(RING, range(3))
+LABELS = Cond({"label": torch.arange(30) % 3}, null={"label": torch.tensor([-1])})
+PAIRS = PairSource(RING.sample(30, torch.Generator().manual_seed(0)), LABELS, seed=0)
+SOURCE = WithPairs(MixtureSource(RING, range(3)), PAIRS)
 BATCH, SEED = 12, 5
 # Beside its defaults: an EMA target, inputs the student is told, a scale drawn per sample, hops without a teacher.
 SETTINGS = [
@@ -193,8 +197,8 @@ def test_micro_batches_see_the_numbers_of_the_whole_batch(cls, settings, accumul
             assert len(value) == BATCH and torch.equal(torch.cat([piece[name] for piece in pieces]), value)
         else:
             assert all(piece[name] == value for piece in pieces)
-    x0 = SOURCE.batch(rng_of()).x0
-    assert torch.equal(torch.cat([SOURCE.batch(rng).x0 for rng in parts]), x0)
+    for pick in (lambda batch: batch.x0, lambda batch: batch.pairs.x0, lambda batch: batch.pairs.noise):
+        assert torch.equal(torch.cat([pick(SOURCE.batch(rng)) for rng in parts]), pick(SOURCE.batch(rng_of())))
 
 
 @every_kind

@@ -11,8 +11,10 @@ import torch
 from killable import SOURCE, VP, Teacher
 from several import spawn
 
+from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource
 from fewstep.methods.ctm import CTM
+from fewstep.methods.dmd import DMD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
@@ -35,12 +37,17 @@ CASES = {
     "full": (TOLD, "full", SETTINGS),
     "game": (PCM(VP, guidance_scale=3.0), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
     "balanced": (CTM(VP, max_hops=2, adversarial_weight=0.5, target_decay=0.9), "full", SETTINGS),
+    "pairs": (DMD(VP), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
     "single precision": (TCD(VP, guidance_scale=3.0), "lora", replace(SETTINGS, precision="fp32")),
     "full in single precision": (TOLD, "full", replace(SETTINGS, precision="fp32", weight_decay=0.01)),
 }
 
 
-def toy(case, folder, source=SOURCE, **changes):
+LABELS = Cond({"label": torch.arange(10) % 3}, null={"label": torch.tensor([-1])})
+PAIRS = PairSource(torch.randn(10, 2, generator=torch.Generator().manual_seed(0)), LABELS, seed=0)
+
+
+def toy(case, folder, source=WithPairs(SOURCE, PAIRS), **changes):
     method, kind, settings = CASES[case]
     settings = replace(settings, **changes)
     torch.manual_seed(0)
