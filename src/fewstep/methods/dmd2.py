@@ -87,7 +87,7 @@ class Shared:
 
 
 class DMD2(Method):
-    """DMD2 in N steps with backward simulation (the default), or in one; with its GAN or without (adversarial_weight)."""
+    """DMD2 in N steps with backward simulation (the default) or in one, with its GAN or without (adversarial_weight)."""
 
     name = "dmd2"
     summary = (
