@@ -1,10 +1,11 @@
 """How much of its teacher's loss at few steps a student avoids: a recipe run in slices, then measured.
 
     OMP_NUM_THREADS=2 python benchmarks/gap.py scenes-64-tcd [--set KEY=VALUE ...] [--steps 4] [--count 512]
-        [--slice 9] [--out benchmarks/results]
+        [--slice 9] [--out benchmarks/results] [--teacher-steps 2]
 
 Trains for at most ``--slice`` minutes and stops; the same command goes on, until the recipe is finished and the student
-measured against the teacher at 50 and at as many steps, on the same prompts and noise. Writes one JSON file a recipe.
+measured against the teacher at 50 and at as many steps, on the same prompts and noise, or at ``--teacher-steps``: a
+student of one step may be held to its teacher's two. Writes one JSON file a recipe.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fewstep.data.files import replace_text
 from fewstep.demo import against_teacher
 from fewstep.distill import distill, versions
 from fewstep.evaluation.compare import Comparison
+from fewstep.evaluation.measured import interval
 from fewstep.export.student import load_card
 from fewstep.recipe import Recipe, load_recipe
 from fewstep.training.trainer import TrainingStopped
@@ -44,11 +46,15 @@ def train(recipe: Recipe, folder: Path, minutes: float) -> bool:
     return True
 
 
-def measure(recipe: Recipe, folder: Path, steps: int, count: int) -> dict[str, Any]:
-    """Teacher at many and at ``steps`` steps, student at ``steps``: figures, and the closed part of the gap."""
+def measure(recipe: Recipe, folder: Path, steps: int, count: int, teacher_steps: int | None = None) -> dict[str, Any]:
+    """Teacher at many and at few steps, student at ``steps``: figures, the closed part of the gap, what it is ahead.
+
+    The few are ``teacher_steps``, or ``steps``.
+    """
     card = load_card(folder / "student")
-    found = against_teacher(recipe, folder / "student", count, steps, per_prompt=4)
+    found = against_teacher(recipe, folder / "student", count, steps, per_prompt=4, teacher_few=teacher_steps)
     return {
+        "ahead": {name: _ahead(found, name) for name in ("FD", "detail FD")},
         "closed": {name: _closed(found, name) for name in ("FD", "detail FD")},
         "forward_equivalents": card.forward_equivalents,
         "training_steps": card.steps,
@@ -63,12 +69,20 @@ def _closed(found: Comparison, figure: str) -> dict[str, Any] | None:
     return None if share is None else {"share": share[0], "interval": share[1]}
 
 
+def _ahead(found: Comparison, figure: str) -> dict[str, Any]:
+    """By how much the student's distance is smaller than the teacher's at few steps, the same prompts resampled."""
+    few, student = found.outcomes[1:]
+    plain = few.figures[figure] - student.figures[figure]
+    return {"by": plain, "interval": interval(few.resampled[figure] - student.resampled[figure], plain)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--name", help="of the run and of the JSON file (default: the recipe's)")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--teacher-steps", type=int, help="few steps of the teacher (default: --steps)")
     parser.add_argument("--count", type=int, default=512)
     parser.add_argument("--slice", type=float, default=9.0, help="minutes of training before it stops")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -80,7 +94,7 @@ def main() -> None:
         return
     result = {
         "recipe": given.recipe, "set": given.overrides, "seed": recipe.seed,
-        **measure(recipe, folder, given.steps, given.count),
+        **measure(recipe, folder, given.steps, given.count, given.teacher_steps),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {recipe.training.device}",
         "versions": versions(),
     }  # fmt: skip
@@ -90,6 +104,10 @@ def main() -> None:
         if closed is not None:
             low, high = closed["interval"]
             print(f"{name}: {figure}: closes {100 * closed['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]")
+        low, high = result["ahead"][figure]["interval"]
+        few = given.teacher_steps or given.steps
+        by = result["ahead"][figure]["by"]
+        print(f"{name}: {figure}: {by:.3g} [{low:.3g}, {high:.3g}] smaller than the teacher's at {few} steps")
 
 
 if __name__ == "__main__":
