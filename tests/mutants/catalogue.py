@@ -2,6 +2,7 @@
 
 from tests.mutants.ctm import CTM
 from tests.mutants.diagnosis import DIAGNOSIS
+from tests.mutants.dmd import DMD, PAIRS
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
 from tests.mutants.plan import EIGHT_BITS, OPTIMIZERS, PLAN
@@ -1376,8 +1377,8 @@ DATA = planted(
     "data/test_sources.py",
     (
         "data: every epoch comes in the same order",
-        'stream_key(seed, "order", epoch)',
-        'stream_key(seed, "order")',
+        'stream_key(seed, self.name, epoch)',
+        'stream_key(seed, self.name)',
         "test_every_epoch_is_all_items_in_an_order_of_its_own",
     ),
     (
@@ -1853,4 +1854,6 @@ CATALOGUE: list[Mutant] = [
     *DISCRIMINATORS,
     *DIAGNOSIS,
     *CTM,
+    *DMD,
+    *PAIRS,
 ]

@@ -142,7 +142,7 @@ def dmd_rows(bench: Bench, method: DMD, roles: Roles) -> list[Row]:
     made = bench.pairs.pairs(Rng(bench.seed, 0, len(noise), dtype=torch.float64))
     met = sample(roles.student, student, made.noise.float(), made.cond).x0
     off = float((met - made.x0).square().sum(dim=1).mean().sqrt())
-    rows = [Row("one step from the pairs' noise: rms distance to the pairs", 0.0, off, 0.5 * _size(made.x0))]
+    rows = [Row("one step from the pairs' noise: rms distance to the pairs", 0.0, off, 0.3 * _size(made.x0))]
     if bench.guidance_scale != 1.0:
         return rows
     drawn = sample(roles.student, student, noise, cond).x0
