@@ -51,8 +51,8 @@ def verify(
         mixture: the data, or a JSON file of it; a ring of eight modes by default, two modes on a line for CM and CTM.
         seed: of data, starts and student.
         schedule: Stable Diffusion's by default, EDM's for CM and CTM.
-        steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200), 12,000 at most; 0
-            trains nothing.
+        steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200; DMD, which has none,
+            3,000 in all), 12,000 at most; 0 trains nothing.
         settings: of the method, over its ``truth_settings``.
 
     Raises:
@@ -78,7 +78,8 @@ def verify(
     report.rows += _fixed_point_rows(bench, chosen)
     if steps is None:
         per_hop = LINE_STEPS_PER_HOP if on_a_line and mixture.dim == 1 else STEPS_PER_HOP
-        steps = min(MAX_STEPS, per_hop * getattr(chosen.settings, "num_grid_steps", 10))
+        hops = 5 if isinstance(chosen, DMD) else 10  # without a grid
+        steps = min(MAX_STEPS, per_hop * getattr(chosen.settings, "num_grid_steps", hops))
     if steps:
         trainer = bench.train(chosen, training_settings(steps), show_progress)
         report.rows += _trained_rows(bench, chosen, trainer)
