@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python benchmarks/gap.py scenes-64-tcd [--set KEY=VALUE ...] [--steps 4] [--count 512]
         [--slice 9] [--out benchmarks/results]
 
-Trains for at most ``--slice`` minutes and stops; the same command goes on, until the recipe is finished and the student
+A recipe of several stages is measured by what its last stage made. Trains for at most ``--slice`` minutes and stops; the same command goes on, until the recipe is finished and the student
 measured against the teacher at 50 and at as many steps, on the same prompts and noise. Writes one JSON file a recipe.
 """
 
@@ -22,20 +22,22 @@ import torch
 
 from fewstep.data.files import replace_text
 from fewstep.demo import against_teacher
-from fewstep.distill import distill, versions
+from fewstep.distill import versions
 from fewstep.evaluation.compare import Comparison
+from fewstep.export.chain import student_folder
 from fewstep.export.student import load_card
-from fewstep.recipe import Recipe, load_recipe
+from fewstep.recipe import Recipe
+from fewstep.stages import Chain, load, run
 from fewstep.training.trainer import TrainingStopped
 
 
-def train(recipe: Recipe, folder: Path, minutes: float) -> bool:
+def train(recipe: Recipe | Chain, folder: Path, minutes: float) -> bool:
     """Go on with the run for so long; True when it is finished."""
     timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
     try:
-        distill(recipe, folder, resume=True, show_progress=True)
+        run(recipe, folder, resume=True, show_progress=True)
     except TrainingStopped as stopped:
         print(f"{stopped} Run the same command again.")
         return False
@@ -46,8 +48,10 @@ def train(recipe: Recipe, folder: Path, minutes: float) -> bool:
 
 def measure(recipe: Recipe, folder: Path, steps: int, count: int) -> dict[str, Any]:
     """Teacher at many and at ``steps`` steps, student at ``steps``: figures, and the closed part of the gap."""
-    card = load_card(folder / "student")
-    found = against_teacher(recipe, folder / "student", count, steps, per_prompt=4)
+    student = student_folder(folder)
+    assert student is not None
+    card = load_card(student)
+    found = against_teacher(recipe, student, count, steps, per_prompt=4)
     return {
         "closed": {name: _closed(found, name) for name in ("FD", "detail FD")},
         "forward_equivalents": card.forward_equivalents,
@@ -74,10 +78,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
     name = given.name or Path(given.recipe).stem
-    recipe = load_recipe(given.recipe, given.overrides)
+    recipe = load(given.recipe, given.overrides)
     folder = Path("runs/gap") / name
     if not train(recipe, folder, given.slice):
         return
+    if isinstance(recipe, Chain):
+        recipe = recipe.alone([stage for stage in recipe.stages if stage.recipe is not None][-1])
     result = {
         "recipe": given.recipe, "set": given.overrides, "seed": recipe.seed,
         **measure(recipe, folder, given.steps, given.count),

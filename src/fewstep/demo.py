@@ -11,6 +11,7 @@ from fewstep.data.files import replace_text
 from fewstep.distill import distill
 from fewstep.evaluation.compare import Comparison, Way, as_json, compare, picture
 from fewstep.evaluation.reference import reference_of
+from fewstep.export.chain import teacher_of
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import load_teacher
 from fewstep.recipe import Recipe, load_recipe
@@ -52,7 +53,7 @@ def against_teacher(
     ``count``, ``per_prompt`` and ``advance`` as in `compare`.
     """
     teacher, card = load_teacher(recipe.teacher.path), load_card(student_folder)
-    student = load_student(load_teacher(recipe.teacher.path), student_folder, card)
+    student = load_student(teacher_of(student_folder, card), student_folder, card)
     many, few, scale = recipe.sample.teacher_steps, few or card.num_inference_steps, recipe.sample.guidance_scale
     sampler = sampler_of(card, num_inference_steps=few)
     ways = [
