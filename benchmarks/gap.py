@@ -1,11 +1,11 @@
 """How much of its teacher's loss at few steps a student avoids: a recipe run in slices, then measured.
 
-    OMP_NUM_THREADS=2 python benchmarks/gap.py scenes-64-tcd [--set KEY=VALUE ...] [--steps 4] [--count 512]
-        [--slice 9] [--out benchmarks/results] [--teacher-steps 2]
+    OMP_NUM_THREADS=2 python benchmarks/gap.py scenes-64-tcd [--set KEY=VALUE ...] [--steps 4 ...]
+        [--teacher-steps 4 ...] [--count 512] [--slice 9] [--out benchmarks/results]
 
 Trains for at most ``--slice`` minutes and stops; the same command goes on, until the recipe is finished and the student
-measured against the teacher at 50 and at as many steps, on the same prompts and noise, or at ``--teacher-steps``: a
-student of one step may be held to its teacher's two. Writes one JSON file a recipe.
+measured against the teacher at 50 and at few steps, on the same prompts and noise. A recipe of several stages is
+measured by what its last stage made. Writes one JSON file a recipe.
 """
 
 from __future__ import annotations
@@ -16,28 +16,35 @@ import os
 import platform
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fewstep.data.files import replace_text
-from fewstep.demo import against_teacher
-from fewstep.distill import distill, versions
-from fewstep.evaluation.compare import Comparison
+from fewstep.distill import versions
+from fewstep.evaluation.compare import Comparison, Way, compare
 from fewstep.evaluation.measured import interval
-from fewstep.export.student import load_card
-from fewstep.recipe import Recipe, load_recipe
+from fewstep.evaluation.reference import reference_of
+from fewstep.export.chain import student_folder, teacher_of
+from fewstep.export.student import load_card, load_student, sampler_of
+from fewstep.models.families import load_teacher
+from fewstep.recipe import Recipe
+from fewstep.sampling import DDIM
+from fewstep.stages import Chain, load, run
 from fewstep.training.trainer import TrainingStopped
 
+FIGURES = ("FD", "detail FD")
 
-def train(recipe: Recipe, folder: Path, minutes: float) -> bool:
+
+def train(recipe: Recipe | Chain, folder: Path, minutes: float) -> bool:
     """Go on with the run for so long; True when it is finished."""
     timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
     try:
-        distill(recipe, folder, resume=True, show_progress=True)
+        run(recipe, folder, resume=True, show_progress=True)
     except TrainingStopped as stopped:
         print(f"{stopped} Run the same command again.")
         return False
@@ -46,34 +53,96 @@ def train(recipe: Recipe, folder: Path, minutes: float) -> bool:
     return True
 
 
-def measure(recipe: Recipe, folder: Path, steps: int, count: int, teacher_steps: int | None = None) -> dict[str, Any]:
-    """Teacher at many and at few steps, student at ``steps``: figures, the closed part of the gap, what it is ahead.
+def measure(
+    recipe: Recipe, folder: Path, steps: Sequence[int], teacher_steps: Sequence[int], count: int
+) -> dict[str, Any]:
+    """Teacher at many and at few steps, student at ``steps``: figures, and every student against every few.
 
-    The few are ``teacher_steps``, or ``steps``.
+    ``against`` holds by student and teacher, by figure, the part of the teacher's loss that the student does not have
+    (None where that loss is not above 0), and by how much the student is better, each with its 95 % interval.
     """
-    card = load_card(folder / "student")
-    found = against_teacher(recipe, folder / "student", count, steps, per_prompt=4, teacher_few=teacher_steps)
+    student = student_folder(folder)
+    assert student is not None
+    card, teacher = load_card(student), load_teacher(recipe.teacher.path)
+    network = load_student(teacher_of(student, card), student, card)
+    scale = recipe.sample.guidance_scale
+    ways = [
+        Way(f"teacher, {n} steps", teacher.denoiser, DDIM(num_inference_steps=n), scale)
+        for n in (recipe.sample.teacher_steps, *teacher_steps)
+    ]
+    for n in steps:
+        sampler = sampler_of(card, num_inference_steps=n)
+        ways.append(Way(f"student, {n} steps", network, sampler, card.guidance_scale, card.guidance_embed))
+    found = compare(teacher, ways, count, recipe.seed, reference=reference_of(teacher), per_prompt=4)
+    few, students = range(1, 1 + len(teacher_steps)), range(1 + len(teacher_steps), len(ways))
     return {
-        "ahead": {name: _ahead(found, name) for name in ("FD", "detail FD")},
-        "closed": {name: _closed(found, name) for name in ("FD", "detail FD")},
+        "against": {
+            ways[i].label: {ways[j].label: {name: _against(found, name, i, j) for name in FIGURES} for j in few}
+            for i in students
+        },
         "forward_equivalents": card.forward_equivalents,
         "training_steps": card.steps,
-        "num_inference_steps": steps,
         "prompts": count,
+        "floors": found.floors,
         "ways": {o.label: {**o.figures, "intervals": o.intervals} for o in found.outcomes},
     }
 
 
-def _closed(found: Comparison, figure: str) -> dict[str, Any] | None:
-    share = found.closed(figure, few=1, many=0, student=2)
-    return None if share is None else {"share": share[0], "interval": share[1]}
+def _against(found: Comparison, figure: str, student: int, few: int) -> dict[str, Any]:
+    closed = found.closed(figure, few=few, many=0, student=student)
+    mine, theirs = found.outcomes[student], found.outcomes[few]
+    better = theirs.figures[figure] - mine.figures[figure]
+    return {
+        "closed": None if closed is None else {"share": closed[0], "interval": closed[1]},
+        "better by": {
+            "value": better, "interval": interval(theirs.resampled[figure] - mine.resampled[figure], better)
+        },
+    }  # fmt: skip
 
 
-def _ahead(found: Comparison, figure: str) -> dict[str, Any]:
-    """By how much the student's distance is smaller than the teacher's at few steps, the same prompts resampled."""
-    few, student = found.outcomes[1:]
-    plain = few.figures[figure] - student.figures[figure]
-    return {"by": plain, "interval": interval(few.resampled[figure] - student.resampled[figure], plain)}
+def words(name: str, result: dict[str, Any]) -> list[str]:
+    """One line for each student, teacher and figure."""
+    lines, ways = [], result["ways"]
+    best = next(iter(ways))
+    for student, teachers in result["against"].items():
+        for teacher, figures in teachers.items():
+            for figure, said in figures.items():
+                values = ", ".join(f"{way} {ways[way][figure]:.3g}" for way in (student, teacher, best))
+                if said["closed"] is None:
+                    lines.append(f"{name}: {figure}: {values}: the teacher loses nothing measurable")
+                    continue
+                share, low, high = (100 * x for x in (said["closed"]["share"], *said["closed"]["interval"]))
+                lines.append(f"{name}: {figure}: {values}: closes {share:.0f} % [{low:.0f}, {high:.0f}]")
+    return lines
+
+
+def gap(
+    name: str,
+    recipe: str,
+    overrides: Sequence[str],
+    steps: Sequence[int],
+    teacher_steps: Sequence[int],
+    count: int,
+    minutes: float,
+    out: Path,
+) -> bool:
+    """Train for a slice; once trained, measure and write ``out/NAME.json``. True when that is done."""
+    job = load(recipe, list(overrides))
+    folder = Path("runs/gap") / name
+    if not train(job, folder, minutes):
+        return False
+    if isinstance(job, Chain):
+        job = job.alone([stage for stage in job.stages if stage.recipe is not None][-1])
+    result = {
+        "recipe": recipe, "set": list(overrides), "seed": job.seed,
+        **measure(job, folder, steps, teacher_steps, count),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {job.training.device}",
+        "versions": versions(),
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    replace_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    print("\n".join(words(name, result)))
+    return True
 
 
 def main() -> None:
@@ -81,33 +150,15 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--name", help="of the run and of the JSON file (default: the recipe's)")
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--teacher-steps", type=int, help="few steps of the teacher (default: --steps)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4])
+    parser.add_argument("--teacher-steps", type=int, nargs="+", help="few steps of the teacher (default: --steps)")
     parser.add_argument("--count", type=int, default=512)
     parser.add_argument("--slice", type=float, default=9.0, help="minutes of training before it stops")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
     name = given.name or Path(given.recipe).stem
-    recipe = load_recipe(given.recipe, given.overrides)
-    folder = Path("runs/gap") / name
-    if not train(recipe, folder, given.slice):
-        return
-    result = {
-        "recipe": given.recipe, "set": given.overrides, "seed": recipe.seed,
-        **measure(recipe, folder, given.steps, given.count, given.teacher_steps),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {recipe.training.device}",
-        "versions": versions(),
-    }  # fmt: skip
-    given.out.mkdir(parents=True, exist_ok=True)
-    replace_text(given.out / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    for figure, closed in result["closed"].items():
-        if closed is not None:
-            low, high = closed["interval"]
-            print(f"{name}: {figure}: closes {100 * closed['share']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]")
-        low, high = result["ahead"][figure]["interval"]
-        few = given.teacher_steps or given.steps
-        by = result["ahead"][figure]["by"]
-        print(f"{name}: {figure}: {by:.3g} [{low:.3g}, {high:.3g}] smaller than the teacher's at {few} steps")
+    few = given.teacher_steps or given.steps
+    gap(name, given.recipe, given.overrides, given.steps, few, given.count, given.slice, given.out)
 
 
 if __name__ == "__main__":

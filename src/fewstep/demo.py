@@ -11,6 +11,7 @@ from fewstep.data.files import replace_text
 from fewstep.distill import distill
 from fewstep.evaluation.compare import Comparison, Way, as_json, compare, picture
 from fewstep.evaluation.reference import reference_of
+from fewstep.export.chain import teacher_of
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import load_teacher
 from fewstep.recipe import Recipe, load_recipe
@@ -46,20 +47,18 @@ def against_teacher(
     few: int | None = None,
     per_prompt: int = 0,
     advance: Callable[[int], None] | None = None,
-    teacher_few: int | None = None,
 ) -> Comparison:
     """Teacher at its full and at ``few`` steps (the student's own number by default), student at ``few``: three ways.
 
-    ``teacher_few`` gives the teacher another number of few steps than the student. ``count``, ``per_prompt`` and
-    ``advance`` as in `compare`.
+    ``count``, ``per_prompt`` and ``advance`` as in `compare`.
     """
     teacher, card = load_teacher(recipe.teacher.path), load_card(student_folder)
-    student = load_student(load_teacher(recipe.teacher.path), student_folder, card)
+    student = load_student(teacher_of(student_folder, card), student_folder, card)
     many, few, scale = recipe.sample.teacher_steps, few or card.num_inference_steps, recipe.sample.guidance_scale
-    sampler, short = sampler_of(card, num_inference_steps=few), teacher_few or few
+    sampler = sampler_of(card, num_inference_steps=few)
     ways = [
         Way(f"teacher, {many} steps", teacher.denoiser, DDIM(num_inference_steps=many), scale),
-        Way(f"teacher, {short} steps", teacher.denoiser, DDIM(num_inference_steps=short), scale),
+        Way(f"teacher, {few} steps", teacher.denoiser, DDIM(num_inference_steps=few), scale),
         Way(f"student, {few} steps", student, sampler, card.guidance_scale, card.guidance_embed),
     ]
     reference = reference_of(teacher)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.export.chain import load_start, open_teacher, student_folder
+from fewstep.export.chain import load_start, open_teacher, origin_of, student_folder
 from fewstep.export.student import Card, load_card, sampler_of
 from fewstep.methods.base import Method
 from fewstep.models.families import Teacher
@@ -56,6 +56,7 @@ class Job:
             eta=recipe.sample.eta,
             guidance_scale=wanted.guidance_scale,
             timesteps=wanted.timesteps,
+            prediction_type=self.roles.student.prediction_type,
             original_inference_steps=getattr(self.method.settings, "num_grid_steps", 50),
             weights=student.weights,
             rank=student.rank if student.weights == "lora" else 0,
@@ -81,7 +82,11 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     check_trackers(settings.trackers)
     teacher, init, spent = _beginning(recipe, folder, earlier or {})
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
-    roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed, init)
+    origin = None
+    if any(spec.features_only for spec in method.roles()):
+        origin = origin_of(str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path)), settings.device)
+    roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed, init, origin)
+    _check_kind(recipe, roles, earlier or {})
     job = Job(recipe, folder, teacher, method, roles, spent)
     few = recipe.sample.num_inference_steps
     many = recipe.sample.teacher_steps
@@ -110,6 +115,15 @@ def _beginning(
     places = {p for p in (at or config.path, earlier.get(recipe.init or "", recipe.init)) if p is not None}
     cards = [load_card(found) for found in (student_folder(Path(p)) for p in places) if found is not None]
     return teacher, begun, sum(card.forward_equivalents for card in cards)
+
+
+def _check_kind(recipe: Recipe, roles: Roles, earlier: Mapping[str, Path]) -> None:
+    """Weights that were trained to predict one thing must not be read as another."""
+    mine = roles.student.prediction_type
+    found = None if recipe.init is None else student_folder(Path(earlier.get(recipe.init, recipe.init)))
+    before = "" if found is None else load_card(found).prediction_type
+    if before and before != mine:
+        raise RecipeError(f"init: the student '{recipe.init}' predicts {before}, but this method's predicts {mine}.")
 
 
 def check_device(name: str) -> None:

@@ -62,7 +62,9 @@ class SampleGrid:
 def draw_exported(job: Job, folder: Path) -> None:
     """``folder/samples.png``: the recipe's prompts drawn by what the student's files say, weights and card."""
     card, settings = load_card(folder), job.recipe.sample
-    view = job.roles.add("exported", job.recipe.student.build(), extra_inputs=card.extra_inputs)
+    kind = card.prediction_type or None
+    weights = job.recipe.student.build()
+    view = job.roles.add("exported", weights, extra_inputs=card.extra_inputs, prediction_type=kind)
     job.roles.start("exported", load_weights(folder))
     drawn = _drawn(job, view, card, job.teacher.encode_prompts(settings.prompts))
     label = f"{card.method}, {card.num_inference_steps} steps"

@@ -40,6 +40,9 @@ class Network(nn.Module):
         self.told = nn.ModuleDict({name: nn.Linear(2, 16) for name in sorted(accepts)})
         self.hidden, self.outlet = nn.Linear(16, 16), nn.Linear(16, 8)
 
+    def drop_decoder(self):
+        self.outlet = nn.Identity()
+
     def features(self, x, t, cond, taps):
         first = torch.tanh(self.inlet(x.flatten(1)) + self.time(waves(t)) + self.text(cond["text"]))
         found = {"first": first, "second": self.hidden(first).reshape(-1, 4, 2, 2)}

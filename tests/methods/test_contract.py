@@ -4,6 +4,7 @@ A toy method of two players goes through the same tests: its student learns thro
 """
 
 import dataclasses
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -45,6 +46,9 @@ SETTINGS = [
     {"denoising_weight": 0.0, "solver": "heun"},
     {"num_inference_steps": 1, "discriminator_backbone": "teacher", "head": "residual"},
     {"student_input": "noised", "weighting": "kl", "guidance_scale": 1.0},
+    {"loss": "unconditional", "num_inference_steps": 1, "discriminator_weights": "lora", "prediction_type": "sample"},
+    {"loss": "mse", "num_teacher_steps": 16, "guidance_scale": 3.0},
+    {"loss": "convert"},
     {"adversarial_weight": 0.5, "target_decay": 0.9, "guidance_scale": (2.0, 6.0)},
 ]
 
@@ -83,7 +87,10 @@ class Noise:
 
 
 def known(cls, settings):
-    return settings.keys() <= {field.name for field in dataclasses.fields(cls.Settings)}
+    """Whether a method has these settings, and its ``loss`` is one of its own."""
+    if not settings.keys() <= {field.name for field in dataclasses.fields(cls.Settings)}:
+        return False
+    return settings.get("loss") in (None, *get_args(get_type_hints(cls.Settings).get("loss")))
 
 
 VARIANTS = [

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.export.student import CARD_FILE, Card, load_card, load_weights, save_student, weights_file
+from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.models.lora import merge
 from fewstep.models.roles import Roles, Weights
@@ -39,6 +40,12 @@ def first_teacher(folder: Path) -> str:
     place = _place(folder, load_card(folder))
     between = student_folder(Path(place))
     return place if between is None else first_teacher(between)
+
+
+def origin_of(name: str, device: str = "cpu") -> Denoiser | None:
+    """The model that the finished run ``name`` was distilled from, past all students in between; None for a model."""
+    folder = student_folder(Path(name))
+    return None if folder is None else load_teacher(first_teacher(folder), device=device).denoiser
 
 
 def _place(folder: Path, card: Card) -> str:
@@ -68,7 +75,9 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu") ->
         )
     teacher = teacher_of(folder, card, device)
     _put(dict(teacher.denoiser.network.named_parameters()), load_weights(folder), folder)  # type: ignore[attr-defined]
-    return replace(teacher, name=name)
+    kind = card.prediction_type or teacher.denoiser.prediction_type
+    denoiser = Denoiser(teacher.denoiser.network, teacher.denoiser.schedule, kind)
+    return replace(teacher, name=name, denoiser=denoiser)
 
 
 @torch.no_grad()

@@ -47,6 +47,7 @@ class Card:
         weights: "lora" or "full". rank: of the LoRA.
         teacher: the model it was distilled from; ``../../<stage>/student`` is an earlier stage of the same run.
         guidance_scale: classifier-free guidance it wants; 1 (off) where the teacher's is built in.
+        prediction_type: what it predicts; empty: what its teacher does. Other programs must be told where it differs.
         extra_inputs: what it must be told: "end", "guidance_embed".
         guidance_embed: the scale it is told, when it is.
         steps: training steps behind it. forward_equivalents: what they cost, the runs it builds on included.
@@ -62,6 +63,7 @@ class Card:
     rank: int = 0
     guidance_scale: float = 1.0
     timesteps: tuple[float, ...] = ()
+    prediction_type: str = ""
     extra_inputs: tuple[str, ...] = ()
     guidance_embed: float | None = None
     steps: int = 0
@@ -127,7 +129,9 @@ def load_student(teacher: Teacher, folder: Path, card: Card | None = None) -> De
     card = card or load_card(folder)
     tensors = load_weights(folder)
     roles = Roles(teacher.denoiser)
-    view = roles.add("student", _weights(card, tensors), extra_inputs=card.extra_inputs)
+    view = roles.add(
+        "student", _weights(card, tensors), extra_inputs=card.extra_inputs, prediction_type=card.prediction_type or None
+    )
     roles.load_tensors({f"student/{name}": t for name, t in tensors.items()})
     if isinstance(view.network, RoleNetwork) and view.network.extras is not None:
         view.network.extras.requires_grad_(False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -51,12 +51,19 @@ class RoleSpec:
         extra_inputs: inputs it must be told: "end", "guidance_embed".
         follows: the role it trails by an EMA (it is not trained then).
         decay: of that EMA; 0 makes it the followed role itself.
+        prediction_type: what it predicts, where that is not what the teacher does.
+        features_only: a discriminator's backbone. It starts from the model that the teacher came from, past all
+            students in between, and has no decoder.
+        weights: "full" or "lora", where that is not the student's choice.
     """
 
     name: str
     extra_inputs: tuple[str, ...] = ()
     follows: str | None = None
     decay: float = 0.0
+    prediction_type: str | None = None
+    features_only: bool = False
+    weights: Literal["full", "lora"] | None = None
 
 
 @dataclass(frozen=True)

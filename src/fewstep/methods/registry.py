@@ -13,10 +13,11 @@ from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.lcm import LCM
+from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (CM, LCM, CTM, TCD, PCM, DMD, DMD2)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Lightning)}
 
 
 def find_method(name: str) -> type[Method]:

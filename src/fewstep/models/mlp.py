@@ -60,7 +60,7 @@ class MLP(nn.Module):
         nn.init.normal_(self.inlet.weight, std=2.0)
         nn.init.uniform_(self.inlet.bias, -4.0, 4.0)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
-        self.outlet = nn.Linear(width, dim)
+        self.outlet: nn.Module = nn.Linear(width, dim)
 
     def forward(
         self,
@@ -88,6 +88,10 @@ class MLP(nn.Module):
         for i, block in enumerate(self.blocks):
             h = found[f"block{i}"] = self._through(block, h)
         return [found[tap] for tap in wanted]
+
+    def drop_decoder(self) -> None:
+        """Leave out what lies behind the last block: from then on only `features` make sense."""
+        self.outlet = nn.Identity()
 
     def _entered(
         self,

@@ -138,11 +138,19 @@ class Roles:
         """All roles by name; a target without an EMA is the student's own view under a second name."""
         return dict(self._views)
 
-    def add(self, name: str, weights: Weights | None = None, *, extra_inputs: Iterable[str] = ()) -> Denoiser:
-        """A trainable role that starts as the teacher.
+    def add(
+        self,
+        name: str,
+        weights: Weights | None = None,
+        *,
+        extra_inputs: Iterable[str] = (),
+        prediction_type: str | None = None,
+    ) -> Denoiser:
+        """A trainable role that starts with the teacher's weights.
 
         Args:
             extra_inputs: "guidance_embed" and/or "end", embedded by the role unless the network has them already.
+            prediction_type: as what its output is read; None: as the teacher's.
 
         Raises:
             ValueError: the network is no nn.Module, or takes no extra inputs.
@@ -153,7 +161,7 @@ class Roles:
         extras = self._extras(set(extra_inputs))
         adapters: tuple[str, ...]
         if weights.kind == "full":
-            network, adapters = self._copy(), ()
+            network, adapters = _masters(self._copy(self.base)), ()
             tensors = dict(network.named_parameters())
         else:
             network, adapters = self.base, (name,)
@@ -164,7 +172,38 @@ class Roles:
         if extras is not None:
             tensors |= {f"extras.{k}": p for k, p in extras.named_parameters()}
         self._tensors[name] = tensors
-        self._views[name] = self._view(RoleNetwork(network, adapters, extras, self.autocast))
+        self._views[name] = self._view(RoleNetwork(network, adapters, extras, self.autocast), None, prediction_type)
+        return self._views[name]
+
+    def add_encoder(self, name: str, weights: Weights | None = None, origin: Denoiser | None = None) -> Denoiser:
+        """A trainable role that is asked for features alone: a copy of a network without what lies behind them.
+
+        Neither memory nor optimiser state is spent on a decoder, where the network knows how to leave it out
+        (``drop_decoder``). A LoRA stands on a frozen copy of its own: ``origin`` need not be the teacher.
+
+        Args:
+            weights: all of them by default.
+            origin: the model to start from, the teacher by default.
+
+        Raises:
+            ValueError: the network is no nn.Module.
+        """
+        weights, network = weights or Weights("full"), (origin or self._teacher).network
+        if not isinstance(network, nn.Module):
+            raise ValueError("This teacher is no nn.Module and cannot be copied: use add_network for its discriminator.")
+        network = self._copy(network)
+        if hasattr(network, "drop_decoder"):
+            network.drop_decoder()
+        adapters: tuple[str, ...] = ()
+        if weights.kind == "full":
+            tensors = dict(_masters(network).named_parameters())
+        else:
+            with self._seeded():
+                targets = weights.targets or getattr(network, "lora_targets", None)
+                add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
+            adapters, tensors = (name,), adapter_tensors(network, name)
+        self._tensors[name] = tensors
+        self._views[name] = self._view(RoleNetwork(network, adapters, None, self.autocast))
         return self._views[name]
 
     def add_network(self, name: str, network: nn.Module, prediction_type: str) -> Denoiser:
@@ -332,9 +371,9 @@ class Roles:
             total.graph_evaluations += view.cost.graph_evaluations
         return total
 
-    def _view(self, network: RoleNetwork, like: Denoiser | None = None) -> Denoiser:
+    def _view(self, network: RoleNetwork, like: Denoiser | None = None, kind: str | None = None) -> Denoiser:
         like = like or self._teacher
-        return Denoiser(network, like.schedule, like.prediction_type, batched_guidance=like.batched_guidance)
+        return Denoiser(network, like.schedule, kind or like.prediction_type, batched_guidance=like.batched_guidance)
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -343,14 +382,11 @@ class Roles:
             torch.manual_seed(self.seed)
             yield
 
-    def _copy(self) -> nn.Module:
-        """A full-weight copy of the base: float32 masters at least, free of the base's adapters."""
-        if any(".lora_" in name for name, _ in self.base.named_parameters()):
+    def _copy(self, network: nn.Module) -> nn.Module:
+        """A copy of a network, which must be free of adapters."""
+        if any(".lora_" in name for name, _ in network.named_parameters()):
             raise ValueError("Add full-weight roles before LoRA roles: the base already carries adapters.")
-        network: nn.Module = copy.deepcopy(self.base)
-        for parameter in network.parameters():
-            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-        return network.requires_grad_(True)
+        return copy.deepcopy(network)
 
     def _extras(self, names: set[str]) -> ExtraInputs | None:
         names = names - set(getattr(self.base, "accepts", ()))
@@ -365,6 +401,13 @@ class Roles:
         extras = ExtraInputs(names, width, self._teacher.schedule)
         like = next(self.base.parameters())
         return extras.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def _masters(network: nn.Module) -> nn.Module:
+    """``network`` with all weights trainable, in float32 at least."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    return network.requires_grad_(True)
 
 
 def enable_checkpointing(module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -55,17 +56,23 @@ def build_roles(
     weights: Weights | None = None,
     seed: int = 0,
     init: Mapping[str, Tensor] | None = None,
+    origin: Any = None,
 ) -> Roles:
     """The roles that ``method`` asks for, on one teacher `Denoiser`, plus the student's evaluation EMA.
 
-    ``init`` is what the student starts from (`Roles.start`), the teacher's weights by default.
+    Args:
+        init: what the student starts from (`Roles.start`), the teacher's weights by default.
+        origin: the `Denoiser` that discriminators' backbones start from, the teacher by default.
     """
     roles = Roles(
         teacher, autocast=settings.autocast, gradient_checkpointing=settings.gradient_checkpointing, seed=seed
     )
-    for spec in method.roles():
-        if spec.follows is None and spec.name not in roles:
-            roles.add(spec.name, weights, extra_inputs=spec.extra_inputs)
+    for spec in sorted(method.roles(), key=lambda spec: not spec.features_only):  # whole copies before any adapter
+        mine = dataclasses.replace(weights or Weights(), kind=spec.weights) if spec.weights else weights
+        if spec.features_only:
+            roles.add_encoder(spec.name, mine, origin)
+        elif spec.follows is None and spec.name not in roles:
+            roles.add(spec.name, mine, extra_inputs=spec.extra_inputs, prediction_type=spec.prediction_type)
     for heads in method.heads():
         roles.add_heads(heads.name, heads.build, heads.backbone)
     if init is not None:

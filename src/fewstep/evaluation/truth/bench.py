@@ -106,7 +106,9 @@ class Bench:
                         mean=centre,
                         std=std,
                     )
-                    roles.add_network(spec.name, network.to(dtype), "sample")
+                    if spec.features_only:
+                        network.drop_decoder()
+                    roles.add_network(spec.name, network.to(dtype), spec.prediction_type or "sample")
             for heads in method.heads():
                 roles.add_heads(heads.name, heads.build, heads.backbone).to(dtype)
         return roles

@@ -16,6 +16,7 @@ from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.distribution import distribution_rows
 from fewstep.evaluation.truth.dmd import dmd_fixed_rows, dmd_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
+from fewstep.evaluation.truth.progressive import lightning_fixed_rows, lightning_rows
 from fewstep.evaluation.truth.report import Report, Row
 from fewstep.evaluation.truth.trajectory import ctm_fixed_rows, ctm_rows
 from fewstep.methods.base import Method
@@ -23,6 +24,7 @@ from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.lcm import LCM
+from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
 from fewstep.methods.registry import find_method
 from fewstep.methods.tcd import TCD
@@ -119,6 +121,8 @@ def _fixed_point_rows(bench: Bench, method: Method) -> list[Row]:
         return ctm_fixed_rows(bench, method) + convergence_rows(bench, method)
     if isinstance(method, DMD):
         return dmd_fixed_rows(bench, method)
+    if isinstance(method, Lightning):
+        return lightning_fixed_rows(bench, method)
     return []
 
 
@@ -133,6 +137,8 @@ def _trained_rows(bench: Bench, method: Method, trainer: Trainer) -> list[Row]:
         return ctm_rows(bench, method, trainer.roles)
     if isinstance(method, DMD):
         return dmd_rows(bench, method, trainer.roles)
+    if isinstance(method, Lightning) and method.settings.loss == "mse":
+        return lightning_rows(bench, method, trainer.roles)
     if isinstance(method, CM) and (point := cm_fixed_point(bench, method)):
         return cm_rows(bench, method, trainer.roles, point)
     return distribution_rows(bench, method, trainer.roles)

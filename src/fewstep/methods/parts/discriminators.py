@@ -85,6 +85,7 @@ class Discriminator:
         taps: which features; None takes all that the network offers, "last" the last of them, a UNet's middle.
         head: "residual" (PCM's, a logit a position) or "conv" (DMD2's and Lightning's, down to one logit).
         halvings: of a conv head.
+        pictures: how many pictures' features a head sees side by side, on their channels.
     """
 
     loss: AdversarialLoss = "hinge"
@@ -93,6 +94,7 @@ class Discriminator:
     taps: tuple[str, ...] | Literal["last"] | None = None
     head: Literal["residual", "conv"] = "residual"
     halvings: int = 0
+    pictures: int = 1
 
     def spec(self) -> HeadSpec:
         """What a method returns from `Method.heads`."""
@@ -104,7 +106,7 @@ class Discriminator:
             if tap not in channels:
                 raise ValueError(f"A discriminator cannot look at '{tap}': this network has {', '.join(channels)}.")
         head = ResidualHead if self.head == "residual" else partial(ConvHead, halvings=self.halvings)
-        return Heads({tap: channels[tap] for tap in taps}, head)
+        return Heads({tap: self.pictures * channels[tap] for tap in taps}, head)
 
     def features(self, roles: Roles, x: Tensor, t: Time, cond: Cond | None) -> list[Tensor]:
         """What it sees of x [B, ...] at time t; half a network call."""
@@ -118,9 +120,12 @@ class Discriminator:
     def judge(self, roles: Roles, real: Sequence[Tensor] | None, fake: Sequence[Tensor] | None) -> Loss:
         """The loss of the player that trains the heads, from features of both sides; nothing reaches the student."""
         assert real is not None and fake is not None
-        says = self.logits(roles, real), self.logits(roles, [feature.detach() for feature in fake])
-        stats = discriminator_statistics(*(torch.cat([head.flatten() for head in side]) for side in says))
-        return Loss(discriminator_loss(*says, self.loss), stats=stats)
+        return self.verdict(self.logits(roles, real), self.logits(roles, [feature.detach() for feature in fake]))
+
+    def verdict(self, real: Logits, fake: Logits) -> Loss:
+        """The discriminator's loss of what it said, and what is logged of it."""
+        stats = discriminator_statistics(*(torch.cat([head.flatten() for head in side]) for side in (real, fake)))
+        return Loss(discriminator_loss(real, fake, self.loss), stats=stats)
 
     def _heads(self, roles: Roles) -> Heads:
         return cast(Heads, roles.heads[self.name])

@@ -104,11 +104,15 @@ def roll_out(
     times: Sequence[Tensor],
     guidance_scale: float | Tensor,
     solver: Solver = "ddim",
+    x_t: Tensor | None = None,
 ) -> Hop:
-    """The same over several hops: from ``times[0]`` through every one of ``times``, [B] each, to the last (CTM)."""
+    """The same over several hops: from ``times[0]`` through every one of ``times``, [B] each, to the last (CTM).
+
+    ``x_t`` stands in for the noised data. A row whose time does not change stays where it is.
+    """
     teacher_x0 = None
     with torch.no_grad():
-        x = x_t = schedule.add_noise(batch.x0, noise, times[0])
+        x = x_t = schedule.add_noise(batch.x0, noise, times[0]) if x_t is None else x_t
         for t, u in pairwise(times):
             first = roles.teacher(x, t, batch.cond, guidance_scale=guidance_scale)
             x = first.at(u)

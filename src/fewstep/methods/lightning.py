@@ -1,0 +1,295 @@
+"""SDXL-Lightning: progressive adversarial distillation (Lin, Wang and Yang 2024, arXiv 2402.13929).
+
+A student of N steps learns where its teacher, of n N steps, gets in n of them; then it is the next one's teacher: 128
+-> 32 -> 8 -> 4 -> 2 -> 1. Each step:
+
+    x_t = alpha_t x0 + sigma_t eps             t one of the student's times; eps itself at the noisiest
+    x_r = n steps of the teacher from t to u   (guided in the first stage alone)
+    x   = J(student at x_t; u)                 the student's jump, one DDIM step
+
+=============  ================================================================================================
+loss           the student
+=============  ================================================================================================
+mse            |x - x_r|^2: progressive distillation (Salimans and Ho 2022), compared where both land; the first stage
+conditional    softplus(-D(x, x_t)): D sees where they started, so it asks for the teacher's own trajectories
+unconditional  softplus(-D(x)): D sees where they landed; lets go of the trajectory where the student cannot follow it
+convert        |x0 - x0 of the teacher|^2: makes of an epsilon network one that predicts x0, before the one-step stage
+=============  ================================================================================================
+
+D learns softplus(-D(x_r)) + softplus(D(x)). It is the diffusion model's own encoder and middle, of the model that the
+whole chain began with, trained with a convolutional head: features of (x, u), and of (x_t, t) beside them on the
+channels. At u = 0, where an encoder sees no structure, x and x_r are first noised alike, with one noise, to a time t*
+drawn from 10, 250, 500 and 750 of 1,000.
+
+An MSE in the place of both players' losses would have the same fixed point as an ideal conditional D (for a Gaussian
+one their gradients are parallel); what is gained is that a limited D does not see what a limited student cannot do.
+
+The training code was never released. Where the paper is silent: D and student move at every step (it says they
+alternate); x and x_r are noised to t* wherever they land on clean data, not in the one-step stage alone; "skip-level"
+teachers are those of the stage before (``num_teacher_steps: 8, num_inference_steps: 2``). For D as a LoRA, which the
+paper has not, set ``discriminator_weights``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods.parts.discriminators import Discriminator, generator_loss
+from fewstep.methods.parts.distances import distance
+from fewstep.methods.parts.hops import Guidance, Hop, roll_out
+from fewstep.methods.parts.inputs import Terminal
+from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.random import Rng
+from fewstep.models.roles import Roles
+from fewstep.sampling.samplers import renoise
+
+Objective: TypeAlias = Literal["mse", "conditional", "unconditional", "convert"]
+OBJECTIVES = ("mse", "conditional", "unconditional", "convert")
+BACKBONE, HEADS = "discriminator", "heads"
+
+
+@dataclass
+class Draws:
+    """Random numbers of one Lightning step.
+
+    Attributes:
+        start: [B] int64, which of the times the student starts from, the noisiest first.
+        noise: [B, ...] unit normal.
+        level: [B] float64 in [0, 1), which t* a landing on clean data is noised to; None without discriminator, like
+        level_noise: [B, ...] the unit normal of both landings.
+    """
+
+    start: Tensor
+    noise: Tensor
+    level: Tensor | None
+    level_noise: Tensor | None
+
+
+@dataclass
+class Shared(Hop):
+    """The teacher's way from t to u; what the student says x0 is, and where it lands, [B, ...], with its graph.
+
+    Where there is a discriminator: the time [B] (host) at which both landings are judged; the student's there, ``seen``,
+    with its graph, and ``leaf``, the same tensor as a leaf, of which ``fake`` are the features; the features of x_t.
+    """
+
+    x0: Tensor
+    landing: Tensor
+    judged: Tensor | None = None
+    seen: Tensor | None = None
+    leaf: Tensor | None = None
+    fake: list[Tensor] | None = None
+    beside: list[Tensor] | None = None
+
+
+class Lightning(Method):
+    """One stage of the chain; its teacher is the stage before."""
+
+    name = "lightning"
+    summary = "Progressive distillation, one stage at a time, adversarial where a mean square error would blur."
+    players: tuple[Player, ...] = (Player("student"), Player("discriminator", owns=(BACKBONE, HEADS)))
+    sampler = "ddim"
+    truth_settings: ClassVar[dict[str, Any]] = {"loss": "mse", "terminal": "table"}
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings of Lightning.
+
+        Attributes:
+            num_inference_steps: N, the student's steps.
+            num_teacher_steps: n N, the teacher's; the paper's stages are 128 to 32 to 8 to 4 to 2 to 1.
+            num_start_times: from how many trailing times the student is trained, a multiple of N; None: N, but 4 for
+                students of one and two steps (250, 500, 750, 1000: the paper).
+            loss: "mse", "conditional", "unconditional" or "convert" (above).
+            guidance_scale: the teacher's w (1 = off), for the first stage alone: 6 on SDXL, no negative prompt.
+            prediction_type: what the student predicts; None: what its teacher does, and "sample" where it is converted.
+                One step wants "sample": at t = T an error of epsilon weighs 14.6 in x0 on Stable Diffusion's table.
+            terminal: "noise" or "table", what x_t is at the noisiest time.
+            renoise_times: the times t*, as shares of the way from clean data to noise; renoise_weights: how often each
+                (the paper: alike, then 5 to 1 for the lowest).
+            discriminator_weights: "full" (the paper) or "lora", of the student's rank.
+            halvings: of the discriminator's head, whose map must come down to 4x4: 0 for scenes-64, 1 for SD1.5 at 512
+                pixels, 3 for SDXL at 1024.
+        """
+
+        num_inference_steps: int = 4
+        num_teacher_steps: int = 8
+        num_start_times: int | None = None
+        loss: Objective = "conditional"
+        guidance_scale: float = 1.0
+        prediction_type: Literal["epsilon", "v_prediction", "sample", "flow"] | None = None
+        terminal: Terminal = "noise"
+        renoise_times: tuple[float, ...] = (0.01, 0.25, 0.5, 0.75)
+        renoise_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+        discriminator_weights: Literal["full", "lora"] = "full"
+        halvings: int = 0
+
+    settings: Settings
+
+    def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
+        super().__init__(schedule, settings, **overrides)
+        settings = self.settings
+        few = settings.num_inference_steps
+        self.starts = settings.num_start_times or (4 if few in (1, 2) else few)
+        _check(settings, self.starts, schedule)
+        self.substeps = settings.num_teacher_steps // few
+        self.grid = torch.from_numpy(_grid(schedule, [settings.num_teacher_steps, self.starts, few]))
+        self.guidance_scale = Guidance.of(settings.guidance_scale).low
+        self.levels = _levels(schedule, settings.renoise_times)
+        weights = torch.tensor(settings.renoise_weights, dtype=torch.float64)
+        self.shares = (weights / weights.sum()).cumsum(0)[:-1]
+        self.game: Discriminator | None = None
+        if settings.loss in ("conditional", "unconditional"):
+            pictures = 2 if settings.loss == "conditional" else 1
+            self.game = Discriminator(
+                "logistic", BACKBONE, HEADS, "last", head="conv", halvings=settings.halvings, pictures=pictures
+            )
+        else:
+            self.players = (Player("student"),)
+
+    def roles(self) -> tuple[RoleSpec, ...]:
+        settings = self.settings
+        kind = settings.prediction_type or ("sample" if settings.loss == "convert" else None)
+        student = RoleSpec("student", prediction_type=kind)
+        if self.game is None:
+            return (student,)
+        return student, RoleSpec(BACKBONE, features_only=True, weights=settings.discriminator_weights)
+
+    def heads(self) -> tuple[HeadSpec, ...]:
+        return (self.game.spec(),) if self.game else ()
+
+    @classmethod
+    def sampling(cls, settings: Settings) -> Sampling:
+        return Sampling(settings.num_inference_steps, no_other_steps=True)
+
+    def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
+        shape = batch.x0.shape[1:]
+        return Draws(
+            start=rng.sample.integers("start", 0, self.starts),
+            noise=rng.sample.normal("noise", shape),
+            level=rng.sample.uniform("level") if self.game else None,
+            level_noise=rng.sample.normal("level_noise", shape) if self.game else None,
+        )
+
+    def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
+        times = self.way(draws.start)
+        x_t = self._state(batch.x0, draws.noise, times[0])
+        steps = [times[0], times[-1]] if self.settings.loss == "convert" else times
+        hop = roll_out(roles, self.schedule, batch, draws.noise, steps, self.guidance_scale, x_t=x_t)
+        said = roles.student(x_t, hop.t, batch.cond)
+        shared = Shared(**vars(hop), x0=said.x0, landing=said.at(hop.u))
+        if self.game:
+            shared.judged = self._judged_time(hop.u, draws.level)
+            shared.seen = self._seen(shared.landing, shared, draws)
+            shared.leaf = shared.seen.detach().requires_grad_()
+            shared.fake = self.game.features(roles, shared.leaf, shared.judged, batch.cond)
+            if self.game.pictures == 2:  # where they started: as it is, at its own time
+                shared.beside = self.game.features(roles, x_t, hop.t, batch.cond)
+        return shared
+
+    def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
+        stats = answer_statistics(shared.x0.detach(), batch.x0, shared.teacher_x0)
+        if self.settings.loss == "convert":
+            assert shared.teacher_x0 is not None
+            loss = distance(shared.x0, shared.teacher_x0)
+            return Loss(loss, {"convert": loss.detach()}, stats)
+        error = distance(shared.landing, shared.x_u)
+        stats["landing_error"] = error.detach()
+        if self.game is None:
+            return Loss(error, {"mse": error.detach()}, stats)
+        assert shared.seen is not None and shared.leaf is not None
+        adversarial = generator_loss(self._logits(roles, shared.fake, shared), "logistic")
+        # The pull on what the student drew; the graph of its features stays for the discriminator's own loss.
+        (pull,) = torch.autograd.grad(adversarial, shared.leaf, retain_graph=True)
+        adversarial = adversarial.detach()
+        total = adversarial + ((shared.seen - shared.seen.detach()) * pull).sum()
+        return Loss(total, {"adversarial": adversarial}, stats)
+
+    def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
+        assert self.game is not None and shared.judged is not None
+        real = self.game.features(roles, self._seen(shared.x_u, shared, draws), shared.judged, batch.cond)
+        return self.game.verdict(self._logits(roles, real, shared), self._logits(roles, shared.fake, shared))
+
+    def calls_per_step(self) -> dict[str, int]:
+        calls = {"student": 1, "teacher": 1 if self.settings.loss == "convert" else self.substeps}
+        return calls | ({BACKBONE: 1 + self.game.pictures} if self.game else {})
+
+    def way(self, start: Tensor) -> list[Tensor]:
+        """The teacher's n + 1 times [B] from the student's, clean data at last if it would step past them."""
+        last = len(self.grid) - 1
+        first, stride = start * (last // self.starts), last // self.settings.num_teacher_steps
+        return [self.grid[(first + k * stride).clamp_max(last)] for k in range(self.substeps + 1)]
+
+    def _state(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t [B, ...]: data noised to t, or at the noisiest time the noise itself."""
+        x_t = self.schedule.add_noise(x0, noise, t)
+        if self.settings.terminal == "table":
+            return x_t
+        pure = (t == self.grid[0]).reshape(-1, *[1] * (x_t.ndim - 1))
+        return torch.where(pure.to(x_t.device, non_blocking=True), noise.to(x_t.dtype), x_t)
+
+    def _judged_time(self, u: Tensor, level: Tensor | None) -> Tensor:
+        """u [B], or t* where u is clean data."""
+        assert level is not None
+        return torch.where(u == self.schedule.clean, self.levels[torch.searchsorted(self.shares, level, right=True)], u)
+
+    def _seen(self, landing: Tensor, shared: Shared, draws: Draws) -> Tensor:
+        """A landing [B, ...] as the discriminator sees it: both have the same noise, those above clean data none."""
+        assert shared.judged is not None and draws.level_noise is not None
+        return renoise(self.schedule, landing, shared.u, shared.judged, draws.level_noise)
+
+    def _logits(self, roles: Roles, features: Sequence[Tensor] | None, shared: Shared) -> list[Tensor]:
+        assert self.game is not None and features is not None
+        if shared.beside is not None:
+            features = [torch.cat(pair, dim=1) for pair in zip(features, shared.beside, strict=True)]
+        return self.game.logits(roles, features)
+
+
+def _grid(schedule: Schedule, steps: Sequence[int]) -> Any:
+    """The trailing times of all these numbers of steps, decreasing, and clean data at last: what every stage shares.
+
+    Trailing grids lie in each other. Where a time falls between two of the table's, rounding can set one a step off:
+    then the last number's, the student's own, which is sampled on them, holds.
+    """
+    n = math.lcm(*steps)
+    grid = torch.cat([schedule.timesteps(n).double(), torch.tensor([schedule.clean], dtype=torch.float64)])
+    for few in steps:
+        grid[: n : n // few] = schedule.timesteps(few).double()
+    return grid.numpy()
+
+
+def _levels(schedule: Schedule, shares: Sequence[float]) -> Tensor:
+    """Shares of the way to noise as native times: 0.25 is index 249 of 1,000, or 0.25 shifted on flow schedules."""
+    share = torch.tensor(shares, dtype=torch.float64)
+    if schedule.family == "vp":
+        return ((share * schedule.num_train_timesteps).round() - 1).clamp_min(0)
+    return torch.from_numpy(schedule.shifted(share))
+
+
+def _check(settings: Lightning.Settings, starts: int, schedule: Schedule) -> None:
+    few, many = settings.num_inference_steps, settings.num_teacher_steps
+    if schedule.family == "edm":
+        raise ValueError("lightning steps on trailing grids, which lie in each other: EDM schedules have none such.")
+    for name, known in (("loss", OBJECTIVES), ("terminal", ("noise", "table")), ("discriminator_weights", ("full", "lora"))):
+        if getattr(settings, name) not in known:
+            raise ValueError(f"Unknown {name} '{getattr(settings, name)}': use {', '.join(known)}.")
+    if few < 1 or many < few or many % few:
+        raise ValueError(f"num_teacher_steps ({many}) must be a multiple of num_inference_steps ({few}).")
+    if starts < few or starts % few:
+        raise ValueError(f"num_start_times ({starts}) must be a multiple of num_inference_steps ({few}).")
+    levels, weights = settings.renoise_times, settings.renoise_weights
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise ValueError(f"renoise_times must lie between 0 and 1, not {list(levels)}.")
+    if len(levels) != len(weights) or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise ValueError(f"renoise_weights must be as many as renoise_times and at least 0, not {list(weights)}.")
+
+
+
