@@ -82,10 +82,11 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     check_trackers(settings.trackers)
     teacher, init, spent = _beginning(recipe, folder, earlier or {})
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
-    origin = None
+    origin, helpers = None, teacher.helpers(method.encoder, settings.gradient_checkpointing)
     if any(spec.features_only for spec in method.roles()):
         origin = origin_of(str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path)), settings.device)
-    roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed, init, origin)
+    student = recipe.student.build()
+    roles = build_roles(teacher.denoiser, method, settings, student, recipe.seed, init, origin, helpers)
     _check_kind(recipe, roles, earlier or {})
     job = Job(recipe, folder, teacher, method, roles, spent)
     few = recipe.sample.num_inference_steps

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewstep.methods.base import Batch, Loss, Method, Progress
 from fewstep.methods.random import Rng, stream_key
+from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles, Weights
 from fewstep.models.sharding import whole
 from fewstep.training import checkpoint, distributed
@@ -57,15 +58,21 @@ def build_roles(
     seed: int = 0,
     init: Mapping[str, Tensor] | None = None,
     origin: Any = None,
+    helpers: Helpers | None = None,
 ) -> Roles:
     """The roles that ``method`` asks for, on one teacher `Denoiser`, plus the student's evaluation EMA.
 
     Args:
         init: what the student starts from (`Roles.start`), the teacher's weights by default.
         origin: the `Denoiser` that discriminators' backbones start from, the teacher by default.
+        helpers: what losses look through, those of plain data by default.
     """
     roles = Roles(
-        teacher, autocast=settings.autocast, gradient_checkpointing=settings.gradient_checkpointing, seed=seed
+        teacher,
+        autocast=settings.autocast,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        seed=seed,
+        helpers=helpers,
     )
     for spec in sorted(method.roles(), key=lambda spec: not spec.features_only):  # whole copies before any adapter
         mine = dataclasses.replace(weights or Weights(), kind=spec.weights) if spec.weights else weights
@@ -74,7 +81,7 @@ def build_roles(
         elif spec.follows is None and spec.name not in roles:
             roles.add(spec.name, mine, extra_inputs=spec.extra_inputs, prediction_type=spec.prediction_type)
     for heads in method.heads():
-        roles.add_heads(heads.name, heads.build, heads.backbone)
+        roles.add_heads(heads.name, heads.build, heads.backbone, heads.conditioned)
     if init is not None:
         roles.start("student", init)
     follow(roles, method, settings)
