@@ -82,7 +82,10 @@ def _guided_rows() -> list[Row]:
     """
     schedule = Schedule("vp", alphas_cumprod=np.cos(ANGLES) ** 2)
     mixture = GaussianMixture([0.0, 1.0], [1.0, 0.0], [0.3**0.5, 1.3**0.5], class_weights=[[1.0, 0.0]])
-    teacher, times = Denoiser(mixture.network(schedule, "sample"), schedule, "sample"), list(range(len(ANGLES)))
+    teacher, times = (
+        Denoiser(mixture.network(schedule, "sample"), schedule, "sample"),
+        [float(i) for i in range(len(ANGLES))],
+    )
     cond = Cond({"label": torch.zeros(4 * len(ANGLES), dtype=torch.int64)}, null={"label": torch.tensor([-1])})
     rows = []
     for scale, (mean, variance) in GUIDED.items():
@@ -180,7 +183,9 @@ def _two_time_scales_rows(schedule: Schedule) -> list[Row]:
         errors = game.play(4)
         name = f"{updates} critic step{'s' if updates > 1 else ''} a round"
         rows.append(Row(f"{name}: factor of the swing", modulus, _roots(*_recurrence(errors))[0], 1e-6))
-        rows.append(Row(f"{name}: period in rounds", 2 * math.pi / angle, 2 * math.pi / _roots(*_recurrence(errors))[1], 1e-6))
+        rows.append(
+            Row(f"{name}: period in rounds", 2 * math.pi / angle, 2 * math.pi / _roots(*_recurrence(errors))[1], 1e-6)
+        )
         swings = (1 - math.sqrt(game.q)) / (1 + math.sqrt(game.q))
         calm = Game(schedule, 0.95 * swings, 0.15, updates).play(60)
         rows.append(Row(f"{name}, below the threshold of swinging: changes of sign", 0.0, _changes(calm), 0.0))
@@ -220,8 +225,8 @@ def _changes(errors: list[float]) -> float:
 def _input_rows(schedule: Schedule) -> list[Row]:
     """Two steps, the first one off by a bias, the second one matched: on the student's own way, or on data.
 
-    Only the first of the two sees the bias, and takes it away. On data the second learns the map of a perfect way, whose
-    slope sqrt(S / (alpha^2 S + sigma^2)) lets alpha times as much of the bias through.
+    Only the first of the two sees the bias, and takes it away. On data the second learns the map of a perfect way,
+    whose slope sqrt(S / (alpha^2 S + sigma^2)) lets alpha times as much of the bias through.
     """
     alpha, sigma = (float(c) for c in schedule.alpha_sigma(schedule.timesteps(2)[1]))
     kept = VARIANCE**0.5 / math.sqrt(alpha**2 * VARIANCE + sigma**2) * alpha * BIAS
