@@ -15,6 +15,8 @@ from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, los
 from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.distribution import distribution_rows
 from fewstep.evaluation.truth.dmd import dmd_fixed_rows, dmd_rows
+from fewstep.evaluation.truth.matched import STEPS, matched_rows, train_matched
+from fewstep.evaluation.truth.matching import matching_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
 from fewstep.evaluation.truth.progressive import lightning_fixed_rows, lightning_rows
 from fewstep.evaluation.truth.report import Report, Row
@@ -23,6 +25,7 @@ from fewstep.methods.base import Method
 from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
+from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
@@ -55,6 +58,8 @@ def verify(
         schedule: Stable Diffusion's by default, EDM's for CM and CTM.
         steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200; DMD, which has none,
             3,000 in all), 12,000 at most; 0 trains nothing.
+        steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200), 12,000 at most,
+            for DMD2 4,000; 0 trains nothing.
         settings: of the method, over its ``truth_settings``.
 
     Raises:
@@ -82,8 +87,13 @@ def verify(
         per_hop = LINE_STEPS_PER_HOP if on_a_line and mixture.dim == 1 else STEPS_PER_HOP
         hops = 5 if isinstance(chosen, DMD) else 10  # without a grid
         steps = min(MAX_STEPS, per_hop * getattr(chosen.settings, "num_grid_steps", hops))
+        steps = min(MAX_STEPS, per_hop * getattr(chosen.settings, "num_grid_steps", 10))
+        steps = STEPS if isinstance(chosen, DMD2) else steps
     if steps:
-        trainer = bench.train(chosen, training_settings(steps), show_progress)
+        if isinstance(chosen, DMD2):
+            trainer = train_matched(bench, chosen, steps, show_progress)
+        else:
+            trainer = bench.train(chosen, training_settings(steps), show_progress)
         report.rows += _trained_rows(bench, chosen, trainer)
     seconds = time.process_time() - started
     report.about = f"{mixture}, {schedule.family} schedule, seed {seed}, {steps} steps, {seconds:.0f} s of CPU"
@@ -123,6 +133,8 @@ def _fixed_point_rows(bench: Bench, method: Method) -> list[Row]:
         return dmd_fixed_rows(bench, method)
     if isinstance(method, Lightning):
         return lightning_fixed_rows(bench, method)
+    if isinstance(method, DMD2):
+        return matching_rows(bench.schedule)
     return []
 
 
@@ -139,6 +151,8 @@ def _trained_rows(bench: Bench, method: Method, trainer: Trainer) -> list[Row]:
         return dmd_rows(bench, method, trainer.roles)
     if isinstance(method, Lightning) and method.settings.loss == "mse":
         return lightning_rows(bench, method, trainer.roles)
+    if isinstance(method, DMD2):
+        return matched_rows(bench, method, trainer.roles)
     if isinstance(method, CM) and (point := cm_fixed_point(bench, method)):
         return cm_rows(bench, method, trainer.roles, point)
     return distribution_rows(bench, method, trainer.roles)
