@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=2 python benchmarks/gap.py scenes-64-tcd [--set KEY=VALUE ...] [--steps 4] [--count 512]
         [--slice 9] [--out benchmarks/results]
 
-A recipe of several stages is measured by what its last stage made. Trains for at most ``--slice`` minutes and stops; the same command goes on, until the recipe is finished and the student
-measured against the teacher at 50 and at as many steps, on the same prompts and noise. Writes one JSON file a recipe.
+Trains for at most ``--slice`` minutes and stops; the same command goes on, until the recipe is finished and the student
+(of several stages the last one's) measured against the teacher at 50 and at as many steps, on the same prompts and
+noise. Writes one JSON file a recipe.
 """
 
 from __future__ import annotations

@@ -190,10 +190,11 @@ class Roles:
         """
         weights, network = weights or Weights("full"), (origin or self._teacher).network
         if not isinstance(network, nn.Module):
-            raise ValueError("This teacher is no nn.Module and cannot be copied: use add_network for its discriminator.")
+            raise ValueError("This model is no nn.Module and cannot be copied: use add_network for a discriminator.")
         network = self._copy(network)
-        if hasattr(network, "drop_decoder"):
-            network.drop_decoder()
+        drop: Any = getattr(network, "drop_decoder", None)
+        if drop is not None:
+            drop()
         adapters: tuple[str, ...] = ()
         if weights.kind == "full":
             tensors = dict(_masters(network).named_parameters())
