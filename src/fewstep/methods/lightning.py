@@ -78,7 +78,7 @@ class Shared(Hop):
     """The teacher's way from t to u; what the student says x0 is, and where it lands, [B, ...], with its graph.
 
     Where there is a discriminator: the time [B] (host) at which both landings are judged; the student's there,
-    ``seen``, with its graph; ``leaf``, the same as a leaf, of which ``fake`` are the features; ``beside``, those of x_t.
+    ``seen``, with its graph; ``leaf``, its copy without, of which ``fake`` are the features; those of x_t.
     """
 
     x0: Tensor
