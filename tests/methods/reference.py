@@ -1,4 +1,4 @@
-"""One step of LCM, TCD and PCM worked out from the papers' formulas; shares no mathematics with the library."""
+"""One step of LCM, TCD, PCM and DMD2 worked out from the papers' formulas; shares no mathematics with the library."""
 
 import copy
 import math
@@ -127,19 +127,43 @@ def distance(a, b, kind, c):
 
 def ask(base, tensors, name, x, t, text, told=None):
     """The output of ``base`` with a role's tensors (all weights, or a LoRA, and extra inputs) in their places."""
-    weights = {key: p.detach() for key, p in base.named_parameters()}
     extra = None
     for key, value in tensors.items():
-        layer, _, part = key.rpartition(".lora_")
         if key.startswith("extras."):
             part = embedding(name, **told) @ value.T
             extra = part if extra is None else extra + part
-        elif part == "A.weight":
-            weights[f"{layer}.weight"] = weights[f"{layer}.weight"] + SCALE * tensors[f"{layer}.lora_B.weight"] @ value
-        elif not part.startswith("B"):
-            weights[key] = value
+    weights = weights_of(base, tensors)
     inputs = {"extra": extra} if extra is not None else (told or {})
     return functional_call(base, weights, (x, torch.from_numpy(t), Cond({"text": text})), inputs)
+
+
+def weights_of(base, tensors):
+    """The weights of ``base`` with a role's tensors in their places."""
+    weights = {key: p.detach() for key, p in base.named_parameters()}
+    for key, value in tensors.items():
+        layer, _, part = key.rpartition(".lora_")
+        if part == "A.weight":
+            weights[f"{layer}.weight"] = weights[f"{layer}.weight"] + SCALE * tensors[f"{layer}.lora_B.weight"] @ value
+        elif not part.startswith("B") and not key.startswith("extras."):
+            weights[key] = value
+    return weights
+
+
+def residual_head(weights, features):
+    """1x1 convolution, group norm (groups of four channels here), leaky ReLU; once more with a shortcut; one logit."""
+    f = features.reshape(*features.shape[:2], -1)
+
+    def block(name, h):
+        h = torch.einsum("oi,bip->bop", weights[f"{name}.0.weight"][..., 0], h) + weights[f"{name}.0.bias"][:, None]
+        grouped = h.reshape(len(h), 8, -1)  # 32 channels in eight groups
+        centred = grouped - grouped.mean(dim=2, keepdim=True)
+        h = (centred / (centred.square().mean(dim=2, keepdim=True) + 1e-5).sqrt()).reshape(h.shape)
+        h = weights[f"{name}.1.weight"][:, None] * h + weights[f"{name}.1.bias"][:, None]
+        return torch.where(h > 0, h, 0.2 * h)
+
+    h = block("inlet", f)
+    h = h + block("middle", h)
+    return torch.einsum("i,bip->bp", weights["outlet.weight"][0, :, 0], h)
 
 
 def embedding(name, end=None, guidance_embed=None):

@@ -7,7 +7,21 @@ import numpy as np
 import pytest
 import reference
 import torch
-from reference import CASES, HOPS, SCHEDULES, alpha_sigma, ask, distance, grid, jump, off, problem, waves, x0_epsilon
+from reference import (
+    CASES,
+    HOPS,
+    SCHEDULES,
+    alpha_sigma,
+    ask,
+    distance,
+    grid,
+    jump,
+    off,
+    problem,
+    residual_head,
+    waves,
+    x0_epsilon,
+)
 
 from fewstep.methods.base import Batch, Progress
 from fewstep.methods.pcm import PCM, Draws
@@ -37,23 +51,6 @@ def draws(settings):
     return Draws(torch.tensor([0, 1, 2, 3, 4, 0]), noise, scales.double(), dropped, *game)
 
 
-def head_by_hand(weights, features):
-    """1x1 convolution, group norm (groups of four channels here), leaky ReLU; once more with a shortcut; one logit."""
-    f = features.reshape(*features.shape[:2], -1)
-
-    def block(name, h):
-        h = torch.einsum("oi,bip->bop", weights[f"{name}.0.weight"][..., 0], h) + weights[f"{name}.0.bias"][:, None]
-        grouped = h.reshape(len(h), 8, -1)  # 32 channels in eight groups
-        centred = grouped - grouped.mean(dim=2, keepdim=True)
-        h = (centred / (centred.square().mean(dim=2, keepdim=True) + 1e-5).sqrt()).reshape(h.shape)
-        h = weights[f"{name}.1.weight"][:, None] * h + weights[f"{name}.1.bias"][:, None]
-        return torch.where(h > 0, h, 0.2 * h)
-
-    h = block("inlet", f)
-    h = h + block("middle", h)
-    return torch.einsum("i,bip->bp", weights["outlet.weight"][0, :, 0], h)
-
-
 def logits_by_hand(p, weights, x, t, text):
     """The frozen teacher's two layers at x, each under its head."""
     base = p.base
@@ -61,7 +58,7 @@ def logits_by_hand(p, weights, x, t, text):
     first = torch.tanh(first + base.time.bias + text @ base.text.weight.T + base.text.bias)
     second = (first @ base.hidden.weight.T + base.hidden.bias).reshape(-1, 4, 2, 2)
     taps = {"first": first, "second": second}
-    return [head_by_hand({k.removeprefix(f"heads.{tap}."): w for k, w in weights.items()
+    return [residual_head({k.removeprefix(f"heads.{tap}."): w for k, w in weights.items()
                           if k.startswith(f"heads.{tap}.")}, taps[tap]) for tap in taps]  # fmt: skip
 
 

@@ -605,8 +605,8 @@ ROLES = (
         ),
         (
             "roles: a full-weight student is the teacher's own network",
-            "network: nn.Module = copy.deepcopy(self.base)",
-            "network: nn.Module = self.base",
+            "return copy.deepcopy(network)",
+            "return network",
             "test_teacher_is_the_same_to_the_bit[full]",
         ),
         (

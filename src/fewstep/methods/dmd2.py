@@ -87,12 +87,10 @@ class Shared:
 
 
 class DMD2(Method):
-    """DMD2 in N steps with backward simulation (the default), or in one; with its GAN or without (adversarial_weight)."""
+    """DMD2 in N steps with backward simulation (the default) or in one; with its GAN or without it."""
 
     name = "dmd2"
-    summary = (
-        "Distribution matching: a fake score learns what the student draws; its distance to the teacher's shrinks."
-    )
+    summary = "Distribution matching: a fake score follows the student, which closes its gap to the teacher's; a GAN."
     sampler = "renoise"
     truth_settings: ClassVar[dict[str, Any]] = {"num_inference_steps": 1, "guidance_scale": 1.0, "head": "residual"}
 

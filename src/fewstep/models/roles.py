@@ -165,10 +165,7 @@ class Roles:
             tensors = dict(network.named_parameters())
         else:
             network, adapters = self.base, (name,)
-            with self._seeded():
-                targets = weights.targets or getattr(network, "lora_targets", None)
-                add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
-            tensors = adapter_tensors(network, name)
+            tensors = self._adapt(network, name, weights)
         if extras is not None:
             tensors |= {f"extras.{k}": p for k, p in extras.named_parameters()}
         self._tensors[name] = tensors
@@ -199,10 +196,7 @@ class Roles:
         if weights.kind == "full":
             tensors = dict(_masters(network).named_parameters())
         else:
-            with self._seeded():
-                targets = weights.targets or getattr(network, "lora_targets", None)
-                add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
-            adapters, tensors = (name,), adapter_tensors(network, name)
+            adapters, tensors = (name,), self._adapt(network, name, weights)
         self._tensors[name] = tensors
         self._views[name] = self._view(RoleNetwork(network, adapters, None, self.autocast))
         return self._views[name]
@@ -382,6 +376,13 @@ class Roles:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             yield
+
+    def _adapt(self, network: nn.Module, name: str, weights: Weights) -> dict[str, nn.Parameter]:
+        """Give ``network`` an adapter; returns its tensors."""
+        with self._seeded():
+            targets = weights.targets or getattr(network, "lora_targets", None)
+            add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
+        return adapter_tensors(network, name)
 
     def _copy(self, network: nn.Module) -> nn.Module:
         """A copy of a network, which must be free of adapters."""

@@ -41,7 +41,7 @@ from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 
 Weighting: TypeAlias = Literal["l1", "kl"]
-WEIGHTINGS = ("l1", "kl")
+WEIGHTINGS: tuple[Weighting, ...] = ("l1", "kl")
 
 
 @dataclass
@@ -120,9 +120,9 @@ class ScorePair:
 
 
 def matching_loss(x: Tensor, gradient: Tensor) -> Tensor:
-    """A loss whose gradient at answers x [B, ...] is ``gradient`` over the number of elements, to the bit.
+    """A loss whose gradient at answers x [B, ...] is ``gradient`` over the number of elements.
 
-    DMD's 1/2 mean (x - sg(x - g))^2, its value too: x - sg(x) is 0 exactly, where x - (x - g) would round g to x.
+    DMD's 1/2 mean (x - sg(x - g))^2, and its value: x - sg(x) is exactly 0, where x - (x - g) rounds g to digits of x.
     """
     x = working(x)
     return 0.5 * (x - x.detach() + gradient).square().mean()
