@@ -119,12 +119,17 @@ def _beginning(
 
 
 def _check_kind(recipe: Recipe, roles: Roles, earlier: Mapping[str, Path]) -> None:
-    """Weights that were trained to predict one thing must not be read as another."""
-    mine = roles.student.prediction_type
+    """Weights that were trained to predict one thing must not be read as another, unless that is what is trained."""
+    mine, theirs = roles.student.prediction_type, roles.teacher.prediction_type
     found = None if recipe.init is None else student_folder(Path(earlier.get(recipe.init, recipe.init)))
     before = "" if found is None else load_card(found).prediction_type
     if before and before != mine:
         raise RecipeError(f"init: the student '{recipe.init}' predicts {before}, but this method's predicts {mine}.")
+    if recipe.init is None and mine != theirs and recipe.method.get("loss") != "convert":
+        raise RecipeError(
+            f"init: a student that is to predict {mine} cannot begin with weights that predict {theirs}: train one "
+            "with loss convert first, and begin with that."
+        )
 
 
 def check_device(name: str) -> None:

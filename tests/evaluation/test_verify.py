@@ -52,6 +52,24 @@ def test_pcm_learns_its_fixed_point():
     assert len(errors) == 5 and max(errors) < 0.02
 
 
+def test_lightning_needs_no_training_to_be_verified():
+    """Halvings of one Gaussian, where a mean square error is measured, and what ideal discriminators ask for."""
+    report = verify("lightning", seed=1, steps=0)
+    assert report.passed, report
+    assert report["slope of the one-step student"].measured == pytest.approx(0.7593262378804, abs=1e-12)
+    assert report["the same, to the product of 64 DDIM steps"].limit == 1e-12
+    assert report["conditional, from the mirrored map: where it ends, over the teacher's"].truth == 1.0
+    assert report["unconditional, from 1.5 times that: where it ends, over the teacher's"].truth == -1.0
+
+
+@pytest.mark.slow
+def test_lightning_learns_its_teachers_steps():
+    """Eight modes on a ring, eight steps of the teacher in four."""
+    report = verify("lightning", seed=1, steps=3000)
+    assert report.passed, report
+    assert sum("rms error" in row.quantity for row in report) == 5
+
+
 @pytest.mark.parametrize(("variant", "steps"), [("cd", 800), ("ct", 600)])
 def test_cm_learns_its_fixed_point(variant, steps):
     report = verify("cm", seed=1, steps=steps, variant=variant)

@@ -1,13 +1,14 @@
-"""One Lightning step of both players against the same step by hand, on the same draws; its grids, draws and refusals."""
+"""A Lightning step of both players against the same step by hand, on the same draws; its grids, draws, refusals."""
 
 import copy
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from reference import KINDS, RANK, SCALE, SCHEDULES, Network, alpha_sigma, ask, jump, off, waves, x0_epsilon
+from reference import KINDS, RANK, SCALE, SCHEDULES, Network, alpha_sigma, ask, off, waves, x0_epsilon
 from torch.nn import functional
 
 from fewstep.methods.base import Batch, Progress
@@ -24,7 +25,9 @@ CASES = [(name, kind) for name in ("vp", "flow") for kind in KINDS if (name, kin
 SETTINGS = {
     "mse": dict(loss="mse", num_inference_steps=2, num_teacher_steps=6, num_start_times=2, guidance_scale=4.0),
     "conditional": dict(loss="conditional", num_inference_steps=2, num_teacher_steps=4, num_start_times=4),
-    "unconditional": dict(loss="unconditional", num_inference_steps=4, num_teacher_steps=8, discriminator_weights="lora"),
+    "unconditional": dict(
+        loss="unconditional", num_inference_steps=4, num_teacher_steps=8, discriminator_weights="lora"
+    ),
     "table": dict(loss="conditional", num_inference_steps=2, num_teacher_steps=2, num_start_times=2, terminal="table"),
     "one step": dict(loss="unconditional", num_inference_steps=1, num_teacher_steps=2, prediction_type="sample"),
     "convert": dict(loss="convert", num_inference_steps=1, num_teacher_steps=2),
@@ -118,11 +121,13 @@ def by_hand(p, variant):
         x_t = torch.where(rows(shares[0] == 1), p.draws.noise, x_t)
 
     def teacher(x, t):
-        answers = [x0_epsilon(p.name, p.kind, x, ask(p.base, {}, p.name, x, t, c), t) for c in (text, p.null.expand(BATCH, 3))]
+        answers = [
+            x0_epsilon(p.name, p.kind, x, ask(p.base, {}, p.name, x, t, c), t) for c in (text, p.null.expand(BATCH, 3))
+        ]
         return tuple(null + w * (with_ - null) for with_, null in zip(*answers, strict=True))
 
     x = x_t
-    for here, there in zip(times[:-1], times[1:], strict=True):
+    for here, there in pairwise(times):
         safe = np.where(here == clean, time(p.name, 0.5), here)
         x = torch.where(rows(here == there), x, landed(p.name, teacher(x, safe), there))
     student = {key: v.detach().clone().requires_grad_() for key, v in p.roles.tensors_of("student").items()}
@@ -131,12 +136,13 @@ def by_hand(p, variant):
     step = SimpleNamespace(x_t=x_t, x_u=x, landing=landing, critic=None, players={})
     if settings.loss == "convert":
         step.loss = (said[0] - teacher(x_t, t)[0]).square().mean()
-        step.x_u = None
     elif settings.loss == "mse":
         step.loss = (landing - x).square().mean()
     else:
         judge(p, step, x_t, landing, x, t, shares[-1])
-    step.gradients = dict(zip(student, torch.autograd.grad(step.loss, student.values(), retain_graph=True), strict=True))
+    step.gradients = dict(
+        zip(student, torch.autograd.grad(step.loss, student.values(), retain_graph=True), strict=True)
+    )
     return step
 
 
@@ -202,13 +208,160 @@ def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
     p = build(schedule, kind, variant, weights)
     mine, theirs = actual(p), by_hand(p, variant)
     for field in ("x_t", "x_u", "landing"):
-        for row, wanted in zip(getattr(mine, field), getattr(theirs, field) if getattr(theirs, field) is not None else (), strict=False):
-            assert off(row, wanted) <= 1e-9, field
+        if variant != "convert" or field != "x_u":  # a conversion looks at where it starts alone
+            pairs = zip(getattr(mine, field), getattr(theirs, field), strict=True)
+            assert max(off(row, wanted) for row, wanted in pairs) <= 1e-9, field
     assert off(mine.loss, theirs.loss) <= 1e-9
     assert mine.gradients.keys() == theirs.gradients.keys() and mine.players.keys() == theirs.players.keys()
     if theirs.critic is not None:
-        assert off(mine.critic, theirs.critic) <= 1e-9 and mine.critic.item() != pytest.approx(2 * math.log(2), abs=0.05)
+        assert off(mine.critic, theirs.critic) <= 1e-9
+        assert abs(mine.critic.item() - 2 * math.log(2)) > 0.05
         assert mine.stats["landing_error"] == pytest.approx((theirs.landing - theirs.x_u).square().mean().item())
     for key, wanted in {**theirs.gradients, **theirs.players}.items():
         assert wanted.abs().max() > 0, key
         assert off({**mine.gradients, **mine.players}[key], wanted) <= 1e-9, key
+
+
+def test_no_graph_leads_from_the_discriminators_loss_to_the_student_nor_back():
+    p = build("vp", "epsilon", "conditional")
+    shared = p.method.prepare(p.roles, p.batch, p.draws, {"student", "discriminator"})
+    students = p.method.student(p.roles, p.batch, p.draws, shared).total
+    critics = p.method.discriminator(p.roles, p.batch, p.draws, shared).total
+    others = [*p.roles.parameters("discriminator"), *p.roles.parameters("heads")]
+    for loss, weights in ((students, others), (critics, p.roles.parameters("student"))):
+        assert not any(g is not None for g in torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True))
+    assert not shared.x_u.requires_grad
+
+
+@pytest.mark.parametrize("name", ["vp", "flow"])
+@pytest.mark.parametrize("stage", [(128, 32), (32, 8), (8, 4), (4, 2), (2, 1), (8, 2), (4, 1), (48, 16)])
+def test_a_student_learns_where_it_will_be_sampled_and_its_teacher_was(name, stage):
+    """Trailing grids, the 128 rounded once; the way starts at a time of the student's and ends at its next one."""
+    many, few = stage
+    method = Lightning(
+        SCHEDULES[name], num_teacher_steps=many, num_inference_steps=few, num_start_times=few, loss="mse"
+    )
+    ways = torch.stack(method.way(torch.arange(few)), dim=1)
+    sampled = DDIM(num_inference_steps=few).times(SCHEDULES[name])
+    assert ways[:, 0].tolist() == sampled[:-1].tolist() and ways[:, -1].tolist() == sampled[1:].tolist()
+    taught = DDIM(num_inference_steps=many).times(SCHEDULES[name])
+    steps = torch.cat([ways[:, :-1].flatten(), ways[-1:, -1]])
+    if stage == (48, 16):  # 937.5 is 938 in sixteen steps, and 937 in 48, from 62.5 and three times 20.83
+        assert (steps - torch.from_numpy(taught)).abs().max() == (1 if name == "vp" else 0)
+    else:
+        assert steps.tolist() == taught.tolist()
+
+
+def test_students_of_one_and_two_steps_start_from_four_times():
+    """250, 500, 750 and 1000 of 1,000; a way that would pass clean data ends there."""
+    two = Lightning(SCHEDULES["vp"], num_teacher_steps=4, num_inference_steps=2)
+    assert [t.tolist() for t in two.way(torch.arange(4))] == [
+        [999, 749, 499, 249],
+        [749, 499, 249, -1],
+        [499, 249, -1, -1],
+    ]
+    one = Lightning(SCHEDULES["vp"], num_teacher_steps=2, num_inference_steps=1)
+    assert [t.tolist() for t in one.way(torch.arange(4))] == [
+        [999, 749, 499, 249],
+        [499, 249, -1, -1],
+        [-1, -1, -1, -1],
+    ]
+    assert [Lightning(SCHEDULES["vp"], num_teacher_steps=2 * n, num_inference_steps=n).starts for n in (3, 4, 8)] == [
+        3,
+        4,
+        8,
+    ]
+
+
+@pytest.mark.parametrize(("name", "times"), [("vp", [9, 249, 499, 749]), ("flow", [3 / 102, 0.5, 0.75, 0.9])])
+def test_landings_on_clean_data_are_judged_where_the_paper_says(name, times):
+    method = Lightning(SCHEDULES[name], renoise_weights=(5, 1, 1, 1))
+    assert method.levels.tolist() == pytest.approx(times)
+    draws = method.draw(Batch(torch.zeros(20_000, 2)), Rng(3, 0, 20_000), Progress(0, 1))
+    assert (torch.bincount(draws.start, minlength=4) - 5000).abs().max() < 5 * 5000**0.5
+    above = method._judged_time(
+        torch.full((20_000,), 0.3 if name == "flow" else 249.0, dtype=torch.float64), draws.level
+    )
+    assert above.unique().tolist() == [0.3 if name == "flow" else 249.0]
+    at = method._judged_time(torch.full((20_000,), method.schedule.clean, dtype=torch.float64), draws.level)
+    counts = torch.stack([(at == t).sum() for t in method.levels]).double()
+    assert counts.sum() == 20_000 and (counts / 2500 - torch.tensor([5.0, 1, 1, 1])).abs().max() < 0.12
+    noises = torch.stack([draws.noise, draws.level_noise]).flatten(1)
+    assert abs(torch.corrcoef(noises)[0, 1]) < 0.02 and (noises.std(dim=1) - 1).abs().max() < 0.02
+
+
+def test_both_landings_have_one_noise_and_those_above_clean_data_none():
+    p = build("vp", "epsilon", "unconditional")
+    shared = p.method.prepare(p.roles, p.batch, p.draws, {"student"})
+    fake, real = shared.seen, p.method._seen(shared.x_u, shared, p.draws)
+    clean = shared.u == -1
+    assert clean.any() and not clean.all()
+    assert torch.equal(fake[~clean], shared.landing[~clean]) and torch.equal(real[~clean], shared.x_u[~clean])
+    kept = alpha_sigma("vp", shared.judged)[0]
+    torch.testing.assert_close(
+        (fake - real)[clean], (kept * (shared.landing - shared.x_u))[clean], rtol=1e-10, atol=1e-12
+    )
+
+
+def test_without_a_discriminator_there_is_one_player():
+    for loss in ("mse", "convert"):
+        quiet = Lightning(SCHEDULES["vp"], loss=loss)
+        assert [p.name for p in quiet.players] == ["student"] and quiet.heads() == () and len(quiet.roles()) == 1
+    loud = Lightning(SCHEDULES["vp"])
+    assert [p.roles for p in loud.players] == [("student",), ("discriminator", "heads")]
+    assert loud.sampling(loud.settings).no_other_steps
+
+
+@pytest.mark.parametrize("weights", ["full", "lora"])
+def test_the_discriminator_begins_as_the_first_model_and_leaves_it_alone(weights):
+    p = build("vp", "epsilon", "conditional", weights)
+    method = Lightning(SCHEDULES["vp"], loss="conditional", discriminator_weights=weights)
+    first, teacher = Network().double(), Network().double()
+    before = {key: t.clone() for key, t in first.state_dict().items()}
+    roles = build_roles(Denoiser(teacher, SCHEDULES["vp"]), method, TrainingSettings(precision="fp64"),
+                        Weights("lora", rank=2), origin=Denoiser(first, SCHEDULES["vp"]))  # fmt: skip
+    t = np.full(BATCH, 499)
+    mine = roles.discriminator.features(p.batch.x0, torch.from_numpy(t), p.batch.cond, ["second"])[0]
+    assert off(mine, first.features(p.batch.x0, torch.from_numpy(t), p.batch.cond, ["second"])[0]) <= 1e-12
+    trained = roles.tensors_of("discriminator")
+    assert all((".lora_" in key) == (weights == "lora") for key in trained)
+    assert not any(key.startswith("outlet") for key in trained)
+    with torch.no_grad():
+        for tensor in trained.values():
+            tensor.add_(1)
+    assert all(torch.equal(t, before[key]) for key, t in first.state_dict().items())
+    assert not any(w.requires_grad for w in teacher.parameters() if w.shape[0] != 2 and w.shape[-1] != 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"loss": "gan"}, "Unknown loss 'gan': use mse, conditional, unconditional, convert"),
+        ({"terminal": "zero"}, "Unknown terminal 'zero': use noise, table"),
+        ({"discriminator_weights": "half"}, "Unknown discriminator_weights 'half': use full, lora"),
+        ({"num_teacher_steps": 6}, r"num_teacher_steps \(6\) must be a multiple of num_inference_steps \(4\)"),
+        ({"num_teacher_steps": 2}, r"num_teacher_steps \(2\) must be a multiple of num_inference_steps \(4\)"),
+        ({"num_inference_steps": 0}, "must be a multiple of num_inference_steps"),
+        ({"num_start_times": 6}, r"num_start_times \(6\) must be a multiple of num_inference_steps \(4\)"),
+        ({"num_start_times": -4}, "must be a multiple of num_inference_steps"),
+        ({"renoise_times": (0.0, 0.5)}, "renoise_times must lie between 0 and 1"),
+        ({"renoise_weights": (1.0,)}, "renoise_weights must be as many as renoise_times"),
+        ({"renoise_weights": (0.0, 0.0, 0.0, 0.0)}, "renoise_weights must be as many"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be at least 0"),
+        ({"halvings": -1}, "halvings must be at least 0"),
+        ({"num_inference_steps": 500, "num_teacher_steps": 2000}, "exceeds the 1000 training timesteps"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Lightning(SCHEDULES["vp"], **settings)
+
+
+def test_edm_schedules_have_no_such_grids():
+    with pytest.raises(ValueError, match="EDM schedules have none such"):
+        Lightning(SCHEDULES["edm"])
+
+
+def test_an_epsilon_network_is_not_asked_for_x0_at_pure_noise():
+    with pytest.raises(ValueError, match="cannot start from pure noise"):
+        build("flow", "flow", "one step", prediction_type="epsilon")

@@ -4,6 +4,7 @@ from tests.mutants.ctm import CTM
 from tests.mutants.diagnosis import DIAGNOSIS
 from tests.mutants.dmd import DMD, PAIRS
 from tests.mutants.dmd2 import DMD2
+from tests.mutants.lightning import LIGHTNING
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
 from tests.mutants.plan import EIGHT_BITS, OPTIMIZERS, PLAN
@@ -606,8 +607,8 @@ ROLES = (
         ),
         (
             "roles: a full-weight student is the teacher's own network",
-            "network: nn.Module = copy.deepcopy(self.base)",
-            "network: nn.Module = self.base",
+            "return copy.deepcopy(network)",
+            "return network",
             "test_teacher_is_the_same_to_the_bit[full]",
         ),
         (
@@ -1858,4 +1859,5 @@ CATALOGUE: list[Mutant] = [
     *DMD,
     *PAIRS,
     *DMD2,
+    *LIGHTNING,
 ]

@@ -16,6 +16,7 @@ from fewstep.data.sources import LatentSource
 from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.lcm import LCM
+from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
 from fewstep.models import scenes64
@@ -38,6 +39,7 @@ CASES = {
     "game": (PCM(VP, guidance_scale=3.0), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
     "balanced": (CTM(VP, max_hops=2, adversarial_weight=0.5, target_decay=0.9), "full", SETTINGS),
     "pairs": (DMD(VP), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
+    "encoder": (Lightning(VP, num_inference_steps=2, num_teacher_steps=4), "full", SETTINGS),
     "single precision": (TCD(VP, guidance_scale=3.0), "lora", replace(SETTINGS, precision="fp32")),
     "full in single precision": (TOLD, "full", replace(SETTINGS, precision="fp32", weight_decay=0.01)),
 }
@@ -81,6 +83,7 @@ JOBS = [
     (unet, "lora", {"fsdp": True}),
     (unet, "full", {"fsdp": True}),
     (unet, "full", {"fsdp": True, "method": PCM(VP, guidance_scale=3.0)}),
+    (unet, "lora", {"fsdp": True, "method": Lightning(VP, num_inference_steps=2, num_teacher_steps=4)}),
 ]
 
 

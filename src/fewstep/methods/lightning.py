@@ -77,8 +77,8 @@ class Draws:
 class Shared(Hop):
     """The teacher's way from t to u; what the student says x0 is, and where it lands, [B, ...], with its graph.
 
-    Where there is a discriminator: the time [B] (host) at which both landings are judged; the student's there, ``seen``,
-    with its graph, and ``leaf``, the same tensor as a leaf, of which ``fake`` are the features; the features of x_t.
+    Where there is a discriminator: the time [B] (host) at which both landings are judged; the student's there,
+    ``seen``, with its graph; ``leaf``, its copy without, of which ``fake`` are the features; those of x_t.
     """
 
     x0: Tensor
@@ -138,7 +138,8 @@ class Lightning(Method):
         super().__init__(schedule, settings, **overrides)
         settings = self.settings
         few = settings.num_inference_steps
-        self.starts = settings.num_start_times or (4 if few in (1, 2) else few)
+        default = 4 if few in (1, 2) else few
+        self.starts = default if settings.num_start_times is None else settings.num_start_times
         _check(settings, self.starts, schedule)
         self.substeps = settings.num_teacher_steps // few
         self.grid = torch.from_numpy(_grid(schedule, [settings.num_teacher_steps, self.starts, few]))
@@ -278,18 +279,21 @@ def _check(settings: Lightning.Settings, starts: int, schedule: Schedule) -> Non
     few, many = settings.num_inference_steps, settings.num_teacher_steps
     if schedule.family == "edm":
         raise ValueError("lightning steps on trailing grids, which lie in each other: EDM schedules have none such.")
-    for name, known in (("loss", OBJECTIVES), ("terminal", ("noise", "table")), ("discriminator_weights", ("full", "lora"))):
+    for name, known in (
+        ("loss", OBJECTIVES),
+        ("terminal", ("noise", "table")),
+        ("discriminator_weights", ("full", "lora")),
+    ):
         if getattr(settings, name) not in known:
             raise ValueError(f"Unknown {name} '{getattr(settings, name)}': use {', '.join(known)}.")
     if few < 1 or many < few or many % few:
         raise ValueError(f"num_teacher_steps ({many}) must be a multiple of num_inference_steps ({few}).")
     if starts < few or starts % few:
         raise ValueError(f"num_start_times ({starts}) must be a multiple of num_inference_steps ({few}).")
+    if settings.halvings < 0:
+        raise ValueError(f"halvings must be at least 0, not {settings.halvings}.")
     levels, weights = settings.renoise_times, settings.renoise_weights
     if not levels or not all(0 < level < 1 for level in levels):
         raise ValueError(f"renoise_times must lie between 0 and 1, not {list(levels)}.")
     if len(levels) != len(weights) or min(weights) < 0 or not 0 < sum(weights) < math.inf:
         raise ValueError(f"renoise_weights must be as many as renoise_times and at least 0, not {list(weights)}.")
-
-
-

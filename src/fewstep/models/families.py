@@ -76,8 +76,9 @@ class UNetNetwork(nn.Module):
 
     def drop_decoder(self) -> None:
         """Leave out what lies behind the middle block: from then on only `features` make sense."""
-        self.unet.up_blocks = nn.ModuleList()
-        self.unet.conv_norm_out, self.unet.conv_out = None, nn.Identity()  # spread, a UNet runs to its end
+        unet: Any = self.unet
+        unet.up_blocks = nn.ModuleList()
+        unet.conv_norm_out, unet.conv_out = None, nn.Identity()  # spread, a UNet runs to its end
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
         if cond is None:

@@ -184,10 +184,7 @@ class Roles:
             tensors = dict(network.named_parameters())
         else:
             network, adapters = self.base, (name,)
-            with self._seeded():
-                targets = weights.targets or getattr(network, "lora_targets", None)
-                add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
-            tensors = adapter_tensors(network, name)
+            tensors = self._adapt(network, name, weights)
         if extras is not None:
             tensors |= {f"extras.{k}": p for k, p in extras.named_parameters()}
         self._tensors[name] = tensors
@@ -209,18 +206,16 @@ class Roles:
         """
         weights, network = weights or Weights("full"), (origin or self._teacher).network
         if not isinstance(network, nn.Module):
-            raise ValueError("This teacher is no nn.Module and cannot be copied: use add_network for its discriminator.")
+            raise ValueError("This model is no nn.Module and cannot be copied: use add_network for a discriminator.")
         network = self._copy(network)
-        if hasattr(network, "drop_decoder"):
-            network.drop_decoder()
+        drop: Any = getattr(network, "drop_decoder", None)
+        if drop is not None:
+            drop()
         adapters: tuple[str, ...] = ()
         if weights.kind == "full":
             tensors = dict(_masters(network).named_parameters())
         else:
-            with self._seeded():
-                targets = weights.targets or getattr(network, "lora_targets", None)
-                add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
-            adapters, tensors = (name,), adapter_tensors(network, name)
+            adapters, tensors = (name,), self._adapt(network, name, weights)
         self._tensors[name] = tensors
         self._views[name] = self._view(RoleNetwork(network, adapters, None, self.autocast))
         return self._views[name]
@@ -401,6 +396,13 @@ class Roles:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             yield
+
+    def _adapt(self, network: nn.Module, name: str, weights: Weights) -> dict[str, nn.Parameter]:
+        """Give ``network`` an adapter; returns its tensors."""
+        with self._seeded():
+            targets = weights.targets or getattr(network, "lora_targets", None)
+            add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
+        return adapter_tensors(network, name)
 
     def _copy(self, network: nn.Module) -> nn.Module:
         """A copy of a network, which must be free of adapters."""

@@ -40,9 +40,7 @@ def lightning_fixed_rows(bench: Bench, method: Lightning) -> list[Row]:
     for loss in ("conditional", "unconditional"):
         if method.settings.loss != loss:
             game = type(method)(method.schedule, dataclasses.replace(method.settings, loss=loss))
-            rows += [
-                dataclasses.replace(row, quantity=f"{loss}: {row.quantity}") for row in contract_rows(bench, game)
-            ]
+            rows += [dataclasses.replace(row, quantity=f"{loss}: {row.quantity}") for row in contract_rows(bench, game)]
     return [*rows, *halving_rows(), *location_rows(), *terminal_rows(), *game_rows()]
 
 
@@ -186,8 +184,8 @@ class Ideal:
     def __call__(self, features: list[Tensor]) -> list[Tensor]:
         (seen,) = features
         if seen.shape[1] == 1:
-            real, fake = (self.alpha**2 * slope**2 + self.sigma**2 for slope in (_PHI, self.a))
-            return [(seen.square() * (1 / fake - 1 / real) + math.log(fake / real)) / 2]
+            wide, own = (self.alpha**2 * slope**2 + self.sigma**2 for slope in (_PHI, self.a))
+            return [(seen.square() * (1 / own - 1 / wide) + math.log(own / wide)) / 2]
         x, start = seen.chunk(2, dim=1)
         real, fake = _PHI * start, self.a * start
         return [self.alpha / self.sigma**2 * (real - fake) * (x - self.alpha * (real + fake) / 2)]

@@ -1,0 +1,254 @@
+"""Planted defects of Lightning, of the roles it brings, and of students that predict another kind."""
+
+from tests.mutants.mutant import planted
+
+STEP = "test_both_players_steps_are_the_papers[vp-epsilon-{}-full]"
+METHOD = planted(
+    "methods/lightning.py",
+    "methods/test_lightning.py",
+    (
+        "lightning: the student jumps to the teacher's first step",
+        "landing=said.at(hop.u)",
+        "landing=said.at(times[1])",
+        STEP.format("unconditional"),
+    ),
+    (
+        "lightning: the teacher takes one step less",
+        "for k in range(self.substeps + 1)]",
+        "for k in range(max(self.substeps, 2))]",
+        STEP.format("mse"),
+    ),
+    (
+        "lightning: a way past clean data is not held there",
+        "(first + k * stride).clamp_max(last)",
+        "(first + k * stride) % len(self.grid)",
+        "test_students_of_one_and_two_steps_start_from_four_times",
+    ),
+    (
+        "lightning: data shows through at the noisiest time",
+        "pure = (t == self.grid[0])",
+        "pure = (t == self.grid[-1])",
+        STEP.format("conditional"),
+    ),
+    (
+        "lightning: terminal table is noise alone, too",
+        'if self.settings.terminal == "table":',
+        'if self.settings.terminal == "none":',
+        STEP.format("table"),
+    ),
+    (
+        "lightning: the loss is in x0, not where both land",
+        "error = distance(shared.landing, shared.x_u)",
+        "error = distance(shared.x0, shared.teacher_x0)",
+        STEP.format("mse"),
+    ),
+    (
+        "lightning: a conversion compares landings",
+        "loss = distance(shared.x0, shared.teacher_x0)",
+        "loss = distance(shared.landing, shared.x_u)",
+        STEP.format("convert"),
+    ),
+    (
+        "lightning: a converted student predicts what its teacher does",
+        '("sample" if settings.loss == "convert" else None)',
+        "None",
+        STEP.format("convert"),
+    ),
+    (
+        "lightning: landings on clean data are judged as they are",
+        "return torch.where(u == self.schedule.clean, self.levels",
+        "return torch.where(u > self.schedule.start, self.levels",
+        "test_landings_on_clean_data_are_judged_where_the_paper_says",
+    ),
+    (
+        "lightning: every landing is noised",
+        "return torch.where(u == self.schedule.clean, self.levels",
+        "return torch.where(u <= self.schedule.start, self.levels",
+        "test_landings_on_clean_data_are_judged_where_the_paper_says",
+    ),
+    (
+        "lightning: t* are one table index too high",
+        ".round() - 1).clamp_min(0)",
+        ".round()).clamp_min(0)",
+        "test_landings_on_clean_data_are_judged_where_the_paper_says",
+    ),
+    (
+        "lightning: t* are drawn alike whatever their weights",
+        "weights = torch.tensor(settings.renoise_weights, dtype=torch.float64)",
+        "weights = torch.ones(len(settings.renoise_weights), dtype=torch.float64)",
+        "test_landings_on_clean_data_are_judged_where_the_paper_says",
+    ),
+    (
+        "lightning: flow's t* are not shifted",
+        "return torch.from_numpy(schedule.shifted(share))",
+        "return share",
+        "test_landings_on_clean_data_are_judged_where_the_paper_says",
+    ),
+    (
+        "lightning: both landings have a noise of their own",
+        "real = self.game.features(roles, self._seen(shared.x_u, shared, draws)",
+        "real = self.game.features(roles, self.schedule.add_noise(shared.x_u, draws.noise, shared.judged)",
+        STEP.format("unconditional"),
+    ),
+    (
+        "lightning: the discriminator is told where they landed, not where they are noised to",
+        "shared.fake = self.game.features(roles, shared.leaf, shared.judged, batch.cond)",
+        "shared.fake = self.game.features(roles, shared.leaf, hop.u.clamp_min(0), batch.cond)",
+        STEP.format("unconditional"),
+    ),
+    (
+        "lightning: the start is seen at the time of the landing",
+        "shared.beside = self.game.features(roles, x_t, hop.t, batch.cond)",
+        "shared.beside = self.game.features(roles, x_t, shared.judged, batch.cond)",
+        STEP.format("conditional"),
+    ),
+    (
+        "lightning: the start goes before the landing",
+        "torch.cat(pair, dim=1)",
+        "torch.cat(pair[::-1], dim=1)",
+        STEP.format("conditional"),
+    ),
+    (
+        "lightning: the discriminator learns nothing of where they started",
+        "shared.beside = self.game.features(roles, x_t, hop.t, batch.cond)",
+        "shared.beside = [f.detach() for f in self.game.features(roles, x_t, hop.t, batch.cond)]",
+        STEP.format("conditional"),
+    ),
+    (
+        "lightning: real and fake change places",
+        "self.game.verdict(self._logits(roles, real, shared), self._logits(roles, shared.fake, shared))",
+        "self.game.verdict(self._logits(roles, shared.fake, shared), self._logits(roles, real, shared))",
+        STEP.format("unconditional"),
+    ),
+    (
+        "lightning: the student is pleased to be found out",
+        "total = adversarial + (",
+        "total = adversarial - (",
+        STEP.format("unconditional"),
+    ),
+    (
+        "lightning: the backbone learns nothing of fakes",
+        "self._logits(roles, real, shared), self._logits(roles, shared.fake, shared))",
+        "self._logits(roles, real, shared), self._logits(roles, [f.detach() for f in shared.fake or []], shared))",
+        STEP.format("unconditional"),
+    ),
+    (
+        "lightning: the unconditional discriminator sees the start",
+        'pictures = 2 if settings.loss == "conditional" else 1',
+        "pictures = 2",
+        "tests/evaluation/test_verify.py::test_lightning_needs_no_training_to_be_verified",
+    ),
+    (
+        "lightning: heads are hinged",
+        '"logistic", BACKBONE, HEADS, "last"',
+        '"hinge", BACKBONE, HEADS, "last"',
+        STEP.format("unconditional"),
+    ),
+    (
+        "lightning: the student's grid is its teacher's, rounded elsewhere",
+        "_grid(schedule, [settings.num_teacher_steps, self.starts, few])",
+        "_grid(schedule, [self.starts, few, settings.num_teacher_steps])",
+        "test_a_student_learns_where_it_will_be_sampled_and_its_teacher_was",
+    ),
+    (
+        "lightning: students of two steps start from two times",
+        "default = 4 if few in (1, 2) else few",
+        "default = few",
+        "test_students_of_one_and_two_steps_start_from_four_times",
+    ),
+    (
+        "lightning: students are sampled in four steps whatever they learnt",
+        "return Sampling(settings.num_inference_steps, no_other_steps=True)",
+        "return Sampling(4, no_other_steps=True)",
+        "tests/program/test_distill_lightning.py::test_every_stage_leaves_a_student_of_its_own_steps",
+    ),
+    (
+        "lightning: other numbers of steps are let pass",
+        "return Sampling(settings.num_inference_steps, no_other_steps=True)",
+        "return Sampling(settings.num_inference_steps)",
+        "test_without_a_discriminator_there_is_one_player",
+    ),
+)
+ROLES = planted(
+    "models/roles.py",
+    "methods/test_lightning.py",
+    (
+        "roles: a discriminator begins as the stage's teacher",
+        "(origin or self._teacher).network",
+        "self._teacher.network",
+        "test_the_discriminator_begins_as_the_first_model_and_leaves_it_alone",
+    ),
+    (
+        "roles: a discriminator trains the first model itself",
+        "        network = self._copy(network)\n        drop",
+        "        drop",
+        "test_the_discriminator_begins_as_the_first_model_and_leaves_it_alone",
+    ),
+    (
+        "roles: a discriminator keeps its decoder",
+        "        if drop is not None:\n            drop()\n",
+        "",
+        "test_the_discriminator_begins_as_the_first_model_and_leaves_it_alone",
+    ),
+    (
+        "roles: a student is read as its teacher whatever it predicts",
+        "kind or like.prediction_type",
+        "like.prediction_type",
+        STEP.format("convert"),
+    ),
+)
+KINDS = [
+    *planted(
+        "export/student.py",
+        "program/test_distill_lightning.py",
+        (
+            "export: a student is loaded as its teacher's kind",
+            "prediction_type=card.prediction_type or None",
+            "prediction_type=None",
+            "test_a_student_may_predict_another_kind_than_its_teacher",
+        ),
+    ),
+    *planted(
+        "export/chain.py",
+        "program/test_distill_lightning.py",
+        (
+            "chain: a student becomes a teacher of its own teacher's kind",
+            "kind = card.prediction_type or teacher.denoiser.prediction_type",
+            "kind = teacher.denoiser.prediction_type",
+            "test_a_student_may_predict_another_kind_than_its_teacher",
+        ),
+        (
+            "chain: discriminators begin as the student in between",
+            "load_teacher(first_teacher(folder), device=device).denoiser",
+            "open_teacher(name, device=device).denoiser",
+            "test_a_discriminator_begins_as_the_first_model_whoever_teaches",
+        ),
+    ),
+    *planted(
+        "job.py",
+        "program/test_distill_lightning.py",
+        (
+            "job: weights are read as another kind without a word",
+            "if before and before != mine:",
+            "if before and False:",
+            "test_weights_of_one_kind_are_not_read_as_another",
+        ),
+        (
+            "job: the card does not say what a student predicts",
+            "prediction_type=self.roles.student.prediction_type",
+            'prediction_type=""',
+            "test_a_student_may_predict_another_kind_than_its_teacher",
+        ),
+    ),
+    *planted(
+        "models/families.py",
+        "program/test_distill_lightning.py",
+        (
+            "families: a UNet's decoder stays",
+            "        unet.up_blocks = nn.ModuleList()\n",
+            "",
+            "test_a_discriminator_has_no_decoder",
+        ),
+    ),
+]
+LIGHTNING = [*METHOD, *ROLES, *KINDS]
