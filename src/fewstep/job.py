@@ -81,7 +81,8 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     check_trackers(settings.trackers)
     teacher, init, spent = _beginning(recipe, folder, earlier or {})
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
-    roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed, init)
+    helpers = teacher.helpers(method.encoder, settings.gradient_checkpointing)
+    roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed, init, helpers)
     job = Job(recipe, folder, teacher, method, roles, spent)
     few = recipe.sample.num_inference_steps
     many = recipe.sample.teacher_steps

@@ -18,6 +18,7 @@ from fewstep.methods.random import Rng
 from fewstep.methods.registry import METHODS
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.helpers import Helpers, PointEncoder, one_hot_labels
 from fewstep.models.lora import base_parameters
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Weights
@@ -46,6 +47,9 @@ SETTINGS = [
     {"num_inference_steps": 1, "discriminator_backbone": "teacher", "head": "residual"},
     {"student_input": "noised", "weighting": "kl", "guidance_scale": 1.0},
     {"adversarial_weight": 0.5, "target_decay": 0.9, "guidance_scale": (2.0, 6.0)},
+    {"distillation_weight": 0.0, "terminal": "table", "r1_weight": 0.1},
+    {"weighting": "nfsd", "space": "latents", "guidance_scale": 7.5},
+    {"loss": "logistic", "warmup_steps": 0, "r1_weight": 0.1},
 ]
 
 
@@ -118,7 +122,8 @@ def build(cls, settings, kind="lora", **training):
     method = cls(VP, **settings)
     network = Teacher(VP, 2, width=16, depth=2, num_classes=3).double()
     training = TrainingSettings(**{"precision": "fp64", "batch_size": BATCH, "learning_rate": 1e-2} | training)
-    roles = build_roles(Denoiser(network, VP, "epsilon"), method, training, Weights(kind, rank=4))
+    helpers = Helpers(encoder=PointEncoder(2), **one_hot_labels(3))
+    roles = build_roles(Denoiser(network, VP, "epsilon"), method, training, Weights(kind, rank=4), helpers=helpers)
     with torch.no_grad():
         for tensor in roles.tensors().values():
             tensor.add_(0.1 * torch.randn_like(tensor))

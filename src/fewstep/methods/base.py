@@ -66,12 +66,14 @@ class HeadSpec:
     Attributes:
         name: how the method calls them: ``roles.heads[name]``.
         build: from the channels of every tap of the backbone's network to the heads.
-        backbone: the role whose features they read.
+        backbone: the role whose features they read, or "encoder" (`Roles.encoder`).
+        conditioned: ``build`` is given `fewstep.models.helpers.Helpers` too, for heads that see their vectors.
     """
 
     name: str
-    build: Callable[[Mapping[str, int]], nn.Module]
+    build: Callable[..., nn.Module]
     backbone: str = "teacher"
+    conditioned: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class Method:
     players: tuple[Player, ...] = (Player("student"),)
     streams: ClassVar[tuple[str, ...]] = ("data",)
     sampler: ClassVar[str] = "ddim"  # the sampler its students want
+    encoder: str = ""  # through which frozen encoder of pictures its losses look: "scenes-64", a folder or a hub name
     truth_settings: ClassVar[dict[str, Any]] = {}  # under which `fewstep verify` knows what it converges to
     truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # more settings: the command makes one report of each
 

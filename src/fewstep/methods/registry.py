@@ -12,11 +12,13 @@ from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
+from fewstep.methods.turbo import Turbo
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (CM, LCM, CTM, TCD, PCM, DMD, DMD2)}
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Turbo, LADD)}
 
 
 def find_method(name: str) -> type[Method]:

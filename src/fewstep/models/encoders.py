@@ -7,7 +7,7 @@ What serves in a loss must not measure: a model could learn to please it. On sce
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +16,23 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fewstep.models.denoiser import check_taps
 from fewstep.models.reader import ResidualBlock
 
 ASSET = Path(__file__).parent.parent / "assets" / "encoder.safetensors"
 
 _GEOMETRY = 3
+
+
+def open_encoder(name: str, device: str = "cpu") -> SmallEncoder | PretrainedEncoder:
+    """The encoder that losses look through: ``scenes-64`` is the shipped one, others as `load_pretrained_encoder`.
+
+    On the device "meta" it has shapes alone.
+
+    Raises:
+        ValueError: one sentence when it is not there, or is no vision model.
+    """
+    return SmallEncoder(load_encoder(device=device)) if name == "scenes-64" else load_pretrained_encoder(name, device)
 
 
 def load_encoder(path: Path = ASSET, device: str = "cpu") -> EncoderNetwork:
@@ -84,8 +96,39 @@ class EncoderNetwork(nn.Module):
         return {"near": parts[0].squeeze(-1), "geometry": parts[1], **dict(zip(self.heads, parts[2:], strict=True))}
 
 
+class SmallEncoder:
+    """The shipped encoder as losses see it (`fewstep.models.helpers.Encoder`)."""
+
+    def __init__(self, network: EncoderNetwork) -> None:
+        self.network = network
+
+    @property
+    def tap_channels(self) -> dict[str, int]:
+        """Its features at 1/2, 1/4, 1/8 and 1/16 of the pictures' side."""
+        return {f"level{i}": c for i, c in enumerate(self.network.channels)}
+
+    @property
+    def summary_width(self) -> int:
+        return 2 * self.network.channels[-1]
+
+    def features(self, pictures: Tensor, taps: Iterable[str]) -> list[Tensor]:
+        """[B, C, h, w] of pictures from -1 to 1."""
+        found = dict(zip(self.tap_channels, self.network.taps(self._seen(pictures)), strict=True))
+        return [found[tap] for tap in check_taps(taps, found)]
+
+    def summary(self, pictures: Tensor) -> Tensor:
+        """[B, `summary_width`] of pictures from -1 to 1."""
+        return self.network.embed(self._seen(pictures))
+
+    def _seen(self, pictures: Tensor) -> Tensor:
+        return (pictures / 2 + 0.5).to(next(self.network.parameters()).dtype)
+
+
 class PretrainedEncoder:
-    """A vision model of transformers as pictures -> features.
+    """A vision model of transformers as pictures -> features: measuring, by call; in losses, by taps and a summary.
+
+    Its taps are the patch embedding and the blocks after each quarter of its depth: 2, 5, 8 and 11 of twelve, as
+    StyleGAN-T has them (Sauer et al. 2023). They give tokens, [B, C, patches], the class token added to each of them.
 
     Args:
         model: with ``get_image_features`` (CLIP's kind) or ``pooler_output`` (DINOv2's kind).
@@ -95,6 +138,49 @@ class PretrainedEncoder:
     def __init__(self, model: Any, size: int, mean: Tensor, std: Tensor) -> None:
         self.model, self.size = model.eval().requires_grad_(False), size
         self.mean, self.std = mean[:, None, None], std[:, None, None]
+        self._config = getattr(model.config, "vision_config", model.config)
+
+    @property
+    def network(self) -> nn.Module:
+        return cast(nn.Module, self.model)
+
+    @property
+    def tap_channels(self) -> dict[str, int]:
+        depth, width = self._config.num_hidden_layers, self._config.hidden_size
+        blocks = sorted({max(round(depth * k / 4) - 1, 0) for k in (1, 2, 3, 4)})
+        return {"patches": width, **{f"block{i}": width for i in blocks}}
+
+    @property
+    def summary_width(self) -> int:
+        clip = hasattr(self.model, "get_image_features")
+        return int(self.model.config.projection_dim if clip else self._config.hidden_size)
+
+    def features(self, pictures: Tensor, taps: Iterable[str]) -> list[Tensor]:
+        """[B, C, patches] of pictures from -1 to 1, which are resized to the model's own size."""
+        vision = getattr(self.model, "vision_model", self.model)
+        hidden = vision(pixel_values=self._seen(pictures), output_hidden_states=True).hidden_states
+        others = 1 + int(getattr(self._config, "num_register_tokens", 0))
+        found = []
+        for tap in check_taps(taps, self.tap_channels):
+            tokens = hidden[0 if tap == "patches" else int(tap.removeprefix("block")) + 1]
+            found.append((tokens[:, others:] + tokens[:, :1]).transpose(1, 2))
+        return found
+
+    def summary(self, pictures: Tensor) -> Tensor:
+        """What it says of the whole picture: DINOv2's class token, CLIP's image features."""
+        return self._asked(self._seen(pictures))
+
+    def _seen(self, pictures: Tensor) -> Tensor:
+        kind = {"mode": "area"} if pictures.shape[-1] > self.size else {"mode": "bicubic", "antialias": True}
+        sized = F.interpolate(pictures / 2 + 0.5, (self.size, self.size), **kind)  # type: ignore[arg-type]
+        return ((sized - self.mean.to(sized)) / self.std.to(sized)).to(self.model.dtype)
+
+    def _asked(self, pixels: Tensor) -> Tensor:
+        if hasattr(self.model, "get_image_features"):
+            answer = self.model.get_image_features(pixel_values=pixels)
+        else:
+            answer = self.model(pixel_values=pixels)
+        return cast(Tensor, answer if isinstance(answer, Tensor) else answer.pooler_output)
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, batch_size: int = 64) -> Tensor:
@@ -104,12 +190,7 @@ class PretrainedEncoder:
         for part in pictures.split(batch_size):
             part = F.interpolate(part.to(device), (self.size, self.size), mode="bicubic", antialias=True)
             pixels = ((part - self.mean.to(device)) / self.std.to(device)).to(dtype)
-            if hasattr(self.model, "get_image_features"):
-                answer = self.model.get_image_features(pixel_values=pixels)
-            else:
-                answer = self.model(pixel_values=pixels)
-            features = answer if isinstance(answer, Tensor) else answer.pooler_output
-            found.append(features.float().cpu())
+            found.append(self._asked(pixels).float().cpu())
         return torch.cat(found)
 
 
@@ -119,12 +200,16 @@ def load_pretrained_encoder(name: str, device: str = "cpu") -> PretrainedEncoder
     Raises:
         ValueError: one sentence when it is not there, or is no vision model.
     """
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     from fewstep.models.families import first_sentence
 
     try:
-        model = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        if device == "meta":
+            with torch.device("meta"):
+                model = AutoModel.from_config(AutoConfig.from_pretrained(name), trust_remote_code=False)
+        else:
+            model = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"The encoder '{name}' cannot be loaded: {first_sentence(error)}") from None
     config = getattr(model.config, "vision_config", model.config)

@@ -14,10 +14,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Schedule, working
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser, check_taps
+from fewstep.models.encoders import open_encoder
+from fewstep.models.helpers import Helpers
 from fewstep.models.sharding import is_spread
 
 # The layers that LCM-LoRA adapts in a UNet (latent-consistency LoRA report; 788 layers of SDXL).
@@ -186,6 +189,37 @@ class Teacher:
             for part in latents.split(batch_size)
         ]
         return (torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1)
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """As `decode`, but with a graph to the latents, from -1 to 1 and not clamped: for losses."""
+        vae = self.pipeline.vae
+        factor, shift = self.latent_scale
+        x = vae.decode(latents.to(vae.device, vae.dtype) / factor + shift, return_dict=False)[0]
+        return cast(Tensor, x.to(working(latents).dtype))
+
+    def pool(self, cond: Cond) -> Tensor:
+        """The last token of every prompt, [B, width]: CLIP's text encoders are causal, so it has seen the others."""
+        return cast(Tensor, cond["prompt_embeds"][:, -1])
+
+    def helpers(self, encoder: str = "", gradient_checkpointing: bool = False) -> Helpers:
+        """What losses look through (`Helpers`), with the encoder of that name (`open_encoder`) if any.
+
+        Args:
+            gradient_checkpointing: decode picture by picture, and once more in the backward, for memory.
+
+        Raises:
+            ValueError: there is no such encoder.
+        """
+        vae, text_encoder = self.pipeline.vae, self.pipeline.text_encoder
+        seen = open_encoder(encoder, str(vae.device)) if encoder else None
+        behind = [vae, *([seen.network] if seen is not None else [])]
+        decode = self._one_by_one if gradient_checkpointing else self.pictures
+        return Helpers(decode, seen, self.pool, int(text_encoder.config.hidden_size), tuple(behind))
+
+    def _one_by_one(self, latents: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and latents.requires_grad):
+            return torch.cat([self.pictures(part) for part in latents.split(1)])
+        return torch.cat([checkpoint(self.pictures, part, use_reentrant=False) for part in latents.split(1)])
 
 
 def load_teacher(

@@ -21,6 +21,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import UNetNetwork, as_teacher, first_sentence, shipped
+from fewstep.models.helpers import Helpers
 
 _CLIP_TOKENS = 77
 _BASE = "unet"  # the part that is distilled; families that call theirs "transformer" will say so here
@@ -86,6 +87,20 @@ class Outline:
             return Denoiser(UNetNetwork(base), Schedule.scaled_linear())  # shapes do not depend on the schedule
         parts = {**self.parts, _BASE: base}
         return as_teacher(SimpleNamespace(**parts, scheduler=SimpleNamespace(config=self.scheduler))).denoiser
+
+    def helpers(self, encoder: str = "", gradient_checkpointing: bool = False, vae: nn.Module | None = None) -> Helpers:
+        """What losses look through, on the meta device, or where ``vae`` is, a copy of this one with weights.
+
+        Raises:
+            ValueError: there is no autoencoder to decode what ``encoder`` shall see, or no such encoder.
+        """
+        if not {"vae", "text_encoder"} <= self.parts.keys() or not self.scheduler:
+            if encoder:
+                raise ValueError(f"{self.name} has no autoencoder: a method that looks at pictures needs a pipeline.")
+            return Helpers()
+        parts = {**self.parts, "vae": vae or self.parts["vae"]}
+        pipeline = SimpleNamespace(**parts, scheduler=SimpleNamespace(config=self.scheduler))
+        return as_teacher(pipeline).helpers(encoder, gradient_checkpointing)
 
     def prompts(self, count: int, dtype: torch.dtype, device: str = "meta") -> Cond:
         """``count`` encoded prompts of zeros, and their null."""

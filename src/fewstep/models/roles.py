@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Cost, Denoiser, network_dtype
 from fewstep.models.extras import ExtraInputs
+from fewstep.models.helpers import Encoder, Helpers
 from fewstep.models.lora import adapter_scale, adapter_tensors, add_adapter, checkpoint, copy_tensors, live, merge
 from fewstep.models.sharding import gathered, local, shard
 
@@ -94,6 +95,7 @@ class Roles:
         autocast: dtype of network arithmetic (torch.bfloat16) or None.
         gradient_checkpointing: trade a second forward for memory, in networks that offer it.
         seed: of LoRA's random A matrices.
+        helpers: frozen networks that losses look through.
 
     Views are attributes: ``roles.teacher``, ``roles.student``, ... each a `Denoiser`.
 
@@ -108,11 +110,13 @@ class Roles:
         autocast: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
         seed: int = 0,
+        helpers: Helpers | None = None,
     ) -> None:
         if autocast == torch.float16:
             raise ValueError("Training in fp16 diverges: use bf16 or fp32.")
         self.base: Any = teacher.network
         self.autocast, self.seed = autocast, seed
+        self.helpers = helpers or Helpers()
         self.heads: dict[str, nn.Module] = {}
         self._views: dict[str, Denoiser] = {}
         self._tensors: dict[str, dict[str, nn.Parameter]] = {}
@@ -133,6 +137,21 @@ class Roles:
 
     def __contains__(self, name: str) -> bool:
         return name in self._views
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, ...] -> pictures [B, 3, H, W] from -1 to 1, with a graph to the latents (`Helpers.decode`)."""
+        return self.helpers.decode(latents)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The frozen encoder of pictures that losses look through.
+
+        Raises:
+            ValueError: this teacher came without one.
+        """
+        if self.helpers.encoder is None:
+            raise ValueError("There is no encoder of pictures here: build the roles with helpers that have one.")
+        return self.helpers.encoder
 
     def views(self) -> dict[str, Denoiser]:
         """All roles by name; a target without an EMA is the student's own view under a second name."""
@@ -175,25 +194,26 @@ class Roles:
         return self._views[name]
 
     def add_heads(
-        self, name: str, build: Callable[[Mapping[str, int]], nn.Module], backbone: str = "teacher"
+        self, name: str, build: Callable[..., nn.Module], backbone: str = "teacher", conditioned: bool = False
     ) -> nn.Module:
         """Trainable heads ``heads[name]`` on features of a role, float32 at least and outside autocast.
 
         Args:
             build: from the channels of every tap of its network to the heads.
-            backbone: the role.
+            backbone: the role, or "encoder": the frozen encoder of pictures.
+            conditioned: ``build`` is given the `Helpers` too, to know how wide their vectors are.
 
         Raises:
             ValueError: the network offers no features, or the name is taken.
         """
-        network: Any = self._views[backbone].network
-        channels = getattr(network.network, "tap_channels", None)
+        network: Any = self.encoder if backbone == "encoder" else self._views[backbone].network.network  # type: ignore[attr-defined]
+        channels = getattr(network, "tap_channels", None)
         if channels is None:
-            raise ValueError(f"{type(network.network).__name__} offers no features (tap_channels) for a discriminator.")
+            raise ValueError(f"{type(network).__name__} offers no features (tap_channels) for a discriminator.")
         if name in self._tensors:
             raise ValueError(f"There already is a role '{name}': give the heads another name.")
         with self._seeded():
-            heads = build(channels)
+            heads = build(channels, self.helpers) if conditioned else build(channels)
         if isinstance(self.base, nn.Module):
             like = next(self.base.parameters())
             heads.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))

@@ -6,6 +6,7 @@ Weights, moments and data are counted by their shapes; what a step adds is rehea
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -91,11 +92,13 @@ def estimate(
     taught = method(teacher.schedule, method_settings)
     source, kept = _data(outline, method, pictures, pairs)
     precision = "fp32" if settings.autocast else settings.precision  # meta has no autocast; the rehearsal imitates it
-    roles = _roles_on_meta(teacher, taught, dataclasses.replace(settings, device="meta", precision=precision), weights)
+    on_meta = dataclasses.replace(settings, device="meta", precision=precision)
+    roles = _roles_on_meta(outline, teacher, taught, on_meta, weights)
     players = {player.name: trained_by(player, roles) for player in taught.players}
     trained = [p for parameters in players.values() for p in parameters]
     peak, gradients = rehearse(taught, roles, source, settings), _size(trained, device)
     helpers = [t for part in outline.parts.values() if part is not outline.base for t in _tensors(part)]
+    helpers += [t for network in roles.helpers.networks[1:] for t in _tensors(network)]  # the encoder of the losses
     there = {
         "the teacher's network": _size(_tensors(outline.base), device),
         "text encoder, autoencoder": _size(helpers, device),
@@ -117,9 +120,12 @@ def estimate(
     )
 
 
-def _roles_on_meta(teacher: Denoiser, method: Method, settings: TrainingSettings, weights: Weights) -> Roles:
+def _roles_on_meta(
+    outline: Outline, teacher: Denoiser, method: Method, settings: TrainingSettings, weights: Weights
+) -> Roles:
+    helpers = outline.helpers(method.encoder, settings.gradient_checkpointing)
     with torch.device("meta"):  # new layers too
-        return build_roles(teacher, method, settings, weights)
+        return build_roles(teacher, method, settings, weights, helpers=helpers)
 
 
 def _rehearsed(settings: TrainingSettings) -> int:
@@ -209,7 +215,11 @@ def seconds_of_step(
     teacher = outline.denoiser()
     fill(teacher.network.to_empty(device=settings.device))  # type: ignore[attr-defined]
     taught = method(teacher.schedule, method_settings)
-    roles = build_roles(teacher, taught, settings, weights)
+    vae = copy.deepcopy(outline.parts["vae"]).to_empty(device=settings.device) if taught.encoder else None
+    if vae is not None:
+        fill(vae)
+    helpers = outline.helpers(taught.encoder, settings.gradient_checkpointing, vae)
+    roles = build_roles(teacher, taught, settings, weights, helpers=helpers)
     source, _ = _data(outline, method, settings.batch_size, settings.batch_size, settings.device)
     trainer = Trainer(taught, roles, source, settings)
     taken = []

@@ -123,7 +123,9 @@ def rehearse(method: Method, roles: Roles, source: Any, settings: TrainingSettin
     Roles and source live on the meta device. Activations, temporaries and gradients count; weights, moments and data
     do not. The roles' denoisers count the step's network calls.
     """
-    known = [*roles.base.parameters(), *roles.base.buffers(), *roles.tensors().values()]
+    networks = [roles.base, *roles.helpers.networks]
+    known = [t for network in networks for t in (*network.parameters(), *network.buffers())]
+    known += roles.tensors().values()
     ledger = Ledger(torch.device(settings.device).type, known)
     number = _typical(method, source, settings)
     with AsOn(ledger.device, settings.autocast), ledger:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep.methods.base import Batch, Loss, Method, Progress
 from fewstep.methods.random import Rng, stream_key
+from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles, Weights
 from fewstep.models.sharding import whole
 from fewstep.training import checkpoint, distributed
@@ -55,19 +56,25 @@ def build_roles(
     weights: Weights | None = None,
     seed: int = 0,
     init: Mapping[str, Tensor] | None = None,
+    helpers: Helpers | None = None,
 ) -> Roles:
     """The roles that ``method`` asks for, on one teacher `Denoiser`, plus the student's evaluation EMA.
 
-    ``init`` is what the student starts from (`Roles.start`), the teacher's weights by default.
+    ``init`` is what the student starts from (`Roles.start`), the teacher's weights by default; ``helpers`` are what
+    losses look through, those of plain data by default.
     """
     roles = Roles(
-        teacher, autocast=settings.autocast, gradient_checkpointing=settings.gradient_checkpointing, seed=seed
+        teacher,
+        autocast=settings.autocast,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        seed=seed,
+        helpers=helpers,
     )
     for spec in method.roles():
         if spec.follows is None and spec.name not in roles:
             roles.add(spec.name, weights, extra_inputs=spec.extra_inputs)
     for heads in method.heads():
-        roles.add_heads(heads.name, heads.build, heads.backbone)
+        roles.add_heads(heads.name, heads.build, heads.backbone, heads.conditioned)
     if init is not None:
         roles.start("student", init)
     follow(roles, method, settings)

@@ -16,6 +16,7 @@ from fewstep.methods.base import Method
 from fewstep.methods.random import stream_key
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.helpers import Helpers, PointEncoder, one_hot_labels
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles
 from fewstep.sampling import Heun, sample
@@ -90,7 +91,8 @@ class Bench:
 
     def roles(self, method: Method, dtype: torch.dtype = torch.float32) -> Roles:
         """The exact teacher with a small network for every role that ``method`` trains."""
-        roles = Roles(self.teacher)
+        classes = self.mixture.num_classes
+        roles = Roles(self.teacher, helpers=Helpers(encoder=PointEncoder(self.mixture.dim), **one_hot_labels(classes)))
         centre = self.mixture.weights @ self.mixture.means
         spread = (self.mixture.weights[:, None] * (self.mixture.means - centre) ** 2).sum() + self.width**2
         std = float((spread / self.mixture.dim).sqrt())
@@ -108,7 +110,7 @@ class Bench:
                     )
                     roles.add_network(spec.name, network.to(dtype), "sample")
             for heads in method.heads():
-                roles.add_heads(heads.name, heads.build, heads.backbone).to(dtype)
+                roles.add_heads(heads.name, heads.build, heads.backbone, heads.conditioned).to(dtype)
         return roles
 
     def train(self, method: Method, settings: TrainingSettings, show_progress: bool = False) -> Trainer:

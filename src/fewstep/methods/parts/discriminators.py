@@ -17,7 +17,7 @@ which multiplies a weight by their number.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeAlias, cast
@@ -37,6 +37,8 @@ from fewstep.models.roles import Roles
 AdversarialLoss: TypeAlias = Literal["hinge", "logistic"]
 Logits: TypeAlias = Sequence[Tensor]
 """One tensor [B, positions] for each head."""
+Judge: TypeAlias = Callable[[Sequence[Tensor]], list[Tensor]]
+"""Heads: features -> logits."""
 
 
 def discriminator_loss(real: Logits, fake: Logits, kind: AdversarialLoss = "hinge") -> Tensor:
@@ -51,7 +53,7 @@ def generator_loss(fake: Logits, kind: AdversarialLoss = "hinge") -> Tensor:
     return _mean([(-f if kind == "hinge" else F.softplus(-f)).mean() for f in fake])
 
 
-def r1(heads: Heads, features: Sequence[Tensor]) -> Tensor:
+def r1(heads: Judge, features: Sequence[Tensor]) -> Tensor:
     """Mean over heads and samples of |d(sum of a head's logits) / d(its features)|^2: R1 at the heads' inputs.
 
     Taken there and not at the picture (ADD, sec. 3), so that only the small heads are differentiated twice.

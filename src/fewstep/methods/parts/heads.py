@@ -39,7 +39,7 @@ _LEAST_WIDTH = 32
 
 
 def _block(channels: int, width: int) -> nn.Module:
-    return nn.Sequential(nn.Conv1d(channels, width, 1), nn.GroupNorm(_groups(width), width), nn.LeakyReLU(0.2))
+    return nn.Sequential(nn.Conv1d(channels, width, 1), nn.GroupNorm(groups_of(width), width), nn.LeakyReLU(0.2))
 
 
 class ConvHead(nn.Module):
@@ -69,10 +69,10 @@ class ConvHead(nn.Module):
 
 def _strided(channels: int, stride: int) -> nn.Module:
     conv = nn.Conv2d(channels, channels, 4, stride=stride, padding=1 if stride == 2 else 0)
-    return nn.Sequential(conv, nn.GroupNorm(_groups(channels), channels), nn.SiLU())
+    return nn.Sequential(conv, nn.GroupNorm(groups_of(channels), channels), nn.SiLU())
 
 
-def _groups(width: int) -> int:
+def groups_of(width: int) -> int:
     """32 from 128 channels on; fewer where a group would have less than four, but never more than divide evenly."""
     return max((g for g in range(1, 33) if width % g == 0 and width // g >= 4), default=1)
 

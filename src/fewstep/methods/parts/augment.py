@@ -1,0 +1,81 @@
+"""DiffAugment: what both sides of an adversarial game see of a picture, changed alike and at random (Zhao et al. 2020).
+
+All random numbers are given, seven for each picture, so that a step can be replayed. Gradients pass through.
+
+===========  ======  =========================================================================================
+policy       drawn   what becomes of a picture with pixels from -1 to 1
+===========  ======  =========================================================================================
+color        0, 1, 2 brightness: + (u - 0.5); saturation: 0 to 2 times the distance to the pixel's grey; contrast:
+                     0.5 to 1.5 times the distance to the picture's mean
+translation  3, 4    moved by up to an eighth of its height and width, zeros (grey) coming in
+cutout       5, 6    a rectangle of half its height and width becomes zero
+===========  ======  =========================================================================================
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.schedule import expand
+from fewstep.methods.random import Rng
+
+POLICIES = ("color", "translation", "cutout")
+NUMBERS = 7
+
+
+def draw_augmentation(rng: Rng, name: str) -> Tensor:
+    """[B, 7] uniforms in [0, 1), float64 on the host."""
+    return torch.stack([rng.sample.uniform(f"{name}/{i}") for i in range(NUMBERS)], dim=1)
+
+
+def augmented(pictures: Tensor, numbers: Tensor, policies: tuple[str, ...] = POLICIES) -> Tensor:
+    """The pictures [B, C, H, W] as ``numbers`` [B, 7] (host) say; data that are no pictures are left alone."""
+    if pictures.ndim != 4:
+        return pictures
+    u, x = numbers.numpy(), pictures
+    if "color" in policies:
+        x = x + expand(u[:, 0] - 0.5, x)
+        grey = x.mean(dim=1, keepdim=True)
+        x = (x - grey) * expand(2 * u[:, 1], x) + grey
+        mean = x.mean(dim=(1, 2, 3), keepdim=True)
+        x = (x - mean) * expand(u[:, 2] + 0.5, x) + mean
+    if "translation" in policies:
+        x = _moved(_moved(x, u[:, 3], 2), u[:, 4], 3)
+    if "cutout" in policies:
+        rows, columns = (_cut(x.shape[dim], u[:, 3 + dim]) for dim in (2, 3))
+        x = torch.where(_on(rows[:, None, :, None] & columns[:, None, None, :], x), 0.0, x)
+    return x
+
+
+def check_policies(policies: tuple[str, ...]) -> None:
+    """Raises ValueError for an augmentation this library does not know."""
+    for policy in policies:
+        if policy not in POLICIES:
+            raise ValueError(f"Unknown augmentation '{policy}': use {', '.join(POLICIES)}.")
+
+
+def _moved(x: Tensor, u: npt.NDArray[np.float64], dim: int) -> Tensor:
+    """Along ``dim`` by a whole number of pixels from -side/8 to side/8, all of them alike."""
+    side = x.shape[dim]
+    reach = int(side / 8 + 0.5)
+    shift = np.floor(u * (2 * reach + 1)).astype(np.int64) - reach
+    source = np.arange(side)[None] + shift[:, None]
+    inside = (source >= 0) & (source < side)
+    shape = (len(x), 1, side, 1) if dim == 2 else (len(x), 1, 1, side)
+    index = torch.from_numpy(source.clip(0, side - 1)).reshape(shape).to(x.device, non_blocking=True)
+    return x.gather(dim, index.expand_as(x)) * _on(inside.reshape(shape), x)
+
+
+def _cut(side: int, u: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """[B, side]: which places lie in a window of half the side, whose middle may lie anywhere."""
+    size = int(side / 2 + 0.5)
+    first = np.floor(u * (side + 1 - size % 2)).astype(np.int64) - size // 2
+    place = np.arange(side)[None]
+    return np.asarray((place >= first[:, None]) & (place < first[:, None] + size))
+
+
+def _on(mask: npt.NDArray[np.bool_], like: Tensor) -> Tensor:
+    return torch.from_numpy(mask).to(like.device, non_blocking=True)

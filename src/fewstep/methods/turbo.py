@@ -1,0 +1,258 @@
+"""Adversarial diffusion distillation: ADD, SDXL-Turbo's method (Sauer et al. 2023, arXiv 2311.17042).
+
+The student says what clean data are, in one call, from one of a few noise levels, of which the last is noise alone. A
+discriminator on a frozen encoder's features of the decoded pictures makes each answer look real; the teacher, asked
+where the answer has been noised again, keeps it true to the prompt. Each step:
+
+    x_s = alpha_s x0 + sigma_s eps           s one of N levels;  x_s = eps at the last
+    x = x0_student(x_s, s),  y = decode(x)
+    x_psi = stop_gradient x0_teacher(alpha_t x + sigma_t eps', t)           t any level, the teacher guided
+    student:        adversarial_weight L_G(y) + distillation_weight c(t) |y - decode(x_psi)|^2
+    discriminator:  hinge(decode(x0) against y) + r1_weight R1 on decode(x0), at the inputs of its heads
+
+The heads are StyleGAN-T's (`fewstep.methods.parts.projection`), told the pooled prompt and, where the student has seen
+the picture it started from, the encoder's summary of that picture. Both sides are augmented (DiffAugment).
+
+=============  ==================  ================================================================================
+weighting      c(t)                what it is
+=============  ==================  ================================================================================
+exponential    alpha_t             the paper's default in its ablations
+sds            alpha_t sigma_t /2  score distillation: in latents, c makes the gradient w(t) (eps_teacher - eps'),
+                                   with DreamFusion's w = sigma_t^2
+nfsd           the same            what the released models took, says the paper, and no more. UNVERIFIED: here noise-
+                                   free score distillation as commonly coded (Katzir et al. 2023): eps_teacher - eps'
+                                   becomes guidance_scale (eps_c - eps_0), plus eps_0 below t = 200. There is no
+                                   negative prompt, so eps_0 - eps_negative, its term above 200, is 0
+=============  ==================  ================================================================================
+
+(EDM's alpha and sigma are first scaled to squares that sum to 1.)
+
+The training code was never released. Where the paper is silent we chose: the levels are those of the `trailing` grid,
+where students are sampled; both players move at every step, from one shared forward; real pictures are decoded data,
+so that the autoencoder gives nobody away; the summary is the loss's own encoder's (there: DINOv2 ViT-L's class token);
+squared distances are means over pixels, and the game a mean over heads: the paper's 2.5 beside a sum over five heads
+is 0.5 here. Trained by distillation alone the answers collapse to the modes of what the teacher knows, as in the
+paper's table: |x - x_psi|^2 pulls every answer inwards and nothing pushes them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.schedule import Array, Schedule, expand
+from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, Sampling
+from fewstep.methods.parts.augment import POLICIES, augmented, check_policies, draw_augmentation
+from fewstep.methods.parts.discriminators import generator_loss
+from fewstep.methods.parts.distances import distance
+from fewstep.methods.parts.inputs import Terminal, noised_rows, pure_rows
+from fewstep.methods.parts.projection import ProjectionHeads, judge, projection_condition, taps_of, told
+from fewstep.methods.parts.score_pair import noise_levels
+from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.random import Rng
+from fewstep.models.cond import Cond
+from fewstep.models.helpers import Helpers
+from fewstep.models.roles import Roles
+
+Weighting: TypeAlias = Literal["exponential", "sds", "nfsd"]
+WEIGHTINGS = ("exponential", "sds", "nfsd")
+EARLY = 0.2  # of the levels: below it NFSD keeps eps_0
+
+
+@dataclass
+class Draws:
+    """Random numbers of one step.
+
+    Attributes:
+        level: [B] int64, at which of the method's ``timesteps`` the student is asked.
+        noise: [B, ...] unit normal, of x_s.
+        teacher_level: [B] int64, at which of its ``levels`` the teacher is.
+        teacher_noise: [B, ...] unit normal, eps'.
+        fake_augment, real_augment: [B, 7] uniforms on the host; None without a discriminator.
+    """
+
+    level: Tensor
+    noise: Tensor
+    teacher_level: Tensor
+    teacher_noise: Tensor
+    fake_augment: Tensor | None
+    real_augment: Tensor | None
+
+
+@dataclass
+class Shared:
+    """The student's state x_s [B, ...], its answer x, and the answer as losses see it: y, or x itself in latents.
+
+    ``fake`` and ``real`` are the encoder's features of both sides, ``condition`` [B, ...] what their heads are told.
+    """
+
+    x_s: Tensor
+    answer: Tensor
+    seen: Tensor
+    fake: list[Tensor]
+    real: list[Tensor]
+    condition: Tensor | None
+
+
+class Turbo(Method):
+    """ADD; its weights set to 0 leave the discriminator, or the teacher, out."""
+
+    name = "turbo"
+    summary = "Adversarial diffusion distillation (ADD): judged by pretrained features, advised by the teacher."
+    players: tuple[Player, ...] = (Player("student"), Player("discriminator"))
+    sampler = "euler-ancestral"
+    truth_settings: ClassVar[dict[str, Any]] = {"guidance_scale": 1.0}
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings of ADD.
+
+        Attributes:
+            num_levels: N, the student's noise levels: 999, 749, 499, 249 of a table; the first is noise alone.
+            terminal: "noise": the student's input at the first level is noise alone; "table": as the table has it.
+            adversarial_weight: of the game; 0 leaves the discriminator out.
+            distillation_weight: the paper's lambda over its five heads; 0 leaves the teacher out.
+            weighting: c(t): "exponential", "sds" or "nfsd" (unverified).
+            space: where the distillation's distance is taken: "pixels" (steadier, the paper says) or "latents".
+            guidance_scale: of the teacher (1 = off); unpublished.
+            encoder: "scenes-64", or a vision model of transformers by folder or hub name (the paper: DINOv2's ViT-S).
+            augment: of "color", "translation" and "cutout".
+            r1_weight: gamma of R1 on real pictures; 1e-2 suits points in the plane.
+        """
+
+        num_levels: int = 4
+        terminal: Terminal = "noise"
+        adversarial_weight: float = 1.0
+        distillation_weight: float = 0.5
+        weighting: Weighting = "exponential"
+        space: Literal["pixels", "latents"] = "pixels"
+        guidance_scale: float = 4.0
+        encoder: str = "facebook/dinov2-small"
+        augment: tuple[str, ...] = POLICIES
+        r1_weight: float = 1e-5
+
+    settings: Settings
+
+    def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
+        super().__init__(schedule, settings, **overrides)
+        settings = self.settings
+        check_policies(settings.augment)
+        if settings.weighting not in WEIGHTINGS:
+            raise ValueError(f"Unknown weighting '{settings.weighting}': use {', '.join(WEIGHTINGS)}.")
+        if settings.space not in ("pixels", "latents"):
+            raise ValueError(f"Unknown space '{settings.space}': use pixels or latents.")
+        if settings.terminal not in ("noise", "table"):
+            raise ValueError(f"Unknown terminal '{settings.terminal}': use noise or table.")
+        for name in ("adversarial_weight", "distillation_weight", "guidance_scale", "r1_weight"):
+            if not 0 <= getattr(settings, name) < float("inf"):
+                raise ValueError(f"{name} must be at least 0 and finite, not {getattr(settings, name)}.")
+        self.plays, self.asks = settings.adversarial_weight > 0, settings.distillation_weight > 0
+        if not (self.plays or self.asks):
+            raise ValueError("adversarial_weight and distillation_weight are both 0: there is nothing to learn from.")
+        self.timesteps = schedule.timesteps(settings.num_levels).double()
+        levels = noise_levels(schedule)
+        self.levels = torch.from_numpy(levels[schedule.alpha_sigma(levels)[0] > 0])  # elsewhere no answer is to be seen
+        if self.plays:
+            self.encoder = settings.encoder
+        else:
+            self.players = (Player("student"),)
+
+    def heads(self) -> tuple[HeadSpec, ...]:
+        return (HeadSpec("discriminator", _build, "encoder", conditioned=True),) if self.plays else ()
+
+    @classmethod
+    def sampling(cls, settings: Settings) -> Sampling:
+        return Sampling(settings.num_levels, eta=1.0)
+
+    def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
+        shape = batch.x0.shape[1:]
+        return Draws(
+            level=rng.sample.integers("level", 0, len(self.timesteps)),
+            noise=rng.sample.normal("noise", shape),
+            teacher_level=rng.sample.integers("teacher_level", 0, len(self.levels)),
+            teacher_noise=rng.sample.normal("teacher_noise", shape),
+            fake_augment=draw_augmentation(rng, "fake_augment") if self.plays else None,
+            real_augment=draw_augmentation(rng, "real_augment") if self.plays else None,
+        )
+
+    def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
+        settings, s = self.settings, self.timesteps[draws.level]
+        x_s = noised_rows(self.schedule, batch.x0, draws.noise, s, settings.terminal)
+        answer = roles.student(x_s, s, batch.cond).x0
+        shared = Shared(x_s, answer, self._seen(roles, answer), [], [], None)
+        if draws.fake_augment is not None and draws.real_augment is not None:
+            y = shared.seen if settings.space == "pixels" else roles.decode(answer)
+            taps = taps_of(roles)
+            shared.fake = roles.encoder.features(augmented(y, draws.fake_augment, settings.augment), taps)
+            with torch.no_grad():
+                data = roles.decode(batch.x0)
+                shared.real = roles.encoder.features(augmented(data, draws.real_augment, settings.augment), taps)
+                shared.condition = self._condition(roles, batch.cond, data, s)
+        return shared
+
+    def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
+        terms = {}
+        if self.plays:
+            terms["adversarial"] = generator_loss(told(roles, shared.condition)(shared.fake))
+        if self.asks:
+            terms["distillation"] = self.distillation(roles, batch.cond, draws, shared)
+        weights = {name: getattr(self.settings, f"{name}_weight") for name in terms}
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        parts = {name: term.detach() for name, term in terms.items()}
+        return Loss(total, parts, answer_statistics(shared.answer.detach(), batch.x0))
+
+    def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
+        return judge(told(roles, shared.condition), shared.real, shared.fake, "hinge", self.settings.r1_weight)
+
+    def distillation(self, roles: Roles, cond: Cond | None, draws: Draws, shared: Shared) -> Tensor:
+        """Mean over the batch of c(t) times the mean square of y - decode(x_psi)."""
+        t = self.levels[draws.teacher_level]
+        with torch.no_grad():
+            x_t = self.schedule.add_noise(shared.answer, draws.teacher_noise, t)
+            target = self._seen(roles, self._advice(roles, cond, x_t, t, shared.answer))
+        return distance(shared.seen, target, "l2", weight=self.weight(t))
+
+    def weight(self, t: Tensor) -> Array:
+        """c(t) at host times [B]."""
+        alpha, sigma = self._unit(t)
+        return alpha if self.settings.weighting == "exponential" else np.asarray(alpha * sigma / 2)
+
+    def calls_per_step(self) -> dict[str, int]:
+        teacher = (2 if self.settings.weighting == "nfsd" else 1) if self.asks else 0
+        return {"student": 1, "teacher": teacher}
+
+    def _seen(self, roles: Roles, latents: Tensor) -> Tensor:
+        return roles.decode(latents) if self.settings.space == "pixels" else latents
+
+    def _advice(self, roles: Roles, cond: Cond | None, x_t: Tensor, t: Tensor, answer: Tensor) -> Tensor:
+        """x_psi [B, ...], what the teacher would have in the answer's place."""
+        scale = self.settings.guidance_scale
+        if self.settings.weighting != "nfsd":
+            return roles.teacher(x_t, t, cond, guidance_scale=scale).x0
+        if cond is None:
+            raise ValueError("The weighting nfsd needs data with a condition: use exponential or sds.")
+        without, given = (roles.teacher(x_t, t, c).epsilon for c in (cond.null(), cond))
+        early = expand((t < self.levels[int(EARLY * len(self.levels))]).double().numpy(), x_t)
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        return answer - expand(np.asarray(sigma / alpha), x_t) * (scale * (given - without) + early * without)
+
+    def _condition(self, roles: Roles, cond: Cond | None, data: Tensor, s: Tensor) -> Tensor | None:
+        """The pooled prompt and the summary of the data, zero where the student has not seen them."""
+        summary = roles.encoder.summary(data)
+        seen = expand((~pure_rows(self.schedule, s, self.settings.terminal)).double().numpy(), summary)
+        return projection_condition(roles.helpers, cond, seen * summary)
+
+    def _unit(self, t: Tensor) -> tuple[Array, Array]:
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        norm = np.hypot(alpha, sigma) if self.schedule.family == "edm" else 1.0
+        return np.asarray(alpha / norm), np.asarray(sigma / norm)
+
+
+def _build(channels: Mapping[str, int], helpers: Helpers) -> nn.Module:
+    assert helpers.encoder is not None
+    return ProjectionHeads(dict(channels), helpers.pooled_width + helpers.encoder.summary_width)

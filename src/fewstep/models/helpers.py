@@ -1,0 +1,107 @@
+"""What losses look through beside the networks they train: a decoder, an encoder of pictures, the pooled prompt.
+
+All are frozen: gradients pass through them to the student's answer, and none stays in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import check_taps
+
+
+class Encoder(Protocol):
+    """A frozen network of pictures, [B, 3, H, W] from -1 to 1 as `Helpers.decode` makes them."""
+
+    @property
+    def tap_channels(self) -> Mapping[str, int]:
+        """Where a discriminator can look, and how many channels there are."""
+
+    @property
+    def summary_width(self) -> int:
+        """Length of what `summary` gives."""
+
+    def features(self, pictures: Tensor, taps: Iterable[str]) -> list[Tensor]:
+        """[B, C, ...] at the taps, in their order."""
+
+    def summary(self, pictures: Tensor) -> Tensor:
+        """One vector for each picture, [B, `summary_width`]."""
+
+
+def _as_it_is(latents: Tensor) -> Tensor:
+    return latents
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """The frozen helpers of a teacher. By default those of plain data: nothing to decode, no encoder, no prompt.
+
+    Attributes:
+        decode: latents [B, ...] at the scale of training -> pictures [B, 3, H, W] from -1 to 1, not clamped.
+        encoder: of pictures; None where nobody looks through one.
+        pool: a condition -> one vector for each row, [B, `pooled_width`]; None where there is nothing to pool.
+        pooled_width: its length; 0 without it.
+        networks: whatever modules stand behind these.
+    """
+
+    decode: Callable[[Tensor], Tensor] = _as_it_is
+    encoder: Encoder | None = None
+    pool: Callable[[Cond], Tensor] | None = None
+    pooled_width: int = 0
+    networks: tuple[nn.Module, ...] = ()
+
+    def pooled(self, cond: Cond | None) -> list[Tensor]:
+        """The pooled condition as a list of one, or of none."""
+        return [] if self.pool is None or cond is None else [self.pool(cond)]
+
+
+class PointEncoder(nn.Module):
+    """Stands for an encoder where data are points [B, D]: their products, and waves of two lengths along 32 directions.
+
+    Args:
+        dim: D.
+    """
+
+    directions: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        ways = torch.randn(dim, 32, generator=generator, dtype=torch.float64)
+        self.dim, self.summary_width = dim, dim
+        self.register_buffer("directions", ways / ways.norm(dim=0))
+
+    @property
+    def tap_channels(self) -> dict[str, int]:
+        return {"products": self.dim + self.dim**2, "long": 64, "short": 64}
+
+    def features(self, pictures: Tensor, taps: Iterable[str]) -> list[Tensor]:
+        """[B, D + D^2] coordinates and their products, [B, 64] long and short waves."""
+        x, found = pictures, []
+        for tap in check_taps(taps, self.tap_channels):
+            if tap == "products":
+                found.append(torch.cat([x, (x[:, :, None] * x[:, None]).flatten(1)], dim=1))
+            else:
+                phase = (1.5 if tap == "long" else 6.0) * x @ self.directions.to(x.dtype)
+                found.append(torch.cat([phase.sin(), phase.cos()], dim=1))
+        return found
+
+    def summary(self, pictures: Tensor) -> Tensor:
+        return pictures
+
+
+def one_hot_labels(num_classes: int) -> dict[str, Any]:
+    """`Helpers`' ``pool`` and ``pooled_width`` for conditions that hold a ``label``, -1 for none."""
+    if not num_classes:
+        return {}
+
+    def pool(cond: Cond) -> Tensor:
+        return (cond["label"][:, None] == torch.arange(num_classes, device=cond["label"].device)).float()
+
+    return {"pool": pool, "pooled_width": num_classes}
