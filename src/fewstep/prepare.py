@@ -23,6 +23,7 @@ from fewstep.sampling import sample
 from fewstep.sampling.solvers import SOLVERS
 from fewstep.training import distributed
 from fewstep.training.logging import progress_bar
+from fewstep.training.machine import is_out_of_memory
 
 _SEEN = 1024  # values of each weight that its fingerprint holds
 
@@ -79,7 +80,14 @@ def _make(job: Job, files: PairFiles, missing: list[int], show_progress: bool) -
             rows = files.rows(number)
             noise = torch.stack([noise_of(settings.seed, i, job.teacher.latent_shape) for i in rows]).to(device)
             cond, before = job.teacher.encode_prompts([texts[i] for i in rows]), view.cost.forward_equivalents
-            x0 = sample(view, sampler, noise, cond, settings.guidance_scale).x0
+            try:
+                x0 = sample(view, sampler, noise, cond, settings.guidance_scale).x0
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise ValueError(
+                    f"Out of memory while the teacher was sampled, {len(rows)} pictures at once: lower pairs.batch_size."
+                ) from None
             if not x0.half().isfinite().all():
                 raise ValueError(
                     f"The teacher's samples {rows[0]} to {rows[-1]} are not finite: lower pairs.guidance_scale, or try "

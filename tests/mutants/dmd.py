@@ -3,6 +3,7 @@
 from tests.mutants.mutant import planted
 
 STEP = "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]"
+FEATURES = "test_both_players_steps_are_the_papers[vp-epsilon-features-full]"
 EARLIER = "test_both_players_steps_are_the_papers[vp-epsilon-asked earlier-full]"
 
 DMD = [
@@ -17,8 +18,8 @@ DMD = [
         ),
         (
             "dmd: the student starts the pairs from fresh noise",
-            "cat([draws.start, pairs.noise])",
-            "cat([draws.start, draws.start])",
+            "torch.cat([draws.start, pairs.noise])",
+            "torch.cat([draws.start, draws.start])",
             STEP,
         ),
         (
@@ -47,9 +48,15 @@ DMD = [
         ),
         (
             "dmd: regression of the fresh answers",
-            "regression = distance(shared.reference, wanted,",
-            "regression = distance(x, wanted,",
+            "self._regression(roles, shared.reference, wanted)",
+            "self._regression(roles, x, wanted)",
             STEP,
+        ),
+        (
+            "dmd: features of the latents, not of the pictures",
+            "roles.encoder.features(roles.decode(reference), taps)",
+            "roles.encoder.features(reference, taps)",
+            FEATURES,
         ),
         (
             "dmd: the regression's weight is left out",
@@ -116,6 +123,22 @@ DMD = [
             "times = () if settings.timestep is None else (settings.timestep,)",
             "times: tuple[float, ...] = ()",
             "test_its_students_are_asked_once_where_they_were_trained",
+        ),
+    ),
+    *planted(
+        "methods/parts/distances.py",
+        "methods/test_dmd.py",
+        (
+            "dmd: features are compared with their lengths",
+            "F.normalize(working(x), dim=1) - F.normalize(working(y), dim=1)",
+            "working(x) - working(y)",
+            FEATURES,
+        ),
+        (
+            "dmd: features are normalised over the positions too",
+            "F.normalize(working(x), dim=1) - F.normalize(working(y), dim=1)",
+            "F.normalize(working(x), dim=-1) - F.normalize(working(y), dim=-1)",
+            FEATURES,
         ),
     ),
     *planted(

@@ -225,6 +225,15 @@ def test_a_teacher_that_gives_nan_is_one_sentence(options, tmp_path):
         distill(recipe, tmp_path / "run")
 
 
+def test_running_out_of_memory_says_what_to_lower(options, tmp_path, monkeypatch):
+    def too_large(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("fewstep.prepare.sample", too_large)
+    with pytest.raises(ValueError, match=r"while the teacher was sampled, 4 pictures at once: lower pairs.batch_size"):
+        prepare_data(load_recipe("scenes-64-dmd", options), tmp_path / "run", from_teacher=True)
+
+
 def test_what_a_recipe_leaves_out():
     def pairs(**recipe):
         return parse_recipe(recipe).pairs
