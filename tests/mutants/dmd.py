@@ -235,14 +235,14 @@ PAIRS = [
         "program/test_prepare.py",
         (
             "prepare: the teacher is not guided",
-            "x0 = sample(view, sampler, noise, cond, settings.guidance_scale).x0",
-            "x0 = sample(view, sampler, noise, cond).x0",
+            "x0 = sample(teacher, solver, noise, cond, settings.guidance_scale).x0",
+            "x0 = sample(teacher, solver, noise, cond).x0",
             "test_samples_are_the_guided_teachers_from_their_noise_and_captions",
         ),
         (
             "prepare: noise by the place in the file",
-            "noise_of(settings.seed, i, job.teacher.latent_shape) for i in rows",
-            "noise_of(settings.seed, i, job.teacher.latent_shape) for i in range(len(rows))",
+            "noise_of(settings.seed, i, shape) for i in rows",
+            "noise_of(settings.seed, i, shape) for i in range(len(rows))",
             "test_samples_are_the_guided_teachers_from_their_noise_and_captions",
         ),
         (
