@@ -17,12 +17,15 @@ from fewstep.data.files import only_one
 from fewstep.data.pairs import PairFiles, PairSource, noise_of
 from fewstep.data.scenes import Scenes
 from fewstep.job import Job
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
 from fewstep.models.lora import base_parameters
 from fewstep.recipe import Recipe
 from fewstep.sampling import sample
 from fewstep.sampling.solvers import SOLVERS
 from fewstep.training import distributed
 from fewstep.training.logging import progress_bar
+from fewstep.training.machine import is_out_of_memory
 
 _SEEN = 1024  # values of each weight that its fingerprint holds
 
@@ -68,26 +71,41 @@ def sample_teacher(job: Job, files: PairFiles, show_progress: bool = False) -> P
 def _make(job: Job, files: PairFiles, missing: list[int], show_progress: bool) -> None:
     """This process's share of the missing files."""
     distributed.wait()  # for the folder
-    settings, device = job.recipe.pairs, job.recipe.training.device
-    assert settings.guidance_scale is not None
-    view = job.roles.teacher.uncounted()
-    sampler = SOLVERS[settings.solver](num_inference_steps=settings.num_inference_steps)
-    texts, mine = captions(job.recipe), missing[distributed.rank() :: distributed.count()]
+    teacher, texts = job.roles.teacher.uncounted(), captions(job.recipe)
     there = files.size - sum(len(files.rows(number)) for number in missing)
     with progress_bar(files.size, there, "sampling the teacher", show_progress and distributed.first()) as advance:
-        for number in mine:
-            rows = files.rows(number)
-            noise = torch.stack([noise_of(settings.seed, i, job.teacher.latent_shape) for i in rows]).to(device)
-            cond, before = job.teacher.encode_prompts([texts[i] for i in rows]), view.cost.forward_equivalents
-            x0 = sample(view, sampler, noise, cond, settings.guidance_scale).x0
-            if not x0.half().isfinite().all():
-                raise ValueError(
-                    f"The teacher's samples {rows[0]} to {rows[-1]} are not finite: lower pairs.guidance_scale, or try "
-                    "another pairs.solver."
-                )
-            files.write(number, x0, cond, view.cost.forward_equivalents - before)
+        for number in missing[distributed.rank() :: distributed.count()]:
+            rows, before = files.rows(number), teacher.cost.forward_equivalents
+            cond = job.teacher.encode_prompts([texts[i] for i in rows])
+            x0 = _sampled(job, teacher, rows, cond)
+            files.write(number, x0, cond, teacher.cost.forward_equivalents - before)
             there += distributed.count() * len(rows)
             advance(min(there, files.size))
+
+
+def _sampled(job: Job, teacher: Denoiser, rows: range, cond: Cond) -> Tensor:
+    """Latents [rows, ...] as the recipe asks for them.
+
+    Raises:
+        ValueError: they are not finite in float16, or memory does not suffice.
+    """
+    settings, shape = job.recipe.pairs, job.teacher.latent_shape
+    assert settings.guidance_scale is not None
+    noise = torch.stack([noise_of(settings.seed, i, shape) for i in rows]).to(job.recipe.training.device)
+    solver = SOLVERS[settings.solver](num_inference_steps=settings.num_inference_steps)
+    try:
+        x0 = sample(teacher, solver, noise, cond, settings.guidance_scale).x0
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        asked = f"{len(rows)} pictures at once"
+        raise ValueError(f"Out of memory while the teacher was sampled, {asked}: lower pairs.batch_size.") from None
+    if not x0.half().isfinite().all():
+        raise ValueError(
+            f"The teacher's samples {rows[0]} to {rows[-1]} are not finite: lower pairs.guidance_scale, or try another "
+            "pairs.solver."
+        )
+    return x0
 
 
 def captions(recipe: Recipe) -> list[str]:

@@ -43,6 +43,7 @@ SETTINGS = [
     {"adversarial_weight": 0.0},
     {"solver": "heun", "target_decay": 0.9, "guidance_scale": 3.0},
     {"variant": "ct"},
+    {"regression_space": "features"},
     {"variant": "ct", "first_grid_steps": 2, "timestep_sampling": "lognormal", "loss": "sample-huber"},
     {"denoising_weight": 0.0, "solver": "heun"},
     {"num_inference_steps": 1, "discriminator_backbone": "teacher", "head": "residual"},

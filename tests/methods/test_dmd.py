@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from fewstep.methods.dmd import DMD, Draws
 from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Weights
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import build_roles
@@ -23,6 +25,7 @@ SETTINGS = {
     "unguided": dict(guidance_scale=1.0),
     "guided": dict(guidance_scale=3.0),
     "kl, huber": dict(guidance_scale=3.0, weighting="kl", regression="huber", huber_c=0.3, regression_weight=2.0),
+    "features": dict(guidance_scale=2.0, regression_space="features"),
     "asked earlier": dict(guidance_scale=1.0, timestep=0.4),
 }
 START = {"vp": 999.0, "edm": 80.0, "flow": 1.0}
@@ -33,6 +36,27 @@ EARLIER = {"vp": 399.0, "edm": 3.0, "flow": 0.4}
 def settings_of(schedule, variant):
     settings = dict(SETTINGS[variant])
     return settings | ({"timestep": EARLIER[schedule]} if "timestep" in settings else {})
+
+
+class Encoder:
+    """Two layers of pictures [B, 2, 2, 2]: a vector and a map, from matrices of its own."""
+
+    tap_channels: ClassVar = {"flat": 5, "map": 3}
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(7)
+        self.flat, self.map = (torch.randn(*s, generator=generator).double() for s in ((8, 5), (2, 3)))
+
+    def features(self, pictures, taps):
+        found = {
+            "flat": torch.tanh(pictures.flatten(1) @ self.flat),
+            "map": torch.einsum("bchw,cd->bdhw", pictures**2, self.map),
+        }
+        return [found[tap] for tap in taps]
+
+
+def decode(latents):
+    return torch.sin(latents) + 0.3 * latents.flip(1)
 
 
 @dataclass
@@ -53,9 +77,8 @@ def problem(name, kind, variant="guided", weights="full"):
     network = Network().double()
     base = copy.deepcopy(network)
     training = TrainingSettings(precision="fp64")
-    roles = build_roles(
-        Denoiser(network, SCHEDULES[name], kind), method, training, Weights(weights, rank=RANK, alpha=SCALE * RANK)
-    )
+    held, helpers = Weights(weights, rank=RANK, alpha=SCALE * RANK), Helpers(decode, Encoder())
+    roles = build_roles(Denoiser(network, SCHEDULES[name], kind), method, training, held, helpers=helpers)
     with torch.no_grad():
         for role in ("student", "fake"):
             for p in roles.tensors_of(role).values():
@@ -110,7 +133,10 @@ def by_hand(p):
     else:
         gap = gap / torch.stack([abs(a - b).mean() for a, b in zip(x.detach(), real, strict=True)]).reshape(3, 1, 1, 1)
     matching = 0.5 * ((x - (x - gap).detach()) ** 2).mean()
-    regression = distance(reference, p.batch.pairs.x0, settings.regression, settings.huber_c)
+    if settings.regression_space == "latents":
+        regression = distance(reference, p.batch.pairs.x0, settings.regression, settings.huber_c)
+    else:
+        regression = perceptual(decode(reference), decode(p.batch.pairs.x0))
     total = matching + settings.regression_weight * regression
     total.backward()
     t = p.draws.fake_time.numpy()
@@ -130,6 +156,21 @@ def by_hand(p):
     lost.backward()
     gradients = ({key: leaf.grad for key, leaf in role.items()} for role in (student, fake))
     return Step(x, reference, matching, regression, total, lost, *gradients)
+
+
+def perceptual(a, b):
+    """LPIPS' formula without its weights, by loops over layers, rows and places."""
+    encoder, layers = Encoder(), []
+    for one, other in zip(encoder.features(a, ["flat", "map"]), encoder.features(b, ["flat", "map"]), strict=True):
+        places = one.flatten(2) if one.ndim > 2 else one[:, :, None]
+        others = other.flatten(2) if other.ndim > 2 else other[:, :, None]
+        found = [
+            ((x / (x**2).sum().sqrt() - y / (y**2).sum().sqrt()) ** 2).sum()
+            for row, wanted in zip(places, others, strict=True)
+            for x, y in zip(row.T, wanted.T, strict=True)
+        ]
+        layers.append(sum(found) / len(found))
+    return sum(layers) / 2
 
 
 def actual(p):
@@ -208,6 +249,7 @@ def test_data_without_pairs_is_one_sentence():
     [
         ({"num_inference_steps": 4}, "DMD has no setting 'num_inference_steps'"),
         ({"regression": "lpips"}, "Unknown loss 'lpips': use l2, huber"),
+        ({"regression_space": "pixels"}, "Unknown regression_space 'pixels': use latents or features"),
         ({"regression_weight": -1.0}, "regression_weight must be at least 0 and finite, not -1.0"),
         ({"regression_weight": math.nan}, "regression_weight must be at least 0 and finite"),
         ({"weighting": "sds"}, "Unknown weighting 'sds': use l1, kl"),
@@ -218,6 +260,11 @@ def test_data_without_pairs_is_one_sentence():
 def test_wrong_settings_are_one_sentence(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         DMD(Schedule.scaled_linear(), **settings)
+
+
+def test_an_encoder_is_asked_for_where_features_are_compared():
+    vp = Schedule.scaled_linear()
+    assert (DMD(vp).encoder, DMD(vp, regression_space="features").encoder) == ("", "scenes-64")
 
 
 def test_its_students_are_asked_once_where_they_were_trained():

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import MixtureSource
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
@@ -289,7 +290,9 @@ def mlp_teacher(method=None):
 
 def losses(method, roles, step=0):
     rng = Rng(0, step, 8)
-    batch = MixtureSource(RING, CLASSES).batch(rng)
+    labels = Cond({"label": torch.arange(12) % 3}, null={"label": torch.tensor([-1])})
+    pairs = PairSource(RING.sample(12, torch.Generator().manual_seed(0)), labels, seed=0)
+    batch = WithPairs(MixtureSource(RING, CLASSES), pairs).batch(rng)
     draws = method.draw(batch, rng, Progress(step, 1))
     shared = method.prepare(roles, batch, draws, {p.name for p in method.players})
     return {p.name: getattr(method, p.name)(roles, batch, draws, shared) for p in method.players}

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import planted
 
 STEP = "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]"
+FEATURES = "test_both_players_steps_are_the_papers[vp-epsilon-features-full]"
 EARLIER = "test_both_players_steps_are_the_papers[vp-epsilon-asked earlier-full]"
 
 DMD = [
@@ -17,8 +18,8 @@ DMD = [
         ),
         (
             "dmd: the student starts the pairs from fresh noise",
-            "cat([draws.start, pairs.noise])",
-            "cat([draws.start, draws.start])",
+            "torch.cat([draws.start, pairs.noise])",
+            "torch.cat([draws.start, draws.start])",
             STEP,
         ),
         (
@@ -47,9 +48,15 @@ DMD = [
         ),
         (
             "dmd: regression of the fresh answers",
-            "regression = distance(shared.reference, wanted,",
-            "regression = distance(x, wanted,",
+            "self._regression(roles, shared.reference, wanted)",
+            "self._regression(roles, x, wanted)",
             STEP,
+        ),
+        (
+            "dmd: features of the latents, not of the pictures",
+            "roles.encoder.features(roles.decode(reference), taps)",
+            "roles.encoder.features(reference, taps)",
+            FEATURES,
         ),
         (
             "dmd: the regression's weight is left out",
@@ -116,6 +123,22 @@ DMD = [
             "times = () if settings.timestep is None else (settings.timestep,)",
             "times: tuple[float, ...] = ()",
             "test_its_students_are_asked_once_where_they_were_trained",
+        ),
+    ),
+    *planted(
+        "methods/parts/distances.py",
+        "methods/test_dmd.py",
+        (
+            "dmd: features are compared with their lengths",
+            "F.normalize(working(x), dim=1) - F.normalize(working(y), dim=1)",
+            "working(x) - working(y)",
+            FEATURES,
+        ),
+        (
+            "dmd: features are normalised over the positions too",
+            "F.normalize(working(x), dim=1) - F.normalize(working(y), dim=1)",
+            "F.normalize(working(x), dim=-1) - F.normalize(working(y), dim=-1)",
+            FEATURES,
         ),
     ),
     *planted(
@@ -212,14 +235,14 @@ PAIRS = [
         "program/test_prepare.py",
         (
             "prepare: the teacher is not guided",
-            "x0 = sample(view, sampler, noise, cond, settings.guidance_scale).x0",
-            "x0 = sample(view, sampler, noise, cond).x0",
+            "x0 = sample(teacher, solver, noise, cond, settings.guidance_scale).x0",
+            "x0 = sample(teacher, solver, noise, cond).x0",
             "test_samples_are_the_guided_teachers_from_their_noise_and_captions",
         ),
         (
             "prepare: noise by the place in the file",
-            "noise_of(settings.seed, i, job.teacher.latent_shape) for i in rows",
-            "noise_of(settings.seed, i, job.teacher.latent_shape) for i in range(len(rows))",
+            "noise_of(settings.seed, i, shape) for i in rows",
+            "noise_of(settings.seed, i, shape) for i in range(len(rows))",
             "test_samples_are_the_guided_teachers_from_their_noise_and_captions",
         ),
         (

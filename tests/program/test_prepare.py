@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,8 +25,10 @@ from fewstep.models import scenes64
 from fewstep.models.families import load_teacher
 from fewstep.prepare import fingerprint
 from fewstep.recipe import RecipeError, load_recipe, parse_recipe
+from fewstep.training import distributed
 from fewstep.training.checkpoint import latest, load, same
 from tests.program.conftest import SHORT, inside, sets
+from tests.training.several import spawn
 
 FEW = ["pairs.size=10", "pairs.batch_size=4", "pairs.num_inference_steps=2", "data.size=7", "pairs.seed=5"]
 
@@ -105,6 +108,19 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(made, options, tmp_pat
     cost = prepare_data(load_recipe("scenes-64-dmd", options), tmp_path / "run", from_teacher=True).cost
     assert same_files(tmp_path / "run", made) and kept.stat().st_mtime_ns == before
     assert cost == 10 * 2 * 2  # a picture: two steps, both branches of guidance; nothing twice
+
+
+def _share(folder, options):
+    """In each of two processes, of their own: what is patched here is patched nowhere else."""
+    write, written = PairFiles.write, []
+    PairFiles.write = lambda self, number, *rest: (written.append(number), write(self, number, *rest))
+    assert prepare_data(load_recipe("scenes-64-dmd", options), Path(folder), from_teacher=True).cost == 40
+    assert written == ([0, 2], [1])[distributed.rank()]
+
+
+def test_two_processes_share_the_files_out(made, options, tmp_path):
+    spawn(_share, str(tmp_path / "run"), options)
+    assert same_files(tmp_path / "run", made)
 
 
 def test_ctrl_c_says_how_to_go_on(options, tmp_path, monkeypatch, capsys):
@@ -207,6 +223,15 @@ def test_a_teacher_that_gives_nan_is_one_sentence(options, tmp_path):
     recipe = load_recipe("scenes-64-dmd", [*options, "pairs.guidance_scale=1e30"])
     with pytest.raises(ValueError, match=r"samples 0 to 3 are not finite: lower pairs.guidance_scale"):
         distill(recipe, tmp_path / "run")
+
+
+def test_running_out_of_memory_says_what_to_lower(options, tmp_path, monkeypatch):
+    def too_large(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("fewstep.prepare.sample", too_large)
+    with pytest.raises(ValueError, match=r"while the teacher was sampled, 4 pictures at once: lower pairs.batch_size"):
+        prepare_data(load_recipe("scenes-64-dmd", options), tmp_path / "run", from_teacher=True)
 
 
 def test_what_a_recipe_leaves_out():

@@ -19,7 +19,8 @@ from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Turbo, LADD, Lightning)}
+_ALL = (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Turbo, LADD, Lightning)
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _ALL}
 
 
 def find_method(name: str) -> type[Method]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.diffusion.schedule import Array, expand, working
@@ -31,6 +34,15 @@ def distance(a: Tensor, b: Tensor, kind: Distance = "l2", huber_c: float = 1e-3,
         c = huber_c * math.sqrt(difference.shape[1])
         each = (difference.square().sum(1) + c**2).sqrt() - c
     return each.mean() if weight is None else (expand(weight, each) * each).mean()
+
+
+def feature_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Mean over layers, samples and positions of |u(a) - u(b)|^2 of features [B, C, ...], u the unit vector over C.
+
+    LPIPS (Zhang et al. 2018, eq. 1) with all of its learned weights 1, and the mean over layers for its sum.
+    """
+    apart = [F.normalize(working(x), dim=1) - F.normalize(working(y), dim=1) for x, y in zip(a, b, strict=True)]
+    return torch.stack([difference.square().sum(dim=1).mean() for difference in apart]).mean()
 
 
 def check_distance(kind: str) -> None:
