@@ -122,6 +122,11 @@ def teacher(p, x_t, t):
 # ------------------------------------------------------------------ heads
 
 
+def sized(vectors):
+    """At a root mean square of 1."""
+    return vectors / (vectors**2).sum(dim=1, keepdim=True).div(vectors.shape[1]).sqrt()
+
+
 def normalised(weight):
     """Over its largest singular value, by eight power iterations from one fixed vector."""
     matrix = weight.reshape(len(weight), -1)

@@ -66,7 +66,7 @@ def by_hand(p, random):
     alpha, sigma = alpha_sigma(p.name, t)
     fake = features(p, alpha * answer + sigma * random.fake_noise, t)
     real = features(p, alpha * p.batch.x0 + sigma * random.real_noise, t)
-    condition = torch.cat([p.batch.cond["text"], level_sines(p.name, t)], dim=1)
+    condition = torch.cat([hand.sized(x) for x in (p.batch.cond["text"], level_sines(p.name, t))], dim=1)
     step = SimpleNamespace(x_s=x_s, answer=answer)
     said = hand.heads(weights, fake, condition)
     kept = hand.heads(weights, {tap: f.detach() for tap, f in fake.items()}, condition)

@@ -85,7 +85,7 @@ def by_hand(p, random):
         fake, real = ({tap: f.flatten(2) for tap, f in side.items()} for side in (fake, real))
         summary = encoder.summary(data)
         blind = (random.level == 0) & (settings.terminal == "noise" or p.name == "flow")
-        condition = torch.cat([p.batch.cond["text"], summary * ~blind[:, None]], dim=1)
+        condition = torch.cat([hand.sized(p.batch.cond["text"]), hand.sized(summary) * ~blind[:, None]], dim=1)
         said = hand.heads(weights, fake, condition)
         step.loss = step.loss - settings.adversarial_weight * sum(f.mean() for f in said) / 2
         said = hand.heads(weights, {tap: f.detach() for tap, f in fake.items()}, condition)
@@ -155,7 +155,7 @@ def test_heads_are_told_the_picture_where_the_student_saw_it():
     """At the level of noise alone D would else demand the very picture that the student never saw."""
     p, random = problem(Turbo, "vp", "epsilon"), draws({})
     told = p.method.prepare(p.roles, p.batch, random, {"student"}).condition
-    assert torch.equal(told[:, :3], p.batch.cond["text"])
+    torch.testing.assert_close(told[:, :3], hand.sized(p.batch.cond["text"]), rtol=1e-12, atol=0)
     assert (told[:, 3:] == 0).all(1).tolist() == [True, False, False, False, True, False]
     p = problem(Turbo, "vp", "epsilon", terminal="table")
     assert (p.method.prepare(p.roles, p.batch, random, {"student"}).condition != 0).all()
