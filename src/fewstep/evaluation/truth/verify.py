@@ -9,6 +9,7 @@ from typing import Any
 
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
+from fewstep.evaluation.truth.adversarial import ladd_fixed_rows, turbo_fixed_rows
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.cm import cm_fixed_point, cm_fixed_point_rows, cm_rows
 from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
@@ -20,10 +21,12 @@ from fewstep.evaluation.truth.trajectory import ctm_fixed_rows, ctm_rows
 from fewstep.methods.base import Method
 from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
+from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.registry import find_method
 from fewstep.methods.tcd import TCD
+from fewstep.methods.turbo import Turbo
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
 
@@ -114,6 +117,10 @@ def _fixed_point_rows(bench: Bench, method: Method) -> list[Row]:
         return fixed_rows(bench, method) + convergence_rows(bench, method)
     if isinstance(method, CTM):
         return ctm_fixed_rows(bench, method) + convergence_rows(bench, method)
+    if isinstance(method, Turbo):
+        return turbo_fixed_rows(bench, method)
+    if isinstance(method, LADD):
+        return ladd_fixed_rows(bench, method)
     return []
 
 
