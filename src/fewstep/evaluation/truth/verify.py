@@ -53,7 +53,7 @@ def verify(
         seed: of data, starts and student.
         schedule: Stable Diffusion's by default, EDM's for CM and CTM.
         steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200), 12,000 at most; 0
-            trains nothing.
+            trains nothing, the default of ADD and LADD, whose games have no known end on a finite network.
         settings: of the method, over its ``truth_settings``.
 
     Raises:
@@ -77,6 +77,8 @@ def verify(
     started = time.process_time()
     report.rows += contract_rows(bench, chosen)
     report.rows += _fixed_point_rows(bench, chosen)
+    if steps is None and isinstance(chosen, Turbo | LADD):
+        steps = 0
     if steps is None:
         per_hop = LINE_STEPS_PER_HOP if on_a_line and mixture.dim == 1 else STEPS_PER_HOP
         steps = min(MAX_STEPS, per_hop * getattr(chosen.settings, "num_grid_steps", 10))
