@@ -4,8 +4,8 @@ from tests.mutants.ctm import CTM
 from tests.mutants.diagnosis import DIAGNOSIS
 from tests.mutants.dmd import DMD, PAIRS
 from tests.mutants.dmd2 import DMD2
-from tests.mutants.lightning import LIGHTNING
 from tests.mutants.ladd import LADD
+from tests.mutants.lightning import LIGHTNING
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
 from tests.mutants.plan import EIGHT_BITS, OPTIMIZERS, PLAN

@@ -1,0 +1,115 @@
+"""How each method is held to the truth: what can be checked untrained, how a student is trained, what it must give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.evaluation.truth.adversarial import ladd_fixed_rows, turbo_fixed_rows
+from fewstep.evaluation.truth.bench import Bench
+from fewstep.evaluation.truth.cm import cm_fixed_point, cm_fixed_point_rows, cm_rows
+from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
+from fewstep.evaluation.truth.distribution import distribution_rows
+from fewstep.evaluation.truth.dmd import dmd_fixed_rows, dmd_rows
+from fewstep.evaluation.truth.matched import STEPS, matched_rows, train_matched
+from fewstep.evaluation.truth.matching import matching_rows
+from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
+from fewstep.evaluation.truth.progressive import lightning_fixed_rows, lightning_rows
+from fewstep.evaluation.truth.report import Row
+from fewstep.evaluation.truth.trajectory import ctm_fixed_rows, ctm_rows
+from fewstep.methods.base import Method
+from fewstep.methods.cm import CM
+from fewstep.methods.ctm import CTM
+from fewstep.methods.dmd import DMD
+from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.ladd import LADD
+from fewstep.methods.lcm import LCM
+from fewstep.methods.lightning import Lightning
+from fewstep.methods.pcm import PCM
+from fewstep.methods.tcd import TCD
+from fewstep.methods.turbo import Turbo
+from fewstep.models.roles import Roles
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import Trainer
+
+STEPS_PER_HOP, LINE_STEPS_PER_HOP, MAX_STEPS, BATCH = 600, 200, 12_000, 512
+
+
+def training_settings(steps: int) -> TrainingSettings:
+    """How verification trains its small students."""
+    return TrainingSettings(
+        steps=steps,
+        batch_size=BATCH,
+        learning_rate=3e-3,
+        warmup_steps=min(100, steps // 10),
+        lr_schedule="cosine",
+        ema_decay=0.0,
+        log_every=max(1, min(250, steps)),
+    )
+
+
+def train_from_scratch(bench: Bench, method: Method, steps: int, show_progress: bool = False) -> Trainer:
+    """Small networks of random weights, trained for ``steps``."""
+    return bench.train(method, training_settings(steps), show_progress)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What is known of a method.
+
+    Attributes:
+        fixed: rows about what its loss is zero at, nothing trained.
+        trained: rows about the roles of a trained student; by default the distribution it draws.
+        steps: of training; None: 600 for every hop of the training grid (on a line of CM and CTM 200), 12,000 at most.
+        train: from a bench, the method and steps to a trainer that has run.
+        on_a_line: truth is known on a line, and on EDM's schedule.
+    """
+
+    fixed: Callable[[Bench, Any], list[Row]] = lambda bench, method: []
+    trained: Callable[[Bench, Any, Roles], list[Row]] = distribution_rows
+    steps: int | None = None
+    train: Callable[[Bench, Any, int, bool], Trainer] = train_from_scratch
+    on_a_line: bool = False
+
+    def default_steps(self, method: Method, dim: int) -> int:
+        """How long a student of ``method`` is trained unless told."""
+        if self.steps is not None:
+            return self.steps
+        per_hop = LINE_STEPS_PER_HOP if self.on_a_line and dim == 1 else STEPS_PER_HOP
+        return min(MAX_STEPS, per_hop * int(getattr(method.settings, "num_grid_steps", 10)))
+
+
+def proof_of(method: type[Method] | Method) -> Proof:
+    """What is known of a method, or of the one that it was derived from; of others only that it must draw the data."""
+    cls = method if isinstance(method, type) else type(method)
+    return next((PROOFS[base] for base in cls.__mro__ if base in PROOFS), Proof())
+
+
+def _cm_fixed(bench: Bench, method: CM) -> list[Row]:
+    return cm_fixed_point_rows(bench, method, cm_fixed_point(bench, method))
+
+
+def _cm_trained(bench: Bench, method: CM, roles: Roles) -> list[Row]:
+    point = cm_fixed_point(bench, method)
+    return cm_rows(bench, method, roles, point) if point else distribution_rows(bench, method, roles)
+
+
+def _lightning_trained(bench: Bench, method: Lightning, roles: Roles) -> list[Row]:
+    return (lightning_rows if method.settings.loss == "mse" else distribution_rows)(bench, method, roles)
+
+
+PROOFS: dict[type[Method], Proof] = {
+    CM: Proof(_cm_fixed, _cm_trained, on_a_line=True),
+    LCM: Proof(lambda bench, method: loss_rows(bench, method) + convergence_rows(bench, method), lcm_rows),
+    TCD: Proof(lambda bench, method: loss_rows(bench, method) + convergence_rows(bench, method), tcd_rows),
+    PCM: Proof(lambda bench, method: fixed_rows(bench, method) + convergence_rows(bench, method), trained_rows),
+    CTM: Proof(
+        lambda bench, method: ctm_fixed_rows(bench, method) + convergence_rows(bench, method), ctm_rows, on_a_line=True
+    ),
+    DMD: Proof(dmd_fixed_rows, dmd_rows, steps=3000),
+    DMD2: Proof(lambda bench, method: matching_rows(bench.schedule), matched_rows, STEPS, train_matched),
+    Turbo: Proof(turbo_fixed_rows, steps=0),  # games whose end on a finite network nobody knows
+    LADD: Proof(ladd_fixed_rows, steps=0),
+    Lightning: Proof(lightning_fixed_rows, _lightning_trained),
+}
