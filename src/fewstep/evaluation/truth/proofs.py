@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.evaluation.truth.adversarial import ladd_fixed_rows, turbo_fixed_rows
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.cm import cm_fixed_point, cm_fixed_point_rows, cm_rows
 from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
+from fewstep.evaluation.truth.contract import contract_rows_with_discriminator
 from fewstep.evaluation.truth.distribution import distribution_rows
 from fewstep.evaluation.truth.dmd import dmd_fixed_rows, dmd_rows
-from fewstep.evaluation.truth.matched import STEPS, matched_rows, train_matched
+from fewstep.evaluation.truth.matched import RING, STEPS, matched_rows, train_matched
 from fewstep.evaluation.truth.matching import matching_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
 from fewstep.evaluation.truth.progressive import lightning_fixed_rows, lightning_rows
@@ -33,6 +35,7 @@ from fewstep.models.roles import Roles
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
 
+LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])  # for CM and CTM: CT's truth is known on lines
 STEPS_PER_HOP, LINE_STEPS_PER_HOP, MAX_STEPS, BATCH = 600, 200, 12_000, 512
 
 
@@ -63,13 +66,15 @@ class Proof:
         trained: rows about the roles of a trained student; by default the distribution it draws.
         steps: of training; None: 600 for every hop of the training grid (on a line of CM and CTM 200), 12,000 at most.
         train: from a bench, the method and steps to a trainer that has run.
-        on_a_line: truth is known on a line, and on EDM's schedule.
+        mixture: the data of `fewstep verify` by default; a ring of eight modes.
+        on_a_line: truth is best known on a line, and on EDM's schedule.
     """
 
     fixed: Callable[[Bench, Any], list[Row]] = lambda bench, method: []
     trained: Callable[[Bench, Any, Roles], list[Row]] = distribution_rows
     steps: int | None = None
     train: Callable[[Bench, Any, int, bool], Trainer] = train_from_scratch
+    mixture: GaussianMixture = field(default_factory=GaussianMixture.ring)
     on_a_line: bool = False
 
     def default_steps(self, method: Method, dim: int) -> int:
@@ -95,20 +100,28 @@ def _cm_trained(bench: Bench, method: CM, roles: Roles) -> list[Row]:
     return cm_rows(bench, method, roles, point) if point else distribution_rows(bench, method, roles)
 
 
+def _dmd2_fixed(bench: Bench, method: DMD2) -> list[Row]:
+    rows = [] if method.game else contract_rows_with_discriminator(bench, method)
+    return rows + matching_rows(bench.schedule)
+
+
 def _lightning_trained(bench: Bench, method: Lightning, roles: Roles) -> list[Row]:
     return (lightning_rows if method.settings.loss == "mse" else distribution_rows)(bench, method, roles)
 
 
 PROOFS: dict[type[Method], Proof] = {
-    CM: Proof(_cm_fixed, _cm_trained, on_a_line=True),
+    CM: Proof(_cm_fixed, _cm_trained, mixture=LINE, on_a_line=True),
     LCM: Proof(lambda bench, method: loss_rows(bench, method) + convergence_rows(bench, method), lcm_rows),
     TCD: Proof(lambda bench, method: loss_rows(bench, method) + convergence_rows(bench, method), tcd_rows),
     PCM: Proof(lambda bench, method: fixed_rows(bench, method) + convergence_rows(bench, method), trained_rows),
     CTM: Proof(
-        lambda bench, method: ctm_fixed_rows(bench, method) + convergence_rows(bench, method), ctm_rows, on_a_line=True
+        lambda bench, method: ctm_fixed_rows(bench, method) + convergence_rows(bench, method),
+        ctm_rows,
+        mixture=LINE,
+        on_a_line=True,
     ),
     DMD: Proof(dmd_fixed_rows, dmd_rows, steps=3000),
-    DMD2: Proof(lambda bench, method: matching_rows(bench.schedule), matched_rows, STEPS, train_matched),
+    DMD2: Proof(_dmd2_fixed, matched_rows, STEPS, train_matched, RING),  # where its levels see the modes' shape
     Turbo: Proof(turbo_fixed_rows, steps=0),  # games whose end on a finite network nobody knows
     LADD: Proof(ladd_fixed_rows, steps=0),
     Lightning: Proof(lightning_fixed_rows, _lightning_trained),

@@ -16,8 +16,6 @@ from fewstep.evaluation.truth.report import Report
 from fewstep.methods.base import Method
 from fewstep.methods.registry import find_method
 
-LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])  # for CM and CTM: CT's truth is known on lines
-
 
 def verify(
     method: str | type[Method] | Method,
@@ -33,7 +31,8 @@ def verify(
 
     Args:
         method: a name, a `Method` subclass (yours too), or an instance.
-        mixture: the data, or a JSON file of it; a ring of eight modes by default, two modes on a line for CM and CTM.
+        mixture: the data, or a JSON file of it; by default `Proof.mixture`: a ring of eight modes, for DMD2 four times
+            as large, for CM and CTM two modes on a line.
         seed: of data, starts and student.
         schedule: Stable Diffusion's by default, EDM's for CM and CTM.
         steps: of training; by default what `Proof.steps` says of the method; 0 trains nothing.
@@ -47,7 +46,7 @@ def verify(
     schedule = schedule or (Schedule.edm() if proof.on_a_line else Schedule.scaled_linear())
     chosen = _instance(cls, schedule, settings)
     if mixture is None:
-        mixture = LINE if proof.on_a_line else GaussianMixture.ring()
+        mixture = proof.mixture
     elif not isinstance(mixture, GaussianMixture):
         mixture = GaussianMixture.from_json(mixture)
     scale = getattr(chosen.settings, "guidance_scale", 1.0)
