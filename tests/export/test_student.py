@@ -119,3 +119,14 @@ def test_a_card_says_how_to_sample(tmp_path):
     assert sampler_of(card, num_inference_steps=8, eta=0.0).eta == 0.0
     other = sampler_of(card, "euler", timesteps=[999, 499])
     assert other.name == "euler" and other.num_inference_steps is None
+
+
+def test_a_card_with_timesteps_leads_there_unless_the_user_says_otherwise(tmp_path):
+    save_student(tmp_path, trained(), replace(CARD, sampler="renoise", timesteps=(899.0, 399.0), num_inference_steps=2))
+    card = load_card(tmp_path)
+    for asked in ({}, {"num_inference_steps": 2}):
+        assert sampler_of(card, **asked).times(VP).tolist() == [899, 399, -1]
+    assert sampler_of(card, num_inference_steps=4).times(VP).tolist() == [999, 749, 499, 249, -1]
+    assert sampler_of(card, timesteps=[499]).times(VP).tolist() == [499, -1]
+    assert sampler_of(card, num_inference_steps=2, timestep_spacing="leading").times(VP).tolist() == [500, 0, -1]
+    assert sampler_of(card, "ddim", num_inference_steps=2).times(VP).tolist() == [999, 499, -1]

@@ -167,7 +167,7 @@ def test_each_loss_reaches_its_players_parameters_and_nobody_elses(cls, settings
 @every_method
 def test_every_loss_is_a_scalar_with_detached_parts(cls, settings, kind):
     method, roles, _ = build(cls, settings, kind)
-    for loss in step(method, roles, rng_of())[1].values():
+    for loss in (term for whole in step(method, roles, rng_of())[1].values() for term in whole.terms()):
         assert loss.total.shape == () and loss.total.dtype == torch.float64 and loss.total.requires_grad
         assert all(v.shape == () and not v.requires_grad for v in (loss.parts | loss.stats).values())
 
@@ -182,8 +182,9 @@ def test_same_draws_same_loss_to_the_bit_and_other_draws_another(cls, settings, 
     _, again = step(method, roles, rng_of())
     _, other = step(method, roles, rng_of(step=1))
     for name in first:
-        assert torch.equal(first[name].total, again[name].total)
-        assert not torch.equal(first[name].total, other[name].total)
+        for one, same, another in zip(first[name].terms(), again[name].terms(), other[name].terms(), strict=True):
+            assert torch.equal(one.total, same.total)
+            assert not torch.equal(one.total, another.total)
 
 
 def fields(draws):

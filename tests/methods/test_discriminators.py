@@ -253,6 +253,17 @@ def test_a_network_without_features_is_refused():
         Roles(Denoiser(toy, VP)).add_heads("discriminator", Heads)
 
 
+def test_heads_are_built_for_the_network_of_their_own_backbone_and_for_its_last_tap_alone():
+    roles = Roles(Denoiser(MLP(VP, 2, width=8, depth=2), VP))
+    roles.add_network("fake", MLP(VP, 2, width=16, depth=3), "sample")
+    game = Discriminator(backbone="fake", taps="last")
+    spec = game.spec()
+    heads = roles.add_heads(spec.name, spec.build, spec.backbone)
+    assert heads.taps == ("block2",) and next(heads.parameters()).shape[1] == 16
+    assert game.logits(roles, game.features(roles, torch.ones(3, 2), 500, None))[0].shape == (3, 1)
+    assert roles.fake.cost.calls == 1 and roles.teacher.cost.calls == 0
+
+
 def test_softplus_is_not_saturating():
     """A generator far behind still learns: slope 1 where the saturating loss has none."""
     x = torch.tensor([[-30.0]], requires_grad=True)

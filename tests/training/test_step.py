@@ -41,6 +41,18 @@ class Pull(Method):
         return Loss((roles.critic(draws, 500).output - 2 * batch.x0).square().mean())
 
 
+class PullInParts(Pull):
+    """The critic's error in three terms, each made after the one before."""
+
+    def critic(self, roles, batch, draws, shared):
+        def part(number):
+            error = (roles.critic(draws, 500).output - 2 * batch.x0).square().mean()
+            then = (lambda: part(number + 1)) if number < 2 else None
+            return Loss((0.5, 0.3, 0.2)[number] * error, {f"part{number}": error.detach()}, then=then)
+
+        return part(0)
+
+
 class Affine(nn.Module):
     def __init__(self):
         super().__init__()
@@ -50,7 +62,7 @@ class Affine(nn.Module):
         return self.layer(x)
 
 
-def pull(**settings):
+def pull(cls=Pull, **settings):
     torch.manual_seed(0)
     networks = {name: Affine().double() for name in ("student", "critic")}
     roles = Roles(Denoiser(Affine().double(), VP, "sample"))
@@ -58,7 +70,7 @@ def pull(**settings):
         roles.add_network(name, network, "sample")
     roles.follow("target", "student", DECAY)
     settings = {"precision": "fp64", "batch_size": 8, "learning_rate": RATE, "max_grad_norm": LIMIT} | settings
-    return Trainer(Pull(VP), roles, SOURCE, TrainingSettings(**settings), seed=5), networks
+    return Trainer(cls(VP), roles, SOURCE, TrainingSettings(**settings), seed=5), networks
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
@@ -86,6 +98,19 @@ def test_steps_are_adamw_on_clipped_gradients_then_the_average(accumulation):
                 torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
         for key, p in run.roles.tensors_of("target").items():
             torch.testing.assert_close(p, average[key], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_terms_that_go_backward_one_after_the_other_are_one_loss(accumulation):
+    (whole, _), (parts, _) = pull(accumulation=accumulation), pull(PullInParts, accumulation=accumulation)
+    for step in range(3):
+        whole.step(step)
+        parts.step(step)
+    a, b = whole.tensors(), parts.tensors()
+    assert a.keys() == b.keys() and all(torch.allclose(a[key], b[key], rtol=1e-12, atol=1e-14) for key in a)
+    said, in_parts = whole.meter.read(), parts.meter.read()
+    assert in_parts["critic/loss"] == pytest.approx(said["critic/loss"], rel=1e-12)
+    assert all(in_parts[f"critic/part{i}"] == pytest.approx(said["critic/loss"], rel=1e-12) for i in range(3))
 
 
 def test_a_method_is_told_where_it_stands_and_who_is_due():

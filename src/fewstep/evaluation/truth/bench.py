@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -93,25 +94,23 @@ class Bench:
         """The exact teacher with a small network for every role that ``method`` trains."""
         classes = self.mixture.num_classes
         roles = Roles(self.teacher, helpers=Helpers(encoder=PointEncoder(self.mixture.dim), **one_hot_labels(classes)))
-        centre = self.mixture.weights @ self.mixture.means
-        spread = (self.mixture.weights[:, None] * (self.mixture.means - centre) ** 2).sum() + self.width**2
-        std = float((spread / self.mixture.dim).sqrt())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_key(self.seed, "student") % 2**63)
             for spec in method.roles():
                 if spec.follows is None:
-                    network = MLP(
-                        self.schedule,
-                        self.mixture.dim,
-                        num_classes=self.mixture.num_classes,
-                        accepts=frozenset(spec.extra_inputs),
-                        mean=centre,
-                        std=std,
-                    )
-                    roles.add_network(spec.name, network.to(dtype), "sample")
+                    roles.add_network(spec.name, self.network(spec.extra_inputs).to(dtype), "sample")
             for heads in method.heads():
                 roles.add_heads(heads.name, heads.build, heads.backbone, heads.conditioned).to(dtype)
         return roles
+
+    def network(self, extra_inputs: Iterable[str] = (), kind: str = "sample") -> MLP:
+        """A small network of random weights for this mixture; of kind "sample" its answers begin with its size."""
+        centre = self.mixture.weights @ self.mixture.means
+        spread = (self.mixture.weights[:, None] * (self.mixture.means - centre) ** 2).sum() + self.width**2
+        std = float((spread / self.mixture.dim).sqrt())
+        mean, scale = (centre, std) if kind == "sample" else (None, 1.0)
+        classes, accepts = self.mixture.num_classes, frozenset(extra_inputs)
+        return MLP(self.schedule, self.mixture.dim, num_classes=classes, accepts=accepts, mean=mean, std=scale)
 
     def train(self, method: Method, settings: TrainingSettings, show_progress: bool = False) -> Trainer:
         """Train ``method`` from scratch; the trainer holds the roles and the log's last record."""

@@ -25,7 +25,7 @@ def contract_rows(bench: Bench, method: Method) -> list[Row]:
     roles = bench.roles(method, settings.dtype)
     follow(roles, method, settings)
     (first, _), (again, _) = _losses(bench, method, roles), _losses(bench, method, roles)
-    difference = max(abs(first[name].total.item() - again[name].total.item()) for name in first)
+    difference = max(abs(_value(first[name]) - _value(again[name])) for name in first)
     return [
         Row("same draws, same loss: difference", 0.0, difference, 0.0),
         *_gradient_rows(bench, method, roles, settings),
@@ -41,6 +41,10 @@ def _losses(bench: Bench, method: Method, roles: Roles) -> tuple[dict[str, Loss]
     shared = method.prepare(roles, batch, draws, {player.name for player in method.players})
     losses = {player.name: getattr(method, player.name)(roles, batch, draws, shared) for player in method.players}
     return losses, draws
+
+
+def _value(loss: Loss) -> float:
+    return sum(term.total.item() for term in loss.terms())
 
 
 def _gradient_rows(bench: Bench, method: Method, roles: Roles, settings: TrainingSettings) -> list[Row]:
@@ -70,7 +74,9 @@ def _call_rows(bench: Bench, method: Method, roles: Roles) -> list[Row]:
     """Counted network calls against those the method declares; roles that share one view count together."""
     views = roles.views()
     before = {name: view.cost.calls for name, view in views.items()}
-    _, draws = _losses(bench, method, roles)
+    losses, draws = _losses(bench, method, roles)
+    for loss in losses.values():
+        _value(loss)
     declared = method.calls(draws)
     shared: dict[int, list[str]] = {}
     for name, view in views.items():

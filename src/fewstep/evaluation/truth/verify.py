@@ -14,7 +14,9 @@ from fewstep.evaluation.truth.cm import cm_fixed_point, cm_fixed_point_rows, cm_
 from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
 from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.distribution import distribution_rows
-from fewstep.evaluation.truth.dmd import dmd_fixed_rows, dmd_rows
+from fewstep.evaluation.truth.dmd import PAIRED_STEPS, dmd_fixed_rows, dmd_rows
+from fewstep.evaluation.truth.matched import STEPS, matched_rows, train_matched
+from fewstep.evaluation.truth.matching import matching_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
 from fewstep.evaluation.truth.report import Report, Row
 from fewstep.evaluation.truth.trajectory import ctm_fixed_rows, ctm_rows
@@ -22,6 +24,7 @@ from fewstep.methods.base import Method
 from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
+from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.registry import find_method
@@ -51,8 +54,8 @@ def verify(
         mixture: the data, or a JSON file of it; a ring of eight modes by default, two modes on a line for CM and CTM.
         seed: of data, starts and student.
         schedule: Stable Diffusion's by default, EDM's for CM and CTM.
-        steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200; DMD, which has none,
-            3,000 in all), 12,000 at most; 0 trains nothing.
+        steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200), 12,000 at most,
+            for DMD2 4,000, for DMD 3,000; 0 trains nothing.
         settings: of the method, over its ``truth_settings``.
 
     Raises:
@@ -78,10 +81,13 @@ def verify(
     report.rows += _fixed_point_rows(bench, chosen)
     if steps is None:
         per_hop = LINE_STEPS_PER_HOP if on_a_line and mixture.dim == 1 else STEPS_PER_HOP
-        hops = 5 if isinstance(chosen, DMD) else 10  # without a grid
-        steps = min(MAX_STEPS, per_hop * getattr(chosen.settings, "num_grid_steps", hops))
+        steps = min(MAX_STEPS, per_hop * getattr(chosen.settings, "num_grid_steps", 10))
+        steps = STEPS if isinstance(chosen, DMD2) else PAIRED_STEPS if isinstance(chosen, DMD) else steps
     if steps:
-        trainer = bench.train(chosen, training_settings(steps), show_progress)
+        if isinstance(chosen, DMD2):
+            trainer = train_matched(bench, chosen, steps, show_progress)
+        else:
+            trainer = bench.train(chosen, training_settings(steps), show_progress)
         report.rows += _trained_rows(bench, chosen, trainer)
     seconds = time.process_time() - started
     report.about = f"{mixture}, {schedule.family} schedule, seed {seed}, {steps} steps, {seconds:.0f} s of CPU"
@@ -119,6 +125,8 @@ def _fixed_point_rows(bench: Bench, method: Method) -> list[Row]:
         return ctm_fixed_rows(bench, method) + convergence_rows(bench, method)
     if isinstance(method, DMD):
         return dmd_fixed_rows(bench, method)
+    if isinstance(method, DMD2):
+        return matching_rows(bench.schedule)
     return []
 
 
@@ -133,6 +141,8 @@ def _trained_rows(bench: Bench, method: Method, trainer: Trainer) -> list[Row]:
         return ctm_rows(bench, method, trainer.roles)
     if isinstance(method, DMD):
         return dmd_rows(bench, method, trainer.roles)
+    if isinstance(method, DMD2):
+        return matched_rows(bench, method, trainer.roles)
     if isinstance(method, CM) and (point := cm_fixed_point(bench, method)):
         return cm_rows(bench, method, trainer.roles, point)
     return distribution_rows(bench, method, trainer.roles)

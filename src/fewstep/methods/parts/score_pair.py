@@ -41,7 +41,7 @@ from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 
 Weighting: TypeAlias = Literal["l1", "kl"]
-WEIGHTINGS = ("l1", "kl")
+WEIGHTINGS: tuple[Weighting, ...] = ("l1", "kl")
 
 
 @dataclass
