@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from fewstep import GaussianMixture, Schedule, verify
-from fewstep.evaluation.truth import phased, trajectory
+from fewstep.evaluation.truth import adversarial, phased, trajectory
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.distribution import sliced_w2
@@ -21,6 +22,7 @@ from fewstep.methods.ctm import CTM
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
+from fewstep.methods.turbo import Turbo
 from fewstep.models.roles import Roles
 
 OWN = Path(__file__).parent / "mine.py"
@@ -97,6 +99,46 @@ def test_ctms_contract_and_table_hold_on_every_schedule(settings, schedule):
 def test_ctms_table_is_verified_under_guidance():
     guided = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.4], class_weights=[[1.0, 0.0], [0.2, 0.8]])
     assert verify("ctm", guided, steps=0, guidance_scale=2.5).passed
+
+
+@pytest.mark.parametrize("schedule", [Schedule.scaled_linear(), Schedule.edm(), Schedule.flow()])
+@pytest.mark.parametrize("method", ["turbo", "ladd"])
+def test_add_and_ladd_hold_to_their_closed_forms_on_every_schedule(method, schedule):
+    report = verify(method, LINE, schedule=schedule)
+    assert report.passed, report
+    names = [row.quantity for row in report]
+    assert ("advice beside an ideal game: variance of the answers" in names) == (method == "turbo")
+    assert not any("sliced W2" in name for name in names)  # nothing was trained
+    guided = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.4], class_weights=[[1.0, 0.0], [0.2, 0.8]])
+    assert method == "ladd" or verify(method, guided, guidance_scale=2.5).passed
+
+
+def test_advice_settles_where_the_specification_says():
+    rows = {row.quantity: row for row in adversarial.advice_rows(Turbo)}
+    assert rows["advice beside an ideal game: variance of the answers"].truth == pytest.approx(0.465, abs=5e-5)
+    assert rows["advice alone: spread left after sixty steps of descent"].measured < 1e-4
+
+
+class AsksTheTeacherAtTheAnswer(Turbo):
+    """A planted defect: the answer is not noised again."""
+
+    def distillation(self, roles, cond, draws, shared):
+        quiet = copy.copy(draws)
+        quiet.teacher_noise = 0 * draws.teacher_noise
+        return super().distillation(roles, cond, quiet, shared)
+
+
+class WeighsBySigma(Turbo):
+    """A planted defect: c(t) of the noise."""
+
+    def weight(self, t):
+        return self.schedule.alpha_sigma(t)[1]
+
+
+@pytest.mark.parametrize(("cls", "found"), [(AsksTheTeacherAtTheAnswer, "sds in latents"), (WeighsBySigma, "advice")])
+def test_wrong_advice_is_found_without_training(cls, found):
+    failed = [row.quantity for row in verify(cls, LINE, steps=0) if not row.passed]
+    assert failed and all(name.startswith((found, "sds in latents")) for name in failed)
 
 
 class EndsOneHopLower(CTM):

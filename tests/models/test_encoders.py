@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from fewstep.data.scenes import ATTRIBUTES
-from fewstep.models.encoders import EncoderNetwork, load_encoder, load_pretrained_encoder
+from fewstep.models.encoders import (
+    EncoderNetwork,
+    PretrainedEncoder,
+    load_encoder,
+    load_pretrained_encoder,
+    open_encoder,
+)
 from fewstep.training.labels import ANSWERS
 from fewstep.training.reader import build_network, export
 
@@ -89,6 +95,50 @@ def test_dino_and_clip_see_resized_and_normalised_pictures(folders):
     with torch.no_grad():
         wanted = clip.visual_projection(clip.vision_model(pixel_values=(resized - mean) / std).pooler_output)
     assert torch.allclose(features, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dino", "clip"])
+def test_losses_see_tokens_after_each_quarter_and_gradients_come_back(folders, name):
+    """The patch embedding and the blocks, the class token added to every patch; pictures from -1 to 1."""
+    encoder = open_encoder(str(folders / name))
+    pictures = (2 * torch.rand(2, 3, 64, 64) - 1).requires_grad_()
+    assert encoder.tap_channels == {"patches": 16, "block0": 16}  # a single block here
+    found = encoder.features(pictures, ["block0", "patches"])
+    seen = torch.nn.functional.interpolate(pictures / 2 + 0.5, (encoder.size, encoder.size), mode="area")
+    pixels = (seen - encoder.mean) / encoder.std
+    vision = encoder.model.vision_model if name == "clip" else encoder.model
+    hidden = vision(pixel_values=pixels, output_hidden_states=True).hidden_states
+    for value, wanted in zip(found, (hidden[1], hidden[0]), strict=True):
+        assert value.shape == (2, 16, 4)
+        assert torch.allclose(value, (wanted[:, 1:] + wanted[:, :1]).transpose(1, 2), atol=1e-6)
+        (slope,) = torch.autograd.grad(value.square().sum(), pictures, retain_graph=True)
+        assert slope.abs().sum() > 0
+    summary = encoder.summary(pictures)
+    assert summary.shape == (2, encoder.summary_width) == (2, 8 if name == "clip" else 16)
+    assert not any(p.requires_grad for p in encoder.network.parameters())
+    on_meta = open_encoder(str(folders / name), "meta")
+    assert on_meta.features(torch.empty(2, 3, 64, 64, device="meta"), ["patches"])[0].shape == (2, 16, 4)
+    with pytest.raises(ValueError, match="has no tap 'block7': it has patches, block0"):
+        encoder.features(pictures, ["block7"])
+
+
+def test_a_deep_model_is_seen_after_blocks_2_5_8_and_11():
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(hidden_size=8, num_hidden_layers=12, num_attention_heads=1, image_size=28, patch_size=14)
+    encoder = PretrainedEncoder(Dinov2Model(config), 28, torch.zeros(3), torch.ones(3))
+    assert list(encoder.tap_channels) == ["patches", "block2", "block5", "block8", "block11"]
+    found = encoder.features(torch.zeros(1, 3, 14, 14), encoder.tap_channels)
+    assert len({f.sum().item() for f in found}) == 5
+
+
+def test_the_shipped_encoder_sees_what_its_taps_see():
+    encoder, pictures = open_encoder("scenes-64"), 2 * torch.rand(2, 3, 64, 64) - 1
+    found = encoder.features(pictures, ["level3", "level0"])
+    taps = encoder.network.taps(pictures / 2 + 0.5)
+    assert torch.equal(found[0], taps[3]) and torch.equal(found[1], taps[0])
+    assert [encoder.tap_channels[f"level{i}"] for i in range(4)] == [t.shape[1] for t in taps]
+    assert encoder.summary(pictures).shape == (2, encoder.summary_width)
 
 
 def test_what_is_no_vision_model_is_one_sentence(folders, tmp_path):

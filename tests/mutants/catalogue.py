@@ -4,10 +4,12 @@ from tests.mutants.ctm import CTM
 from tests.mutants.diagnosis import DIAGNOSIS
 from tests.mutants.dmd import DMD, PAIRS
 from tests.mutants.dmd2 import DMD2
+from tests.mutants.ladd import LADD
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
 from tests.mutants.plan import EIGHT_BITS, OPTIMIZERS, PLAN
 from tests.mutants.program import PROCESSES, STAGES
+from tests.mutants.turbo import AUGMENT, HELPERS, INPUTS, PROJECTION, TURBO
 
 SCHEDULE = planted(
     "diffusion/schedule.py",
@@ -1858,4 +1860,10 @@ CATALOGUE: list[Mutant] = [
     *DMD,
     *PAIRS,
     *DMD2,
+    *TURBO,
+    *INPUTS,
+    *PROJECTION,
+    *AUGMENT,
+    *HELPERS,
+    *LADD,
 ]

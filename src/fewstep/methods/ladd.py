@@ -110,7 +110,7 @@ class LADD(Method):
         super().__init__(schedule, settings, **overrides)
         settings = self.settings
         self.timesteps = schedule.timesteps(settings.num_levels).double()
-        for name in ("level_weights", "warmup_weights"):
+        for name in ("level_weights", *(("warmup_weights",) if settings.warmup_steps else ())):
             weights = getattr(settings, name)
             if weights and (len(weights) != settings.num_levels or min(weights) < 0 or not 0 < sum(weights) < np.inf):
                 raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
+from fewstep.evaluation.truth.adversarial import ladd_fixed_rows, turbo_fixed_rows
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.cm import cm_fixed_point, cm_fixed_point_rows, cm_rows
 from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
@@ -25,10 +26,12 @@ from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.registry import find_method
 from fewstep.methods.tcd import TCD
+from fewstep.methods.turbo import Turbo
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
 
@@ -54,8 +57,9 @@ def verify(
         mixture: the data, or a JSON file of it; a ring of eight modes by default, two modes on a line for CM and CTM.
         seed: of data, starts and student.
         schedule: Stable Diffusion's by default, EDM's for CM and CTM.
-        steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200), 12,000 at most,
-            for DMD2 4,000, for DMD 3,000; 0 trains nothing.
+        steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200), 12,000 at most, for
+            DMD2 4,000, for DMD 3,000; 0 trains nothing, the default of ADD and LADD, whose games have no known end on a
+            finite network.
         settings: of the method, over its ``truth_settings``.
 
     Raises:
@@ -79,6 +83,8 @@ def verify(
     started = time.process_time()
     report.rows += contract_rows(bench, chosen)
     report.rows += _fixed_point_rows(bench, chosen)
+    if steps is None and isinstance(chosen, Turbo | LADD):
+        steps = 0
     if steps is None:
         per_hop = LINE_STEPS_PER_HOP if on_a_line and mixture.dim == 1 else STEPS_PER_HOP
         steps = min(MAX_STEPS, per_hop * getattr(chosen.settings, "num_grid_steps", 10))
@@ -127,6 +133,10 @@ def _fixed_point_rows(bench: Bench, method: Method) -> list[Row]:
         return dmd_fixed_rows(bench, method)
     if isinstance(method, DMD2):
         return matching_rows(bench.schedule)
+    if isinstance(method, Turbo):
+        return turbo_fixed_rows(bench, method)
+    if isinstance(method, LADD):
+        return ladd_fixed_rows(bench, method)
     return []
 
 

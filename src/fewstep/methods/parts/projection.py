@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.diffusion.schedule import working
 from fewstep.methods.base import Loss
 from fewstep.methods.parts.discriminators import AdversarialLoss, Judge, discriminator_loss, r1
 from fewstep.methods.parts.heads import Heads, groups_of
@@ -168,12 +169,16 @@ class ProjectionHeads(Heads):
 
 
 def projection_condition(helpers: Helpers, cond: Cond | None, *others: Tensor) -> Tensor | None:
-    """What the heads are told: the pooled prompt and ``others``, side by side, [B, ...]; None for nothing."""
-    parts = [*helpers.pooled(cond), *others]
+    """What the heads are told: the pooled prompt and ``others``, side by side, [B, ...]; None for nothing.
+
+    Each is brought to a root mean square of 1 (zeros stay zeros): encoders' scales differ a thousandfold.
+    """
+    parts = [working(part) for part in (*helpers.pooled(cond), *others)]
     if not parts:
         return None
-    dtype = torch.promote_types(parts[-1].dtype, torch.float32)
-    return torch.cat([part.to(dtype) for part in parts], dim=1)
+    dtype = max((part.dtype for part in parts), key=lambda kind: kind.itemsize)
+    sized = [part.to(dtype) / part.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6) for part in parts]
+    return torch.cat(sized, dim=1)
 
 
 def taps_of(roles: Roles) -> tuple[str, ...]:
