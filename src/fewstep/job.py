@@ -27,7 +27,7 @@ class Job:
     Attributes:
         recipe, folder: what to do, and where.
         teacher, method, roles: what takes part.
-        spent: what the runs it builds on have cost, in forward equivalents.
+        spent: what the runs it builds on have cost, and the samples of its teacher, in forward equivalents.
     """
 
     recipe: Recipe

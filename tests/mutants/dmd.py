@@ -305,6 +305,16 @@ PAIRS = [
         ),
     ),
     *planted(
+        "training/estimate.py",
+        "training/test_estimate.py",
+        (
+            "estimate: pairs take no memory",
+            "return WithPairs(data, made), [data, made]",
+            "return WithPairs(data, made), [data]",
+            "test_pairs_are_counted_where_a_method_learns_from_them",
+        ),
+    ),
+    *planted(
         "recipe.py",
         "program/test_prepare.py",
         (

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fewstep.methods.dmd import DMD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.tcd import TCD
 from fewstep.models.families import UNET_LORA_TARGETS
@@ -14,7 +15,7 @@ from fewstep.models.lora import matching
 from fewstep.models.outline import Outline, outline
 from fewstep.models.roles import Weights
 from fewstep.plan import _lora_parameters
-from fewstep.training.estimate import _latents, estimate, fill
+from fewstep.training.estimate import _data, _latents, estimate, fill
 from fewstep.training.machine import asked_for, in_words, is_out_of_memory, memory
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.rehearsal import AsOn, Ledger
@@ -213,6 +214,26 @@ def test_estimate_and_measurement_agree(method, kind, changes, small):
     assert found.equivalents == cost.forward_equivalents / (2 * settings.batch_size)  # it made two steps
     assert found.calls == {"student": 1, "teacher": 1, "target": 1}
     assert found.peak == max(sum(found.training.values()), found.encoding, found.sampling)
+
+
+def test_pairs_are_counted_where_a_method_learns_from_them(small):
+    settings, weights = TrainingSettings(batch_size=4), Weights("lora", rank=4)
+    found = estimate(small, DMD, DMD.Settings(), settings, weights, 8, pairs=6)
+    teacher, method = small.denoiser(), DMD(small.denoiser().schedule)
+    fill(teacher.network.to_empty(device="cpu"))
+    source, _ = _data(small, DMD, 8, 6, "cpu")
+    trainer = Trainer(method, build_roles(teacher, method, settings, weights), source, settings)
+    assert found.step == pytest.approx(peak_of_a_step(trainer), rel=0.02)
+    data, pairs = source.data, source.pairs
+    sizes = [
+        data.mean.nbytes,
+        data.std.nbytes,
+        pairs.mean.nbytes,
+        2,
+        *(s.cond["prompt_embeds"].nbytes for s in (data, pairs)),
+    ]
+    assert len(data.mean) == 8 and len(pairs.mean) == 6 and found.training["encoded data"] == sum(sizes)
+    assert found.equivalents == trainer.roles.cost().forward_equivalents / 8 == 12
 
 
 def test_moments_of_8_bits_are_a_byte_and_a_scale():

@@ -22,6 +22,7 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
 from fewstep.sampling import DDIM, sample
 
+PAIRED_STEPS = 3000
 SCALE, GIVEN, WITHOUT = 2.0, (1.0, 0.3), (0.0, 1.3)  # guidance; (mean, variance) with and without the condition
 
 

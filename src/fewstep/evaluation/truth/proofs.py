@@ -13,7 +13,7 @@ from fewstep.evaluation.truth.cm import cm_fixed_point, cm_fixed_point_rows, cm_
 from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
 from fewstep.evaluation.truth.contract import contract_rows_with_discriminator
 from fewstep.evaluation.truth.distribution import distribution_rows
-from fewstep.evaluation.truth.dmd import dmd_fixed_rows, dmd_rows
+from fewstep.evaluation.truth.dmd import PAIRED_STEPS, dmd_fixed_rows, dmd_rows
 from fewstep.evaluation.truth.matched import RING, STEPS, matched_rows, train_matched
 from fewstep.evaluation.truth.matching import matching_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
@@ -120,7 +120,7 @@ PROOFS: dict[type[Method], Proof] = {
         mixture=LINE,
         on_a_line=True,
     ),
-    DMD: Proof(dmd_fixed_rows, dmd_rows, steps=3000),
+    DMD: Proof(dmd_fixed_rows, dmd_rows, steps=PAIRED_STEPS),
     DMD2: Proof(_dmd2_fixed, matched_rows, STEPS, train_matched, RING),  # where its levels see the modes' shape
     Turbo: Proof(turbo_fixed_rows, steps=0),  # games whose end on a finite network nobody knows
     LADD: Proof(ladd_fixed_rows, steps=0),
