@@ -188,12 +188,7 @@ class Teacher:
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 32) -> Tensor:
         """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
-        vae = self.pipeline.vae
-        factor, shift = self.latent_scale
-        pieces = [
-            vae.decode(part.to(vae.device, vae.dtype) / factor + shift, return_dict=False)[0]
-            for part in latents.split(batch_size)
-        ]
+        pieces = [self.pictures(part) for part in latents.split(batch_size)]
         return (torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1)
 
     def pictures(self, latents: Tensor) -> Tensor:
