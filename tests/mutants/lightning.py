@@ -241,6 +241,16 @@ KINDS = [
         ),
     ),
     *planted(
+        "stages.py",
+        "program/test_distill_lightning.py",
+        (
+            "stages: a teacher of few steps is asked for others",
+            "many not in (None, teacher.sample.num_inference_steps)",
+            "False",
+            "test_a_teacher_is_asked_on_the_grid_it_learnt",
+        ),
+    ),
+    *planted(
         "models/families.py",
         "program/test_distill_lightning.py",
         (

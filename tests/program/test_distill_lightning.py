@@ -20,7 +20,7 @@ from fewstep.training.trainer import Trainer, TrainingStopped
 
 TINY = [
     "training.batch_size=4", "training.log_every=1", "training.checkpoint_every=1", "training.warmup_steps=1",
-    "data.size=16", "sample.every=2", "sample.teacher_steps=2", "student.rank=4",
+    "data.size=16", "sample.prompts=[a red star]", "sample.every=2", "sample.teacher_steps=2", "student.rank=4",
     *(f"stages.{stage}.training.steps=2" for stage in ("eight", "conditional", "unconditional")),
 ]  # fmt: skip
 NAMES = ["01-eight", "02-conditional", "03-unconditional"]
@@ -30,7 +30,7 @@ LATER = [
      "method": {"name": "lightning", "loss": "unconditional", "discriminator_weights": "lora"}},
     {"name": "converted", "teacher": "full", "student": {"weights": "full"},
      "training": {"steps": 16, "log_every": 1, "checkpoint_every": 16, "learning_rate": 3e-3}, "sample": {"every": 16},
-     "method": {"name": "lightning", "loss": "convert", "num_inference_steps": 1, "num_teacher_steps": 2}},
+     "method": {"name": "lightning", "loss": "convert", "num_inference_steps": 1, "num_teacher_steps": 4}},
     {"name": "one", "teacher": "full", "init": "converted", "student": {"weights": "full"},
      "method": {"name": "lightning", "loss": "conditional", "num_inference_steps": 1, "num_teacher_steps": 4,
                 "prediction_type": "sample"}},
@@ -38,7 +38,7 @@ LATER = [
 COMMON = {
     "training": {"steps": 2, "batch_size": 4, "log_every": 2, "checkpoint_every": 2, "learning_rate": 1e-3,
                  "critic_learning_rate": 1e-3, "ema_decay": 0.5},
-    "data": {"size": 16}, "student": {"rank": 4}, "sample": {"every": 2, "teacher_steps": 2},
+    "data": {"size": 16}, "student": {"rank": 4}, "sample": {"every": 2, "teacher_steps": 2, "prompts": ["a red star"]},
 }  # fmt: skip
 
 
@@ -179,6 +179,15 @@ def test_other_steps_than_its_own_are_refused():
     with pytest.raises(RecipeError, match="num_inference_steps is 6, but this method's students take 4: leave it out"):
         parse_recipe({"method": "lightning", "sample": {"num_inference_steps": 6}})
     assert parse_recipe({"method": {"name": "lightning", "num_inference_steps": 2}}).sample.num_inference_steps == 2
+
+
+def test_a_teacher_is_asked_on_the_grid_it_learnt():
+    first = {"name": "eight", "method": {"name": "lightning", "num_inference_steps": 8, "num_teacher_steps": 16}}
+    second = {"name": "four", "teacher": "eight", "method": {"name": "lightning", "num_teacher_steps": 16}}
+    with pytest.raises(RecipeError, match="four.method.num_teacher_steps is 16, but 'eight' makes students of 8 steps"):
+        parse_chain({"stages": [first, second]})
+    second["method"]["num_teacher_steps"] = 8
+    parse_chain({"stages": [first, second]})
 
 
 def test_merged_it_is_the_same_student(whole):
