@@ -84,7 +84,7 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
     origin = None
     if any(spec.features_only for spec in method.roles()):
-        origin = origin_of(str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path)), settings.device)
+        origin = origin_of(str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path)))
     roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed, init, origin)
     _check_kind(recipe, roles, earlier or {})
     job = Job(recipe, folder, teacher, method, roles, spent)

@@ -219,8 +219,8 @@ KINDS = [
         ),
         (
             "chain: discriminators begin as the student in between",
-            "load_teacher(first_teacher(folder), device=device).denoiser",
-            "open_teacher(name, device=device).denoiser",
+            "load_teacher(first_teacher(folder)).denoiser",
+            "open_teacher(name).denoiser",
             "test_a_discriminator_begins_as_the_first_model_whoever_teaches",
         ),
     ),

@@ -184,7 +184,7 @@ def test_other_steps_than_its_own_are_refused():
 def test_a_teacher_is_asked_on_the_grid_it_learnt():
     first = {"name": "eight", "method": {"name": "lightning", "num_inference_steps": 8, "num_teacher_steps": 16}}
     second = {"name": "four", "teacher": "eight", "method": {"name": "lightning", "num_teacher_steps": 16}}
-    with pytest.raises(RecipeError, match="four.method.num_teacher_steps is 16, but 'eight' makes students of 8 steps"):
+    with pytest.raises(RecipeError, match=r"four.method.num_teacher_steps is 16, but 'eight' makes .* 8 steps"):
         parse_chain({"stages": [first, second]})
     second["method"]["num_teacher_steps"] = 8
     parse_chain({"stages": [first, second]})

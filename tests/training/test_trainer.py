@@ -23,6 +23,7 @@ from fewstep.methods.base import Batch, Player
 from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
 from fewstep.methods.lcm import LCM
+from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
 from fewstep.methods.random import Rng
 from fewstep.methods.tcd import TCD
@@ -264,7 +265,11 @@ def latents_on_device(size=50):
     return LatentSource(mean, std, Cond({"label": label}, null={"label": torch.tensor([-1])}))
 
 
-GAMES = [pytest.param(PCM(VP), id="pcm"), pytest.param(CTM(VP, adversarial_weight=0.5), id="ctm")]
+GAMES = [
+    pytest.param(PCM(VP), id="pcm"),
+    pytest.param(CTM(VP, adversarial_weight=0.5), id="ctm"),
+    pytest.param(Lightning(VP, num_inference_steps=1, num_teacher_steps=2), id="lightning"),
+]
 
 
 @pytest.mark.parametrize("method", [*GUIDED, *GAMES])
