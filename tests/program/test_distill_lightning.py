@@ -21,9 +21,9 @@ from fewstep.training.trainer import Trainer, TrainingStopped
 TINY = [
     "training.batch_size=4", "training.log_every=1", "training.checkpoint_every=1", "training.warmup_steps=1",
     "data.size=16", "sample.prompts=[a red star]", "sample.every=2", "sample.teacher_steps=2", "student.rank=4",
-    *(f"stages.{stage}.training.steps=2" for stage in ("eight", "conditional", "unconditional")),
+    *(f"stages.{stage}.training.steps=2" for stage in ("eight", "four", "conditional", "unconditional")),
 ]  # fmt: skip
-NAMES = ["01-eight", "02-conditional", "03-unconditional"]
+NAMES = ["01-eight", "02-four", "03-conditional", "04-unconditional"]
 LATER = [
     {"name": "whole", "merge": "unconditional"},
     {"name": "full", "init": "whole", "student": {"weights": "full"},
@@ -63,13 +63,13 @@ def whole(tiny, tmp_path_factory):
 def test_every_stage_leaves_a_student_of_its_own_steps(run, tmp_path):
     folder = run[1]
     cards = [load_card(folder / name / "student") for name in NAMES]
-    assert [card.num_inference_steps for card in cards] == [8, 4, 4]
-    assert [card.guidance_scale for card in cards] == [1.0, 1.0, 1.0]
-    assert [card.prediction_type for card in cards] == ["epsilon", "epsilon", "epsilon"]
+    assert [card.num_inference_steps for card in cards] == [8, 4, 4, 4]
+    assert [card.guidance_scale for card in cards] == [1.0] * 4
+    assert [card.prediction_type for card in cards] == ["epsilon"] * 4
     assert sampler_of(cards[0]) == DDIM(num_inference_steps=8)
     words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "ddim, timesteps 999, 749, 499, 249; guidance 1; seed 0"
-    assert [p.name for p in (folder / NAMES[2] / "student").glob("*.safetensors")] == [
+    assert [p.name for p in (folder / NAMES[-1] / "student").glob("*.safetensors")] == [
         "pytorch_lora_weights.safetensors"
     ]
 
@@ -85,13 +85,13 @@ def test_a_step_costs_what_the_documents_say(run):
         costs.append(lines[-1]["forward_equivalents"] / 2 / 4)
         logged = {"student/landing_error", "discriminator/d_accuracy"} if "cond" in name else {"student/mse"}
         assert lines[-1].keys() >= logged
-    assert costs == [3 + 4, 3 + 2 + 3 * 1.5, 3 + 2 + 2 * 1.5]
+    assert costs == [3 + 4, 3 + 2, 3 + 2 + 3 * 1.5, 3 + 2 + 2 * 1.5]
 
 
 def test_a_discriminator_begins_as_the_first_model_whoever_teaches(run, tiny, tmp_path):
     chain, folder = run
-    recipe = chain.stages[1].recipe
-    job = prepare(recipe, tmp_path, {"eight": folder / NAMES[0] / "student"})
+    recipe = chain.stages[2].recipe
+    job = prepare(recipe, tmp_path, {"eight": folder / NAMES[0] / "student", "four": folder / NAMES[1] / "student"})
     first = dict(load_teacher(str(tiny)).denoiser.network.named_parameters())
     found = job.roles.tensors_of("discriminator")
     assert all(torch.equal(tensor, first[name]) for name, tensor in found.items())
@@ -102,8 +102,8 @@ def test_a_discriminator_begins_as_the_first_model_whoever_teaches(run, tiny, tm
 
 def test_a_discriminator_has_no_decoder(run, tmp_path):
     chain, folder = run
-    job = prepare(chain.stages[2].recipe, tmp_path, {"eight": folder / NAMES[0] / "student",
-                                                     "conditional": folder / NAMES[1] / "student"})  # fmt: skip
+    job = prepare(chain.stages[3].recipe, tmp_path, {"eight": folder / NAMES[0] / "student",
+                                                     "conditional": folder / NAMES[2] / "student"})  # fmt: skip
     names = job.roles.tensors_of("discriminator")
     assert any(name.startswith("unet.mid_block") for name in names)
     assert not any(name.startswith(("unet.up_blocks", "unet.conv_norm_out", "unet.conv_out")) for name in names)
@@ -130,7 +130,7 @@ def test_stopped_in_every_stage_and_gone_on_with_it_ends_in_the_same_weights(run
             run_chain(chain, place, resume=True)
     run_chain(chain, place, resume=True)
     assert stopped == set(NAMES)
-    mine, theirs = (read(latest(where / NAMES[2] / "checkpoints"))[0] for where in (place, folder))
+    mine, theirs = (read(latest(where / NAMES[-1] / "checkpoints"))[0] for where in (place, folder))
     assert same(mine, theirs)
     assert any(name.startswith("optimizer/discriminator/") for name in mine)
 
