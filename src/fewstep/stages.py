@@ -144,6 +144,7 @@ def _check_fits(stages: Sequence[Stage]) -> None:
         return
     if stage.recipe.teacher.path in made and stage.recipe.teacher.loras:
         raise RecipeError(f"stages.{stage.name}.teacher.loras go with a model, not with an earlier stage.")
+    _check_steps(stage.name, stage.recipe, made.get(stage.recipe.teacher.path))
     if stage.recipe.init not in made or stage.recipe.student.weights == "full":
         return
     source, rank = made[stage.recipe.init], stage.recipe.student.rank
@@ -151,6 +152,16 @@ def _check_fits(stages: Sequence[Stage]) -> None:
         has = "full weights" if source is None or source.student.weights == "full" else f"rank {source.student.rank}"
         raise RecipeError(
             f"stages.{stage.name}.init: a LoRA of rank {rank} cannot start from '{stage.recipe.init}', which has {has}."
+        )
+
+
+def _check_steps(name: str, recipe: Recipe, teacher: Recipe | None) -> None:
+    """A teacher of few steps is asked on its own grid, or not what it learnt."""
+    many = getattr(recipe.method_settings(), "num_teacher_steps", None)
+    if teacher is not None and many not in (None, teacher.sample.num_inference_steps):
+        raise RecipeError(
+            f"stages.{name}.method.num_teacher_steps is {many}, but '{recipe.teacher.path}' makes students of "
+            f"{teacher.sample.num_inference_steps} steps."
         )
 
 

@@ -219,8 +219,8 @@ KINDS = [
         ),
         (
             "chain: discriminators begin as the student in between",
-            "load_teacher(first_teacher(folder), device=device).denoiser",
-            "open_teacher(name, device=device).denoiser",
+            "load_teacher(first_teacher(folder)).denoiser",
+            "open_teacher(name).denoiser",
             "test_a_discriminator_begins_as_the_first_model_whoever_teaches",
         ),
     ),
@@ -238,6 +238,16 @@ KINDS = [
             "prediction_type=self.roles.student.prediction_type",
             'prediction_type=""',
             "test_a_student_may_predict_another_kind_than_its_teacher",
+        ),
+    ),
+    *planted(
+        "stages.py",
+        "program/test_distill_lightning.py",
+        (
+            "stages: a teacher of few steps is asked for others",
+            "many not in (None, teacher.sample.num_inference_steps)",
+            "False",
+            "test_a_teacher_is_asked_on_the_grid_it_learnt",
         ),
     ),
     *planted(

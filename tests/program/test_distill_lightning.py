@@ -20,17 +20,17 @@ from fewstep.training.trainer import Trainer, TrainingStopped
 
 TINY = [
     "training.batch_size=4", "training.log_every=1", "training.checkpoint_every=1", "training.warmup_steps=1",
-    "data.size=16", "sample.every=2", "sample.teacher_steps=2", "student.rank=4",
-    *(f"stages.{stage}.training.steps=2" for stage in ("eight", "conditional", "unconditional")),
+    "data.size=16", "sample.prompts=[a red star]", "sample.every=2", "sample.teacher_steps=2", "student.rank=4",
+    *(f"stages.{stage}.training.steps=2" for stage in ("eight", "four", "conditional", "unconditional")),
 ]  # fmt: skip
-NAMES = ["01-eight", "02-conditional", "03-unconditional"]
+NAMES = ["01-eight", "02-four", "03-conditional", "04-unconditional"]
 LATER = [
     {"name": "whole", "merge": "unconditional"},
     {"name": "full", "init": "whole", "student": {"weights": "full"},
      "method": {"name": "lightning", "loss": "unconditional", "discriminator_weights": "lora"}},
     {"name": "converted", "teacher": "full", "student": {"weights": "full"},
      "training": {"steps": 16, "log_every": 1, "checkpoint_every": 16, "learning_rate": 3e-3}, "sample": {"every": 16},
-     "method": {"name": "lightning", "loss": "convert", "num_inference_steps": 1, "num_teacher_steps": 2}},
+     "method": {"name": "lightning", "loss": "convert", "num_inference_steps": 1, "num_teacher_steps": 4}},
     {"name": "one", "teacher": "full", "init": "converted", "student": {"weights": "full"},
      "method": {"name": "lightning", "loss": "conditional", "num_inference_steps": 1, "num_teacher_steps": 4,
                 "prediction_type": "sample"}},
@@ -38,7 +38,7 @@ LATER = [
 COMMON = {
     "training": {"steps": 2, "batch_size": 4, "log_every": 2, "checkpoint_every": 2, "learning_rate": 1e-3,
                  "critic_learning_rate": 1e-3, "ema_decay": 0.5},
-    "data": {"size": 16}, "student": {"rank": 4}, "sample": {"every": 2, "teacher_steps": 2},
+    "data": {"size": 16}, "student": {"rank": 4}, "sample": {"every": 2, "teacher_steps": 2, "prompts": ["a red star"]},
 }  # fmt: skip
 
 
@@ -63,13 +63,13 @@ def whole(tiny, tmp_path_factory):
 def test_every_stage_leaves_a_student_of_its_own_steps(run, tmp_path):
     folder = run[1]
     cards = [load_card(folder / name / "student") for name in NAMES]
-    assert [card.num_inference_steps for card in cards] == [8, 4, 4]
-    assert [card.guidance_scale for card in cards] == [1.0, 1.0, 1.0]
-    assert [card.prediction_type for card in cards] == ["epsilon", "epsilon", "epsilon"]
+    assert [card.num_inference_steps for card in cards] == [8, 4, 4, 4]
+    assert [card.guidance_scale for card in cards] == [1.0] * 4
+    assert [card.prediction_type for card in cards] == ["epsilon"] * 4
     assert sampler_of(cards[0]) == DDIM(num_inference_steps=8)
     words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "ddim, timesteps 999, 749, 499, 249; guidance 1; seed 0"
-    assert [p.name for p in (folder / NAMES[2] / "student").glob("*.safetensors")] == [
+    assert [p.name for p in (folder / NAMES[-1] / "student").glob("*.safetensors")] == [
         "pytorch_lora_weights.safetensors"
     ]
 
@@ -85,13 +85,13 @@ def test_a_step_costs_what_the_documents_say(run):
         costs.append(lines[-1]["forward_equivalents"] / 2 / 4)
         logged = {"student/landing_error", "discriminator/d_accuracy"} if "cond" in name else {"student/mse"}
         assert lines[-1].keys() >= logged
-    assert costs == [3 + 4, 3 + 2 + 3 * 1.5, 3 + 2 + 2 * 1.5]
+    assert costs == [3 + 4, 3 + 2, 3 + 2 + 3 * 1.5, 3 + 2 + 2 * 1.5]
 
 
 def test_a_discriminator_begins_as_the_first_model_whoever_teaches(run, tiny, tmp_path):
     chain, folder = run
-    recipe = chain.stages[1].recipe
-    job = prepare(recipe, tmp_path, {"eight": folder / NAMES[0] / "student"})
+    recipe = chain.stages[2].recipe
+    job = prepare(recipe, tmp_path, {"eight": folder / NAMES[0] / "student", "four": folder / NAMES[1] / "student"})
     first = dict(load_teacher(str(tiny)).denoiser.network.named_parameters())
     found = job.roles.tensors_of("discriminator")
     assert all(torch.equal(tensor, first[name]) for name, tensor in found.items())
@@ -102,8 +102,8 @@ def test_a_discriminator_begins_as_the_first_model_whoever_teaches(run, tiny, tm
 
 def test_a_discriminator_has_no_decoder(run, tmp_path):
     chain, folder = run
-    job = prepare(chain.stages[2].recipe, tmp_path, {"eight": folder / NAMES[0] / "student",
-                                                     "conditional": folder / NAMES[1] / "student"})  # fmt: skip
+    job = prepare(chain.stages[3].recipe, tmp_path, {"eight": folder / NAMES[0] / "student",
+                                                     "conditional": folder / NAMES[2] / "student"})  # fmt: skip
     names = job.roles.tensors_of("discriminator")
     assert any(name.startswith("unet.mid_block") for name in names)
     assert not any(name.startswith(("unet.up_blocks", "unet.conv_norm_out", "unet.conv_out")) for name in names)
@@ -130,7 +130,7 @@ def test_stopped_in_every_stage_and_gone_on_with_it_ends_in_the_same_weights(run
             run_chain(chain, place, resume=True)
     run_chain(chain, place, resume=True)
     assert stopped == set(NAMES)
-    mine, theirs = (read(latest(where / NAMES[2] / "checkpoints"))[0] for where in (place, folder))
+    mine, theirs = (read(latest(where / NAMES[-1] / "checkpoints"))[0] for where in (place, folder))
     assert same(mine, theirs)
     assert any(name.startswith("optimizer/discriminator/") for name in mine)
 
@@ -179,6 +179,15 @@ def test_other_steps_than_its_own_are_refused():
     with pytest.raises(RecipeError, match="num_inference_steps is 6, but this method's students take 4: leave it out"):
         parse_recipe({"method": "lightning", "sample": {"num_inference_steps": 6}})
     assert parse_recipe({"method": {"name": "lightning", "num_inference_steps": 2}}).sample.num_inference_steps == 2
+
+
+def test_a_teacher_is_asked_on_the_grid_it_learnt():
+    first = {"name": "eight", "method": {"name": "lightning", "num_inference_steps": 8, "num_teacher_steps": 16}}
+    second = {"name": "four", "teacher": "eight", "method": {"name": "lightning", "num_teacher_steps": 16}}
+    with pytest.raises(RecipeError, match=r"four.method.num_teacher_steps is 16, but 'eight' makes .* 8 steps"):
+        parse_chain({"stages": [first, second]})
+    second["method"]["num_teacher_steps"] = 8
+    parse_chain({"stages": [first, second]})
 
 
 def test_merged_it_is_the_same_student(whole):

@@ -24,6 +24,7 @@ from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
+from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
 from fewstep.methods.random import Rng
 from fewstep.methods.tcd import TCD
@@ -271,6 +272,7 @@ GAMES = [
     pytest.param(CTM(VP, adversarial_weight=0.5), id="ctm"),
     pytest.param(Turbo(VP), id="turbo"),
     pytest.param(LADD(VP, warmup_steps=5), id="ladd"),
+    pytest.param(Lightning(VP, num_inference_steps=1, num_teacher_steps=2), id="lightning"),
 ]
 
 

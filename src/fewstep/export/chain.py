@@ -42,10 +42,10 @@ def first_teacher(folder: Path) -> str:
     return place if between is None else first_teacher(between)
 
 
-def origin_of(name: str, device: str = "cpu") -> Denoiser | None:
+def origin_of(name: str) -> Denoiser | None:
     """The model that the finished run ``name`` was distilled from, past all students in between; None for a model."""
     folder = student_folder(Path(name))
-    return None if folder is None else load_teacher(first_teacher(folder), device=device).denoiser
+    return None if folder is None else load_teacher(first_teacher(folder)).denoiser
 
 
 def _place(folder: Path, card: Card) -> str:

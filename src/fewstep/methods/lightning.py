@@ -142,7 +142,7 @@ class Lightning(Method):
         self.starts = default if settings.num_start_times is None else settings.num_start_times
         _check(settings, self.starts, schedule)
         self.substeps = settings.num_teacher_steps // few
-        self.grid = torch.from_numpy(_grid(schedule, [settings.num_teacher_steps, self.starts, few]))
+        self.grid = _grid(schedule, [settings.num_teacher_steps, self.starts, few])
         self.guidance_scale = Guidance.of(settings.guidance_scale).low
         self.levels = _levels(schedule, settings.renoise_times)
         weights = torch.tensor(settings.renoise_weights, dtype=torch.float64)
@@ -254,7 +254,7 @@ class Lightning(Method):
         return self.game.logits(roles, features)
 
 
-def _grid(schedule: Schedule, steps: Sequence[int]) -> Any:
+def _grid(schedule: Schedule, steps: Sequence[int]) -> Tensor:
     """The trailing times of all these numbers of steps, decreasing, and clean data at last: what every stage shares.
 
     Trailing grids lie in each other. Where a time falls between two of the table's, rounding can set one a step off:
@@ -264,7 +264,7 @@ def _grid(schedule: Schedule, steps: Sequence[int]) -> Any:
     grid = torch.cat([schedule.timesteps(n).double(), torch.tensor([schedule.clean], dtype=torch.float64)])
     for few in steps:
         grid[: n : n // few] = schedule.timesteps(few).double()
-    return grid.numpy()
+    return grid
 
 
 def _levels(schedule: Schedule, shares: Sequence[float]) -> Tensor:

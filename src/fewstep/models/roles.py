@@ -199,7 +199,7 @@ class Roles:
 
         Args:
             weights: all of them by default.
-            origin: the model to start from, the teacher by default.
+            origin: the model to start from, on any device; the teacher by default.
 
         Raises:
             ValueError: the network is no nn.Module.
@@ -211,6 +211,8 @@ class Roles:
         drop: Any = getattr(network, "drop_decoder", None)
         if drop is not None:
             drop()
+        if isinstance(self.base, nn.Module):
+            network.to(next(self.base.parameters()).device)
         adapters: tuple[str, ...] = ()
         if weights.kind == "full":
             tensors = dict(_masters(network).named_parameters())
