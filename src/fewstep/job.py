@@ -84,11 +84,9 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
     origin, helpers = None, teacher.helpers(method.encoder, settings.gradient_checkpointing)
     if any(spec.features_only for spec in method.roles()):
-        origin = origin_of(str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path)), settings.device)
+        origin = origin_of(str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path)))
     student = recipe.student.build()
     roles = build_roles(teacher.denoiser, method, settings, student, recipe.seed, init, origin, helpers)
-        origin = origin_of(str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path)))
-    roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed, init, origin)
     _check_kind(recipe, roles, earlier or {})
     job = Job(recipe, folder, teacher, method, roles, spent)
     few = recipe.sample.num_inference_steps
