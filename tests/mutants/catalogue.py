@@ -2,6 +2,7 @@
 
 from tests.mutants.ctm import CTM
 from tests.mutants.diagnosis import DIAGNOSIS
+from tests.mutants.families import FAMILIES
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
 from tests.mutants.plan import EIGHT_BITS, OPTIMIZERS, PLAN
@@ -1853,4 +1854,5 @@ CATALOGUE: list[Mutant] = [
     *DISCRIMINATORS,
     *DIAGNOSIS,
     *CTM,
+    *FAMILIES,
 ]

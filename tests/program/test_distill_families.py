@@ -1,4 +1,4 @@
-"""Every method on tiny pipelines of every family: 20 steps, finite, the student begins as its teacher, exports reload."""
+"""Every method on tiny pipelines of every family: finite, the student begins as its teacher, exports reload."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def outline(name: str, size: int | None = None, dtype: torch.dtype = torch.float
         raise ValueError(f"The teacher '{name}' cannot be outlined from its configs: {first_sentence(error)}") from None
     found.size = size
     for network in found.parts.values():
-        network.to(dtype)
+        nn.Module.to(network, dtype)  # diffusers' own .to talks about layers that are to stay in float32
     return found
 
 

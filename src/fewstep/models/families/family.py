@@ -169,7 +169,10 @@ class Family:
         """Conditions of the right shapes, for rehearsals."""
         shapes = self.shapes(clip_tokens)
         given, null = (
-            {name: torch.zeros(n, *shape, dtype=self._dtype(name, dtype), device=device) for name, shape in shapes.items()}
+            {
+                name: torch.zeros(n, *shape, dtype=self._dtype(name, dtype), device=device)
+                for name, shape in shapes.items()
+            }
             for n in (count, 1)
         )
         return self._with_sizes(given, null)

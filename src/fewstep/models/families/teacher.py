@@ -19,6 +19,7 @@ from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 
+_MOST, _PIXELS = 32, 2**21
 _TRANSFORMERS: dict[str, type[Family]] = {
     "SD3Transformer2DModel": StableDiffusion3,
     "FluxTransformer2DModel": Flux,
@@ -86,14 +87,17 @@ class Teacher:
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] in [-1, 1] -> posterior (mean, standard deviation) of the scaled latents."""
         vae = self.pipeline.vae
-        posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+        parts = [part.to(vae.device, vae.dtype) for part in images.split(at_once(images.shape[-1]))]
+        posteriors = [vae.encode(part).latent_dist for part in parts]
+        mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
         factor, shift = self.latent_scale
-        return (posterior.mean - shift) * factor, posterior.std * factor
+        return (mean - shift) * factor, std * factor
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, batch_size: int = 32) -> Tensor:
+    def decode(self, latents: Tensor, batch_size: int | None = None) -> Tensor:
         """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
         vae = self.pipeline.vae
+        batch_size = batch_size or at_once(latents.shape[-1] * 2 ** (len(vae.config.block_out_channels) - 1))
         factor, shift = self.latent_scale
         pieces = [
             vae.decode(part.to(vae.device, vae.dtype) / factor + shift, return_dict=False)[0]
@@ -147,6 +151,11 @@ def find_family(pipeline: Any, size: int | None = None) -> Family:
 def _kind(pipeline: Any) -> str:
     """A pipeline's class; an outline has its name."""
     return str(getattr(pipeline, "name", "")) or type(pipeline).__name__
+
+
+def at_once(side: int) -> int:
+    """How many pictures of ``side`` x ``side`` pixels an autoencoder is given together: 32 small ones, 2 of 1024."""
+    return min(_MOST, max(1, _PIXELS // side**2))
 
 
 def first_sentence(error: BaseException) -> str:
