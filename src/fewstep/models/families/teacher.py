@@ -143,7 +143,8 @@ def find_family(pipeline: Any, size: int | None = None) -> Family:
         cls = {None: StableDiffusion, "text_time": StableDiffusionXL}.get(kind)
     if cls is None:
         raise ValueError(
-            f"{_kind(pipeline)} is not supported as a teacher: use Stable Diffusion 1.x, 2.x, XL or 3.x, FLUX.1, PixArt."
+            f"{_kind(pipeline)} is not supported as a teacher: "
+            "use Stable Diffusion 1.x, 2.x, XL or 3.x, FLUX.1 or PixArt."
         )
     return cls(pipeline, size)
 

@@ -9,8 +9,8 @@ SDXL        both encoders' last but one, [77, 2048]      pooled_embeds [1280], t
 ==========  ===========================================  ===========================================  ============
 
 SDXL's pipeline zeroes the null where its config says ``force_zeros_for_empty_prompt``, as the base model's does.
-``time_ids`` are (height, width) of the original, (top, left) of the crop, (height, width) wanted: here always an uncropped
-picture of the size that is trained, as the pipeline tells it by default; they stay when the prompt goes.
+``time_ids`` are (height, width) of the original, (top, left) of the crop, (height, width) wanted: here always an
+uncropped picture of the size that is trained, as the pipeline tells it by default; they stay when the prompt goes.
 """
 
 from __future__ import annotations
