@@ -83,14 +83,16 @@ def test_a_method_distils_a_family(family, method, tmp_path):
 
 @pytest.mark.parametrize("family, method", [("sdxl", "tcd"), ("sd3", "pcm"), ("flux", "lcm")])
 def test_a_run_from_a_folder_to_a_file_that_others_read(family, method, tmp_path):
-    """`fewstep distill`; its file through diffusers' own loader, which `teacher.loras` is."""
+    """`fewstep distill`; its file through diffusers' own loader, which `teacher.loras` is. SD3's teacher in bf16."""
+    half = family == "sd3"
     build(family).save_pretrained(tmp_path / family)
     recipe = parse_recipe({
         "method": {"name": method, "num_grid_steps": 4, **({"num_phases": 2} if method == "pcm" else {})},
-        "teacher": {"path": str(tmp_path / family), "size": SIZE},
+        "teacher": {"path": str(tmp_path / family), "size": SIZE, "dtype": "bf16" if half else "fp32"},
         "student": {"rank": 4},
         "data": {"size": 2},
-        "training": {"steps": 3, "batch_size": 2, "log_every": 1, "warmup_steps": 1, "learning_rate": 1e-2},
+        "training": {"steps": 3, "batch_size": 2, "log_every": 1, "warmup_steps": 1, "learning_rate": 1e-2,
+                     "precision": "bf16" if half else "fp32"},
         "sample": {"every": 100, "teacher_steps": 1, "prompts": ["a red circle"]},
     })  # fmt: skip
     student = distill(recipe, tmp_path / "run")
