@@ -22,8 +22,9 @@ from typing import Any
 
 import yaml
 
-from fewstep.data.cache import fingerprint, scene_latents
+from fewstep.data.cache import fingerprint, folder_latents, scene_latents
 from fewstep.data.files import LOCK, only_one, replace_text
+from fewstep.data.folder import find_pictures
 from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource
 from fewstep.export.student import CARD_FILE, save_student
@@ -186,12 +187,16 @@ def _data(job: Job, pairs: PairSource | None, place: Path, show_progress: bool) 
 
 def _pictures(job: Job, place: Path, show_progress: bool) -> LatentSource:
     """The recipe's pictures, encoded now or before; the first process does it."""
-    config, device = job.recipe.data, job.recipe.training.device
+    path, config, device = place / "latents.safetensors", job.recipe.data, job.recipe.training.device
+    pictures = find_pictures(Path(config.path), config.size) if config.path is not None else None
+    count = len(pictures) if pictures is not None else config.size or 0
     with (
         distributed.first_goes_first(),
-        progress_bar(config.size, 0, "encoding", show_progress and distributed.first()) as advance,
+        progress_bar(count, 0, "encoding", show_progress and distributed.first()) as advance,
     ):
-        return scene_latents(place / "latents.safetensors", job.teacher, config.size, config.seed, device, advance)
+        if pictures is not None:
+            return folder_latents(path, job.teacher, pictures, device, advance)
+        return scene_latents(path, job.teacher, count, config.seed, device, advance)
 
 
 def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:

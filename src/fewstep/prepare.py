@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.data.files import only_one
+from fewstep.data.folder import find_pictures
 from fewstep.data.pairs import PairFiles, PairSource, noise_of
 from fewstep.data.scenes import Scenes
 from fewstep.job import Job
@@ -51,7 +52,7 @@ def pair_files(job: Job) -> PairFiles | None:
 def sample_teacher(job: Job, files: PairFiles, show_progress: bool = False) -> PairSource:
     """The teacher's samples from their files; those that are missing are made.
 
-    Sample i has the caption of scene i of the recipe's data, counted round, and noise of its own.
+    Sample i has the caption of picture i of the recipe's data, counted round, and noise of its own.
 
     Raises:
         ValueError: somebody else works there; the teacher gives NaN.
@@ -110,9 +111,13 @@ def _sampled(job: Job, teacher: Denoiser, rows: range, cond: Cond) -> Tensor:
 
 def captions(recipe: Recipe) -> list[str]:
     """One caption for every pair."""
-    scenes, size = Scenes(recipe.data.seed), recipe.pairs.size
+    data, size = recipe.data, recipe.pairs.size
     assert size is not None
-    distinct = [scenes.scene(i).caption for i in range(min(size, recipe.data.size))]
+    if data.path is not None:
+        distinct = [picture.caption for picture in find_pictures(Path(data.path), data.size)]
+    else:
+        scenes = Scenes(data.seed)
+        distinct = [scenes.scene(i).caption for i in range(min(size, data.size or 0))]
     return [distinct[i % len(distinct)] for i in range(size)]
 
 

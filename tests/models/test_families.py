@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewstep.models.cond import Cond
-from fewstep.models.families import Teacher, as_teacher
+from fewstep.models.families import Teacher, as_teacher, load_teacher
 
 
 class Autoencoder:
@@ -38,6 +38,8 @@ def test_latents_are_shifted_and_scaled_and_back():
 class Unet(torch.nn.Module):
     """Remembers at which times it was asked."""
 
+    config = SimpleNamespace(in_channels=4)
+
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
@@ -48,7 +50,7 @@ class Unet(torch.nn.Module):
 
 
 def pipeline(scheduler):
-    return SimpleNamespace(unet=Unet(), vae=torch.nn.Identity(), text_encoder=torch.nn.Identity(), scheduler=scheduler)
+    return SimpleNamespace(unet=Unet(), vae=None, text_encoder=torch.nn.Identity(), scheduler=scheduler)
 
 
 def test_a_flow_unet_is_asked_at_times_of_its_own_scale():
@@ -62,3 +64,27 @@ def test_a_flow_unet_is_asked_at_times_of_its_own_scale():
 def test_an_edm_pipeline_is_refused():
     with pytest.raises(ValueError, match="EDM scheduler"):
         as_teacher(pipeline(diffusers.EDMEulerScheduler()))
+
+
+def test_large_pictures_are_decoded_and_encoded_few_at_a_time():
+    from fewstep.models.families.teacher import at_once
+
+    assert [at_once(side) for side in (64, 256, 512, 1024, 4096)] == [32, 32, 8, 2, 1]
+    seen = []
+    vae = Autoencoder()
+    vae.encode = lambda images: seen.append(len(images)) or Autoencoder.encode(vae, images)
+    vae.decode = lambda latents, return_dict: seen.append(len(latents)) or Autoencoder.decode(vae, latents, return_dict)
+    teacher = Teacher(None, SimpleNamespace(vae=vae), "small")
+    mean, _ = teacher.encode_images(torch.zeros(5, 3, 1024, 1024))
+    assert len(mean) == 5 and len(teacher.decode(mean)) == 5
+    assert seen == [2, 2, 1, 2, 2, 1]
+
+
+def test_tiling_is_the_autoencoders_own(tmp_path):
+    from tests.models.pipelines import SIZE, build
+
+    build("sd15").save_pretrained(tmp_path / "sd15")
+    assert load_teacher(str(tmp_path / "sd15"), size=SIZE, vae_tiling=True).pipeline.vae.use_tiling
+    teacher = load_teacher(str(tmp_path / "sd15"), dtype=torch.bfloat16)
+    assert {p.dtype for p in teacher.denoiser.network.parameters()} == {torch.bfloat16}
+    assert teacher.image_size == 64 and teacher.size is None and not teacher.pipeline.vae.use_tiling

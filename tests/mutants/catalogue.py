@@ -4,6 +4,7 @@ from tests.mutants.ctm import CTM
 from tests.mutants.diagnosis import DIAGNOSIS
 from tests.mutants.dmd import DMD, PAIRS
 from tests.mutants.dmd2 import DMD2
+from tests.mutants.families import FAMILIES
 from tests.mutants.ladd import LADD
 from tests.mutants.lightning import LIGHTNING
 from tests.mutants.mutant import Mutant, planted
@@ -714,18 +715,18 @@ NETWORKS = planted(
         "test_every_input_is_heard",
     ),
 ) + planted(
-    "models/families.py",
+    "models/families/teacher.py",
     "models/test_families.py",
     (
         "families: the posterior's deviation is not scaled",
-        "posterior.std * factor",
-        "posterior.std",
+        "return (mean - shift) * factor, std * factor",
+        "return (mean - shift) * factor, std",
         "test_latents_are_shifted_and_scaled_and_back",
     ),
     (
         "families: latents are shifted the wrong way",
-        "(posterior.mean - shift) * factor",
-        "(posterior.mean + shift) * factor",
+        "return (mean - shift) * factor",
+        "return (mean + shift) * factor",
         "test_latents_are_shifted_and_scaled_and_back",
     ),
     (
@@ -1701,7 +1702,7 @@ EXPORT = planted(
     ),
     (
         "export: a LoRA that needs embeddings gets the public name",
-        'shareable = card.weights == "lora" and not card.extra_inputs',
+        'shareable = card.weights == "lora" and not any(name.startswith("extras.") for name in tensors)',
         'shareable = card.weights == "lora"',
         "test_what_only_fewstep_can_read_never_gets_the_public_name",
     ),
@@ -1868,4 +1869,5 @@ CATALOGUE: list[Mutant] = [
     *AUGMENT,
     *HELPERS,
     *LADD,
+    *FAMILIES,
 ]

@@ -251,7 +251,7 @@ KINDS = [
         ),
     ),
     *planted(
-        "models/families.py",
+        "models/families/unet.py",
         "program/test_distill_lightning.py",
         (
             "families: a UNet's decoder stays",

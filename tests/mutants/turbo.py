@@ -258,7 +258,7 @@ HELPERS = [
         ),
     ),
     *planted(
-        "models/families.py",
+        "models/families/teacher.py",
         "models/test_helpers.py",
         (
             "families: pictures for losses forget the latents' scale",
@@ -266,6 +266,10 @@ HELPERS = [
             "latents.to(vae.device, vae.dtype), return_dict",
             "test_pictures_are_what_the_autoencoder_makes_of_unscaled_latents",
         ),
+    ),
+    *planted(
+        "models/families/family.py",
+        "models/test_helpers.py",
         (
             "families: the pooled prompt is its first token, which has seen nothing",
             'cond["prompt_embeds"][:, -1]',

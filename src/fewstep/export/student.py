@@ -50,6 +50,7 @@ class Card:
         prediction_type: what it predicts; empty: what its teacher does. Other programs must be told where it differs.
         extra_inputs: what it must be told: "end", "guidance_embed".
         guidance_embed: the scale it is told, when it is.
+        image_size: side of its pictures in pixels; None is its teacher's own.
         steps: training steps behind it. forward_equivalents: what they cost, the runs it builds on included.
     """
 
@@ -66,6 +67,7 @@ class Card:
     prediction_type: str = ""
     extra_inputs: tuple[str, ...] = ()
     guidance_embed: float | None = None
+    image_size: int | None = None
     steps: int = 0
     forward_equivalents: float = 0.0
     format: int = 1
@@ -76,8 +78,8 @@ def save_student(folder: Path, roles: Roles, card: Card, role: str = "student") 
 
     Of several processes all must call this, and the first writes.
     """
-    shareable = card.weights == "lora" and not card.extra_inputs
     tensors = _folded(roles, role) if card.weights == "lora" else roles.tensors_of(role)
+    shareable = card.weights == "lora" and not any(name.startswith("extras.") for name in tensors)
     path = folder / (LORA_FILE if shareable else OWN_FILE)
     plain = {n: whole(t.detach()).to("cpu", torch.float32).contiguous().clone() for n, t in tensors.items()}
     if distributed.first():

@@ -21,6 +21,7 @@ from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource
 from fewstep.methods.base import Method
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.families import at_once
 from fewstep.models.lora import lora_layers
 from fewstep.models.outline import Outline
 from fewstep.models.roles import Roles, Weights
@@ -29,7 +30,6 @@ from fewstep.training.rehearsal import AsOn, Ledger, rehearse, size_of, trained_
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Source, Trainer, build_roles
 
-_PICTURES_AT_ONCE = 32  # of encoding (fewstep.data.cache) and of decoding (Teacher.decode)
 _STEP = ("gradients", "activations")
 
 
@@ -187,7 +187,7 @@ def _encoding(outline: Outline, between: int, pictures: int, device: str) -> int
     ledger = Ledger(device, _tensors(vae))
     side = outline.image_size
     with AsOn(device, None), ledger:
-        vae.encode(torch.empty(min(pictures, _PICTURES_AT_ONCE), 3, side, side, device="meta"))
+        vae.encode(torch.empty(min(pictures, at_once(side)), 3, side, side, dtype=vae.dtype, device="meta"))
     return between + ledger.peak
 
 
@@ -195,13 +195,12 @@ def _encoding(outline: Outline, between: int, pictures: int, device: str) -> int
 def _sampling(outline: Outline, between: int, prompts: int, device: str) -> int:
     """Peak while a sample grid's pictures are decoded."""
     vae: Any = outline.parts.get("vae")
-    if vae is None or not prompts:
+    if vae is None or outline.image_size is None or not prompts:
         return 0
+    count = min(prompts, at_once(outline.image_size))
     ledger = Ledger(device, _tensors(vae))
     with AsOn(device, None), ledger:
-        vae.decode(
-            torch.empty(min(prompts, _PICTURES_AT_ONCE), *outline.latent_shape, device="meta"), return_dict=False
-        )
+        vae.decode(torch.empty(count, *outline.latent_shape, dtype=vae.dtype, device="meta"), return_dict=False)
     return between + ledger.peak
 
 

@@ -1,0 +1,105 @@
+"""Folders of pictures: what is found in them, how it is cut, when it is encoded again, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.data.cache import folder_latents
+from fewstep.data.folder import find_pictures, fingerprint_of, read_pictures
+from fewstep.models.families import as_teacher
+from fewstep.recipe import RecipeError, parse_recipe
+from tests.models.pipelines import SIZE, build
+
+
+def picture(path, colour="red", size=(80, 64), **how):
+    Image.new("RGB", size, colour).save(path, **how)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures, one of them deeper."""
+    (tmp_path / "more").mkdir()
+    for name, caption in (("b.png", "a blue square"), ("more/a.jpg", "a red circle\n")):
+        picture(tmp_path / name, caption.split()[1])
+        (tmp_path / name).with_suffix(".txt").write_text(caption)
+    return tmp_path
+
+
+def test_captions_stand_beside_their_pictures_or_in_a_list(folder):
+    found = find_pictures(folder)
+    assert [(p.path.name, p.caption) for p in found] == [("b.png", "a blue square"), ("a.jpg", "a red circle")]
+    assert find_pictures(folder, 1) == found[:1]
+    lines = [{"file_name": "more/a.jpg", "text": "one"}, {"file_name": "b.png", "text": "two"}]
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
+    assert [(p.path.name, p.caption) for p in find_pictures(folder)] == [("b.png", "two"), ("a.jpg", "one")]
+
+
+def test_pictures_are_upright_square_and_of_the_teachers_size(tmp_path):
+    """A broad picture, left quarter red, the rest blue, that its camera says to turn by 90 degrees."""
+    image = Image.new("RGB", (90, 30), "blue")
+    image.paste("red", (0, 0, 24, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned clockwise: the left end comes to the top
+    image.save(tmp_path / "a.png", exif=exif)
+    image.crop((0, 0, 60, 30)).save(tmp_path / "b.png")  # its middle half begins at 15
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("a")
+    turned, cut = read_pictures(find_pictures(tmp_path), 32)
+    assert turned.shape == (3, 32, 32) and (turned.min(), turned.max()) == (-1, 1)
+    # the middle third of the upright picture is blue everywhere; that of the other red, then blue
+    assert (turned[0] < -0.9).all() and (turned[2] > 0.9).all()
+    assert (cut[0, :, :6] > 0.9).all() and (cut[2, :, 14:] > 0.9).all()
+
+
+def test_a_changed_caption_or_picture_is_encoded_again(folder, tmp_path):
+    teacher = as_teacher(build("sdxl"), size=SIZE)
+    path, encoded = tmp_path / "cache" / "latents.safetensors", []
+
+    def latents():
+        return folder_latents(path, teacher, find_pictures(folder), advance=encoded.append)
+
+    first = latents()
+    assert encoded == [2] and torch.equal(latents().mean, first.mean) and encoded == [2]
+    assert set(first.cond) == {"prompt_embeds", "pooled_embeds", "time_ids"} and len(first.cond) == 2
+    assert first.cond["time_ids"].tolist() == [[SIZE, SIZE, 0, 0, SIZE, SIZE]] * 2
+    assert first.cond.null()["time_ids"].tolist() == first.cond["time_ids"].tolist()
+    (folder / "b.txt").write_text("a square")
+    assert not torch.equal(latents().cond["prompt_embeds"], first.cond["prompt_embeds"]) and encoded == [2, 2]
+    picture(folder / "b.png", "green")
+    os.utime(folder / "b.png", ns=(1, 1))
+    assert not torch.equal(latents().mean, first.mean) and encoded == [2, 2, 2]
+    other = as_teacher(build("sdxl"), size=2 * SIZE)
+    assert folder_latents(path, other, find_pictures(folder)).mean.shape[-1] == 2 * first.mean.shape[-1]
+    assert fingerprint_of(find_pictures(folder)) != fingerprint_of(find_pictures(folder, 1))
+
+
+def test_what_is_wrong_with_a_folder_is_one_sentence(folder, tmp_path):
+    with pytest.raises(ValueError, match="there is no folder"):
+        find_pictures(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no pictures"):
+        find_pictures(tmp_path / "empty")
+    (folder / "more" / "a.txt").unlink()
+    with pytest.raises(ValueError, match=r"a\.jpg has no caption: write it to a\.txt"):
+        find_pictures(folder)
+    (folder / "more" / "a.txt").write_text("a")
+    (folder / "b.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"b\.png cannot be read as a picture"):
+        read_pictures(find_pictures(folder), 8)
+    missing = '{"file_name": "x.png", "text": "a"}'
+    for line, says in (('{"file_name": 3}', "line 1 of .* is not like"), (missing, "which is not there")):
+        (folder / "metadata.jsonl").write_text(line)
+        with pytest.raises(ValueError, match=says):
+            find_pictures(folder)
+
+
+@pytest.mark.parametrize("data", [{"source": "folder"}, {"path": "pictures"}])
+def test_a_folder_and_its_path_go_together(data):
+    with pytest.raises(RecipeError, match=r"data\.path and 'source: folder' go together"):
+        parse_recipe({"method": "lcm", "data": data})
+    assert parse_recipe({"method": "lcm"}).data.size == 4000

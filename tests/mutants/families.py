@@ -1,0 +1,175 @@
+"""Planted defects of the families of teachers and of folders of pictures."""
+
+from tests.mutants.mutant import planted
+
+_UNET = planted(
+    "models/families/unet.py",
+    "models/test_teachers.py",
+    (
+        "features: taps come in the network's order, not as asked",
+        "return [found[tap] for tap in wanted]",
+        "return list(found.values())",
+        "tests/models/test_features.py::test_a_unets_features_are_its_blocks_outputs",
+    ),
+    (
+        "families: SDXL is told another size",
+        "torch.tensor([[*sides, 0, 0, *sides]])",
+        "torch.tensor([[*sides, 0, 0, 2 * sides[0], sides[1]]])",
+        "test_the_network_is_asked_as_its_pipeline_asks_it[sdxl]",
+    ),
+    (
+        "families: SDXL's null is the empty prompt whatever its config says",
+        "        _, embeds, _, pooled = self.pipeline.encode_prompt("
+        '"", device=self.device(), do_classifier_free_guidance=True)\n'
+        '        return {"prompt_embeds": embeds, "pooled_embeds": pooled}',
+        '        return self.encode([""])',
+        "test_no_prompt_is_zeros_for_sdxl_unless_its_config_says_the_empty_prompt",
+    ),
+    (
+        "families: a refiner passes for a base model",
+        "encoder.config.projection_dim != self._pooled()",
+        "encoder.config.projection_dim < 0",
+        "test_foreign_pipelines_are_refused",
+    ),
+)
+
+_COMMON = [
+    *planted(
+        "models/families/family.py",
+        "models/test_teachers.py",
+        (
+            "families: a zeroed terminal and v-prediction are taken for epsilon",
+            'str(self._scheduler().get("prediction_type", "epsilon"))',
+            '"epsilon"',
+            "test_a_picture_is_the_pipelines_own[sd2v]",
+        ),
+        (
+            "families: the shift of FLUX forgets the picture's size",
+            "mu = low + (high - low) * (self.tokens - few) / (many - few)",
+            "mu = high",
+            "test_a_shift_that_depends_on_the_size_is_the_schedulers",
+        ),
+        (
+            "families: the size is told with a prompt only",
+            "Cond(tensors | told, null=null | sizes)",
+            "Cond(tensors | told, null=null | {k: 0 * t for k, t in sizes.items()})",
+            "test_what_is_told_about_the_size_stays_when_the_prompt_goes",
+        ),
+        (
+            "families: any size passes",
+            "if size is not None and (size < step or size % step):",
+            "if size is not None and size < step:",
+            "test_a_size_that_does_not_fit_is_refused",
+        ),
+    ),
+    *planted(
+        "models/families/network.py",
+        "models/test_teachers.py",
+        (
+            "features: a transformer's maps are turned",
+            "(height, width)) for tap in wanted]",
+            "(width, height)).transpose(2, 3) for tap in wanted]",
+            "test_features_are_the_blocks_tokens_as_maps",
+        ),
+        (
+            "features: all of a transformer's blocks run",
+            "setattr(transformer, stack, blocks[:count])",
+            "setattr(transformer, stack, blocks[: count + 1])",
+            "test_features_are_the_blocks_tokens_as_maps",
+        ),
+        (
+            "features: a transformer stays cut",
+            "                setattr(transformer, stack, blocks)\n",
+            "                pass\n",
+            "test_features_are_the_blocks_tokens_as_maps",
+        ),
+        (
+            "families: a transformer hears no extra input",
+            "(args[0] + extra.to(args[0].dtype), *args[1:])",
+            "args",
+            "test_extra_inputs_start_at_nothing_and_are_heard",
+        ),
+    ),
+]
+
+_TRANSFORMERS = [
+    *planted(
+        "models/families/flux.py",
+        "models/test_teachers.py",
+        (
+            "families: FLUX: rows and columns change places",
+            "torch.stack([torch.zeros_like(rows), rows, columns], dim=1)",
+            "torch.stack([torch.zeros_like(rows), columns, rows], dim=1)",
+            "test_packing_is_that_of_diffusers",
+        ),
+        (
+            "families: FLUX: it is told no guidance of its own",
+            "torch.full_like(t, self.guidance_embed)",
+            "torch.full_like(t, 1.0)",
+            "test_the_network_is_asked_as_its_pipeline_asks_it[flux]",
+        ),
+    ),
+    *planted(
+        "models/families/sd3.py",
+        "models/test_teachers.py",
+        (
+            "families: SD3: features are the text's",
+            "    place = 1\n",
+            "    place = 0\n",
+            "test_features_are_the_blocks_tokens_as_maps",
+        ),
+        (
+            "families: SD3: its times are not scaled",
+            "timestep=t * self.time_scale",
+            "timestep=t",
+            "test_the_network_is_asked_as_its_pipeline_asks_it[sd3]",
+        ),
+        (
+            "families: SD3: a LoRA leaves the modulations out",
+            '"linear", "linear_1"',
+            '"linear_1"',
+            "tests/training/test_estimate.py::test_transformers_have_every_linear_layer_adapted",
+        ),
+    ),
+    *planted(
+        "models/families/pixart.py",
+        "models/test_teachers.py",
+        (
+            "families: PixArt: padding is read as words",
+            'encoder_attention_mask=cond["prompt_mask"]',
+            "encoder_attention_mask=None",
+            "test_the_network_is_asked_as_its_pipeline_asks_it[pixart]",
+        ),
+        (
+            "families: PixArt: the variance passes for the noise",
+            "[:, : x.shape[1]]",
+            "[:, x.shape[1] :]",
+            "test_a_picture_is_the_pipelines_own[pixart]",
+        ),
+    ),
+]
+
+_FOLDER = planted(
+    "data/folder.py",
+    "data/test_folder.py",
+    (
+        "folder: a changed caption keeps its old latents",
+        "stat.st_size, stat.st_mtime_ns, picture.caption)",
+        "stat.st_size, stat.st_mtime_ns)",
+        "test_a_changed_caption_or_picture_is_encoded_again",
+    ),
+    (
+        "folder: pictures are stretched",
+        "ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)",
+        "image.resize((size, size), Image.Resampling.LANCZOS)",
+        "test_pictures_are_upright_square_and_of_the_teachers_size",
+    ),
+    (
+        "folder: pictures lie on their side",
+        "ImageOps.exif_transpose(file)",
+        "file",
+        "test_pictures_are_upright_square_and_of_the_teachers_size",
+    ),
+)
+
+FAMILIES = [*_UNET, *_COMMON, *_TRANSFORMERS, *_FOLDER]
