@@ -359,6 +359,7 @@ def test_without_its_weight_there_is_no_discriminator():
         ({"adversarial_weight": -1.0}, "adversarial_weight"),
         ({"discriminator_weight": float("nan")}, "discriminator_weight"),
         ({"discriminator_backbone": "dino"}, "Unknown discriminator_backbone 'dino'"),
+        ({"halvings": -1}, "halvings must be at least 0"),
         ({"head": "vit"}, "Unknown head 'vit'"),
     ],
 )
