@@ -128,6 +128,33 @@ def sample(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run, or a student's folder.")],
+    to: Annotated[str, typer.Option(help="diffusers, lora, kohya or merged.")] = "diffusers",
+    out: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export/TO).")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32 (exact), float16 or bfloat16 (half the size).")] = (
+        "float32"
+    ),
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Write a student for other programs, and compare what diffusers draws from it before saying done.
+
+    **diffusers**: a whole pipeline folder, right with nothing set but the number of steps. **lora**: PEFT's layout, for
+    diffusers; for ComfyUI too if the model is a transformer. **kohya**: a UNet's LoRA for ComfyUI, A1111, Forge and
+    InvokeAI. **merged**: the network alone, all weights.
+    """
+    from fewstep.export.publish import export as write
+
+    made = write(run, to, out, dtype, device)
+    typer.echo(f"Wrote {made.folder}; diffusers draws from it what fewstep does (gap {made.proof.gap:.1e}).")
+    if made.proof.layers:
+        typer.echo(f"All {made.proof.layers} LoRA layers were found.")
+    for line in made.remarks:
+        typer.echo(line)
+    typer.echo(f"In diffusers: pipe(prompt, {made.call}); the README says more.")
+
+
+@app.command()
 def checkpoints(
     name: Annotated[str | None, typer.Argument(help="One of them; without a name all are listed.")] = None,
     code: Annotated[bool, typer.Option("--code", help="Only the lines for diffusers.")] = False,
