@@ -16,8 +16,8 @@ from fewstep.checkpoints.registry import Checkpoint
 from fewstep.checkpoints.sampling import sampler_of as published_sampler
 from fewstep.checkpoints.sampling import start_of
 from fewstep.evaluation.grids import image_grid
-from fewstep.export.chain import student_folder, teacher_of
-from fewstep.export.student import Card, load_card, load_student, sampler_of
+from fewstep.export.chain import is_pipeline, student_folder, teacher_of
+from fewstep.export.student import CARD_FILE, Card, load_card, load_student, sampler_of
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.sampling import Sampler, sample
@@ -71,6 +71,9 @@ def load_model(name: str) -> Model:
     if (Path(name) / "recipe.yaml").is_file():
         raise ValueError(f"The run {name} has no student yet: finish it with fewstep distill ... --resume.")
     teacher = load_teacher(name)
+    if is_pipeline(Path(name)) and (Path(name) / CARD_FILE).is_file():  # a student that was exported whole
+        card = load_card(Path(name))
+        return Model(teacher, teacher.denoiser, card, card.guidance_scale)
     return Model(teacher, teacher.denoiser, TEACHER, 3.0)
 
 

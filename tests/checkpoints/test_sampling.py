@@ -7,7 +7,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
 
 from fewstep.checkpoints.registry import checkpoints
 from fewstep.checkpoints.sampling import SAMPLERS, sampler_of, schedule_of, start_of

@@ -8,6 +8,7 @@ from typing import Any
 
 from fewstep.export.scheduler import Plan
 from fewstep.export.student import Card
+from fewstep.models.families import shipped
 
 BASE_LICENCES = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
@@ -40,24 +41,30 @@ def usage_hint(card: Card, plan: Plan) -> str:
     return ", ".join([*words, schedule, *([f"eta {card.eta:g}"] if card.sampler == "tcd" else [])])
 
 
-def code(to: str, base: str, file: str, card: Card, plan: Plan) -> str:
-    """The lines of Python that the export is meant for; ``file`` is the LoRA's name."""
-    names = ["DiffusionPipeline"] + ([] if to == "diffusers" else [plan.scheduler])
-    lines = ["from huggingface_hub import snapshot_download"] if to == "merged" else []
-    lines += [f"from diffusers import {', '.join(sorted(names))}", ""]
-    where = '"THIS_FOLDER"'
+def code(to: str, base: str, file: str, network: str, card: Card, plan: Plan) -> str:
+    """The lines of Python that the export is meant for.
+
+    Args:
+        file: the LoRA's name. network: class of the network.
+    """
+    here, draws = '"THIS_FOLDER"', f'image = pipe("a prompt", {call(card, plan)}).images[0]'
     if to == "diffusers":
-        lines += [f"pipe = DiffusionPipeline.from_pretrained({where})"]
+        return "\n".join([
+            "from diffusers import DiffusionPipeline", "", f"pipe = DiffusionPipeline.from_pretrained({here})", draws,
+        ])  # fmt: skip
+    names, place = ["DiffusionPipeline", plan.scheduler], f'"{base}"'
+    if to == "merged":
+        part = "unet" if network.startswith("UNet") else "transformer"
+        names, put = [*names, network], f"pipe.{part} = {network}.from_pretrained({here})"
     else:
-        lines = lines[1:] if to == "merged" else lines
-        lines += [f'pipe = DiffusionPipeline.from_pretrained("{base}")']
-        if to == "merged":
-            lines += [f"network = pipe.components.get({'unet'!r}) or pipe.transformer",
-                      f"network.load_state_dict(type(network).from_pretrained({where}).state_dict())"]  # fmt: skip
-        else:
-            lines += [f'pipe.load_lora_weights({where}, weight_name="{file}")']
-        lines += [f'pipe.scheduler = {plan.scheduler}.from_pretrained({where}, subfolder="scheduler")']
-    return "\n".join([*lines, f'image = pipe("{{prompt}}", {call(card, plan)}).images[0]'.replace("{prompt}", "...")])
+        put = f'pipe.load_lora_weights({here}, weight_name="{file}")'
+    lines = [f"from diffusers import {', '.join(sorted(names))}"]
+    if shipped(base) is not None:
+        lines, place = [*lines, "from fewstep.models.families import shipped"], f'shipped("{base}")'
+    return "\n".join([
+        *lines, "", f"pipe = DiffusionPipeline.from_pretrained({place})", put,
+        f'pipe.scheduler = {plan.scheduler}.from_pretrained({here}, subfolder="scheduler")', draws,
+    ])  # fmt: skip
 
 
 def call(card: Card, plan: Plan) -> str:
@@ -80,9 +87,9 @@ def measured(run: Path) -> str:
 
 
 def readme(
-    to: str, title: str, base: str, file: str, card: Card, plan: Plan, run: Path, proof: str, remarks: list[str],
-    picture: bool,
-) -> str:
+    to: str, title: str, base: str, lines_of_code: str, card: Card, plan: Plan, run: Path, proof: str,
+    remarks: list[str], picture: bool,
+) -> str:  # fmt: skip
     """The whole README, front matter included."""
     licence = licence_of(base)
     known = base in BASE_LICENCES
@@ -97,9 +104,9 @@ def readme(
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", "", f"# {title}", ""]
     lines += [f"{base} in {steps}, distilled with the method `{card.method}` by fewstep.", ""]
     lines += ["![samples](samples.png)", ""] if picture else []
-    lines += ["## Use", "", "```python", code(to, base, file, card, plan), "```", ""]
-    lines += [f"ComfyUI and others: {usage_hint(card, plan)}." if to != "diffusers" else
-              f"Made for {steps}; any other number needs other settings.", "", *(f"- {line}" for line in remarks)]  # fmt: skip
+    lines += ["## Use", "", "```python", lines_of_code, "```", ""]
+    lines += [f"Made for {steps}. ComfyUI's settings: {usage_hint(card, plan)}."]
+    lines += ["", *(f"- {line}" for line in remarks)] if remarks else []
     lines += ["", "## Quality", "", measured(run), f"Trained for {card.steps} steps. {proof}", ""]
     lines += ["## Licence", "", f"This is a derivative of {base}: its licence ({licence}) binds this file too.", ""]
     return "\n".join(lines)

@@ -74,8 +74,8 @@ def close_guidance(network: nn.Module) -> None:
 
 def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
     """Write a diffusers folder that is read as float32 by default, whatever its files hold."""
-    pipeline.to(dtype)
     with quietly():
+        pipeline.to(dtype)
         pipeline.save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("*/config.json"):
         said = json.loads(config.read_text(encoding="utf-8"))

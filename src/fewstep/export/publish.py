@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.data.files import write_text
-from fewstep.export.card import call, licence_of, readme, usage_hint
+from fewstep.export.card import call, code, licence_of, readme, usage_hint
 from fewstep.export.chain import first_teacher, student_folder, teacher_of
 from fewstep.export.foreign import network_of
 from fewstep.export.header import modelspec, write
@@ -158,7 +158,8 @@ def _write(
         path.chmod(0o666 & ~_umask())  # safetensors itself writes 0600
     proof = prove(question, expected, count, dtype == "float32")
     remarks = _remarks(to, card, plan, closed)
-    _describe(part, to, title, base, file, card, plan, run, source, dtype, proof, remarks)
+    lines = code(to, base, file, type(network_of(teacher.pipeline)[1]).__name__, card, plan)
+    _describe(part, to, title, base, lines, card, plan, run, source, dtype, proof, remarks)
     return Export(part, proof, call(card, plan), tuple(remarks))
 
 
@@ -191,7 +192,7 @@ def _remarks(to: str, card: Card, plan: Plan, closed: bool) -> list[str]:
 
 
 def _describe(
-    part: Path, to: str, title: str, base: str, file: str, card: Card, plan: Plan, run: Path, source: Path, dtype: str,
+    part: Path, to: str, title: str, base: str, lines: str, card: Card, plan: Plan, run: Path, source: Path, dtype: str,
     proof: Proof, remarks: list[str],
 ) -> None:  # fmt: skip
     picture = source / "samples.png"
@@ -203,7 +204,7 @@ def _describe(
         "export": to, "dtype": dtype, "scheduler": plan.scheduler, "call": plan.call, "gap": proof.gap, "base": base,
     }  # fmt: skip
     write_text(part / CARD_FILE, json.dumps({**asdict(card), **extra}, indent=1) + "\n")
-    text = readme(to, title, base, file, card, plan, run, said, remarks, picture.is_file())
+    text = readme(to, title, base, lines, card, plan, run, said, remarks, picture.is_file())
     write_text(part / "README.md", text)
 
 

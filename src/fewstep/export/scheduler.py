@@ -66,7 +66,7 @@ def plan_scheduler(sampler: Sampler, schedule: Schedule, base: Mapping[str, Any]
 
 def _candidates(sampler: Sampler, times: Array) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(class, settings, arguments of the call), the best first."""
-    n, eta, clean = len(times) - 1, getattr(sampler, "eta", 0.0), times[-1] < 0
+    n, eta, clean = len(times) - 1, getattr(sampler, "eta", 0.0), bool(times[-1] < 0)
     own = getattr(sampler, "original_inference_steps", 50)
     told = {"timesteps": [int(t) for t in times[:-1]]} if (times == times.round()).all() else None
     trailing: dict[str, Any] = {"timestep_spacing": "trailing"}
