@@ -22,8 +22,9 @@ from typing import Any
 
 import yaml
 
-from fewstep.data.cache import fingerprint, scene_latents
+from fewstep.data.cache import fingerprint, folder_latents, scene_latents
 from fewstep.data.files import LOCK, only_one, replace_text
+from fewstep.data.folder import find_pictures
 from fewstep.data.sources import LatentSource
 from fewstep.export.student import CARD_FILE, save_student
 from fewstep.job import Job, prepare
@@ -135,9 +136,14 @@ def _data(job: Job, place: Path, show_progress: bool) -> LatentSource:
     recipe, folder = job.recipe, job.folder
     if distributed.first() and not (folder / "recipe.yaml").is_file():
         replace_text(folder / "recipe.yaml", as_yaml(recipe))
-    with progress_bar(recipe.data.size, 0, "encoding", show_progress and distributed.first()) as advance:
-        path, config, device = place / "latents.safetensors", recipe.data, recipe.training.device
-        source = scene_latents(path, job.teacher, config.size, config.seed, device, advance)
+    path, config, device = place / "latents.safetensors", recipe.data, recipe.training.device
+    pictures = find_pictures(Path(config.path), config.size) if config.path is not None else None
+    count = len(pictures) if pictures is not None else config.size or 0
+    with progress_bar(count, 0, "encoding", show_progress and distributed.first()) as advance:
+        if pictures is not None:
+            source = folder_latents(path, job.teacher, pictures, device, advance)
+        else:
+            source = scene_latents(path, job.teacher, count, config.seed, device, advance)
     if distributed.first():
         made_by = {**versions(), "data": fingerprint(source)}
         replace_text(folder / "versions.json", json.dumps(made_by, indent=1) + "\n")

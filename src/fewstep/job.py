@@ -10,13 +10,14 @@ import torch
 
 from fewstep.checkpoints.load import lora_start, start_weights
 from fewstep.checkpoints.registry import checkpoints
+from fewstep.data.folder import find_pictures
 from fewstep.export.chain import load_start, open_teacher, student_folder
 from fewstep.export.foreign import is_lora
 from fewstep.export.student import Card, load_card, sampler_of
 from fewstep.methods.base import Method
 from fewstep.models.families import Teacher
 from fewstep.models.roles import Roles
-from fewstep.recipe import Recipe, RecipeError
+from fewstep.recipe import DTYPES, Recipe, RecipeError
 from fewstep.sampling import DDIM
 from fewstep.training.optimizers import check_optimizer
 from fewstep.training.trackers import check_trackers
@@ -62,7 +63,8 @@ class Job:
             rank=student.rank if student.weights == "lora" else 0,
             teacher=self.teacher.name,
             extra_inputs=spec.extra_inputs,
-            guidance_embed=told if "guidance_embed" in spec.extra_inputs else None,
+            guidance_embed=told if "guidance_embed" in spec.extra_inputs else self.teacher.guidance_embed,
+            image_size=self.teacher.size,
             steps=steps,
             forward_equivalents=self.spent + cost,
         )
@@ -80,6 +82,8 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     check_batch(settings)
     check_optimizer(settings)
     check_trackers(settings.trackers)
+    if recipe.data.path is not None:
+        find_pictures(Path(recipe.data.path), 1)
     teacher, init, spent = _beginning(recipe, folder, earlier or {})
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
     roles = build_roles(teacher.denoiser, method, settings, recipe.student.build(), recipe.seed, init)
@@ -100,7 +104,10 @@ def _beginning(
     """(teacher, the student's first weights or None, what the runs behind them have cost)."""
     config, device = recipe.teacher, recipe.training.device
     at = earlier.get(config.path)
-    teacher = open_teacher(str(at or config.path), config.loras, device)
+    teacher = open_teacher(
+        str(at or config.path), config.loras, device, dtype=DTYPES[config.dtype], size=config.size,
+        guidance_embed=config.guidance_embed, vae_tiling=config.vae_tiling,
+    )  # fmt: skip
     if at is not None:  # as the student's card says it: the run may move
         teacher = replace(teacher, name=f"../../{at.parent.name}/student")
     if recipe.init is None:

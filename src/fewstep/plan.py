@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
+from fewstep.data.folder import find_pictures
 from fewstep.export.chain import first_teacher, student_folder
-from fewstep.models.families import UNetNetwork
-from fewstep.models.lora import matching
 from fewstep.models.outline import Outline, outline
-from fewstep.recipe import Recipe
+from fewstep.recipe import DTYPES, Recipe
 from fewstep.training.estimate import Estimate, estimate, seconds_of_step
 from fewstep.training.machine import in_words, memory
 
@@ -26,7 +25,7 @@ class Plan:
     """A recipe, its teacher's outline and what the run needs.
 
     Attributes:
-        estimate: memory and calls; None where the teacher's family cannot be distilled yet.
+        estimate: memory and calls; None where the teacher's family cannot be distilled.
         why_not: the sentence that says so.
         seconds: of all training steps together; None where no step was tried.
     """
@@ -45,7 +44,9 @@ def plan(recipe: Recipe, timed: bool = True) -> Plan:
         ValueError: what the run itself would refuse.
     """
     student = student_folder(Path(recipe.teacher.path))
-    sketch = outline(recipe.teacher.path if student is None else first_teacher(student))
+    teacher = recipe.teacher
+    place = teacher.path if student is None else first_teacher(student)
+    sketch = outline(place, teacher.size, DTYPES[teacher.dtype])
     try:
         sketch.denoiser()
     except ValueError as error:
@@ -57,8 +58,13 @@ def plan(recipe: Recipe, timed: bool = True) -> Plan:
 def _estimate(recipe: Recipe, sketch: Outline) -> Estimate:
     return estimate(
         sketch, recipe.method_class(), recipe.method_settings(), recipe.training, recipe.student.build(),
-        recipe.data.size, len(recipe.sample.prompts),
+        _pictures(recipe), len(recipe.sample.prompts),
     )  # fmt: skip
+
+
+def _pictures(recipe: Recipe) -> int:
+    data = recipe.data
+    return data.size or 0 if data.path is None else len(find_pictures(Path(data.path), data.size))
 
 
 def _seconds(recipe: Recipe, sketch: Outline, found: Estimate) -> float | None:
@@ -144,7 +150,7 @@ def describe(planned: Plan) -> list[str]:
     recipe, settings = planned.recipe, planned.recipe.training
     lines = [_parameters(planned.outline)]
     if planned.estimate is None:
-        return [*lines, _adapted(planned), planned.why_not]
+        return [*lines, planned.why_not]
     found = planned.estimate
     calls = ", ".join(f"{role} {count:g}" for role, count in found.calls.items())
     lines += [
@@ -175,22 +181,7 @@ def advise(planned: Plan) -> list[str]:
 
 def _parameters(sketch: Outline) -> str:
     parts = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in sketch.parts.items())
-    return f"parameters of {sketch.name} ({sketch.family}): {parts}"
-
-
-def _adapted(planned: Plan) -> str:
-    student, base = planned.recipe.student, planned.outline.base
-    if student.weights == "full":
-        return "the student would train all weights"
-    layers = matching(base, student.targets or UNetNetwork.lora_targets)
-    weights = sum(_lora_parameters(base.get_submodule(name), student.rank) for name in layers)
-    return f"a LoRA of rank {student.rank} would adapt {len(layers)} layers with {weights:,} parameters"
-
-
-def _lora_parameters(layer: Any, rank: int) -> int:
-    """A: [rank, inputs, kernel], B: [outputs, rank], of a Linear or a Conv2d."""
-    outputs, inputs, *kernel = layer.weight.shape
-    return rank * (inputs * int(torch.tensor(kernel).prod()) + outputs)
+    return f"parameters of {sketch.name} ({sketch.kind}): {parts}"
 
 
 def _trained(recipe: Recipe, found: Estimate) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from fewstep.methods.base import Method, Sampling
 from fewstep.methods.registry import find_method
@@ -16,6 +17,7 @@ from fewstep.models.roles import Weights
 from fewstep.training.settings import TrainingSettings
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class RecipeError(ValueError):
@@ -31,6 +33,12 @@ class TeacherConfig(BaseModel):
         description="scenes-64 (shipped), a diffusers folder, a hub name, a finished run, or an earlier stage",
     )
     loras: tuple[str, ...] = Field(default=(), description="LoRA files or hub names that are part of the teacher")
+    size: int | None = Field(default=None, ge=1, description="side of the pictures in pixels; empty: the model's own")
+    dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="how the teacher's weights are held")
+    guidance_embed: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="guidance scale that FLUX is told; empty means 3.5"
+    )
+    vae_tiling: bool = Field(default=False, description="encode and decode large pictures in tiles")
 
 
 class StudentConfig(BaseModel):
@@ -52,9 +60,22 @@ class DataConfig(BaseModel):
     """What to train on."""
 
     model_config = _STRICT
-    source: Literal["scenes"] = Field(default="scenes", description="rendered, captioned scenes")
-    size: int = Field(default=4000, ge=1, description="how many pictures")
-    seed: int = Field(default=1, ge=0, lt=2**63, description="which pictures")
+    source: Literal["scenes", "folder"] = Field(
+        default="scenes", description="scenes: rendered, captioned ones; folder: your pictures with captions"
+    )
+    path: str | None = Field(default=None, description="the folder of pictures; captions in .txt or metadata.jsonl")
+    size: int | None = Field(
+        default=None, ge=1, description="how many pictures; empty means 4000 scenes, or all of the folder"
+    )
+    seed: int = Field(default=1, ge=0, lt=2**63, description="which scenes")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if (self.path is not None) != (self.source == "folder"):
+            raise ValueError("data.path and 'source: folder' go together: give both, or neither for scenes.")
+        if self.source == "scenes" and self.size is None:
+            object.__setattr__(self, "size", 4000)
+        return self
 
 
 class SampleConfig(BaseModel):

@@ -109,7 +109,8 @@ def test_it_samples_with_its_own_settings(tiny, file):  # noqa: F811
     model = load_published(HYPER, str(tiny), file)
     sampler = model.sampler(None, {"num_inference_steps": None})
     assert isinstance(sampler, TCD) and sampler.eta == 1 and sampler.num_inference_steps == 4
-    run = sample(model.denoiser, sampler, torch.randn(1, *model.teacher.latent_shape), model.teacher.encode_prompts([""]))
+    noise, cond = torch.randn(1, *model.teacher.latent_shape), model.teacher.encode_prompts([""])
+    run = sample(model.denoiser, sampler, noise, cond)
     assert run.timesteps.tolist() == [999, 759, 499, 259]
 
 

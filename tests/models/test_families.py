@@ -38,6 +38,8 @@ def test_latents_are_shifted_and_scaled_and_back():
 class Unet(torch.nn.Module):
     """Remembers at which times it was asked."""
 
+    config = SimpleNamespace(in_channels=4)
+
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
@@ -48,7 +50,7 @@ class Unet(torch.nn.Module):
 
 
 def pipeline(scheduler):
-    return SimpleNamespace(unet=Unet(), vae=torch.nn.Identity(), text_encoder=torch.nn.Identity(), scheduler=scheduler)
+    return SimpleNamespace(unet=Unet(), vae=None, text_encoder=torch.nn.Identity(), scheduler=scheduler)
 
 
 def test_a_flow_unet_is_asked_at_times_of_its_own_scale():

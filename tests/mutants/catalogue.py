@@ -709,7 +709,7 @@ NETWORKS = planted(
         "test_every_input_is_heard",
     ),
 ) + planted(
-    "models/families.py",
+    "models/families/teacher.py",
     "models/test_families.py",
     (
         "families: the posterior's deviation is not scaled",

@@ -13,7 +13,6 @@ from fewstep.models.families import UNET_LORA_TARGETS
 from fewstep.models.lora import matching
 from fewstep.models.outline import Outline, outline
 from fewstep.models.roles import Weights
-from fewstep.plan import _lora_parameters
 from fewstep.training.estimate import _latents, estimate, fill
 from fewstep.training.machine import asked_for, in_words, is_out_of_memory, memory
 from fewstep.training.optimizers import moment_bytes
@@ -134,14 +133,37 @@ def test_stable_diffusion_has_859_520_964_parameters(tmp_path):
 
 
 def test_sdxl_has_788_layers_to_adapt(tmp_path):
-    sketch = outline(unet_folder(tmp_path / "unet", SDXL))
+    sketch = outline(unet_folder(tmp_path / "unet", SDXL), dtype=torch.bfloat16)
     assert sum(p.numel() for p in sketch.base.parameters()) == 2_567_463_684
-    layers = matching(sketch.base, UNET_LORA_TARGETS)
-    assert len(layers) == 788
-    size = sum(_lora_parameters(sketch.base.get_submodule(name), 64) for name in layers)
-    assert size == pytest.approx(196.8e6, rel=1e-3)  # files of 787 MB in fp32, 394 MB in fp16
-    with pytest.raises(ValueError, match="not supported as a teacher yet: only its parameters are counted"):
-        sketch.denoiser()
+    assert len(matching(sketch.base, UNET_LORA_TARGETS)) == 788  # files of 787 MB in fp32, 394 MB in fp16
+    found = estimate(sketch, TCD, TCD.Settings(), TrainingSettings(batch_size=1), Weights(rank=64), 1)
+    assert (found.lora_layers, found.trainable) == (788, {"student": 196_751_360})
+    assert found.training["the teacher's network"] == 2 * 2_567_463_684
+    shapes = {name: tuple(t.shape[1:]) for name, t in sketch.prompts(2, torch.float16).tensors.items()}
+    assert shapes == {"prompt_embeds": (77, 2048), "pooled_embeds": (1280,), "time_ids": (6,)}
+
+
+SD3 = {
+    "_class_name": "SD3Transformer2DModel", "sample_size": 128, "num_layers": 24, "attention_head_dim": 64,
+    "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048, "pos_embed_max_size": 192, "in_channels": 16, "out_channels": 16, "patch_size": 2,
+}  # fmt: skip
+FLUX = {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True}
+
+
+@pytest.mark.parametrize("config, parameters, layers, conditions", [
+    (SD3, 2_028_328_000, 340, {"prompt_embeds": (333, 4096), "pooled_embeds": (2048,)}),
+    (FLUX, 11_901_408_320, 504, {"prompt_embeds": (512, 4096), "pooled_embeds": (768,)}),
+])  # fmt: skip
+def test_transformers_have_every_linear_layer_adapted(config, parameters, layers, conditions, tmp_path):
+    """The counts of SD3-medium and FLUX.1-dev; and of other programs' LoRAs of them."""
+    sketch = outline(unet_folder(tmp_path / "transformer", config))
+    assert sum(p.numel() for p in sketch.base.parameters()) == parameters
+    linear = [name for name, layer in sketch.base.named_modules() if isinstance(layer, torch.nn.Linear)]
+    names = matching(sketch.base, sketch.denoiser().network.lora_targets)
+    assert len(linear) == layers and set(names) == set(linear)
+    assert {n: tuple(t.shape[1:]) for n, t in sketch.prompts(1, torch.float16).tensors.items()} == conditions
+    assert sketch.latent_shape == (16, 128, 128)
 
 
 @pytest.mark.parametrize("content, says", [

@@ -18,6 +18,8 @@ from fewstep.models.extras import sinusoid
 from fewstep.models.families import Teacher, first_sentence, load_teacher
 from fewstep.models.lora import merge
 
+_FAMILIES = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux", "PixArtTransformer2DModel": "pixart"}
+
 
 def load_checkpoint(
     entry: Checkpoint, base: str | None = None, file: Path | None = None, device: str = "cpu"
@@ -99,13 +101,12 @@ def download(entry: Checkpoint) -> Path:
 
 def family_of(pipeline: Any) -> str:
     """Family of a pipeline's network as the registry calls it; empty if it is none of those it knows."""
-    config = network_of(pipeline)[1].config
-    name = type(network_of(pipeline)[1]).__name__
-    if name == "UNet2DConditionModel":
-        if getattr(config, "addition_embed_type", None) == "text_time":
+    network: Any = network_of(pipeline)[1]
+    if type(network).__name__ == "UNet2DConditionModel":
+        if network.config.get("addition_embed_type") == "text_time":
             return "sdxl"
-        return {768: "sd1", 1024: "sd2"}.get(config.cross_attention_dim, "")  # type: ignore[union-attr]
-    return {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux"}.get(name, "")
+        return {768: "sd1", 1024: "sd2"}.get(network.config.cross_attention_dim, "")
+    return _FAMILIES.get(type(network).__name__, "")
 
 
 class Told:

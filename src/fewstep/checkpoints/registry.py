@@ -24,7 +24,7 @@ class Checkpoint:
         base: the model it was made for, empty if it has none. family: that model's architecture.
         kind: "lora", "unet" (all weights of the network), "pipeline", or "unet-edm".
         scheduler: class in diffusers, empty where diffusers has none; scheduler_overrides: on top of the base's config.
-        steps: numbers of steps it is known to work with; default_steps: one of them. steps_exact: no other number works.
+        steps: numbers of steps it is known to work with; default_steps: one of them. steps_exact: no others work.
         timesteps, sigmas: its own instead of a spaced grid; sigmas are those before the shift.
         guidance: "cfg", or "embedded" where the network is told the scale. guidance_scale: 1 is off; None: it has none.
         guidance_range: what is known to work, ends included. eta: of TCD. lora_scale: None unless it is a LoRA.

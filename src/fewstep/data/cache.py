@@ -1,9 +1,9 @@
-"""Pictures and captions, encoded once by the teacher's own VAE and text encoder, and kept on disk."""
+"""Pictures and captions, encoded once by the teacher's own VAE and text encoders, and kept on disk."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,13 +11,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.data.files import replace_tensors
+from fewstep.data.folder import Picture, fingerprint_of, read_pictures
 from fewstep.data.scenes import Scenes
 from fewstep.data.sources import LatentSource
 from fewstep.models.cond import Cond
 from fewstep.models.families import Teacher
 
 _BATCH = 32
-_NAMES = ("mean", "std", "prompt_embeds", "null_embeds")
+_COND, _NULL = "cond.", "null."
+
+Batches = Callable[[range], tuple[Tensor, Sequence[str]]]
+"""Pictures [B, 3, H, W] in [-1, 1] and captions of these rows."""
 
 
 def scene_latents(
@@ -33,15 +37,34 @@ def scene_latents(
     Latents are kept as their posterior's mean and standard deviation, in float16, and sampled anew at every visit.
     ``advance`` is called with the number of pictures encoded.
     """
-    wanted = {"source": f"scenes {seed} {size}", "teacher": teacher.origin}
-    tensors = _read(path, wanted)
-    if tensors is None:
-        tensors = _encode(teacher, size, seed, advance or (lambda done: None))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_tensors(path, tensors, wanted)
-    tensors = {name: t.to(device) for name, t in tensors.items()}
-    cond = Cond({"prompt_embeds": tensors["prompt_embeds"]}, null={"prompt_embeds": tensors["null_embeds"]})
-    return LatentSource(tensors["mean"], tensors["std"], cond)
+    scenes = Scenes(seed, size=teacher.image_size)
+
+    def batch(rows: range) -> tuple[Tensor, Sequence[str]]:
+        rendered = scenes.render(rows)
+        return torch.from_numpy(rendered.images).permute(0, 3, 1, 2).float() / 127.5 - 1, rendered.captions
+
+    return _latents(path, teacher, f"scenes {seed} {size}", size, batch, device, advance)
+
+
+def folder_latents(
+    path: Path,
+    teacher: Teacher,
+    pictures: Sequence[Picture],
+    device: str = "cpu",
+    advance: Callable[[int], None] | None = None,
+) -> LatentSource:
+    """These pictures likewise; encoded again where any of them, or its caption, has changed.
+
+    Raises:
+        ValueError: one sentence for a file that is no picture.
+    """
+
+    def batch(rows: range) -> tuple[Tensor, Sequence[str]]:
+        some = pictures[rows.start : rows.stop]
+        return read_pictures(some, teacher.image_size), [picture.caption for picture in some]
+
+    name = f"folder {fingerprint_of(pictures)}"
+    return _latents(path, teacher, name, len(pictures), batch, device, advance)
 
 
 def fingerprint(source: LatentSource) -> str:
@@ -52,19 +75,41 @@ def fingerprint(source: LatentSource) -> str:
     return digest.hexdigest()
 
 
-def _encode(teacher: Teacher, size: int, seed: int, advance: Callable[[int], None]) -> dict[str, Tensor]:
-    scenes = Scenes(seed, size=teacher.image_size)
-    means, stds, embeds = [], [], []
+def _latents(
+    path: Path,
+    teacher: Teacher,
+    name: str,
+    size: int,
+    batch: Batches,
+    device: str,
+    advance: Callable[[int], None] | None,
+) -> LatentSource:
+    wanted = {"source": name, "teacher": teacher.origin, "image_size": str(teacher.image_size)}
+    tensors = _read(path, wanted)
+    if tensors is None:
+        tensors = _encode(teacher, size, batch, advance or (lambda done: None))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_tensors(path, tensors, wanted)
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    cond, null = (
+        {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)} for kind in (_COND, _NULL)
+    )
+    return LatentSource(tensors["mean"], tensors["std"], Cond(cond, null=null))
+
+
+def _encode(teacher: Teacher, size: int, batch: Batches, advance: Callable[[int], None]) -> dict[str, Tensor]:
+    means, stds, conds = [], [], []
     for first in range(0, size, _BATCH):
-        rendered = scenes.render(range(first, min(first + _BATCH, size)))
-        images = torch.from_numpy(rendered.images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images, captions = batch(range(first, min(first + _BATCH, size)))
         mean, std = teacher.encode_images(images)
         means.append(mean.half().cpu())
         stds.append(std.half().cpu())
-        embeds.append(teacher.encode_prompts(rendered.captions)["prompt_embeds"].half().cpu())
-        advance(first + len(rendered.captions))
-    null = teacher.encode_prompts([""])["prompt_embeds"].half().cpu()
-    joined = {"mean": torch.cat(means), "std": torch.cat(stds), "prompt_embeds": torch.cat(embeds), "null_embeds": null}
+        conds.append(teacher.encode_prompts(captions).to(torch.float16).to("cpu"))
+        advance(first + len(captions))
+    cond = Cond.cat(conds)
+    null = cond[:1].null()
+    joined = {"mean": torch.cat(means), "std": torch.cat(stds)}
+    joined |= {_COND + name: cond[name] for name in cond} | {_NULL + name: null[name] for name in null}
     return {name: t.contiguous(memory_format=torch.contiguous_format) for name, t in joined.items()}
 
 
@@ -74,6 +119,6 @@ def _read(path: Path, wanted: dict[str, str]) -> dict[str, Tensor] | None:
         with safe_open(path, framework="pt") as file:
             if file.metadata() != wanted:
                 return None
-            return {name: file.get_tensor(name) for name in _NAMES}
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def is_pipeline(path: Path) -> bool:
 
 def teacher_of(folder: Path, card: Card, device: str = "cpu") -> Teacher:
     """The teacher that the student in ``folder`` stands on: a model, or another student."""
-    return open_teacher(_place(folder, card), device=device)
+    return open_teacher(_place(folder, card), device=device, size=card.image_size)
 
 
 def first_teacher(folder: Path) -> str:
@@ -53,18 +53,19 @@ def _place(folder: Path, card: Card) -> str:
     return str(Path(folder, card.teacher).resolve()) if _SISTER.fullmatch(card.teacher) else card.teacher
 
 
-def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu") -> Teacher:
+def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **how: Any) -> Teacher:
     """A teacher by name or folder; a finished run's student becomes one, its LoRA merged into its own teacher.
 
     Args:
         loras: LoRA files or hub names that are merged too.
+        how: other arguments of `load_teacher`.
 
     Raises:
         ValueError: one sentence when there is none, or it wants inputs that a teacher is not given.
     """
     folder = student_folder(Path(name))
     if folder is None:
-        return load_teacher(name, device=device, loras=loras)
+        return load_teacher(name, device=device, loras=loras, **how)
     if loras:
         raise ValueError(f"teacher.loras go with a model, not with a finished run such as {name}.")
     card = load_card(folder)
@@ -73,7 +74,9 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu") ->
             f"The student in {folder} must be told {' and '.join(card.extra_inputs)} and cannot be a teacher: "
             "train it without, or let it be the init of the next run."
         )
-    teacher = teacher_of(folder, card, device)
+    said = {"size": card.image_size, "guidance_embed": card.guidance_embed}
+    how |= {key: value for key, value in said.items() if how.get(key) is None}
+    teacher = open_teacher(_place(folder, card), device=device, **how)
     _put(dict(teacher.denoiser.network.named_parameters()), load_weights(folder), folder)  # type: ignore[attr-defined]
     return replace(teacher, name=name)
 

@@ -13,6 +13,7 @@ from fewstep.export.foreign import network_of
 from fewstep.export.student import Card
 from fewstep.models.extras import EMBED_WIDTH, sinusoid
 from fewstep.models.families import Teacher
+from fewstep.models.families.teacher import quiet
 from fewstep.models.lora import merge
 
 _W = "extras.project.guidance_embed.weight"
@@ -39,7 +40,8 @@ def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> nn.
         for name, weight in mine.items():
             weight.copy_(tensors[name])
     if card.guidance_embed is not None and _W in tensors:
-        first: Any = network.time_embedding.linear_1  # type: ignore[union-attr]
+        embedding = getattr(network, "time_embedding", None) or network.time_text_embed.timestep_embedder  # type: ignore[union-attr]
+        first: Any = embedding.linear_1
         told = sinusoid(torch.tensor([1000 * (card.guidance_embed - 1)]), EMBED_WIDTH)
         first.bias += first.weight @ (tensors[_W] @ told[0])
     return network
@@ -74,7 +76,7 @@ def close_guidance(network: nn.Module) -> None:
 
 def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
     """Write a diffusers folder that is read as float32 by default, whatever its files hold."""
-    with quietly():
+    with quiet():
         pipeline.to(dtype)
         pipeline.save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("*/config.json"):
@@ -86,15 +88,8 @@ def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
 
 def save_network(network: Any, folder: Path, dtype: torch.dtype) -> None:
     """Write the network's folder: config.json and its weights, for ``from_pretrained``."""
-    with quietly():
+    with quiet():
         network.to(dtype).save_pretrained(folder, safe_serialization=True)
-
-
-def quietly() -> Any:
-    """Saving without progress bars."""
-    from fewstep.models.families import _quiet
-
-    return _quiet()
 
 
 def _config(network: Any, **changed: Any) -> None:

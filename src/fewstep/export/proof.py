@@ -31,7 +31,7 @@ class Question:
     Attributes:
         pipeline: folder or hub name. lora, network: what is put on it, empty for nothing.
         scheduler: folder of the scheduler's config that replaces the pipeline's, empty for its own; scheduler_class.
-        steps, call: of the pipeline's call. prompts, seed: what is drawn.
+        steps, call: of the pipeline's call. prompts, seed: what is drawn. size: side in pixels, None for its own.
     """
 
     pipeline: str
@@ -44,6 +44,7 @@ class Question:
     call: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,11 @@ def answer(question: dict[str, Any]) -> dict[str, Tensor]:
     call = {**question["call"], "num_inference_steps": question["steps"]}
     if call.keys() & {"timesteps", "sigmas"}:
         del call["num_inference_steps"]
+    if question["size"] is not None:
+        call |= {"height": question["size"], "width": question["size"]}
     drawn = pipe(list(question["prompts"]), generator=generator, output_type="latent", **call).images
     if drawn.ndim == 3:  # FLUX packs patches of 2x2 into tokens
-        side = pipe.default_sample_size * pipe.vae_scale_factor
+        side = question["size"] or pipe.default_sample_size * pipe.vae_scale_factor
         drawn = pipe._unpack_latents(drawn, side, side, pipe.vae_scale_factor)
     layers = sum(hasattr(m, "lora_A") and len(m.lora_A) > 0 for m in getattr(pipe, network).modules())
     return {"latents": drawn.float().cpu().contiguous(), "layers": torch.tensor(layers)}

@@ -1,7 +1,7 @@
 """`fewstep export`: a run's student as files for other programs, read back by them before anything is said to be done.
 
     diffusers   a pipeline folder: DiffusionPipeline.from_pretrained(folder)(prompt, num_inference_steps=4)
-    lora        pytorch_lora_weights.safetensors in PEFT's layout, for diffusers, and ComfyUI where it is a transformer's
+    lora        pytorch_lora_weights.safetensors in PEFT's layout, for diffusers, and ComfyUI if it is a transformer's
     kohya       a LoRA of a UNet in kohya's layout, for ComfyUI, A1111, Forge, InvokeAI and diffusers
     merged      the network alone with all its weights
 
@@ -126,13 +126,15 @@ def _write(
     teacher = teacher_of(source, card, device)
     closed = to == "diffusers" and card.guidance_scale == 1 and network_of(teacher.pipeline)[0] == "unet"
     if not closed:
-        plan = replace(plan, call={**plan.call, "guidance_scale": card.guidance_scale})
+        told = card.guidance_embed or teacher.guidance_embed  # FLUX calls what it is told guidance_scale
+        scale = told if told is not None and "guidance_embed" not in card.extra_inputs else card.guidance_scale
+        plan = replace(plan, call={**plan.call, "guidance_scale": scale})
     header = modelspec(
         card, teacher.pipeline, title, teacher.image_size, prediction, usage_hint(card, plan), licence_of(base),
         to in ("lora", "kohya"),
     )  # fmt: skip
     question, file, count = Question(str(shipped(base) or base), card.num_inference_steps, PROMPTS), "", 0
-    question = replace(question, call=plan.call, device=device)
+    question = replace(question, call=plan.call, device=device, size=teacher.size)
     if to in ("lora", "kohya"):
         file = LORA_FILE if to == "lora" else f"{title}_comfy.safetensors"
         found, said = (peft_layout if to == "lora" else kohya_layout)(tensors)

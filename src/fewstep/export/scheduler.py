@@ -40,7 +40,9 @@ class Plan:
         return getattr(diffusers, self.scheduler).from_config(self.config)
 
 
-def plan_scheduler(sampler: Sampler, schedule: Schedule, base: Mapping[str, Any], prediction: str, pipeline: str) -> Plan:
+def plan_scheduler(
+    sampler: Sampler, schedule: Schedule, base: Mapping[str, Any], prediction: str, pipeline: str
+) -> Plan:
     """The scheduler for a sampler of ours.
 
     Args:

@@ -48,6 +48,7 @@ class Card:
         guidance_scale: classifier-free guidance it wants; 1 (off) where the teacher's is built in.
         extra_inputs: what it must be told: "end", "guidance_embed".
         guidance_embed: the scale it is told, when it is.
+        image_size: side of its pictures in pixels; None is its teacher's own.
         steps: training steps behind it. forward_equivalents: what they cost, the runs it builds on included.
     """
 
@@ -62,6 +63,7 @@ class Card:
     guidance_scale: float = 1.0
     extra_inputs: tuple[str, ...] = ()
     guidance_embed: float | None = None
+    image_size: int | None = None
     steps: int = 0
     forward_equivalents: float = 0.0
     format: int = 1
@@ -72,8 +74,8 @@ def save_student(folder: Path, roles: Roles, card: Card, role: str = "student") 
 
     Of several processes all must call this, and the first writes.
     """
-    shareable = card.weights == "lora" and not card.extra_inputs
     tensors = _folded(roles, role) if card.weights == "lora" else roles.tensors_of(role)
+    shareable = card.weights == "lora" and not any(name.startswith("extras.") for name in tensors)
     path = folder / (LORA_FILE if shareable else OWN_FILE)
     plain = {n: whole(t.detach()).to("cpu", torch.float32).contiguous().clone() for n, t in tensors.items()}
     if distributed.first():

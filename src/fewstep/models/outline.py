@@ -17,87 +17,86 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.diffusion.schedule import Schedule
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.families import UNetNetwork, as_teacher, first_sentence, shipped
+from fewstep.models.families import CLIP_TOKENS, Family, find_family, first_sentence, shipped
 
-_CLIP_TOKENS = 77
-_BASE = "unet"  # the part that is distilled; families that call theirs "transformer" will say so here
+_BASES = ("unet", "transformer")  # the part that is distilled, whichever a pipeline has
+_ANY_SCHEDULER = {"unet": {"beta_schedule": "scaled_linear"}, "transformer": {"shift": 1.0}}
+"""For a network's folder alone: shapes do not depend on the schedule."""
 
 
 @dataclass
 class Outline:
-    """The parts of a pipeline on the meta device, in float32, as `load_teacher` holds them.
+    """The parts of a pipeline on the meta device, in float32 unless loaded in another dtype.
 
     Attributes:
         name: where it came from.
-        family: the pipeline's class, or the network's where there is no pipeline around it.
-        parts: the networks by their folders' names; ``unet`` is the one that is distilled.
+        kind: the pipeline's class, or the network's where there is no pipeline around it.
+        parts: the networks by their folders' names.
         scheduler: the scheduler's config; empty where there is none.
-        tokens: length of an encoded prompt.
+        tokens: length of a prompt that CLIP has encoded.
+        size: side of the pictures in pixels; None takes the model's own.
     """
 
     name: str
-    family: str
+    kind: str
     parts: dict[str, nn.Module]
     scheduler: dict[str, Any]
     tokens: int
+    size: int | None = None
+
+    @property
+    def part(self) -> str:
+        """Which of the parts is distilled."""
+        return next(part for part in _BASES if part in self.parts)
 
     @property
     def base(self) -> Any:
         """The network that is distilled."""
-        return self.parts[_BASE]
+        return self.parts[self.part]
+
+    def family(self, base: Any = None) -> Family:
+        """The family, around ``base`` in the place of its own network.
+
+        Raises:
+            ValueError: what fewstep cannot distil, in the words of `fewstep.models.families.as_teacher`.
+        """
+        parts = {**self.parts, self.part: self.base if base is None else base}
+        scheduler = SimpleNamespace(config=self.scheduler or _ANY_SCHEDULER[self.part])
+        return find_family(SimpleNamespace(**parts, scheduler=scheduler, name=self.kind), self.size)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents at the model's own size.
+        """(channels, height, width) of the latents.
 
         Raises:
             ValueError: when the network's config does not tell it.
         """
-        size = self.base.config.sample_size
-        if size is None:
-            raise ValueError(f"The {_BASE} of {self.name} has no sample_size in its config: write it there.")
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.base.config.in_channels, height, width
+        return self.family().latent_shape
 
     @property
     def image_size(self) -> int | None:
         """Side of the pictures in pixels; None without an autoencoder."""
-        vae: Any = self.parts.get("vae")
-        return None if vae is None else int(self.latent_shape[1] * 2 ** (len(vae.config.block_out_channels) - 1))
-
-    @property
-    def prompt_shape(self) -> tuple[int, int]:
-        """(tokens, width) of an encoded prompt."""
-        return self.tokens, int(self.base.config.cross_attention_dim)
+        return self.latent_shape[1] * self.family().down if "vae" in self.parts else None
 
     def denoiser(self) -> Denoiser:
         """The teacher as methods see it, on a copy of the base: roles may give it adapters.
 
         Raises:
-            ValueError: what fewstep cannot distil yet, in the words of `fewstep.models.families.as_teacher`.
+            ValueError: what fewstep cannot distil.
         """
-        if getattr(self.base.config, "addition_embed_type", None) or len(self.parts.keys() & _ENCODERS) > 1:
-            raise ValueError(f"{self.family} is not supported as a teacher yet: only its parameters are counted.")
-        base = copy.deepcopy(self.base)
-        if not {"vae", "text_encoder"} <= self.parts.keys() or not self.scheduler:
-            return Denoiser(UNetNetwork(base), Schedule.scaled_linear())  # shapes do not depend on the schedule
-        parts = {**self.parts, _BASE: base}
-        return as_teacher(SimpleNamespace(**parts, scheduler=SimpleNamespace(config=self.scheduler))).denoiser
+        family = self.family(copy.deepcopy(self.base))
+        family.base.eval().requires_grad_(False)
+        return family.denoiser()
 
     def prompts(self, count: int, dtype: torch.dtype, device: str = "meta") -> Cond:
         """``count`` encoded prompts of zeros, and their null."""
-        given, null = (torch.zeros(n, *self.prompt_shape, dtype=dtype, device=device) for n in (count, 1))
-        return Cond({"prompt_embeds": given}, null={"prompt_embeds": null})
+        return self.family().zeros(count, self.tokens, dtype, device)
 
 
-_ENCODERS = {"text_encoder", "text_encoder_2", "text_encoder_3"}
-
-
-def outline(name: str) -> Outline:
-    """The outline of ``scenes-64`` (shipped), a diffusers folder, a UNet's folder, or a hub name.
+def outline(name: str, size: int | None = None, dtype: torch.dtype = torch.float32) -> Outline:
+    """The outline of ``scenes-64`` (shipped), a diffusers folder, a network's folder, or a hub name.
 
     Weights need not be there. Of a hub model only its configs are fetched.
 
@@ -107,13 +106,17 @@ def outline(name: str) -> Outline:
     folder = shipped(name) or _folder(name)
     try:
         if (folder / "model_index.json").is_file():
-            return _pipeline(name, folder)
-        config = _read(folder / "config.json")
-        return Outline(
-            name, str(config.get("_class_name")), {_BASE: _network(folder, "diffusers", "")}, {}, _CLIP_TOKENS
-        )
+            found = _pipeline(name, folder)
+        else:
+            network = _network(folder, "diffusers", "")
+            part = "unet" if "UNet" in type(network).__name__ else "transformer"
+            found = Outline(name, type(network).__name__, {part: network}, {}, CLIP_TOKENS)
     except (OSError, KeyError, TypeError, AttributeError, ImportError, json.JSONDecodeError) as error:
         raise ValueError(f"The teacher '{name}' cannot be outlined from its configs: {first_sentence(error)}") from None
+    found.size = size
+    for network in found.parts.values():
+        network.to(dtype)
+    return found
 
 
 def _folder(name: str) -> Path:
@@ -136,14 +139,14 @@ def _pipeline(name: str, folder: Path) -> Outline:
     index = _read(folder / "model_index.json")
     named = {part: kind for part, kind in index.items() if isinstance(kind, list) and kind[-1]}
     found = {part: kind for part, kind in named.items() if (folder / part / "config.json").is_file()}
-    if _BASE not in found:
-        raise ValueError(f"{index.get('_class_name')} is not supported as a teacher yet: it has no {_BASE}.")
+    if not found.keys() & set(_BASES):
+        raise ValueError(f"{index.get('_class_name')} is not supported as a teacher: it has no unet or transformer.")
     parts = {part: _network(folder / part, *kind) for part, kind in found.items()}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     tokenizer = folder / "tokenizer" / "tokenizer_config.json"
-    tokens = _read(tokenizer).get("model_max_length", _CLIP_TOKENS) if tokenizer.is_file() else _CLIP_TOKENS
+    tokens = _read(tokenizer).get("model_max_length", CLIP_TOKENS) if tokenizer.is_file() else CLIP_TOKENS
     config = _read(scheduler) if scheduler.is_file() else {}
-    return Outline(name, str(index.get("_class_name")), parts, config, min(int(tokens), _CLIP_TOKENS))
+    return Outline(name, str(index.get("_class_name")), parts, config, min(int(tokens), CLIP_TOKENS))
 
 
 def _network(folder: Path, library: str, kind: str) -> nn.Module:
@@ -157,7 +160,7 @@ def _network(folder: Path, library: str, kind: str) -> nn.Module:
             network: nn.Module = cls(cls.config_class.from_dict(config))
         else:
             network = cls.from_config(config)
-    return network.float()
+    return network
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,24 @@
+"""Teachers through diffusers: one short file for each family of pipelines.
+
+diffusers and transformers are imported inside functions: `fewstep --help` must not wait for them.
+"""
+
+from fewstep.models.families.family import CLIP_TOKENS, Family
+from fewstep.models.families.load import load_teacher, shipped
+from fewstep.models.families.network import TransformerNetwork
+from fewstep.models.families.teacher import Teacher, as_teacher, find_family, first_sentence
+from fewstep.models.families.unet import UNET_LORA_TARGETS, UNetNetwork
+
+__all__ = [
+    "CLIP_TOKENS",
+    "UNET_LORA_TARGETS",
+    "Family",
+    "Teacher",
+    "TransformerNetwork",
+    "UNetNetwork",
+    "as_teacher",
+    "find_family",
+    "first_sentence",
+    "load_teacher",
+    "shipped",
+]

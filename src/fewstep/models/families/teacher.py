@@ -1,0 +1,175 @@
+"""A teacher: a pipeline's network with its schedule, and what turns prompts and pictures into tensors and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.families.family import Family
+from fewstep.models.families.flux import Flux
+from fewstep.models.families.pixart import PixArt
+from fewstep.models.families.sd3 import StableDiffusion3
+from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
+
+_TRANSFORMERS: dict[str, type[Family]] = {
+    "SD3Transformer2DModel": StableDiffusion3,
+    "FluxTransformer2DModel": Flux,
+    "PixArtTransformer2DModel": PixArt,
+}
+
+
+@dataclass
+class Teacher:
+    """A text-to-image teacher.
+
+    Attributes:
+        denoiser: the network with its schedule and prediction kind; frozen.
+        pipeline: the diffusers pipeline it came from.
+        name: where it was loaded from.
+        origin: the model whose VAE and text encoders these are; differs from ``name`` when it is somebody's student.
+        family: what its kind of pipeline wants.
+    """
+
+    denoiser: Denoiser
+    pipeline: Any
+    name: str
+    origin: str = ""
+    family: Family | None = None
+
+    @property
+    def _family(self) -> Family:
+        assert self.family is not None
+        return self.family
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents."""
+        return self._family.latent_shape
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.latent_shape[1] * self._family.down
+
+    @property
+    def size(self) -> int | None:
+        """The side that was asked for when it was loaded; None is the model's own."""
+        return self._family.size
+
+    @property
+    def guidance_embed(self) -> float | None:
+        """The guidance scale that the network is told when nobody else tells it one; None: it takes none (FLUX)."""
+        network: Any = self.denoiser.network
+        return float(network.guidance_embed) if "guidance_embed" in self.denoiser.accepts else None
+
+    @property
+    def latent_scale(self) -> tuple[float, float]:
+        """(factor, shift): latents = (encoded - shift) * factor."""
+        config = self.pipeline.vae.config
+        return float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], batch_size: int = 64) -> Cond:
+        """What the network is told: prompt_embeds [B, tokens, width] and what else its family wants, with the null."""
+        with quiet():
+            return self._family.conditions(prompts, batch_size)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W] in [-1, 1] -> posterior (mean, standard deviation) of the scaled latents."""
+        vae = self.pipeline.vae
+        posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+        factor, shift = self.latent_scale
+        return (posterior.mean - shift) * factor, posterior.std * factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, batch_size: int = 32) -> Tensor:
+        """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
+        vae = self.pipeline.vae
+        factor, shift = self.latent_scale
+        pieces = [
+            vae.decode(part.to(vae.device, vae.dtype) / factor + shift, return_dict=False)[0]
+            for part in latents.split(batch_size)
+        ]
+        return (torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1)
+
+
+def as_teacher(
+    pipeline: Any, name: str = "pipeline", *, size: int | None = None, guidance_embed: float | None = None
+) -> Teacher:
+    """A `Teacher` around a loaded diffusers pipeline; its parts are frozen and set to eval.
+
+    Args:
+        size: side of its pictures in pixels; None takes the model's own.
+        guidance_embed: the guidance scale that it is told, where it is told one (FLUX.1-dev; 3.5 by default).
+
+    Raises:
+        ValueError: for families that are not supported, sizes that do not fit, a scale that the network cannot hear.
+    """
+    family = find_family(pipeline, size)
+    for part in (getattr(pipeline, "components", None) or vars(pipeline)).values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    denoiser = family.denoiser()
+    if guidance_embed is not None:
+        if "guidance_embed" not in denoiser.accepts:
+            raise ValueError(f"teacher.guidance_embed: {type(family.base).__name__} is told no guidance scale.")
+        denoiser.network.guidance_embed = guidance_embed  # type: ignore[attr-defined]
+    return Teacher(denoiser, pipeline, name, name, family)
+
+
+def find_family(pipeline: Any, size: int | None = None) -> Family:
+    """The family of a pipeline, known by the network in it.
+
+    Raises:
+        ValueError: one sentence when it is none of those that can be distilled, or ``size`` does not fit.
+    """
+    unet, transformer = (getattr(pipeline, part, None) for part in ("unet", "transformer"))
+    kind = getattr(getattr(unet, "config", None), "addition_embed_type", None)
+    cls: type[Family] | None = _TRANSFORMERS.get(type(transformer).__name__)
+    if unet is not None:
+        cls = {None: StableDiffusion, "text_time": StableDiffusionXL}.get(kind)
+    if cls is None:
+        raise ValueError(
+            f"{_kind(pipeline)} is not supported as a teacher: use Stable Diffusion 1.x, 2.x, XL or 3.x, FLUX.1, PixArt."
+        )
+    return cls(pipeline, size)
+
+
+def _kind(pipeline: Any) -> str:
+    """A pipeline's class; an outline has its name."""
+    return str(getattr(pipeline, "name", "")) or type(pipeline).__name__
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first line of an error's text, at most 200 characters."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]
+
+
+@contextmanager
+def quiet() -> Any:
+    """Without diffusers' and transformers' remarks about missing extras and long prompts."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])
