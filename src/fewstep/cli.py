@@ -132,7 +132,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="A finished run, or a student's folder.")],
     to: Annotated[str, typer.Option(help="diffusers, lora, kohya or merged.")] = "diffusers",
     out: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export/TO).")] = None,
-    dtype: Annotated[str, typer.Option(help="Of weights: float32 (exact), float16, bfloat16 (half the size).")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of weights: float32, or half the size: float16, bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Write a student for other programs, and compare what diffusers draws from it before saying done.

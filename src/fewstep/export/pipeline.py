@@ -40,7 +40,8 @@ def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> nn.
         for name, weight in mine.items():
             weight.copy_(tensors[name])
     if card.guidance_embed is not None and _W in tensors:
-        embedding = getattr(network, "time_embedding", None) or network.time_text_embed.timestep_embedder  # type: ignore[union-attr]
+        named: Any = network
+        embedding = getattr(named, "time_embedding", None) or named.time_text_embed.timestep_embedder
         first: Any = embedding.linear_1
         told = sinusoid(torch.tensor([1000 * (card.guidance_embed - 1)]), EMBED_WIDTH)
         first.bias += first.weight @ (tensors[_W] @ told[0])

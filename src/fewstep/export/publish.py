@@ -10,12 +10,14 @@ Each folder holds few_step.json, the scheduler, a README, samples.png where the 
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -128,7 +130,8 @@ def _write(
     if not closed:
         told = card.guidance_embed or teacher.guidance_embed  # FLUX calls what it is told guidance_scale
         scale = told if told is not None and "guidance_embed" not in card.extra_inputs else card.guidance_scale
-        plan = replace(plan, call={**plan.call, "guidance_scale": scale})
+        if to != "diffusers" or scale != _usual_guidance(teacher.pipeline):
+            plan = replace(plan, call={**plan.call, "guidance_scale": scale})
     header = modelspec(
         card, teacher.pipeline, title, teacher.image_size, prediction, usage_hint(card, plan), licence_of(base),
         to in ("lora", "kohya"),
@@ -185,9 +188,8 @@ def _remarks(to: str, card: Card, plan: Plan, closed: bool) -> list[str]:
         found.append("Guidance is off in this pipeline whatever guidance_scale says; negative prompts do nothing.")
     if "guidance_embed" in card.extra_inputs:
         found.append(f"The student is told its guidance scale: {card.guidance_embed:g} is fixed in these weights.")
-    told = [key for key in plan.call if to != "diffusers" or key != "num_inference_steps"]
-    if to == "diffusers" and told:
-        found.append(f"No file of a pipeline can hold {' and '.join(told)}: set it in every call.")
+    if to == "diffusers" and plan.call:
+        found.append(f"No file of a pipeline can hold {' and '.join(plan.call)}: set it in every call.")
     if "shift_terminal" in plan.config:
         found.append(f"shift and shift_terminal of the scheduler are right for {card.num_inference_steps} steps alone.")
     return found
@@ -215,6 +217,12 @@ def _say_in_headers(folder: Path, header: dict[str, str]) -> None:
     files = list(folder.glob("*.safetensors"))
     if len(files) == 1:
         write(files[0], load_file(files[0]), header)
+
+
+def _usual_guidance(pipeline: Any) -> float | None:
+    """The scale that a pipeline takes when nobody says one."""
+    default: float | None = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default
+    return default
 
 
 def _umask() -> int:
