@@ -227,10 +227,13 @@ def test_an_export_that_draws_otherwise_is_no_export(run, at_once, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_of_diffusers_is_said(tmp_path):
-    question = proof.Question(str(tmp_path / "nowhere"), 1, ("a",))
-    with pytest.raises(ValueError, match="does not work in diffusers"):
-        proof.prove(question, torch.zeros(1), 0, True)
+def test_an_error_of_diffusers_is_said(monkeypatch):
+    class Failed:
+        returncode, stderr = 1, "Traceback\n  ...\nOSError: no such model\n"
+
+    monkeypatch.setattr(proof.subprocess, "run", lambda *_, **__: Failed())
+    with pytest.raises(ValueError, match="does not work in diffusers: OSError: no such model"):
+        proof.prove(proof.Question("nowhere", 1, ("a",)), torch.zeros(1), 0, True)
 
 
 def test_the_command_line(run, at_once, tmp_path, monkeypatch, capsys):
