@@ -24,8 +24,8 @@ class Pipe:
 
     def __init__(self, entry):
         family = getattr(diffusers, entry.scheduler)
-        self.scheduler = SimpleNamespace(config={**base_of(entry), **(entry.scheduler_overrides if entry.kind == "pipeline"
-                                                                      else {})})  # fmt: skip
+        own = entry.scheduler_overrides if entry.kind == "pipeline" else {}
+        self.scheduler = SimpleNamespace(config={**base_of(entry), **own})
         self.lora, self.scale, self.family, self.parts = None, None, family, {}
 
     def load_lora_weights(self, repo, weight_name=None):
@@ -65,7 +65,8 @@ def follow(entry, monkeypatch):
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "diffusers", fakes)
     monkeypatch.setattr(torch, "load", lambda path, weights_only: path if weights_only else None)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=lambda repo, file: (repo, file)))
+    hub = SimpleNamespace(hf_hub_download=lambda repo, file: (repo, file))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.setitem(sys.modules, "safetensors.torch", SimpleNamespace(load_file=lambda path: path))
     exec(compile(code(entry), entry.id, "exec"), {})
     monkeypatch.undo()
@@ -106,7 +107,8 @@ def test_every_entry_is_whole():
     for name, entry in ENTRIES.items():
         assert entry.default_steps in entry.steps and entry.licence and entry.repo.count("/") == 1
         assert (entry.lora_scale is not None) == (entry.kind == "lora")
-        assert entry.guidance_range is None or entry.guidance_range[0] <= entry.guidance_scale <= entry.guidance_range[1]
+        low, high = entry.guidance_range or (entry.guidance_scale,) * 2
+        assert entry.guidance_scale is None or low <= entry.guidance_scale <= high
         assert entry.scheduler == "" or hasattr(diffusers, entry.scheduler) or name == "flash-sd3"
         assert name in explain(entry) and name in licence_notice(entry) and name in table([entry])
     steps_in_name = [e for n, e in ENTRIES.items() if f"{e.default_steps}step" in n]

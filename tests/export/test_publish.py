@@ -1,4 +1,4 @@
-"""Whole exports of a tiny run: read back by diffusers, compared with weights made by hand and with fewstep's samples."""
+"""Whole exports of a tiny run, read back by diffusers: against weights made by hand and samples of fewstep."""
 
 from __future__ import annotations
 
@@ -201,6 +201,14 @@ def test_what_cannot_be_is_one_sentence(card, to, match, tiny, tmp_path):  # noq
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
 
 
+def test_a_lora_on_another_student_is_refused(run, tiny, tmp_path):  # noqa: F811
+    other = finished(tmp_path / "other", tiny)
+    card = other / "student" / "few_step.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "teacher": str(run)}))
+    with pytest.raises(ValueError, match="stands on another student"):
+        export(other, "lora", tmp_path / "out")
+
+
 def test_an_export_that_draws_otherwise_is_no_export(run, at_once, tmp_path, monkeypatch):
     """A LoRA at half its scale, one with a layer too few, and a pipeline with another grid: nothing is left behind."""
     real = publish.peft_layout
@@ -219,9 +227,12 @@ def test_an_export_that_draws_otherwise_is_no_export(run, at_once, tmp_path, mon
             export(run, "lora", tmp_path / "out")
         assert not list(tmp_path.iterdir())
     plan = publish.plan_scheduler
-    monkeypatch.setattr(
-        publish, "plan_scheduler", lambda *a: replace(p := plan(*a), config={**p.config, "original_inference_steps": 20})
-    )
+
+    def other(*arguments):
+        made = plan(*arguments)
+        return replace(made, config={**made.config, "original_inference_steps": 20})
+
+    monkeypatch.setattr(publish, "plan_scheduler", other)
     with pytest.raises(ValueError, match="draws something else"):
         export(run, "diffusers", tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The scheduler that is saved with an export: diffusers, given it and the call's arguments, makes our sampler's states."""
+"""The scheduler saved with an export: diffusers, given it and the call's arguments, makes our sampler's states."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import diffusers
 import numpy as np
 import pytest
-import torch
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.export.scheduler import few_step_shift, plan_scheduler

@@ -2,6 +2,7 @@
 
 from tests.mutants.ctm import CTM
 from tests.mutants.diagnosis import DIAGNOSIS
+from tests.mutants.export import EXPORTS, PUBLISHED
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
 from tests.mutants.plan import EIGHT_BITS, OPTIMIZERS, PLAN
@@ -1853,4 +1854,6 @@ CATALOGUE: list[Mutant] = [
     *DISCRIMINATORS,
     *DIAGNOSIS,
     *CTM,
+    *EXPORTS,
+    *PUBLISHED,
 ]
