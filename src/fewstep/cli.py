@@ -116,8 +116,8 @@ def prepare(
 @app.command()
 def sample(
     model: Annotated[
-        str, typer.Argument(help="A run, a student's folder, or a teacher (scenes-64, a pipeline folder).")
-    ],
+        str | None, typer.Argument(help="A run, a student's folder, or a teacher (scenes-64, a pipeline folder).")
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to draw; repeat for more.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Sampling steps (default: the student's own, 50 for a teacher).")
@@ -130,13 +130,75 @@ def sample(
     guidance_scale: Annotated[float | None, typer.Option(help="1 is off (default: 1; 3 for a teacher).")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("sample.png"),
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A published file by its name (`fewstep checkpoints`), instead of MODEL.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Model the published file is put on (default: its own).")] = None,
+    file: Annotated[Path | None, typer.Option(help="The published file, if it is here already.")] = None,
 ) -> None:
-    """Draw pictures with a student or a teacher, by the right sampler unless you say otherwise."""
-    from fewstep.draw import draw, load_model
+    """Draw pictures with a student, a teacher or a published checkpoint, by the right sampler unless you say otherwise.
 
-    options = {"num_inference_steps": steps, "timesteps": _numbers(timesteps), "eta": eta}
-    drawn = draw(load_model(model), prompt or ["a red star", "two shapes"], sampler, options, guidance_scale, seed, out)
+    `fewstep sample --checkpoint sdxl-lightning-4step-lora --base my-sdxl -p "a cat"` knows scheduler, grid, guidance,
+    eta, LoRA scale and prediction type.
+    """
+    from fewstep.checkpoints.registry import find_checkpoint
+    from fewstep.draw import draw, load_model, load_published
+
+    if (model is None) == (checkpoint is None):
+        raise ValueError("Give a MODEL or a --checkpoint, one of the two.")
+    if checkpoint is None and (base is not None or file is not None):
+        raise ValueError("--base and --file go with --checkpoint.")
+    loaded = load_model(str(model)) if checkpoint is None else load_published(find_checkpoint(checkpoint), base, file)
+    wishes = _numbers(timesteps)
+    for line in loaded.said(len(wishes) if wishes else steps or loaded.card.num_inference_steps, guidance_scale):
+        typer.echo(line, err=True)
+    options = {"num_inference_steps": steps, "timesteps": wishes, "eta": eta}
+    drawn = draw(loaded, prompt or ["a red star", "two shapes"], sampler, options, guidance_scale, seed, out)
     typer.echo(f"Wrote {out} ({drawn}).")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run, or a student's folder.")],
+    to: Annotated[str, typer.Option(help="diffusers, lora, kohya or merged.")] = "diffusers",
+    out: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export/TO).")] = None,
+    dtype: Annotated[str, typer.Option(help="Of weights: float32, or half the size: float16, bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Write a student for other programs, and compare what diffusers draws from it before saying done.
+
+    **diffusers**: a whole pipeline folder, right with nothing set but the number of steps. **lora**: PEFT's layout, for
+    diffusers; for ComfyUI too if the model is a transformer. **kohya**: a UNet's LoRA for ComfyUI, A1111, Forge and
+    InvokeAI. **merged**: the network alone, all weights.
+    """
+    from fewstep.export.publish import export as write
+
+    made = write(run, to, out, dtype, device)
+    typer.echo(f"Wrote {made.folder}; diffusers draws from it what fewstep does (gap {made.proof.gap:.1e}).")
+    if made.proof.layers:
+        typer.echo(f"All {made.proof.layers} LoRA layers were found.")
+    for line in made.remarks:
+        typer.echo(line)
+    typer.echo(f"In diffusers: pipe(prompt, {made.call}); the README says more.")
+
+
+@app.command()
+def checkpoints(
+    name: Annotated[str | None, typer.Argument(help="One of them; without a name all are listed.")] = None,
+    code: Annotated[bool, typer.Option("--code", help="Only the lines for diffusers.")] = False,
+) -> None:
+    """Published few-step files and the settings they want: what each is, lines for diffusers, settings for ComfyUI.
+
+    Any of them is drawn with by `fewstep sample --checkpoint NAME`, and may be the `init` of a recipe.
+    """
+    from fewstep.checkpoints import explain
+    from fewstep.checkpoints.registry import find_checkpoint
+
+    if name is None:
+        typer.echo(explain.table())
+        return
+    entry = find_checkpoint(name)
+    typer.echo(explain.code(entry) if code else f"{explain.explain(entry)}\n\n{explain.code(entry)}")
 
 
 @app.command()

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import torch
 
+from fewstep.checkpoints.load import lora_start, start_weights
+from fewstep.checkpoints.registry import checkpoints
 from fewstep.data.folder import find_pictures
 from fewstep.export.chain import load_start, open_teacher, origin_of, student_folder
+from fewstep.export.foreign import is_lora
 from fewstep.export.student import Card, load_card, sampler_of
 from fewstep.methods.base import Method
 from fewstep.models.families import Teacher
@@ -118,8 +121,7 @@ def _beginning(
     if recipe.init is None:
         begun = None
     else:
-        start = str(earlier.get(recipe.init, recipe.init))
-        begun = load_start(start, str(at or config.path), recipe.student.weights)
+        begun = _start(recipe, str(earlier.get(recipe.init, recipe.init)), teacher, str(at or config.path))
     places = {p for p in (at or config.path, earlier.get(recipe.init or "", recipe.init)) if p is not None}
     cards = [load_card(found) for found in (student_folder(Path(p)) for p in places) if found is not None]
     return teacher, begun, sum(card.forward_equivalents for card in cards)
@@ -137,6 +139,16 @@ def _check_kind(recipe: Recipe, roles: Roles, earlier: Mapping[str, Path]) -> No
             f"init: a student that is to predict {mine} cannot begin with weights that predict {theirs}: train one "
             "with loss convert first, and begin with that."
         )
+
+
+def _start(recipe: Recipe, init: str, teacher: Teacher, path: str) -> dict[str, torch.Tensor]:
+    """The student's first weights: a published checkpoint's, another program's LoRA file's, or those of a run."""
+    student = recipe.student
+    if init in checkpoints() and not Path(init).exists():
+        return start_weights(checkpoints()[init], teacher, student.weights, student.rank)
+    if Path(init).is_file() and is_lora(Path(init)):
+        return lora_start(init, Path(init), teacher, student.weights, student.rank)
+    return load_start(init, path, student.weights)
 
 
 def check_device(name: str) -> None:

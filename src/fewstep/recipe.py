@@ -137,8 +137,8 @@ class Recipe(BaseModel):
     teacher: TeacherConfig = TeacherConfig()
     init: str | None = Field(
         default=None,
-        description="where the student starts: a finished run, a student's folder, a LoRA file, or an "
-        "earlier stage; empty starts from the teacher",
+        description="where the student starts: a finished run, a student's folder, a LoRA file, a published "
+        "checkpoint (fewstep checkpoints), or an earlier stage; empty starts from the teacher",
     )
     student: StudentConfig = StudentConfig()
     data: DataConfig = DataConfig()

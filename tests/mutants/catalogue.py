@@ -4,6 +4,7 @@ from tests.mutants.ctm import CTM
 from tests.mutants.diagnosis import DIAGNOSIS
 from tests.mutants.dmd import DMD, PAIRS
 from tests.mutants.dmd2 import DMD2
+from tests.mutants.export import EXPORTS, PUBLISHED
 from tests.mutants.families import FAMILIES
 from tests.mutants.ladd import LADD
 from tests.mutants.lightning import LIGHTNING
@@ -1870,4 +1871,6 @@ CATALOGUE: list[Mutant] = [
     *HELPERS,
     *LADD,
     *FAMILIES,
+    *EXPORTS,
+    *PUBLISHED,
 ]

@@ -27,7 +27,14 @@ def student_folder(path: Path) -> Path | None:
     stages = sorted(path.glob("[0-9][0-9]-*"))
     if stages and (path / "recipe.yaml").is_file():
         path = stages[-1]
+    if is_pipeline(path):  # an exported one: it has a card too, but is a model like any other
+        return None
     return next((folder for folder in (path, path / "student") if (folder / CARD_FILE).is_file()), None)
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether this folder is a diffusers pipeline."""
+    return (path / "model_index.json").is_file()
 
 
 def teacher_of(folder: Path, card: Card, device: str = "cpu") -> Teacher:

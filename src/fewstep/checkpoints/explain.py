@@ -1,0 +1,190 @@
+"""An entry in words: what it is, what it wants, the lines for diffusers, the settings for ComfyUI, and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fewstep.checkpoints.registry import Checkpoint, checkpoints
+
+_KINDS = {
+    "lora": "a LoRA",
+    "unet": "all weights of a network",
+    "pipeline": "a whole pipeline",
+    "unet-edm": "all weights of an EDM network",
+}
+_COMMERCIAL = {
+    "yes": "commercial use is allowed by its licence",
+    "no": "no commercial use",
+    "ask": "read the licence before commercial use",
+}
+_STATUS = {
+    "checked": "read from its authors' card, code or config",
+    "partly": "read in part from its authors' card or config",
+    "second-hand": "taken from third parties' lists",
+}
+_PIPELINES = {"lcm-dreamshaper-v7": "LatentConsistencyModelPipeline"}
+
+
+def table(entries: Iterable[Checkpoint] | None = None) -> str:
+    """One line for every entry: name, what it is for, steps, guidance."""
+    chosen = list(checkpoints().values() if entries is None else entries)
+    width = max(len(e.id) for e in chosen)
+    return "\n".join(
+        f"{e.id:{width}}  {e.method:9} {e.family:11} {e.kind:8}  steps {_steps(e):13} guidance {_guidance(e)}"
+        for e in chosen
+    )
+
+
+def explain(entry: Checkpoint) -> str:
+    """Everything there is to know about an entry, one thing a line."""
+    lines = [
+        f"{entry.id}: {_KINDS[entry.kind]} ({entry.method}), hub {entry.repo}{': ' + entry.file if entry.file else ''}",
+        f"  base        {entry.base or 'its own'} ({entry.family}), {entry.resolution} px",
+        f"  scheduler   {entry.scheduler or 'of its authors, none of diffusers'}{_overrides(entry)}",
+        f"  steps       {_steps(entry)}{' and no other number' if entry.steps_exact else ''}",
+        f"  guidance    {_guidance(entry)}",
+    ]
+    lines += [f"  timesteps   {_numbers(entry.timesteps)}"] if entry.timesteps else []
+    lines += [f"  sigmas      {_numbers(entry.sigmas)}"] if entry.sigmas else []
+    lines += [f"  eta         {entry.eta:g}"] if entry.eta is not None else []
+    lines += [f"  LoRA scale  {entry.lora_scale:g}"] if entry.lora_scale is not None else []
+    lines += [f"  ComfyUI     {comfy(entry)}", f"  licence     {entry.licence}; {_COMMERCIAL[entry.commercial]}"]
+    lines += [f"  settings    {_STATUS[entry.status]}"]
+    return "\n".join(lines + ([f"  note        {entry.note}"] if entry.note else []))
+
+
+def licence_notice(entry: Checkpoint) -> str:
+    """One sentence that is said whenever the file is used."""
+    return f"Licence of {entry.id}: {entry.licence}; {_COMMERCIAL[entry.commercial]}."
+
+
+def comfy(entry: Checkpoint) -> str:
+    """ComfyUI's settings in one line."""
+    if entry.guidance == "embedded" and entry.family in ("sd1", "sdxl"):
+        return "cannot load it: its network is told the guidance scale"
+    words = {
+        "file": "file {}", "sampler": "sampler {}", "scheduler": "scheduler {}", "node": "node {}", "cfg": "cfg {:g}",
+        "flux_guidance": "FluxGuidance {:g}", "lora_strength": "strength_model {:g}", "model_sampling": "{}",
+    }  # fmt: skip
+    said = [text.format(entry.comfy[key]) for key, text in words.items() if entry.comfy.get(key) not in (None, "")]
+    return ", ".join([*said, f"steps {entry.default_steps}"]) if said else "settings are not known here"
+
+
+def code(entry: Checkpoint) -> str:
+    """Lines for diffusers that sample from it as it wants; comments where there is no such way."""
+    if not entry.scheduler:
+        return f"# diffusers has no scheduler for {entry.id}. {entry.note}"
+    lines = ["import torch", f"from diffusers import {_imports(entry)}", "", *_loading(entry)]
+    if entry.kind != "pipeline" or entry.scheduler_overrides:
+        options = "".join(f", {key}={value!r}" for key, value in entry.scheduler_overrides.items())
+        lines.append(f"pipe.scheduler = {entry.scheduler}.from_config(pipe.scheduler.config{options})")
+    return "\n".join([*lines, f'image = pipe("a photo of a cat", {_call(entry)}).images[0]'])
+
+
+def warnings(entry: Checkpoint, base: str, family: str, steps: int, guidance_scale: float | None) -> list[str]:
+    """What is wrong with the user's wishes, a sentence each; nothing where the entry's own settings are kept.
+
+    Args:
+        base: the model it is to stand on. family: that model's, empty if unknown.
+        guidance_scale: None where it is left to the entry.
+    """
+    found = []
+    if steps not in entry.steps:
+        bound = "is bound to" if entry.steps_exact else "is known to work at"
+        found.append(f"{entry.id} {bound} {_steps(entry)} steps, not {steps}: pictures will be worse.")
+    low, high = entry.guidance_range or (entry.guidance_scale or 1.0,) * 2
+    if guidance_scale is not None and not low <= max(1.0, guidance_scale) <= high:
+        wish = "without guidance (scale 1)" if high == 1 else f"at guidance {_span(low, high)}"
+        found.append(f"{entry.id} wants to be sampled {wish}, not {guidance_scale:g}: colours will be off.")
+    if family and family != entry.family:
+        found.append(f"{entry.id} was made for {entry.family} models; {base} is of another family ({family}).")
+    elif entry.base and base not in (entry.base, entry.repo):
+        found.append(f"{entry.id} was made for {entry.base}; on {base} it may work less well.")
+    return found
+
+
+def _loading(entry: Checkpoint) -> list[str]:
+    base, where = entry.base or entry.repo, ", torch_dtype=torch.float16"
+    if entry.kind == "pipeline":
+        return [f'pipe = {_pipeline(entry)}.from_pretrained("{entry.repo}"{where})']
+    if entry.kind == "lora":
+        name = f', weight_name="{entry.file}"' if entry.file else ""
+        lines = [
+            f'pipe = DiffusionPipeline.from_pretrained("{base}"{where})',
+            f'pipe.load_lora_weights("{entry.repo}"{name})',
+        ]
+        return [*lines, f"pipe.fuse_lora(lora_scale={entry.lora_scale})"] if entry.lora_scale != 1 else lines
+    config = f'UNet2DConditionModel.load_config("{base}", subfolder="unet")'
+    if entry.guidance == "embedded":  # the repository is the network, config and all
+        return [
+            f'unet = UNet2DConditionModel.from_pretrained("{entry.repo}"{where}, variant="fp16")',
+            f'pipe = DiffusionPipeline.from_pretrained("{base}", unet=unet{where})',
+        ]
+    return [
+        f"unet = UNet2DConditionModel.from_config({config}).to(torch.float16)",
+        f'unet.load_state_dict(load_file(hf_hub_download("{entry.repo}", "{entry.file}")))'
+        if entry.file.endswith(".safetensors")
+        else f'unet.load_state_dict(torch.load(hf_hub_download("{entry.repo}", "{entry.file}"), weights_only=True))',
+        f'pipe = DiffusionPipeline.from_pretrained("{base}", unet=unet{where})',
+    ]
+
+
+def _pipeline(entry: Checkpoint) -> str:
+    return _PIPELINES.get(entry.id, "DiffusionPipeline")
+
+
+def _imports(entry: Checkpoint) -> str:
+    names = {_pipeline(entry)}
+    if entry.kind != "pipeline" or entry.scheduler_overrides:
+        names.add(entry.scheduler)
+    if entry.kind != "unet":
+        return ", ".join(sorted(names))
+    text = ", ".join(sorted({*names, "UNet2DConditionModel"}))
+    if entry.guidance == "embedded":
+        return text
+    reader = "\nfrom safetensors.torch import load_file" if entry.file.endswith(".safetensors") else ""
+    return f"{text}\nfrom huggingface_hub import hf_hub_download{reader}"
+
+
+def _call(entry: Checkpoint) -> str:
+    n = entry.default_steps
+    words = [f"num_inference_steps={n}"]
+    if entry.timesteps:
+        words = [f"timesteps={list(entry.timesteps)}"]
+    elif entry.sigmas or (entry.flow and entry.family == "sd3"):
+        words.append(f"sigmas={list(entry.sigmas) if entry.sigmas else [(n - i) / n for i in range(n)]}")
+    if entry.guidance_scale is not None:
+        off = entry.guidance == "cfg" and entry.guidance_scale == 1
+        key = "true_cfg_scale" if entry.family == "qwen-image" else "guidance_scale"
+        words.append(f"{key}={0.0 if off and key == 'guidance_scale' else entry.guidance_scale}")
+    words += [f"eta={entry.eta}"] if entry.eta is not None else []
+    words += ["max_sequence_length=256"] if entry.id == "flux1-schnell" else []
+    return ", ".join(words)
+
+
+def _overrides(entry: Checkpoint) -> str:
+    if not entry.scheduler_overrides:
+        return ""
+    return f" ({', '.join(f'{key}={value}' for key, value in entry.scheduler_overrides.items())})"
+
+
+def _steps(entry: Checkpoint) -> str:
+    whole = len(entry.steps) > 2 and entry.steps == tuple(range(entry.steps[0], entry.steps[-1] + 1))
+    return f"{entry.steps[0]}-{entry.steps[-1]}" if whole else ", ".join(map(str, entry.steps))
+
+
+def _guidance(entry: Checkpoint) -> str:
+    if entry.guidance_scale is None:
+        return "none"
+    if entry.guidance_scale == 1 and entry.guidance_range is None:
+        return "off"
+    span = f" ({_span(*entry.guidance_range)})" if entry.guidance_range else ""
+    return f"{entry.guidance_scale:g}{span}" + (", told to the network" if entry.guidance == "embedded" else "")
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,137 @@
+"""An entry's settings as a sampler of ours, and as the scheduler of diffusers that it stands for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from fewstep.checkpoints.registry import Checkpoint
+from fewstep.diffusion.schedule import Schedule
+from fewstep.sampling import DDIM, LCM, TCD, Euler, EulerAncestral, Sampler
+from fewstep.sampling.samplers import Step
+
+_FLUX_TOKENS = 16 * 16  # pixels behind one token of a picture: 8x down, patches of 2x2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StridedDDIM(DDIM):
+    """DDIM as diffusers steps: from t to t - T // n, which misses the next time where n does not divide T.
+
+    At 12 steps a state is thus up to one index off what the network is told; these files were published for that.
+    """
+
+    def step(self, at: Step) -> Tensor:
+        if self.num_inference_steps is None or at.last:
+            return super().step(at)
+        stride = at.schedule.num_train_timesteps // self.num_inference_steps
+        return super().step(replace(at, next=at.time - stride))
+
+
+def scheduler_config(entry: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The base model's scheduler config with the entry's overrides on top: what diffusers' ``from_config`` is given."""
+    return {**base, **entry.scheduler_overrides}
+
+
+def schedule_of(entry: Checkpoint, base: Mapping[str, Any]) -> Schedule:
+    """The noise schedule that the entry runs on."""
+    config = {**scheduler_config(entry, base), "_class_name": entry.scheduler}
+    return Schedule.from_diffusers(config)
+
+
+def sampler_of(
+    entry: Checkpoint,
+    base: Mapping[str, Any],
+    *,
+    num_inference_steps: int | None = None,
+    timesteps: Sequence[float] | None = None,
+    eta: float | None = None,
+) -> Sampler:
+    """The sampler of an entry, as diffusers' scheduler steps with its settings.
+
+    Args:
+        base: config of the base model's scheduler.
+        num_inference_steps: the entry's default if None. timesteps: the user's own, in native time.
+        eta: of TCD and DDIM, the entry's if None.
+
+    Raises:
+        ValueError: one sentence: a scheduler that is not in diffusers or not rebuilt here; eta where there is none.
+    """
+    config, name = scheduler_config(entry, base), entry.scheduler
+    if name not in SAMPLERS:
+        word = f"is sampled by {name}" if name else "has a sampler of its authors' own"
+        raise ValueError(f"{entry.id} {word}, which is not built in here: `fewstep checkpoints {entry.id}` says more.")
+    cls = SAMPLERS[name]
+    options: dict[str, Any] = _grid(entry, config, num_inference_steps, timesteps)
+    if cls in (TCD, StridedDDIM):
+        options["eta"] = eta if eta is not None else (entry.eta or 0.0)
+        options["final"] = "clean" if config.get("set_alpha_to_one", True) else "end"
+    elif eta is not None:
+        raise ValueError(f"{entry.id} is sampled by {name}, which has no eta.")
+    if cls in (LCM, TCD):
+        options["original_inference_steps"] = int(config.get("original_inference_steps", 50))
+    return cls(**options)
+
+
+def start_of(entry: Checkpoint) -> Literal["unit", "table"]:
+    """Where sampling starts: diffusers' Euler schedulers scale unit noise by sigma."""
+    return "table" if entry.scheduler.startswith("Euler") else "unit"
+
+
+def flow_sigmas(entry: Checkpoint, base: Mapping[str, Any], n: int) -> list[float]:
+    """The n levels before the shift: the entry's own, or 1, (n-1)/n, ..., 1/n.
+
+    They are always given: left to itself diffusers ends four steps of SD3 at 0.009, not at 0.5.
+    """
+    own = entry.sigmas
+    return list(own) if own is not None and len(own) == n else [(n - i) / n for i in range(n)]
+
+
+def shift_of(entry: Checkpoint, base: Mapping[str, Any]) -> float:
+    """The shift of an entry's levels at its resolution: the config's, or exp(mu) where it depends on the size."""
+    config = scheduler_config(entry, base)
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift", 1.0))
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    first, last = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
+    tokens = entry.resolution**2 // _FLUX_TOKENS
+    return math.exp(first + (last - first) * (tokens - low) / (high - low))
+
+
+def _grid(
+    entry: Checkpoint, config: Mapping[str, Any], steps: int | None, timesteps: Sequence[float] | None
+) -> dict[str, Any]:
+    if timesteps is not None:
+        return {"timesteps": tuple(timesteps)}
+    n = entry.default_steps if steps is None else steps
+    if n < 1:
+        raise ValueError(f"The number of steps must be at least 1, not {n}.")
+    if entry.flow:
+        sigmas, shift = np.asarray(flow_sigmas(entry, config, n)), shift_of(entry, config)
+        return {"sigmas": shift * sigmas / (1 + (shift - 1) * sigmas)}
+    if entry.timesteps is not None and n == len(entry.timesteps):
+        return {"timesteps": entry.timesteps}
+    if entry.scheduler in ("LCMScheduler", "TCDScheduler"):
+        return {"num_inference_steps": n}
+    spacing = config.get("timestep_spacing", "linspace")
+    return {
+        "num_inference_steps": n,
+        "timestep_spacing": spacing,
+        "steps_offset": int(config.get("steps_offset", 0)) if spacing == "leading" else 0,
+    }
+
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "LCMScheduler": LCM,
+    "TCDScheduler": TCD,
+    "DDIMScheduler": StridedDDIM,
+    "EulerDiscreteScheduler": Euler,
+    "EulerAncestralDiscreteScheduler": EulerAncestral,
+    "FlowMatchEulerDiscreteScheduler": Euler,
+    "FlowMatchLCMScheduler": LCM,
+}
+"""Schedulers of diffusers that samplers of ours step like."""

@@ -1,0 +1,151 @@
+"""LoRA files of any layout, read as ours: by diffusers' own converters, from tensors alone.
+
+A header's metadata is not believed: a rank of a billion there would be allocated. Only a LoRA's alpha is taken from it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fewstep.models.families import first_sentence
+
+NETWORKS = ("unet", "transformer")
+"""Where a pipeline keeps its diffusion network."""
+
+_UP = re.compile(r"(lora_up|lora_B|lora\.up|_lora\.up|lora_linear_layer\.up)\.weight$")
+
+
+def network_of(pipeline: Any) -> tuple[str, nn.Module]:
+    """Name and module of a pipeline's diffusion network.
+
+    Raises:
+        ValueError: it has none.
+    """
+    for name in NETWORKS:
+        if isinstance(getattr(pipeline, name, None), nn.Module):
+            return name, getattr(pipeline, name)
+    raise ValueError(f"{type(pipeline).__name__} has no diffusion network ({' or '.join(NETWORKS)}).")
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; nothing else is ever opened.
+
+    Raises:
+        ValueError: one sentence, for pickles and damaged files.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path} is no safetensors file: other formats can run code when they are read; convert it first."
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The file {path} is no safetensors file ({error}).") from None
+
+
+def is_lora(path: Path) -> bool:
+    """Whether a safetensors file is a LoRA and nothing more, in any layout; our own may hold extra inputs too."""
+    tensors = read_tensors(path)[0]
+    return any(map(_UP.search, tensors)) and not any(key.startswith("extras.") for key in tensors)
+
+
+def read_lora(pipeline: Any, path: Path) -> dict[str, Tensor]:
+    """``<layer>.lora_A.weight`` and ``.lora_B.weight`` of a LoRA file for this pipeline's network, alpha folded into B.
+
+    Layers are named as the network names them; the pipeline is as before afterwards.
+
+    Raises:
+        ValueError: one sentence: no LoRA, of another model, damaged, or with parts that are not of the network.
+    """
+    tensors, metadata = read_tensors(path)
+    count = sum(bool(_UP.search(key)) for key in tensors)
+    if not count:
+        raise ValueError(f"The file {path} holds no LoRA.")
+    if any(key.startswith(("text_encoder", "lora_te")) for key in tensors):
+        raise ValueError(f"The LoRA {path} adapts the text encoder too, which is not supported here.")
+    bad = next((key for key, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    if bad is not None:
+        raise ValueError(f"The LoRA {path} is damaged: {bad} is not finite.")
+    name, network = network_of(pipeline)
+    try:
+        pipeline.load_lora_weights(_scaled(tensors, metadata, name), adapter_name="foreign")
+        found = _layers(network)
+    except Exception as error:  # diffusers and peft have many errors for a LoRA of another model
+        raise ValueError(f"The LoRA {path} does not fit {type(network).__name__}: {first_sentence(error)}") from error
+    finally:
+        if hasattr(network, "peft_config"):
+            pipeline.unload_lora_weights()
+    if len(found) // 2 < count:
+        raise ValueError(f"The LoRA {path} is of another model: only {len(found) // 2} of its {count} layers are here.")
+    return found
+
+
+def _layers(network: nn.Module) -> dict[str, Tensor]:
+    found = {}
+    for layer, module in network.named_modules():
+        if hasattr(module, "lora_A") and "foreign" in module.lora_A:
+            a, b = (getattr(module, part)["foreign"].weight.detach() for part in ("lora_A", "lora_B"))
+            found[f"{layer}.lora_A.weight"] = a.float().clone()
+            found[f"{layer}.lora_B.weight"] = b.float() * float(module.scaling["foreign"])
+    return found
+
+
+def _scaled(tensors: dict[str, Tensor], metadata: dict[str, str], network: str) -> dict[str, Tensor]:
+    """The tensors with alpha / rank in B, where only the metadata knows alpha."""
+    said = metadata.get("lora_adapter_metadata")
+    if said is None or any(key.endswith(".alpha") for key in tensors):
+        return dict(tensors)
+    try:
+        settings = json.loads(said)
+        alpha = settings.get(f"{network}.lora_alpha")
+        pattern = settings.get(f"{network}.alpha_pattern") or {}
+        alphas = {key: alpha if not pattern else pattern.get(_layer(key, network), alpha) for key in tensors}
+        scales = {
+            key: float(alphas[key]) / t.shape[1] if alphas[key] is not None else 1.0
+            for key, t in tensors.items()
+            if key.endswith(".lora_B.weight")
+        }
+        if not all(math.isfinite(scale) and abs(scale) < 1e4 for scale in scales.values()):
+            raise ValueError("its alpha is absurd")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"its metadata is damaged ({error})") from None
+    return {key: t * scales[key] if key in scales else t for key, t in tensors.items()}
+
+
+def _layer(key: str, network: str) -> str:
+    return key.removeprefix(f"{network}.").removesuffix(".lora_B.weight")
+
+
+@torch.no_grad()
+def put_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """All weights of a file into a network of the same architecture.
+
+    A published network that is told its guidance scale has a layer more (``time_embedding.cond_proj``); it gets one.
+
+    Raises:
+        ValueError: one sentence when names or shapes differ.
+    """
+    told = tensors.get("time_embedding.cond_proj.weight")
+    embedding: Any = getattr(network, "time_embedding", None)
+    if told is not None and embedding is not None and embedding.cond_proj is None:
+        embedding.cond_proj = nn.Linear(told.shape[1], told.shape[0], bias=False, dtype=torch.float32)
+        network.register_to_config(time_cond_proj_dim=told.shape[1])  # type: ignore[operator]
+    mine = network.state_dict()
+    for wrong in sorted(mine.keys() ^ tensors.keys()):
+        there = "lacks" if wrong in mine else "has another model's"
+        raise ValueError(f"The file {path} is of another network: it {there} {wrong}.")
+    for key, value in tensors.items():
+        if value.shape != mine[key].shape:
+            raise ValueError(f"The file {path} is of another network: {key} has shape {tuple(value.shape)}.")
+    network.load_state_dict(tensors)

@@ -1,0 +1,1 @@
+from tests.sampling.conftest import noise, noises  # noqa: F401

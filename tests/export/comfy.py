@@ -1,0 +1,105 @@
+"""Which LoRA names ComfyUI knows: for each, the weight of the original checkpoint that it would change.
+
+ComfyUI numbers a UNet's blocks as the original code does and derives diffusers' names from those numbers. Written down
+here from the structure of the original networks, with no look at diffusers' modules.
+"""
+
+from __future__ import annotations
+
+RESNET = {"conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "conv2": "out_layers.3",
+          "conv_shortcut": "skip_connection"}  # fmt: skip
+INSIDE = [f"attn{i}.to_{k}" for i in (1, 2) for k in ("q", "k", "v", "out.0")] + ["ff.net.0.proj", "ff.net.2"]
+
+SD15 = {"depth": (1, 1, 1, 0), "mid": 1}
+SDXL = {"depth": (0, 2, 10), "mid": 10}
+
+
+def unet_names(depth, mid, res_blocks=2):
+    """``lora_unet_...`` -> weight of the original UNet; ``depth`` is the transformers' at each resolution."""
+    found = {}
+
+    def resnet(name, place):
+        for mine, theirs in RESNET.items():
+            found[f"{name}.{mine}"] = f"{place}.{theirs}"
+
+    def attention(name, place, blocks):
+        for part in ("proj_in", "proj_out"):
+            found[f"{name}.{part}"] = f"{place}.{part}"
+        for block in range(blocks):
+            for layer in INSIDE:
+                found[f"{name}.transformer_blocks.{block}.{layer}"] = f"{place}.transformer_blocks.{block}.{layer}"
+
+    number = 1  # input block 0 is conv_in
+    for level, blocks in enumerate(depth):
+        for i in range(res_blocks):
+            resnet(f"down_blocks.{level}.resnets.{i}", f"input_blocks.{number}.0")
+            if blocks:
+                attention(f"down_blocks.{level}.attentions.{i}", f"input_blocks.{number}.1", blocks)
+            number += 1
+        if level < len(depth) - 1:
+            found[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
+            number += 1
+    for i, place in enumerate((0, 2)):
+        resnet(f"mid_block.resnets.{i}", f"middle_block.{place}")
+    attention("mid_block.attentions.0", "middle_block.1", mid)
+    number = 0
+    for level, blocks in enumerate(reversed(depth)):
+        for i in range(res_blocks + 1):
+            resnet(f"up_blocks.{level}.resnets.{i}", f"output_blocks.{number}.0")
+            if blocks:
+                attention(f"up_blocks.{level}.attentions.{i}", f"output_blocks.{number}.1", blocks)
+            if i == res_blocks and level < len(depth) - 1:
+                found[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{number}.{2 if blocks else 1}.conv"
+            number += 1
+    return {"lora_unet_" + name.replace(".", "_"): place for name, place in found.items()}
+
+
+def _attention(name, place, to_out=True):
+    """The picture's and the text's projections of one double block; three of them are parts of one matrix there."""
+    return {
+        **{f"{name}.attn.to_{k}": f"{place[0]}.qkv[{k}]" for k in "qkv"},
+        **{f"{name}.attn.add_{k}_proj": f"{place[1]}.qkv[{k}]" for k in "qkv"},
+        f"{name}.attn.to_out.0": f"{place[0]}.proj",
+        **({f"{name}.attn.to_add_out": f"{place[1]}.proj"} if to_out else {}),
+    }
+
+
+def sd3_names(depth=24):
+    """``transformer.<diffusers name>`` -> weight of the original MM-DiT."""
+    found = {
+        "context_embedder": "context_embedder", "proj_out": "final_layer.linear",
+        "norm_out.linear": "final_layer.adaLN_modulation.1",
+        **{f"time_text_embed.timestep_embedder.linear_{i}": f"t_embedder.mlp.{2 * i - 2}" for i in (1, 2)},
+        **{f"time_text_embed.text_embedder.linear_{i}": f"y_embedder.mlp.{2 * i - 2}" for i in (1, 2)},
+    }  # fmt: skip
+    for i in range(depth):
+        name, last = f"transformer_blocks.{i}", i == depth - 1  # the last block's text goes nowhere
+        x, context = (f"joint_blocks.{i}.{part}" for part in ("x_block", "context_block"))
+        found |= _attention(name, (f"{x}.attn", f"{context}.attn"), to_out=not last)
+        found |= {f"{name}.ff.net.0.proj": f"{x}.mlp.fc1", f"{name}.ff.net.2": f"{x}.mlp.fc2"}
+        found |= {f"{name}.norm1.linear": f"{x}.adaLN", f"{name}.norm1_context.linear": f"{context}.adaLN"}
+        if not last:
+            found |= {f"{name}.ff_context.net.0.proj": f"{context}.mlp.fc1",
+                      f"{name}.ff_context.net.2": f"{context}.mlp.fc2"}  # fmt: skip
+    return {f"transformer.{name}": place for name, place in found.items()}
+
+
+def flux_names(double=19, single=38):
+    """``transformer.<diffusers name>`` -> weight of the original FLUX."""
+    found = {"x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear",
+             "norm_out.linear": "final_layer.adaLN_modulation.1"}  # fmt: skip
+    for mine, theirs in {"timestep": "time_in", "guidance": "guidance_in", "text": "vector_in"}.items():
+        found |= {f"time_text_embed.{mine}_embedder.linear_{i + 1}": f"{theirs}.{('in', 'out')[i]}" for i in (0, 1)}
+    for i in range(double):
+        name, place = f"transformer_blocks.{i}", f"double_blocks.{i}"
+        found |= _attention(name, (f"{place}.img_attn", f"{place}.txt_attn"))
+        for mine, theirs in {"ff": "img", "ff_context": "txt"}.items():
+            found |= {f"{name}.{mine}.net.0.proj": f"{place}.{theirs}_mlp.0"}
+            found |= {f"{name}.{mine}.net.2": f"{place}.{theirs}_mlp.2"}
+        found |= {f"{name}.norm1.linear": f"{place}.img_mod", f"{name}.norm1_context.linear": f"{place}.txt_mod"}
+    for i in range(single):
+        name, place = f"single_transformer_blocks.{i}", f"single_blocks.{i}"
+        found |= {f"{name}.attn.to_{k}": f"{place}.linear1[{k}]" for k in "qkv"}
+        found |= {f"{name}.proj_mlp": f"{place}.linear1[mlp]", f"{name}.proj_out": f"{place}.linear2"}
+        found |= {f"{name}.norm.linear": f"{place}.modulation"}
+    return {f"transformer.{name}": place for name, place in found.items()}

@@ -1,0 +1,136 @@
+"""LoRA keys of full-size networks: every layer that a student adapts is found by diffusers and by ComfyUI."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import diffusers
+import pytest
+import torch
+from diffusers.utils import convert_unet_state_dict_to_peft
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fewstep.export.header import tensor_hash, write
+from fewstep.export.lora import ADAPTER_METADATA, kohya_layout, layers, peft_layout
+from fewstep.models.families import UNET_LORA_TARGETS
+from fewstep.models.families.flux import FluxNetwork
+from fewstep.models.families.sd3 import SD3Network
+from fewstep.models.lora import matching
+from tests.export.comfy import SD15, SDXL, flux_names, sd3_names, unet_names
+
+CONFIGS = {  # of the published models, as far as they shape the network
+    "SD1.5": dict(
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), cross_attention_dim=768,
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, block_out_channels=(320, 640, 1280, 1280),
+        attention_head_dim=8,
+    ),
+    "SDXL": dict(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), cross_attention_dim=2048,
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), block_out_channels=(320, 640, 1280),
+        transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+    ),
+    "SD3": dict(
+        sample_size=128, num_layers=24, num_attention_heads=24, attention_head_dim=64, joint_attention_dim=4096,
+        caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=192,
+    ),
+    "FLUX": dict(guidance_embeds=True),
+}  # fmt: skip
+CLASSES = {"SD3": diffusers.SD3Transformer2DModel, "FLUX": diffusers.FluxTransformer2DModel}
+TARGETS = {"SD3": SD3Network.lora_targets, "FLUX": FluxNetwork.lora_targets}
+PIPELINES = {
+    "SD1.5": diffusers.StableDiffusionPipeline, "SDXL": diffusers.StableDiffusionXLPipeline,
+    "SD3": diffusers.StableDiffusion3Pipeline, "FLUX": diffusers.FluxPipeline,
+}  # fmt: skip
+COUNT = {"SD1.5": 278, "SDXL": 788, "SD3": 340, "FLUX": 504}
+COMFY = {
+    "SD1.5": lambda: unet_names(**SD15), "SDXL": lambda: unet_names(**SDXL), "SD3": sd3_names, "FLUX": flux_names
+}  # fmt: skip
+
+
+@cache
+def network(name):
+    with torch.device("meta"):
+        return CLASSES.get(name, diffusers.UNet2DConditionModel)(**CONFIGS[name])
+
+
+@cache
+def lora(name):
+    """Rank 1 on every layer that a student of this family adapts, as a run saves it."""
+    place, made, found = "transformer" if name in CLASSES else "unet", network(name), {}
+    for layer in matching(made, TARGETS.get(name, UNET_LORA_TARGETS)):
+        out, into, *kernel = made.get_submodule(layer).weight.shape
+        found[f"{place}.{layer}.lora_A.weight"] = torch.zeros(1, into, *kernel)
+        found[f"{place}.{layer}.lora_B.weight"] = torch.ones(out, 1, *[1] * len(kernel))
+    return found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_comfyui_finds_every_layer(name):
+    keys, _ = (kohya_layout if name in ("SD1.5", "SDXL") else peft_layout)(lora(name))
+    known = COMFY[name]()
+    mine = {key.removesuffix(".alpha").split(".lora_")[0] for key in keys}
+    assert len(mine) == COUNT[name] == len(layers(lora(name)))
+    assert mine <= known.keys()
+    assert len({known[key] for key in mine}) == COUNT[name]  # no two change the same weight
+
+
+@pytest.mark.parametrize("layout", ["lora", "kohya"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_diffusers_finds_every_layer(name, layout):
+    """What diffusers' loader makes of the file's keys, name by name, and of the scale that goes with them."""
+    if layout == "kohya" and name in CLASSES:
+        with pytest.raises(ValueError, match="one of UNets"):
+            kohya_layout(lora(name))
+        return
+    keys, _ = (peft_layout if layout == "lora" else kohya_layout)(lora(name))
+    place = "transformer" if name in CLASSES else "unet"
+    told = {"unet_config": network(name).config} if name == "SDXL" else {}
+    found, alphas = PIPELINES[name].lora_state_dict(dict(keys), **told), {}
+    if isinstance(found, tuple):
+        found, alphas = found[:2]
+    found = {key.removeprefix(f"{place}."): t for key, t in found.items()}
+    if "lora_A" not in next(iter(found)):  # what its loader does with layouts that are not PEFT's
+        found = convert_unet_state_dict_to_peft(found)
+    modules = {n for n, _ in network(name).named_modules()}
+    mine = {key.rsplit(".lora_", 1)[0] for key in found}
+    assert len(mine) == COUNT[name] and mine <= modules
+    assert all(float(alpha) == 1.0 for alpha in (alphas or {}).values())
+
+
+def test_the_header_says_rank_as_alpha():
+    from peft import LoraConfig
+
+    two = {k: torch.cat([t, t], dim=0 if "lora_A" in k else 1) for k, t in lora("SD1.5").items() if "mid_block" in k}
+    config = json.loads(peft_layout(lora("SD1.5") | two)[1][ADAPTER_METADATA])
+    made = LoraConfig(**{key.removeprefix("unet."): value for key, value in config.items()})
+    assert (made.r, made.lora_alpha) == (1, 1) and len(made.target_modules) == COUNT["SD1.5"]
+    assert made.rank_pattern == made.alpha_pattern and set(made.rank_pattern.values()) == {2}
+    assert all("mid_block" in name for name in made.rank_pattern)
+
+
+def test_kohya_names_that_fall_together_are_refused():
+    pair = {f"unet.{n}.lora_{k}.weight": torch.zeros(1, 1) for n in ("a.b_c", "a_b.c") for k in "AB"}
+    with pytest.raises(ValueError, match="one name, lora_unet_a_b_c"):
+        kohya_layout(pair)
+
+
+def test_a_network_of_no_pipeline_has_no_layout():
+    with pytest.raises(ValueError, match="none of a diffusers pipeline"):
+        peft_layout({"middle.lora_A.weight": torch.zeros(1, 1), "middle.lora_B.weight": torch.zeros(1, 1)})
+
+
+def test_the_hash_is_that_of_the_tensors_bytes(tmp_path):
+    """As modelspec has it: 0x and the SHA-256 of what follows the header, whatever the header says."""
+    import hashlib
+
+    tensors = {"a": torch.arange(4.0), "b": torch.ones(3, dtype=torch.float16)}
+    write(tmp_path / "x.safetensors", tensors, {"modelspec.title": "t"})
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        said = file.metadata()
+    bytes_of = [t.numpy().tobytes() for t in (tensors["a"], tensors["b"])]  # safetensors: widest dtype first
+    assert said["modelspec.hash_sha256"] == "0x" + hashlib.sha256(b"".join(bytes_of)).hexdigest()
+    save_file(tensors, tmp_path / "y.safetensors", {"other": "header"})
+    assert tensor_hash(tmp_path / "y.safetensors") == said["modelspec.hash_sha256"]
