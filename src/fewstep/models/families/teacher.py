@@ -100,7 +100,8 @@ class Teacher:
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int | None = None) -> Tensor:
         """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
-        batch_size = batch_size or at_once(latents.shape[-1] * 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1))
+        widths = self.pipeline.vae.config.block_out_channels
+        batch_size = batch_size or at_once(latents.shape[-1] * 2 ** (len(widths) - 1))
         pieces = [self.pictures(part) for part in latents.split(batch_size)]
         return (torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1)
 
