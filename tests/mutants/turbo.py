@@ -266,8 +266,12 @@ HELPERS = [
             "latents.to(vae.device, vae.dtype), return_dict",
             "test_pictures_are_what_the_autoencoder_makes_of_unscaled_latents",
         ),
+    ),
+    *planted(
+        "models/helpers.py",
+        "models/test_helpers.py",
         (
-            "families: the pooled prompt is its first token, which has seen nothing",
+            "helpers: the pooled prompt is its first token, which has seen nothing",
             'cond["prompt_embeds"][:, -1]',
             'cond["prompt_embeds"][:, 0]',
             "test_the_pooled_prompt_tells_prompts_apart",
