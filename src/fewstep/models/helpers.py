@@ -97,7 +97,7 @@ class PointEncoder(nn.Module):
 
 
 def pooled_prompt(cond: Cond) -> Tensor:
-    """A prompt as one vector [B, width]: its pooled_embeds, else the mean of the tokens that prompt_mask marks as words.
+    """A prompt as one vector [B, width]: its pooled_embeds, else the mean of the tokens that prompt_mask calls words.
 
     Without either, the last token: CLIP's text encoders are causal, so it has seen all the others.
     """
