@@ -268,10 +268,10 @@ HELPERS = [
         ),
     ),
     *planted(
-        "models/families/family.py",
+        "models/helpers.py",
         "models/test_helpers.py",
         (
-            "families: the pooled prompt is its first token, which has seen nothing",
+            "helpers: the pooled prompt is its first token, which has seen nothing",
             'cond["prompt_embeds"][:, -1]',
             'cond["prompt_embeds"][:, 0]',
             "test_the_pooled_prompt_tells_prompts_apart",

@@ -151,15 +151,8 @@ class Family:
         """What stands for no prompt, [1, ...] each: as in the pipeline itself, most often the empty prompt."""
         return self.encode([""])
 
-    def pool(self, cond: Cond) -> Tensor:
-        """One vector for each prompt, [B, `pooled_width`]: the encoder's own, or the last token of its answer.
-
-        CLIP's text encoders are causal: the last token has seen the others.
-        """
-        return cond["pooled_embeds"] if "pooled_embeds" in cond else cond["prompt_embeds"][:, -1]
-
     def pooled_width(self) -> int:
-        """Length of what `pool` gives."""
+        """Length of a prompt as one vector (`fewstep.models.helpers.pooled_prompt`)."""
         shapes = self.shapes(CLIP_TOKENS)
         return shapes["pooled_embeds" if "pooled_embeds" in shapes else "prompt_embeds"][-1]
 

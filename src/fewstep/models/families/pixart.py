@@ -64,11 +64,6 @@ class PixArt(Family):
         height, width = (float(side * self.down) for side in self.latent_shape[1:])
         return {"resolution": torch.tensor([[height, width]]), "aspect_ratio": torch.tensor([[height / width]])}
 
-    def pool(self, cond: Cond) -> Tensor:
-        """The mean over the prompt's tokens: T5 looks both ways, and what follows a prompt is no part of it."""
-        mask = cond["prompt_mask"].to(cond["prompt_embeds"].dtype)[..., None]
-        return (cond["prompt_embeds"] * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-
     def shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
         sigma = "Sigma" in str(getattr(self.pipeline, "name", ""))  # an outline knows its pipeline's class
         tokens = _TOKENS["sigma" if sigma else "alpha"]

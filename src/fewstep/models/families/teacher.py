@@ -21,7 +21,7 @@ from fewstep.models.families.flux import Flux
 from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
-from fewstep.models.helpers import Helpers
+from fewstep.models.helpers import Helpers, pooled_prompt
 
 _MOST, _PIXELS = 32, 2**21
 _TRANSFORMERS: dict[str, type[Family]] = {
@@ -125,7 +125,7 @@ class Teacher:
         seen = open_encoder(encoder, str(vae.device)) if encoder else None
         behind = [vae, *([seen.network] if seen is not None else [])]
         decode = self._one_by_one if gradient_checkpointing else self.pictures
-        return Helpers(decode, seen, self._family.pool, self._family.pooled_width(), tuple(behind))
+        return Helpers(decode, seen, pooled_prompt, self._family.pooled_width(), tuple(behind))
 
     def _one_by_one(self, latents: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and latents.requires_grad):
