@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -89,27 +84,6 @@ def test_samples_are_the_guided_teachers_from_their_noise_and_captions(made, sha
     assert all(torch.equal(file["null.prompt_embeds"], null[:1].half()) for file in stored)
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bits(made, options, tmp_path):
-    """kill -9 as soon as the first file is there; what is finished is not touched again."""
-    command = [sys.executable, "-m", "fewstep", "prepare", "scenes-64-dmd", "--from-teacher", "--out", tmp_path / "run"]
-    slow = "from fewstep.data.pairs import PairFiles as F; import time; w = F.write\n"
-    slow += "F.write = lambda *a, **k: (w(*a, **k), time.sleep(60))\nfrom fewstep.cli import main; main()"
-    words = [sys.executable, "-c", slow, *command[3:], "-q", *sets(options)]
-    process = subprocess.Popen(list(map(str, words)), env=os.environ | {"OMP_NUM_THREADS": "1"})
-    place = tmp_path / "run" / "data" / "pairs"
-    for _ in range(1200):
-        if list(place.glob("pairs-*.safetensors")) or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (kept,) = place.glob("pairs-*.safetensors")
-    before = kept.stat().st_mtime_ns
-    cost = prepare_data(load_recipe("scenes-64-dmd", options), tmp_path / "run", from_teacher=True).cost
-    assert same_files(tmp_path / "run", made) and kept.stat().st_mtime_ns == before
-    assert cost == 10 * 2 * 2  # a picture: two steps, both branches of guidance; nothing twice
-
-
 def test_processes_share_the_files_out(made, options, tmp_path, monkeypatch):
     """Each in its turn, here: the first of two makes every other file, the second the rest."""
     job = prepare(load_recipe("scenes-64-dmd", options), tmp_path / "run")
@@ -124,7 +98,7 @@ def test_processes_share_the_files_out(made, options, tmp_path, monkeypatch):
     assert same_files(tmp_path / "run", made)
 
 
-def test_ctrl_c_says_how_to_go_on(options, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_says_how_to_go_on_and_it_ends_in_the_same_bits(made, options, tmp_path, monkeypatch, capsys):
     write = PairFiles.write
 
     def interrupted(self, number, *rest):
@@ -136,11 +110,13 @@ def test_ctrl_c_says_how_to_go_on(options, tmp_path, monkeypatch, capsys):
     words = ["scenes-64-dmd", "--from-teacher", "--out", "run", *sets(options)]
     code, _, errors = inside(monkeypatch, capsys, tmp_path, "prepare", *words, "-q")
     assert code == 130 and "Interrupted; what was saved is kept. Go on with: fewstep prepare scenes-64-dmd" in errors
-    assert len(list((tmp_path / "run" / "data" / "pairs").glob("pairs-*.safetensors"))) == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "data" / "pairs").glob("*.safetensors")}
+    assert len(before) == 2
     monkeypatch.setattr(PairFiles, "write", write)
     code, output, _ = inside(monkeypatch, capsys, tmp_path, "prepare", *words, "-q")
     assert code == 0 and "10 samples of the teacher are in run/data/pairs (40 forward equivalents)." in output
     assert "Go on with: fewstep distill scenes-64-dmd --out run --set" in output and output.strip().endswith("--resume")
+    assert same_files(tmp_path / "run", made) and all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
 @pytest.fixture(scope="module")
