@@ -15,6 +15,7 @@ from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource
 from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
+from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
@@ -38,6 +39,7 @@ CASES = {
     "game": (PCM(VP, guidance_scale=3.0), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
     "balanced": (CTM(VP, max_hops=2, adversarial_weight=0.5, target_decay=0.9), "full", SETTINGS),
     "pairs": (DMD(VP), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
+    "term by term": (DMD2(VP, student_every=1, adversarial_weight=0.5, head="residual"), "full", SETTINGS),
     "single precision": (TCD(VP, guidance_scale=3.0), "lora", replace(SETTINGS, precision="fp32")),
     "full in single precision": (TOLD, "full", replace(SETTINGS, precision="fp32", weight_decay=0.01)),
 }

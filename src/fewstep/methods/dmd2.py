@@ -92,7 +92,10 @@ class DMD2(Method):
     name = "dmd2"
     summary = "Distribution matching: a fake score follows the student, which closes its gap to the teacher's; a GAN."
     sampler = "renoise"
-    truth_settings: ClassVar[dict[str, Any]] = {"num_inference_steps": 1, "guidance_scale": 1.0, "head": "residual"}
+    truth_settings: ClassVar[dict[str, Any]] = {
+        "num_inference_steps": 1, "guidance_scale": 1.0, "student_every": 2, "weighting": "kl",
+        "adversarial_weight": 0.0, "head": "residual",
+    }  # fmt: skip
 
     @dataclass(frozen=True)
     class Settings:
