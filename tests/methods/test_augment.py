@@ -7,7 +7,9 @@ import torch
 from fewstep.methods.parts.augment import POLICIES, augmented, draw_augmentation
 from fewstep.methods.random import Rng
 
-EDGES = torch.tensor([[0.0] * 7, [1 - 1e-12] * 7, [0.5] * 7, [0.9, 0.1, 0.4, 0.7, 0.2, 0.05, 0.95]], dtype=torch.float64)
+EDGES = torch.tensor(
+    [[0.0] * 7, [1 - 1e-12] * 7, [0.5] * 7, [0.9, 0.1, 0.4, 0.7, 0.2, 0.05, 0.95]], dtype=torch.float64
+)
 
 
 @pytest.mark.parametrize("policies", [(), *((p,) for p in POLICIES), POLICIES])

@@ -64,7 +64,7 @@ def test_groups_have_mean_zero_and_variance_one(rows, group):
 
 def test_one_number_alone_cannot_be_normed():
     assert LocalBatchNorm(4)(torch.randn(1, 4, 9)).std() > 0.5
-    with pytest.raises(ValueError, match="give training.batch_size an even number"):
+    with pytest.raises(ValueError, match=r"give training\.batch_size an even number"):
         LocalBatchNorm(4)(torch.randn(11, 4, 1))
 
 

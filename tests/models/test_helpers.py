@@ -6,7 +6,7 @@ import torch
 from fewstep.methods.turbo import Turbo
 from fewstep.models.cond import Cond
 from fewstep.models.families import load_teacher
-from fewstep.models.helpers import Helpers, PointEncoder, one_hot_labels
+from fewstep.models.helpers import Helpers, PointEncoder, one_hot_labels, pooled_prompt
 from fewstep.models.outline import outline
 from fewstep.models.roles import Weights
 from fewstep.recipe import load_recipe
@@ -20,11 +20,14 @@ def teacher():
     return load_teacher("scenes-64")
 
 
-def test_pictures_are_what_decode_makes_before_it_clamps(teacher):
-    latents = 1.3 * torch.randn(2, *teacher.latent_shape)
+def test_pictures_are_what_the_autoencoder_makes_of_unscaled_latents(teacher):
+    latents = 2 * torch.randn(2, *teacher.latent_shape)
     pictures = teacher.helpers().decode(latents)
-    torch.testing.assert_close((pictures / 2 + 0.5).clamp(0, 1), teacher.decode(latents), rtol=1e-5, atol=1e-6)
-    assert pictures.min() < -1 or pictures.max() > 1
+    factor, shift = teacher.latent_scale
+    wanted = teacher.pipeline.vae.decode(latents / factor + shift).sample
+    torch.testing.assert_close(pictures, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close((pictures / 2 + 0.5).clamp(0, 1), teacher.decode(latents), rtol=1e-5, atol=1e-5)
+    assert pictures.abs().max() > 1  # not clamped
     assert teacher.helpers().decode(latents.double()).dtype == torch.float64
 
 
@@ -46,6 +49,15 @@ def test_the_pooled_prompt_tells_prompts_apart(teacher):
     assert pooled.shape == (3, helpers.pooled_width)
     apart = torch.pdist(pooled) / pooled.norm(dim=1).mean()
     assert apart.min() > 0.05
+
+
+def test_prompts_are_pooled_as_their_family_encodes_them():
+    embeds, mask = torch.randn(2, 3, 4), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert torch.equal(pooled_prompt(Cond({"prompt_embeds": embeds})), embeds[:, 2])
+    mean = torch.stack([embeds[0, :2].mean(0), embeds[1, 0]])
+    assert torch.allclose(pooled_prompt(Cond({"prompt_embeds": embeds, "prompt_mask": mask})), mean)
+    pooled = torch.randn(2, 5)
+    assert torch.equal(pooled_prompt(Cond({"prompt_embeds": embeds, "pooled_embeds": pooled})), pooled)
 
 
 def test_labels_and_points_stand_for_prompts_and_pictures():

@@ -262,12 +262,16 @@ HELPERS = [
         "models/test_helpers.py",
         (
             "families: pictures for losses forget the latents' scale",
-            "x = vae.decode(latents.to(vae.device, vae.dtype) / factor + shift, return_dict=False)[0]\n        return cast",
-            "x = vae.decode(latents.to(vae.device, vae.dtype), return_dict=False)[0]\n        return cast",
-            "test_pictures_are_what_decode_makes_before_it_clamps",
+            "latents.to(vae.device, vae.dtype) / factor + shift, return_dict",
+            "latents.to(vae.device, vae.dtype), return_dict",
+            "test_pictures_are_what_the_autoencoder_makes_of_unscaled_latents",
         ),
+    ),
+    *planted(
+        "models/helpers.py",
+        "models/test_helpers.py",
         (
-            "families: the pooled prompt is its first token, which has seen nothing",
+            "helpers: the pooled prompt is its first token, which has seen nothing",
             'cond["prompt_embeds"][:, -1]',
             'cond["prompt_embeds"][:, 0]',
             "test_the_pooled_prompt_tells_prompts_apart",

@@ -15,6 +15,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.lcm import LCM
 from fewstep.methods.tcd import TCD
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.helpers import Helpers, PointEncoder, one_hot_labels
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Weights
 from fewstep.training.settings import TrainingSettings
@@ -46,7 +47,8 @@ class Teacher(MLP):
 def roles_for(method, settings, rank=4, kind="lora"):
     torch.manual_seed(0)
     network = Teacher(VP, 2, width=16, depth=2, num_classes=3)
-    return build_roles(Denoiser(network, VP, "epsilon"), method, settings, Weights(kind, rank=rank))
+    helpers = Helpers(encoder=PointEncoder(2), **one_hot_labels(3))
+    return build_roles(Denoiser(network, VP, "epsilon"), method, settings, Weights(kind, rank=rank), helpers=helpers)
 
 
 def trainer(case="plain", folder=None, hooks=(), source=SOURCE, rank=4, seed=0, kind="lora", **changes):

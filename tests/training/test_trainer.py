@@ -22,10 +22,12 @@ from fewstep.data.sources import LatentSource
 from fewstep.methods.base import Batch, Player
 from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
+from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.random import Rng
 from fewstep.methods.tcd import TCD
+from fewstep.methods.turbo import Turbo
 from fewstep.models.cond import Cond
 from fewstep.models.lora import live
 from fewstep.training import checkpoint
@@ -264,7 +266,12 @@ def latents_on_device(size=50):
     return LatentSource(mean, std, Cond({"label": label}, null={"label": torch.tensor([-1])}))
 
 
-GAMES = [pytest.param(PCM(VP), id="pcm"), pytest.param(CTM(VP, adversarial_weight=0.5), id="ctm")]
+GAMES = [
+    pytest.param(PCM(VP), id="pcm"),
+    pytest.param(CTM(VP, adversarial_weight=0.5), id="ctm"),
+    pytest.param(Turbo(VP), id="turbo"),
+    pytest.param(LADD(VP, warmup_steps=5), id="ladd"),
+]
 
 
 @pytest.mark.parametrize("method", [*GUIDED, *GAMES])

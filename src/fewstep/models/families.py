@@ -20,7 +20,7 @@ from fewstep.diffusion.schedule import Schedule, working
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser, check_taps
 from fewstep.models.encoders import open_encoder
-from fewstep.models.helpers import Helpers
+from fewstep.models.helpers import Helpers, pooled_prompt
 from fewstep.models.sharding import is_spread
 
 # The layers that LCM-LoRA adapts in a UNet (latent-consistency LoRA report; 788 layers of SDXL).
@@ -182,12 +182,7 @@ class Teacher:
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 32) -> Tensor:
         """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
-        vae = self.pipeline.vae
-        factor, shift = self.latent_scale
-        pieces = [
-            vae.decode(part.to(vae.device, vae.dtype) / factor + shift, return_dict=False)[0]
-            for part in latents.split(batch_size)
-        ]
+        pieces = [self.pictures(part) for part in latents.split(batch_size)]
         return (torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1)
 
     def pictures(self, latents: Tensor) -> Tensor:
@@ -196,10 +191,6 @@ class Teacher:
         factor, shift = self.latent_scale
         x = vae.decode(latents.to(vae.device, vae.dtype) / factor + shift, return_dict=False)[0]
         return cast(Tensor, x.to(working(latents).dtype))
-
-    def pool(self, cond: Cond) -> Tensor:
-        """The last token of every prompt, [B, width]: CLIP's text encoders are causal, so it has seen the others."""
-        return cast(Tensor, cond["prompt_embeds"][:, -1])
 
     def helpers(self, encoder: str = "", gradient_checkpointing: bool = False) -> Helpers:
         """What losses look through (`Helpers`), with the encoder of that name (`open_encoder`) if any.
@@ -214,7 +205,7 @@ class Teacher:
         seen = open_encoder(encoder, str(vae.device)) if encoder else None
         behind = [vae, *([seen.network] if seen is not None else [])]
         decode = self._one_by_one if gradient_checkpointing else self.pictures
-        return Helpers(decode, seen, self.pool, int(text_encoder.config.hidden_size), tuple(behind))
+        return Helpers(decode, seen, pooled_prompt, int(text_encoder.config.hidden_size), tuple(behind))
 
     def _one_by_one(self, latents: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and latents.requires_grad):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,19 @@ class PointEncoder(nn.Module):
 
     def summary(self, pictures: Tensor) -> Tensor:
         return pictures
+
+
+def pooled_prompt(cond: Cond) -> Tensor:
+    """A prompt as one vector [B, width]: its pooled_embeds, else the mean of the tokens that prompt_mask calls words.
+
+    Without either, the last token: CLIP's text encoders are causal, so it has seen all the others.
+    """
+    if "pooled_embeds" in cond:
+        return cast(Tensor, cond["pooled_embeds"])
+    if "prompt_mask" in cond:
+        words = cond["prompt_mask"][..., None].to(cond["prompt_embeds"].dtype)
+        return cast(Tensor, (cond["prompt_embeds"] * words).sum(1) / words.sum(1))
+    return cast(Tensor, cond["prompt_embeds"][:, -1])
 
 
 def one_hot_labels(num_classes: int) -> dict[str, Any]:
