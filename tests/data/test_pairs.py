@@ -1,9 +1,16 @@
 """The teacher's samples on disk and in batches: rows stay together, files are whole, others' are refused."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from fewstep.data.pairs import ABOUT, PairFiles, PairSource, WithPairs, noise_of
 from fewstep.data.sources import LatentSource
@@ -110,6 +117,30 @@ def test_files_that_are_there_are_kept_and_damaged_ones_made_again(tmp_path):
     (tmp_path / "pairs-00000.safetensors").write_bytes(b"")
     (tmp_path / ".pairs-00001.safetensors.part").write_bytes(whole[:50])  # somebody died while writing
     assert there.missing() == [0, 2]
+    fill(there)
+    assert there.load().mean[:, 0].tolist() == list(range(10))
+
+
+def test_killed_while_it_writes_it_leaves_whole_files_only(tmp_path):
+    """kill -9 of a process that writes one file after the other, over and over."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_pairs import *\n"
+        "there = files(Path(sys.argv[2])); fill(there); print('there', flush=True)\n"
+        "while True: fill(there, range(3))"
+    )
+    words = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.stdout.readline() == b"there\n"
+    for number in range(3):
+        (tmp_path / f"pairs-{number:05d}.safetensors").unlink(missing_ok=True)  # whatever is there is new
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = files(tmp_path)
+    there.check()
+    for path in tmp_path.glob("pairs-*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            assert file.get_tensor("x0").shape[1] == 3
     fill(there)
     assert there.load().mean[:, 0].tolist() == list(range(10))
 

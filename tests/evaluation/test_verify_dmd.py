@@ -51,6 +51,16 @@ def test_a_pull_of_another_kind_is_seen():
     assert not report.passed and not report["its gradient"].passed
 
 
+def test_a_student_that_has_learnt_nothing_is_seen():
+    report = verify("dmd", steps=1)
+    one, pairs = (
+        report["one step: sliced W2 to the data"],
+        report["one step from the pairs' noise: rms distance to the pairs"],
+    )
+    assert not one.passed and one.measured > 2 * one.limit > 4 * one.floor
+    assert not pairs.passed and not report["worst mode: its share of the samples, off by"].passed
+
+
 def test_guided_pairs_need_classes():
     ring = GaussianMixture.ring(num_classes=4)
     assert verify("dmd", ring, steps=0, guidance_scale=2.0).passed

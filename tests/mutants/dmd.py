@@ -151,6 +151,18 @@ DMD = [
             "test_guidance_moves_mean_and_variance_as_the_closed_form_says",
         ),
         (
+            "verify dmd: fresh data are held against data, the student is not looked at",
+            "0.0, sliced_w2(drawn, data), limit",
+            "0.0, sliced_w2(other, data), limit",
+            "test_a_student_that_has_learnt_nothing_is_seen",
+        ),
+        (
+            "verify dmd: the pairs are met from new noise",
+            "met = sample(roles.student, student, made.noise.float(), made.cond).x0",
+            "met = made.x0",
+            "test_a_student_that_has_learnt_nothing_is_seen",
+        ),
+        (
             "verify dmd: the solver's rows are left out",
             "_solver_rows(bench, method) if bench.guidance_scale == 1.0 else []",
             "[]",

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,12 +17,13 @@ from fewstep.export.student import load_card
 from fewstep.job import prepare
 from fewstep.models import scenes64
 from fewstep.models.families import load_teacher
-from fewstep.prepare import fingerprint
+from fewstep.plan import describe, plan
+from fewstep.prepare import _make as make_files
+from fewstep.prepare import fingerprint, pair_files
 from fewstep.recipe import RecipeError, load_recipe, parse_recipe
 from fewstep.training import distributed
 from fewstep.training.checkpoint import latest, load, same
 from tests.program.conftest import SHORT, inside, sets
-from tests.training.several import spawn
 
 FEW = ["pairs.size=10", "pairs.batch_size=4", "pairs.num_inference_steps=2", "data.size=7", "pairs.seed=5"]
 
@@ -89,41 +84,21 @@ def test_samples_are_the_guided_teachers_from_their_noise_and_captions(made, sha
     assert all(torch.equal(file["null.prompt_embeds"], null[:1].half()) for file in stored)
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bits(made, options, tmp_path):
-    """kill -9 as soon as the first file is there; what is finished is not touched again."""
-    command = [sys.executable, "-m", "fewstep", "prepare", "scenes-64-dmd", "--from-teacher", "--out", tmp_path / "run"]
-    slow = "from fewstep.data.pairs import PairFiles as F; import time; w = F.write\n"
-    slow += "F.write = lambda *a, **k: (w(*a, **k), time.sleep(60))\nfrom fewstep.cli import main; main()"
-    words = [sys.executable, "-c", slow, *command[3:], "-q", *sets(options)]
-    process = subprocess.Popen(list(map(str, words)), env=os.environ | {"OMP_NUM_THREADS": "1"})
-    place = tmp_path / "run" / "data" / "pairs"
-    for _ in range(1200):
-        if list(place.glob("pairs-*.safetensors")) or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (kept,) = place.glob("pairs-*.safetensors")
-    before = kept.stat().st_mtime_ns
-    cost = prepare_data(load_recipe("scenes-64-dmd", options), tmp_path / "run", from_teacher=True).cost
-    assert same_files(tmp_path / "run", made) and kept.stat().st_mtime_ns == before
-    assert cost == 10 * 2 * 2  # a picture: two steps, both branches of guidance; nothing twice
-
-
-def _share(folder, options):
-    """In each of two processes, of their own: what is patched here is patched nowhere else."""
-    write, written = PairFiles.write, []
-    PairFiles.write = lambda self, number, *rest: (written.append(number), write(self, number, *rest))
-    assert prepare_data(load_recipe("scenes-64-dmd", options), Path(folder), from_teacher=True).cost == 40
-    assert written == ([0, 2], [1])[distributed.rank()]
-
-
-def test_two_processes_share_the_files_out(made, options, tmp_path):
-    spawn(_share, str(tmp_path / "run"), options)
+def test_processes_share_the_files_out(made, options, tmp_path, monkeypatch):
+    """Each in its turn, here: the first of two makes every other file, the second the rest."""
+    job = prepare(load_recipe("scenes-64-dmd", options), tmp_path / "run")
+    files = pair_files(job)
+    files.claim()
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "wait", lambda: None)
+    for rank, left in ((1, [0, 2]), (0, [])):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        make_files(job, files, [0, 1, 2], False)
+        assert files.missing() == left
     assert same_files(tmp_path / "run", made)
 
 
-def test_ctrl_c_says_how_to_go_on(options, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_says_how_to_go_on_and_it_ends_in_the_same_bits(made, options, tmp_path, monkeypatch, capsys):
     write = PairFiles.write
 
     def interrupted(self, number, *rest):
@@ -135,11 +110,13 @@ def test_ctrl_c_says_how_to_go_on(options, tmp_path, monkeypatch, capsys):
     words = ["scenes-64-dmd", "--from-teacher", "--out", "run", *sets(options)]
     code, _, errors = inside(monkeypatch, capsys, tmp_path, "prepare", *words, "-q")
     assert code == 130 and "Interrupted; what was saved is kept. Go on with: fewstep prepare scenes-64-dmd" in errors
-    assert len(list((tmp_path / "run" / "data" / "pairs").glob("pairs-*.safetensors"))) == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "data" / "pairs").glob("*.safetensors")}
+    assert len(before) == 2
     monkeypatch.setattr(PairFiles, "write", write)
     code, output, _ = inside(monkeypatch, capsys, tmp_path, "prepare", *words, "-q")
     assert code == 0 and "10 samples of the teacher are in run/data/pairs (40 forward equivalents)." in output
     assert "Go on with: fewstep distill scenes-64-dmd --out run --set" in output and output.strip().endswith("--resume")
+    assert same_files(tmp_path / "run", made) and all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
 @pytest.fixture(scope="module")
@@ -260,8 +237,7 @@ def test_prepare_says_what_it_cannot_do(tmp_path, monkeypatch, capsys):
     assert code == 2 and "has stages" in errors
 
 
-def test_a_plan_counts_the_pairs(options, monkeypatch, capsys, tmp_path):
-    code, output, _ = inside(monkeypatch, capsys, tmp_path, "distill", "scenes-64-dmd", "--dry-run", *sets(options))
-    assert code == 0
-    assert "# before that the teacher is sampled: 10 pictures of 2 steps, up to 40 forward equivalents" in output
-    assert "network calls per step: student 1, teacher 1, fake 2; 12 forward equivalents per picture" in output
+def test_a_plan_counts_the_pairs(options):
+    said = "\n".join(describe(plan(load_recipe("scenes-64-dmd", options), timed=False)))
+    assert "before that the teacher is sampled: 10 pictures of 2 steps, up to 40 forward equivalents" in said
+    assert "network calls per step: student 1, teacher 1, fake 2; 12 forward equivalents per picture" in said
