@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from fewstep.data.cache import folder_latents
+from fewstep.data.cache import folder_latents, home
 from fewstep.data.folder import find_pictures, fingerprint_of, read_pictures
+from fewstep.data.sources import LatentSource
+from fewstep.models.cond import Cond
 from fewstep.models.families import as_teacher
 from fewstep.recipe import RecipeError, parse_recipe
 from tests.models.pipelines import SIZE, build
@@ -76,6 +79,17 @@ def test_a_changed_caption_or_picture_is_encoded_again(folder, tmp_path):
     other = as_teacher(build("sdxl"), size=2 * SIZE)
     assert folder_latents(path, other, find_pictures(folder)).mean.shape[-1] == 2 * first.mean.shape[-1]
     assert fingerprint_of(find_pictures(folder)) != fingerprint_of(find_pictures(folder, 1))
+
+
+def test_large_data_stay_on_the_host():
+    assert (home("cuda", 2**31), home("cuda", 2**31 + 1), home("cpu", 2**40)) == ("cuda", "cpu", "cpu")
+    # the batch comes from there to wherever the step is
+    source = LatentSource(torch.ones(4, 2), torch.zeros(4, 2), Cond({"a": torch.ones(4, 3)}))
+    batch = source.batch(SimpleNamespace(
+        seed=0, step=0, rows=slice(0, 2), batch_size=2, device="meta", dtype=torch.float32,
+        sample=SimpleNamespace(normal=lambda name, shape: torch.zeros(2, *shape, device="meta")),
+    ))  # fmt: skip
+    assert batch.x0.is_meta and batch.cond["a"].is_meta
 
 
 def test_what_is_wrong_with_a_folder_is_one_sentence(folder, tmp_path):

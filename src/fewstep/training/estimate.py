@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.data.cache import home
 from fewstep.data.sources import LatentSource
 from fewstep.methods.base import Method
 from fewstep.models.denoiser import Denoiser
@@ -90,11 +91,13 @@ def estimate(
     players = {player.name: trained_by(player, roles) for player in taught.players}
     trained = [p for parameters in players.values() for p in parameters]
     peak, gradients = rehearse(taught, roles, source, settings), _size(trained, device)
+    data = [source.mean, source.std, *_values(source)]
+    here = home(device, sum(t.nbytes for t in data)) == device
     helpers = [t for part in outline.parts.values() if part is not outline.base for t in _tensors(part)]
     there = {
         "the teacher's network": _size(_tensors(outline.base), device),
         "text encoder, autoencoder": _size(helpers, device),
-        "encoded data": _size([source.mean, source.std, *_values(source)], device),
+        "encoded data": _size(data if here else [], device),
         **{_name_of(role, taught): size for role, size in _own(roles, device).items()},
         "optimiser": moment_bytes(trained, settings.optimizer),
     }
