@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from fewstep.data.cache import folder_latents
+from fewstep.data.cache import folder_latents, home
 from fewstep.data.folder import find_pictures, fingerprint_of, read_pictures
+from fewstep.data.sources import LatentSource
+from fewstep.models.cond import Cond
 from fewstep.models.families import as_teacher
 from fewstep.recipe import RecipeError, parse_recipe
 from tests.models.pipelines import SIZE, build
@@ -40,20 +43,19 @@ def test_captions_stand_beside_their_pictures_or_in_a_list(folder):
 
 
 def test_pictures_are_upright_square_and_of_the_teachers_size(tmp_path):
-    """A broad picture, left quarter red, the rest blue, that its camera says to turn by 90 degrees."""
-    image = Image.new("RGB", (90, 30), "blue")
-    image.paste("red", (0, 0, 24, 30))
+    """Red on the left, blue on the right: as a square that its camera says to turn, and twice as broad as high."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned clockwise: the left end comes to the top
-    image.save(tmp_path / "a.png", exif=exif)
-    image.crop((0, 0, 60, 30)).save(tmp_path / "b.png")  # its middle half begins at 15
-    for name in ("a", "b"):
+    exif[0x0112] = 6  # shown turned clockwise: the left half comes to the top
+    for name, size, red, how in (("a", (60, 60), 30, {"exif": exif}), ("b", (60, 30), 24, {})):
+        image = Image.new("RGB", size, "blue")
+        image.paste("red", (0, 0, red, size[1]))
+        image.save(tmp_path / f"{name}.png", **how)
         (tmp_path / f"{name}.txt").write_text("a")
     turned, cut = read_pictures(find_pictures(tmp_path), 32)
     assert turned.shape == (3, 32, 32) and (turned.min(), turned.max()) == (-1, 1)
-    # the middle third of the upright picture is blue everywhere; that of the other red, then blue
-    assert (turned[0] < -0.9).all() and (turned[2] > 0.9).all()
-    assert (cut[0, :, :6] > 0.9).all() and (cut[2, :, 14:] > 0.9).all()
+    assert (turned[0, :14] > 0.9).all() and (turned[2, 18:] > 0.9).all()
+    # of the broad one the middle, from 15 to 45, is kept: red up to 24, which is 9 of 30
+    assert (cut[0, :, :8] > 0.9).all() and (cut[2, :, 12:] > 0.9).all()
 
 
 def test_a_changed_caption_or_picture_is_encoded_again(folder, tmp_path):
@@ -76,6 +78,17 @@ def test_a_changed_caption_or_picture_is_encoded_again(folder, tmp_path):
     other = as_teacher(build("sdxl"), size=2 * SIZE)
     assert folder_latents(path, other, find_pictures(folder)).mean.shape[-1] == 2 * first.mean.shape[-1]
     assert fingerprint_of(find_pictures(folder)) != fingerprint_of(find_pictures(folder, 1))
+
+
+def test_large_data_stay_on_the_host():
+    assert (home("cuda", 2**31), home("cuda", 2**31 + 1), home("cpu", 2**40)) == ("cuda", "cpu", "cpu")
+    # the batch comes from there to wherever the step is
+    source = LatentSource(torch.ones(4, 2), torch.zeros(4, 2), Cond({"a": torch.ones(4, 3)}))
+    batch = source.batch(SimpleNamespace(
+        seed=0, step=0, rows=slice(0, 2), batch_size=2, device="meta", dtype=torch.float32,
+        sample=SimpleNamespace(normal=lambda name, shape: torch.zeros(2, *shape, device="meta")),
+    ))  # fmt: skip
+    assert batch.x0.is_meta and batch.cond["a"].is_meta
 
 
 def test_what_is_wrong_with_a_folder_is_one_sentence(folder, tmp_path):

@@ -17,7 +17,7 @@ from fewstep.export.student import LORA_FILE, Card, load_card, load_student, sav
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import as_teacher, load_teacher
 from fewstep.models.roles import Weights
-from fewstep.recipe import parse_recipe
+from fewstep.recipe import load_recipe, parse_recipe
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
 from tests.models.pipelines import PROMPTS, SIZE, build
@@ -110,3 +110,15 @@ def test_a_run_from_a_folder_to_a_file_that_others_read(family, method, tmp_path
     fused = load_teacher(str(tmp_path / family), loras=[str(student / LORA_FILE)], size=SIZE)
     torch.testing.assert_close(fused.denoiser(x, t, cond).output, mine, rtol=1e-3, atol=1e-4)
     assert (student / "samples.png").is_file()
+
+
+@pytest.mark.parametrize("model", ["sd15", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("method", ["lcm", "tcd", "pcm"])
+def test_a_models_recipe_is_one(model, method):
+    recipe = load_recipe(f"{model}-{method}")
+    settings, student = recipe.method_settings(), recipe.student
+    assert (recipe.method["name"], student.weights, recipe.data.source) == (method, "lora", "folder")
+    if model == "flux":  # told its guidance, not guided
+        assert (recipe.teacher.guidance_embed, settings.guidance_scale) == (3.5, 1.0)
+    else:
+        assert recipe.teacher.guidance_embed is None and settings.guidance_scale != 1.0

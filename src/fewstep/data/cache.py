@@ -18,6 +18,7 @@ from fewstep.models.cond import Cond
 from fewstep.models.families import Teacher
 
 _BATCH = 32
+_LARGEST = 2**31  # bytes that may stay on an accelerator; a batch of any size is fetched in a millisecond
 _COND, _NULL = "cond.", "null."
 
 Batches = Callable[[range], tuple[Tensor, Sequence[str]]]
@@ -67,6 +68,14 @@ def folder_latents(
     return _latents(path, teacher, name, len(pictures), batch, device, advance)
 
 
+def home(device: str, size: int) -> str:
+    """Where ``size`` bytes of encoded data are kept: ``device``, or the host where they would take too much of it.
+
+    T5's embeddings are megabytes a caption: 4,000 pictures for FLUX are 21 GB.
+    """
+    return device if size <= _LARGEST else "cpu"
+
+
 def fingerprint(source: LatentSource) -> str:
     """A short name of the data's exact content."""
     digest = hashlib.blake2b(digest_size=8)
@@ -90,7 +99,8 @@ def _latents(
         tensors = _encode(teacher, size, batch, advance or (lambda done: None))
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_tensors(path, tensors, wanted)
-    tensors = {name: t.to(device) for name, t in tensors.items()}
+    place = home(device, sum(t.nbytes for t in tensors.values()))
+    tensors = {name: t.to(place) for name, t in tensors.items()}
     cond, null = (
         {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)} for kind in (_COND, _NULL)
     )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.data.cache import home
 from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource
 from fewstep.methods.base import Method
@@ -102,7 +103,7 @@ def estimate(
     there = {
         "the teacher's network": _size(_tensors(outline.base), device),
         "text encoder, autoencoder": _size(helpers, device),
-        "encoded data": _size([t for part in kept for t in (part.mean, part.std, *_values(part))], device),
+        "encoded data": _size([t for part in kept for t in _on_device(part, device)], device),
         **{_name_of(role, taught): size for role, size in _own(roles, device).items()},
         "optimiser": moment_bytes(trained, settings.optimizer),
     }
@@ -164,6 +165,13 @@ def _latents(outline: Outline, pictures: int, device: str = "meta") -> LatentSou
     cond = outline.prompts(pictures, torch.float16, device)
     mean, std = (torch.zeros(pictures, *outline.latent_shape, dtype=torch.float16, device=device) for _ in range(2))
     return LatentSource(mean, std, cond)
+
+
+def _on_device(source: LatentSource, device: str) -> list[Tensor]:
+    """The tensors of a data set that the device holds; of a large one none, but the teacher's samples always."""
+    tensors = [source.mean, source.std, *_values(source)]
+    here = isinstance(source, PairSource) or home(device, sum(t.nbytes for t in tensors)) == device
+    return tensors if here else []
 
 
 def _values(source: LatentSource) -> list[Tensor]:
