@@ -328,6 +328,16 @@ def test_one_graph_of_a_network_at_a_time():
         assert len(kept) > first and second.total.requires_grad
 
 
+def test_no_graph_leads_from_the_critics_losses_to_the_student():
+    method, roles, batch = fresh(1.0)
+    random = method.draw(batch, Rng(1, 0, 6, dtype=torch.float64), Progress(0, 1))
+    shared = method.prepare(roles, batch, random, {"student", "critic"})
+    assert shared.answer.requires_grad
+    for term in method.critic(roles, batch, random, shared).terms():
+        found = torch.autograd.grad(term.total, roles.parameters("student"), allow_unused=True, retain_graph=True)
+        assert not any(gradient is not None for gradient in found)
+
+
 def test_without_its_weight_there_is_no_discriminator():
     quiet, loud = DMD2(SCHEDULES["vp"], adversarial_weight=0.0), DMD2(SCHEDULES["vp"])
     assert quiet.heads() == () and quiet.players[1].roles == ("fake",)
@@ -349,6 +359,7 @@ def test_without_its_weight_there_is_no_discriminator():
         ({"adversarial_weight": -1.0}, "adversarial_weight"),
         ({"discriminator_weight": float("nan")}, "discriminator_weight"),
         ({"discriminator_backbone": "dino"}, "Unknown discriminator_backbone 'dino'"),
+        ({"halvings": -1}, "halvings must be at least 0"),
         ({"head": "vit"}, "Unknown head 'vit'"),
     ],
 )

@@ -50,6 +50,23 @@ def test_with_the_kl_weight_it_is_the_gradient_of_the_divergence(name, kind):
         torch.testing.assert_close((g * Z).mean(), by_a, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_it_is_what_the_best_discriminator_says_turned_round(name):
+    """Along x the slope of log q_t / p_t at the noised answer, the logit of data's best discriminator with its sign."""
+    schedule, generator = SCHEDULES[name], torch.Generator().manual_seed(0)
+    data, drawn = GaussianMixture.ring(5, 1.0, 0.3), GaussianMixture.ring(3, 0.7, 0.4)
+    mixtures = {"teacher": data, "fake": drawn}
+    roles = SimpleNamespace(**{k: Denoiser(m.network(schedule, "flow"), schedule, "flow") for k, m in mixtures.items()})
+    x = drawn.sample(64, generator).requires_grad_()
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    t = torch.tensor(TIMES[name], dtype=torch.float64).repeat(22)[:64]
+    alpha, sigma = schedule.alpha_sigma(t)
+    x_t = schedule.add_noise(x, noise, t)
+    (drawn.log_prob(x_t, alpha, sigma) - data.log_prob(x_t, alpha, sigma)).sum().backward()
+    found = ScorePair(schedule, weighting="kl").matching(roles, x.detach(), noise, t, None).gradient
+    torch.testing.assert_close(found, x.grad, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("weighting", ["l1", "kl"])
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_it_vanishes_where_the_student_draws_as_the_teacher(name, kind, weighting):

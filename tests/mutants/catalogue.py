@@ -2,6 +2,7 @@
 
 from tests.mutants.ctm import CTM
 from tests.mutants.diagnosis import DIAGNOSIS
+from tests.mutants.dmd2 import DMD2
 from tests.mutants.lightning import LIGHTNING
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
@@ -388,14 +389,14 @@ DENOISER = planted(
     "models/test_denoiser.py",
     (
         "denoiser: guidance starts from the conditional branch, w off by one",
-        "return without + scale * (with_.to(dtype) - without)",
-        "return with_.to(dtype) + scale * (with_.to(dtype) - without)",
+        "return without + scale * (with_ - without), with_",
+        "return with_ + scale * (with_ - without), with_",
         "test_guidance_in_one_batch_in_two_calls_and_by_formula",
     ),
     (
         "denoiser: guidance pushes away from the condition",
-        "return without + scale * (with_.to(dtype) - without)",
-        "return without - scale * (with_.to(dtype) - without)",
+        "return without + scale * (with_ - without), with_",
+        "return without - scale * (with_ - without), with_",
         "test_guidance_in_one_batch_in_two_calls_and_by_formula",
     ),
     (
@@ -1855,4 +1856,5 @@ CATALOGUE: list[Mutant] = [
     *DIAGNOSIS,
     *CTM,
     *LIGHTNING,
+    *DMD2,
 ]

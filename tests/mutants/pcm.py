@@ -337,7 +337,7 @@ DISCRIMINATORS = [
         "program/test_distill_pcm.py",
         (
             "distill: the card forgets the guidance that a student was left with",
-            "guidance_scale=self.method.sampling(self.method.settings).guidance_scale,",
+            "guidance_scale=wanted.guidance_scale,",
             "",
             "test_normal_cfg_students_keep_their_guidance",
         ),

@@ -92,7 +92,10 @@ class DMD2(Method):
     name = "dmd2"
     summary = "Distribution matching: a fake score follows the student, which closes its gap to the teacher's; a GAN."
     sampler = "renoise"
-    truth_settings: ClassVar[dict[str, Any]] = {"num_inference_steps": 1, "guidance_scale": 1.0, "head": "residual"}
+    truth_settings: ClassVar[dict[str, Any]] = {
+        "num_inference_steps": 1, "guidance_scale": 1.0, "student_every": 2, "weighting": "kl",
+        "adversarial_weight": 0.0, "head": "residual",
+    }  # fmt: skip
 
     @dataclass(frozen=True)
     class Settings:
@@ -191,9 +194,8 @@ class DMD2(Method):
         if self.game is None:
             return Loss(loss, parts, stats)
         leaf = x.detach().requires_grad_()
-        adversarial = generator_loss(
-            self._judged(roles, batch, leaf, draws.played_time, draws.played_noise), "logistic"
-        )
+        said = self._judged(roles, batch, leaf, draws.played_time, draws.played_noise)
+        adversarial = generator_loss(said, "logistic")
         (pull,) = torch.autograd.grad(self.settings.adversarial_weight * adversarial, leaf)
         stats["adversarial_pull"] = pull.norm()
         game = self.settings.adversarial_weight * adversarial.detach() + ((x - x.detach()) * pull).sum()
@@ -238,6 +240,8 @@ def _check(settings: DMD2.Settings) -> None:
         raise ValueError("timesteps must be one or more times that decrease; leave it out for the trailing grid.")
     if settings.student_every < 1:
         raise ValueError(f"student_every must be at least 1, not {settings.student_every}.")
+    if settings.halvings < 0:
+        raise ValueError(f"halvings must be at least 0, not {settings.halvings}.")
     for name in ("adversarial_weight", "discriminator_weight"):
         if not 0 <= getattr(settings, name) < float("inf"):
             raise ValueError(f"{name} must be at least 0 and finite, not {getattr(settings, name)}.")

@@ -213,7 +213,7 @@ class LCM(Sampler):
 class Renoise(Sampler):
     """Jump to clean data, noise it anew, repeat: DMD2's own loop (Yin et al. 2024, sec. 4.4).
 
-    LCM's sampler without the boundary condition of LCM's students: the two agree to 1e-7 on VP tables at times of 100
+    LCM's sampler without the boundary condition of LCM's students: the two agree to 1e-6 on VP tables at times of 100
     and above, so that other programs' LCM samplers serve, given these times.
     """
 

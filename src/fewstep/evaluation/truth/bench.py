@@ -90,14 +90,13 @@ class Bench:
                 roles.add_heads(heads.name, heads.build, heads.backbone).to(dtype)
         return roles
 
-    def network(self, extra_inputs: Iterable[str] = (), kind: str = "sample") -> MLP:
-        """A small network of random weights for this mixture; of kind "sample" its answers begin with its size."""
+    def network(self, extra_inputs: Iterable[str] = ()) -> MLP:
+        """A small network of random weights that reads states, and gives answers, of the mixture's size."""
         centre = self.mixture.weights @ self.mixture.means
         spread = (self.mixture.weights[:, None] * (self.mixture.means - centre) ** 2).sum() + self.width**2
         std = float((spread / self.mixture.dim).sqrt())
-        mean, scale = (centre, std) if kind == "sample" else (None, 1.0)
         classes, accepts = self.mixture.num_classes, frozenset(extra_inputs)
-        return MLP(self.schedule, self.mixture.dim, num_classes=classes, accepts=accepts, mean=mean, std=scale)
+        return MLP(self.schedule, self.mixture.dim, num_classes=classes, accepts=accepts, mean=centre, std=std)
 
     def train(self, method: Method, settings: TrainingSettings, show_progress: bool = False) -> Trainer:
         """Train ``method`` from scratch; the trainer holds the roles and the log's last record."""

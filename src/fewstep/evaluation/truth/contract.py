@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -31,6 +32,13 @@ def contract_rows(bench: Bench, method: Method) -> list[Row]:
         *_gradient_rows(bench, method, roles, settings),
         *_call_rows(bench, method, roles),
     ]
+
+
+def contract_rows_with_discriminator(bench: Bench, method: Method) -> list[Row]:
+    """The same for a method that is verified without its discriminator, and has one by ``adversarial_weight``."""
+    game = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=1.0))
+    rows = contract_rows(bench, game)
+    return [dataclasses.replace(row, quantity=f"with a discriminator: {row.quantity}") for row in rows]
 
 
 def _losses(bench: Bench, method: Method, roles: Roles) -> tuple[dict[str, Loss], Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.evaluation.fixed_points import PCMFixedPoint, compose
 from fewstep.evaluation.truth.bench import Bench
-from fewstep.evaluation.truth.contract import contract_rows
+from fewstep.evaluation.truth.contract import contract_rows_with_discriminator
 from fewstep.evaluation.truth.report import Row
 from fewstep.methods.base import Batch, Progress
 from fewstep.methods.pcm import PCM, Draws, Shared
@@ -26,9 +26,7 @@ _GAME_STEPS, _GAME_BATCH = 120, 256
 
 def fixed_rows(bench: Bench, method: PCM) -> list[Row]:
     """What holds without training a student: the loss at the fixed point, its path, the game's rules and its end."""
-    game = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=1.0))
-    rows = [] if method.game else contract_rows(bench, game)
-    rows = [dataclasses.replace(row, quantity=f"with a discriminator: {row.quantity}") for row in rows]
+    rows = [] if method.game else contract_rows_with_discriminator(bench, method)
     return [*oracle_rows(bench, method), *rows, *game_rows(bench, method)]
 
 

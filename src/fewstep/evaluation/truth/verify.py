@@ -12,9 +12,9 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.cm import cm_fixed_point, cm_fixed_point_rows, cm_rows
 from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
-from fewstep.evaluation.truth.contract import contract_rows
+from fewstep.evaluation.truth.contract import contract_rows, contract_rows_with_discriminator
 from fewstep.evaluation.truth.distribution import distribution_rows
-from fewstep.evaluation.truth.matched import STEPS, matched_rows, train_matched
+from fewstep.evaluation.truth.matched import RING, STEPS, matched_rows, train_matched
 from fewstep.evaluation.truth.matching import matching_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
 from fewstep.evaluation.truth.progressive import lightning_fixed_rows, lightning_rows
@@ -51,7 +51,8 @@ def verify(
 
     Args:
         method: a name, a `Method` subclass (yours too), or an instance.
-        mixture: the data, or a JSON file of it; a ring of eight modes by default, two modes on a line for CM and CTM.
+        mixture: the data, or a JSON file of it; a ring of eight modes by default (four times as large for
+            DMD2), two modes on a line for CM and CTM.
         seed: of data, starts and student.
         schedule: Stable Diffusion's by default, EDM's for CM and CTM.
         steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200), 12,000 at most,
@@ -67,7 +68,7 @@ def verify(
     schedule = schedule or (Schedule.edm() if on_a_line else Schedule.scaled_linear())
     chosen = _instance(cls, schedule, settings)
     if mixture is None:
-        mixture = LINE if on_a_line else GaussianMixture.ring()
+        mixture = LINE if on_a_line else RING if issubclass(kind, DMD2) else GaussianMixture.ring()
     elif not isinstance(mixture, GaussianMixture):
         mixture = GaussianMixture.from_json(mixture)
     scale = getattr(chosen.settings, "guidance_scale", 1.0)
@@ -126,7 +127,8 @@ def _fixed_point_rows(bench: Bench, method: Method) -> list[Row]:
     if isinstance(method, Lightning):
         return lightning_fixed_rows(bench, method)
     if isinstance(method, DMD2):
-        return matching_rows(bench.schedule)
+        rows = [] if method.game else contract_rows_with_discriminator(bench, method)
+        return rows + matching_rows(bench.schedule)
     return []
 
 

@@ -1,0 +1,83 @@
+"""A DMD2 run from recipe to picture: its critic in its checkpoints, a card that leads to its own times, its cost."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from fewstep.distill import distill
+from fewstep.draw import draw, load_model
+from fewstep.evaluation.diagnose import diagnose
+from fewstep.export.student import load_card, sampler_of
+from fewstep.job import prepare
+from fewstep.methods.random import Rng
+from fewstep.recipe import RecipeError, load_recipe
+from fewstep.sampling import Renoise
+from fewstep.training.checkpoint import latest, load, same, split
+from fewstep.training.trainer import Trainer, TrainingStopped
+
+RATIO = ["method.student_every=3"]
+
+
+@pytest.fixture(scope="module")
+def run(short, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "dmd2"
+    recipe = load_recipe("scenes-64-dmd2", [*short, *RATIO])
+    distill(recipe, folder)
+    return recipe, folder
+
+
+def test_its_students_are_drawn_at_the_times_they_were_trained_at(run, tmp_path):
+    folder = run[1]
+    assert sampler_of(load_card(folder / "student")) == Renoise(num_inference_steps=4)
+    words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
+    assert words == "renoise, timesteps 999, 749, 499, 249; guidance 1; seed 0"
+    assert [p.name for p in (folder / "student").glob("*.safetensors")] == ["pytorch_lora_weights.safetensors"]
+
+
+def test_a_step_costs_what_the_documents_say(run):
+    """A picture: the student's calls and, when it is due, 2 + teacher 2 + fake 1 + game 1.5; critic 3 + twice 1.5."""
+    recipe, folder = run
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    exits = [Rng(recipe.seed, step, 4).shared.integer("exit", 0, 4) for step in range(4)]
+    costs = [4 * (exit + (13.5 if step % 3 == 0 else 7)) for step, exit in enumerate(exits)]
+    assert [line["forward_equivalents"] for line in lines] == [sum(costs[:2]), sum(costs)]
+    logged = {"student/matching", "student/adversarial", "student/fake_error", "student/score_gap", "critic/loss",
+              "critic/denoising", "critic/discriminator", "critic/d_accuracy"}  # fmt: skip
+    assert lines[-1].keys() >= logged
+
+
+def test_stopping_and_resuming_ends_in_the_same_weights_and_moments(run, tmp_path, monkeypatch):
+    recipe, folder = run
+    step = Trainer.step
+
+    def stopping(self, number):
+        step(self, number)
+        if number == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    with pytest.raises(TrainingStopped, match="after step 2"):
+        distill(recipe, tmp_path / "run")
+    monkeypatch.setattr(Trainer, "step", step)
+    distill(recipe, tmp_path / "run", resume=True)
+    mine, theirs = (load(latest(where / "checkpoints"))[0] for where in (tmp_path / "run", folder))
+    assert same(mine, theirs)
+    fake, heads, moments = (split(mine, part) for part in ("roles/fake", "roles/discriminator", "optimizer/critic"))
+    assert any(t.any() for name, t in fake.items() if ".lora_B" in name) and len(heads) == 6
+    assert len(moments) == 3 * (len(fake) + len(heads))
+
+
+def test_a_student_of_its_own_times_is_drawn_there(short, tmp_path):
+    recipe = load_recipe("scenes-64-dmd2-1step", [*short, "method.timesteps=[399]"])
+    card = prepare(recipe, tmp_path).card(0)
+    assert (card.num_inference_steps, card.timesteps) == (1, (399,))
+    for asked in ({}, {"num_inference_steps": 1}):
+        assert torch.as_tensor(sampler_of(card, **asked).timesteps).tolist() == [399]
+    with pytest.raises(RecipeError, match=r"sample\.num_inference_steps is 4, but this method's students take 1"):
+        load_recipe("scenes-64-dmd2-1step", [*short, "sample.num_inference_steps=4"])
+
+
+def test_the_logs_of_a_run_can_be_diagnosed(run):
+    assert diagnose(run[1])
