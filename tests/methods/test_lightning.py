@@ -30,7 +30,7 @@ SETTINGS = {
     ),
     "table": dict(loss="conditional", num_inference_steps=2, num_teacher_steps=2, num_start_times=2, terminal="table"),
     "one step": dict(loss="unconditional", num_inference_steps=1, num_teacher_steps=2, prediction_type="sample"),
-    "convert": dict(loss="convert", num_inference_steps=1, num_teacher_steps=2),
+    "convert": dict(loss="convert", num_inference_steps=2, num_teacher_steps=4),
 }
 STARTS = {"mse": [0, 1, 1, 0, 1, 0], "table": [0, 1, 0, 1, 1, 0]}  # others start from all four times
 BATCH = 6

@@ -1873,4 +1873,6 @@ CATALOGUE: list[Mutant] = [
     *FAMILIES,
     *EXPORTS,
     *PUBLISHED,
+    *LIGHTNING,
+    *DMD2,
 ]
