@@ -312,7 +312,7 @@ def test_each_loss_reaches_its_players_parameters_and_no_others(name, kind, chec
     for state in players:
         every |= {id(p): p for p in state.parameters}
     for state in players:
-        state.backward(losses(method, roles)[state.player.name].total, 1)
+        state.learn(losses(method, roles)[state.player.name], 1)
         reached = {key for key, p in every.items() if p.grad is not None}
         assert reached == {id(p) for p in state.parameters}
         assert all(p.grad.any() for p in state.parameters)
