@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.evaluation.truth.matching import ANGLES, GUIDED, Game, matching_rows
+from fewstep.evaluation.truth.matching import ANGLES, GUIDED, Game
+from fewstep.evaluation.truth.verify import verify
 
 SCHEDULES = [Schedule.scaled_linear(), Schedule.edm(), Schedule.flow(shift=3.0)]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.family)
 def test_every_row_of_the_line_holds(schedule):
-    rows = matching_rows(schedule)
+    rows = list(verify("dmd2", schedule=schedule, steps=0))
     assert [row.quantity for row in rows if not row.passed] == []
-    assert len(rows) == 27 and len({row.quantity for row in rows}) == 27
+    assert len(rows) == 43 and len({row.quantity for row in rows}) == 43
+    assert sum(row.quantity.startswith("with a discriminator: ") for row in rows) == 8
     left = [row for row in rows if row.quantity.startswith("bias")]
     assert left[1].truth > 0.1 and abs(left[0].measured) < 1e-12
 

@@ -1873,6 +1873,4 @@ CATALOGUE: list[Mutant] = [
     *FAMILIES,
     *EXPORTS,
     *PUBLISHED,
-    *LIGHTNING,
-    *DMD2,
 ]
