@@ -27,6 +27,7 @@ class Pipe:
         own = entry.scheduler_overrides if entry.kind == "pipeline" else {}
         self.scheduler = SimpleNamespace(config={**base_of(entry), **own})
         self.lora, self.scale, self.family, self.parts = None, None, family, {}
+        self.unet, self.transformer = "unet", "transformer"
 
     def load_lora_weights(self, repo, weight_name=None):
         self.lora, self.scale = (repo, weight_name), 1.0
@@ -67,6 +68,8 @@ def follow(entry, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda path, weights_only: path if weights_only else None)
     hub = SimpleNamespace(hf_hub_download=lambda repo, file: (repo, file))
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    on_top = SimpleNamespace(PeftModel=SimpleNamespace(from_pretrained=lambda network, repo: (network, repo)))
+    monkeypatch.setitem(sys.modules, "peft", on_top)
     monkeypatch.setitem(sys.modules, "safetensors.torch", SimpleNamespace(load_file=lambda path: path))
     exec(compile(code(entry), entry.id, "exec"), {})
     monkeypatch.undo()
@@ -79,7 +82,10 @@ def test_the_lines_for_diffusers_do_what_the_entry_says(name, monkeypatch):
     entry = ENTRIES[name]
     pipe = follow(entry, monkeypatch)
     assert pipe.repo == (entry.repo if entry.kind == "pipeline" else entry.base)
-    if entry.kind == "lora":
+    if entry.kind == "lora-peft":
+        part = "transformer" if entry.family == "pixart" else "unet"
+        assert getattr(pipe, part) == (part, entry.repo)
+    elif entry.kind == "lora":
         assert pipe.lora == (entry.repo, entry.file or None) and pipe.scale == entry.lora_scale
     elif entry.kind == "unet":
         assert pipe.file[0] == entry.repo and pipe.file[1] in (entry.file, None) and "unet" in pipe.parts
@@ -106,7 +112,7 @@ def test_every_entry_is_whole():
     assert len(ENTRIES) == 77 and FILE.is_file()
     for name, entry in ENTRIES.items():
         assert entry.default_steps in entry.steps and entry.licence and entry.repo.count("/") == 1
-        assert (entry.lora_scale is not None) == (entry.kind == "lora")
+        assert (entry.lora_scale is not None) == entry.is_lora
         low, high = entry.guidance_range or (entry.guidance_scale,) * 2
         assert entry.guidance_scale is None or low <= entry.guidance_scale <= high
         assert entry.scheduler == "" or hasattr(diffusers, entry.scheduler) or name == "flash-sd3"

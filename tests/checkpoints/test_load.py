@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from fewstep.checkpoints import load
 from fewstep.checkpoints.load import load_checkpoint, start_weights
 from fewstep.checkpoints.registry import checkpoints, find_checkpoint
-from fewstep.draw import load_published
+from fewstep.draw import Model, _guidance, load_published
 from fewstep.export.foreign import read_lora
+from fewstep.export.student import Card
 from fewstep.job import prepare
 from fewstep.models.families import load_teacher
 from fewstep.models.scenes64 import build_unet
@@ -48,13 +49,19 @@ def weights_are(network, expected, tolerance=1e-5):
         torch.testing.assert_close(value, expected[name], rtol=0, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("layout", ["kohya", "peft", "peft with alpha in its header"])
+@pytest.mark.parametrize("layout", ["kohya", "peft", "peft with alpha in its header", "peft's folder"])
 def test_a_lora_of_any_layout_is_read_as_ours(layout, teacher, lora, tmp_path):
     path, expected = tmp_path / "x.safetensors", peft(lora)
     if layout == "kohya":
         save_file(kohya(lora, alpha=2), path)
     elif layout == "peft":
         save_file(expected, path)
+    elif layout == "peft's folder":
+        twice = {k: 2 * t if "lora_B" in k else t for k, t in expected.items()}
+        save_file({k.replace("unet.", "base_model.model.", 1): t for k, t in twice.items()}, path)
+        with pytest.raises(ValueError, match=r"adapter_config\.json"):
+            read_lora(teacher.pipeline, path)
+        (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 2}')
     else:  # alpha 2 of rank 4 halves what is there
         said = {"unet.r": 4, "unet.lora_alpha": 2, "unet.target_modules": sorted(lora)}
         twice = {k: 2 * t if "lora_B" in k else t for k, t in expected.items()}
@@ -103,6 +110,18 @@ def test_a_network_that_is_told_its_guidance_is_told_it(tiny, tmp_path):  # noqa
         told = model.teacher.pipeline.get_guidance_scale_embedding(torch.tensor([7.0, 7.0]), 32)
         wanted = other(x, 500, cond["prompt_embeds"], timestep_cond=told, return_dict=False)[0]
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_zero_is_off_and_what_is_told_is_not_guidance():
+    normal = "pcm-sd15-8step-normalcfg"
+    for name, wish, both in (
+        ("tcd-sd15", 0.0, (1.0, None)), ("tcd-sd15", None, (1.0, None)), (normal, None, (4.5, None)),
+        (normal, 3.0, (3.0, None)), ("lcm-sdxl", None, (1.0, 8.0)), ("lcm-sdxl", 5.0, (1.0, 5.0)),
+    ):  # fmt: skip
+        entry = find_checkpoint(name)
+        card = Card("", "", 4, "full", "", guidance_embed=8.0 if entry.guidance == "embedded" else None)
+        model = Model(None, None, card, 1.0 if entry.guidance == "embedded" else entry.guidance_scale, entry)
+        assert _guidance(model, wish) == both
 
 
 def test_it_samples_with_its_own_settings(tiny, file):  # noqa: F811

@@ -8,6 +8,7 @@ from fewstep.checkpoints.registry import Checkpoint, checkpoints
 
 _KINDS = {
     "lora": "a LoRA",
+    "lora-peft": "a LoRA in peft's own folder",
     "unet": "all weights of a network",
     "pipeline": "a whole pipeline",
     "unet-edm": "all weights of an EDM network",
@@ -30,7 +31,7 @@ def table(entries: Iterable[Checkpoint] | None = None) -> str:
     chosen = list(checkpoints().values() if entries is None else entries)
     width = max(len(e.id) for e in chosen)
     return "\n".join(
-        f"{e.id:{width}}  {e.method:9} {e.family:11} {e.kind:8}  steps {_steps(e):13} guidance {_guidance(e)}"
+        f"{e.id:{width}}  {e.method:9} {e.family:11} {e.kind:9}  steps {_steps(e):13} guidance {_guidance(e)}"
         for e in chosen
     )
 
@@ -114,6 +115,12 @@ def _loading(entry: Checkpoint) -> list[str]:
             f'pipe.load_lora_weights("{entry.repo}"{name})',
         ]
         return [*lines, f"pipe.fuse_lora(lora_scale={entry.lora_scale})"] if entry.lora_scale != 1 else lines
+    if entry.kind == "lora-peft":
+        part = "unet" if entry.family in ("sd1", "sd2", "sdxl") else "transformer"
+        return [
+            f'pipe = DiffusionPipeline.from_pretrained("{base}"{where})',
+            f'pipe.{part} = PeftModel.from_pretrained(pipe.{part}, "{entry.repo}")',
+        ]
     config = f'UNet2DConditionModel.load_config("{base}", subfolder="unet")'
     if entry.guidance == "embedded":  # the repository is the network, config and all
         return [
@@ -137,6 +144,8 @@ def _imports(entry: Checkpoint) -> str:
     names = {_pipeline(entry)}
     if entry.kind != "pipeline" or entry.scheduler_overrides:
         names.add(entry.scheduler)
+    if entry.kind == "lora-peft":
+        return f"{', '.join(sorted(names))}\nfrom peft import PeftModel"
     if entry.kind != "unet":
         return ", ".join(sorted(names))
     text = ", ".join(sorted({*names, "UNet2DConditionModel"}))

@@ -43,7 +43,7 @@ def load_checkpoint(
     tensors = read_tensors(path)[0]  # before the large base model: a wrong file should be a quick answer
     teacher = load_teacher(base or entry.base, device=device)
     network = network_of(teacher.pipeline)[1]
-    if entry.kind == "lora":
+    if entry.is_lora:
         lora = read_lora(teacher.pipeline, path)
         merge(dict(network.named_parameters()), lora, entry.lora_scale or 1.0)
     else:
@@ -63,7 +63,7 @@ def start_weights(
     Raises:
         ValueError: one sentence: another form or rank than the student's, or of another model.
     """
-    if entry.kind == "lora":
+    if entry.is_lora:
         return lora_start(entry.id, file or download(entry), teacher, weights, rank, entry.lora_scale or 1.0)
     if weights == "lora":
         raise ValueError(f"init: {entry.id} is a whole network and cannot start a LoRA: set student.weights=full.")

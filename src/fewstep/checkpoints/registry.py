@@ -22,7 +22,7 @@ class Checkpoint:
         id: the name users type. method: what trained it.
         repo, file: where it is on the hub; ``file`` is empty for a whole pipeline, or where nobody here has read it.
         base: the model it was made for, empty if it has none. family: that model's architecture.
-        kind: "lora", "unet" (all weights of the network), "pipeline", or "unet-edm".
+        kind: "lora", "lora-peft" (peft's own folder), "unet" (all weights of the network), "pipeline", or "unet-edm".
         scheduler: class in diffusers, empty where diffusers has none; scheduler_overrides: on top of the base's config.
         steps: numbers of steps it is known to work with; default_steps: one of them. steps_exact: no others work.
         timesteps, sigmas: its own instead of a spaced grid; sigmas are those before the shift.
@@ -39,7 +39,7 @@ class Checkpoint:
     file: str
     base: str
     family: str
-    kind: Literal["lora", "unet", "pipeline", "unet-edm"]
+    kind: Literal["lora", "lora-peft", "unet", "pipeline", "unet-edm"]
     scheduler: str
     steps: tuple[int, ...]
     default_steps: int
@@ -59,6 +59,11 @@ class Checkpoint:
     comfy: dict[str, Any] = field(default_factory=dict)
     sha256: str | None = None
     note: str = ""
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether it is a LoRA, in whatever layout."""
+        return self.kind.startswith("lora")
 
     @property
     def flow(self) -> bool:

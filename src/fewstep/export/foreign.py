@@ -20,6 +20,8 @@ from fewstep.models.families import first_sentence
 NETWORKS = ("unet", "transformer")
 """Where a pipeline keeps its diffusion network."""
 
+_PEFT = "base_model.model."  # what peft itself puts before every name
+_ALPHAS = ("lora_alpha", "alpha_pattern")
 _UP = re.compile(r"(lora_up|lora_B|lora\.up|_lora\.up|lora_linear_layer\.up)\.weight$")
 
 
@@ -69,6 +71,10 @@ def read_lora(pipeline: Any, path: Path) -> dict[str, Tensor]:
         ValueError: one sentence: no LoRA, of another model, damaged, or with parts that are not of the network.
     """
     tensors, metadata = read_tensors(path)
+    name, network = network_of(pipeline)
+    if any(key.startswith(_PEFT) for key in tensors):
+        tensors = {f"{name}.{key.removeprefix(_PEFT)}": t for key, t in tensors.items()}
+        metadata = _beside(path, name)
     count = sum(bool(_UP.search(key)) for key in tensors)
     if not count:
         raise ValueError(f"The file {path} holds no LoRA.")
@@ -77,7 +83,6 @@ def read_lora(pipeline: Any, path: Path) -> dict[str, Tensor]:
     bad = next((key for key, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
     if bad is not None:
         raise ValueError(f"The LoRA {path} is damaged: {bad} is not finite.")
-    name, network = network_of(pipeline)
     try:
         pipeline.load_lora_weights(_scaled(tensors, metadata, name), adapter_name="foreign")
         found = _layers(network)
@@ -89,6 +94,17 @@ def read_lora(pipeline: Any, path: Path) -> dict[str, Tensor]:
     if len(found) // 2 < count:
         raise ValueError(f"The LoRA {path} is of another model: only {len(found) // 2} of its {count} layers are here.")
     return found
+
+
+def _beside(path: Path, network: str) -> dict[str, str]:
+    """What peft's adapter_config.json says of alpha, as diffusers says it in a header."""
+    try:
+        said = json.loads(path.with_name("adapter_config.json").read_text(encoding="utf-8"))
+        return {"lora_adapter_metadata": json.dumps({f"{network}.{k}": said.get(k) for k in _ALPHAS})}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise ValueError(
+            f"The LoRA {path} is one of peft's: adapter_config.json, which knows its scale, is not beside it."
+        ) from None
 
 
 def _layers(network: nn.Module) -> dict[str, Tensor]:

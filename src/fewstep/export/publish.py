@@ -164,7 +164,7 @@ def _write(
     proof = prove(question, expected, count, dtype == "float32")
     remarks = _remarks(to, card, plan, closed)
     lines = code(to, base, file, type(network_of(teacher.pipeline)[1]).__name__, card, plan)
-    _describe(part, to, title, base, lines, card, plan, run, source, dtype, proof, remarks)
+    _describe(part, to, title, base, lines, card, plan, source, dtype, proof, remarks)
     return Export(part, proof, call(card, plan), tuple(remarks))
 
 
@@ -196,7 +196,7 @@ def _remarks(to: str, card: Card, plan: Plan, closed: bool) -> list[str]:
 
 
 def _describe(
-    part: Path, to: str, title: str, base: str, lines: str, card: Card, plan: Plan, run: Path, source: Path, dtype: str,
+    part: Path, to: str, title: str, base: str, lines: str, card: Card, plan: Plan, source: Path, dtype: str,
     proof: Proof, remarks: list[str],
 ) -> None:  # fmt: skip
     picture = source / "samples.png"
@@ -208,7 +208,7 @@ def _describe(
         "export": to, "dtype": dtype, "scheduler": plan.scheduler, "call": plan.call, "gap": proof.gap, "base": base,
     }  # fmt: skip
     write_text(part / CARD_FILE, json.dumps({**asdict(card), **extra}, indent=1) + "\n")
-    text = readme(to, title, base, lines, card, plan, run, said, remarks, picture.is_file())
+    text = readme(to, title, base, lines, card, plan, source.parent, said, remarks, picture.is_file())
     write_text(part / "README.md", text)
 
 

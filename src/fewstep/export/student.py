@@ -1,4 +1,4 @@
-"""The finished student as files: a LoRA in the layout that diffusers and ComfyUI read, or a whole UNet.
+"""The finished student as files: a LoRA in the layout that diffusers reads, or a whole UNet; `publish` has the others.
 
     student/
       pytorch_lora_weights.safetensors   unet.<layer>.lora_A/B.weight, scale folded in (alpha = rank)
