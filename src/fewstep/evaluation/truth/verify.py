@@ -54,7 +54,7 @@ def verify(
         seed: of data, starts and student.
         schedule: Stable Diffusion's by default, EDM's for CM and CTM.
         steps: of training; by default 600 per hop of the training grid (CM and CTM on a line: 200), 12,000 at most,
-            for DMD2 4,000; 0 trains nothing.
+            for DMD2 18,000; 0 trains nothing.
         settings: of the method, over its ``truth_settings``.
 
     Raises:
