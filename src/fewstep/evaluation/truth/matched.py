@@ -19,7 +19,7 @@ from fewstep.sampling import make_sampler, sample
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
 
-FIT, STEPS, BATCH, DRAWN = 800, 6000, 512, 10_000
+FIT, STEPS, BATCH, DRAWN = 800, 18_000, 512, 10_000
 # Scores are matched from table index 20 on, at a noise of 0.14: on the ring of radius 1 nine draws in ten see no mode's
 # shape. On one four times as large half of them do.
 RING = GaussianMixture.ring(8, 4.0, 0.4)
