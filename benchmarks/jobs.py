@@ -2,6 +2,7 @@
 
     python benchmarks/jobs.py                       list them
     python benchmarks/jobs.py run [NAME-PART ...] [--slice 9] [--device cuda]
+    python benchmarks/jobs.py table                 what benchmarks/results holds, as Markdown
 
 A job is a file in ``benchmarks/jobs/``: a recipe, what is changed in it, seeds, and at how many steps its student is
 measured. ``run`` trains for at most ``--slice`` minutes and stops; the same command goes on where it stood. A finished
@@ -11,10 +12,12 @@ seed leaves ``benchmarks/results/NAME-sSEED.json``, which belongs into the repos
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from gap import gap
@@ -77,9 +80,32 @@ def work(found: list[Job], minutes: float, device: str | None) -> None:
                 return
 
 
+def table() -> Iterator[str]:
+    """A line for every result and number of steps: figures, and what is closed of the teacher's gap at as many."""
+    yield "| run | steps | forward equivalents | FD (teacher) | closed | detail FD (teacher) | closed |"
+    yield "|---|---|---|---|---|---|---|"
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text())
+        for student, teachers in result.get("against", {}).items():
+            steps = student.split()[1]
+            few = f"teacher, {steps} steps" if f"teacher, {steps} steps" in teachers else next(iter(teachers))
+            cells = [path.stem, steps, f"{result['forward_equivalents']:,.0f}"]
+            for figure, said in teachers[few].items():
+                mine, theirs = (result["ways"][way][figure] for way in (student, few))
+                cells += [f"{mine:.3g} ({theirs:.3g})", _closed(said["closed"])]
+            yield f"| {' | '.join(cells)} |"
+
+
+def _closed(said: dict[str, Any] | None) -> str:
+    if said is None:
+        return "no gap"
+    share, low, high = (100 * x for x in (said["share"], *said["interval"]))
+    return f"{share:.0f} % [{low:.0f}, {high:.0f}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["list", "run"], default="list")
+    parser.add_argument("what", nargs="?", choices=["list", "run", "table"], default="list")
     parser.add_argument("parts", nargs="*", metavar="NAME-PART", help="only jobs whose name holds one of these")
     parser.add_argument("--slice", type=float, default=9.0, help="minutes before it stops")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the recipe's)")
@@ -87,6 +113,8 @@ def main() -> None:
     found = [job for job in jobs() if not given.parts or any(part in job.name for part in given.parts)]
     if given.what == "list":
         show(found)
+    elif given.what == "table":
+        print("\n".join(table()))
     else:
         work(found, given.slice, given.device)
 
