@@ -114,7 +114,7 @@ EXPORTS = [
         ),
         (
             "export: what draws something else passes",
-            "if not gap <= (EXACT if exact else HALF):",
+            "if not gap <= limit:",
             "if False:",
             "test_an_export_that_draws_otherwise_is_no_export",
         ),
