@@ -244,7 +244,7 @@ def test_an_error_of_diffusers_is_said(monkeypatch):
 
     monkeypatch.setattr(proof.subprocess, "run", lambda *_, **__: Failed())
     with pytest.raises(ValueError, match="does not work in diffusers: OSError: no such model"):
-        proof.prove(proof.Question("nowhere", 1, ("a",)), torch.zeros(1), 0, True)
+        proof.prove(proof.Question("nowhere", 1, ("a",)), torch.zeros(1), 0, 1e-5)
 
 
 def test_the_command_line(run, at_once, tmp_path, monkeypatch, capsys):

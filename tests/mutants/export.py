@@ -114,7 +114,7 @@ EXPORTS = [
         ),
         (
             "export: what draws something else passes",
-            "if not gap <= (EXACT if exact else HALF):",
+            "if not gap <= limit:",
             "if False:",
             "test_an_export_that_draws_otherwise_is_no_export",
         ),
@@ -172,7 +172,7 @@ PUBLISHED = [
             "foreign: layers that are not there are ignored",
             "if len(found) // 2 < count:",
             "if False:",
-            f"{_HOSTILE}[missing keys]",
+            f"{_HOSTILE}[mixed layouts]",
         ),
         ("foreign: numbers that are none are loaded", "if bad is not None:", "if False:", f"{_HOSTILE}[not a number]"),
         (

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fewstep.models.families import first_sentence
+from fewstep.models.families.teacher import quiet
 
 NETWORKS = ("unet", "transformer")
 """Where a pipeline keeps its diffusion network."""
@@ -84,7 +85,8 @@ def read_lora(pipeline: Any, path: Path) -> dict[str, Tensor]:
     if bad is not None:
         raise ValueError(f"The LoRA {path} is damaged: {bad} is not finite.")
     try:
-        pipeline.load_lora_weights(_scaled(tensors, metadata, name), adapter_name="foreign")
+        with quiet():
+            pipeline.load_lora_weights(_scaled(tensors, metadata, name), adapter_name="foreign")
         found = _layers(network)
     except Exception as error:  # diffusers and peft have many errors for a LoRA of another model
         raise ValueError(f"The LoRA {path} does not fit {type(network).__name__}: {first_sentence(error)}") from error

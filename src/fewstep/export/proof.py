@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-EXACT, HALF = 1e-5, 5e-2
-"""Largest gap of float32 files, and of half precision: beyond it a file is wrong, not rounded."""
+LIMITS = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest gap by the weights' dtype: beyond it a file is wrong, not rounded."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Proof:
     layers: int
 
 
-def prove(question: Question, expected: Tensor, layers: int, exact: bool) -> Proof:
+def prove(question: Question, expected: Tensor, layers: int, limit: float) -> Proof:
     """Ask another process and compare; ``expected`` are latents [B, C, h, w] that fewstep drew from the same seed.
 
     Args:
-        layers: LoRA layers that must have been found. exact: whether the files are float32.
+        layers: LoRA layers that must have been found. limit: of the gap.
 
     Raises:
         ValueError: one sentence when the export does not load, or draws something else.
@@ -87,7 +87,7 @@ def prove(question: Question, expected: Tensor, layers: int, exact: bool) -> Pro
     if drawn.shape != expected.shape:
         raise ValueError(f"The export draws latents {tuple(drawn.shape)} where fewstep draws {tuple(expected.shape)}.")
     gap = float((drawn - expected.float()).abs().max() / expected.abs().max())
-    if not gap <= (EXACT if exact else HALF):
+    if not gap <= limit:
         raise ValueError(f"The export draws something else than fewstep in diffusers: the gap is {gap:.1e}.")
     return Proof(gap, found)
 

@@ -30,7 +30,7 @@ from fewstep.export.foreign import network_of
 from fewstep.export.header import modelspec, write
 from fewstep.export.lora import kohya_layout, layers, peft_layout
 from fewstep.export.pipeline import close_guidance, put_student, refuse_end, save_network, save_pipeline
-from fewstep.export.proof import Proof, Question, prove
+from fewstep.export.proof import LIMITS, Proof, Question, prove
 from fewstep.export.scheduler import Plan, plan_scheduler
 from fewstep.export.student import CARD_FILE, LORA_FILE, Card, load_card, load_student, load_weights, sampler_of
 from fewstep.models.families import Teacher, shipped
@@ -161,7 +161,7 @@ def _write(
         question = replace(question, scheduler=str(part / "scheduler"), scheduler_class=plan.scheduler)
     for path in part.rglob("*.safetensors"):
         path.chmod(0o666 & ~_umask())  # safetensors itself writes 0600
-    proof = prove(question, expected, count, dtype == "float32")
+    proof = prove(question, expected, count, LIMITS[dtype])
     remarks = _remarks(to, card, plan, closed)
     lines = code(to, base, file, type(network_of(teacher.pipeline)[1]).__name__, card, plan)
     _describe(part, to, title, base, lines, card, plan, source, dtype, proof, remarks)
