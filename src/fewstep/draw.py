@@ -114,7 +114,8 @@ def draw(
     words += ", ..." if len(run.timesteps) > 8 else ""
     out.parent.mkdir(parents=True, exist_ok=True)
     image_grid([pictures], [f"seed {seed}"], list(prompts), scale=3).save(out)
-    return f"{words}; guidance {scale if told is None else told:g}; seed {seed}"
+    words += f"; guidance {scale:g}" + ("" if told is None else f", told {told:g}")
+    return f"{words}; seed {seed}"
 
 
 def _guidance(model: Model, wish: float | None) -> tuple[float, float | None]:

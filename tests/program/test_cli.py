@@ -127,7 +127,7 @@ def test_an_error_looks_the_same_from_outside(tmp_path):
 
 
 def test_a_wrong_option_is_explained(tmp_path):
-    done = fewstep("sample", cwd=tmp_path)
+    done = fewstep("export", cwd=tmp_path)
     assert done.returncode == 2
     assert "Missing argument" in done.stderr
     assert "Traceback" not in done.stderr

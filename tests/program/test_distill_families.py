@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource
 from fewstep.distill import distill
 from fewstep.draw import load_model
@@ -27,7 +28,7 @@ TWENTY = ("sdxl", "sd3")
 """Families that take 20 steps under every method; others take 6."""
 CASES = [(family, method) for family in TWENTY for method in METHODS]
 CASES += [(f, m) for f in ("sd15", "sd2v", "flux") for m in EVERYWHERE if m in METHODS] + [("pixart", "lcm")]
-FEW = {"num_grid_steps": 4, "num_phases": 2, "max_hops": 2}
+FEW = {"num_grid_steps": 4, "num_phases": 2, "max_hops": 2, "encoder": "scenes-64"}
 SETTINGS = TrainingSettings(steps=20, batch_size=2, warmup_steps=1, learning_rate=1e-3, ema_decay=0.0)
 
 
@@ -48,7 +49,8 @@ def teacher_of(family):
 def source_of(family):
     teacher = teacher_of(family)
     mean = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
-    return LatentSource(mean, torch.zeros_like(mean), teacher.encode_prompts(PROMPTS))
+    cond = teacher.encode_prompts(PROMPTS)
+    return WithPairs(LatentSource(mean, torch.zeros_like(mean), cond), PairSource(mean, cond, seed=0))
 
 
 def told(view):
@@ -61,12 +63,12 @@ def told(view):
 def test_a_method_distils_a_family(family, method, tmp_path):
     teacher, source = teacher_of(family), source_of(family)
     taught = METHODS[method](teacher.denoiser.schedule, small(method))
-    roles = build_roles(teacher.denoiser, taught, SETTINGS, Weights(rank=2))
-    x, t = source.mean, teacher.denoiser.schedule.start
+    roles = build_roles(teacher.denoiser, taught, SETTINGS, Weights(rank=2), helpers=teacher.helpers(taught.encoder))
+    x, t, cond = source.data.mean, teacher.denoiser.schedule.start, source.data.cond
 
     @torch.no_grad()
     def ask(view):
-        return view(x, t, source.cond, **told(view)).output
+        return view(x, t, cond, **told(view)).output
 
     before = ask(roles.teacher)
     assert torch.equal(ask(roles.student), before)
