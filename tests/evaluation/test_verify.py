@@ -67,7 +67,7 @@ def test_lightning_needs_no_training_to_be_verified():
 @pytest.mark.slow
 def test_lightning_learns_its_teachers_steps():
     """Eight modes on a ring, eight steps of the teacher in four."""
-    report = verify("lightning", seed=1, steps=3000)
+    report = verify("lightning", seed=1, steps=2000)
     assert report.passed, report
     assert sum("rms error" in row.quantity for row in report) == 5
 
