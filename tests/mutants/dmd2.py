@@ -105,8 +105,8 @@ DMD2 = [
         ),
         (
             "distribution matching: real and fake change places",
-            "told_apart = discriminator_loss(real, fake,",
-            "told_apart = discriminator_loss(fake, real,",
+            "told_apart = verdict(real, fake,",
+            "told_apart = verdict(fake, real,",
             _STEP,
         ),
         (
@@ -129,8 +129,8 @@ DMD2 = [
         ),
         (
             "distribution matching: the discriminator's loss counts as much as the fake score's",
-            "weighted = self.settings.discriminator_weight * told_apart",
-            "weighted = told_apart",
+            "weighted = self.settings.discriminator_weight * told_apart.total",
+            "weighted = told_apart.total",
             _STEP,
         ),
         (

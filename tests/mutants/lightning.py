@@ -26,14 +26,14 @@ METHOD = planted(
     ),
     (
         "lightning: data shows through at the noisiest time",
-        "pure = (t == self.grid[0])",
-        "pure = (t == self.grid[-1])",
+        "x_t = noised_rows(self.schedule, batch.x0, draws.noise, times[0], self.settings.terminal)",
+        "x_t = self.schedule.add_noise(batch.x0, draws.noise, times[0])",
         STEP.format("conditional"),
     ),
     (
         "lightning: terminal table is noise alone, too",
-        'if self.settings.terminal == "table":',
-        'if self.settings.terminal == "none":',
+        "draws.noise, times[0], self.settings.terminal)",
+        'draws.noise, times[0], "noise")',
         STEP.format("table"),
     ),
     (
@@ -122,8 +122,8 @@ METHOD = planted(
     ),
     (
         "lightning: the student is pleased to be found out",
-        "total = adversarial + (",
-        "total = adversarial - (",
+        "total = with_gradient(adversarial, shared.seen, pull)",
+        "total = with_gradient(adversarial, shared.seen, -pull)",
         STEP.format("unconditional"),
     ),
     (

@@ -133,8 +133,8 @@ DISCRIMINATORS = [
         ),
         (
             "discriminators: real and fake change places",
-            "discriminator_loss(real, fake, self.loss), stats=stats",
-            "discriminator_loss(fake, real, self.loss), stats=stats",
+            "discriminator_loss(real, fake, kind), stats=stats",
+            "discriminator_loss(fake, real, kind), stats=stats",
             "tests/methods/test_pcm.py::test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
         ),
         (

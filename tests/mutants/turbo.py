@@ -181,8 +181,8 @@ PROJECTION = planted(
     ),
     (
         "projection: R1 on the fake side",
-        "penalty = r1(heads, real)",
-        "penalty = r1(heads, fake)",
+        "said.total, r1(heads, real)",
+        "said.total, r1(heads, fake)",
         f"tests/methods/test_turbo.py::{STEP}[vp-epsilon-the paper's]",
     ),
     (

@@ -35,7 +35,7 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Array, Schedule
 from fewstep.methods.base import Balanced, Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
-from fewstep.methods.parts.distances import Distance, check_distance, distance
+from fewstep.methods.parts.distances import Distance, check_distance, check_weights, distance, with_gradient
 from fewstep.methods.parts.hops import Guidance, Hop, Solver, choose_solver, roll_out
 from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
@@ -145,9 +145,7 @@ class CTM(Method):
             raise ValueError(
                 f"max_hops must lie in 1 ... {len(self.grid) - 1}, the hops of the grid, not {settings.max_hops}."
             )
-        for name in ("denoising_weight", "adversarial_weight"):
-            if not 0 <= getattr(settings, name) < float("inf"):
-                raise ValueError(f"{name} must be at least 0 and finite, not {getattr(settings, name)}.")
+        check_weights(settings, "denoising_weight", "adversarial_weight")
         self.game = Discriminator("hinge") if settings.adversarial_weight else None
         if self.game is None:
             self.players = (Player("student"),)
@@ -242,7 +240,7 @@ class CTM(Method):
         The outer map's weights may be the student's own: the gradient passes through it to its input only.
         """
         (pull,) = torch.autograd.grad(loss, shared.x_s, retain_graph=self.game is not None)
-        return loss.detach() + ((shared.landing - shared.x_s.detach()) * pull).sum()
+        return with_gradient(loss, shared.landing, pull)
 
     def _denoising(self, roles: Roles, batch: Batch, draws: Draws) -> Tensor:
         """Denoising score matching at s = t, EDM's weight: data of standard deviation 0.5 there, 1 elsewhere."""

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, Loss, Method, Pairs, Player, Progress, RoleSpec, Sampling
-from fewstep.methods.parts.distances import Distance, check_distance, distance, feature_distance
+from fewstep.methods.parts.distances import Distance, check_distance, check_weights, distance, feature_distance
 from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
 from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
@@ -103,8 +103,7 @@ class DMD(Method):
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
         check_distance(self.settings.regression)
-        if not 0 <= self.settings.regression_weight < float("inf"):
-            raise ValueError(f"regression_weight must be at least 0 and finite, not {self.settings.regression_weight}.")
+        check_weights(self.settings, "regression_weight")
         if self.settings.regression_space not in ("latents", "features"):
             raise ValueError(f"Unknown regression_space '{self.settings.regression_space}': use latents or features.")
         if self.settings.regression_space == "features":

@@ -37,10 +37,11 @@ from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
-from fewstep.methods.parts.discriminators import Discriminator, discriminator_loss, generator_loss
+from fewstep.methods.parts.discriminators import Discriminator, generator_loss, verdict
+from fewstep.methods.parts.distances import check_weights, with_gradient
 from fewstep.methods.parts.inputs import Inputs, Policy, Terminal
 from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
-from fewstep.methods.parts.statistics import answer_statistics, discriminator_statistics
+from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 
@@ -198,7 +199,7 @@ class DMD2(Method):
         adversarial = generator_loss(said, "logistic")
         (pull,) = torch.autograd.grad(self.settings.adversarial_weight * adversarial, leaf)
         stats["adversarial_pull"] = pull.norm()
-        game = self.settings.adversarial_weight * adversarial.detach() + ((x - x.detach()) * pull).sum()
+        game = with_gradient(self.settings.adversarial_weight * adversarial, x, pull)
         return Loss(loss + game, parts | {"adversarial": adversarial.detach()}, stats)
 
     def critic(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
@@ -208,10 +209,9 @@ class DMD2(Method):
         def judge() -> Loss:
             real = self._judged(roles, batch, batch.x0, draws.data_time, draws.data_noise)
             fake = self._judged(roles, batch, answers, draws.judged_time, draws.judged_noise)
-            told_apart = discriminator_loss(real, fake, "logistic")
-            stats = discriminator_statistics(*(torch.cat([head.flatten() for head in side]) for side in (real, fake)))
-            weighted = self.settings.discriminator_weight * told_apart
-            return Loss(weighted, {"discriminator": told_apart.detach()}, stats)
+            told_apart = verdict(real, fake, "logistic")
+            weighted = self.settings.discriminator_weight * told_apart.total
+            return Loss(weighted, {"discriminator": told_apart.total.detach()}, told_apart.stats)
 
         return Loss(loss, {"denoising": loss.detach()}, then=judge if self.game else None)
 
@@ -242,9 +242,7 @@ def _check(settings: DMD2.Settings) -> None:
         raise ValueError(f"student_every must be at least 1, not {settings.student_every}.")
     if settings.halvings < 0:
         raise ValueError(f"halvings must be at least 0, not {settings.halvings}.")
-    for name in ("adversarial_weight", "discriminator_weight"):
-        if not 0 <= getattr(settings, name) < float("inf"):
-            raise ValueError(f"{name} must be at least 0 and finite, not {getattr(settings, name)}.")
+    check_weights(settings, "adversarial_weight", "discriminator_weight")
     for name, known in (("discriminator_backbone", ("fake", "teacher")), ("head", ("conv", "residual"))):
         if getattr(settings, name) not in known:
             raise ValueError(f"Unknown {name} '{getattr(settings, name)}': use {' or '.join(known)}.")

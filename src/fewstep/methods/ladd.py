@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, Sampling
 from fewstep.methods.parts.discriminators import AdversarialLoss, generator_loss
-from fewstep.methods.parts.inputs import Terminal, noised_rows
+from fewstep.methods.parts.distances import check_weights
+from fewstep.methods.parts.inputs import Terminal, check_terminal, noised_rows
 from fewstep.methods.parts.projection import ProjectionHeads, judge, projection_condition, taps_of, told
 from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
@@ -117,13 +118,10 @@ class LADD(Method):
                     f"{name} must be {settings.num_levels} weights, one for each of num_levels, of at least 0 and not "
                     f"all 0, or empty, not {list(weights)}."
                 )
-        if settings.terminal not in ("noise", "table"):
-            raise ValueError(f"Unknown terminal '{settings.terminal}': use noise or table.")
+        check_terminal(settings.terminal)
         if settings.loss not in ("hinge", "logistic"):
             raise ValueError(f"Unknown loss '{settings.loss}': use hinge or logistic.")
-        for name in ("ratio_std", "r1_weight"):
-            if not 0 <= getattr(settings, name) < float("inf"):
-                raise ValueError(f"{name} must be at least 0 and finite, not {getattr(settings, name)}.")
+        check_weights(settings, "ratio_std", "r1_weight")
 
     def heads(self) -> tuple[HeadSpec, ...]:
         return (HeadSpec("discriminator", _build, conditioned=True),)

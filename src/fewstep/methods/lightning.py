@@ -43,9 +43,9 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
-from fewstep.methods.parts.distances import distance
+from fewstep.methods.parts.distances import distance, with_gradient
 from fewstep.methods.parts.hops import Guidance, Hop, roll_out
-from fewstep.methods.parts.inputs import Terminal
+from fewstep.methods.parts.inputs import Terminal, noised_rows
 from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
@@ -182,7 +182,7 @@ class Lightning(Method):
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
         times = self.way(draws.start)
-        x_t = self._state(batch.x0, draws.noise, times[0])
+        x_t = noised_rows(self.schedule, batch.x0, draws.noise, times[0], self.settings.terminal)
         steps = [times[0], times[-1]] if self.settings.loss == "convert" else times
         hop = roll_out(roles, self.schedule, batch, draws.noise, steps, self.guidance_scale, x_t=x_t)
         said = roles.student(x_t, hop.t, batch.cond)
@@ -210,9 +210,8 @@ class Lightning(Method):
         adversarial = generator_loss(self._logits(roles, shared.fake, shared), "logistic")
         # The pull on what the student drew; the graph of its features stays for the discriminator's own loss.
         (pull,) = torch.autograd.grad(adversarial, shared.leaf, retain_graph=True)
-        adversarial = adversarial.detach()
-        total = adversarial + ((shared.seen - shared.seen.detach()) * pull).sum()
-        return Loss(total, {"adversarial": adversarial}, stats)
+        total = with_gradient(adversarial, shared.seen, pull)
+        return Loss(total, {"adversarial": adversarial.detach()}, stats)
 
     def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
         assert self.game is not None and shared.judged is not None
@@ -228,14 +227,6 @@ class Lightning(Method):
         last = len(self.grid) - 1
         first, stride = start * (last // self.starts), last // self.settings.num_teacher_steps
         return [self.grid[(first + k * stride).clamp_max(last)] for k in range(self.substeps + 1)]
-
-    def _state(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t [B, ...]: data noised to t, or at the noisiest time the noise itself."""
-        x_t = self.schedule.add_noise(x0, noise, t)
-        if self.settings.terminal == "table":
-            return x_t
-        pure = (t == self.grid[0]).reshape(-1, *[1] * (x_t.ndim - 1))
-        return torch.where(pure.to(x_t.device, non_blocking=True), noise.to(x_t.dtype), x_t)
 
     def _judged_time(self, u: Tensor, level: Tensor | None) -> Tensor:
         """u [B], or t* where u is clean data."""

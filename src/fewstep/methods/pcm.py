@@ -36,7 +36,7 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
-from fewstep.methods.parts.distances import Distance, check_distance, distance
+from fewstep.methods.parts.distances import Distance, check_distance, check_weights, distance
 from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
 from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
@@ -138,8 +138,7 @@ class PCM(Method):
             raise ValueError(f"caption_dropout must be at least 0 and below 1, not {settings.caption_dropout}.")
         if settings.caption_dropout and settings.guidance_scale != 1:
             raise ValueError("caption_dropout belongs to PCM's normal-cfg form: set guidance_scale to 1 with it.")
-        if not 0 <= settings.adversarial_weight < float("inf"):
-            raise ValueError(f"adversarial_weight must be at least 0 and finite, not {settings.adversarial_weight}.")
+        check_weights(settings, "adversarial_weight")
         self.game = Discriminator("hinge") if settings.adversarial_weight else None
         if self.game is None:
             self.players = (Player("student"),)

@@ -49,8 +49,8 @@ from fewstep.diffusion.schedule import Array, Schedule, expand
 from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, Sampling
 from fewstep.methods.parts.augment import POLICIES, augmented, check_policies, draw_augmentation
 from fewstep.methods.parts.discriminators import generator_loss
-from fewstep.methods.parts.distances import distance
-from fewstep.methods.parts.inputs import Terminal, noised_rows, pure_rows
+from fewstep.methods.parts.distances import check_weights, distance
+from fewstep.methods.parts.inputs import Terminal, check_terminal, noised_rows, pure_rows
 from fewstep.methods.parts.projection import ProjectionHeads, judge, projection_condition, taps_of, told
 from fewstep.methods.parts.score_pair import noise_levels
 from fewstep.methods.parts.statistics import answer_statistics
@@ -146,11 +146,8 @@ class Turbo(Method):
             raise ValueError(f"Unknown weighting '{settings.weighting}': use {', '.join(WEIGHTINGS)}.")
         if settings.space not in ("pixels", "latents"):
             raise ValueError(f"Unknown space '{settings.space}': use pixels or latents.")
-        if settings.terminal not in ("noise", "table"):
-            raise ValueError(f"Unknown terminal '{settings.terminal}': use noise or table.")
-        for name in ("adversarial_weight", "distillation_weight", "guidance_scale", "r1_weight"):
-            if not 0 <= getattr(settings, name) < float("inf"):
-                raise ValueError(f"{name} must be at least 0 and finite, not {getattr(settings, name)}.")
+        check_terminal(settings.terminal)
+        check_weights(settings, "adversarial_weight", "distillation_weight", "guidance_scale", "r1_weight")
         self.plays, self.asks = settings.adversarial_weight > 0, settings.distillation_weight > 0
         if not (self.plays or self.asks):
             raise ValueError("adversarial_weight and distillation_weight are both 0: there is nothing to learn from.")

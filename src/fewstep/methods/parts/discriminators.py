@@ -53,6 +53,12 @@ def generator_loss(fake: Logits, kind: AdversarialLoss = "hinge") -> Tensor:
     return _mean([(-f if kind == "hinge" else F.softplus(-f)).mean() for f in fake])
 
 
+def verdict(real: Logits, fake: Logits, kind: AdversarialLoss = "hinge") -> Loss:
+    """`discriminator_loss` of what was said of both sides, and what is logged of it."""
+    stats = discriminator_statistics(*(torch.cat([head.flatten() for head in side]) for side in (real, fake)))
+    return Loss(discriminator_loss(real, fake, kind), stats=stats)
+
+
 def r1(heads: Judge, features: Sequence[Tensor]) -> Tensor:
     """Mean over heads and samples of |d(sum of a head's logits) / d(its features)|^2: R1 at the heads' inputs.
 
@@ -125,9 +131,8 @@ class Discriminator:
         return self.verdict(self.logits(roles, real), self.logits(roles, [feature.detach() for feature in fake]))
 
     def verdict(self, real: Logits, fake: Logits) -> Loss:
-        """The discriminator's loss of what it said, and what is logged of it."""
-        stats = discriminator_statistics(*(torch.cat([head.flatten() for head in side]) for side in (real, fake)))
-        return Loss(discriminator_loss(real, fake, self.loss), stats=stats)
+        """The discriminator's loss of what it said (`verdict`)."""
+        return verdict(real, fake, self.loss)
 
     def _heads(self, roles: Roles) -> Heads:
         return cast(Heads, roles.heads[self.name])

@@ -45,6 +45,21 @@ def feature_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     return torch.stack([difference.square().sum(dim=1).mean() for difference in apart]).mean()
 
 
+def with_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    """``value`` as a loss whose gradient at x [B, ...] is ``gradient``, and that reaches nothing else.
+
+    It joins what is differentiated in two pieces: the value's gradient at x is known, x goes on with its graph.
+    """
+    return value.detach() + ((x - x.detach()) * gradient).sum()
+
+
+def check_weights(settings: object, *names: str) -> None:
+    """Raises ValueError unless these settings are at least 0 and finite, as weights of terms are."""
+    for name in names:
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, not {getattr(settings, name)}.")
+
+
 def check_distance(kind: str) -> None:
     """Raises ValueError for a distance this library does not know."""
     if kind not in DISTANCES:

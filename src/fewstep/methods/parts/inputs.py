@@ -30,6 +30,12 @@ Policy: TypeAlias = Literal["simulated", "noised"]
 Terminal: TypeAlias = Literal["noise", "table"]
 
 
+def check_terminal(terminal: str) -> None:
+    """Raises ValueError for what cannot stand for noise at the first time."""
+    if terminal not in ("noise", "table"):
+        raise ValueError(f"Unknown terminal '{terminal}': use noise or table.")
+
+
 @dataclass(frozen=True)
 class Inputs:
     """States for a student that is sampled at ``timesteps``.
@@ -51,8 +57,7 @@ class Inputs:
     def __post_init__(self) -> None:
         if self.policy not in ("simulated", "noised"):
             raise ValueError(f"Unknown student_input '{self.policy}': use simulated or noised.")
-        if self.terminal not in ("noise", "table"):
-            raise ValueError(f"Unknown terminal '{self.terminal}': use noise or table.")
+        check_terminal(self.terminal)
         if self.timesteps.ndim != 1 or not len(self.timesteps) or (self.timesteps.diff() >= 0).any():
             raise ValueError(f"timesteps must be one or more times that decrease, not {self.timesteps.tolist()}.")
         if (self.schedule.alpha_sigma(self.timesteps)[1] == 0).any():

@@ -28,9 +28,8 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import working
 from fewstep.methods.base import Loss
-from fewstep.methods.parts.discriminators import AdversarialLoss, Judge, discriminator_loss, r1
+from fewstep.methods.parts.discriminators import AdversarialLoss, Judge, r1, verdict
 from fewstep.methods.parts.heads import Heads, groups_of
-from fewstep.methods.parts.statistics import discriminator_statistics
 from fewstep.models.cond import Cond
 from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles
@@ -195,10 +194,8 @@ def judge(
     heads: Judge, real: Sequence[Tensor], fake: Sequence[Tensor], kind: AdversarialLoss, r1_weight: float = 0.0
 ) -> Loss:
     """The loss of the player that trains the heads, with R1 at their inputs on real ones; none for the student."""
-    says = heads(real), heads([feature.detach() for feature in fake])
-    loss = discriminator_loss(*says, kind)
-    stats = discriminator_statistics(*(torch.cat([head.flatten() for head in side]) for side in says))
+    said = verdict(heads(real), heads([feature.detach() for feature in fake]), kind)
     if not r1_weight:
-        return Loss(loss, stats=stats)
-    penalty = r1(heads, real)
-    return Loss(loss + r1_weight * penalty, {kind: loss.detach(), "r1": penalty.detach()}, stats)
+        return said
+    loss, penalty = said.total, r1(heads, real)
+    return Loss(loss + r1_weight * penalty, {kind: loss.detach(), "r1": penalty.detach()}, said.stats)
