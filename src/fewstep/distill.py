@@ -96,9 +96,7 @@ def prepare_data(
         distributed.wait()
         folder.mkdir(parents=True, exist_ok=True)
         with only_one(folder) if distributed.first() else nullcontext():
-            files = pair_files(job)
-            _claim(recipe, folder)
-            pairs = None if files is None else sample_teacher(job, files, show_progress)
+            pairs = _claim(job, show_progress)
             if not from_teacher:
                 _data(job, pairs, folder / "data", show_progress)
             return pairs
@@ -122,9 +120,7 @@ def _distill(
 
 def _train(job: Job, resume: bool, show_progress: bool, stage: str, data: Path) -> Path:
     recipe, folder = job.recipe, job.folder
-    files = pair_files(job)
-    _claim(recipe, folder)
-    pairs = None if files is None else sample_teacher(job, files, show_progress)
+    pairs = _claim(job, show_progress)
     job.spent += 0.0 if pairs is None else pairs.cost
     source = _data(job, pairs, data, show_progress)
     hooks: list[tuple[int, Hook]] = [(recipe.sample.every, SampleGrid(job))]
@@ -167,10 +163,12 @@ def _is_finished(recipe: Recipe, folder: Path) -> bool:
     )
 
 
-def _claim(recipe: Recipe, folder: Path) -> None:
-    """Make the folder this recipe's, which one that cannot run never does."""
-    if distributed.first() and not (folder / "recipe.yaml").is_file():
-        replace_text(folder / "recipe.yaml", as_yaml(recipe))
+def _claim(job: Job, show_progress: bool) -> PairSource | None:
+    """Make the folder this recipe's, which one that cannot run never does; returns the teacher's samples, if any."""
+    files, mine = pair_files(job), job.folder / "recipe.yaml"
+    if distributed.first() and not mine.is_file():
+        replace_text(mine, as_yaml(job.recipe))
+    return None if files is None else sample_teacher(job, files, show_progress)
 
 
 def _data(job: Job, pairs: PairSource | None, place: Path, show_progress: bool) -> Source:

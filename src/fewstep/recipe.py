@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from fewstep.data.folder import find_pictures
 from fewstep.methods.base import Method, Sampling
 from fewstep.methods.registry import find_method
 from fewstep.models.roles import Weights
@@ -221,8 +222,6 @@ def count_pictures(recipe: Recipe) -> int:
     Raises:
         ValueError: one sentence when they are not there.
     """
-    from fewstep.data.folder import find_pictures  # with torch, for which a recipe alone need not wait
-
     data = recipe.data
     return data.size or 0 if data.path is None else len(find_pictures(Path(data.path), data.size))
 

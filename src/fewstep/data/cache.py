@@ -19,7 +19,6 @@ from fewstep.models.families import Teacher
 
 _BATCH = 32
 _LARGEST = 2**31  # bytes that may stay on an accelerator; a batch of any size is fetched in a millisecond
-_COND, _NULL = "cond.", "null."
 
 Batches = Callable[[range], tuple[Tensor, Sequence[str]]]
 """Pictures [B, 3, H, W] in [-1, 1] and captions of these rows."""
@@ -101,10 +100,7 @@ def _latents(
         replace_tensors(path, tensors, wanted)
     place = home(device, sum(t.nbytes for t in tensors.values()))
     tensors = {name: t.to(place) for name, t in tensors.items()}
-    cond, null = (
-        {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)} for kind in (_COND, _NULL)
-    )
-    return LatentSource(tensors["mean"], tensors["std"], Cond(cond, null=null))
+    return LatentSource(tensors["mean"], tensors["std"], Cond.from_flat(tensors))
 
 
 def _encode(teacher: Teacher, size: int, batch: Batches, advance: Callable[[int], None]) -> dict[str, Tensor]:
@@ -116,10 +112,7 @@ def _encode(teacher: Teacher, size: int, batch: Batches, advance: Callable[[int]
         stds.append(std.half().cpu())
         conds.append(teacher.encode_prompts(captions).to(torch.float16).to("cpu"))
         advance(first + len(captions))
-    cond = Cond.cat(conds)
-    null = cond[:1].null()
-    joined = {"mean": torch.cat(means), "std": torch.cat(stds)}
-    joined |= {_COND + name: cond[name] for name in cond} | {_NULL + name: null[name] for name in null}
+    joined = {"mean": torch.cat(means), "std": torch.cat(stds), **Cond.cat(conds).flat()}
     return {name: t.contiguous(memory_format=torch.contiguous_format) for name, t in joined.items()}
 
 

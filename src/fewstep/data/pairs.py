@@ -136,10 +136,7 @@ class PairFiles:
 
     def write(self, number: int, x0: Tensor, cond: Cond | None, cost: float) -> None:
         """Keep file ``number``: x0 [rows, ...], their conditions, what they cost in forward equivalents."""
-        tensors = {"x0": x0}
-        if cond is not None:
-            null = cond[:1].null()
-            tensors |= {f"cond.{name}": cond[name] for name in cond} | {f"null.{name}": null[name] for name in null}
+        tensors = {"x0": x0} | ({} if cond is None else cond.flat())
         kept = {key: (t.half() if t.is_floating_point() else t).cpu().contiguous() for key, t in tensors.items()}
         replace_tensors(self._path(number), kept, {"about": json.dumps(self.about, sort_keys=True), "cost": repr(cost)})
 
@@ -157,10 +154,9 @@ class PairFiles:
         joined = {
             key: torch.cat([part[key] for part in parts]).to(device) for key in parts[0] if not key.startswith("null.")
         }
-        given = {key[5:]: t for key, t in joined.items() if key.startswith("cond.")}
-        null = {key[5:]: t.to(device) for key, t in parts[0].items() if key.startswith("null.")}
-        cond = Cond(given, null) if given else None
-        return PairSource(joined["x0"], cond, self.seed, sum(cost for _, cost in found))
+        joined |= {key: t.to(device) for key, t in parts[0].items() if key.startswith("null.")}
+        cond = Cond.from_flat(joined)
+        return PairSource(joined["x0"], cond if len(cond) else None, self.seed, sum(cost for _, cost in found))
 
     def _path(self, number: int) -> Path:
         return self.place / f"pairs-{number:05d}.safetensors"

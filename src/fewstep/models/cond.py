@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_GIVEN, _NULL = "cond.", "null."
+
 
 class Cond:
     """Named tensors [B, ...] and, optionally, their null counterparts [1, ...] or [B, ...].
@@ -55,6 +57,24 @@ class Cond:
             raise ValueError(f"The null of this condition lacks '{name}': it has {', '.join(self._null)}.")
         null = {k: self._null_of(k).expand_as(t) for k, t in self.tensors.items()}
         return Cond(null, self._null)
+
+    def flat(self) -> dict[str, Tensor]:
+        """All tensors under one name each, "cond.NAME" and of the null "null.NAME" [1, ...]: what files hold.
+
+        Raises:
+            ValueError: when this condition was built without a null.
+        """
+        null = self[:1].null()
+        return {_GIVEN + name: self[name] for name in self} | {_NULL + name: null[name] for name in null}
+
+    @classmethod
+    def from_flat(cls, tensors: Mapping[str, Tensor]) -> Cond:
+        """The condition whose `flat` these hold, beside whatever else they hold."""
+        given, null = (
+            {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
+            for kind in (_GIVEN, _NULL)
+        )
+        return cls(given, null)
 
     def drop(self, mask: Tensor) -> Cond:
         """Rows where ``mask`` [B] is True without their condition (caption dropout)."""
