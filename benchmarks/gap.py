@@ -23,15 +23,14 @@ from typing import Any
 import torch
 
 from fewstep.data.files import replace_text
+from fewstep.demo import against_teacher
 from fewstep.distill import versions
-from fewstep.evaluation.compare import Comparison, Way, compare
+from fewstep.evaluation.compare import Comparison, compare
 from fewstep.evaluation.measured import interval
 from fewstep.evaluation.reference import reference_of
-from fewstep.export.chain import student_folder, teacher_of
-from fewstep.export.student import load_card, load_student, sampler_of
-from fewstep.models.families import load_teacher
+from fewstep.export.chain import student_folder
+from fewstep.export.student import load_card
 from fewstep.recipe import Recipe
-from fewstep.sampling import DDIM
 from fewstep.stages import Chain, load, run
 from fewstep.training.trainer import TrainingStopped
 
@@ -63,16 +62,8 @@ def measure(
     """
     student = student_folder(folder)
     assert student is not None
-    card, teacher = load_card(student), load_teacher(recipe.teacher.path)
-    network = load_student(teacher_of(student, card), student, card)
-    scale = recipe.sample.guidance_scale
-    ways = [
-        Way(f"teacher, {n} steps", teacher.denoiser, DDIM(num_inference_steps=n), scale)
-        for n in (recipe.sample.teacher_steps, *teacher_steps)
-    ]
-    for n in steps:
-        sampler = sampler_of(card, num_inference_steps=n)
-        ways.append(Way(f"student, {n} steps", network, sampler, card.guidance_scale, card.guidance_embed))
+    card = load_card(student)
+    teacher, ways = against_teacher(recipe, student, steps, teacher_steps)
     found = compare(teacher, ways, count, recipe.seed, reference=reference_of(teacher), per_prompt=4)
     few, students = range(1, 1 + len(teacher_steps)), range(1 + len(teacher_steps), len(ways))
     return {
@@ -108,12 +99,16 @@ def words(name: str, result: dict[str, Any]) -> list[str]:
         for teacher, figures in teachers.items():
             for figure, said in figures.items():
                 values = ", ".join(f"{way} {ways[way][figure]:.3g}" for way in (student, teacher, best))
-                if said["closed"] is None:
-                    lines.append(f"{name}: {figure}: {values}: the teacher loses nothing measurable")
-                    continue
-                share, low, high = (100 * x for x in (said["closed"]["share"], *said["closed"]["interval"]))
-                lines.append(f"{name}: {figure}: {values}: closes {share:.0f} % [{low:.0f}, {high:.0f}]")
+                lines.append(f"{name}: {figure}: {values}: closes {closed_in_words(said['closed'])}")
     return lines
+
+
+def closed_in_words(said: dict[str, Any] | None) -> str:
+    """A closed part with its interval, of a result's ``closed``."""
+    if said is None:
+        return "no gap"
+    share, low, high = (100 * x for x in (said["share"], *said["interval"]))
+    return f"{share:.0f} % [{low:.0f}, {high:.0f}]"
 
 
 def gap(

@@ -17,10 +17,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
-from gap import gap
+from gap import closed_in_words, gap
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -92,15 +91,8 @@ def table() -> Iterator[str]:
             cells = [path.stem, steps, f"{result['forward_equivalents']:,.0f}"]
             for figure, said in teachers[few].items():
                 mine, theirs = (result["ways"][way][figure] for way in (student, few))
-                cells += [f"{mine:.3g} ({theirs:.3g})", _closed(said["closed"])]
+                cells += [f"{mine:.3g} ({theirs:.3g})", closed_in_words(said["closed"])]
             yield f"| {' | '.join(cells)} |"
-
-
-def _closed(said: dict[str, Any] | None) -> str:
-    if said is None:
-        return "no gap"
-    share, low, high = (100 * x for x in (said["share"], *said["interval"]))
-    return f"{share:.0f} % [{low:.0f}, {high:.0f}]"
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from fewstep.evaluation.compare import Comparison, Way, as_json, compare, pictur
 from fewstep.evaluation.reference import reference_of
 from fewstep.export.chain import teacher_of
 from fewstep.export.student import load_card, load_student, sampler_of
-from fewstep.models.families import load_teacher
+from fewstep.models.families import Teacher, load_teacher
 from fewstep.recipe import Recipe, load_recipe
 from fewstep.sampling import DDIM
 from fewstep.training.logging import progress_bar
@@ -41,28 +41,23 @@ class Demo:
 
 
 def against_teacher(
-    recipe: Recipe,
-    student_folder: Path,
-    count: int,
-    few: int | None = None,
-    per_prompt: int = 0,
-    advance: Callable[[int], None] | None = None,
-) -> Comparison:
-    """Teacher at its full and at ``few`` steps (the student's own number by default), student at ``few``: three ways.
+    recipe: Recipe, student_folder: Path, steps: Sequence[int] = (), few: Sequence[int] = ()
+) -> tuple[Teacher, list[Way]]:
+    """The teacher and the ways to `compare`: it at its full and at ``few`` steps, then the student at ``steps``.
 
-    ``count``, ``per_prompt`` and ``advance`` as in `compare`.
+    Both are the student's own number by default.
     """
     teacher, card = load_teacher(recipe.teacher.path), load_card(student_folder)
     student = load_student(teacher_of(student_folder, card), student_folder, card)
-    many, few, scale = recipe.sample.teacher_steps, few or card.num_inference_steps, recipe.sample.guidance_scale
-    sampler = sampler_of(card, num_inference_steps=few)
+    steps, scale = steps or [card.num_inference_steps], recipe.sample.guidance_scale
     ways = [
-        Way(f"teacher, {many} steps", teacher.denoiser, DDIM(num_inference_steps=many), scale),
-        Way(f"teacher, {few} steps", teacher.denoiser, DDIM(num_inference_steps=few), scale),
-        Way(f"student, {few} steps", student, sampler, card.guidance_scale, card.guidance_embed),
+        Way(f"teacher, {n} steps", teacher.denoiser, DDIM(num_inference_steps=n), scale)
+        for n in (recipe.sample.teacher_steps, *(few or steps))
     ]
-    reference = reference_of(teacher)
-    return compare(teacher, ways, count, recipe.seed, advance=advance, reference=reference, per_prompt=per_prompt)
+    for n in steps:
+        sampler = sampler_of(card, num_inference_steps=n)
+        ways.append(Way(f"student, {n} steps", student, sampler, card.guidance_scale, card.guidance_embed))
+    return teacher, ways
 
 
 def demo(folder: Path, recipe: Recipe | None = None, count: int = 256, show_progress: bool = False) -> Demo:
@@ -71,8 +66,9 @@ def demo(folder: Path, recipe: Recipe | None = None, count: int = 256, show_prog
         raise ValueError("fewstep demo is for one process: under torchrun use fewstep distill.")
     recipe = recipe or load_recipe(RECIPE)
     student_folder = distill(recipe, folder, resume=True, show_progress=show_progress)
-    with progress_bar(3, 0, "comparing", show_progress) as advance:
-        comparison = against_teacher(recipe, student_folder, count, advance=advance)
+    teacher, ways = against_teacher(recipe, student_folder)
+    with progress_bar(len(ways), 0, "comparing", show_progress) as advance:
+        comparison = compare(teacher, ways, count, recipe.seed, advance=advance, reference=reference_of(teacher))
     shown = folder / "demo.png"
     picture(comparison).save(shown)
     replace_text(folder / "demo.json", as_json(comparison))
