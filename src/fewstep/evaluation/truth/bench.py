@@ -79,6 +79,12 @@ class Bench:
         x = self.mixture.sample_at(STARTS, self.schedule, self.schedule.start, generator, label)
         return x, Cond({"label": label}, null={"label": torch.tensor([-1])})
 
+    def data(self, name: str) -> Tensor:
+        """As many draws of the data as there are starts, of their classes, from the stream ``name``."""
+        x, cond = self.starts
+        generator = torch.Generator().manual_seed(stream_key(self.seed, name))
+        return self.mixture.sample(len(x), generator=generator, label=None if cond is None else cond["label"])
+
     def flow(self, x: Tensor, t: float, s: float, cond: Cond | None) -> Tensor:
         """The exact flow map from t to s."""
         label = None if cond is None else cond["label"]

@@ -14,6 +14,7 @@ from fewstep.evaluation.fixed_points import CDFixedPoint, CTFixedPoint, FixedPoi
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.consistency import convergence_rows
 from fewstep.evaluation.truth.report import Row
+from fewstep.evaluation.truth.sizes import rms, standard_errors
 from fewstep.methods.base import Batch, Progress
 from fewstep.methods.cm import CM
 from fewstep.methods.random import Rng
@@ -44,8 +45,8 @@ def cm_fixed_point_rows(bench: Bench, method: CM, point: FixedPoint | None) -> l
         _, (answer, target), _ = _step(bench, method, point, DRAWN)
         residual = answer - target
         name = "residual at the exact fixed point, in standard errors:"
-        rows.append(Row(f"{name} its mean", 0.0, _standard_errors(residual), 4.0))
-        rows.append(Row(f"{name} times the answer", 0.0, _standard_errors(residual * answer), 4.0))
+        rows.append(Row(f"{name} its mean", 0.0, standard_errors(residual), 4.0))
+        rows.append(Row(f"{name} times the answer", 0.0, standard_errors(residual * answer), 4.0))
     return rows
 
 
@@ -61,11 +62,11 @@ def cm_rows(bench: Bench, method: CM, roles: Roles, point: FixedPoint) -> list[R
     truth = consistency(point.denoiser()(x, start, cond))
     exact = bench.flow(x, start, end, cond)
     centre = exact.mean(dim=0)
-    size, hops = _rms(exact - centre), max(1.0, (len(method.grid) - 1) / 10)
+    size, hops = rms(exact - centre), max(1.0, (len(method.grid) - 1) / 10)
     limit = (0.02 if bench.mixture.dim == 1 else 0.05) * max(1.0, size) * hops
-    spread, wanted = _rms(answer - answer.mean(dim=0)), _rms(truth - truth.mean(dim=0))
+    spread, wanted = rms(answer - answer.mean(dim=0)), rms(truth - truth.mean(dim=0))
     return [
-        Row("one step: rms error", 0.0, _rms(answer - truth), limit, _rms(truth - exact)),
+        Row("one step: rms error", 0.0, rms(answer - truth), limit, rms(truth - exact)),
         Row("one step: spread of the answers", wanted, spread, limit, abs(wanted - size)),
     ]
 
@@ -91,17 +92,9 @@ def _gaussian_rows(bench: Bench) -> list[Row]:
     for hops in (40, 80):
         grid = schedule.training_grid(hops)
         answer = consistency(CTFixedPoint(mixture, schedule, grid).denoiser()(x, schedule.start))
-        errors.append(_rms(answer - exact))
-    apart = _rms(answer - compose(gaussian.teacher, x, grid[::-1].tolist()))
+        errors.append(rms(answer - exact))
+    apart = rms(answer - compose(gaussian.teacher, x, grid[::-1].tolist()))
     return [
         Row("conditional means of a Gaussian: distance to composed Euler steps", 0.0, apart, 1e-9),
         Row("conditional means of a Gaussian on 40 / 80 hops: ratio of distances", 2.0, errors[0] / errors[1], 0.2),
     ]
-
-
-def _standard_errors(x: Tensor) -> float:
-    return float(x.mean() / (x.std() / x.numel() ** 0.5))
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.square().sum(dim=1).mean().sqrt())

@@ -11,6 +11,7 @@ from fewstep.diffusion.consistency import consistency
 from fewstep.evaluation.fixed_points import FixedPoint, LCMFixedPoint, TCDFixedPoint, compose
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.report import Row
+from fewstep.evaluation.truth.sizes import rms, spread
 from fewstep.methods.base import Batch, Method, Progress
 from fewstep.methods.lcm import LCM
 from fewstep.methods.random import Rng
@@ -55,9 +56,9 @@ def tcd_rows(bench: Bench, method: TCD, roles: Roles) -> list[Row]:
     for s in ends:
         with torch.no_grad():
             jump = roles.student(x.float(), grid[-1], cond, end=s if method.settings.tell_end else None).at(s)
-        rms = _rms(jump.double() - truth.at(s))
-        distance = _rms(truth.at(s) - bench.flow(x, grid[-1], s, cond))
-        rows.append(Row(f"jump {grid[-1]:g} -> {s:g}: rms error", 0.0, rms, 0.03 * scale, distance))
+        error = rms(jump.double() - truth.at(s))
+        distance = rms(truth.at(s) - bench.flow(x, grid[-1], s, cond))
+        rows.append(Row(f"jump {grid[-1]:g} -> {s:g}: rms error", 0.0, error, 0.03 * scale, distance))
     return rows
 
 
@@ -119,7 +120,7 @@ def mode_rows(bench: Bench, answer: Tensor, truth: Tensor, cond: Cond | None, sc
             mean.append(float("inf"))
             continue
         mean.append((mine.mean(dim=0) - theirs.mean(dim=0)).norm().item())
-        std.append(abs(_spread(mine) / _spread(theirs) - 1))
+        std.append(abs(spread(mine) / spread(theirs) - 1))
     return [
         Row("worst mode: mass", 0.0, max(mass), 0.01),
         Row("worst mode: mean", 0.0, max(mean), 0.02 * scale * hops),
@@ -155,16 +156,8 @@ def _norm(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1).norm(dim=1)
 
 
-def _rms(x: Tensor) -> float:
-    return float(_norm(x).square().mean().sqrt())
-
-
 def _square(x: Tensor) -> float:
     return float(x.square().mean())
-
-
-def _spread(x: Tensor) -> float:
-    return float((x - x.mean(dim=0)).square().mean().sqrt())
 
 
 def _percentile(x: Tensor) -> float:

@@ -25,7 +25,7 @@ def distribution_rows(bench: Bench, method: Method, roles: Roles) -> list[Row]:
     if bench.guidance_scale != 1.0:
         return []
     rows = []
-    data, other = _data(bench, "data"), _data(bench, "other data")
+    data, other = bench.data("data"), bench.data("other data")
     floor = sliced_w2(data, other)
     for n in (1, 4):
         teacher = sliced_w2(_samples(bench, bench.teacher, DDIM(num_inference_steps=n)), data)
@@ -51,9 +51,3 @@ def _samples(bench: Bench, denoiser: Denoiser, sampler: Sampler) -> Tensor:
     generator = torch.Generator().manual_seed(stream_key(bench.seed, "sampling"))
     noise = torch.randn(x.shape, generator=generator)
     return sample(denoiser, sampler, noise, cond, generator=generator).x0
-
-
-def _data(bench: Bench, name: str) -> Tensor:
-    x, cond = bench.starts
-    generator = torch.Generator().manual_seed(stream_key(bench.seed, name))
-    return bench.mixture.sample(len(x), generator=generator, label=None if cond is None else cond["label"])

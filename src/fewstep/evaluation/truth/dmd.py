@@ -147,7 +147,7 @@ def dmd_rows(bench: Bench, method: DMD, roles: Roles) -> list[Row]:
     if bench.guidance_scale != 1.0:
         return rows
     drawn = sample(roles.student, student, noise, cond).x0
-    data, other = (_data(bench, name) for name in ("data", "other data"))
+    data, other = (bench.data(name) for name in ("data", "other data"))
     two = sample(bench.teacher.uncounted(), DDIM(num_inference_steps=2), noise, cond).x0
     limit = sliced_w2(two, data) / 5
     row = Row("one step: sliced W2 to the data", 0.0, sliced_w2(drawn, data), limit, sliced_w2(data, other))
@@ -167,10 +167,3 @@ def _mode_rows(bench: Bench, drawn: Tensor) -> list[Row]:
 
 def _size(x: Tensor) -> float:
     return float((x - x.mean(dim=0)).square().sum(dim=1).mean().sqrt())
-
-
-def _data(bench: Bench, name: str) -> Tensor:
-    _, cond = bench.starts
-    generator = torch.Generator().manual_seed(stream_key(bench.seed, name))
-    label = None if cond is None else cond["label"]
-    return bench.mixture.sample(len(bench.pairs.mean), generator=generator, label=label)

@@ -6,11 +6,11 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.report import Row
+from fewstep.evaluation.truth.sizes import spread
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.random import Rng, stream_key
 from fewstep.models.denoiser import Denoiser
@@ -97,7 +97,7 @@ def matched_rows(bench: Bench, method: DMD2, roles: Roles) -> list[Row]:
         mass.append(abs(len(mine) / len(x) / weight - 1))
         mean.append(float((mine.mean(dim=0) - mixture.means[k]).norm()) if len(mine) else float("inf"))
         width = float(mixture.components.variances[k].expand(mixture.dim).mean().sqrt())
-        std.append(abs(_spread(mine) / width - 1) if len(mine) > 1 else float("inf"))
+        std.append(abs(spread(mine) / width - 1) if len(mine) > 1 else float("inf"))
     steps = len(method.inputs.timesteps)
     name = f"{steps} step{'s' if steps > 1 else ''}, worst mode:"
     return [
@@ -105,7 +105,3 @@ def matched_rows(bench: Bench, method: DMD2, roles: Roles) -> list[Row]:
         Row(f"{name} mean", 0.0, max(mean), 0.05 * bench.width / _RING_WIDTH),
         Row(f"{name} std, relative", 0.0, max(std), 0.15),
     ]
-
-
-def _spread(x: Tensor) -> float:
-    return float((x - x.mean(dim=0)).square().mean().sqrt())

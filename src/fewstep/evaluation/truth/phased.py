@@ -13,6 +13,7 @@ from fewstep.evaluation.fixed_points import PCMFixedPoint, compose
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.contract import contract_rows_with_discriminator
 from fewstep.evaluation.truth.report import Row
+from fewstep.evaluation.truth.sizes import rms
 from fewstep.methods.base import Batch, Progress
 from fewstep.methods.pcm import PCM, Draws, Shared
 from fewstep.methods.random import Rng
@@ -39,15 +40,15 @@ def trained_rows(bench: Bench, method: PCM, roles: Roles) -> list[Row]:
         landing = path.teacher(x, t, s, cond)
         with torch.no_grad():
             jump = roles.student(x.float(), t, cond).at(s).double()
-        distance = _rms(landing - bench.flow(x, t, s, cond))
-        rows.append(Row(f"phase {t:g} -> {s:g}: rms error", 0.0, _rms(jump - landing), 0.06 * bench.width, distance))
+        distance = rms(landing - bench.flow(x, t, s, cond))
+        rows.append(Row(f"phase {t:g} -> {s:g}: rms error", 0.0, rms(jump - landing), 0.06 * bench.width, distance))
         x = landing
     start, cond = bench.starts
     with torch.no_grad():
         answer = compose(roles.student, start.float(), path.edges, cond).double()
-    distance = _rms(x - bench.flow(start, path.edges[0], path.edges[-1], cond))
+    distance = rms(x - bench.flow(start, path.edges[0], path.edges[-1], cond))
     name = f"{len(path.edges) - 1} steps on the edges: rms error"
-    return [*rows, Row(name, 0.0, _rms(answer - x), 0.1 * bench.width, distance)]
+    return [*rows, Row(name, 0.0, rms(answer - x), 0.1 * bench.width, distance)]
 
 
 class _Path:
@@ -96,7 +97,7 @@ def oracle_rows(bench: Bench, method: PCM) -> list[Row]:
     size = max(1.0, bench.width**2 + float(batch.x0.square().mean()))
     return [
         Row("loss at the exact fixed point", 0.0, loss, 1e-20 * size),
-        Row("its steps on the edges, to the composed teacher: rms", 0.0, _rms(four - composed), 1e-9 * size),
+        Row("its steps on the edges, to the composed teacher: rms", 0.0, rms(four - composed), 1e-9 * size),
     ]
 
 
@@ -145,7 +146,3 @@ def a_step(bench: Bench, method: PCM, oracle: Any, step: int, size: int) -> tupl
     batch = bench.source.batch(rng)
     draws = method.draw(batch, rng, Progress(step, _GAME_STEPS))
     return batch, draws, method.prepare(oracle, batch, draws, {"student", "discriminator"})
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.reshape(len(x), -1).norm(dim=1).square().mean().sqrt())

@@ -21,6 +21,7 @@ from fewstep.evaluation.fixed_points import compose
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.report import Row
+from fewstep.evaluation.truth.sizes import rms
 from fewstep.methods.base import Batch
 from fewstep.methods.lightning import Draws, Lightning, Shared
 from fewstep.methods.random import stream_key
@@ -54,17 +55,17 @@ def lightning_rows(bench: Bench, method: Lightning, roles: Roles) -> list[Row]:
         landing = compose(bench.teacher, x, way, cond, bench.guidance_scale)
         with torch.no_grad():
             jump = roles.student(x.float(), way[0], cond).at(way[-1]).double()
-        distance = _rms(landing - bench.flow(x, way[0], way[-1], cond))
+        distance = rms(landing - bench.flow(x, way[0], way[-1], cond))
         rows.append(
-            Row(f"step {way[0]:g} -> {way[-1]:g}: rms error", 0.0, _rms(jump - landing), 0.08 * bench.width, distance)
+            Row(f"step {way[0]:g} -> {way[-1]:g}: rms error", 0.0, rms(jump - landing), 0.08 * bench.width, distance)
         )
         x = landing
     start, cond = bench.starts
     times = method.grid[:: last // few].tolist()
     with torch.no_grad():
         answer = compose(roles.student, start.float(), times, cond).double()
-    distance = _rms(x - bench.flow(start, times[0], times[-1], cond))
-    return [*rows, Row(f"{few} steps: rms error", 0.0, _rms(answer - x), 0.25 * bench.width, distance)]
+    distance = rms(x - bench.flow(start, times[0], times[-1], cond))
+    return [*rows, Row(f"{few} steps: rms error", 0.0, rms(answer - x), 0.25 * bench.width, distance)]
 
 
 # ---------------------------------------------------------------- progressive distillation (mse)
@@ -281,7 +282,3 @@ def _roles(teacher: Denoiser, student: Denoiser) -> Any:
 
 def _gaussian() -> GaussianMixture:
     return GaussianMixture([1.0], [MEAN], [math.sqrt(VARIANCE)])
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.reshape(len(x), -1).square().sum(dim=1).mean().sqrt())

@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep.evaluation.fixed_points import CTMFixedPoint
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.report import Row
+from fewstep.evaluation.truth.sizes import rms, standard_errors
 from fewstep.methods.base import Progress
 from fewstep.methods.ctm import CTM
 from fewstep.methods.random import Rng, stream_key
@@ -37,7 +38,7 @@ def ctm_fixed_rows(bench: Bench, method: CTM) -> list[Row]:
     times = method.grid.numpy()[::-1].copy()
     fewer = times[[0, len(times) // 2, -1]]
     paths = [walk(student, GammaSampler(num_inference_steps=1), x, some, _no_noise, cond) for some in (times, fewer)]
-    apart = _rms(paths[0][-1] - paths[1][-1])
+    apart = rms(paths[0][-1] - paths[1][-1])
     return [*rows, Row("its steps at eta 0: two and as many as hops, rms apart", 0.0, apart, 1e-9 * size)]
 
 
@@ -55,18 +56,18 @@ def ctm_rows(bench: Bench, method: CTM, roles: Roles) -> list[Row]:
         states[u] = point.denoiser()(states[t], t, cond, end=u).at(u)
     exact = bench.flow(x, grid[-1], grid[0], cond)
     hops = max(1.0, (len(grid) - 1) / 8)
-    limit = (0.02 if bench.mixture.dim == 1 else 0.05) * max(1.0, _rms(exact - exact.mean(dim=0))) * hops
+    limit = (0.02 if bench.mixture.dim == 1 else 0.05) * max(1.0, rms(exact - exact.mean(dim=0))) * hops
     errors = []
     for i, t in enumerate(grid):
         for s in grid[:i]:
             with torch.no_grad():
                 landing = roles.student(states[t].float(), t, cond, end=s).at(s).double()
             carried = landing if s == grid[0] else point.denoiser()(landing, s, cond, end=grid[0]).at(grid[0])
-            errors.append(_rms(carried - states[grid[0]]))
+            errors.append(rms(carried - states[grid[0]]))
     one = errors[-len(grid[1:])]  # from the start to the end
     diagonal = [_diagonal_error(bench, roles, t) for t in grid[1:]]
     return [
-        Row("one step: rms error", 0.0, one, limit, _rms(states[grid[0]] - exact)),
+        Row("one step: rms error", 0.0, one, limit, rms(states[grid[0]] - exact)),
         Row("all jumps of the grid, carried to its end: rms error", 0.0, _root_mean_square(errors), limit),
         Row("worst of them", 0.0, max(errors), 3 * limit),
         Row("diagonal: rms distance to the teacher, over all times", 0.0, _root_mean_square(diagonal), 5 * limit),
@@ -99,8 +100,8 @@ def _diagonal_rows(bench: Bench, method: CTM, student: Any) -> list[Row]:
     residual = batch.x0 - said
     name = "residual of the exact diagonal, in standard errors:"
     return [
-        Row(f"{name} its mean", 0.0, _standard_errors(residual), 4.0),
-        Row(f"{name} times the answer", 0.0, _standard_errors(residual * said), 4.0),
+        Row(f"{name} its mean", 0.0, standard_errors(residual), 4.0),
+        Row(f"{name} times the answer", 0.0, standard_errors(residual * said), 4.0),
     ]
 
 
@@ -112,20 +113,12 @@ def _diagonal_error(bench: Bench, roles: Roles, t: float) -> float:
     x = bench.mixture.sample_at(len(bench.starts[0]), bench.schedule, t, generator, label)
     with torch.no_grad():
         said = roles.student(x.float(), t, cond, end=t).x0.double()
-    return _rms(said - bench.teacher(x, t, cond, bench.guidance_scale).x0)
+    return rms(said - bench.teacher(x, t, cond, bench.guidance_scale).x0)
 
 
 def _no_noise() -> Tensor:
     raise AssertionError("Steps at eta 0 draw no noise.")
 
 
-def _standard_errors(x: Tensor) -> float:
-    return float(x.mean() / (x.std() / x.numel() ** 0.5))
-
-
 def _root_mean_square(values: Sequence[float]) -> float:
     return float((sum(value**2 for value in values) / len(values)) ** 0.5)
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.reshape(len(x), -1).square().sum(dim=1).mean().sqrt())
