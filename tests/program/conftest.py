@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
 
 from fewstep.cli import main
 from fewstep.data.scenes import WORDS
+from fewstep.distill import distill
 from fewstep.models import scenes64
+from fewstep.training.trainer import Trainer, TrainingStopped
 
 SHORT = [
     "training.steps=4", "training.batch_size=4", "training.log_every=2", "training.checkpoint_every=2",
@@ -44,3 +47,19 @@ def inside(monkeypatch, capsys, folder, *arguments):
 def sets(short):
     """Overrides as the command line takes them."""
     return [part for item in short for part in ("--set", item)]
+
+
+def stop_and_go_on(monkeypatch, recipe, folder, done):
+    """A run that Ctrl-C stops when ``done`` steps are done, and that is resumed to its end."""
+    step = Trainer.step
+
+    def stopping(self, number):
+        step(self, number)
+        if number + 1 == done:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    with pytest.raises(TrainingStopped, match=f"Stopped after step {done} of {recipe.training.steps}"):
+        distill(recipe, folder)
+    monkeypatch.setattr(Trainer, "step", step)
+    distill(recipe, folder, resume=True)

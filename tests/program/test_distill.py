@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import signal
 
 import pytest
 import torch
@@ -23,7 +22,8 @@ from fewstep.models.families import load_teacher
 from fewstep.recipe import RecipeError, as_yaml, load_recipe
 from fewstep.sampling import TCD, sample
 from fewstep.training.checkpoint import same
-from fewstep.training.trainer import Trainer, TrainingStopped
+from fewstep.training.trainer import Trainer
+from tests.program.conftest import stop_and_go_on
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +66,7 @@ def test_the_log_says_what_was_spent(run):
 def test_stopping_and_resuming_ends_in_the_same_weights(run, tmp_path, monkeypatch):
     recipe, folder = run
     other = tmp_path / "stopped"
-    step = Trainer.step
-
-    def stopping(self, number):
-        step(self, number)
-        if number == 2:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Trainer, "step", stopping)
-    with pytest.raises(TrainingStopped, match="Stopped after step 3 of 4"):
-        distill(recipe, other)
-    monkeypatch.setattr(Trainer, "step", step)
-    distill(recipe, other, resume=True)
+    stop_and_go_on(monkeypatch, recipe, other, 3)
     assert same_students(folder, other)
     lines = [json.loads(line) for line in (other / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["forward_equivalents"] == 4 * 4 * 6

@@ -1,7 +1,6 @@
 """A DMD2 run from recipe to picture: its critic in its checkpoints, a card that leads to its own times, its cost."""
 
 import json
-import signal
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from fewstep.methods.random import Rng
 from fewstep.recipe import RecipeError, load_recipe
 from fewstep.sampling import Renoise
 from fewstep.training.checkpoint import latest, load, same, split
-from fewstep.training.trainer import Trainer, TrainingStopped
+from tests.program.conftest import stop_and_go_on
 
 RATIO = ["method.student_every=3"]
 
@@ -50,18 +49,7 @@ def test_a_step_costs_what_the_documents_say(run):
 
 def test_stopping_and_resuming_ends_in_the_same_weights_and_moments(run, tmp_path, monkeypatch):
     recipe, folder = run
-    step = Trainer.step
-
-    def stopping(self, number):
-        step(self, number)
-        if number == 1:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Trainer, "step", stopping)
-    with pytest.raises(TrainingStopped, match="after step 2"):
-        distill(recipe, tmp_path / "run")
-    monkeypatch.setattr(Trainer, "step", step)
-    distill(recipe, tmp_path / "run", resume=True)
+    stop_and_go_on(monkeypatch, recipe, tmp_path / "run", 2)
     mine, theirs = (load(latest(where / "checkpoints"))[0] for where in (tmp_path / "run", folder))
     assert same(mine, theirs)
     fake, heads, moments = (split(mine, part) for part in ("roles/fake", "roles/discriminator", "optimizer/critic"))

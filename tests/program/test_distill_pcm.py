@@ -1,7 +1,6 @@
 """A PCM run from recipe to picture: two players, heads in its checkpoints, a card that leads to the phases' edges."""
 
 import json
-import signal
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from fewstep.job import prepare
 from fewstep.recipe import RecipeError, load_recipe, parse_recipe
 from fewstep.sampling import Phased
 from fewstep.training.checkpoint import latest, load, same, split
-from fewstep.training.trainer import Trainer, TrainingStopped
+from tests.program.conftest import stop_and_go_on
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +42,7 @@ def test_a_step_costs_what_the_documents_say(run):
 
 def test_stopping_and_resuming_ends_in_the_same_heads_and_moments(run, tmp_path, monkeypatch):
     recipe, folder = run
-    step = Trainer.step
-
-    def stopping(self, number):
-        step(self, number)
-        if number == 1:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Trainer, "step", stopping)
-    with pytest.raises(TrainingStopped, match="after step 2"):
-        distill(recipe, tmp_path / "run")
-    monkeypatch.setattr(Trainer, "step", step)
-    distill(recipe, tmp_path / "run", resume=True)
+    stop_and_go_on(monkeypatch, recipe, tmp_path / "run", 2)
     mine, theirs = (load(latest(where / "checkpoints"))[0] for where in (tmp_path / "run", folder))
     assert same(mine, theirs)
     heads, moments = split(mine, "roles/discriminator"), split(mine, "optimizer/discriminator")
