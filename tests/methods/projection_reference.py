@@ -2,21 +2,14 @@
 
 import copy
 import math
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from reference import SCALE, SCHEDULES, Network, alpha_sigma, ask, x0_epsilon
+from reference import SCHEDULES, Network, Problem, alpha_sigma, ask, captioned, roles_on, shake, x0_epsilon
 from torch import nn
 
-from fewstep.methods.base import Batch
-from fewstep.models.cond import Cond
-from fewstep.models.denoiser import Denoiser
 from fewstep.models.helpers import Helpers
-from fewstep.models.roles import Weights
-from fewstep.training.settings import TrainingSettings
-from fewstep.training.trainer import build_roles
 
 ROWS = 6  # of a batch: groups of two
 STARTS = {"vp": 1.0, "edm": 80.0, "flow": 1.0}  # the noise a student starts from
@@ -56,39 +49,18 @@ class Encoder(nn.Module):
         return torch.tanh(pictures.flatten(1) @ self.tensors["whole"].T)
 
 
-@dataclass
-class Problem:
-    """A method with roles shaken off the teacher, and what the hand needs of both."""
-
-    name: str
-    kind: str
-    method: object
-    roles: object
-    base: nn.Module
-    batch: Batch
-    null: torch.Tensor
-
-    def leaves(self, role):
-        return {key: p.detach().clone().requires_grad_() for key, p in self.roles.tensors_of(role).items()}
-
-
 def problem(cls, name, kind, weights="full", **settings):
     method = cls(SCHEDULES[name], **settings)
     torch.manual_seed(0)
     network, decoder, encoder = Network().double(), Decoder(), Encoder()
     base = copy.deepcopy(network)
     helpers = Helpers(decoder, encoder, lambda cond: cond["text"], 3, (decoder, encoder))
-    roles = build_roles(
-        Denoiser(network, SCHEDULES[name], kind), method, TrainingSettings(precision="fp64"),
-        Weights(weights, rank=4, alpha=4 * SCALE), helpers=helpers,
-    )  # fmt: skip
+    roles = roles_on(network, name, kind, method, weights, helpers=helpers)
+    shake(roles.tensors().values())
     with torch.no_grad():
-        for p in roles.tensors().values():
-            p.add_(0.1 * torch.randn_like(p))
         for p in roles.tensors_of("discriminator").values() if roles.heads else ():
             p.mul_(2)  # some logits past the hinge's margins, on both sides
-    x0, text, null = torch.randn(ROWS, 2, 2, 2).double(), torch.randn(ROWS, 3).double(), torch.randn(1, 3).double()
-    return Problem(name, kind, method, roles, base, Batch(x0, Cond({"text": text}, null={"text": null})), null)
+    return Problem(name, kind, method, roles, base, *captioned(ROWS))
 
 
 def student_times(name):

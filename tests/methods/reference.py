@@ -191,10 +191,37 @@ class Problem:
     batch: Batch
     null: torch.Tensor
 
-    def tensors(self, role):
+    def leaves(self, role):
         """The role's tensors as leaves of their own."""
-        own = self.roles.tensors_of(role) if role in self.roles._tensors else self.roles.tensors_of("student")
-        return {key: p.detach().clone().requires_grad_() for key, p in own.items()}
+        return {key: p.detach().clone().requires_grad_() for key, p in self.roles.tensors_of(role).items()}
+
+    def tensors(self, role):
+        """The same; those of the student for a target that is the student itself."""
+        return self.leaves(role if role in self.roles._tensors else "student")
+
+
+def roles_on(network, name, kind, method, weights="full", **others):
+    """What ``method`` asks for on this network, in float64."""
+    return build_roles(
+        Denoiser(network, SCHEDULES[name], kind),
+        method,
+        TrainingSettings(precision="fp64"),
+        Weights(weights, rank=RANK, alpha=SCALE * RANK),
+        **others,
+    )
+
+
+def shake(tensors):
+    """Move trained tensors off what they start from."""
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.add_(0.1 * torch.randn_like(tensor))
+
+
+def captioned(rows):
+    """A batch of so many pictures with texts, and what stands for no text."""
+    x0, text, null = torch.randn(rows, 2, 2, 2).double(), torch.randn(rows, 3).double(), torch.randn(1, 3).double()
+    return Batch(x0, Cond({"text": text}, null={"text": null})), null
 
 
 def problem(cls, name, kind, weights="full", native=True, **settings):
@@ -204,18 +231,10 @@ def problem(cls, name, kind, weights="full", native=True, **settings):
     torch.manual_seed(0)
     network = Network(asked if native else ()).double()
     base = copy.deepcopy(network)
-    roles = build_roles(
-        Denoiser(network, SCHEDULES[name], kind),
-        method,
-        TrainingSettings(precision="fp64"),
-        Weights(weights, rank=RANK, alpha=SCALE * RANK),
-    )
-    with torch.no_grad():
-        for role in ("target", "student"):
-            for p in roles.tensors_of(role).values() if role in roles._tensors else ():
-                p.add_(0.1 * torch.randn_like(p))
-    x0, text, null = torch.randn(6, 2, 2, 2).double(), torch.randn(6, 3).double(), torch.randn(1, 3).double()
-    return Problem(name, kind, method, roles, base, Batch(x0, Cond({"text": text}, null={"text": null})), null)
+    roles = roles_on(network, name, kind, method, weights)
+    for role in ("target", "student"):
+        shake(roles.tensors_of(role).values() if role in roles._tensors else ())
+    return Problem(name, kind, method, roles, base, *captioned(6))
 
 
 @dataclass

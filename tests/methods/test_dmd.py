@@ -8,18 +8,14 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from reference import CASES, RANK, SCALE, SCHEDULES, Network, alpha_sigma, ask, distance, off, x0_epsilon
+from reference import CASES, SCHEDULES, Network, alpha_sigma, ask, distance, off, roles_on, shake, x0_epsilon
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, Pairs, Progress
 from fewstep.methods.dmd import DMD, Draws
 from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
-from fewstep.models.denoiser import Denoiser
 from fewstep.models.helpers import Helpers
-from fewstep.models.roles import Weights
-from fewstep.training.settings import TrainingSettings
-from fewstep.training.trainer import build_roles
 
 SETTINGS = {
     "unguided": dict(guidance_scale=1.0),
@@ -76,13 +72,9 @@ def problem(name, kind, variant="guided", weights="full"):
     torch.manual_seed(0)
     network = Network().double()
     base = copy.deepcopy(network)
-    training = TrainingSettings(precision="fp64")
-    held, helpers = Weights(weights, rank=RANK, alpha=SCALE * RANK), Helpers(decode, Encoder())
-    roles = build_roles(Denoiser(network, SCHEDULES[name], kind), method, training, held, helpers=helpers)
-    with torch.no_grad():
-        for role in ("student", "fake"):
-            for p in roles.tensors_of(role).values():
-                p.add_(0.1 * torch.randn_like(p))
+    roles = roles_on(network, name, kind, method, weights, helpers=Helpers(decode, Encoder()))
+    for role in ("student", "fake"):
+        shake(roles.tensors_of(role).values())
     x0, noise, wanted, *noises = (torch.randn(3, 2, 2, 2).double() for _ in range(6))
     null = {"text": torch.randn(1, 3).double()}
     cond, other = (Cond({"text": torch.randn(3, 3).double()}, null=null) for _ in range(2))

@@ -7,7 +7,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from reference import CASES, RANK, SCALE, SCHEDULES, Network, alpha_sigma, ask, off, residual_head, waves, weights_of
+from reference import (
+    CASES,
+    SCHEDULES,
+    Network,
+    Problem,
+    alpha_sigma,
+    ask,
+    captioned,
+    off,
+    residual_head,
+    roles_on,
+    shake,
+    waves,
+    weights_of,
+)
 from reference import x0_epsilon as read
 
 from fewstep.methods.base import Batch, Progress
@@ -67,22 +81,9 @@ def build(name, kind, variant, weights="full"):
     torch.manual_seed(0)
     network = Network().double()
     base = copy.deepcopy(network)
-    roles = build_roles(
-        Denoiser(network, SCHEDULES[name], kind),
-        method,
-        TrainingSettings(precision="fp64"),
-        Weights(weights, rank=RANK, alpha=SCALE * RANK),
-    )
-    with torch.no_grad():
-        for tensor in roles.tensors().values():
-            tensor.add_(0.1 * torch.randn_like(tensor))
-    x0, text, null = torch.randn(ROWS, 2, 2, 2).double(), torch.randn(ROWS, 3).double(), torch.randn(1, 3).double()
-    batch = Batch(x0, Cond({"text": text}, null={"text": null}))
-    return SimpleNamespace(name=name, kind=kind, method=method, roles=roles, base=base, batch=batch, null=null)
-
-
-def leaves(p, role):
-    return {key: w.detach().clone().requires_grad_() for key, w in p.roles.tensors_of(role).items()}
+    roles = roles_on(network, name, kind, method, weights)
+    shake(roles.tensors().values())
+    return Problem(name, kind, method, roles, base, *captioned(ROWS))
 
 
 def conv_head(weights, features):
@@ -112,8 +113,8 @@ def softplus(x):
 
 def by_hand(p, d):
     settings, text, x0 = p.method.settings, p.batch.cond["text"], p.batch.x0
-    student, fake = leaves(p, "student"), leaves(p, "fake")
-    heads = leaves(p, "discriminator") if settings.adversarial_weight else {}
+    student, fake = p.leaves("student"), p.leaves("fake")
+    heads = p.leaves("discriminator") if settings.adversarial_weight else {}
     backbone = fake if settings.discriminator_backbone == "fake" else {}
 
     def noised(x, noise, t):

@@ -8,13 +8,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from reference import KINDS, RANK, SCALE, SCHEDULES, Network, alpha_sigma, ask, off, waves, x0_epsilon
+from reference import (
+    KINDS,
+    SCHEDULES,
+    Network,
+    alpha_sigma,
+    ask,
+    captioned,
+    off,
+    roles_on,
+    shake,
+    waves,
+    weights_of,
+    x0_epsilon,
+)
 from torch.nn import functional
 
 from fewstep.methods.base import Batch, Progress
 from fewstep.methods.lightning import Draws, Lightning
 from fewstep.methods.random import Rng
-from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Weights
 from fewstep.sampling import DDIM
@@ -50,17 +62,12 @@ def build(name, kind, variant, weights="full", **changes):
     torch.manual_seed(0)
     network, origin = Network().double(), Network().double()
     base, first = copy.deepcopy(network), copy.deepcopy(origin)
-    roles = build_roles(
-        Denoiser(network, SCHEDULES[name], kind), method, TrainingSettings(precision="fp64"),
-        Weights(weights, rank=RANK, alpha=SCALE * RANK), origin=Denoiser(origin, SCHEDULES[name], kind),
-    )  # fmt: skip
+    roles = roles_on(network, name, kind, method, weights, origin=Denoiser(origin, SCHEDULES[name], kind))
+    shake(roles.tensors().values())
     with torch.no_grad():
-        for tensor in roles.tensors().values():
-            tensor.add_(0.1 * torch.randn_like(tensor))
         for tensor in roles.tensors_of("heads").values() if method.game else ():
             tensor.mul_(2)
-    x0, text, null = torch.randn(BATCH, 2, 2, 2).double(), torch.randn(BATCH, 3).double(), torch.randn(1, 3).double()
-    batch = Batch(x0, Cond({"text": text}, null={"text": null}))
+    batch, null = captioned(BATCH)
     start = torch.tensor(STARTS.get(variant, [0, 1, 2, 3, 3, 0]))
     generator = torch.Generator().manual_seed(1)
     noise, level_noise = (torch.randn(BATCH, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -85,13 +92,7 @@ def head_by_hand(weights, f):
 
 def features_by_hand(p, tensors, x, t):
     """The second layer, [B, 4, 2, 2], of the first model under the discriminator's weights, all of them or a LoRA."""
-    weights = {key: w.detach() for key, w in p.first.named_parameters()}
-    for key, value in tensors.items():
-        layer, lora, part = key.rpartition(".lora_")
-        if part == "A.weight":
-            weights[f"{layer}.weight"] = weights[f"{layer}.weight"] + SCALE * tensors[f"{layer}.lora_B.weight"] @ value
-        elif not lora:
-            weights[key] = value
+    weights = weights_of(p.first, tensors)
 
     def layer(name, x):
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
