@@ -124,8 +124,8 @@ EXPORTS = [
         "export/test_publish.py",
         (
             "export: files are their owner's alone",
-            "path.chmod(0o666 & ~_umask())",
-            "path.chmod(0o600)",
+            "        give_usual_permissions(path)\n",
+            "        path.chmod(0o600)\n",
             "test_what_stands_in_the_folder",
         ),
         (
@@ -239,8 +239,8 @@ PUBLISHED = [
         ),
         (
             "checkpoints: sigmas are not shifted",
-            "shift * sigmas / (1 + (shift - 1) * sigmas)",
-            "sigmas",
+            "Schedule.flow(shift_of(entry, config)).shifted(flow_sigmas(entry, config, n))",
+            "tuple(flow_sigmas(entry, config, n))",
             f"{_ENTRY}[pcm-sd3-4step-shift3]",
         ),
         (

@@ -45,8 +45,8 @@ _COMMON = [
         ),
         (
             "families: the shift of FLUX forgets the picture's size",
-            "mu = low + (high - low) * (self.tokens - few) / (many - few)",
-            "mu = high",
+            "Schedule.shift_of_size(config, self.tokens)",
+            "Schedule.shift_of_size(config, 4096)",
             "test_a_shift_that_depends_on_the_size_is_the_schedulers",
         ),
         (

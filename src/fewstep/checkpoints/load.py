@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.checkpoints.registry import Checkpoint
 from fewstep.checkpoints.sampling import SAMPLERS, schedule_of
-from fewstep.export.foreign import network_of, put_weights, read_lora, read_tensors
+from fewstep.export.foreign import network_of, put_weights, read_lora, read_tensors, tensor_names
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.extras import sinusoid
@@ -40,14 +40,14 @@ def load_checkpoint(
             raise ValueError(f"{entry.id} is a whole pipeline: give its folder as --base, not a --file.")
         return _as_wanted(entry, load_teacher(base or entry.repo, device=device))
     path = file or download(entry)
-    tensors = read_tensors(path)[0]  # before the large base model: a wrong file should be a quick answer
+    tensor_names(path)  # before the large base model: a wrong file should be a quick answer
     teacher = load_teacher(base or entry.base, device=device)
     network = network_of(teacher.pipeline)[1]
     if entry.is_lora:
         lora = read_lora(teacher.pipeline, path)
         merge(dict(network.named_parameters()), lora, entry.lora_scale or 1.0)
     else:
-        put_weights(network, tensors, path)
+        put_weights(network, read_tensors(path)[0], path)
         network.requires_grad_(False)
     return _as_wanted(entry, teacher)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor
 
 from fewstep.checkpoints.registry import Checkpoint
@@ -96,10 +94,7 @@ def shift_of(entry: Checkpoint, base: Mapping[str, Any]) -> float:
     config = scheduler_config(entry, base)
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift", 1.0))
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    first, last = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
-    tokens = entry.resolution**2 // _FLUX_TOKENS
-    return math.exp(first + (last - first) * (tokens - low) / (high - low))
+    return Schedule.shift_of_size(config, entry.resolution**2 // _FLUX_TOKENS)
 
 
 def _grid(
@@ -111,8 +106,7 @@ def _grid(
     if n < 1:
         raise ValueError(f"The number of steps must be at least 1, not {n}.")
     if entry.flow:
-        sigmas, shift = np.asarray(flow_sigmas(entry, config, n)), shift_of(entry, config)
-        return {"sigmas": shift * sigmas / (1 + (shift - 1) * sigmas)}
+        return {"sigmas": Schedule.flow(shift_of(entry, config)).shifted(flow_sigmas(entry, config, n))}
     if entry.timesteps is not None and n == len(entry.timesteps):
         return {"timesteps": entry.timesteps}
     if entry.scheduler in ("LCMScheduler", "TCDScheduler"):

@@ -36,6 +36,13 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
+def give_usual_permissions(path: Path) -> None:
+    """Those that any other new file would get; safetensors itself writes 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file with the permissions any other file would get, and flush it to disk.
 
@@ -46,9 +53,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written ({error})") from None
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)  # safetensors itself writes 0600
+    give_usual_permissions(path)
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 

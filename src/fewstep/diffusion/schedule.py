@@ -373,6 +373,17 @@ class Schedule:
             grid[-1] = low
         return np.asarray(grid)
 
+    @staticmethod
+    def shift_of_size(config: Mapping[str, Any], tokens: int) -> float:
+        """The flow shift for a picture of so many tokens, by a FlowMatchEulerDiscreteScheduler's config (FLUX).
+
+        It is exp(mu), or mu itself where ``time_shift_type`` is linear; mu is linear in the number of tokens.
+        """
+        few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
+        mu = low + (high - low) * (tokens - few) / (many - few)
+        return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+
     def shifted(self, t: npt.ArrayLike) -> Array:
         """Flow time bent towards noise: shift t / (1 + (shift - 1) t)."""
         t = np.asarray(t, dtype=np.float64)

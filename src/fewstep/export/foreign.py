@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,9 @@ def network_of(pipeline: Any) -> tuple[str, nn.Module]:
     raise ValueError(f"{type(pipeline).__name__} has no diffusion network ({' or '.join(NETWORKS)}).")
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; nothing else is ever opened.
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; nothing else is ever opened.
 
     Raises:
         ValueError: one sentence, for pickles and damaged files.
@@ -52,15 +55,31 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            yield file
     except (OSError, SafetensorError) as error:
         raise ValueError(f"The file {path} is no safetensors file ({error}).") from None
 
 
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises as `tensor_names` does."""
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names in a safetensors file, of which only the header is read.
+
+    Raises:
+        ValueError: one sentence, for pickles and damaged files.
+    """
+    with _opened(path) as file:
+        return list(file.keys())
+
+
 def is_lora(path: Path) -> bool:
     """Whether a safetensors file is a LoRA and nothing more, in any layout; our own may hold extra inputs too."""
-    tensors = read_tensors(path)[0]
-    return any(map(_UP.search, tensors)) and not any(key.startswith("extras.") for key in tensors)
+    names = tensor_names(path)
+    return any(map(_UP.search, names)) and not any(name.startswith("extras.") for name in names)
 
 
 def read_lora(pipeline: Any, path: Path) -> dict[str, Tensor]:

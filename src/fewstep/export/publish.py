@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.data.files import write_text
+from fewstep.data.files import give_usual_permissions, write_text
 from fewstep.export.card import call, code, licence_of, readme, usage_hint
 from fewstep.export.chain import first_teacher, student_folder, teacher_of
 from fewstep.export.foreign import network_of
@@ -160,7 +160,7 @@ def _write(
         plan.build().save_pretrained(part / "scheduler")
         question = replace(question, scheduler=str(part / "scheduler"), scheduler_class=plan.scheduler)
     for path in part.rglob("*.safetensors"):
-        path.chmod(0o666 & ~_umask())  # safetensors itself writes 0600
+        give_usual_permissions(path)
     proof = prove(question, expected, count, LIMITS[dtype])
     remarks = _remarks(to, card, plan, closed)
     lines = code(to, base, file, type(network_of(teacher.pipeline)[1]).__name__, card, plan)
@@ -223,9 +223,3 @@ def _usual_guidance(pipeline: Any) -> float | None:
     """The scale that a pipeline takes when nobody says one."""
     default: float | None = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default
     return default
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

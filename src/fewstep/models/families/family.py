@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -75,18 +74,11 @@ class Family:
         return Denoiser(self.network(), schedule, self.prediction_type(schedule))
 
     def schedule(self) -> Schedule:
-        """The scheduler's; where its shift depends on the picture's size (FLUX), that of this size.
-
-        Such a shift is exp(mu), mu linear in the number of tokens: time_shift of FlowMatchEulerDiscreteScheduler.
-        """
+        """The scheduler's; where its shift depends on the picture's size (FLUX), that of this size."""
         schedule, config = Schedule.from_diffusers(self.pipeline.scheduler), self._scheduler()
         if schedule.family != "flow" or not config.get("use_dynamic_shifting"):
             return schedule
-        few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        mu = low + (high - low) * (self.tokens - few) / (many - few)
-        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-        return Schedule.flow(shift, schedule.num_train_timesteps)
+        return Schedule.flow(Schedule.shift_of_size(config, self.tokens), schedule.num_train_timesteps)
 
     def prediction_type(self, schedule: Schedule) -> str:
         return "flow" if schedule.family == "flow" else str(self._scheduler().get("prediction_type", "epsilon"))
