@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install test lint types demo verify mutants clean
+.PHONY: install test unit lint types demo verify mutants clean
 
 install: $(VENV)/.installed
 
@@ -13,7 +13,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-test: install lint types
+test: install  # side by side: the type checker alone takes a minute of one core
+	@$(MAKE) --no-print-directory -j 3 lint types unit
+
+unit: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install

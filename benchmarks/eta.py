@@ -4,8 +4,9 @@
         [--out benchmarks/results/eta.json]
 
 TCD's authors say that jumping back and adding noise corrects the errors that jumps accumulate, the more the more steps
-there are. Yes is: at every number of steps some eta > 0 has a lower FD or detail FD than eta = 0, and their intervals
-do not meet. Same prompts and starts everywhere.
+there are. Yes is, at a number of steps: some eta > 0 has a lower detail FD than the first, 0, and the 95 % interval of
+the difference, taken on the same prompts and starts, lies above 0. (The intervals of the two figures, which mostly say
+how far 512 prompts stand for all, may meet all the same.)
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ def main() -> None:
     found = compare(model.teacher, ways, given.count, given.seed, reference=reference_of(model.teacher))
     print(table(found, ("evaluations", *FIGURES)))
     rows = {o.label: {n: (o.figures[n], o.intervals[n]) for n in FIGURES} for o in found.outcomes}
+    etas = len(given.eta.split(","))
+    for i, way in enumerate(ways):
+        better, (low, high) = found.better_by("detail FD", way=i, than=i - i % etas)
+        rows[way.label]["repaired"] = (better, (low, high))
+        print(f"{way.label}: detail FD lower than at the first eta by {better:.2f} [{low:.2f}, {high:.2f}]")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     replace_text(given.out, json.dumps({"run": given.run, "prompts": given.count, "ways": rows}, indent=1) + "\n")
 

@@ -26,7 +26,6 @@ from fewstep.data.files import replace_text
 from fewstep.demo import against_teacher
 from fewstep.distill import versions
 from fewstep.evaluation.compare import Comparison, compare
-from fewstep.evaluation.measured import interval
 from fewstep.evaluation.reference import reference_of
 from fewstep.export.chain import student_folder
 from fewstep.export.student import load_card
@@ -81,14 +80,11 @@ def measure(
 
 def _against(found: Comparison, figure: str, student: int, few: int) -> dict[str, Any]:
     closed = found.closed(figure, few=few, many=0, student=student)
-    mine, theirs = found.outcomes[student], found.outcomes[few]
-    better = theirs.figures[figure] - mine.figures[figure]
+    better, its_interval = found.better_by(figure, way=student, than=few)
     return {
         "closed": None if closed is None else {"share": closed[0], "interval": closed[1]},
-        "better by": {
-            "value": better, "interval": interval(theirs.resampled[figure] - mine.resampled[figure], better)
-        },
-    }  # fmt: skip
+        "better by": {"value": better, "interval": its_interval},
+    }
 
 
 def words(name: str, result: dict[str, Any]) -> list[str]:

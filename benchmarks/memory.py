@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from fewstep.data.cache import scene_latents
-from fewstep.distill import prepare
+from fewstep.data.pairs import PairSource, WithPairs
+from fewstep.job import prepare
 from fewstep.plan import plan
 from fewstep.recipe import Recipe, load_recipe
-from fewstep.training.trainer import Trainer
+from fewstep.training.trainer import Source, Trainer
 
 CASES = {
     "lcm lora": ["scenes-64-lcm"],
@@ -82,19 +83,26 @@ class CudaPeak:
         return self.peak, self.least
 
 
+def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
+    """All that a run of ``recipe`` holds; its pairs, where it wants some, are its pictures: only their size counts."""
+    job = prepare(recipe, folder)
+    source: Source = scene_latents(folder / "latents", job.teacher, recipe.data.size, 1, recipe.training.device)
+    if "pairs" in job.method.streams:
+        source = WithPairs(source, PairSource(source.mean, source.cond, seed=1))
+    return Trainer(job.method, job.roles, source, recipe.training)
+
+
 def measured(recipe: Recipe, steps: int = 3) -> tuple[int, int]:
     """Peak bytes of real steps, and the least that is held meanwhile."""
     cuda = torch.device(recipe.training.device).type == "cuda"
     with tempfile.TemporaryDirectory() as name, CudaPeak() if cuda else CpuPeak() as counter:
-        job = prepare(recipe, Path(name))
-        source = scene_latents(Path(name) / "latents", job.teacher, recipe.data.size, 1, recipe.training.device)
-        trainer = Trainer(job.method, job.roles, source, recipe.training)
+        trainer = trainer_of(recipe, Path(name))
         trainer.step(0)  # makes the optimiser's moments
         counter.mark("start")
         for step in range(1, steps):
             trainer.step(step)
         counter.mark("end")
-        del trainer, source, job
+        del trainer
     return counter.read()
 
 
@@ -102,9 +110,7 @@ def seconds_per_step(recipe: Recipe, steps: int = 5) -> float:
     """Of the quickest of a few steps, without the profiler."""
     taken = []
     with tempfile.TemporaryDirectory() as name:
-        job = prepare(recipe, Path(name))
-        source = scene_latents(Path(name) / "latents", job.teacher, recipe.data.size, 1, recipe.training.device)
-        trainer = Trainer(job.method, job.roles, source, recipe.training)
+        trainer = trainer_of(recipe, Path(name))
         for step in range(1 + steps):
             begun = time.perf_counter()
             trainer.step(step)

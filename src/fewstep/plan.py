@@ -187,14 +187,22 @@ def _trained(recipe: Recipe, found: Estimate) -> str:
 
 def _sampled(recipe: Recipe) -> list[str]:
     """What sampling the teacher costs before training, where it is due."""
-    pairs = recipe.pairs
-    if not recipe.needs_pairs or pairs.size is None:
+    cost, pairs = cost_of_pairs(recipe), recipe.pairs
+    if not cost:
         return []
-    calls = pairs.num_inference_steps * (2 if pairs.solver == "heun" else 1) * (1 if pairs.guidance_scale == 1.0 else 2)
     return [
         f"before that the teacher is sampled: {pairs.size:,} pictures of {pairs.num_inference_steps} steps, up to "
-        f"{pairs.size * calls:,} forward equivalents"
+        f"{cost:,} forward equivalents"
     ]
+
+
+def cost_of_pairs(recipe: Recipe) -> int:
+    """Forward equivalents of the teacher's samples that a recipe wants before it trains; 0 where it wants none."""
+    pairs = recipe.pairs
+    if not recipe.needs_pairs or pairs.size is None:
+        return 0
+    calls = pairs.num_inference_steps * (2 if pairs.solver == "heun" else 1) * (1 if pairs.guidance_scale == 1.0 else 2)
+    return pairs.size * calls
 
 
 def _time(planned: Plan) -> str:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fewstep.methods.dmd import DMD
+from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.lcm import LCM
 from fewstep.methods.tcd import TCD
 from fewstep.models.families import UNET_LORA_TARGETS
@@ -256,6 +257,20 @@ def test_pairs_are_counted_where_a_method_learns_from_them(small):
     ]
     assert len(data.mean) == 8 and len(pairs.mean) == 6 and found.training["encoded data"] == sum(sizes)
     assert found.equivalents == trainer.roles.cost().forward_equivalents / 8 == 12
+
+
+def test_a_player_that_plays_seldom_costs_its_share(small):
+    settings, weights = TrainingSettings(batch_size=4), Weights("lora", rank=4)
+    own = DMD2.Settings(num_inference_steps=1, student_every=3, adversarial_weight=0.0)
+    found = estimate(small, DMD2, own, settings, weights, 8)
+    teacher = small.denoiser()
+    method = DMD2(teacher.schedule, own)
+    fill(teacher.network.to_empty(device="cpu"))
+    source, _ = _data(small, DMD2, 8, 0, "cpu")
+    trainer = Trainer(method, build_roles(teacher, method, settings, weights), source, settings)
+    for step in range(3):
+        trainer.step(step)
+    assert found.equivalents == trainer.roles.cost().forward_equivalents / (3 * settings.batch_size)
 
 
 def test_moments_of_8_bits_are_a_byte_and_a_scale():

@@ -79,6 +79,12 @@ class Comparison:
         plain = gap_closed(*(torch.tensor(o.figures[figure], dtype=torch.float64) for o in picked))
         return float(plain), interval(gap_closed(*(o.resampled[figure] for o in picked)), float(plain))
 
+    def better_by(self, figure: str, way: int, than: int) -> tuple[float, tuple[float, float]]:
+        """By how much outcome ``way`` is lower than ``than``, on the same prompts and noise, with its 95 % interval."""
+        ours, theirs = self.outcomes[way], self.outcomes[than]
+        better = theirs.figures[figure] - ours.figures[figure]
+        return better, interval(theirs.resampled[figure] - ours.resampled[figure], better)
+
 
 FIGURES = {
     "evaluations": "network evaluations per picture, both branches of guidance counted",

@@ -27,7 +27,7 @@ from fewstep.models.lora import lora_layers
 from fewstep.models.outline import Outline
 from fewstep.models.roles import Roles, Weights
 from fewstep.training.optimizers import moment_bytes
-from fewstep.training.rehearsal import AsOn, Ledger, rehearse, size_of, trained_by
+from fewstep.training.rehearsal import AsOn, Ledger, mean_cost, rehearse, size_of, trained_by
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Source, Trainer, build_roles
 
@@ -46,7 +46,7 @@ class Estimate:
         trainable: parameters by player.
         lora_layers: how many layers the student adapts; 0 for full weights.
         calls: network calls of a step by role.
-        equivalents: forward equivalents of a step per picture (forward 1, backward 2).
+        equivalents: forward equivalents of a step per picture (forward 1, backward 2), in the mean over its players.
     """
 
     device: str
@@ -117,7 +117,7 @@ def estimate(
         trainable={name: sum(p.numel() for p in tensors) for name, tensors in players.items()},
         lora_layers=len(lora_layers(roles.base)),
         calls=taught.calls_per_step(),
-        equivalents=roles.cost().forward_equivalents / _rehearsed(settings),
+        equivalents=mean_cost(taught, roles, source, settings),
     )
 
 
@@ -127,10 +127,6 @@ def _roles_on_meta(
     helpers = outline.helpers(method.encoder, settings.gradient_checkpointing)
     with torch.device("meta"):  # new layers too
         return build_roles(teacher, method, settings, weights, helpers=helpers)
-
-
-def _rehearsed(settings: TrainingSettings) -> int:
-    return settings.batch_size // settings.accumulation * min(settings.accumulation, 2)
 
 
 def _name_of(role: str, method: Method) -> str:

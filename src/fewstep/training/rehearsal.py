@@ -6,8 +6,10 @@ is what the real one holds. Not seen are workspaces inside single operators (a c
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -129,10 +131,33 @@ def rehearse(method: Method, roles: Roles, source: Any, settings: TrainingSettin
     ledger = Ledger(torch.device(settings.device).type, known)
     number = _typical(method, source, settings)
     with AsOn(ledger.device, settings.autocast), ledger:
-        _step(method, roles, source, settings, number)
+        _step(method, roles, source, settings, number, {player.name for player in method.players})
+    _forget(roles)
+    return ledger.peak
+
+
+def mean_cost(method: Method, roles: Roles, source: Any, settings: TrainingSettings) -> float:
+    """Forward equivalents of a training step per picture, in the mean over a round of the players; without values.
+
+    Arguments as for `rehearse`. Where calls are drawn at random, a step with nearly the mean number of them stands for
+    all.
+    """
+    number, count = _typical(method, source, settings), math.lcm(*(player.every for player in method.players))
+    rounds = Counter(frozenset(p.name for p in method.players if p.due(step)) for step in range(count))
+    pictures = settings.batch_size // settings.accumulation * min(settings.accumulation, 2)
+    spent = 0.0
+    for due, times in rounds.items():
+        before = roles.cost().forward_equivalents
+        with AsOn(torch.device(settings.device).type, settings.autocast):
+            _step(method, roles, source, settings, number, due)
+        spent += times * (roles.cost().forward_equivalents - before)
+        _forget(roles)
+    return spent / count / pictures
+
+
+def _forget(roles: Roles) -> None:
     for tensor in roles.tensors().values():
         tensor.grad = None
-    return ledger.peak
 
 
 def _typical(method: Method, source: Any, settings: TrainingSettings) -> int:
@@ -149,17 +174,18 @@ def _typical(method: Method, source: Any, settings: TrainingSettings) -> int:
     return min(range(50), key=off)
 
 
-def _step(method: Method, roles: Roles, source: Any, settings: TrainingSettings, number: int) -> None:
-    """`Trainer.step` up to its updates; from the third micro-batch on, nothing new is held."""
-    names = {player.name for player in method.players}
+def _step(
+    method: Method, roles: Roles, source: Any, settings: TrainingSettings, number: int, due: Collection[str]
+) -> None:
+    """`Trainer.step` up to its updates, for the players ``due``; from the third micro-batch on, nothing new is held."""
     size = settings.batch_size // settings.accumulation
     for i in range(min(settings.accumulation, 2)):
         rows = slice(i * size, (i + 1) * size)
         rng = Rng(0, number, settings.batch_size, rows, "meta", settings.dtype)
         batch = source.batch(rng)
         draws = method.draw(batch, rng, Progress(number, settings.steps))
-        shared = method.prepare(roles, batch, draws, names)
-        for player in method.players:
+        shared = method.prepare(roles, batch, draws, due)
+        for player in (p for p in method.players if p.name in due):
             loss = getattr(method, player.name)(roles, batch, draws, shared)
             for part in loss.terms():
                 terms = [part.total, *(balance.term for balance in part.balanced.values())]

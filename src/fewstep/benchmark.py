@@ -1,0 +1,358 @@
+"""`fewstep benchmark`: recipes at one cost and several seeds, every student measured on the same prompts and noise.
+
+<out>/RUN.json       what a run gave: figures, and how much of its teacher's loss it avoids
+      table.md .csv .json  grid.png  report.html      all that has been measured so far
+<runs>/RUN/          the run itself (`fewstep distill`), with measured/, a file for each number of steps
+       teacher/      the teacher by several samplers
+
+RUN is a job's name and a seed. Work is done in slices: what is finished stays, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fewstep.data.files import replace_text
+from fewstep.distill import versions
+from fewstep.evaluation.compare import Way, compare
+from fewstep.evaluation.reference import reference_of
+from fewstep.evaluation.standings import DISTANCES, Entry, Standings, in_order
+from fewstep.export.chain import first_teacher, student_folder, teacher_of
+from fewstep.export.student import load_card, load_student, sampler_of
+from fewstep.methods.registry import METHODS
+from fewstep.models.families import Teacher, load_teacher
+from fewstep.plan import cost_of_pairs, plan
+from fewstep.recipe import Recipe, RecipeError, shipped_recipes
+from fewstep.sampling import make_sampler
+from fewstep.stages import Chain, Stage, load
+from fewstep.stages import run as distil
+from fewstep.training.trainer import TrainingStopped
+
+NOISE = 0
+"""Seed of prompts' noise: one for all runs, so that every two of them can be compared pair by pair."""
+CURVES = ("ddim", "dpm++2m", "euler")
+"""The teacher's samplers; the first is what students are held against."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe to be run once for each seed.
+
+    Attributes:
+        name: of its runs. recipe: a name or file that `fewstep distill` takes; set: what is changed in it.
+        seeds: of the runs. budget: forward equivalents of each, pairs and earlier stages included; None: as the recipe
+            says. steps: of the student, each measured. count: prompts.
+    """
+
+    name: str
+    recipe: str
+    set: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    budget: float | None = None
+    steps: tuple[int, ...] = (1, 2, 4, 8)
+    count: int = 5000
+
+    @classmethod
+    def of(cls, source: str, **given: Any) -> Job:
+        """From a job's file (YAML with a key ``recipe``), or from a recipe's name or file; ``given`` goes first.
+
+        Raises:
+            RecipeError: an unknown key, or a file that cannot be read.
+        """
+        path, data = Path(source), None
+        if path.suffix in (".yaml", ".yml"):
+            try:
+                data = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                raise RecipeError(f"{path} cannot be read: give a job's file, or a recipe's name or file.") from None
+        if not isinstance(data, dict) or "recipe" not in data:
+            data = {"recipe": source}
+        known = {f.name for f in fields(cls)}
+        for key in data.keys() - known:
+            raise RecipeError(f"{path}: a job has no key '{key}': it has {', '.join(sorted(known - {'name'}))}.")
+        data = {"name": path.stem} | data | {key: value for key, value in given.items() if value is not None}
+        data["set"] = dict(data.get("set", {}))
+        return cls(**data | {key: tuple(data[key]) for key in ("seeds", "steps") if key in data})
+
+    def runs(self, overrides: Sequence[str] = ()) -> Iterator[Run]:
+        """One for each seed; ``overrides`` of all recipes."""
+        changes = [*(f"{key}={value}" for key, value in self.set.items()), *overrides]
+        for seed in self.seeds:
+            recipe = load(self.recipe, [*changes, f"seed={seed}"])
+            yield Run(self, seed, recipe if self.budget is None else within(recipe, self.budget), tuple(changes))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe with one seed."""
+
+    job: Job
+    seed: int
+    recipe: Recipe | Chain
+    changes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.job.name}-s{self.seed}"
+
+    @property
+    def last(self) -> Recipe:
+        """The recipe of what is measured: of a chain its last stage's, on the model that the chain began with."""
+        if isinstance(self.recipe, Recipe):
+            return self.recipe
+        return self.recipe.alone([stage for stage in self.recipe.stages if stage.recipe is not None][-1])
+
+
+def every_method() -> list[str]:
+    """The shipped recipes for scenes-64 that are named after a method."""
+    return [name for name in (f"scenes-64-{method}" for method in METHODS) if name in shipped_recipes()]
+
+
+# ---------------------------------------------------------------- one cost for all
+
+
+def within(recipe: Recipe | Chain, budget: float) -> Recipe | Chain:
+    """The recipe with as many training steps as ``budget`` forward equivalents allow; a chain's stages in proportion.
+
+    Raises:
+        RecipeError: the teacher's samples alone, or one step of every stage, cost more.
+    """
+    stages = recipe.stages if isinstance(recipe, Chain) else (Stage("", recipe),)
+    trained = [stage for stage in stages if stage.recipe is not None]
+    alone = [recipe.alone(stage) if isinstance(recipe, Chain) else recipe for stage in trained]
+    costs = [_cost_of_step(one) for one in alone]
+    left = budget - sum(cost_of_pairs(one) for one in alone)
+    part = left / sum(cost * one.training.steps for cost, one in zip(costs, alone, strict=True))
+    steps = {
+        stage.name: int(part * one.training.steps + 1e-9) for stage, one in zip(trained, alone, strict=True)
+    }  # fmt: skip
+    if min(steps.values()) < 1:
+        raise RecipeError(f"A budget of {budget:,.0f} forward equivalents is too small for this recipe: give more.")
+    sized = tuple(
+        stage if stage.recipe is None else replace(stage, recipe=_as_long(stage.recipe, steps[stage.name]))
+        for stage in stages
+    )
+    if isinstance(recipe, Chain):
+        return Chain(sized)
+    assert sized[0].recipe is not None
+    return sized[0].recipe
+
+
+def _cost_of_step(recipe: Recipe) -> float:
+    found = plan(recipe, timed=False).estimate
+    if found is None:
+        raise RecipeError(f"What a step on {recipe.teacher.path} costs is not known: leave the budget out.")
+    return found.equivalents * recipe.training.batch_size
+
+
+def _as_long(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with so many steps, its warm-up and its sample grids in proportion."""
+    training = recipe.training
+    warmup = min(training.warmup_steps, max(1, steps // 10))
+    return recipe.model_copy(update={"training": dataclasses.replace(training, steps=steps, warmup_steps=warmup)})
+
+
+# ---------------------------------------------------------------- the work
+
+
+class Benchmark:
+    """All runs of some jobs: trained, measured and set side by side.
+
+    Args:
+        runs: of `Job.runs`. out: where results go; place: where runs work.
+        minutes: before it stops; None: never.
+        curves: samplers of the teacher.
+
+    Raises:
+        RecipeError: runs of two teachers, of two guidance scales of the teacher's, or of one name.
+    """
+
+    def __init__(
+        self, runs: Sequence[Run], out: Path, place: Path, minutes: float | None = None,
+        curves: Sequence[str] = CURVES, show_progress: bool = False,
+    ) -> None:  # fmt: skip
+        self.runs, self.out, self.place, self.curves, self.show_progress = list(runs), out, place, curves, show_progress
+        self.until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+        self.count = max(run.job.count for run in self.runs)
+        for what, values in (
+            ("teachers", {run.last.teacher.path for run in self.runs}),
+            ("guidance scales of the teacher", {run.last.sample.guidance_scale for run in self.runs}),
+            ("numbers of prompts", {run.job.count for run in self.runs}),
+            ("full lengths of the teacher", {run.last.sample.teacher_steps for run in self.runs}),
+        ):
+            if len(values) > 1:
+                listed = ", ".join(sorted(map(str, values)))
+                raise RecipeError(f"One table cannot hold several {what} ({listed}): benchmark these runs apart.")
+        if len({run.name for run in self.runs}) < len(self.runs):
+            raise RecipeError("Two jobs have one name: rename one of their files.")
+
+    def work(self, say: Callable[[str], None] = print) -> bool:
+        """Go on with what is not finished until the time is spent; True when all is done."""
+        for run in self.runs:
+            if self._is_measured(run):
+                continue
+            say(f"{run.name}: training and measuring")
+            if not self._train(run) or not self._measure(run):
+                return False
+        return self._measure_teacher()
+
+    def standings(self) -> Standings | None:
+        """What has been measured so far; None before the teacher's full length has been."""
+        full_steps = self.runs[0].last.sample.teacher_steps
+        files = [*self.place.glob("teacher/measured/*.safetensors")]
+        for run in self.runs:
+            files += (self.place / run.name / "measured").glob("*.safetensors")
+        entries = [entry for entry in map(Entry.load, files) if entry.facts["prompts"] == self.count]
+        full = next((e for e in entries if e.model == _named(self.curves[0]) and e.steps == full_steps), None)
+        if full is None:
+            return None
+        rest = in_order((e for e in entries if e is not full), list(dict.fromkeys(run.job.name for run in self.runs)))
+        return Standings(rest, full, self.count, full.facts["floors"])
+
+    def write(self) -> Standings | None:
+        """Write what is there to see, and a file for each measured run."""
+        found = self.standings()
+        if found is None:
+            return None
+        self.out.mkdir(parents=True, exist_ok=True)
+        found.write(self.out)
+        for run in self.runs:
+            mine = [e for e in found.entries if e.model == run.job.name and e.seed == run.seed]
+            if mine:
+                replace_text(self.out / f"{run.name}.json", json.dumps(_result(found, mine), indent=1) + "\n")
+        return found
+
+    # ------------------------------------------------------------ one run
+
+    def _train(self, run: Run) -> bool:
+        folder = self.place / run.name
+        left = self.until - time.monotonic()
+        if left <= 0:
+            return False
+        timer = threading.Timer(left, os.kill, (os.getpid(), signal.SIGTERM)) if left < float("inf") else None
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        begun = time.monotonic()
+        try:
+            distil(run.recipe, folder, resume=True, show_progress=self.show_progress)
+        except TrainingStopped:
+            if time.monotonic() < self.until - 1:
+                raise  # somebody else stopped it
+            return False
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if folder.is_dir():
+                spent = _minutes(folder) + (time.monotonic() - begun) / 60
+                replace_text(folder / _MINUTES, json.dumps(spent))
+        return True
+
+    def _measure(self, run: Run) -> bool:
+        folder = self.place / run.name
+        student = student_folder(folder)
+        assert student is not None
+        card, teacher = load_card(student), self._teacher(run.last)
+        model = load_student(teacher_of(student, card, run.last.training.device), student, card)
+        facts = {
+            "recipe": run.job.recipe, "set": list(run.changes), "method": card.method, "training_steps": card.steps,
+            "forward_equivalents": card.forward_equivalents, "minutes": _minutes(folder),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.last.training.device}",
+            "versions": versions(), "prompts": self.count,
+        }  # fmt: skip
+        for steps in self._steps(run):
+            sampler = sampler_of(card, num_inference_steps=steps)
+            way = Way(f"{run.job.name}, {steps}", model, sampler, card.guidance_scale, card.guidance_embed)
+            path = folder / "measured" / f"{steps}.safetensors"
+            if not self._way(teacher, way, path, run.job.name, run.seed, steps, facts):
+                return False
+        return True
+
+    def _measure_teacher(self) -> bool:
+        """Every sampler of the teacher at few steps and at full length."""
+        recipe = self.runs[0].last
+        teacher: Teacher | None = None
+        for name in self.curves:
+            few = sorted({steps for run in self.runs for steps in self._steps(run)})
+            for steps in (recipe.sample.teacher_steps, *few):
+                path = self.place / "teacher" / "measured" / f"{name.replace('+', 'p')}-{steps}.safetensors"
+                if self._holds(path):
+                    continue
+                teacher = teacher or self._teacher(recipe)
+                sampler = make_sampler(name, num_inference_steps=steps)
+                way = Way(f"{_named(name)}, {steps}", teacher.denoiser, sampler, recipe.sample.guidance_scale)
+                facts = {"guidance_scale": recipe.sample.guidance_scale, "prompts": self.count, "versions": versions()}
+                if not self._way(teacher, way, path, _named(name), None, steps, facts):
+                    return False
+        return True
+
+    def _teacher(self, recipe: Recipe) -> Teacher:
+        """The model that a run came from, past all students in between."""
+        student = student_folder(Path(recipe.teacher.path))
+        name = recipe.teacher.path if student is None else first_teacher(student)
+        return load_teacher(name, device=recipe.training.device, loras=recipe.teacher.loras)
+
+    def _way(
+        self, teacher: Teacher, way: Way, path: Path, model: str, seed: int | None, steps: int, facts: dict[str, Any]
+    ) -> bool:
+        """Measure one way, unless it has been or the time is spent."""
+        if self._holds(path):
+            return True
+        if time.monotonic() >= self.until:
+            return False
+        found = compare(teacher, [way], self.count, NOISE, reference=reference_of(teacher), per_prompt=4)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Entry.of(found.outcomes[0], model, seed, steps, facts | {"floors": found.floors}).save(path)
+        return True
+
+    def _holds(self, path: Path) -> bool:
+        return path.is_file() and Entry.load(path).facts["prompts"] == self.count
+
+    def _is_measured(self, run: Run) -> bool:
+        place = self.place / run.name / "measured"
+        return all(self._holds(place / f"{steps}.safetensors") for steps in self._steps(run))
+
+    def _steps(self, run: Run) -> tuple[int, ...]:
+        """At which steps a run's student is measured: its own alone where any other number is off what was trained."""
+        recipe = run.last
+        wanted = recipe.method_class().sampling(recipe.method_settings())
+        return (recipe.sample.num_inference_steps,) if wanted.no_other_steps else run.job.steps
+
+
+_MINUTES = "minutes.json"
+
+
+def _minutes(folder: Path) -> float:
+    path = folder / _MINUTES
+    return float(json.loads(path.read_text())) if path.is_file() else 0.0
+
+
+def _named(sampler: str) -> str:
+    return f"teacher, {sampler}"
+
+
+def _result(found: Standings, entries: Sequence[Entry]) -> dict[str, Any]:
+    """What a run's own file holds: figures by steps, and against the teacher at as many steps."""
+    ways = {}
+    for entry in entries:
+        few = next((e for e in found.entries if e.model == found.full.model and e.steps == entry.steps), None)
+        against: dict[str, Any] = {}
+        for name in DISTANCES if few is not None else ():
+            assert few is not None
+            against[name] = {"closed": found.closed(entry, name), "better by": found.better_by(entry, few, name)}
+        ways[str(entry.steps)] = {**entry.figures, "intervals": entry.intervals, "against the teacher": against}
+    facts = {key: value for key, value in entries[0].facts.items() if key != "floors"}
+    return {"model": entries[0].model, "seed": entries[0].seed, **facts, "steps": ways}
