@@ -109,6 +109,13 @@ class Run:
         return f"{self.job.name}-s{self.seed}"
 
     @property
+    def steps(self) -> int:
+        """Of training, in all stages."""
+        if isinstance(self.recipe, Recipe):
+            return self.recipe.training.steps
+        return sum(stage.recipe.training.steps for stage in self.recipe.stages if stage.recipe is not None)
+
+    @property
     def last(self) -> Recipe:
         """The recipe of what is measured: of a chain its last stage's, on the model that the chain began with."""
         if isinstance(self.recipe, Recipe):
@@ -202,7 +209,7 @@ class Benchmark:
     def work(self, say: Callable[[str], None] = print) -> bool:
         """Go on with what is not finished until the time is spent; True when all is done."""
         for run in self.runs:
-            if self._is_measured(run):
+            if self.is_measured(run):
                 continue
             say(f"{run.name}: training and measuring")
             if not self._train(run) or not self._measure(run):
@@ -234,6 +241,11 @@ class Benchmark:
             if mine:
                 replace_text(self.out / f"{run.name}.json", json.dumps(_result(found, mine), indent=1) + "\n")
         return found
+
+    def is_measured(self, run: Run) -> bool:
+        """Whether all of a run's figures are there."""
+        place = self.place / run.name / "measured"
+        return all(self._holds(place / f"{steps}.safetensors") for steps in self._steps(run))
 
     # ------------------------------------------------------------ one run
 
@@ -320,10 +332,6 @@ class Benchmark:
 
     def _holds(self, path: Path) -> bool:
         return path.is_file() and Entry.load(path).facts["prompts"] == self.count
-
-    def _is_measured(self, run: Run) -> bool:
-        place = self.place / run.name / "measured"
-        return all(self._holds(place / f"{steps}.safetensors") for steps in self._steps(run))
 
     def _steps(self, run: Run) -> tuple[int, ...]:
         """At which steps a run's student is measured: its own alone where any other number is off what was trained."""

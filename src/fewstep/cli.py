@@ -333,6 +333,54 @@ def demo(
 
 
 @app.command()
+def benchmark(
+    jobs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Recipes (names or files) or job files; all methods' recipes for scenes-64 by default."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("runs/benchmark"),
+    runs: Annotated[Path | None, typer.Option(help="Where the runs work (default: OUT/runs).")] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=1, help="Forward equivalents of every run, pairs and stages included.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="One run each: --seeds 0,1,2")] = None,
+    steps: Annotated[str | None, typer.Option(help="Of the students: --steps 1,2,4,8")] = None,
+    count: Annotated[int | None, typer.Option(min=8, help="Unseen prompts (default: 5000).")] = None,
+    minutes: Annotated[float | None, typer.Option("--slice", min=0, help="Minutes before it stops.")] = None,
+    overrides: Sets = None,
+    show: Annotated[bool, typer.Option("--list", help="Say what is done and what is not, and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Train recipes at the same cost and measure their students alike: one table, with intervals.
+
+    A job file is YAML: recipe, and perhaps set, seeds, budget, steps, count. What is finished stays; the same command
+    goes on with the rest.
+    """
+    from fewstep.benchmark import Benchmark, Job, every_method
+
+    given = {
+        "seeds": tuple(_whole(seeds, "--seeds")) or None, "steps": tuple(_whole(steps, "--steps")) or None,
+        "budget": budget, "count": count,
+    }  # fmt: skip
+    made = [run for job in jobs or every_method() for run in Job.of(job, **given).runs(overrides or ())]
+    work = Benchmark(made, out, runs or out / "runs", minutes, show_progress=not quiet)
+    if show:
+        for run in made:
+            typer.echo(f"{run.name:32} {'done' if work.is_measured(run) else 'not done':10} {run.steps:,} steps")
+        return
+    options = {"out": out, "runs": runs, "budget": budget, "seeds": seeds, "steps": steps, "count": count}
+    options["slice"] = minutes
+    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
+    with _stoppable(_command("benchmark", *(jobs or ()), *words, *_sets(overrides))):
+        done = work.work(typer.echo)
+    if work.write() is not None:
+        typer.echo((out / "table.md").read_text(encoding="utf-8"))
+        typer.echo(f"The table, the page and the pictures are in {out}.")
+    if not done:
+        typer.echo("Not all is done: run the same command again.")
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Finished run directories of one teacher.")],
     out: Annotated[Path, typer.Option(help="Page to write; PNG and JSON appear beside it.")] = Path("report.html"),
