@@ -325,7 +325,9 @@ class Benchmark:
             return True
         if time.monotonic() >= self.until:
             return False
-        found = compare(teacher, [way], self.count, NOISE, reference=reference_of(teacher), per_prompt=4)
+        found = compare(
+            teacher, [way], self.count, NOISE, reference=reference_of(teacher), per_prompt=4, floors=seed is None
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         Entry.of(found.outcomes[0], model, seed, steps, facts | {"floors": found.floors}).save(path)
         return True

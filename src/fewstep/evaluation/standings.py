@@ -53,7 +53,7 @@ class Entry:
     @classmethod
     def of(cls, outcome: Outcome, model: str, seed: int | None, steps: int, facts: dict[str, Any]) -> Entry:
         """What `compare` found for one way."""
-        seen = (outcome.pictures[:PICTURES].clamp(0, 1) * 255).round().to(torch.uint8)
+        seen = (outcome.pictures[:PICTURES].clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
         figures = {name: value for name, value in outcome.figures.items() if name != "to first"}
         return cls(model, seed, steps, figures, dict(outcome.intervals), outcome.resampled, seen, facts)
 

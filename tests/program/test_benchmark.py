@@ -1,0 +1,160 @@
+"""`fewstep benchmark`: one cost, the same prompts and noise, slices that go on, one table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from fewstep.benchmark import Benchmark, Job, Run, every_method, within
+from fewstep.evaluation.compare import Way, compare
+from fewstep.evaluation.reference import reference_of
+from fewstep.evaluation.standings import Entry
+from fewstep.export.chain import teacher_of
+from fewstep.export.student import load_card, load_student, sampler_of
+from fewstep.models.families import load_teacher
+from fewstep.recipe import RecipeError, load_recipe
+from fewstep.sampling import DDIM
+from fewstep.stages import load
+
+COUNT, CURVES = 16, ("ddim", "euler")
+
+
+@pytest.fixture(scope="module")
+def runs(short):
+    jobs = [
+        Job("tcd", "scenes-64-tcd", {"method.num_grid_steps": 8}, seeds=(0, 1), steps=(1, 2), count=COUNT),
+        Job("pcm", "scenes-64-pcm", {"method.num_grid_steps": 8, "method.num_phases": 2}, steps=(1, 2), count=COUNT),
+    ]
+    return [run for job in jobs for run in job.runs([*short, "sample.teacher_steps=5"])]
+
+
+@pytest.fixture(scope="module")
+def work(runs, tmp_path_factory):
+    """Finished after a slice of no time, one that ends after the first run, and one without an end."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    assert not Benchmark(runs, folder / "out", folder / "runs", minutes=0).work(lambda line: None)
+    assert not (folder / "runs").exists()
+    assert not Benchmark(runs[:1], folder / "out", folder / "runs", minutes=0, curves=()).work(lambda line: None)
+    done = Benchmark(runs, folder / "out", folder / "runs", curves=CURVES)
+    assert done.work(lambda line: None)
+    return done
+
+
+def test_every_run_is_measured_once_and_on_the_same_prompts_and_noise(work, runs, tiny):
+    """Held against one joint comparison of the teacher and a student: figures, and what is closed, to the last bit."""
+    said = []
+    assert work.work(said.append) and said == []
+    found = work.standings()
+    assert [(e.model, e.seed, e.steps) for e in found.entries] == [
+        ("teacher, ddim", None, 1), ("teacher, ddim", None, 2),
+        ("teacher, euler", None, 1), ("teacher, euler", None, 2), ("teacher, euler", None, found.full.steps),
+        ("tcd", 0, 1), ("tcd", 0, 2), ("tcd", 1, 1), ("tcd", 1, 2), ("pcm", 0, 2),
+    ]  # fmt: skip
+    folder = work.place / "tcd-s1" / "student"
+    card, teacher = load_card(folder), load_teacher(str(tiny))
+    student = load_student(teacher_of(folder, card), folder, card)
+    scale = runs[0].last.sample.guidance_scale
+    ways = [
+        Way("full", teacher.denoiser, DDIM(num_inference_steps=found.full.steps), scale),
+        Way("few", teacher.denoiser, DDIM(num_inference_steps=2), scale),
+        Way("student", student, sampler_of(card, num_inference_steps=2)),
+    ]
+    joint = compare(teacher, ways, COUNT, 0, reference=reference_of(teacher))
+    mine = next(e for e in found.entries if (e.model, e.seed, e.steps) == ("tcd", 1, 2))
+    few = next(e for e in found.entries if (e.model, e.steps) == ("teacher, ddim", 2))
+    for name in ("FD", "detail FD"):
+        assert mine.figures[name] == joint.outcomes[2].figures[name]
+        assert found.closed(mine, name) == joint.closed(name, few=1, many=0, student=2)
+        assert found.better_by(mine, few, name) == joint.better_by(name, way=2, than=1)
+
+
+def test_what_is_written(work):
+    found = work.write()
+    pages, results = {"table.md", "table.csv", "table.json", "grid.png", "report.html"}, {"tcd-s0", "tcd-s1", "pcm-s0"}
+    assert {path.name for path in work.out.iterdir()} == pages | {f"{name}.json" for name in results}
+    rows = list(csv.DictReader(io.StringIO((work.out / "table.csv").read_text())))
+    assert len(rows) == 1 + len(found.entries) and rows[0]["model"] == "teacher, ddim"
+    by_label = {(row["model"], row["seed"], row["steps"]): row for row in rows}
+    mine = next(e for e in found.entries if (e.model, e.seed, e.steps) == ("tcd", 0, 2))
+    row = by_label["tcd", "0", "2"]
+    assert float(row["detail FD"]) == mine.figures["detail FD"]
+    assert float(row["forward_equivalents"]) == load_card(work.place / "tcd-s0" / "student").forward_equivalents > 0
+    lines = (work.out / "table.md").read_text().splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(rows)
+    kept = json.loads((work.out / "pcm-s0.json").read_text())
+    assert list(kept["steps"]) == ["2"] and kept["prompts"] == COUNT  # a student of two phases has two steps, no other
+    page = (work.out / "report.html").read_text()
+    assert page.count("<svg") == 6 and "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_an_entry_is_read_as_it_was_written_and_a_damaged_one_is_named(work, tmp_path):
+    before = work.standings().entries[-1]
+    before.save(tmp_path / "one.safetensors")
+    after = Entry.load(tmp_path / "one.safetensors")
+    assert after.plain() == before.plain() and after.pictures.equal(before.pictures)
+    assert all(after.resampled[name].equal(values) for name, values in before.resampled.items())
+    (tmp_path / "two.safetensors").write_bytes((tmp_path / "one.safetensors").read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"two.safetensors is damaged"):
+        Entry.load(tmp_path / "two.safetensors")
+
+
+# ---------------------------------------------------------------- one cost
+
+
+def test_a_budget_sets_the_steps(work, short):
+    """The real cost of a run within a budget: not above it, and no whole step below."""
+    recipe = load_recipe("scenes-64-tcd", short)
+    spent = load_card(work.place / "tcd-s0" / "student").forward_equivalents
+    per_step = spent / recipe.training.steps
+    assert within(recipe, 7 * per_step).training.steps == 7
+    assert within(recipe, 7.99 * per_step).training.steps == 7
+    with pytest.raises(RecipeError, match="too small"):
+        within(recipe, 0.5 * per_step)
+
+
+def test_a_chain_shares_its_budget_among_its_stages(short):
+    chain = load("scenes-64-lightning", [f"teacher={short[0].partition('=')[2]}", "training.batch_size=4"])
+    sized = within(chain, 2e6)
+    steps = [[stage.recipe.training.steps for stage in one.stages] for one in (chain, sized)]
+    longer = [new / old for old, new in zip(*steps, strict=True)]
+    assert min(longer) > 1.5 and max(longer) / min(longer) < 1.01
+
+
+def test_pairs_are_paid_for_first(short):
+    recipe = load_recipe("scenes-64-dmd", [*short, "pairs.size=10", "pairs.num_inference_steps=5"])
+    cost = 10 * 5 * 2  # guided
+    per_step = (6_000 - cost) / within(recipe, 6_000).training.steps
+    assert within(recipe, cost + 100.5 * per_step).training.steps == pytest.approx(100, abs=1)
+    with pytest.raises(RecipeError, match="too small"):
+        within(recipe, cost)
+
+
+# ---------------------------------------------------------------- jobs
+
+
+def test_a_jobs_file_says_what_to_run(tmp_path):
+    file = tmp_path / "quick.yaml"
+    file.write_text("recipe: scenes-64-lcm\nset: {training.steps: 7}\nseeds: [3, 4]\nsteps: [4]\n")
+    job = Job.of(str(file))
+    assert (job.name, job.seeds, job.steps, job.count) == ("quick", (3, 4), (4,), 5000)
+    assert [(run.name, run.steps, run.last.seed) for run in job.runs()] == [("quick-s3", 7, 3), ("quick-s4", 7, 4)]
+    assert Job.of(str(file), seeds=(0,), count=None).seeds == (0,)
+    assert Job.of("scenes-64-tcd").name == "scenes-64-tcd"
+    file.write_text("recipe: scenes-64-lcm\nsead: 3\n")
+    with pytest.raises(RecipeError, match="no key 'sead'"):
+        Job.of(str(file))
+
+
+def test_one_table_holds_one_teacher_one_guidance_and_different_names(runs, tmp_path):
+    other = Run(runs[0].job, 7, load_recipe("scenes-64-tcd", ["sample.guidance_scale=1"]), ())
+    for wrong, said in (([other], "teachers"), ([runs[0]], "one name")):
+        with pytest.raises(RecipeError, match=said):
+            Benchmark([*runs, *wrong], tmp_path, tmp_path)
+
+
+def test_all_methods_have_a_recipe_to_be_compared_by():
+    names = every_method()
+    assert len(names) >= 10 and all(load(name) is not None for name in names)
