@@ -34,7 +34,7 @@ from fewstep.export.chain import first_teacher, student_folder, teacher_of
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher, load_teacher
-from fewstep.plan import cost_of_pairs, plan
+from fewstep.plan import cost_of_pairs, cost_of_step
 from fewstep.recipe import Recipe, RecipeError, shipped_recipes
 from fewstep.sampling import make_sampler
 from fewstep.stages import Chain, Stage, load
@@ -122,6 +122,13 @@ class Run:
             return self.recipe
         return self.recipe.alone([stage for stage in self.recipe.stages if stage.recipe is not None][-1])
 
+    @property
+    def measured_at(self) -> tuple[int, ...]:
+        """At which steps its student is measured: its own alone where any other number is off what was trained."""
+        recipe = self.last
+        wanted = recipe.method_class().sampling(recipe.method_settings())
+        return (recipe.sample.num_inference_steps,) if wanted.no_other_steps else self.job.steps
+
 
 def every_method() -> list[str]:
     """The shipped recipes for scenes-64 that are named after a method."""
@@ -140,7 +147,7 @@ def within(recipe: Recipe | Chain, budget: float) -> Recipe | Chain:
     stages = recipe.stages if isinstance(recipe, Chain) else (Stage("", recipe),)
     trained = [stage for stage in stages if stage.recipe is not None]
     alone = [recipe.alone(stage) if isinstance(recipe, Chain) else recipe for stage in trained]
-    costs = [_cost_of_step(one) for one in alone]
+    costs = [cost_of_step(one) for one in alone]
     left = budget - sum(cost_of_pairs(one) for one in alone)
     part = left / sum(cost * one.training.steps for cost, one in zip(costs, alone, strict=True))
     steps = {
@@ -156,13 +163,6 @@ def within(recipe: Recipe | Chain, budget: float) -> Recipe | Chain:
         return Chain(sized)
     assert sized[0].recipe is not None
     return sized[0].recipe
-
-
-def _cost_of_step(recipe: Recipe) -> float:
-    found = plan(recipe, timed=False).estimate
-    if found is None:
-        raise RecipeError(f"What a step on {recipe.teacher.path} costs is not known: leave the budget out.")
-    return found.equivalents * recipe.training.batch_size
 
 
 def _as_long(recipe: Recipe, steps: int) -> Recipe:
@@ -245,7 +245,7 @@ class Benchmark:
     def is_measured(self, run: Run) -> bool:
         """Whether all of a run's figures are there."""
         place = self.place / run.name / "measured"
-        return all(self._holds(place / f"{steps}.safetensors") for steps in self._steps(run))
+        return all(self._holds(place / f"{steps}.safetensors") for steps in run.measured_at)
 
     # ------------------------------------------------------------ one run
 
@@ -285,7 +285,7 @@ class Benchmark:
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.last.training.device}",
             "versions": versions(), "prompts": self.count,
         }  # fmt: skip
-        for steps in self._steps(run):
+        for steps in run.measured_at:
             sampler = sampler_of(card, num_inference_steps=steps)
             way = Way(f"{run.job.name}, {steps}", model, sampler, card.guidance_scale, card.guidance_embed)
             path = folder / "measured" / f"{steps}.safetensors"
@@ -298,7 +298,7 @@ class Benchmark:
         recipe = self.runs[0].last
         teacher: Teacher | None = None
         for name in self.curves:
-            few = sorted({steps for run in self.runs for steps in self._steps(run)})
+            few = sorted({steps for run in self.runs for steps in run.measured_at})
             for steps in (recipe.sample.teacher_steps, *few):
                 path = self.place / "teacher" / "measured" / f"{name.replace('+', 'p')}-{steps}.safetensors"
                 if self._holds(path):
@@ -334,12 +334,6 @@ class Benchmark:
 
     def _holds(self, path: Path) -> bool:
         return path.is_file() and Entry.load(path).facts["prompts"] == self.count
-
-    def _steps(self, run: Run) -> tuple[int, ...]:
-        """At which steps a run's student is measured: its own alone where any other number is off what was trained."""
-        recipe = run.last
-        wanted = recipe.method_class().sampling(recipe.method_settings())
-        return (recipe.sample.num_inference_steps,) if wanted.no_other_steps else run.job.steps
 
 
 _MINUTES = "minutes.json"

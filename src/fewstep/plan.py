@@ -13,7 +13,7 @@ import torch
 from fewstep.export.chain import first_teacher, student_folder
 from fewstep.models.outline import Outline, outline
 from fewstep.recipe import DTYPES, Recipe, count_pictures
-from fewstep.training.estimate import Estimate, estimate, seconds_of_step
+from fewstep.training.estimate import Estimate, estimate, seconds_of_step, step_cost
 from fewstep.training.machine import in_words, memory
 
 _TRY_OUT = 100_000_000  # parameters; on a CPU a step of a larger network would take long
@@ -42,16 +42,31 @@ def plan(recipe: Recipe, timed: bool = True) -> Plan:
     Raises:
         ValueError: what the run itself would refuse.
     """
-    student = student_folder(Path(recipe.teacher.path))
-    teacher = recipe.teacher
-    place = teacher.path if student is None else first_teacher(student)
-    sketch = outline(place, teacher.size, DTYPES[teacher.dtype])
+    sketch = _sketch(recipe)
     try:
         sketch.denoiser()
     except ValueError as error:
         return Plan(recipe, sketch, None, str(error), None)
     found = _estimate(recipe, sketch)
     return Plan(recipe, sketch, found, "", _seconds(recipe, sketch, found) if timed else None)
+
+
+def _sketch(recipe: Recipe) -> Outline:
+    """The teacher's outline; of a student, that of the model it came from."""
+    student, teacher = student_folder(Path(recipe.teacher.path)), recipe.teacher
+    place = teacher.path if student is None else first_teacher(student)
+    return outline(place, teacher.size, DTYPES[teacher.dtype])
+
+
+def cost_of_step(recipe: Recipe) -> float:
+    """Forward equivalents of one training step, of all its pictures.
+
+    Raises:
+        ValueError: what the run itself would refuse.
+    """
+    return recipe.training.batch_size * step_cost(
+        _sketch(recipe), recipe.method_class(), recipe.method_settings(), recipe.training, recipe.student.build()
+    )
 
 
 def _estimate(recipe: Recipe, sketch: Outline) -> Estimate:

@@ -21,7 +21,6 @@ from fewstep.data.cache import home
 from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource
 from fewstep.methods.base import Method
-from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import at_once
 from fewstep.models.lora import lora_layers
 from fewstep.models.outline import Outline
@@ -89,12 +88,7 @@ def estimate(
         ValueError: a teacher that fewstep cannot distil yet; settings that the method or the network refuses.
     """
     device = torch.device(settings.device).type
-    teacher = outline.denoiser()
-    taught = method(teacher.schedule, method_settings)
-    source, kept = _data(outline, method, pictures, pairs)
-    precision = "fp32" if settings.autocast else settings.precision  # meta has no autocast; the rehearsal imitates it
-    on_meta = dataclasses.replace(settings, device="meta", precision=precision)
-    roles = _roles_on_meta(outline, teacher, taught, on_meta, weights)
+    taught, roles, source, kept = _on_meta(outline, method, method_settings, settings, weights, pictures, pairs)
     players = {player.name: trained_by(player, roles) for player in taught.players}
     trained = [p for parameters in players.values() for p in parameters]
     peak, gradients = rehearse(taught, roles, source, settings), _size(trained, device)
@@ -121,12 +115,28 @@ def estimate(
     )
 
 
-def _roles_on_meta(
-    outline: Outline, teacher: Denoiser, method: Method, settings: TrainingSettings, weights: Weights
-) -> Roles:
-    helpers = outline.helpers(method.encoder, settings.gradient_checkpointing)
+def step_cost(
+    outline: Outline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
+) -> float:
+    """`Estimate.equivalents` alone, which takes less time to find."""
+    taught, roles, source, _ = _on_meta(outline, method, method_settings, settings, weights, 1, 1)
+    return mean_cost(taught, roles, source, settings)
+
+
+def _on_meta(
+    outline: Outline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights,
+    pictures: int, pairs: int,
+) -> tuple[Method, Roles, Source, list[LatentSource]]:  # fmt: skip
+    """Method, roles and data of a run without values, and the sets behind the data."""
+    teacher = outline.denoiser()
+    taught = method(teacher.schedule, method_settings)
+    source, kept = _data(outline, method, pictures, pairs)
+    precision = "fp32" if settings.autocast else settings.precision  # meta has no autocast; the rehearsal imitates it
+    on_meta = dataclasses.replace(settings, device="meta", precision=precision)
+    helpers = outline.helpers(taught.encoder, settings.gradient_checkpointing)
     with torch.device("meta"):  # new layers too
-        return build_roles(teacher, method, settings, weights, helpers=helpers)
+        roles = build_roles(teacher, taught, on_meta, weights, helpers=helpers)
+    return taught, roles, source, kept
 
 
 def _name_of(role: str, method: Method) -> str:
