@@ -31,16 +31,16 @@ LINE = GaussianMixture([0.3, 0.7], [-1.2, 0.8], [0.25, 0.35])
 
 @pytest.mark.slow
 def test_lcm_learns_its_fixed_point():
-    """The ring of eight modes, ten hops, one step: the bars of the method's verification."""
-    report = verify("lcm", seed=1)
+    """The ring of eight modes, five hops, one step, within the bars for ten (`fewstep verify lcm` takes a minute)."""
+    report = verify("lcm", seed=1, num_grid_steps=5)
     assert report.passed, report
-    assert report["one step: median error"].limit == pytest.approx(0.015, rel=0.05)
-    assert report["one step: 95th percentile"].limit == pytest.approx(0.05, rel=0.05)
+    assert report["one step: median error"].measured < 0.015
+    assert report["one step: 95th percentile"].measured < 0.05
 
 
 @pytest.mark.slow
 def test_tcd_learns_its_fixed_point():
-    report = verify("tcd", LINE, seed=1, steps=3000)
+    report = verify("tcd", LINE, seed=1, steps=1500)
     assert report.passed, report
     assert sum("rms error" in row.quantity for row in report) == 5
 
@@ -48,7 +48,7 @@ def test_tcd_learns_its_fixed_point():
 @pytest.mark.slow
 def test_pcm_learns_its_fixed_point():
     """Two modes on a line, four phases of three hops: every phase, and the four steps together, within 0.02."""
-    report = verify("pcm", LINE, seed=1, steps=1500)
+    report = verify("pcm", LINE, seed=1, steps=1000)
     assert report.passed, report  # among others, that a discriminator finds nothing against the exact student
     errors = [row.measured for row in report if "rms error" in row.quantity]
     assert len(errors) == 5 and max(errors) < 0.02

@@ -340,6 +340,11 @@ def test_the_best_student_is_kept_and_patience_ends_the_run(metric, data, tmp_pa
     assert load_card(kept).steps == 2
     lines = (tmp_path / "patient" / "evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_the_best_student_is_its_steps_own_and_the_last_one_may_be_kept(data, tmp_path, scripted):
+    scripted({1: 3.0, 2: 1.0, 3: 1.0, 4: 2.0, 5: 0.5})
+    kept = distill(watched(data, patience=2), tmp_path / "patience")
     plain = watched(data).model_dump(exclude={"evaluate"})
     two = parse_recipe({**plain, "training": {**COMMON["training"], "steps": 2}})
     assert same(load_weights(kept), load_weights(distill(two, tmp_path / "two")))
