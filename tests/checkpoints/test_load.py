@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from fewstep.checkpoints import load
 from fewstep.checkpoints.load import load_checkpoint, start_weights
 from fewstep.checkpoints.registry import checkpoints, find_checkpoint
-from fewstep.draw import Model, _guidance, load_published
+from fewstep.drawing import Model
 from fewstep.export.foreign import read_lora
 from fewstep.export.student import Card
 from fewstep.job import prepare
+from fewstep.loading import load_published
 from fewstep.models.families import load_teacher
 from fewstep.models.scenes64 import build_unet
 from fewstep.recipe import parse_recipe
@@ -121,7 +122,7 @@ def test_guidance_zero_is_off_and_what_is_told_is_not_guidance():
         entry = find_checkpoint(name)
         card = Card("", "", 4, "full", "", guidance_embed=8.0 if entry.guidance == "embedded" else None)
         model = Model(None, None, card, 1.0 if entry.guidance == "embedded" else entry.guidance_scale, entry)
-        assert _guidance(model, wish) == both
+        assert model.guidance(wish) == both
 
 
 def test_it_samples_with_its_own_settings(tiny, file):  # noqa: F811

@@ -22,13 +22,13 @@ _FAMILIES = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux", "
 
 
 def load_checkpoint(
-    entry: Checkpoint, base: str | None = None, file: Path | None = None, device: str = "cpu"
+    entry: Checkpoint, base: str | None = None, file: Path | None = None, device: str = "cpu", **how: Any
 ) -> Teacher:
     """The entry as a model of ours, its weights in place, its schedule and prediction kind in force.
 
     Args:
         base: model it stands on, a folder or hub name; the entry's own if None. For a pipeline: the pipeline itself.
-        file: its weights on this machine; taken from the hub if None.
+        file: its weights on this machine; taken from the hub if None. how: other arguments of `load_teacher`.
 
     Raises:
         ValueError: one sentence, and nothing is loaded: not on the hub, a pickle, of another model.
@@ -38,10 +38,10 @@ def load_checkpoint(
     if entry.kind == "pipeline":
         if file is not None:
             raise ValueError(f"{entry.id} is a whole pipeline: give its folder as --base, not a --file.")
-        return _as_wanted(entry, load_teacher(base or entry.repo, device=device))
+        return _as_wanted(entry, load_teacher(base or entry.repo, device=device, **how))
     path = file or download(entry)
     tensor_names(path)  # before the large base model: a wrong file should be a quick answer
-    teacher = load_teacher(base or entry.base, device=device)
+    teacher = load_teacher(base or entry.base, device=device, **how)
     network = network_of(teacher.pipeline)[1]
     if entry.is_lora:
         lora = read_lora(teacher.pipeline, path)

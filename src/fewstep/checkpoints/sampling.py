@@ -48,13 +48,14 @@ def sampler_of(
     num_inference_steps: int | None = None,
     timesteps: Sequence[float] | None = None,
     eta: float | None = None,
+    strength: float | None = None,
 ) -> Sampler:
     """The sampler of an entry, as diffusers' scheduler steps with its settings.
 
     Args:
         base: config of the base model's scheduler.
         num_inference_steps: the entry's default if None. timesteps: the user's own, in native time.
-        eta: of TCD and DDIM, the entry's if None.
+        eta: of TCD and DDIM, the entry's if None. strength: of the noise a picture gets first (`Sampler`).
 
     Raises:
         ValueError: one sentence: a scheduler that is not in diffusers or not rebuilt here; eta where there is none.
@@ -72,6 +73,8 @@ def sampler_of(
         raise ValueError(f"{entry.id} is sampled by {name}, which has no eta.")
     if cls in (LCM, TCD):
         options["original_inference_steps"] = int(config.get("original_inference_steps", 50))
+    if strength is not None:
+        options["strength"] = strength
     return cls(**options)
 
 
