@@ -249,6 +249,31 @@ def test_diffusers_stacks_an_exported_lora_with_styles_alike(exports, styles, ti
     assert gap(fewstep.load(exports / "lora", loras=loras).sample(WORDS, output_type="latent"), theirs) <= 2e-5
 
 
+# ---------------------------------------------------------------- ControlNet
+
+
+def test_an_exported_folder_takes_a_controlnet(run, exports, tiny):
+    """Silent (as it is born) it changes nothing; awake it does, and guidance stays off whatever the call says."""
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    control = ControlNetModel.from_unet(UNet2DConditionModel.from_pretrained(tiny / "unet"))
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(exports / "diffusers", controlnet=control)
+    pipe.set_progress_bar_config(disable=True)
+    call = dict(image=Image.effect_noise((64, 64), 60).convert("RGB"), num_inference_steps=4, output_type="latent")
+
+    def drawn(**more):
+        return pipe("a red star", generator=torch.Generator().manual_seed(0), **call, **more).images
+
+    plain = fewstep.load(run).sample("a red star", output_type="latent")
+    assert gap(drawn(), plain) <= 1e-5
+    with torch.no_grad():
+        for p in control.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    assert gap(drawn(), plain) > 1e-2
+    assert torch.equal(drawn(), drawn(guidance_scale=1.0))
+
+
 # ---------------------------------------------------------------- the command line
 
 
