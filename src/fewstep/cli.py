@@ -175,6 +175,23 @@ def sample(
     typer.echo(f"Wrote {out} ({drawn}).")
 
 
+@app.command("app")
+def page(
+    model: Annotated[str, typer.Argument(help="As in `fewstep sample` (default: the newest run).")] = "",
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="On this machine's loopback address.")] = 7860,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """A page on this machine: prompts, model, steps, seed, and the teacher's pictures beside. Ctrl-C ends it.
+
+    Needs gradio: `pip install 'fewstep[app]'`. It is served to this machine alone and asks no other.
+    """
+    from fewstep.app import serve
+
+    blocks, address = serve(model, port, device)
+    typer.echo(f"Open {address} in a browser; Ctrl-C ends it.")
+    blocks.block_thread()
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run, or a student's folder.")],

@@ -70,7 +70,7 @@ class Model:
         card: how to sample from it.
         guidance_scale: classifier-free guidance unless the user says otherwise.
         published: the entry of the registry, where it is one; it then says how to sample, not the card.
-        base: what that stands on.
+        base: the model it was made from, or is put on; empty for that model itself.
     """
 
     teacher: Teacher

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from fewstep.checkpoints.load import load_checkpoint
 from fewstep.checkpoints.registry import Checkpoint, checkpoints, find_checkpoint
 from fewstep.drawing import Model
-from fewstep.export.chain import is_pipeline, student_folder, teacher_of
+from fewstep.export.chain import first_teacher, is_pipeline, student_folder, teacher_of
 from fewstep.export.foreign import add_loras, network_of
 from fewstep.export.publish import DTYPES
 from fewstep.export.reading import find_export, open_export
@@ -81,7 +81,8 @@ def load_model(
     written = find_export(path)
     if written is not None:
         teacher = open_export(written, base, **how)
-        model = Model(teacher, teacher.denoiser, written.card, written.card.guidance_scale)
+        card = written.card
+        model = Model(teacher, teacher.denoiser, card, card.guidance_scale, base=base or written.base)
         return _with(styles, model)
     folder = student_folder(path.parent if _is_lora_of_a_run(path) else path)
     if folder is not None:
@@ -115,7 +116,7 @@ def _student(folder: Path, base: str | None, styles: list[tuple[Path, float]], h
     if card.weights == "full" and styles:
         part = network_of(teacher.pipeline)[0]
         add_loras(teacher.pipeline, styles, getattr(student.network.network, part))
-    return Model(teacher, student, card, card.guidance_scale)
+    return Model(teacher, student, card, card.guidance_scale, base=base or first_teacher(folder))
 
 
 def _whole(name: str, how: dict[str, Any]) -> Model:
@@ -137,7 +138,7 @@ def _whole(name: str, how: dict[str, Any]) -> Model:
     teacher = load_teacher(name, **how)
     if is_pipeline(path) and (path / CARD_FILE).is_file():
         card = load_card(path)
-        return Model(teacher, teacher.denoiser, card, card.guidance_scale)
+        return Model(teacher, teacher.denoiser, card, card.guidance_scale, base=card.teacher)
     return Model(teacher, teacher.denoiser, TEACHER, _GUIDANCE if teacher.guidance_embed is None else 1.0)
 
 
