@@ -14,7 +14,7 @@ from fewstep.drawing import Model
 from fewstep.export.chain import first_teacher, is_pipeline, student_folder, teacher_of
 from fewstep.export.foreign import add_loras, network_of
 from fewstep.export.publish import DTYPES
-from fewstep.export.reading import find_export, open_export
+from fewstep.export.reading import find_export, open_export, read_whole
 from fewstep.export.student import CARD_FILE, Card, load_card, load_student
 from fewstep.models.families import load_teacher, shipped
 
@@ -135,10 +135,10 @@ def _whole(name: str, how: dict[str, Any]) -> Model:
             f"There is no model '{name:.80}': give a run, an exported folder or LoRA file, a published checkpoint, a "
             f"diffusers folder or a hub name{'. Did you mean ' + ' or '.join(near) + '?' if near else '.'}"
         )
-    teacher = load_teacher(name, **how)
     if is_pipeline(path) and (path / CARD_FILE).is_file():
-        card = load_card(path)
-        return Model(teacher, teacher.denoiser, card, card.guidance_scale, base=card.teacher)
+        teacher, card, origin = read_whole(path, **how)
+        return Model(teacher, teacher.denoiser, card, card.guidance_scale, base=origin)
+    teacher = load_teacher(name, **how)
     return Model(teacher, teacher.denoiser, TEACHER, _GUIDANCE if teacher.guidance_embed is None else 1.0)
 
 

@@ -67,7 +67,15 @@ def start_weights(
         return lora_start(entry.id, file or download(entry), teacher, weights, rank, entry.lora_scale or 1.0)
     if weights == "lora":
         raise ValueError(f"init: {entry.id} is a whole network and cannot start a LoRA: set student.weights=full.")
-    network = network_of(load_checkpoint(entry, None if entry.kind == "pipeline" else teacher.name, file).pipeline)[1]
+    network: Any = network_of(
+        load_checkpoint(entry, None if entry.kind == "pipeline" else teacher.name, file).pipeline
+    )[1]
+    mine: Any = network_of(teacher.pipeline)[1]
+    if getattr(network.config, "time_cond_proj_dim", None) and not mine.config.time_cond_proj_dim:
+        raise ValueError(
+            f"init: {entry.id} is told its guidance scale, by a layer that {teacher.name} lacks: let it be the "
+            "teacher, or start from its LoRA."
+        )
     return {f"{_place(teacher)}.{name}": p.detach() for name, p in network.named_parameters()}
 
 

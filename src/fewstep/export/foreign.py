@@ -133,6 +133,8 @@ def read_parts(pipeline: Any, path: Path) -> dict[str, dict[str, Tensor]]:
     bad = next((key for key, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
     if bad is not None:
         raise ValueError(f"The LoRA {path} is damaged: {bad} is not finite.")
+    if not hasattr(pipeline, "load_lora_weights"):  # PixArt's
+        return {name: _as_it_stands(_scaled(tensors, metadata, name), name, network, path)}
     try:
         with quiet():
             pipeline.load_lora_weights(_scaled(tensors, metadata, name), adapter_name="foreign")
@@ -146,6 +148,21 @@ def read_parts(pipeline: Any, path: Path) -> dict[str, dict[str, Tensor]]:
     if found < count:
         raise ValueError(f"The LoRA {path} is of another model: only {found} of its {count} layers are here.")
     return {part: layers for part, layers in parts.items() if layers or part == name}
+
+
+def _as_it_stands(tensors: dict[str, Tensor], part: str, network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """peft's layout, for pipelines without a loader of their own."""
+    found = {key.removeprefix(f"{part}."): t.float() for key, t in tensors.items()}
+    weights = {name.removesuffix(".weight"): p for name, p in network.named_parameters()}
+    for key in found:
+        layer, kind = key.rsplit(".lora_", 1) if ".lora_" in key else (key, "")
+        pair = [found.get(f"{layer}.lora_{k}.weight") for k in "AB"]
+        if kind not in ("A.weight", "B.weight") or layer not in weights or any(t is None or t.ndim < 2 for t in pair):
+            raise ValueError(f"The LoRA {path} does not fit {type(network).__name__}: {key} is unknown or alone.")
+        a, b = (t.flatten(1) for t in pair if t is not None)
+        if a.shape[0] != b.shape[1] or (b.shape[0], a.shape[1]) != tuple(weights[layer].flatten(1).shape):
+            raise ValueError(f"The LoRA {path} does not fit {type(network).__name__}: {key} has another shape.")
+    return found
 
 
 def _beside(path: Path, network: str) -> dict[str, str]:

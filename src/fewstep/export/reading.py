@@ -1,6 +1,6 @@
-"""What `fewstep export` wrote as a LoRA or a network alone, as a model again; whole pipelines are teachers like any.
+"""What `fewstep export` wrote, as a model again: few_step.json beside the weights says how to sample and of what base.
 
-    folder, or its LoRA file       few_step.json beside it says how to sample from it, and its base
+Whole pipelines are models like any other, but for the shift of a flow model, which their scheduler may not say plainly.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fewstep.diffusion.schedule import Schedule
 from fewstep.export.foreign import network_of, put_weights, read_lora, read_tensors
 from fewstep.export.student import CARD_FILE, LORA_FILE, Card, load_card
 from fewstep.models.denoiser import Denoiser
@@ -47,16 +48,47 @@ def find_export(path: Path) -> Written | None:
     folder = path.parent if path.is_file() else path
     if not (folder / CARD_FILE).is_file():
         return None
-    card, said = load_card(folder), json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+    card, said = load_card(folder), _said(folder)
     to, base = said.get("export"), said.get("base")
     if to not in _FILES:
         return None
-    if not isinstance(base, str) or not base:
-        raise ValueError(f"The card {folder / CARD_FILE} is damaged: base must name the model it was made for.")
     files = (path,) if path.is_file() else tuple(sorted(folder.glob(_FILES[to])))
     if not files or (to != "merged" and len(files) > 1):
         raise ValueError(f"The folder {folder} holds {len(files) or 'no'} files of weights ({_FILES[to]}): name one.")
     return Written(files, to, base, card)
+
+
+def read_whole(folder: Path, **how: Any) -> tuple[Teacher, Card, str]:
+    """An exported pipeline, its schedule put right; its card, and its base's name.
+
+    Args:
+        how: arguments of `load_teacher`.
+
+    Raises:
+        ValueError: one sentence: its card is damaged, or `load_teacher` cannot load it.
+    """
+    card, said = load_card(folder), _said(folder)
+    teacher = load_teacher(str(folder), **{"size": card.image_size, **how})
+    shift, schedule = said.get("shift"), teacher.denoiser.schedule
+    if shift is not None and schedule.family == "flow":
+        schedule = Schedule.flow(shift, schedule.num_train_timesteps)
+    denoiser = Denoiser(teacher.denoiser.network, schedule, teacher.denoiser.prediction_type)
+    return replace(teacher, denoiser=denoiser), card, said.get("base", "")
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """What a card says beyond how to sample.
+
+    Raises:
+        ValueError: one sentence where it is none.
+    """
+    said: dict[str, Any] = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+    base, shift = said.get("base", "-"), said.get("shift")
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"The card {folder / CARD_FILE} is damaged: base must name the model it was made for.")
+    if shift is not None and not (isinstance(shift, int | float) and 0 < shift < 1e4):
+        raise ValueError(f"The card {folder / CARD_FILE} is damaged: shift must be a positive number.")
+    return said
 
 
 @torch.no_grad()
