@@ -140,7 +140,8 @@ def read_parts(pipeline: Any, path: Path) -> dict[str, dict[str, Tensor]]:
             pipeline.load_lora_weights(_scaled(tensors, metadata, name), adapter_name="foreign")
         parts = {part: _layers(getattr(pipeline, part, None)) for part in (name, *ENCODERS)}
     except Exception as error:  # diffusers and peft have many errors for a LoRA of another model
-        raise ValueError(f"The LoRA {path} does not fit {type(network).__name__}: {first_sentence(error)}") from error
+        said = "its layers have other shapes" if "size mismatch" in str(error) else first_sentence(error)
+        raise ValueError(f"The LoRA {path} does not fit {type(network).__name__}: {said.rstrip('.')}.") from error
     finally:
         if any(hasattr(getattr(pipeline, part, None), "peft_config") for part in (name, *ENCODERS)):
             pipeline.unload_lora_weights()
