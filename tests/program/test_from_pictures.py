@@ -15,6 +15,7 @@ from fewstep.export import publish
 from fewstep.export.pipeline import close_guidance
 from fewstep.export.student import Card
 from fewstep.models.families import as_teacher
+from fewstep.pictures import as_masks, cells
 from tests.export.test_publish import finished, gap
 from tests.models.pipelines import PROMPTS, SIZE, build
 
@@ -127,6 +128,8 @@ def test_pixels_outside_the_mask_are_the_pictures_own():
     thin = Image.new("L", (SIZE, SIZE), 0)
     thin.paste(255, (13, 0, 15, SIZE))
     before = np.asarray(picture())
+    touched = cells(as_masks(thin, picture(), (SIZE, SIZE)), 4)[0, 0]
+    assert touched[:, 3].all() and touched.sum() == SIZE // 4
     drawn = np.asarray(model_of("sd15", "lcm").inpaint("a red circle", picture(), thin)[0])
     assert drawn.shape == before.shape
     outside = np.asarray(thin) == 0

@@ -18,6 +18,9 @@ from fewstep.models.extras import sinusoid
 from fewstep.models.families import Teacher, first_sentence, load_teacher
 from fewstep.models.lora import merge
 
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "pixart")
+"""What the networks of published files are here; files of other families are explained only."""
+
 _FAMILIES = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux", "PixArtTransformer2DModel": "pixart"}
 
 
@@ -33,8 +36,12 @@ def load_checkpoint(
     Raises:
         ValueError: one sentence, and nothing is loaded: not on the hub, a pickle, of another model.
     """
-    if entry.scheduler not in SAMPLERS:
-        raise ValueError(f"{entry.id} cannot be sampled here: `fewstep checkpoints {entry.id} --code` says what can.")
+    if entry.scheduler not in SAMPLERS or entry.family not in FAMILIES:  # before anything is downloaded
+        why = f"{entry.family} networks are" if entry.scheduler in SAMPLERS else "its sampler is"
+        raise ValueError(
+            f"{entry.id} cannot be sampled here, {why} not built in: `fewstep checkpoints {entry.id} --code` prints "
+            "the lines for diffusers."
+        )
     if entry.kind == "pipeline":
         if file is not None:
             raise ValueError(f"{entry.id} is a whole pipeline: give its folder as --base, not a --file.")
