@@ -303,7 +303,9 @@ def test_the_command_line_hears_all_of_it(run, styles, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("change, match", [
-    ({"base": 5}, "damaged: base"), ({"base": "../../nowhere"}, "There is no teacher"), ({"rank": "x"}, "damaged"),
+    ({"base": 5}, "damaged: base"), ({"base": ""}, "damaged: base"), ({"shift": "3"}, "damaged: shift"),
+    ({"export": ["lora"], "rank": 0}, "damaged|must be at least 1"),
+    ({"base": "../../nowhere"}, "There is no teacher"), ({"rank": "x"}, "damaged"),
     ({"timesteps": [float("nan")]}, "Time nan is outside"), ({"num_inference_steps": 10**12}, "exceeds"),
     ({"sampler": "__import__"}, "Unknown sampler"), ({"eta": 1e300, "sampler": "tcd"}, "eta must be"),
     ({"image_size": 10**9 + 1}, "multiple"), ({"guidance_scale": float("inf")}, "guidance_scale must be"),

@@ -49,13 +49,15 @@ def find_export(path: Path) -> Written | None:
     if not (folder / CARD_FILE).is_file():
         return None
     card, said = load_card(folder), _said(folder)
-    to, base = said.get("export"), said.get("base")
+    to = str(said.get("export"))
     if to not in _FILES:
         return None
+    if not said["base"]:
+        raise ValueError(f"The card {folder / CARD_FILE} is damaged: base must name the model it was made for.")
     files = (path,) if path.is_file() else tuple(sorted(folder.glob(_FILES[to])))
     if not files or (to != "merged" and len(files) > 1):
         raise ValueError(f"The folder {folder} holds {len(files) or 'no'} files of weights ({_FILES[to]}): name one.")
-    return Written(files, to, base, card)
+    return Written(files, to, said["base"], card)
 
 
 def read_whole(folder: Path, **how: Any) -> tuple[Teacher, Card, str]:
@@ -73,19 +75,19 @@ def read_whole(folder: Path, **how: Any) -> tuple[Teacher, Card, str]:
     if shift is not None and schedule.family == "flow":
         schedule = Schedule.flow(shift, schedule.num_train_timesteps)
     denoiser = Denoiser(teacher.denoiser.network, schedule, teacher.denoiser.prediction_type)
-    return replace(teacher, denoiser=denoiser), card, said.get("base", "")
+    return replace(teacher, denoiser=denoiser), card, said["base"]
 
 
 def _said(folder: Path) -> dict[str, Any]:
-    """What a card says beyond how to sample.
+    """What a card says beyond how to sample; its ``base`` is a name, or empty.
 
     Raises:
-        ValueError: one sentence where it is none.
+        ValueError: one sentence for values that are none.
     """
-    said: dict[str, Any] = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-    base, shift = said.get("base", "-"), said.get("shift")
-    if not isinstance(base, str) or not base:
-        raise ValueError(f"The card {folder / CARD_FILE} is damaged: base must name the model it was made for.")
+    said: dict[str, Any] = {"base": "", **json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))}
+    shift = said.get("shift")
+    if not isinstance(said["base"], str):
+        raise ValueError(f"The card {folder / CARD_FILE} is damaged: base must be a model's name.")
     if shift is not None and not (isinstance(shift, int | float) and 0 < shift < 1e4):
         raise ValueError(f"The card {folder / CARD_FILE} is damaged: shift must be a positive number.")
     return said
