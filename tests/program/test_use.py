@@ -33,6 +33,11 @@ def run(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def teacher(tiny):
+    return fewstep.load(str(tiny))
+
+
+@pytest.fixture(scope="module")
 def exports(run, tmp_path_factory):
     """Every form of the run; that each is right is `test_publish`'s to prove."""
     folder = tmp_path_factory.mktemp("exports")
@@ -75,10 +80,9 @@ def test_a_run_draws_pil_pictures(run):
     assert len(model.sample("a red star", num_inference_steps=1)) == 1
 
 
-@pytest.mark.parametrize("form", ["diffusers", "lora", "kohya", "merged", "lora file", "kohya file", "run's file"])
+@pytest.mark.parametrize("form", ["diffusers", "lora", "merged", "kohya file", "run's file"])
 def test_every_form_draws_what_the_run_draws(form, run, exports):
     path = {
-        "lora file": exports / "lora" / "pytorch_lora_weights.safetensors",
         "kohya file": exports / "kohya" / "mine_comfy.safetensors",
         "run's file": run / "student" / "pytorch_lora_weights.safetensors",
     }.get(form, exports / form)
@@ -98,7 +102,7 @@ def test_a_lora_goes_on_another_base(run, exports, tiny, tmp_path):
     lora = {n: (file[f"unet.{n}.lora_A.weight"], file[f"unet.{n}.lora_B.weight"]) for n in layers}
     other.pipeline.unet.load_state_dict(added(other.pipeline.unet, lora))
     expected = Model(other, other.denoiser, LCM, 1.0).sample(WORDS, output_type="latent")
-    for path in (run, exports / "kohya"):
+    for path in (run, exports / "kohya"):  # a run's student, and an export
         got = fewstep.load(path, base=str(tmp_path / "other")).sample(WORDS, output_type="latent")
         assert gap(got, expected) <= 1e-5 < gap(fewstep.load(path).sample(WORDS, output_type="latent"), expected)
 
@@ -143,8 +147,8 @@ def test_what_cannot_be_loaded_is_one_sentence(arguments, match, tiny, styles):
 # ---------------------------------------------------------------- wishes
 
 
-def test_wishes_reach_the_sampler(tiny):
-    model = fewstep.load(str(tiny))
+def test_wishes_reach_the_sampler(teacher):
+    model = teacher
     noise = torch.randn(2, *model.teacher.latent_shape, generator=torch.Generator().manual_seed(7))
     cond = model.teacher.encode_prompts(WORDS)
     expected = sample(model.denoiser, DDIM(timesteps=[999, 500, 100]), noise, cond, 2.5).x0
@@ -166,9 +170,9 @@ def test_wishes_reach_the_sampler(tiny):
     (dict(eta=2.0), "eta must be between"),
     (dict(sampler="lcn"), "Unknown sampler"),
 ])  # fmt: skip
-def test_wishes_without_sense_are_one_sentence(wishes, match, tiny):
+def test_wishes_without_sense_are_one_sentence(wishes, match, teacher):
     with pytest.raises(ValueError, match=match):
-        fewstep.load(str(tiny)).sample(WORDS, num_inference_steps=1, **wishes)
+        teacher.sample(WORDS, num_inference_steps=1, **wishes)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3"])
@@ -203,14 +207,14 @@ def through_diffusers(pipeline, seed=4, steps=4, **call):
 # ---------------------------------------------------------------- style LoRAs
 
 
-@pytest.mark.parametrize("form", ["run", "full run", "kohya", "teacher", "published"])
+@pytest.mark.parametrize("form", ["run", "full run", "teacher", "published"])
 def test_style_loras_are_added_at_their_scales(form, run, exports, tiny, styles, tmp_path):
     """On whatever there is: layer by layer W + speed + 0.5 first + 0.8 second, and the text encoder's share."""
     folder, first, second, words = styles
     loras = [(folder / "first.safetensors", 0.5), (str(folder / "second.safetensors"), 0.8)]
     if form == "full run":
         run = finished(tmp_path / "full", tiny, replace(LCM, weights="full", rank=0), size=0.01)
-    name = {"kohya": exports / "kohya", "teacher": str(tiny), "published": "tcd-sd15"}.get(form, run)
+    name = {"teacher": str(tiny), "published": "tcd-sd15"}.get(form, run)
     more = dict(base=str(tiny), file=folder / "first.safetensors") if form == "published" else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -307,8 +311,7 @@ def test_the_command_line_hears_all_of_it(run, styles, tmp_path, monkeypatch, ca
     ({"export": ["lora"], "rank": 0}, "damaged|must be at least 1"),
     ({"base": "../../nowhere"}, "There is no teacher"), ({"rank": "x"}, "damaged"),
     ({"timesteps": [float("nan")]}, "Time nan is outside"), ({"num_inference_steps": 10**12}, "exceeds"),
-    ({"sampler": "__import__"}, "Unknown sampler"), ({"eta": 1e300, "sampler": "tcd"}, "eta must be"),
-    ({"image_size": 10**9 + 1}, "multiple"), ({"guidance_scale": float("inf")}, "guidance_scale must be"),
+    ({"sampler": "__import__"}, "Unknown sampler"), ({"image_size": 10**9 + 1}, "multiple"),
 ])  # fmt: skip
 def test_a_hostile_card_is_one_sentence(change, match, exports, tmp_path):
     for name in ("pytorch_lora_weights.safetensors", "few_step.json"):
