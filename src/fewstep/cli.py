@@ -116,7 +116,8 @@ def prepare(
 @app.command()
 def sample(
     model: Annotated[
-        str | None, typer.Argument(help="A run, a student's folder, or a teacher (scenes-64, a pipeline folder).")
+        str | None,
+        typer.Argument(help="A run, an exported folder or LoRA file, a teacher (scenes-64, a pipeline folder)."),
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to draw; repeat for more.")] = None,
     steps: Annotated[
@@ -128,6 +129,15 @@ def sample(
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise, 0 to 1, for samplers that have it.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is off (default: 1; 3 for a teacher).")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="A style LoRA on top; repeat for more.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Draw this picture anew instead of beginning with noise.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Only where this is white; of the picture's size.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of the picture to draw anew, 0 to 1 (default: 0.5, 1 with a mask).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("sample.png"),
     checkpoint: Annotated[
@@ -135,26 +145,51 @@ def sample(
     ] = None,
     base: Annotated[str | None, typer.Option(help="Model the published file is put on (default: its own).")] = None,
     file: Annotated[Path | None, typer.Option(help="The published file, if it is here already.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Draw pictures with a student, a teacher or a published checkpoint, by the right sampler unless you say otherwise.
 
     `fewstep sample --checkpoint sdxl-lightning-4step-lora --base my-sdxl -p "a cat"` knows scheduler, grid, guidance,
     eta, LoRA scale and prediction type.
     """
-    from fewstep.checkpoints.registry import find_checkpoint
-    from fewstep.draw import draw, load_model, load_published
+    from fewstep.draw import draw, load_model, scaled_loras
 
     if (model is None) == (checkpoint is None):
         raise ValueError("Give a MODEL or a --checkpoint, one of the two.")
-    if checkpoint is None and (base is not None or file is not None):
-        raise ValueError("--base and --file go with --checkpoint.")
-    loaded = load_model(str(model)) if checkpoint is None else load_published(find_checkpoint(checkpoint), base, file)
+    if image is None and (mask is not None or strength is not None):
+        raise ValueError("--mask and --strength go with --image.")
+    loaded = load_model(
+        str(model or checkpoint), base, file, scaled_loras(lora or ()), published=model is None, device=device
+    )
     wishes = _numbers(timesteps)
-    for line in loaded.said(len(wishes) if wishes else steps or loaded.card.num_inference_steps, guidance_scale):
+    said = loaded.advice(len(wishes) if wishes else steps, guidance_scale)
+    for line in [*said, *([loaded.licence] if loaded.licence else [])]:
         typer.echo(line, err=True)
-    options = {"num_inference_steps": steps, "timesteps": wishes, "eta": eta}
-    drawn = draw(loaded, prompt or ["a red star", "two shapes"], sampler, options, guidance_scale, seed, out)
+    if image is not None and strength is None:
+        strength = 0.5 if mask is None else 1.0
+    drawn = draw(
+        loaded, prompt or ["a red star", "two shapes"], sampler,
+        {"num_inference_steps": steps, "timesteps": wishes, "eta": eta}, guidance_scale, seed, out,
+        negative_prompt=negative_prompt, image=image, mask=mask, strength=strength,
+    )  # fmt: skip
     typer.echo(f"Wrote {out} ({drawn}).")
+
+
+@app.command("app")
+def page(
+    model: Annotated[str, typer.Argument(help="As in `fewstep sample` (default: the newest run).")] = "",
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="On this machine's loopback address.")] = 7860,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """A page on this machine: prompts, model, steps, seed, and the teacher's pictures beside. Ctrl-C ends it.
+
+    Needs gradio: `pip install 'fewstep[app]'`. It is served to this machine alone and asks no other.
+    """
+    from fewstep.app import serve
+
+    blocks, address = serve(model, port, device)
+    typer.echo(f"Open {address} in a browser; Ctrl-C ends it.")
+    blocks.block_thread()
 
 
 @app.command()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fewstep.checkpoints.explain import code, comfy, explain, licence_notice, table, warnings
+from fewstep.checkpoints.load import FAMILIES, load_checkpoint
 from fewstep.checkpoints.registry import FILE, checkpoints, find_checkpoint
 from fewstep.checkpoints.sampling import SAMPLERS, sampler_of, schedule_of
 from tests.checkpoints.test_sampling import base_of
@@ -76,7 +77,22 @@ def follow(entry, monkeypatch):
     return pipe
 
 
-@pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if e.scheduler in SAMPLERS])
+def test_sana_sprints_lines_give_its_pipeline_the_angles_that_we_take(monkeypatch):
+    """Left to itself the pipeline has an angle for two steps, and refuses four."""
+    entry = ENTRIES["sana-sprint-1.6b"]
+    pipe = follow(entry, monkeypatch)
+    assert pipe.call == {"num_inference_steps": 4, "intermediate_timesteps": None} and pipe.repo == entry.repo
+    scheduler = diffusers.SCMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(**pipe.call)
+    angles = scheduler.timesteps[:-1].double().numpy()
+    mine = sampler_of(entry, {}).times(schedule_of(entry, {}))[:-1]
+    np.testing.assert_allclose(mine, np.sin(angles) / (np.sin(angles) + np.cos(angles)), atol=1e-5)
+
+
+SET_BY_NUMBER = [n for n, e in ENTRIES.items() if e.scheduler in SAMPLERS and e.scheduler != "SCMScheduler"]
+
+
+@pytest.mark.parametrize("name", SET_BY_NUMBER)
 def test_the_lines_for_diffusers_do_what_the_entry_says(name, monkeypatch):
     """Weights, scale, guidance, eta; and a scheduler that asks at the times at which our sampler asks."""
     entry = ENTRIES[name]
@@ -159,9 +175,14 @@ def test_a_wrong_name_names_the_nearest(name, near):
 
 
 def test_what_cannot_be_sampled_here_says_so():
-    for name in ("sana-sprint-1.6b", "ctm-imagenet64", "flash-sd3"):
+    for name in ("ctm-imagenet64", "flash-sd3"):
         with pytest.raises(ValueError, match="not built in here"):
             sampler_of(ENTRIES[name], {})
+    for entry in ENTRIES.values():
+        if entry.family not in FAMILIES:  # known by its family, before anything is downloaded
+            with pytest.raises(ValueError, match=f"{entry.id} cannot be sampled here, .* --code"):
+                load_checkpoint(entry)
+    assert sum(e.family in FAMILIES for e in ENTRIES.values()) == 69
     with pytest.raises(ValueError, match="which has no eta"):
         sampler_of(LCM, {}, eta=0.5)
     assert "no scheduler for ctm-imagenet64" in code(ENTRIES["ctm-imagenet64"])

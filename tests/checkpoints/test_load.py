@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from dataclasses import replace
@@ -13,15 +14,18 @@ from safetensors.torch import save_file
 from fewstep.checkpoints import load
 from fewstep.checkpoints.load import load_checkpoint, start_weights
 from fewstep.checkpoints.registry import checkpoints, find_checkpoint
-from fewstep.draw import Model, _guidance, load_published
-from fewstep.export.foreign import read_lora
+from fewstep.drawing import Model
+from fewstep.export.foreign import network_of, read_lora
 from fewstep.export.student import Card
 from fewstep.job import prepare
-from fewstep.models.families import load_teacher
+from fewstep.loading import load_published
+from fewstep.models.families import as_teacher, load_teacher
+from fewstep.models.roles import Roles, Weights
 from fewstep.models.scenes64 import build_unet
 from fewstep.recipe import parse_recipe
 from fewstep.sampling import TCD, sample
 from tests.checkpoints.tiny import added, kohya, lora_of, peft
+from tests.models.pipelines import SIZE, build
 from tests.program.conftest import inside, tiny  # noqa: F401
 
 HYPER = replace(find_checkpoint("hyper-sd15-unified"), lora_scale=0.125)
@@ -121,7 +125,7 @@ def test_guidance_zero_is_off_and_what_is_told_is_not_guidance():
         entry = find_checkpoint(name)
         card = Card("", "", 4, "full", "", guidance_embed=8.0 if entry.guidance == "embedded" else None)
         model = Model(None, None, card, 1.0 if entry.guidance == "embedded" else entry.guidance_scale, entry)
-        assert _guidance(model, wish) == both
+        assert model.guidance(wish) == both
 
 
 def test_it_samples_with_its_own_settings(tiny, file):  # noqa: F811
@@ -160,6 +164,73 @@ def test_a_foreign_lora_file_starts_a_student_too(tiny, lora, file, tmp_path):  
     for name, (a, b) in lora.items():
         torch.testing.assert_close(mine[f"unet.{name}.lora_A.weight"], a)
         torch.testing.assert_close(mine[f"unet.{name}.lora_B.weight"], b)
+
+
+@pytest.mark.parametrize("name, family, weights", [
+    ("tcd-sdxl", "sdxl", "lora"), ("hyper-sd3-4step-cfg", "sd3", "lora"), ("hyper-flux-8step", "flux", "lora"),
+    ("flash-pixart", "pixart", "lora"), ("hyper-sd3-4step-cfg", "sd3", "full"), ("dmd2-sdxl-4step", "sdxl", "full"),
+    ("sd-turbo", "sd15", "full"),
+])  # fmt: skip
+def test_any_kind_of_entry_is_the_beginning_of_a_student(name, family, weights, tmp_path, monkeypatch):
+    """LoRAs of every family at their scale, peft's own folders, whole networks and pipelines: the student's answer."""
+    entry, pipeline = find_checkpoint(name), copy.deepcopy(build(family))
+    teacher = as_teacher(pipeline, size=SIZE)
+    part, network = network_of(pipeline)
+    x, cond = torch.randn(1, *teacher.latent_shape), teacher.encode_prompts(["a"])
+    time = 0.5 if entry.flow else 500
+    if entry.is_lora:
+        lora, head = lora_of(network, targets=teacher.denoiser.network.lora_targets), "base_model.model"
+        head = part if entry.kind == "lora" else head
+        save_file({f"{head}.{n}.lora_{k}.weight": t for n, ab in lora.items() for k, t in zip("AB", ab, strict=True)},
+                  tmp_path / "x.safetensors")  # fmt: skip
+        (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 4}')
+        wanted = added(network, lora, entry.lora_scale)
+    else:
+        wanted = {k: t + 0.01 * torch.randn_like(t) for k, t in network.state_dict().items()}
+        save_file(wanted, tmp_path / "x.safetensors")
+        other = copy.deepcopy(pipeline)
+        network_of(other)[1].load_state_dict(wanted)
+        monkeypatch.setattr(load, "load_teacher", lambda *_, **__: as_teacher(
+            other if entry.kind == "pipeline" else copy.deepcopy(pipeline), size=SIZE))  # fmt: skip
+    begun = start_weights(entry, teacher, weights, 4, None if entry.kind == "pipeline" else tmp_path / "x.safetensors")
+    roles = Roles(teacher.denoiser)
+    roles.add("student", Weights(weights, rank=4, targets=teacher.denoiser.network.lora_targets))
+    roles.start("student", begun)
+    with torch.no_grad():
+        got, before = (view(x, time, cond).output for view in (roles.student, roles.teacher))
+        network_of(pipeline)[1].requires_grad_(False)
+        expected = as_teacher(with_network(family, wanted), size=SIZE).denoiser(x, time, cond).output
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert (before - expected).abs().max() > 1e-3 * expected.abs().max()
+
+
+def with_network(family, state):
+    pipeline = copy.deepcopy(build(family))
+    network_of(pipeline)[1].load_state_dict(state)
+    return pipeline
+
+
+@pytest.mark.parametrize("change", ["drop", "rename", "shape", "flat"])
+def test_peft_layout_is_checked_where_diffusers_has_no_loader(change, tmp_path):
+    pipeline = build("pixart")
+    lora = lora_of(pipeline.transformer, targets=("to_q",))
+    tensors = {f"transformer.{n}.lora_{k}.weight": t for n, ab in lora.items() for k, t in zip("AB", ab, strict=True)}
+    first = min(tensors)
+    value = tensors.pop(first)
+    more = {"rename": {first.replace("to_q", "to_z"): value}, "shape": {first: value[:, 1:]}, "flat": {first: value[0]}}
+    save_file({k: t.contiguous() for k, t in {**tensors, **more.get(change, {})}.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="does not fit PixArtTransformer2DModel"):
+        read_lora(pipeline, tmp_path / "x.safetensors")
+
+
+def test_a_network_that_is_told_its_guidance_starts_nothing_that_is_not(tmp_path, monkeypatch):
+    teacher = as_teacher(copy.deepcopy(build("sdxl")), size=SIZE)
+    told = copy.deepcopy(build("sdxl").unet)
+    told.time_embedding.cond_proj = torch.nn.Linear(32, told.time_embedding.linear_1.in_features, bias=False)
+    save_file(told.state_dict(), tmp_path / "x.safetensors")
+    monkeypatch.setattr(load, "load_teacher", lambda *_, **__: as_teacher(copy.deepcopy(build("sdxl")), size=SIZE))
+    with pytest.raises(ValueError, match="init: lcm-sdxl is told its guidance scale"):
+        start_weights(find_checkpoint("lcm-sdxl"), teacher, "full", 4, tmp_path / "x.safetensors")
 
 
 # ---------------------------------------------------------------- hostile files

@@ -24,7 +24,8 @@ FLUX = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shif
         "base_image_seq_len": 256, "max_image_seq_len": 4096, "num_train_timesteps": 1000}  # fmt: skip
 FLOW = {"shift": 3.0, "num_train_timesteps": 1000}
 BASES = {"sd1": SD, "sd2": {**SD, "prediction_type": "epsilon"}, "sdxl": SDXL, "pixart": SD, "flux": FLUX}
-RUNNABLE = {n: e for n, e in checkpoints().items() if e.scheduler in SAMPLERS}
+SANA = checkpoints()["sana-sprint-1.6b"]
+RUNNABLE = {n: e for n, e in checkpoints().items() if e.scheduler in SAMPLERS and e != SANA}
 
 
 def base_of(entry):
@@ -96,3 +97,33 @@ def test_an_entry_samples_as_diffusers_does(name, noise, noises):
         assert len(got.states) == len(expected) == n + 1
         for mine, theirs in zip(got.states, expected, strict=True):
             assert (mine - theirs).abs().max() <= 1e-9 * max(1, float(theirs.abs().max())), n
+
+
+@pytest.mark.parametrize("n", SANA.steps)
+def test_sana_sprint_samples_as_its_scheduler_does(n, noise, noises):
+    """SCMScheduler turns angles; the network is told flow's time and state, as its pipeline has it.
+
+    To 1e-4 only: diffusers writes 1.57080 for pi/2 in float32.
+    """
+    module, data = module_of("SCMScheduler"), 0.5
+    scheduler = module.SCMScheduler(**SANA.scheduler_overrides)
+    scheduler.set_timesteps(n, **({} if n == 2 else {"intermediate_timesteps": None}))
+    left, real = iter(noises), module.randn_tensor
+    module.randn_tensor = lambda *_, **__: next(left).float()
+    x, states, told = noise.float() * data, [], []
+    try:
+        for angle in scheduler.timesteps[:-1]:
+            s = angle.sin() / (angle.cos() + angle.sin())
+            root = (s**2 + (1 - s) ** 2).sqrt()
+            scaled = x / data * root
+            states.append(scaled)
+            told.append(float(s))
+            flow = ((1 - 2 * s) * scaled + (1 - 2 * s + 2 * s**2) * toy(scaled, s)) / root * data
+            x, x0 = scheduler.step(flow, angle, x, return_dict=False)
+    finally:
+        module.randn_tensor = real
+    run = sample(Denoiser(toy, schedule_of(SANA, {}), "flow"), sampler_of(SANA, {}, num_inference_steps=n), noise,
+                 noises=noises)  # fmt: skip
+    np.testing.assert_allclose(run.timesteps, told, atol=1e-5)
+    for mine, theirs in zip(run.states, [*states, x0 / data], strict=True):
+        assert (mine - theirs).abs().max() <= 1e-4

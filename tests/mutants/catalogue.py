@@ -13,6 +13,7 @@ from tests.mutants.pcm import DISCRIMINATORS, PCM
 from tests.mutants.plan import EIGHT_BITS, OPTIMIZERS, PLAN
 from tests.mutants.program import PROCESSES, STAGES
 from tests.mutants.turbo import AUGMENT, HELPERS, INPUTS, PROJECTION, TURBO
+from tests.mutants.use import USE
 
 SCHEDULE = planted(
     "diffusion/schedule.py",
@@ -1872,5 +1873,6 @@ CATALOGUE: list[Mutant] = [
     *LADD,
     *FAMILIES,
     *EXPORTS,
+    *USE,
     *PUBLISHED,
 ]

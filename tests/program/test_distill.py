@@ -254,7 +254,7 @@ def test_foreign_students_are_refused_in_one_sentence(run, tmp_path):
         load_student(teacher, other)
     tensors = load_file(folder / "student" / "pytorch_lora_weights.safetensors")
     save_file(dict(list(tensors.items())[:4]) | {"foreign": torch.zeros(1)}, other / "pytorch_lora_weights.safetensors")
-    with pytest.raises(ValueError, match="belongs to another student"):
+    with pytest.raises(ValueError, match="is of another model than"):
         load_student(teacher, other)
 
 

@@ -164,7 +164,7 @@ def test_other_errors_pass(short, tmp_path, monkeypatch):
 
 
 def test_sampling_may_run_out_of_memory_too(tmp_path, monkeypatch, capsys):
-    def load(name):
+    def load(*_, **__):
         torch.empty(10**15)
 
     monkeypatch.setattr("fewstep.draw.load_model", load)

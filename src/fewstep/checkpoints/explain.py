@@ -166,6 +166,8 @@ def _call(entry: Checkpoint) -> str:
         off = entry.guidance == "cfg" and entry.guidance_scale == 1
         key = "true_cfg_scale" if entry.family == "qwen-image" else "guidance_scale"
         words.append(f"{key}={0.0 if off and key == 'guidance_scale' else entry.guidance_scale}")
+    if entry.scheduler == "SCMScheduler" and n != 2:  # the pipeline's own default is right for two steps alone
+        words.append("intermediate_timesteps=None")
     words += [f"eta={entry.eta}"] if entry.eta is not None else []
     words += ["max_sequence_length=256"] if entry.id == "flux1-schnell" else []
     return ", ".join(words)

@@ -18,30 +18,37 @@ from fewstep.models.extras import sinusoid
 from fewstep.models.families import Teacher, first_sentence, load_teacher
 from fewstep.models.lora import merge
 
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "pixart")
+"""What the networks of published files are here; files of other families are explained only."""
+
 _FAMILIES = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux", "PixArtTransformer2DModel": "pixart"}
 
 
 def load_checkpoint(
-    entry: Checkpoint, base: str | None = None, file: Path | None = None, device: str = "cpu"
+    entry: Checkpoint, base: str | None = None, file: Path | None = None, device: str = "cpu", **how: Any
 ) -> Teacher:
     """The entry as a model of ours, its weights in place, its schedule and prediction kind in force.
 
     Args:
         base: model it stands on, a folder or hub name; the entry's own if None. For a pipeline: the pipeline itself.
-        file: its weights on this machine; taken from the hub if None.
+        file: its weights on this machine; taken from the hub if None. how: other arguments of `load_teacher`.
 
     Raises:
         ValueError: one sentence, and nothing is loaded: not on the hub, a pickle, of another model.
     """
-    if entry.scheduler not in SAMPLERS:
-        raise ValueError(f"{entry.id} cannot be sampled here: `fewstep checkpoints {entry.id} --code` says what can.")
+    if entry.scheduler not in SAMPLERS or entry.family not in FAMILIES:  # before anything is downloaded
+        why = f"{entry.family} networks are" if entry.scheduler in SAMPLERS else "its sampler is"
+        raise ValueError(
+            f"{entry.id} cannot be sampled here, {why} not built in: `fewstep checkpoints {entry.id} --code` prints "
+            "the lines for diffusers."
+        )
     if entry.kind == "pipeline":
         if file is not None:
             raise ValueError(f"{entry.id} is a whole pipeline: give its folder as --base, not a --file.")
-        return _as_wanted(entry, load_teacher(base or entry.repo, device=device))
+        return _as_wanted(entry, load_teacher(base or entry.repo, device=device, **how))
     path = file or download(entry)
     tensor_names(path)  # before the large base model: a wrong file should be a quick answer
-    teacher = load_teacher(base or entry.base, device=device)
+    teacher = load_teacher(base or entry.base, device=device, **how)
     network = network_of(teacher.pipeline)[1]
     if entry.is_lora:
         lora = read_lora(teacher.pipeline, path)
@@ -67,7 +74,15 @@ def start_weights(
         return lora_start(entry.id, file or download(entry), teacher, weights, rank, entry.lora_scale or 1.0)
     if weights == "lora":
         raise ValueError(f"init: {entry.id} is a whole network and cannot start a LoRA: set student.weights=full.")
-    network = network_of(load_checkpoint(entry, None if entry.kind == "pipeline" else teacher.name, file).pipeline)[1]
+    network: Any = network_of(
+        load_checkpoint(entry, None if entry.kind == "pipeline" else teacher.name, file).pipeline
+    )[1]
+    mine: Any = network_of(teacher.pipeline)[1]
+    if getattr(network.config, "time_cond_proj_dim", None) and not mine.config.time_cond_proj_dim:
+        raise ValueError(
+            f"init: {entry.id} is told its guidance scale, by a layer that {teacher.name} lacks: let it be the "
+            "teacher, or start from its LoRA."
+        )
     return {f"{_place(teacher)}.{name}": p.detach() for name, p in network.named_parameters()}
 
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 from fewstep.checkpoints.registry import Checkpoint
 from fewstep.diffusion.schedule import Schedule
-from fewstep.sampling import DDIM, LCM, TCD, Euler, EulerAncestral, Sampler
+from fewstep.sampling import DDIM, LCM, TCD, Euler, EulerAncestral, Renoise, Sampler
 from fewstep.sampling.samplers import Step
 
+_SCM, _SCM_SECOND = "SCMScheduler", 1.3
 _FLUX_TOKENS = 16 * 16  # pixels behind one token of a picture: 8x down, patches of 2x2
 
 
@@ -38,6 +40,8 @@ def scheduler_config(entry: Checkpoint, base: Mapping[str, Any]) -> dict[str, An
 def schedule_of(entry: Checkpoint, base: Mapping[str, Any]) -> Schedule:
     """The noise schedule that the entry runs on."""
     config = {**scheduler_config(entry, base), "_class_name": entry.scheduler}
+    if entry.scheduler == _SCM:  # SANA-Sprint's network is told flow's time and state: only its scheduler turns them
+        return Schedule.flow()
     return Schedule.from_diffusers(config)
 
 
@@ -48,13 +52,14 @@ def sampler_of(
     num_inference_steps: int | None = None,
     timesteps: Sequence[float] | None = None,
     eta: float | None = None,
+    strength: float | None = None,
 ) -> Sampler:
     """The sampler of an entry, as diffusers' scheduler steps with its settings.
 
     Args:
         base: config of the base model's scheduler.
         num_inference_steps: the entry's default if None. timesteps: the user's own, in native time.
-        eta: of TCD and DDIM, the entry's if None.
+        eta: of TCD and DDIM, the entry's if None. strength: of the noise a picture gets first (`Sampler`).
 
     Raises:
         ValueError: one sentence: a scheduler that is not in diffusers or not rebuilt here; eta where there is none.
@@ -72,6 +77,8 @@ def sampler_of(
         raise ValueError(f"{entry.id} is sampled by {name}, which has no eta.")
     if cls in (LCM, TCD):
         options["original_inference_steps"] = int(config.get("original_inference_steps", 50))
+    if strength is not None:
+        options["strength"] = strength
     return cls(**options)
 
 
@@ -105,6 +112,8 @@ def _grid(
     n = entry.default_steps if steps is None else steps
     if n < 1:
         raise ValueError(f"The number of steps must be at least 1, not {n}.")
+    if entry.scheduler == _SCM:
+        return {"timesteps": _scm_times(n)}
     if entry.flow:
         return {"sigmas": Schedule.flow(shift_of(entry, config)).shifted(flow_sigmas(entry, config, n))}
     if entry.timesteps is not None and n == len(entry.timesteps):
@@ -119,6 +128,16 @@ def _grid(
     }
 
 
+def _scm_times(n: int) -> tuple[float, ...]:
+    """TrigFlow's angles from pi/2 down, as flow's times: evenly spaced, but for the second of two, which is 1.3.
+
+    x = cos(a) x0 + sin(a) z is flow's state at s = sin(a) / (cos(a) + sin(a)), times cos(a) + sin(a).
+    """
+    angles = np.array([np.pi / 2, _SCM_SECOND]) if n == 2 else np.linspace(np.pi / 2, 0, n + 1)[:-1]
+    times = np.sin(angles) / (np.cos(angles) + np.sin(angles))
+    return tuple(np.minimum(times, 1.0).tolist())
+
+
 SAMPLERS: dict[str, type[Sampler]] = {
     "LCMScheduler": LCM,
     "TCDScheduler": TCD,
@@ -127,5 +146,6 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "EulerAncestralDiscreteScheduler": EulerAncestral,
     "FlowMatchEulerDiscreteScheduler": Euler,
     "FlowMatchLCMScheduler": LCM,
+    "SCMScheduler": Renoise,
 }
 """Schedulers of diffusers that samplers of ours step like."""

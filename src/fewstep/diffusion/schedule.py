@@ -317,18 +317,29 @@ class Schedule:
         return np.ascontiguousarray(np.linspace(0, total - 1, n).round()[::-1].astype(np.int64))
 
     def lcm_timesteps(
-        self, num_inference_steps: int, original_inference_steps: int = 50, variant: LCMGrid = "lcm"
+        self,
+        num_inference_steps: int,
+        original_inference_steps: int = 50,
+        variant: LCMGrid = "lcm",
+        strength: float = 1.0,
     ) -> Tensor:
         """LCM's and TCD's sampling times: a subset of the training grid, decreasing, [num_inference_steps].
 
         ``"lcm"`` is diffusers' present formula (4 of 50: 999, 759, 499, 259), ``"lcm-v1"`` the stride of the
         first release (999, 759, 519, 279). For flow and EDM schedules the same indices pick from their own
-        training grids.
+        training grids. ``strength`` below 1 picks from the lowest part of the training grid, so many steps all
+        the same (LCM's own image-to-image).
         """
         n = check_steps(num_inference_steps)
         origin = self.training_grid(original_inference_steps)[:0:-1]
         if n > len(origin):
             raise ValueError(f"num_inference_steps {n} exceeds original_inference_steps {len(origin)}.")
+        total, origin = len(origin), origin[len(origin) - math.floor(len(origin) * strength + 1e-9) :]
+        if n > len(origin):
+            raise ValueError(
+                f"num_inference_steps {n} exceeds the {len(origin)} of {total} training times that strength "
+                f"{strength:g} leaves: use at least {n / total:.2g}, or fewer steps."
+            )
         if variant == "lcm":
             picked = np.floor(np.linspace(0, len(origin), n, endpoint=False)).astype(np.int64)
         elif variant == "lcm-v1":

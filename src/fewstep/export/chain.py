@@ -37,9 +37,9 @@ def is_pipeline(path: Path) -> bool:
     return (path / "model_index.json").is_file()
 
 
-def teacher_of(folder: Path, card: Card, device: str = "cpu") -> Teacher:
-    """The teacher that the student in ``folder`` stands on: a model, or another student."""
-    return open_teacher(_place(folder, card), device=device, size=card.image_size)
+def teacher_of(folder: Path, card: Card, device: str = "cpu", **how: Any) -> Teacher:
+    """The teacher that the student in ``folder`` stands on: a model, or another student; as `open_teacher`."""
+    return open_teacher(_place(folder, card), device=device, **{"size": card.image_size, **how})
 
 
 def first_teacher(folder: Path) -> str:

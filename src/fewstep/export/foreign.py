@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from torch import Tensor, nn
 
 from fewstep.models.families import first_sentence
 from fewstep.models.families.teacher import quiet
+from fewstep.models.lora import merge
 
 NETWORKS = ("unet", "transformer")
 """Where a pipeline keeps its diffusion network."""
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""Where it keeps what a LoRA may adapt beside that."""
 
 _PEFT = "base_model.model."  # what peft itself puts before every name
 _ALPHAS = ("lora_alpha", "alpha_pattern")
@@ -90,6 +93,35 @@ def read_lora(pipeline: Any, path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: one sentence: no LoRA, of another model, damaged, or with parts that are not of the network.
     """
+    if any(name.startswith(("text_encoder", "lora_te")) for name in tensor_names(path)):
+        raise ValueError(f"The LoRA {path} adapts the text encoder too, which is not supported here.")
+    return read_parts(pipeline, path)[network_of(pipeline)[0]]
+
+
+@torch.no_grad()
+def add_loras(pipeline: Any, loras: Iterable[tuple[Path, float]], network: nn.Module | None = None) -> None:
+    """Merge LoRA files of any layout, each at its scale, into a pipeline's network and text encoders, for good.
+
+    Args:
+        network: what stands in for the pipeline's own diffusion network.
+
+    Raises:
+        ValueError: as `read_lora`, but for parts of text encoders; a scale that is none.
+    """
+    for path, scale in loras:
+        if not math.isfinite(scale):
+            raise ValueError(f"The LoRA {path} cannot be added at the scale {scale}.")
+        for part, layers in read_parts(pipeline, path).items():
+            module = network if part in NETWORKS and network is not None else getattr(pipeline, part)
+            merge(dict(module.named_parameters()), layers, scale)
+
+
+def read_parts(pipeline: Any, path: Path) -> dict[str, dict[str, Tensor]]:
+    """What a LoRA file holds for each part of a pipeline, its network first; else as `read_lora`.
+
+    Raises:
+        ValueError: as `read_lora`, but for parts of text encoders.
+    """
     tensors, metadata = read_tensors(path)
     name, network = network_of(pipeline)
     if any(key.startswith(_PEFT) for key in tensors):
@@ -98,22 +130,39 @@ def read_lora(pipeline: Any, path: Path) -> dict[str, Tensor]:
     count = sum(bool(_UP.search(key)) for key in tensors)
     if not count:
         raise ValueError(f"The file {path} holds no LoRA.")
-    if any(key.startswith(("text_encoder", "lora_te")) for key in tensors):
-        raise ValueError(f"The LoRA {path} adapts the text encoder too, which is not supported here.")
     bad = next((key for key, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
     if bad is not None:
         raise ValueError(f"The LoRA {path} is damaged: {bad} is not finite.")
+    if not hasattr(pipeline, "load_lora_weights"):  # PixArt's
+        return {name: _as_it_stands(_scaled(tensors, metadata, name), name, network, path)}
     try:
         with quiet():
             pipeline.load_lora_weights(_scaled(tensors, metadata, name), adapter_name="foreign")
-        found = _layers(network)
+        parts = {part: _layers(getattr(pipeline, part, None)) for part in (name, *ENCODERS)}
     except Exception as error:  # diffusers and peft have many errors for a LoRA of another model
-        raise ValueError(f"The LoRA {path} does not fit {type(network).__name__}: {first_sentence(error)}") from error
+        said = "its layers have other shapes" if "size mismatch" in str(error) else first_sentence(error)
+        raise ValueError(f"The LoRA {path} does not fit {type(network).__name__}: {said.rstrip('.')}.") from error
     finally:
-        if hasattr(network, "peft_config"):
+        if any(hasattr(getattr(pipeline, part, None), "peft_config") for part in (name, *ENCODERS)):
             pipeline.unload_lora_weights()
-    if len(found) // 2 < count:
-        raise ValueError(f"The LoRA {path} is of another model: only {len(found) // 2} of its {count} layers are here.")
+    found = sum(len(part) // 2 for part in parts.values())
+    if found < count:
+        raise ValueError(f"The LoRA {path} is of another model: only {found} of its {count} layers are here.")
+    return {part: layers for part, layers in parts.items() if layers or part == name}
+
+
+def _as_it_stands(tensors: dict[str, Tensor], part: str, network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """peft's layout, for pipelines without a loader of their own."""
+    found = {key.removeprefix(f"{part}."): t.float() for key, t in tensors.items()}
+    weights = {name.removesuffix(".weight"): p for name, p in network.named_parameters()}
+    for key in found:
+        layer, kind = key.rsplit(".lora_", 1) if ".lora_" in key else (key, "")
+        pair = [found.get(f"{layer}.lora_{k}.weight") for k in "AB"]
+        if kind not in ("A.weight", "B.weight") or layer not in weights or any(t is None or t.ndim < 2 for t in pair):
+            raise ValueError(f"The LoRA {path} does not fit {type(network).__name__}: {key} is unknown or alone.")
+        a, b = (t.flatten(1) for t in pair if t is not None)
+        if a.shape[0] != b.shape[1] or (b.shape[0], a.shape[1]) != tuple(weights[layer].flatten(1).shape):
+            raise ValueError(f"The LoRA {path} does not fit {type(network).__name__}: {key} has another shape.")
     return found
 
 
@@ -128,9 +177,9 @@ def _beside(path: Path, network: str) -> dict[str, str]:
         ) from None
 
 
-def _layers(network: nn.Module) -> dict[str, Tensor]:
+def _layers(network: nn.Module | None) -> dict[str, Tensor]:
     found = {}
-    for layer, module in network.named_modules():
+    for layer, module in [] if network is None else network.named_modules():
         if hasattr(module, "lora_A") and "foreign" in module.lora_A:
             a, b = (getattr(module, part)["foreign"].weight.detach() for part in ("lora_A", "lora_B"))
             found[f"{layer}.lora_A.weight"] = a.float().clone()
@@ -145,9 +194,7 @@ def _scaled(tensors: dict[str, Tensor], metadata: dict[str, str], network: str) 
         return dict(tensors)
     try:
         settings = json.loads(said)
-        alpha = settings.get(f"{network}.lora_alpha")
-        pattern = settings.get(f"{network}.alpha_pattern") or {}
-        alphas = {key: alpha if not pattern else pattern.get(_layer(key, network), alpha) for key in tensors}
+        alphas = {key: _alpha(settings, key, network) for key in tensors}
         scales = {
             key: float(alphas[key]) / t.shape[1] if alphas[key] is not None else 1.0
             for key, t in tensors.items()
@@ -160,8 +207,11 @@ def _scaled(tensors: dict[str, Tensor], metadata: dict[str, str], network: str) 
     return {key: t * scales[key] if key in scales else t for key, t in tensors.items()}
 
 
-def _layer(key: str, network: str) -> str:
-    return key.removeprefix(f"{network}.").removesuffix(".lora_B.weight")
+def _alpha(settings: Any, key: str, network: str) -> Any:
+    """What the settings say of the alpha of one tensor."""
+    part = next((p for p in ENCODERS if key.startswith(f"{p}.")), network)
+    alpha, pattern = settings.get(f"{part}.lora_alpha"), settings.get(f"{part}.alpha_pattern") or {}
+    return pattern.get(key.removeprefix(f"{part}.").removesuffix(".lora_B.weight"), alpha)
 
 
 @torch.no_grad()

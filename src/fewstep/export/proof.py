@@ -110,7 +110,7 @@ def answer(question: dict[str, Any]) -> dict[str, Tensor]:
         pipe.scheduler = getattr(diffusers, question["scheduler_class"]).from_pretrained(question["scheduler"])
     pipe.to(question["device"])
     pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(question["seed"])
+    generator = torch.manual_seed(question["seed"])  # the global one: SD3's pipeline hands schedulers no generator
     call = {**question["call"], "num_inference_steps": question["steps"]}
     if call.keys() & {"timesteps", "sigmas"}:
         del call["num_inference_steps"]

@@ -119,7 +119,7 @@ def _write(
 ) -> Export:  # fmt: skip
     teacher = teacher_of(source, card, device)
     expected = _draw(teacher, source, card, PROMPTS)
-    prediction, base = teacher.denoiser.prediction_type, first_teacher(source)
+    prediction, base = card.prediction_type or teacher.denoiser.prediction_type, first_teacher(source)
     pipeline = type(teacher.pipeline).__name__
     schedule, config = teacher.denoiser.schedule, dict(teacher.pipeline.scheduler.config)
     plan = plan_scheduler(sampler_of(card), schedule, config, prediction, pipeline)
@@ -164,7 +164,8 @@ def _write(
     proof = prove(question, expected, count, LIMITS[dtype])
     remarks = _remarks(to, card, plan, closed)
     lines = code(to, base, file, type(network_of(teacher.pipeline)[1]).__name__, card, plan)
-    _describe(part, to, title, base, lines, card, plan, source, dtype, proof, remarks)
+    shift = schedule.shift if schedule.family == "flow" else None
+    _describe(part, to, title, base, lines, card, plan, source, dtype, proof, remarks, shift)
     return Export(part, proof, call(card, plan), tuple(remarks))
 
 
@@ -197,7 +198,7 @@ def _remarks(to: str, card: Card, plan: Plan, closed: bool) -> list[str]:
 
 def _describe(
     part: Path, to: str, title: str, base: str, lines: str, card: Card, plan: Plan, source: Path, dtype: str,
-    proof: Proof, remarks: list[str],
+    proof: Proof, remarks: list[str], shift: float | None,
 ) -> None:  # fmt: skip
     picture = source / "samples.png"
     if picture.is_file():
@@ -206,6 +207,7 @@ def _describe(
     said += f"fewstep's{f', all {proof.layers} LoRA layers found' if proof.layers else ''}."
     extra = {
         "export": to, "dtype": dtype, "scheduler": plan.scheduler, "call": plan.call, "gap": proof.gap, "base": base,
+        "shift": shift,
     }  # fmt: skip
     write_text(part / CARD_FILE, json.dumps({**asdict(card), **extra}, indent=1) + "\n")
     text = readme(to, title, base, lines, card, plan, source.parent, said, remarks, picture.is_file())

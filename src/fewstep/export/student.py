@@ -134,7 +134,12 @@ def load_student(teacher: Teacher, folder: Path, card: Card | None = None) -> De
     view = roles.add(
         "student", _weights(card, tensors), extra_inputs=card.extra_inputs, prediction_type=card.prediction_type or None
     )
-    roles.load_tensors({f"student/{name}": t for name, t in tensors.items()})
+    try:
+        roles.load_tensors({f"student/{name}": t for name, t in tensors.items()})
+    except ValueError:
+        raise ValueError(
+            f"The student in {folder} is of another model than {teacher.name}: its weights differ in name or shape."
+        ) from None
     if isinstance(view.network, RoleNetwork) and view.network.extras is not None:
         view.network.extras.requires_grad_(False)
     return view

@@ -15,7 +15,13 @@ Numbers: TypeAlias = "Sequence[float] | Array | Tensor"
 GRIDS = ("trailing", "leading", "linspace", "karras", "lcm", "lcm-v1", "turbo", "phases")
 
 
-def spaced_times(schedule: Schedule, n: int, spacing: str, steps_offset: int = 0, original_steps: int = 50) -> Array:
+FROM_STRENGTH = ("lcm", "lcm-v1")
+"""Grids that are picked anew from the part of the training grid that a strength below 1 leaves; others are cut."""
+
+
+def spaced_times(
+    schedule: Schedule, n: int, spacing: str, steps_offset: int = 0, original_steps: int = 50, strength: float = 1.0
+) -> Array:
     """The ``n`` decreasing network times of a named grid, float64 in native time.
 
     ============  ================================================================================
@@ -29,6 +35,8 @@ def spaced_times(schedule: Schedule, n: int, spacing: str, steps_offset: int = 0
     phases        999, 739, 499, 239: the upper edges of ``n`` phases, where PCM students were trained
     ============  ================================================================================
 
+    ``strength`` is heard by the grids of `FROM_STRENGTH` alone.
+
     Raises:
         ValueError: for an unknown name, or more steps than the grid has.
     """
@@ -39,8 +47,8 @@ def spaced_times(schedule: Schedule, n: int, spacing: str, steps_offset: int = 0
         times = schedule.time_at(schedule.karras(n))
         times[0] = schedule.start  # the way through a logarithm and back may miss it by a rounding
         return times
-    if spacing in ("lcm", "lcm-v1"):
-        return host(schedule.lcm_timesteps(n, original_steps, cast(LCMGrid, spacing)))
+    if spacing in FROM_STRENGTH:
+        return host(schedule.lcm_timesteps(n, original_steps, cast(LCMGrid, spacing), strength))
     if spacing == "turbo":
         return _turbo(schedule, n)
     if spacing == "phases":

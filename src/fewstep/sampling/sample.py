@@ -32,6 +32,23 @@ class Trajectory:
     timesteps: Tensor
 
 
+@dataclass
+class Kept:
+    """What inpainting holds fast: outside the mask a state is the picture, noised by one noise to the state's time.
+
+    Attributes:
+        image: clean data [B, ...]. mask: broadcasts over it; 1 is drawn anew, 0 is kept. noise: unit normal [B, ...].
+    """
+
+    image: Tensor
+    mask: Tensor
+    noise: Tensor
+
+    def __call__(self, schedule: Schedule, x: Tensor, time: float, last: bool) -> Tensor:
+        known = self.image if last else schedule.add_noise(self.image, self.noise, time)
+        return (1 - self.mask) * known.to(x.dtype) + self.mask * x
+
+
 class _Draws:
     """Unit normals: those the caller injected, in order, else new ones."""
 
@@ -63,6 +80,8 @@ def sample(
     noises: Sequence[Tensor] | None = None,
     start: Literal["unit", "table"] = "unit",
     *,
+    image: Tensor | None = None,
+    mask: Tensor | None = None,
     guidance_embed: float | Tensor | None = None,
     generator: torch.Generator | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
@@ -75,6 +94,8 @@ def sample(
         noises: unit normals [B, ...] that replace the sampler's own draws, in order.
         start: "unit" starts from the noise itself, "table" from sigma times it, 0.9977 on Stable Diffusion's table, as
             diffusers' Euler schedulers do. On EDM schedules both are sigma times the noise.
+        image: clean data [B, ...] to start from, noised to the sampler's first time (its ``strength``).
+        mask: where the image is drawn anew (1); where it is 0 it is kept, at every step. Broadcasts over the image.
         guidance_embed: guidance scale that a student is told (1 is off).
         generator: of the sampler's draws; torch's global one when None.
         callback: called with the number of steps done and the state.
@@ -84,9 +105,15 @@ def sample(
     """
     schedule = denoiser.schedule
     times = sampler.times(schedule)
-    x = first_state(schedule, working(noise), float(times[0]), start)
+    if image is None and (sampler.strength < 1 or mask is not None):
+        raise ValueError("A strength below 1 and a mask need an image to start from.")
+    if image is None or (mask is not None and sampler.strength == 1):  # all of it anew: nothing of the image shows
+        x = first_state(schedule, working(noise), float(times[0]), start)
+    else:
+        x = schedule.add_noise(image.to(noise), noise, float(times[0]))
+    keep = None if mask is None or image is None else Kept(image.to(x), mask.to(x), noise.to(x))
     draw = _Draws(noises, generator, x)
-    states = walk(denoiser, sampler, x, times, draw, cond, guidance_scale, guidance_embed, callback)
+    states = walk(denoiser, sampler, x, times, draw, cond, guidance_scale, guidance_embed, callback, keep)
     return Trajectory(states[-1], states, torch.from_numpy(times[:-1].copy()))
 
 
@@ -100,6 +127,7 @@ def walk(
     guidance_scale: float | Tensor = 1.0,
     guidance_embed: float | Tensor | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
+    keep: Kept | None = None,
 ) -> list[Tensor]:
     """Take a state x at times[0] down to times[-1]; returns all len(times) states."""
     told = "end" in denoiser.accepts
@@ -113,7 +141,8 @@ def walk(
             return denoiser(x, t, cond, guidance_scale, end=end, guidance_embed=embed)
 
         prediction = ask(states[-1], time)
-        states.append(sampler.step(Step(prediction, time, next_time, last, draw, ask, before)))
+        x = sampler.step(Step(prediction, time, next_time, last, draw, ask, before))
+        states.append(x if keep is None else keep(denoiser.schedule, x, next_time, last))
         if sampler.multistep:
             before = (time, prediction.x0)
         if callback is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Array, Schedule, Time, expand, host
-from fewstep.sampling.grids import Numbers, check_decreasing, spaced_times, times_of_sigmas
+from fewstep.sampling.grids import FROM_STRENGTH, Numbers, check_decreasing, spaced_times, times_of_sigmas
 
 
 @dataclass
@@ -59,6 +59,9 @@ class Sampler:
         steps_offset: of the leading grid.
         final: "clean" ends at alpha = 1, sigma = 0; "end" at the schedule's end (VP index 0, EDM sigma_min), which is
             diffusers' ``set_alpha_to_one=False`` and ``final_sigmas_type="sigma_min"``. Empty takes the sampler's own.
+        strength: how much of the noise a picture gets before it is drawn anew (image-to-image), 1 for all of it.
+            Grids picked from a training grid (LCM's, TCD's) are picked from its lowest part, with all their steps;
+            of all others the last part is left, rounded down, and up on flow schedules, as diffusers' pipelines do.
 
     Raises:
         ValueError: unless exactly one of the first three is given, and for options that make no sense.
@@ -70,6 +73,7 @@ class Sampler:
     timestep_spacing: str = ""
     steps_offset: int = 0
     final: str = ""
+    strength: float = 1.0
 
     name: ClassVar[str] = ""
     spacing: ClassVar[str] = "trailing"
@@ -88,6 +92,8 @@ class Sampler:
         eta = getattr(self, "eta", 0.0)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be between 0 and 1, not {eta}.")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, not {self.strength:g}.")
 
     def times(self, schedule: Schedule) -> Array:
         """The n + 1 decreasing native times of a run: n network calls, then where it lands."""
@@ -102,10 +108,27 @@ class Sampler:
             if times[-1] == landing:  # a grid that ends where this sampler lands has one point too few
                 times = self._spaced(schedule, self.num_inference_steps + 1)[:-1]
         schedule.alpha_sigma(times)  # raises for times outside the schedule
-        return np.append(check_decreasing(times, what, landing), landing)
+        return np.append(self._part(check_decreasing(times, what, landing), schedule), landing)
 
     def _spaced(self, schedule: Schedule, n: int) -> Array:
-        return spaced_times(schedule, n, self.timestep_spacing or self.spacing, self.steps_offset, self._original)
+        return spaced_times(schedule, n, self._grid, self.steps_offset, self._original, self.strength)
+
+    def _part(self, times: Array, schedule: Schedule) -> Array:
+        """The last part of ``times`` that the strength leaves."""
+        if self.strength == 1 or (self.num_inference_steps is not None and self._grid in FROM_STRENGTH):
+            return times
+        wanted = len(times) * self.strength
+        count = math.ceil(wanted - 1e-9) if schedule.family == "flow" else math.floor(wanted + 1e-9)
+        if count == 0:
+            raise ValueError(
+                f"strength {self.strength:g} leaves none of {len(times)} steps: use at least {1 / len(times):.2g}, or "
+                "more steps."
+            )
+        return times[-count:]
+
+    @property
+    def _grid(self) -> str:
+        return self.timestep_spacing or self.spacing
 
     @property
     def _original(self) -> int:

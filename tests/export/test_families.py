@@ -1,0 +1,88 @@
+"""Exports of tiny students of every family, read back by diffusers in one other process that serves them all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fewstep
+from fewstep.export import proof
+from fewstep.export.publish import export
+from fewstep.export.student import Card
+from tests.export.test_publish import LCM, finished, gap
+from tests.models.pipelines import PROMPTS, build
+
+EULER = Card("lightning", "euler", 4, "lora", "", rank=4)
+STUDENTS = {
+    "sd15": replace(EULER, prediction_type="sample", weights="full", rank=0),  # as Lightning's one-step student
+    "sdxl": EULER,
+    "sd3": EULER,
+    "flux": replace(EULER, image_size=64, guidance_embed=2.5),
+}
+LOOP = """
+import json, sys
+from pathlib import Path
+from safetensors.torch import save_file
+from fewstep.export.proof import answer
+for line in sys.stdin:
+    question, place = line.split()
+    try:
+        save_file(answer(json.loads(Path(question).read_text())), place)
+        print("done", flush=True)
+    except Exception as error:
+        print(type(error).__name__, *str(error).split(), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """Stands for `subprocess.run`: one child of its own interpreter answers all questions, one after the other."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+    def work(command, **_):
+        print(*command[-2:], file=child.stdin, flush=True)
+        said = child.stdout.readline().strip()
+        return subprocess.CompletedProcess(command, said != "done", "", said)
+
+    yield work
+    child.stdin.close()
+    child.wait()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    for name, card in STUDENTS.items():
+        build(name).save_pretrained(folder / name)
+        finished(folder / f"{name}-run", folder / name, card, size=0.01 if card.weights == "full" else 0.1)
+    return folder
+
+
+@pytest.mark.parametrize("name, to", [("sd15", "diffusers"), ("sdxl", "kohya"), ("sd3", "diffusers"), ("flux", "lora")])
+def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):
+    """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""
+    monkeypatch.setattr(proof.subprocess, "run", elsewhere)
+    made = export(runs / f"{name}-run", to, tmp_path / "out")
+    assert made.proof.gap <= 1e-5
+    assert (made.proof.layers >= 50) == (to in ("lora", "kohya"))
+    expected = fewstep.load(runs / f"{name}-run").sample(PROMPTS, output_type="latent", seed=2)
+    read = fewstep.load(tmp_path / "out")
+    assert gap(read.sample(PROMPTS, output_type="latent", seed=2), expected) <= 1e-5
+    wishes = dict(sampler="euler", guidance_scale=1.0, output_type="latent", seed=2)
+    assert gap(fewstep.load(runs / name, size=64).sample(PROMPTS, 4, **wishes), expected) > 1e-2
+
+
+def test_lcm_on_a_flow_model(runs, elsewhere, tmp_path, monkeypatch):
+    monkeypatch.setattr(proof.subprocess, "run", elsewhere)
+    torch.manual_seed(0)
+    run = finished(tmp_path / "run", runs / "sd3", replace(LCM, original_inference_steps=50))
+    made = export(run, "lora", tmp_path / "out")
+    assert made.proof.gap <= 1e-5 and "sigmas" in made.call
