@@ -10,7 +10,7 @@ import torch
 
 from fewstep.checkpoints.load import lora_start, start_weights
 from fewstep.checkpoints.registry import checkpoints
-from fewstep.data.folder import find_pictures
+from fewstep.data.find import find_captions
 from fewstep.export.chain import load_start, open_teacher, origin_of, student_folder
 from fewstep.export.foreign import is_lora
 from fewstep.export.student import Card, load_card, sampler_of
@@ -85,8 +85,8 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     check_batch(settings)
     check_optimizer(settings)
     check_trackers(settings.trackers)
-    if recipe.data.path is not None:
-        find_pictures(Path(recipe.data.path), 1)
+    if recipe.data.place is not None:
+        find_captions(recipe.data.place, 1)
     teacher, init, spent = _beginning(recipe, folder, earlier or {})
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
     origin, helpers = None, teacher.helpers(method.encoder, settings.gradient_checkpointing)

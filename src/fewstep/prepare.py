@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.data.files import only_one
-from fewstep.data.folder import find_pictures
+from fewstep.data.find import find_captions
 from fewstep.data.pairs import PairFiles, PairSource, noise_of
 from fewstep.data.scenes import Scenes
 from fewstep.job import Job
@@ -113,11 +113,11 @@ def captions(recipe: Recipe) -> list[str]:
     """One caption for every pair."""
     data, size = recipe.data, recipe.pairs.size
     assert size is not None
-    if data.path is not None:
-        distinct = [picture.caption for picture in find_pictures(Path(data.path), data.size)]
+    if data.place is not None:
+        distinct = find_captions(data.place, data.size)
     else:
         scenes = Scenes(data.seed)
-        distinct = [scenes.scene(i).caption for i in range(min(size, data.size or 0))]
+        distinct = tuple(scenes.scene(i).caption for i in range(min(size, data.size or 0)))
     return [distinct[i % len(distinct)] for i in range(size)]
 
 
