@@ -114,7 +114,7 @@ def _beginning(
     at = earlier.get(config.path)
     teacher = open_teacher(
         str(at or config.path), config.loras, device, dtype=DTYPES[config.dtype], size=config.size,
-        guidance_embed=config.guidance_embed, vae_tiling=config.vae_tiling,
+        guidance_embed=config.guidance_embed, vae_tiling=config.vae_tiling, config=config.config,
     )  # fmt: skip
     if at is not None:  # as the student's card says it: the run may move
         teacher = replace(teacher, name=f"../../{at.parent.name}/student")

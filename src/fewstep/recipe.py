@@ -31,8 +31,10 @@ class TeacherConfig(BaseModel):
     model_config = _STRICT
     path: str = Field(
         default="scenes-64",
-        description="scenes-64 (shipped), a diffusers folder, a hub name, a finished run, or an earlier stage",
+        description="scenes-64 (shipped), a diffusers folder, a hub name, a .safetensors file of SD 1.x or SDXL, a "
+        "finished run, or an earlier stage",
     )
+    config: str | None = Field(default=None, description="folder with configs and tokenizers for a single file")
     loras: tuple[str, ...] = Field(default=(), description="LoRA files or hub names that are part of the teacher")
     size: int | None = Field(default=None, ge=1, description="side of the pictures in pixels; empty: the model's own")
     dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="how the teacher's weights are held")

@@ -33,7 +33,7 @@ def find(path, limit=None, source="parquet", **columns):
 
 def shown(picture):
     """The colour of a picture, from 0 to 255."""
-    return pixels(picture, lambda height, width: (8, 8))[:, 4, 4].tolist()
+    return pixels(picture, lambda height, width: (16, 16))[:, 8, 8].tolist()
 
 
 RED, BLUE, GREEN = [255, 0, 0], [0, 0, 255], [0, 128, 0]
@@ -126,24 +126,32 @@ def test_what_is_wrong_with_tables_is_one_sentence(tmp_path, monkeypatch):
 
 @pytest.fixture
 def saved(tmp_path):
-    """What `save_to_disk` makes of pictures, with a split."""
+    """What `save_to_disk` makes of pictures, and of cells that only look like them, in two splits."""
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
-    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-    rows = {"image": [{"bytes": png(c), "path": None} for c in ("red", "blue")], "text": ["one", "two"]}
-    rows["image"].append({"bytes": None, "path": str(tmp_path / "secret.png")})
     (tmp_path / "secret.png").write_bytes(png())
-    made = datasets.Dataset.from_dict(rows | {"text": ["one", "two", "three"]}, features=features)
-    datasets.DatasetDict({"test": made}).save_to_disk(tmp_path / "set")
+    cell = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    rows = [{"bytes": png(c), "path": None} for c in ("red", "blue")]
+    splits = {
+        "test": (datasets.Image(), rows),
+        "cells": (cell, [{"bytes": None, "path": str(tmp_path / "secret.png")}, rows[0]]),
+    }
+    made = {}
+    for split, (kind, images) in splits.items():
+        features = datasets.Features({"image": kind, "text": datasets.Value("string")})
+        made[split] = datasets.Dataset.from_dict({"image": images, "text": ["one", "two"]}, features=features)
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "set")
     return tmp_path / "set"
 
 
 def test_a_saved_data_set_is_read_and_its_paths_stay_inside(saved):
     found = find(saved, source="datasets", split="test")
-    assert [(p.name, p.caption) for p in found.pictures] == [("row 0", "one"), ("row 1", "two"), ("row 2", "three")]
-    assert [shown(p) for p in found.pictures[:2]] == [RED, BLUE]
+    assert [(p.name, p.caption) for p in found.pictures] == [("row 0", "one"), ("row 1", "two")]
+    assert [shown(p) for p in found.pictures] == [RED, BLUE]
+    cells = find(saved, source="datasets", split="cells").pictures
     with pytest.raises(ValueError, match="it lies outside the folder"):
-        shown(found.pictures[2])
+        shown(cells[0])
+    assert shown(cells[1]) == RED
     assert find(saved, source="datasets", split="test").fingerprint() == found.fingerprint()
     assert find_captions(Place("", str(saved), "test"), 1) == ("one",)
 

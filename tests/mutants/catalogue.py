@@ -1,6 +1,7 @@
 """The planted defects, by room: (what is wrong, the code, the defect, the test that must fail)."""
 
 from tests.mutants.ctm import CTM
+from tests.mutants.data import PICTURES
 from tests.mutants.diagnosis import DIAGNOSIS
 from tests.mutants.dmd import DMD, PAIRS
 from tests.mutants.dmd2 import DMD2
@@ -1871,6 +1872,7 @@ CATALOGUE: list[Mutant] = [
     *HELPERS,
     *LADD,
     *FAMILIES,
+    *PICTURES,
     *EXPORTS,
     *PUBLISHED,
 ]
