@@ -1390,8 +1390,8 @@ DATA = planted(
     ),
     (
         "data: every step starts at the first item",
-        "positions = rng.step * rng.batch_size + np.arange",
-        "positions = 0 * rng.batch_size + np.arange",
+        "positions = number * rng.batch_size + np.arange",
+        "positions = 0 * number * rng.batch_size + np.arange",
         "test_every_epoch_is_all_items_in_an_order_of_its_own",
     ),
     (
