@@ -115,6 +115,7 @@ def _beginning(
     teacher = open_teacher(
         str(at or config.path), config.loras, device, dtype=DTYPES[config.dtype], size=config.size,
         guidance_embed=config.guidance_embed, vae_tiling=config.vae_tiling, config=config.config,
+        quantization=config.quantize,
     )  # fmt: skip
     if at is not None:  # as the student's card says it: the run may move
         teacher = replace(teacher, name=f"../../{at.parent.name}/student")

@@ -73,6 +73,7 @@ def _estimate(recipe: Recipe, sketch: Outline) -> Estimate:
     return estimate(
         sketch, recipe.method_class(), recipe.method_settings(), recipe.training, recipe.student.build(),
         count_pictures(recipe), len(recipe.sample.prompts), recipe.pairs.size or 0,
+        recipe.teacher.quantize,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from fewstep.job import Job
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.lora import base_parameters
+from fewstep.models.quantize import plain
 from fewstep.recipe import Recipe
 from fewstep.sampling import sample
 from fewstep.sampling.solvers import SOLVERS
@@ -135,7 +136,7 @@ def fingerprint(job: Job) -> str:
     """
     denoiser, digest = job.teacher.denoiser, hashlib.blake2b(digest_size=8)
     for weight in _weights(job):
-        flat = weight.detach().reshape(-1)
+        flat = plain(weight.detach()).reshape(-1)
         seen = flat[:: max(1, flat.numel() // _SEEN)].float().cpu()
         digest.update(f"{tuple(weight.shape)}".encode() + seen.numpy().tobytes())
     alpha, sigma = denoiser.schedule.alpha_sigma(denoiser.schedule.timesteps(10))

@@ -41,6 +41,9 @@ class TeacherConfig(BaseModel):
     guidance_embed: float | None = Field(
         default=None, ge=0, allow_inf_nan=False, description="guidance scale that FLUX is told; empty means 3.5"
     )
+    quantize: Literal["int8", "nf4"] | None = Field(
+        default=None, description="hold the frozen network in 8 or 4 bits, under LoRA (extra lowmem)"
+    )
     vae_tiling: bool = Field(default=False, description="encode and decode large pictures in tiles")
 
 
@@ -257,6 +260,9 @@ def _check_data(recipe: Recipe) -> None:
             f"data.source: {method.name} looks at pictures, so prompts alone are not enough: give it some, or set "
             "data.source to teacher for the teacher's own of these prompts."
         )
+    if recipe.teacher.quantize and (recipe.student.weights == "full" or recipe.training.fsdp):
+        other = "student.weights full" if recipe.student.weights == "full" else "training.fsdp"
+        raise RecipeError(f"teacher.quantize does not go with {other}: a quantised network is frozen and whole.")
     if data.aspect_buckets and "pairs" in method.streams:
         raise RecipeError(f"data.aspect_buckets do not go with {method.name}, whose pairs are squares.")
 

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import fewstep
 from fewstep.export.lora import peft_layout
+from fewstep.export.publish import export
+from fewstep.export.student import Card, save_student
+from fewstep.methods.lcm import LCM
 from fewstep.models.families import as_teacher, is_ours, load_teacher
 from fewstep.models.families.single_file import config_of
 from fewstep.models.outline import outline
+from fewstep.models.roles import Weights
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import build_roles
 from tests.models.pipelines import PROMPTS, SIZE, build
 from tests.models.single_file import save_single_file
 
@@ -75,8 +82,6 @@ def test_teachers_with_loras_are_found_again_by_their_name(tmp_path):
     pipeline.save_pretrained(tmp_path / "model")
     name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     lora = {f"unet.{name}.lora_A.weight": torch.randn(2, 32), f"unet.{name}.lora_B.weight": torch.randn(32, 2)}
-    from safetensors.torch import save_file
-
     tensors, said = peft_layout(lora)
     save_file(tensors, tmp_path / "style.safetensors", metadata=said)
     styled = load_teacher(str(tmp_path / "model"), loras=[str(tmp_path / "style.safetensors")], size=SIZE)
@@ -107,8 +112,6 @@ def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path, files):
         load_teacher(str(file), config=str(tmp_path))
     with pytest.raises(ValueError, match=r"teacher\.config goes with a single \.safetensors file"):
         load_teacher("scenes-64", config=str(configs))
-    from safetensors.torch import save_file
-
     save_file({"lora_unet.x": torch.zeros(1)}, tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match="holds no whole model"):
         load_teacher(str(tmp_path / "m.safetensors"))
@@ -118,3 +121,27 @@ def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path, files):
     with pytest.raises(ValueError, match=r"cannot be loaded"):
         load_teacher(str(tmp_path / "m.safetensors"), config=str(configs))
     assert json.loads((configs / "model_index.json").read_text())["_class_name"].startswith("StableDiffusion")
+
+
+def student_of(teacher, folder):
+    """A LoRA that moves it, as a run leaves one."""
+    roles = build_roles(teacher.denoiser, LCM(teacher.denoiser.schedule), TrainingSettings(), Weights(rank=2))
+    for parameter in roles.parameters("student"):
+        torch.nn.init.normal_(parameter, std=0.1)
+    card = Card("lcm", "lcm", 2, "lora", teacher.name, rank=2, image_size=SIZE)
+    save_student(folder, roles, card)
+    return folder
+
+
+def test_a_student_of_a_file_is_exported_and_proved(files, tmp_path):
+    pipeline, file, configs = files
+    if hasattr(pipeline, "text_encoder_2"):
+        pytest.skip("one family is enough")
+    teacher = load_teacher(str(file), config=str(configs), size=SIZE)
+    made = export(student_of(teacher, tmp_path / "student"), "lora", tmp_path / "lora")
+    assert made.proof.gap < 1e-5 and made.proof.layers > 20
+    assert file.name in (tmp_path / "lora" / "README.md").read_text()
+    named = json.loads((tmp_path / "student" / "few_step.json").read_text()) | {"teacher": f"{teacher.name}+style"}
+    (tmp_path / "student" / "few_step.json").write_text(json.dumps(named))
+    with pytest.raises(ValueError, match="stands on a model with LoRAs of its own"):
+        export(tmp_path / "student", "lora", tmp_path / "other")

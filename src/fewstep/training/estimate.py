@@ -24,6 +24,7 @@ from fewstep.methods.base import Method
 from fewstep.models.families import at_once
 from fewstep.models.lora import lora_layers
 from fewstep.models.outline import Outline
+from fewstep.models.quantize import Kind, saved_bytes
 from fewstep.models.roles import Roles, Weights
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.rehearsal import AsOn, Ledger, mean_cost, rehearse, size_of, trained_by
@@ -78,11 +79,12 @@ def estimate(
     pictures: int,
     prompts: int = 0,
     pairs: int = 0,
+    quantization: Kind | None = None,
 ) -> Estimate:
     """The estimate of distilling ``outline`` on ``pictures`` cached pictures, with grids of ``prompts`` prompts.
 
     Args:
-        pairs: of the teacher, where the method learns from them.
+        pairs: of the teacher, where the method learns from them. quantization: of its network.
 
     Raises:
         ValueError: a teacher that fewstep cannot distil yet; settings that the method or the network refuses.
@@ -94,9 +96,10 @@ def estimate(
     peak, gradients = rehearse(taught, roles, source, settings), _size(trained, device)
     seen_through = [t for network in roles.helpers.networks[1:] for t in _tensors(network)]  # the losses' encoder
     vae, texts, others = (_parts(outline, kind, device) for kind in ("vae", "text_encoder", ""))
+    less = 0 if quantization is None else saved_bytes(outline.base, quantization)
     waits = device != "cpu" and roles.helpers.encoder is None  # the autoencoder on the host
     there = {
-        "the teacher's network": _size(_tensors(outline.base), device),
+        "the teacher's network": _size(_tensors(outline.base), device) - less,
         "autoencoder": (0 if waits else vae) + others + _size(seen_through, device),
         "encoded data": _size([t for part in kept for t in _on_device(part, device)], device),
         **{_name_of(role, taught): size for role, size in _own(roles, device).items()},

@@ -11,6 +11,7 @@ from torch import nn
 
 from fewstep.models.families.single_file import is_single_file, load_single_file
 from fewstep.models.families.teacher import Teacher, as_teacher, find_family, first_sentence, quiet
+from fewstep.models.quantize import Kind, quantize
 
 
 def load_teacher(
@@ -23,6 +24,7 @@ def load_teacher(
     guidance_embed: float | None = None,
     vae_tiling: bool = False,
     config: str | None = None,
+    quantization: Kind | None = None,
 ) -> Teacher:
     """A teacher from ``scenes-64`` (shipped), a diffusers folder, a hub name, or a .safetensors file.
 
@@ -31,6 +33,7 @@ def load_teacher(
         config: folder with the configs of a single file's model; it becomes part of the name, ``file@folder``.
         loras: LoRA files or hub names that become part of it, by diffusers' own loader.
         size, guidance_embed: as in `as_teacher`.
+        quantization: "int8" or "nf4", how the frozen network is held under LoRA (`fewstep.models.quantize`).
         vae_tiling: decode and encode large pictures in tiles, in little memory.
 
     Raises:
@@ -55,6 +58,8 @@ def load_teacher(
         raise ValueError(f"The teacher '{name}' cannot be loaded: {first_sentence(error)}") from error
     for lora in loras:
         _fuse(pipeline, lora)
+    if quantization is not None:
+        quantize(find_family(pipeline).base, quantization)
     if vae_tiling:
         pipeline.vae.enable_tiling()
     teacher = as_teacher(

@@ -50,7 +50,7 @@ class UNetNetwork(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.unet.parameters()).dtype
+        return next(p.dtype for p in self.unet.parameters() if p.is_floating_point())
 
     @property
     def extra_width(self) -> int:
