@@ -89,6 +89,7 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
         find_captions(recipe.data.place, 1)
     teacher, init, spent = _beginning(recipe, folder, earlier or {})
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
+    _check_buckets(recipe, method)
     origin, helpers = None, teacher.helpers(method.encoder, settings.gradient_checkpointing)
     if any(spec.features_only for spec in method.roles()):
         origin = origin_of(str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path)))
@@ -126,6 +127,15 @@ def _beginning(
     places = {p for p in (at or config.path, earlier.get(recipe.init or "", recipe.init)) if p is not None}
     cards = [load_card(found) for found in (student_folder(Path(p)) for p in places) if found is not None]
     return teacher, begun, sum(card.forward_equivalents for card in cards)
+
+
+def _check_buckets(recipe: Recipe, method: Method) -> None:
+    """A head that ends in one logit of a 4x4 map has no use for elongated ones."""
+    settings = method.settings
+    squares = method.heads() and hasattr(settings, "halvings") and getattr(settings, "head", "conv") == "conv"
+    if recipe.data.aspect_buckets and squares:
+        instead = "set method.head to residual, or leave" if hasattr(settings, "head") else "leave"
+        raise RecipeError(f"data.aspect_buckets: the discriminator of {method.name} sees squares: {instead} them out.")
 
 
 def _check_kind(recipe: Recipe, roles: Roles, earlier: Mapping[str, Path]) -> None:

@@ -14,7 +14,7 @@ from fewstep.data.scenes import Scenes, write_image_folder, write_webdataset
 from fewstep.distill import distill, prepare_data
 from fewstep.job import prepare
 from fewstep.methods.random import Rng
-from fewstep.recipe import RecipeError, load_recipe
+from fewstep.recipe import RecipeError, load_recipe, parse_recipe
 from fewstep.training.checkpoint import latest, load, same
 from tests.program.conftest import inside, sets, stop_and_go_on
 
@@ -75,6 +75,14 @@ def test_a_run_in_buckets_is_resumed_to_the_bit_and_says_what_it_skipped(short, 
     stop_and_go_on(monkeypatch, wanted, tmp_path / "stopped", 3)
     first, second = (load(latest(tmp_path / name / "checkpoints"))[0] for name in ("run", "stopped"))
     assert same(first, second) and len(losses(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize(("name", "says"), [("dmd2", "set method.head to residual, or leave"), ("lightning", "leave")])
+def test_a_discriminator_of_squares_takes_no_buckets(tiny, shaped, tmp_path, name, says):
+    data = {"source": "folder", "path": str(shaped), "aspect_buckets": True}
+    wanted = parse_recipe({"method": {"name": name}, "teacher": str(tiny), "data": data})
+    with pytest.raises(RecipeError, match=f"the discriminator of {name} sees squares: {says} them out"):
+        prepare(wanted, tmp_path / "run")
 
 
 def test_methods_that_look_at_no_pictures_learn_from_prompts(short, tmp_path):
