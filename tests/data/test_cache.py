@@ -74,6 +74,7 @@ def test_a_changed_caption_picture_or_size_is_encoded_again(teacher, pictures, t
     assert not torch.equal(other.cond["prompt_embeds"], first.cond["prompt_embeds"])
     assert not torch.equal(latents(changed(pictures, 0, colour="green", stamp="1")).mean, first.mean)
     assert encoded == [2, 2, 2]
+    assert changed(pictures, 0, stamp="1").fingerprint() != pictures.fingerprint()
     larger = latents(by=as_teacher(build("sdxl"), size=2 * SIZE))
     assert larger.mean.shape[-1] == 2 * first.mean.shape[-1] and encoded == [2, 2, 2, 2]
     assert fingerprint(larger) != fingerprint(first) == fingerprint(latents())

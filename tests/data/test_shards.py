@@ -128,6 +128,7 @@ def test_of_a_tar_cut_short_what_is_whole_is_kept(tmp_path, keep):
     assert any("cut short" in entry.why for entry in found.skipped)
     for picture in found.pictures:
         pixels(picture, lambda height, width: (8, 8))
+        assert picture.caption == "x" * 600
 
 
 def test_a_tar_cut_between_members_is_noticed(tmp_path):
