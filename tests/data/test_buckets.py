@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_the_order_follows_from_the_step_alone():
         assert torch.cat([parts[1], parts[0]]).int().tolist() == [list(pair) for pair in order[step]]
     assert items(buckets(), range(60), seed=1) != order
     sizes = [batch[0][0] for batch in order]
-    assert sum(a > b for a, b in zip(sizes, sizes[1:], strict=False)) > 12  # rounds of ten batches are shuffled
+    assert sum(a > b for a, b in pairwise(sizes)) > 12  # rounds of ten batches are shuffled
 
 
 def test_posterior_noise_is_drawn_by_the_step_not_by_the_visit():
