@@ -219,12 +219,12 @@ class _Encoding:
         return {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
     def _list(self, passed: Sequence[str]) -> None:
-        listed = self.path.with_name(SKIPPED)
-        if passed:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(listed, "".join(f"{' '.join(line.split())}\n" for line in passed))
-        else:
+        listed, text = self.path.with_name(SKIPPED), "".join(f"{' '.join(line.split())}\n" for line in passed)
+        if not passed:
             listed.unlink(missing_ok=True)
+        elif not listed.is_file() or listed.read_text(encoding="utf-8") != text:  # other processes find it written
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(listed, text)
 
 
 def _joined(pieces: Sequence[_Parts]) -> _Parts:
