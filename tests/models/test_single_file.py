@@ -55,6 +55,8 @@ def test_a_plan_of_a_file_reads_no_weight(files):
     pipeline, file, configs = files
     sketch = outline(str(file), config=str(configs))
     assert sum(p.numel() for p in sketch.base.parameters()) == sum(p.numel() for p in pipeline.unet.parameters())
+    again = outline(f"{file}@{configs}+style.safetensors")  # as a student's card calls its teacher
+    assert again.base.config == sketch.base.config
     shipped = config_of(file)  # the kind is known by the names of its tensors
     assert shipped.name == ("sdxl" if hasattr(pipeline, "text_encoder_2") else "sd15")
 

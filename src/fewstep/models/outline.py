@@ -19,7 +19,7 @@ from torch import nn
 
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, first_sentence, shipped
+from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, first_sentence, parts_of, shipped
 from fewstep.models.families.single_file import config_of, is_single_file
 from fewstep.models.helpers import Helpers
 
@@ -121,6 +121,7 @@ def outline(
     Raises:
         ValueError: one sentence when there are no configs, or of a kind that diffusers does not know.
     """
+    name, config, _ = parts_of(name, config)
     folder = config_of(Path(name), config) if is_single_file(name) else shipped(name) or _folder(name)
     try:
         if (folder / "model_index.json").is_file():

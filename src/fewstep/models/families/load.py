@@ -41,7 +41,7 @@ def load_teacher(
     """
     from diffusers import DiffusionPipeline
 
-    name, config, loras = _parts(name, config, loras)
+    name, config, loras = parts_of(name, config, loras)
     single = is_single_file(name)
     if config is not None and not single:
         raise ValueError(f"teacher.config goes with a single .safetensors file, and {name} is none.")
@@ -82,7 +82,9 @@ def _check(name: str, source: str) -> None:
         raise ValueError(f"The folder {name} holds no diffusers pipeline (model_index.json is missing).")
 
 
-def _parts(name: str, config: str | None, loras: Sequence[str]) -> tuple[str, str | None, tuple[str, ...]]:
+def parts_of(
+    name: str, config: str | None = None, loras: Sequence[str] = ()
+) -> tuple[str, str | None, tuple[str, ...]]:
     """(model, its configs, all LoRAs) of a name that may hold more than the model."""
     if Path(name).exists():
         return name, config, tuple(loras)
@@ -95,7 +97,7 @@ def _parts(name: str, config: str | None, loras: Sequence[str]) -> tuple[str, st
 
 def is_ours(name: str) -> bool:
     """Whether no other program knows a teacher by this name: a single file, or a model with LoRAs."""
-    first, config, loras = _parts(name, None, ())
+    first, config, loras = parts_of(name)
     return bool(loras) or config is not None or is_single_file(first)
 
 
