@@ -79,6 +79,7 @@ def distill(
         for place, seed in (several or {folder: []}).items():
             student = run(load(recipe, [*(overrides or ()), *seed]), place, resume=resume, show_progress=not quiet)
             if distributed.first():
+                _say_skipped(place)
                 typer.echo(f"The student is in {student}. Look at {student.parent}/samples, then:")
                 typer.echo("  " + _command("sample", place, "-p", "a red star", "-p", "two shapes"))
 
@@ -107,6 +108,7 @@ def prepare(
     with _stoppable(_command("prepare", recipe, *(["--from-teacher"] if from_teacher else []), *rest)):
         made = prepare_data(resolved, folder, from_teacher=from_teacher, show_progress=not quiet)
     if distributed.first():
+        _say_skipped(folder)
         if made is not None:
             place, cost = pairs_folder(resolved, folder), f"{made.cost:,.0f} forward equivalents"
             typer.echo(f"{len(made.mean):,} samples of the teacher are in {place} ({cost}).")
@@ -570,6 +572,16 @@ class _stoppable:
             raise typer.Exit(_say(f"{error} All is saved; go on with: {self.command}", 130))
         if isinstance(error, KeyboardInterrupt):
             raise typer.Exit(_say(f"Interrupted; what was saved is kept. Go on with: {self.command}", 130))
+
+
+def _say_skipped(run: Path) -> None:
+    """What of the data could not be used, if anything: how much, and where it is listed."""
+    from fewstep.data.cache import SKIPPED
+
+    listed = run / "data" / SKIPPED
+    if listed.is_file():
+        count = len(listed.read_text(encoding="utf-8").splitlines())
+        typer.echo(f"{count:,} of the pictures or captions could not be used: see {listed}.")
 
 
 def _command(*words: object) -> str:

@@ -2,7 +2,8 @@
 
 <run>/recipe.yaml          the resolved recipe, every default written out
       versions.json        of the programs, and the data's fingerprint
-      data/                encoded pictures and captions;  pairs/  the teacher's own samples (recipe key `pairs`)
+      data/                encoded pictures and captions, and skipped.txt, what could not be used of them
+      data/pairs/          the teacher's own samples (recipe key `pairs`)
       log.jsonl            one line for every log step
       checkpoints/         to resume from
       samples/             grids at fixed seeds, while it trains
@@ -22,11 +23,11 @@ from typing import Any
 
 import yaml
 
-from fewstep.data.cache import fingerprint, folder_latents, scene_latents
+from fewstep.data.cache import fingerprint, picture_latents, prompt_latents, scene_latents
 from fewstep.data.files import LOCK, only_one, replace_text
-from fewstep.data.folder import find_pictures
+from fewstep.data.find import find_captions, find_pictures
 from fewstep.data.pairs import PairSource, WithPairs
-from fewstep.data.sources import LatentSource
+from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Prompts, Source
 from fewstep.export.student import CARD_FILE, save_student
 from fewstep.job import Job, prepare
 from fewstep.out_of_memory import explained
@@ -34,9 +35,10 @@ from fewstep.prepare import pair_files, sample_teacher
 from fewstep.recipe import Recipe, RecipeError, as_yaml
 from fewstep.training import distributed
 from fewstep.training.logging import progress_bar
-from fewstep.training.trainer import Hook, Source, Trainer
-from fewstep.watch import SampleGrid, Watch, draw_exported
+from fewstep.training.trainer import Hook, Trainer
+from fewstep.watch import SampleGrid, Watch, asked_later, draw_exported
 
+LATENTS = "latents"
 _MAY_CHANGE = (
     "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints",
     "training.trackers", "pairs.path",
@@ -123,6 +125,7 @@ def _train(job: Job, resume: bool, show_progress: bool, stage: str, data: Path) 
     pairs = _claim(job, show_progress)
     job.spent += 0.0 if pairs is None else pairs.cost
     source = _data(job, pairs, data, show_progress)
+    job.teacher.let_go(asked_later(recipe), autoencoder=job.roles.helpers.encoder is None)
     hooks: list[tuple[int, Hook]] = [(recipe.sample.every, SampleGrid(job))]
     trainer = Trainer(
         job.method, job.roles, source, recipe.training,
@@ -180,21 +183,25 @@ def _data(job: Job, pairs: PairSource | None, place: Path, show_progress: bool) 
         made_by = {**versions(), "data": fingerprint(data)}
         made_by |= {} if pairs is None or of_teacher else {"pairs": fingerprint(pairs)}
         replace_text(folder / "versions.json", json.dumps(made_by, indent=1) + "\n")
-    return WithPairs(data, pairs) if pairs is not None and "pairs" in job.method.streams else data
+    source: Source = CaptionDropout(data, recipe.data.caption_dropout) if recipe.data.caption_dropout else data
+    return WithPairs(source, pairs) if pairs is not None and "pairs" in job.method.streams else source
 
 
-def _pictures(job: Job, place: Path, show_progress: bool) -> LatentSource:
+def _pictures(job: Job, place: Path, show_progress: bool) -> LatentSource | Buckets | Prompts:
     """The recipe's pictures, encoded now or before; the first process does it."""
-    path, config, device = place / "latents.safetensors", job.recipe.data, job.recipe.training.device
-    pictures = find_pictures(Path(config.path), config.size) if config.path is not None else None
-    count = len(pictures) if pictures is not None else config.size or 0
-    with (
-        distributed.first_goes_first(),
-        progress_bar(count, 0, "encoding", show_progress and distributed.first()) as advance,
-    ):
-        if pictures is not None:
-            return folder_latents(path, job.teacher, pictures, device, advance)
-        return scene_latents(path, job.teacher, count, config.seed, device, advance)
+    path, data, device, teacher = place / LATENTS, job.recipe.data, job.recipe.training.device, job.teacher
+    loud = show_progress and distributed.first()
+    with distributed.first_goes_first():
+        if data.place is None:
+            with progress_bar(data.size or 0, 0, "encoding", loud) as advance:
+                return scene_latents(path, teacher, data.size or 0, data.seed, device, advance)
+        if data.source == "prompts":
+            prompts = find_captions(data.place, data.size)
+            with progress_bar(len(prompts), 0, "encoding", loud) as advance:
+                return prompt_latents(path, teacher, prompts, device, advance)
+        found = find_pictures(data.place, data.size)
+        with progress_bar(len(found.pictures), 0, "encoding", loud) as advance:
+            return picture_latents(path, teacher, found, device, advance, data.aspect_buckets)
 
 
 def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:

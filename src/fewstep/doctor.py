@@ -30,7 +30,10 @@ OK, NOTE, PROBLEM = "OK", "note", "problem"
 _LITTLE_MEMORY, _LITTLE_DISK = 2e9, 5e9  # of bytes, below which full-size models are out of reach
 _NO_DISK = 200e6  # a run of scenes-64 needs about this much
 _TOLERANCE = 0.01  # of float32 against float64; TF32 convolutions stay below it, a wrong kernel does not
-_GIVES = {"lowmem": "training.optimizer adamw8bit, moments in a quarter of the memory"}
+_GIVES = {
+    "lowmem": "training.optimizer adamw8bit, moments in a quarter of the memory",
+    "data": "data.source parquet and datasets",
+}
 _EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)""")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from fewstep.checkpoints.load import lora_start, start_weights
 from fewstep.checkpoints.registry import checkpoints
-from fewstep.data.folder import find_pictures
+from fewstep.data.find import find_captions
 from fewstep.export.chain import load_start, open_teacher, origin_of, student_folder
 from fewstep.export.foreign import is_lora
 from fewstep.export.student import Card, load_card, sampler_of
@@ -85,10 +85,11 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     check_batch(settings)
     check_optimizer(settings)
     check_trackers(settings.trackers)
-    if recipe.data.path is not None:
-        find_pictures(Path(recipe.data.path), 1)
+    if recipe.data.place is not None:
+        find_captions(recipe.data.place, 1)
     teacher, init, spent = _beginning(recipe, folder, earlier or {})
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
+    _check_buckets(recipe, method)
     origin, helpers = None, teacher.helpers(method.encoder, settings.gradient_checkpointing)
     if any(spec.features_only for spec in method.roles()):
         origin = origin_of(str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path)))
@@ -114,7 +115,8 @@ def _beginning(
     at = earlier.get(config.path)
     teacher = open_teacher(
         str(at or config.path), config.loras, device, dtype=DTYPES[config.dtype], size=config.size,
-        guidance_embed=config.guidance_embed, vae_tiling=config.vae_tiling,
+        guidance_embed=config.guidance_embed, vae_tiling=config.vae_tiling, config=config.config,
+        quantization=config.quantize,
     )  # fmt: skip
     if at is not None:  # as the student's card says it: the run may move
         teacher = replace(teacher, name=f"../../{at.parent.name}/student")
@@ -125,6 +127,15 @@ def _beginning(
     places = {p for p in (at or config.path, earlier.get(recipe.init or "", recipe.init)) if p is not None}
     cards = [load_card(found) for found in (student_folder(Path(p)) for p in places) if found is not None]
     return teacher, begun, sum(card.forward_equivalents for card in cards)
+
+
+def _check_buckets(recipe: Recipe, method: Method) -> None:
+    """A head that ends in one logit of a 4x4 map has no use for elongated ones."""
+    settings = method.settings
+    squares = method.heads() and hasattr(settings, "halvings") and getattr(settings, "head", "conv") == "conv"
+    if recipe.data.aspect_buckets and squares:
+        instead = "set method.head to residual, or leave" if hasattr(settings, "head") else "leave"
+        raise RecipeError(f"data.aspect_buckets: the discriminator of {method.name} sees squares: {instead} them out.")
 
 
 def _check_kind(recipe: Recipe, roles: Roles, earlier: Mapping[str, Path]) -> None:

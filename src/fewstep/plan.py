@@ -55,7 +55,7 @@ def _sketch(recipe: Recipe) -> Outline:
     """The teacher's outline; of a student, that of the model it came from."""
     student, teacher = student_folder(Path(recipe.teacher.path)), recipe.teacher
     place = teacher.path if student is None else first_teacher(student)
-    return outline(place, teacher.size, DTYPES[teacher.dtype])
+    return outline(place, teacher.size, DTYPES[teacher.dtype], teacher.config)
 
 
 def cost_of_step(recipe: Recipe) -> float:
@@ -73,6 +73,7 @@ def _estimate(recipe: Recipe, sketch: Outline) -> Estimate:
     return estimate(
         sketch, recipe.method_class(), recipe.method_settings(), recipe.training, recipe.student.build(),
         count_pictures(recipe), len(recipe.sample.prompts), recipe.pairs.size or 0,
+        recipe.teacher.quantize,
     )  # fmt: skip
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.data.files import only_one
-from fewstep.data.folder import find_pictures
+from fewstep.data.find import find_captions
 from fewstep.data.pairs import PairFiles, PairSource, noise_of
 from fewstep.data.scenes import Scenes
 from fewstep.job import Job
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.lora import base_parameters
+from fewstep.models.quantize import plain
 from fewstep.recipe import Recipe
 from fewstep.sampling import sample
 from fewstep.sampling.solvers import SOLVERS
@@ -113,11 +114,11 @@ def captions(recipe: Recipe) -> list[str]:
     """One caption for every pair."""
     data, size = recipe.data, recipe.pairs.size
     assert size is not None
-    if data.path is not None:
-        distinct = [picture.caption for picture in find_pictures(Path(data.path), data.size)]
+    if data.place is not None:
+        distinct = find_captions(data.place, data.size)
     else:
         scenes = Scenes(data.seed)
-        distinct = [scenes.scene(i).caption for i in range(min(size, data.size or 0))]
+        distinct = tuple(scenes.scene(i).caption for i in range(min(size, data.size or 0)))
     return [distinct[i % len(distinct)] for i in range(size)]
 
 
@@ -135,7 +136,7 @@ def fingerprint(job: Job) -> str:
     """
     denoiser, digest = job.teacher.denoiser, hashlib.blake2b(digest_size=8)
     for weight in _weights(job):
-        flat = weight.detach().reshape(-1)
+        flat = plain(weight.detach()).reshape(-1)
         seen = flat[:: max(1, flat.numel() // _SEEN)].float().cpu()
         digest.update(f"{tuple(weight.shape)}".encode() + seen.numpy().tobytes())
     alpha, sigma = denoiser.schedule.alpha_sigma(denoiser.schedule.timesteps(10))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from fewstep.data.folder import find_pictures
+from fewstep.data.find import Place, find_captions
 from fewstep.methods.base import Method, Sampling
 from fewstep.methods.registry import find_method
 from fewstep.models.roles import Weights
@@ -31,13 +31,18 @@ class TeacherConfig(BaseModel):
     model_config = _STRICT
     path: str = Field(
         default="scenes-64",
-        description="scenes-64 (shipped), a diffusers folder, a hub name, a finished run, or an earlier stage",
+        description="scenes-64 (shipped), a diffusers folder, a hub name, a .safetensors file of SD 1.x or SDXL, a "
+        "finished run, or an earlier stage",
     )
+    config: str | None = Field(default=None, description="folder with configs and tokenizers for a single file")
     loras: tuple[str, ...] = Field(default=(), description="LoRA files or hub names that are part of the teacher")
     size: int | None = Field(default=None, ge=1, description="side of the pictures in pixels; empty: the model's own")
     dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="how the teacher's weights are held")
     guidance_embed: float | None = Field(
         default=None, ge=0, allow_inf_nan=False, description="guidance scale that FLUX is told; empty means 3.5"
+    )
+    quantize: Literal["int8", "nf4"] | None = Field(
+        default=None, description="hold the frozen network in 8 or 4 bits, under LoRA (extra lowmem)"
     )
     vae_tiling: bool = Field(default=False, description="encode and decode large pictures in tiles")
 
@@ -61,24 +66,44 @@ class DataConfig(BaseModel):
     """What to train on."""
 
     model_config = _STRICT
-    source: Literal["scenes", "folder", "teacher"] = Field(
+    source: Literal["scenes", "folder", "webdataset", "parquet", "datasets", "prompts", "teacher"] = Field(
         default="scenes",
-        description="scenes: rendered, captioned ones; folder: your pictures with captions; teacher: its own samples "
-        "of those captions (`pairs` says how)",
+        description="scenes: rendered, captioned ones; folder: your pictures with captions; webdataset: tar shards; "
+        "parquet: tables; datasets: one of the hub; prompts: a text file, for methods that look at no pictures; "
+        "teacher: its own samples of the captions of any of these (`pairs` says how)",
     )
-    path: str | None = Field(default=None, description="the folder of pictures; captions in .txt or metadata.jsonl")
-    size: int | None = Field(
-        default=None, ge=1, description="how many pictures; empty means 4000 scenes, or all of the folder"
+    path: str | None = Field(
+        default=None, description="the folder or file; captions in .txt or metadata.jsonl; of datasets the name"
     )
+    size: int | None = Field(default=None, ge=1, description="how many pictures; empty means 4000 scenes, or all")
     seed: int = Field(default=1, ge=0, lt=2**63, description="which scenes")
+    split: str = Field(default="train", description="of datasets")
+    image_column: str | None = Field(default=None, description="of tables; empty takes image, jpg, png, ...")
+    caption_column: str | None = Field(
+        default=None, description="of tables and JSON; empty takes text, caption or prompt"
+    )
+    aspect_buckets: bool = Field(default=False, description="keep the shape of pictures, instead of cutting squares")
+    caption_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of pictures without their caption")
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
-        if (self.path is None and self.source == "folder") or (self.path is not None and self.source == "scenes"):
-            raise ValueError("data.path and 'source: folder' go together: give both, or neither for scenes.")
+        needs_path = self.source not in ("scenes", "teacher")
+        if (self.path is None and needs_path) or (self.path is not None and self.source == "scenes"):
+            named = self.source if needs_path else "folder"
+            raise ValueError(f"data.path and 'source: {named}' go together: give both, or neither for scenes.")
+        if self.aspect_buckets and self.source in ("scenes", "prompts", "teacher"):
+            raise ValueError(f"data.aspect_buckets are for pictures of yours, not for 'source: {self.source}'.")
         if self.path is None and self.size is None:
             object.__setattr__(self, "size", 4000)
         return self
+
+    @property
+    def place(self) -> Place | None:
+        """Where the pictures or prompts are; None for scenes."""
+        if self.path is None:
+            return None
+        source = "" if self.source == "teacher" else self.source
+        return Place(source, self.path, self.split, self.image_column, self.caption_column)
 
 
 class PairsConfig(BaseModel):
@@ -213,6 +238,7 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
             if key not in known:
                 raise RecipeError(_unknown(f"training.{key}", key, known))
     recipe = _validated(TypeAdapter(Recipe), dict(data), "")
+    _check_data(recipe)
     return _with_pairs(_as_the_method_wants(recipe, recipe.method_class().sampling(recipe.method_settings())))
 
 
@@ -223,7 +249,22 @@ def count_pictures(recipe: Recipe) -> int:
         ValueError: one sentence when they are not there.
     """
     data = recipe.data
-    return data.size or 0 if data.path is None else len(find_pictures(Path(data.path), data.size))
+    return data.size or 0 if data.place is None else len(find_captions(data.place, data.size))
+
+
+def _check_data(recipe: Recipe) -> None:
+    """What is trained on must suit the method."""
+    method, settings, data = recipe.method_class(), recipe.method_settings(), recipe.data
+    if data.source == "prompts" and method.needs_pictures(settings):
+        raise RecipeError(
+            f"data.source: {method.name} looks at pictures, so prompts alone are not enough: give it some, or set "
+            "data.source to teacher for the teacher's own of these prompts."
+        )
+    if recipe.teacher.quantize and (recipe.student.weights == "full" or recipe.training.fsdp):
+        other = "student.weights full" if recipe.student.weights == "full" else "training.fsdp"
+        raise RecipeError(f"teacher.quantize does not go with {other}: a quantised network is frozen and whole.")
+    if data.aspect_buckets and "pairs" in method.streams:
+        raise RecipeError(f"data.aspect_buckets do not go with {method.name}, whose pairs are squares.")
 
 
 def _with_pairs(recipe: Recipe) -> Recipe:

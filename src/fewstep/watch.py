@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fewstep.data.scenes import Scenes
-from fewstep.evaluation.compare import UNSEEN, Way, questions, real_pictures, sample_way
+from fewstep.evaluation.compare import UNSEEN, Way, questions, real_pictures, sample_way, unseen
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.measured import Measured, Reference
 from fewstep.evaluation.reader import load_reader
@@ -18,9 +18,16 @@ from fewstep.export.student import Card, load_card, load_weights, sampler_of, sa
 from fewstep.job import Job
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
+from fewstep.recipe import Recipe
 from fewstep.sampling import DDIM, sample
 from fewstep.training import distributed
 from fewstep.training.logging import JsonLines, read_log
+
+
+def asked_later(recipe: Recipe) -> list[list[str]]:
+    """The lists of prompts that are encoded while a recipe runs."""
+    count = recipe.evaluate.count if recipe.evaluate.every else 0
+    return [list(recipe.sample.prompts), *([[scene.caption for scene in unseen(count)]] if count else [])]
 
 
 class SampleGrid:

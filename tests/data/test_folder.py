@@ -1,26 +1,29 @@
-"""Folders of pictures: what is found in them, how it is cut, when it is encoded again, and what is refused."""
+"""Folders of pictures: what is found in them, what is passed over, and that nothing outside is read."""
 
 from __future__ import annotations
 
 import json
-import os
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from fewstep.data.cache import folder_latents, home
-from fewstep.data.folder import find_pictures, fingerprint_of, read_pictures
-from fewstep.data.sources import LatentSource
-from fewstep.models.cond import Cond
-from fewstep.models.families import as_teacher
+from fewstep.data.find import Place, find_captions, find_pictures
+from fewstep.data.pictures import Picture, Skipped
 from fewstep.recipe import RecipeError, parse_recipe
-from tests.models.pipelines import SIZE, build
 
 
 def picture(path, colour="red", size=(80, 64), **how):
     Image.new("RGB", size, colour).save(path, **how)
+
+
+def find(folder, limit=None):
+    return find_pictures(Place("folder", str(folder)), limit)
+
+
+def said(collection):
+    """Why each thing was passed over."""
+    return {entry.name: entry.why for entry in collection.skipped}
 
 
 @pytest.fixture
@@ -34,85 +37,134 @@ def folder(tmp_path):
 
 
 def test_captions_stand_beside_their_pictures_or_in_a_list(folder):
-    found = find_pictures(folder)
-    assert [(p.path.name, p.caption) for p in found] == [("b.png", "a blue square"), ("a.jpg", "a red circle")]
-    assert find_pictures(folder, 1) == found[:1]
+    found = find(folder)
+    assert [(p.name, p.caption) for p in found.pictures] == [("b.png", "a blue square"), ("more/a.jpg", "a red circle")]
+    assert found.skipped == () and find(folder, 1).pictures[0].name == "b.png" and len(find(folder, 1).pictures) == 1
+    assert found.pictures[1].read() == (folder / "more" / "a.jpg").read_bytes()
     lines = [{"file_name": "more/a.jpg", "text": "one"}, {"file_name": "b.png", "text": "two"}]
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
-    assert [(p.path.name, p.caption) for p in find_pictures(folder)] == [("b.png", "two"), ("a.jpg", "one")]
+    assert [(p.name, p.caption) for p in find(folder).pictures] == [("b.png", "two"), ("more/a.jpg", "one")]
+    assert find_captions(Place("", str(folder))) == ("two", "one")
 
 
-def test_pictures_are_upright_square_and_of_the_teachers_size(tmp_path):
-    """Red on the left, blue on the right: as a square that its camera says to turn, and twice as broad as high."""
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned clockwise: the left half comes to the top
-    for name, size, red, how in (("a", (60, 60), 30, {"exif": exif}), ("b", (60, 30), 24, {})):
-        image = Image.new("RGB", size, "blue")
-        image.paste("red", (0, 0, red, size[1]))
-        image.save(tmp_path / f"{name}.png", **how)
-        (tmp_path / f"{name}.txt").write_text("a")
-    turned, cut = read_pictures(find_pictures(tmp_path), 32)
-    assert turned.shape == (3, 32, 32) and (turned.min(), turned.max()) == (-1, 1)
-    assert (turned[0, :14] > 0.9).all() and (turned[2, 18:] > 0.9).all()
-    # of the broad one the middle, from 15 to 45, is kept: red up to 24, which is 9 of 30
-    assert (cut[0, :, :8] > 0.9).all() and (cut[2, :, 12:] > 0.9).all()
-
-
-def test_a_changed_caption_or_picture_is_encoded_again(folder, tmp_path):
-    teacher = as_teacher(build("sdxl"), size=SIZE)
-    path, encoded = tmp_path / "cache" / "latents.safetensors", []
-
-    def latents():
-        return folder_latents(path, teacher, find_pictures(folder), advance=encoded.append)
-
-    first = latents()
-    assert encoded == [2] and torch.equal(latents().mean, first.mean) and encoded == [2]
-    assert set(first.cond) == {"prompt_embeds", "pooled_embeds", "time_ids"} and len(first.cond) == 2
-    assert first.cond["time_ids"].tolist() == [[SIZE, SIZE, 0, 0, SIZE, SIZE]] * 2
-    assert first.cond.null()["time_ids"].tolist() == first.cond["time_ids"].tolist()
+def test_a_fingerprint_knows_names_times_and_captions(folder):
+    first = find(folder).fingerprint()
+    assert find(folder).fingerprint() == first != find(folder, 1).fingerprint()
     (folder / "b.txt").write_text("a square")
-    assert not torch.equal(latents().cond["prompt_embeds"], first.cond["prompt_embeds"]) and encoded == [2, 2]
-    picture(folder / "b.png", "green")
-    os.utime(folder / "b.png", ns=(1, 1))
-    assert not torch.equal(latents().mean, first.mean) and encoded == [2, 2, 2]
-    other = as_teacher(build("sdxl"), size=2 * SIZE)
-    assert folder_latents(path, other, find_pictures(folder)).mean.shape[-1] == 2 * first.mean.shape[-1]
-    assert fingerprint_of(find_pictures(folder)) != fingerprint_of(find_pictures(folder, 1))
+    second = find(folder).fingerprint()
+    (folder / "b.png").rename(folder / "c.png")
+    (folder / "b.txt").rename(folder / "c.txt")
+    assert len({first, second, find(folder).fingerprint()}) == 3
 
 
-def test_large_data_stay_on_the_host():
-    assert (home("cuda", 2**31), home("cuda", 2**31 + 1), home("cpu", 2**40)) == ("cuda", "cpu", "cpu")
-    # the batch comes from there to wherever the step is
-    source = LatentSource(torch.ones(4, 2), torch.zeros(4, 2), Cond({"a": torch.ones(4, 3)}))
-    batch = source.batch(SimpleNamespace(
-        seed=0, step=0, rows=slice(0, 2), batch_size=2, device="meta", dtype=torch.float32,
-        sample=SimpleNamespace(normal=lambda name, shape: torch.zeros(2, *shape, device="meta")),
-    ))  # fmt: skip
-    assert batch.x0.is_meta and batch.cond["a"].is_meta
+def test_what_has_no_usable_caption_is_passed_over_and_listed(folder):
+    for name, caption in (
+        ("c", None),
+        ("d", "  \n"),
+        ("e", b"\xff\xfe\x00"),
+        ("f", "x" * 2**21),
+        ("g", "long " * 2000),
+    ):
+        picture(folder / f"{name}.png")
+        if caption is not None:
+            (folder / f"{name}.txt").write_bytes(caption if isinstance(caption, bytes) else caption.encode())
+    found = find(folder)
+    assert [p.name for p in found.pictures] == ["b.png", "g.png", "more/a.jpg"]
+    assert len(found.pictures[1].caption) == 9999
+    assert said(found) == {
+        "c.png": "it has no caption: write it to c.txt, or to metadata.jsonl",
+        "d.png": "it has no caption",
+        "e.png": "its caption is not text in UTF-8",
+        "f.png": "its caption is longer than a megabyte",
+    }
+
+
+@pytest.fixture
+def outside(tmp_path_factory):
+    """A picture and a caption that are nobody's business."""
+    there = tmp_path_factory.mktemp("outside")
+    picture(there / "secret.png")
+    (there / "secret.txt").write_text("a secret")
+    return there
+
+
+def test_links_that_lead_outside_are_not_followed(folder, outside):
+    (folder / "link.png").symlink_to(outside / "secret.png")
+    (folder / "link.txt").write_text("a picture that is elsewhere")
+    picture(folder / "own.png")
+    (folder / "own.txt").symlink_to(outside / "secret.txt")
+    (folder / "round.png").symlink_to(folder / "round.png")
+    (folder / "deep").symlink_to(outside)
+    (folder / "same.png").symlink_to(folder / "b.png")  # within the folder links are welcome
+    (folder / "same.txt").write_text("the same")
+    found = find(folder)
+    assert [p.name for p in found.pictures] == ["b.png", "more/a.jpg", "same.png"]
+    assert said(found) == dict.fromkeys(("link.png", "own.png", "round.png"), "it lies outside the folder")
+
+
+def test_a_list_that_leads_outside_is_not_followed(folder, outside):
+    (folder / "deep").symlink_to(outside)
+    (folder / "more" / "notes.pkl").write_bytes(b"never opened")
+    names = [
+        str(outside / "secret.png"),
+        f"../{outside.name}/secret.png",
+        "deep/secret.png",
+        "none.png",
+        "more/notes.pkl",
+    ]
+    entries = [{"file_name": name, "text": "x"} for name in names] + [{"file_name": "b.png", "text": "two"}]
+    lines = [json.dumps(entry) for entry in entries] + ['{"file_name": 3}', "{", "[" * 10**5, '{"file_name": "b.png"}']
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    found = find(folder)
+    assert [p.name for p in found.pictures] == ["b.png"]
+    why = said(found)
+    assert len(why) == len(names) + 4
+    for number, name in enumerate(names, 1):
+        wanted = "it lies outside the folder" if number < 4 else "it is"
+        assert why[f"{name} (line {number} of metadata.jsonl)"].startswith(wanted)
+    for number in range(7, 11):
+        assert "it is not like" in why[f"line {number} of metadata.jsonl"]
+    (folder / "metadata.jsonl").unlink()
+    (outside / "list.jsonl").write_text('{"file_name": "b.png", "text": "two"}')
+    (folder / "metadata.jsonl").symlink_to(outside / "list.jsonl")
+    with pytest.raises(ValueError, match=r"the first because metadata\.jsonl: it lies outside the folder"):
+        find(folder)
 
 
 def test_what_is_wrong_with_a_folder_is_one_sentence(folder, tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
-        find_pictures(tmp_path / "none")
+        find(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no pictures"):
-        find_pictures(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"holds no pictures that could be used \(\.png"):
+        find(tmp_path / "empty")
     (folder / "more" / "a.txt").unlink()
-    with pytest.raises(ValueError, match=r"a\.jpg has no caption: write it to a\.txt"):
-        find_pictures(folder)
-    (folder / "more" / "a.txt").write_text("a")
-    (folder / "b.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"b\.png cannot be read as a picture"):
-        read_pictures(find_pictures(folder), 8)
-    missing = '{"file_name": "x.png", "text": "a"}'
-    for line, says in (('{"file_name": 3}', "line 1 of .* is not like"), (missing, "which is not there")):
-        (folder / "metadata.jsonl").write_text(line)
-        with pytest.raises(ValueError, match=says):
-            find_pictures(folder)
+    (folder / "b.txt").unlink()
+    with pytest.raises(ValueError, match=r"the first because b\.png: it has no caption: write it to b\.txt"):
+        find(folder)
+    (folder / "metadata.jsonl").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl: it is not text"):
+        find(folder)
 
 
-@pytest.mark.parametrize("data", [{"source": "folder"}, {"path": "pictures"}])
-def test_a_folder_and_its_path_go_together(data):
-    with pytest.raises(RecipeError, match=r"data\.path and 'source: folder' go together"):
+def test_entries_are_pictures_or_reasons(folder):
+    assert isinstance(find(folder).pictures[0], Picture)
+    assert str(Skipped("a.png", "it is blue")) == "a.png: it is blue"
+    assert Path(folder / "b.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"source": "folder"}, r"data\.path and 'source: folder' go together"),
+        ({"path": "pictures"}, r"data\.path and 'source: folder' go together"),
+        ({"source": "parquet"}, r"data\.path and 'source: parquet' go together"),
+        ({"aspect_buckets": True}, r"aspect_buckets are for pictures of yours, not for 'source: scenes'"),
+        ({"source": "prompts", "path": "a.txt"}, "lcm looks at pictures, so prompts alone are not enough"),
+        ({"caption_dropout": 1.0}, "caption_dropout"),
+        ({"source": "tar", "path": "a"}, "data.source"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(data, says):
+    with pytest.raises(RecipeError, match=says):
         parse_recipe({"method": "lcm", "data": data})
     assert parse_recipe({"method": "lcm"}).data.size == 4000

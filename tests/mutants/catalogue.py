@@ -1,6 +1,7 @@
 """The planted defects, by room: (what is wrong, the code, the defect, the test that must fail)."""
 
 from tests.mutants.ctm import CTM
+from tests.mutants.data import PICTURES
 from tests.mutants.diagnosis import DIAGNOSIS
 from tests.mutants.dmd import DMD, PAIRS
 from tests.mutants.dmd2 import DMD2
@@ -1390,8 +1391,8 @@ DATA = planted(
     ),
     (
         "data: every step starts at the first item",
-        "positions = rng.step * rng.batch_size + np.arange",
-        "positions = 0 * rng.batch_size + np.arange",
+        "positions = number * rng.batch_size + np.arange",
+        "positions = 0 * number * rng.batch_size + np.arange",
         "test_every_epoch_is_all_items_in_an_order_of_its_own",
     ),
     (
@@ -1872,6 +1873,7 @@ CATALOGUE: list[Mutant] = [
     *HELPERS,
     *LADD,
     *FAMILIES,
+    *PICTURES,
     *EXPORTS,
     *USE,
     *PUBLISHED,

@@ -1,4 +1,4 @@
-"""Planted defects of the families of teachers and of folders of pictures."""
+"""Planted defects of the families of teachers."""
 
 from tests.mutants.mutant import planted
 
@@ -48,6 +48,12 @@ _COMMON = [
             "Schedule.shift_of_size(config, self.tokens)",
             "Schedule.shift_of_size(config, 4096)",
             "test_a_shift_that_depends_on_the_size_is_the_schedulers",
+        ),
+        (
+            "families: a bucket's size is not told",
+            "size or (side * self.down for side in self.latent_shape[1:])",
+            "(side * self.down for side in self.latent_shape[1:])",
+            "tests/data/test_cache.py::test_buckets_have_their_own_shapes_and_the_network_is_told_them[sdxl]",
         ),
         (
             "families: the size is told with a prompt only",
@@ -149,27 +155,4 @@ _TRANSFORMERS = [
     ),
 ]
 
-_FOLDER = planted(
-    "data/folder.py",
-    "data/test_folder.py",
-    (
-        "folder: a changed caption keeps its old latents",
-        "stat.st_size, stat.st_mtime_ns, picture.caption)",
-        "stat.st_size, stat.st_mtime_ns)",
-        "test_a_changed_caption_or_picture_is_encoded_again",
-    ),
-    (
-        "folder: pictures are stretched",
-        "ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)",
-        "image.resize((size, size), Image.Resampling.LANCZOS)",
-        "test_pictures_are_upright_square_and_of_the_teachers_size",
-    ),
-    (
-        "folder: pictures lie on their side",
-        "ImageOps.exif_transpose(file)",
-        "file",
-        "test_pictures_are_upright_square_and_of_the_teachers_size",
-    ),
-)
-
-FAMILIES = [*_UNET, *_COMMON, *_TRANSFORMERS, *_FOLDER]
+FAMILIES = [*_UNET, *_COMMON, *_TRANSFORMERS]

@@ -39,7 +39,8 @@ def test_a_run_directory_holds_everything(run):
     _, folder = run
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found == {
-        ".lock", "recipe.yaml", "versions.json", "log.jsonl", "data/latents.safetensors", "samples/step-0000004.png",
+        ".lock", "recipe.yaml", "versions.json", "log.jsonl", "data/latents-00000.safetensors",
+        "samples/step-0000004.png",
         "samples/statistics.jsonl", "student/few_step.json", "student/pytorch_lora_weights.safetensors",
         "student/samples.png",
         "checkpoints/step-0000002/state.json", "checkpoints/step-0000002/tensors.safetensors",
@@ -219,7 +220,7 @@ def test_the_card_knows_the_sampler(run):
 
 def test_latents_are_encoded_once(tiny, tmp_path, monkeypatch):
     teacher = load_teacher(str(tiny))
-    path = tmp_path / "data" / "latents.safetensors"
+    path = tmp_path / "data" / "latents"
     first = scene_latents(path, teacher, 8, seed=5)
     monkeypatch.setattr(type(teacher), "encode_images", None)
     again = scene_latents(path, teacher, 8, seed=5)
@@ -230,9 +231,10 @@ def test_latents_are_encoded_once(tiny, tmp_path, monkeypatch):
 
 
 def test_a_damaged_cache_is_made_anew(tiny, tmp_path):
-    teacher, path = load_teacher(str(tiny)), tmp_path / "latents.safetensors"
+    teacher, path = load_teacher(str(tiny)), tmp_path / "latents"
     first = scene_latents(path, teacher, 8, seed=5)
-    path.write_bytes(path.read_bytes()[:1000])
+    file = tmp_path / "latents-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
     assert torch.equal(scene_latents(path, teacher, 8, seed=5).mean, first.mean)
 
 

@@ -161,7 +161,7 @@ def test_any_method_trains_on_the_teachers_samples(options, tmp_path):
         "scenes-64-tcd", [*options, "training.steps=1", "data.source=teacher", "method.guidance_scale=2"]
     )
     distill(recipe, tmp_path / "run")
-    assert not (tmp_path / "run" / "data" / "latents.safetensors").exists()
+    assert not (tmp_path / "run" / "data" / "latents-00000.safetensors").exists()
     x0 = torch.cat([file["x0"] for file in tensors(tmp_path / "run").values()]).float()
     line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
     assert abs(line["student/data_std"] / float(x0.std(correction=0)) - 1) < 0.2

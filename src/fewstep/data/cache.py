@@ -1,70 +1,102 @@
-"""Pictures and captions, encoded once by the teacher's own VAE and text encoders, and kept on disk."""
+"""Pictures and captions, encoded once by the teacher's own VAE and text encoders, and kept on disk.
+
+Files hold some hundred pictures each and are there whole or not at all: an interrupted encoding goes on where it was,
+and files of other pictures, captions, sizes or another teacher are made anew. ``skipped.txt`` beside them lists what
+was passed over.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fewstep.data.files import replace_tensors
-from fewstep.data.folder import Picture, fingerprint_of, read_pictures
+from fewstep.data.buckets import Size, bucket_sizes, nearest
+from fewstep.data.files import replace_tensors, replace_text
+from fewstep.data.pictures import Collection, Skipped, pixels
 from fewstep.data.scenes import Scenes
-from fewstep.data.sources import LatentSource
+from fewstep.data.sources import Buckets, LatentSource, Prompts
 from fewstep.models.cond import Cond
-from fewstep.models.families import Teacher
+from fewstep.models.families import Teacher, at_once
 
 _BATCH = 32
+_PER_FILE = 512
 _LARGEST = 2**31  # bytes that may stay on an accelerator; a batch of any size is fetched in a millisecond
+SKIPPED = "skipped.txt"
 
-Batches = Callable[[range], tuple[Tensor, Sequence[str]]]
-"""Pictures [B, 3, H, W] in [-1, 1] and captions of these rows."""
+Advance = Callable[[int], None]
+"""Called with the number of pictures done."""
 
 
 def scene_latents(
-    path: Path,
-    teacher: Teacher,
-    size: int,
-    seed: int,
-    device: str = "cpu",
-    advance: Callable[[int], None] | None = None,
+    path: Path, teacher: Teacher, size: int, seed: int, device: str = "cpu", advance: Advance | None = None
 ) -> LatentSource:
     """Scenes 0 ... size - 1 of set ``seed`` as latents with prompt embeddings, from ``path`` if it holds just these.
 
     Latents are kept as their posterior's mean and standard deviation, in float16, and sampled anew at every visit.
-    ``advance`` is called with the number of pictures encoded.
     """
     scenes = Scenes(seed, size=teacher.image_size)
 
-    def batch(rows: range) -> tuple[Tensor, Sequence[str]]:
-        rendered = scenes.render(rows)
-        return torch.from_numpy(rendered.images).permute(0, 3, 1, 2).float() / 127.5 - 1, rendered.captions
+    def read(rows: range) -> Iterator[Row]:
+        for first in range(rows.start, rows.stop, _BATCH):
+            rendered = scenes.render(range(first, min(first + _BATCH, rows.stop)))
+            yield from zip(torch.from_numpy(rendered.images).permute(0, 3, 1, 2), rendered.captions, strict=True)
 
-    return _latents(path, teacher, f"scenes {seed} {size}", size, batch, device, advance)
+    found = _Encoding(path, teacher, f"scenes {seed} {size}", size, read).load(device, advance)
+    assert isinstance(found, LatentSource)
+    return found
 
 
-def folder_latents(
+def picture_latents(
     path: Path,
     teacher: Teacher,
-    pictures: Sequence[Picture],
+    found: Collection,
     device: str = "cpu",
-    advance: Callable[[int], None] | None = None,
-) -> LatentSource:
-    """These pictures likewise; encoded again where any of them, or its caption, has changed.
+    advance: Advance | None = None,
+    buckets: bool = False,
+) -> LatentSource | Buckets:
+    """Pictures of any data set likewise; encoded again where any of them, or its caption, has changed.
+
+    Args:
+        buckets: cut each to the bucket nearest to its shape; otherwise all to squares.
 
     Raises:
-        ValueError: one sentence for a file that is no picture.
+        ValueError: one sentence when none of them can be used.
     """
+    side = teacher.image_size
+    sizes = bucket_sizes(side, teacher.multiple) if buckets else ((side, side),)
 
-    def batch(rows: range) -> tuple[Tensor, Sequence[str]]:
-        some = pictures[rows.start : rows.stop]
-        return read_pictures(some, teacher.image_size), [picture.caption for picture in some]
+    def read(rows: range) -> Iterator[Row | Skipped]:
+        for picture in found.pictures[rows.start : rows.stop]:
+            try:
+                yield pixels(picture, lambda height, width: nearest(height, width, sizes)), picture.caption
+            except ValueError as error:
+                yield Skipped(picture.name, str(error))
 
-    name = f"folder {fingerprint_of(pictures)}"
-    return _latents(path, teacher, name, len(pictures), batch, device, advance)
+    name = f"pictures {found.fingerprint()}{' in buckets' if buckets else ''}"
+    found_now = _Encoding(path, teacher, name, len(found.pictures), read, found.skipped).load(device, advance)
+    assert not isinstance(found_now, Prompts)
+    return found_now
+
+
+def prompt_latents(
+    path: Path, teacher: Teacher, prompts: Sequence[str], device: str = "cpu", advance: Advance | None = None
+) -> Prompts:
+    """Prompts without pictures, encoded likewise, for methods that look at none."""
+    digest = hashlib.blake2b("\n".join(prompts).encode(), digest_size=8).hexdigest()
+
+    def read(rows: range) -> Iterator[Row]:
+        return ((None, prompts[i]) for i in rows)
+
+    found = _Encoding(path, teacher, f"prompts {digest}", len(prompts), read).load(device, advance)
+    assert isinstance(found, Prompts)
+    return found
 
 
 def home(device: str, size: int) -> str:
@@ -75,53 +107,148 @@ def home(device: str, size: int) -> str:
     return device if size <= _LARGEST else "cpu"
 
 
-def fingerprint(source: LatentSource) -> str:
+def fingerprint(source: LatentSource | Buckets | Prompts) -> str:
     """A short name of the data's exact content."""
     digest = hashlib.blake2b(digest_size=8)
-    for tensor in (source.mean, source.std):
-        digest.update(tensor.cpu().numpy().tobytes())
+    for tensor in source.content():
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _latents(
-    path: Path,
-    teacher: Teacher,
-    name: str,
-    size: int,
-    batch: Batches,
-    device: str,
-    advance: Callable[[int], None] | None,
-) -> LatentSource:
-    wanted = {"source": name, "teacher": teacher.origin, "image_size": str(teacher.image_size)}
-    tensors = _read(path, wanted)
-    if tensors is None:
-        tensors = _encode(teacher, size, batch, advance or (lambda done: None))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_tensors(path, tensors, wanted)
-    place = home(device, sum(t.nbytes for t in tensors.values()))
-    tensors = {name: t.to(place) for name, t in tensors.items()}
-    return LatentSource(tensors["mean"], tensors["std"], Cond.from_flat(tensors))
+# ---------------------------------------------------------------- encoding
+
+Row = tuple[Tensor | None, str]
+"""Pixels [3, height, width] in uint8, or none, and the caption."""
+_Parts = dict[Size, dict[str, Tensor]]
+"""Encoded rows by the size of their pictures: "mean", "std", and the condition's `Cond.flat`."""
 
 
-def _encode(teacher: Teacher, size: int, batch: Batches, advance: Callable[[int], None]) -> dict[str, Tensor]:
-    means, stds, conds = [], [], []
-    for first in range(0, size, _BATCH):
-        images, captions = batch(range(first, min(first + _BATCH, size)))
-        mean, std = teacher.encode_images(images)
-        means.append(mean.half().cpu())
-        stds.append(std.half().cpu())
-        conds.append(teacher.encode_prompts(captions).to(torch.float16).to("cpu"))
-        advance(first + len(captions))
-    joined = {"mean": torch.cat(means), "std": torch.cat(stds), **Cond.cat(conds).flat()}
-    return {name: t.contiguous(memory_format=torch.contiguous_format) for name, t in joined.items()}
+@dataclass
+class _Encoding:
+    """One data set on its way into files.
+
+    Args:
+        path: the files' name, to which each adds its number. name: what decides the rows. size: how many there are.
+        read: gives some of them, one after the other.
+        skipped: what was passed over before.
+    """
+
+    path: Path
+    teacher: Teacher
+    name: str
+    size: int
+    read: Callable[[range], Iterator[Row | Skipped]]
+    skipped: tuple[Skipped, ...] = ()
+
+    def load(self, device: str, advance: Advance | None) -> LatentSource | Buckets | Prompts:
+        """Every row, from files that are there or are made now."""
+        pieces, passed = [], [str(entry) for entry in self.skipped]
+        for number, first in enumerate(range(0, self.size, _PER_FILE)):
+            rows = range(first, min(first + _PER_FILE, self.size))
+            parts, without = self._kept(number, rows) or self._make(number, rows, advance or (lambda done: None))
+            pieces.append(parts)
+            passed += without
+        self._list(passed)
+        if not any(pieces):
+            raise ValueError(f"data.path: none of the {self.size} pictures could be used, the first: {passed[0]}.")
+        return _source(_joined(pieces), device, self.teacher.latent_shape)
+
+    def _about(self, rows: range) -> dict[str, str]:
+        return {
+            "source": self.name,
+            "rows": f"{rows.start} to {rows.stop} of {self.size}",
+            "teacher": self.teacher.origin,
+            "image_size": str(self.teacher.image_size),
+        }
+
+    def _file(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}-{number:05d}.safetensors")
+
+    def _kept(self, number: int, rows: range) -> tuple[_Parts, list[str]] | None:
+        """The file's rows and what it lacks, or None when it is missing, damaged, or holds others."""
+        try:
+            with safe_open(self._file(number), framework="pt") as file:
+                said = file.metadata() or {}
+                without = json.loads(said.pop("skipped", "[]"))
+                if said != self._about(rows):
+                    return None
+                parts: _Parts = {}
+                for key in file.keys():  # noqa: SIM118
+                    sides, _, name = key.partition("/")
+                    height, width = map(int, sides.split("x"))
+                    parts.setdefault((height, width), {})[name] = file.get_tensor(key)
+                return parts, without
+        except (OSError, SafetensorError, ValueError):
+            return None
+
+    def _make(self, number: int, rows: range, advance: Advance) -> tuple[_Parts, list[str]]:
+        """Encode these rows, in groups of one size, and keep them."""
+        most = at_once(self.teacher.image_size)
+        without: list[str] = []
+        waiting: dict[Size, list[Row]] = {}
+        done: list[_Parts] = []
+        for row, entry in zip(rows, self.read(rows), strict=True):
+            if isinstance(entry, Skipped):
+                without.append(str(entry))
+                continue
+            size = self._size(entry[0])
+            waiting.setdefault(size, []).append(entry)
+            if len(waiting[size]) == most:
+                done.append({size: self._encoded(waiting.pop(size), size)})
+                advance(row + 1)
+        done += [{size: self._encoded(group, size)} for size, group in waiting.items()]
+        parts = _joined(done)
+        flat = {f"{h}x{w}/{name}": t for (h, w), tensors in parts.items() for name, t in tensors.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        replace_tensors(self._file(number), flat, {**self._about(rows), "skipped": json.dumps(without)})
+        advance(rows.stop)
+        return parts, without
+
+    def _size(self, image: Tensor | None) -> Size:
+        side = self.teacher.image_size
+        return (side, side) if image is None else (int(image.shape[1]), int(image.shape[2]))
+
+    def _encoded(self, group: Sequence[Row], size: Size) -> dict[str, Tensor]:
+        images = [image for image, _ in group if image is not None]
+        tensors: dict[str, Tensor] = {}
+        if images:
+            mean, std = self.teacher.encode_images(torch.stack(images).float() / 127.5 - 1)
+            tensors = {"mean": mean.half(), "std": std.half()}
+        cond = self.teacher.encode_prompts([caption for _, caption in group], size=size).to(torch.float16)
+        tensors |= cond.flat()
+        return {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+
+    def _list(self, passed: Sequence[str]) -> None:
+        listed, text = self.path.with_name(SKIPPED), "".join(f"{' '.join(line.split())}\n" for line in passed)
+        if not passed:
+            listed.unlink(missing_ok=True)
+        elif not listed.is_file() or listed.read_text(encoding="utf-8") != text:  # other processes find it written
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(listed, text)
 
 
-def _read(path: Path, wanted: dict[str, str]) -> dict[str, Tensor] | None:
-    """The cached tensors, or None when there are none, or others, or the file is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            if file.metadata() != wanted:
-                return None
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return None
+def _joined(pieces: Sequence[_Parts]) -> _Parts:
+    """Rows of one size one after the other; of a null there is one."""
+    groups: dict[Size, list[dict[str, Tensor]]] = {}
+    for piece in pieces:
+        for size, tensors in piece.items():
+            groups.setdefault(size, []).append(tensors)
+    return {
+        size: {
+            name: first if name.startswith("null.") else torch.cat([tensors[name] for tensors in group])
+            for name, first in group[0].items()
+        }
+        for size, group in sorted(groups.items())
+    }
+
+
+def _source(parts: _Parts, device: str, latent_shape: tuple[int, ...]) -> LatentSource | Buckets | Prompts:
+    place = home(device, sum(t.nbytes for tensors in parts.values() for t in tensors.values()))
+    sources = []
+    for tensors in parts.values():
+        there = {name: t.to(place) for name, t in tensors.items()}
+        cond = Cond.from_flat(there)
+        if "mean" not in there:
+            return Prompts(cond, latent_shape)
+        sources.append(LatentSource(there["mean"], there["std"], cond))
+    return sources[0] if len(sources) == 1 else Buckets(sources)

@@ -13,14 +13,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.data.files import replace_tensors, replace_text
-from fewstep.data.sources import LatentSource, Order
+from fewstep.data.sources import LatentSource, Order, Source
 from fewstep.methods.base import Batch, Pairs
 from fewstep.methods.random import Rng, stream_key
 from fewstep.models.cond import Cond
@@ -57,15 +56,11 @@ class PairSource(LatentSource):
         return Pairs(noise.to(rng.device, rng.dtype, non_blocking=True), x0, cond)
 
 
-class _Source(Protocol):
-    def batch(self, rng: Rng) -> Batch: ...
-
-
 @dataclass(frozen=True)
 class WithPairs:
     """Batches of ``data`` that hold as many ``pairs`` too."""
 
-    data: _Source
+    data: Source
     pairs: PairSource
 
     def batch(self, rng: Rng) -> Batch:

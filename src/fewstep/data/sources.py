@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +31,10 @@ class Order:
         self.size, self.name = size, name
         self._permutations: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
 
-    def rows(self, rng: Rng) -> npt.NDArray[np.int64]:
-        """Item indices of the rows ``rng.rows`` of step ``rng.step``."""
-        positions = rng.step * rng.batch_size + np.arange(rng.batch_size)[rng.rows]
+    def rows(self, rng: Rng, number: int | None = None) -> npt.NDArray[np.int64]:
+        """Item indices of the rows ``rng.rows`` of batch ``number``, which is step ``rng.step`` by default."""
+        number = rng.step if number is None else number
+        positions = number * rng.batch_size + np.arange(rng.batch_size)[rng.rows]
         epochs, places = positions // self.size, positions % self.size
         return np.array([self._permutation(rng.seed, int(e))[p] for e, p in zip(epochs, places, strict=True)])
 
@@ -58,11 +63,118 @@ class LatentSource:
         self.order = Order(len(mean))
 
     def batch(self, rng: Rng) -> Batch:
-        rows = torch.from_numpy(self.order.rows(rng)).to(self.mean.device)
+        return self.of_rows(rng, self.order.rows(rng))
+
+    def of_rows(self, rng: Rng, picked: npt.NDArray[np.int64]) -> Batch:
+        """The items ``picked``, with the posterior noise of this step."""
+        rows = torch.from_numpy(picked).to(self.mean.device)
         mean, std = (t.index_select(0, rows).to(rng.device, rng.dtype) for t in (self.mean, self.std))
         noise = rng.sample.normal("posterior", self.mean.shape[1:])
         cond = None if self.cond is None else self.cond[rows].to(rng.device)
         return Batch(torch.addcmul(mean, std, noise), cond)
+
+    def content(self) -> Iterator[Tensor]:
+        """What decides the batches, beside the conditions."""
+        yield from (self.mean, self.std)
+
+
+class Buckets:
+    """Pictures of several sizes: every batch is of one size, and all pictures are visited equally often.
+
+    A round is one batch for every ``batch_size`` pictures, in an order of its own; each size has as many of them as
+    its pictures make, and where they do not come out even the rest is taken up in a later round. So the size of any
+    step, and which batch of that size it is, follow from the step alone.
+
+    Args:
+        sources: the encoded pictures of each size.
+    """
+
+    def __init__(self, sources: Sequence[LatentSource]) -> None:
+        self.sources = list(sources)
+        self._round: tuple[tuple[int, int, int], list[tuple[int, int]]] | None = None
+        for number, source in enumerate(self.sources):
+            source.order = Order(len(source.mean), f"order {number}")
+
+    def batch(self, rng: Rng) -> Batch:
+        bucket, number = self.pick(rng)
+        source = self.sources[bucket]
+        return source.of_rows(rng, source.order.rows(rng, number))
+
+    def pick(self, rng: Rng) -> tuple[int, int]:
+        """(the size of this step, how many batches of that size came before)."""
+        each = rng.batch_size
+        total = sum(source.order.size for source in self.sources)
+
+        def before(n: int) -> int:
+            return sum(self._before(n, source, each) for source in self.sources)
+
+        # n rounds have at most n total / each batches, and lack less than one of each size
+        low = rng.step * each // total
+        high = (rng.step + len(self.sources) + 1) * each // total + 2
+        turn = low + bisect.bisect_right(range(low, high), rng.step, key=before) - 1
+        return self._shuffled(rng.seed, turn, each)[rng.step - before(turn)]
+
+    def _shuffled(self, seed: int, turn: int, batch_size: int) -> list[tuple[int, int]]:
+        """The batches of a round in their order."""
+        key = (seed, turn, batch_size)
+        if self._round is None or self._round[0] != key:
+            first, end = ([self._before(n, source, batch_size) for source in self.sources] for n in (turn, turn + 1))
+            buckets = np.repeat(np.arange(len(first)), np.subtract(end, first))
+            generator = np.random.Generator(np.random.Philox(stream_key(seed, "buckets", turn)))
+            numbers = [iter(range(a, b)) for a, b in zip(first, end, strict=True)]
+            self._round = key, [(int(b), next(numbers[b])) for b in generator.permutation(buckets)]
+        return self._round[1]
+
+    @staticmethod
+    def _before(turn: int, source: LatentSource, batch_size: int) -> int:
+        """How many batches of this size there were before round ``turn``."""
+        return turn * source.order.size // batch_size
+
+    def content(self) -> Iterator[Tensor]:
+        for source in self.sources:
+            yield from source.content()
+
+
+class Prompts:
+    """Prompts without pictures, for methods that look at none: what stands for data is NaN, so that none can.
+
+    Args:
+        cond: of all prompts.
+        shape: of one latent.
+    """
+
+    def __init__(self, cond: Cond, shape: Sequence[int]) -> None:
+        self.cond, self.shape = cond, tuple(shape)
+        self.order = Order(len(cond))
+
+    def batch(self, rng: Rng) -> Batch:
+        rows = torch.from_numpy(self.order.rows(rng)).to(next(iter(self.cond.tensors.values())).device)
+        cond = self.cond[rows].to(rng.device)
+        x0 = torch.full((), torch.nan, dtype=rng.dtype, device=rng.device).expand(len(rows), *self.shape)
+        return Batch(x0, cond, has_data=False)
+
+    def content(self) -> Iterator[Tensor]:
+        yield from (self.cond[name] for name in sorted(self.cond))
+
+
+class Source(Protocol):
+    """Where batches come from: a pure function of the step's random numbers."""
+
+    def batch(self, rng: Rng) -> Batch:
+        """The rows ``rng.rows`` of the global batch of step ``rng.step``."""
+
+
+@dataclass(frozen=True)
+class CaptionDropout:
+    """Batches of ``data`` of which a share has no condition; which rows is drawn in every step."""
+
+    data: Source
+    share: float
+
+    def batch(self, rng: Rng) -> Batch:
+        batch = self.data.batch(rng)
+        dropped = rng.sample.uniform("caption_dropout") < self.share
+        return batch if batch.cond is None else dataclasses.replace(batch, cond=batch.cond.drop(dropped))
 
 
 class MixtureSource:

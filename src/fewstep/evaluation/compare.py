@@ -209,10 +209,15 @@ def _spread(teacher: Teacher, way: Way, cond: Cond, per_prompt: int, seed: int, 
     return spread(features(pictures), per_prompt)
 
 
+def unseen(count: int) -> list[Scene]:
+    """The first ``count`` scenes that no recipe trains on."""
+    scenes = Scenes(UNSEEN)
+    return [scenes.scene(i) for i in range(count)]
+
+
 def questions(teacher: Teacher, count: int, seed: int) -> tuple[list[Scene], Cond, Tensor]:
     """The first ``count`` unseen scenes, their captions as a condition, and the noise of ``seed`` to start from."""
-    scenes = Scenes(UNSEEN, size=teacher.image_size)
-    asked = [scenes.scene(i) for i in range(count)]
+    asked = unseen(count)
     cond = teacher.encode_prompts([scene.caption for scene in asked])
     noise = torch.randn(count, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
     return asked, cond, noise.to(cond["prompt_embeds"].device)

@@ -16,6 +16,7 @@ from fewstep.export.student import CARD_FILE, Card, load_card, load_weights, sav
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.models.lora import merge
+from fewstep.models.quantize import quantize
 from fewstep.models.roles import Roles, Weights
 from fewstep.training import distributed
 
@@ -83,8 +84,11 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **
         )
     said = {"size": card.image_size, "guidance_embed": card.guidance_embed}
     how |= {key: value for key, value in said.items() if how.get(key) is None}
+    quantization = how.pop("quantization", None)  # once the student's weights are in
     teacher = open_teacher(_place(folder, card), device=device, **how)
     _put(dict(teacher.denoiser.network.named_parameters()), load_weights(folder), folder)  # type: ignore[attr-defined]
+    if quantization is not None:
+        quantize(teacher.denoiser.network, quantization)  # type: ignore[arg-type]
     kind = card.prediction_type or teacher.denoiser.prediction_type
     denoiser = Denoiser(teacher.denoiser.network, teacher.denoiser.schedule, kind)
     return replace(teacher, name=name, denoiser=denoiser)

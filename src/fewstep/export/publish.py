@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from fewstep.export.pipeline import close_guidance, put_student, refuse_end, sav
 from fewstep.export.proof import LIMITS, Proof, Question, prove
 from fewstep.export.scheduler import Plan, plan_scheduler
 from fewstep.export.student import CARD_FILE, LORA_FILE, Card, load_card, load_student, load_weights, sampler_of
-from fewstep.models.families import Teacher, shipped
+from fewstep.models.families import Teacher, is_ours, shipped
 from fewstep.sampling import sample
 
 LAYOUTS = ("diffusers", "lora", "kohya", "merged")
@@ -111,6 +112,11 @@ def check_form(to: str, card: Card, source: Path) -> None:
             f"The LoRA in {source} stands on another student, {card.teacher}, which others do not have: "
             "export --to diffusers or merged."
         )
+    if is_ours(card.teacher) and "+" in card.teacher:
+        raise ValueError(
+            f"The LoRA in {source} stands on a model with LoRAs of its own, {card.teacher}: export --to diffusers or "
+            "merged."
+        )
 
 
 def _write(
@@ -161,7 +167,11 @@ def _write(
         question = replace(question, scheduler=str(part / "scheduler"), scheduler_class=plan.scheduler)
     for path in part.rglob("*.safetensors"):
         give_usual_permissions(path)
-    proof = prove(question, expected, count, LIMITS[dtype])
+    with tempfile.TemporaryDirectory(prefix="fewstep-base-") as place:
+        if to != "diffusers" and is_ours(base):
+            teacher.pipeline.save_pretrained(place)
+            question = replace(question, pipeline=place)
+        proof = prove(question, expected, count, LIMITS[dtype])
     remarks = _remarks(to, card, plan, closed)
     lines = code(to, base, file, type(network_of(teacher.pipeline)[1]).__name__, card, plan)
     shift = schedule.shift if schedule.family == "flow" else None

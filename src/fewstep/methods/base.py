@@ -124,11 +124,13 @@ class Batch:
         x0: [B, ...] data or latents, at the scale the teacher was trained on.
         cond: its condition, or None.
         pairs: the stream "pairs", in an order of its own: row i has nothing to do with row i of the data.
+        has_data: False where there are prompts alone; x0 has the latents' shape then, and holds NaN.
     """
 
     x0: Tensor
     cond: Cond | None = None
     pairs: Pairs | None = None
+    has_data: bool = True
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,11 @@ class Method:
     def sampling(cls, settings: Any) -> Sampling:
         """How a student trained under ``settings`` wants to be sampled, unless a recipe says otherwise."""
         return Sampling()
+
+    @classmethod
+    def needs_pictures(cls, settings: Any) -> bool:
+        """Whether training under ``settings`` looks at data; otherwise prompts alone will do."""
+        return True
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Any:
         """All random numbers of the step, as a dataclass of documented fields."""

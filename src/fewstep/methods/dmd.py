@@ -122,6 +122,10 @@ class DMD(Method):
         times = () if settings.timestep is None else (settings.timestep,)
         return Sampling(num_inference_steps=1, no_other_steps=True, timesteps=times)
 
+    @classmethod
+    def needs_pictures(cls, settings: Settings) -> bool:
+        return False  # the pairs are pictures enough
+
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
         shape = batch.x0.shape[1:]
         return Draws(

@@ -165,6 +165,10 @@ class DMD2(Method):
         times = tuple(settings.timesteps or ())
         return Sampling(len(times) or settings.num_inference_steps, no_other_steps=True, timesteps=times)
 
+    @classmethod
+    def needs_pictures(cls, settings: Settings) -> bool:
+        return settings.adversarial_weight > 0 or settings.student_input == "noised"
+
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
         shape, exit = batch.x0.shape[1:], self.inputs.draw_exit(rng)
         draws = Draws(
@@ -190,7 +194,9 @@ class DMD2(Method):
         x = shared.answer
         matched = self.scores.matching(roles, x, draws.matching_noise, draws.matching_time, batch.cond)
         loss = matching_loss(x, matched.gradient)
-        parts, stats = {"matching": loss.detach()}, answer_statistics(x, batch.x0) | matched.stats
+        parts, stats = {"matching": loss.detach()}, dict(matched.stats)
+        if batch.has_data:
+            stats |= answer_statistics(x, batch.x0)
         stats["matching_pull"] = matched.gradient.norm() / x.numel()
         if self.game is None:
             return Loss(loss, parts, stats)

@@ -81,6 +81,7 @@ def add_adapter(
     config = LoraConfig(r=rank, lora_alpha=scale, target_modules=names, bias="none")
     with warnings.catch_warnings():  # peft warns of every second adapter, which is what roles are
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # nobody merges into it
         inject_adapter_in_model(config, module, adapter_name=name)
     for layer in lora_layers(module):
         _read_context(layer)

@@ -19,7 +19,8 @@ from torch import nn
 
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, first_sentence, shipped
+from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, first_sentence, parts_of, shipped
+from fewstep.models.families.single_file import config_of, is_single_file
 from fewstep.models.helpers import Helpers
 
 _BASES = ("unet", "transformer")  # the part that is distilled, whichever a pipeline has
@@ -110,15 +111,18 @@ class Outline:
         return self.family().zeros(count, self.tokens, dtype, device)
 
 
-def outline(name: str, size: int | None = None, dtype: torch.dtype = torch.float32) -> Outline:
-    """The outline of ``scenes-64`` (shipped), a diffusers folder, a network's folder, or a hub name.
+def outline(
+    name: str, size: int | None = None, dtype: torch.dtype = torch.float32, config: str | None = None
+) -> Outline:
+    """The outline of ``scenes-64`` (shipped), a diffusers folder, a network's folder, a single file, or a hub name.
 
     Weights need not be there. Of a hub model only its configs are fetched.
 
     Raises:
         ValueError: one sentence when there are no configs, or of a kind that diffusers does not know.
     """
-    folder = shipped(name) or _folder(name)
+    name, config, _ = parts_of(name, config)
+    folder = config_of(Path(name), config) if is_single_file(name) else shipped(name) or _folder(name)
     try:
         if (folder / "model_index.json").is_file():
             found = _pipeline(name, folder)

@@ -20,6 +20,7 @@ from fewstep.models.denoiser import Cost, Denoiser, network_dtype
 from fewstep.models.extras import ExtraInputs
 from fewstep.models.helpers import Encoder, Helpers
 from fewstep.models.lora import adapter_scale, adapter_tensors, add_adapter, checkpoint, copy_tensors, live, merge
+from fewstep.models.quantize import is_quantized
 from fewstep.models.sharding import gathered, local, shard
 
 
@@ -428,7 +429,15 @@ class Roles:
 
 
 def _masters(network: nn.Module) -> nn.Module:
-    """``network`` with all weights trainable, in float32 at least."""
+    """``network`` with all weights trainable, in float32 at least.
+
+    Raises:
+        ValueError: it is quantised.
+    """
+    if is_quantized(network):
+        raise ValueError(
+            "A quantised teacher has no weights that could be trained whole: use LoRAs, or leave teacher.quantize out."
+        )
     for parameter in network.parameters():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     return network.requires_grad_(True)

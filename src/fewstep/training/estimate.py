@@ -19,16 +19,17 @@ from torch import Tensor, nn
 
 from fewstep.data.cache import home
 from fewstep.data.pairs import PairSource, WithPairs
-from fewstep.data.sources import LatentSource
+from fewstep.data.sources import LatentSource, Source
 from fewstep.methods.base import Method
 from fewstep.models.families import at_once
 from fewstep.models.lora import lora_layers
 from fewstep.models.outline import Outline
+from fewstep.models.quantize import Kind, saved_bytes
 from fewstep.models.roles import Roles, Weights
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.rehearsal import AsOn, Ledger, mean_cost, rehearse, size_of, trained_by
 from fewstep.training.settings import TrainingSettings
-from fewstep.training.trainer import Source, Trainer, build_roles
+from fewstep.training.trainer import Trainer, build_roles
 
 _STEP = ("gradients", "activations")
 
@@ -78,11 +79,12 @@ def estimate(
     pictures: int,
     prompts: int = 0,
     pairs: int = 0,
+    quantization: Kind | None = None,
 ) -> Estimate:
     """The estimate of distilling ``outline`` on ``pictures`` cached pictures, with grids of ``prompts`` prompts.
 
     Args:
-        pairs: of the teacher, where the method learns from them.
+        pairs: of the teacher, where the method learns from them. quantization: of its network.
 
     Raises:
         ValueError: a teacher that fewstep cannot distil yet; settings that the method or the network refuses.
@@ -92,21 +94,24 @@ def estimate(
     players = {player.name: trained_by(player, roles) for player in taught.players}
     trained = [p for parameters in players.values() for p in parameters]
     peak, gradients = rehearse(taught, roles, source, settings), _size(trained, device)
-    helpers = [t for part in outline.parts.values() if part is not outline.base for t in _tensors(part)]
-    helpers += [t for network in roles.helpers.networks[1:] for t in _tensors(network)]  # the encoder of the losses
+    seen_through = [t for network in roles.helpers.networks[1:] for t in _tensors(network)]  # the losses' encoder
+    vae, texts, others = (_parts(outline, kind, device) for kind in ("vae", "text_encoder", ""))
+    less = 0 if quantization is None else saved_bytes(outline.base, quantization)
+    waits = device != "cpu" and roles.helpers.encoder is None  # the autoencoder on the host
     there = {
-        "the teacher's network": _size(_tensors(outline.base), device),
-        "text encoder, autoencoder": _size(helpers, device),
+        "the teacher's network": _size(_tensors(outline.base), device) - less,
+        "autoencoder": (0 if waits else vae) + others + _size(seen_through, device),
         "encoded data": _size([t for part in kept for t in _on_device(part, device)], device),
         **{_name_of(role, taught): size for role, size in _own(roles, device).items()},
         "optimiser": moment_bytes(trained, settings.optimizer),
     }
     between = sum(there.values())
+    encoding = between - there["optimiser"] + texts + (vae if waits else 0)
     return Estimate(
         device=settings.device,
         training={**there, "gradients": gradients, "activations": max(peak - gradients, 0)},
-        encoding=_encoding(outline, between - there["optimiser"], pictures, device),
-        sampling=_sampling(outline, between, prompts, device),
+        encoding=_encoding(outline, encoding, pictures, device),
+        sampling=_sampling(outline, between + (vae if waits else 0), prompts, device),
         parameters=sum(p.numel() for p in outline.base.parameters()),
         trainable={name: sum(p.numel() for p in tensors) for name, tensors in players.items()},
         lora_layers=len(lora_layers(roles.base)),
@@ -121,6 +126,13 @@ def step_cost(
     """`Estimate.equivalents` alone, which takes less time to find."""
     taught, roles, source, _ = _on_meta(outline, method, method_settings, settings, weights, 1, 1)
     return mean_cost(taught, roles, source, settings)
+
+
+def _parts(outline: Outline, kind: str, device: str) -> int:
+    """Bytes of the parts beside the base: "vae", "text_encoder" and its like, or "" for all others."""
+    rest = {name: part for name, part in outline.parts.items() if part is not outline.base}
+    kinds = {name: next((k for k in ("vae", "text_encoder") if name.startswith(k)), "") for name in rest}
+    return sum(_size(_tensors(part), device) for name, part in rest.items() if kinds[name] == kind)
 
 
 def _on_meta(

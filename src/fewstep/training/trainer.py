@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.methods.base import Batch, Loss, Method, Progress
+from fewstep.data.sources import Source
+from fewstep.methods.base import Loss, Method, Progress
 from fewstep.methods.random import Rng, stream_key
 from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles, Weights
@@ -25,13 +26,6 @@ from fewstep.training.settings import TrainingSettings
 from fewstep.training.trackers import Tracker, open_trackers
 
 Hook = Callable[[int], bool | None]
-
-
-class Source(Protocol):
-    """Where batches come from: a pure function of the step's random numbers."""
-
-    def batch(self, rng: Rng) -> Batch:
-        """The rows ``rng.rows`` of the global batch of step ``rng.step``."""
 
 
 class TrainingStopped(Exception):

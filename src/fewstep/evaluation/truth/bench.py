@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.pairs import PairSource, WithPairs, noise_of
-from fewstep.data.sources import MixtureSource
+from fewstep.data.sources import MixtureSource, Source
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Method
@@ -22,7 +22,7 @@ from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles
 from fewstep.sampling import Heun, sample
 from fewstep.training.settings import TrainingSettings
-from fewstep.training.trainer import Source, Trainer, follow
+from fewstep.training.trainer import Trainer, follow
 
 STARTS = 4096
 

@@ -123,6 +123,11 @@ class Family:
         return self.latent_channels, *sides
 
     @property
+    def multiple(self) -> int:
+        """Pixels of which a picture's sides are best multiples."""
+        return self.down * self.patch
+
+    @property
     def smallest(self) -> int:
         """A side of latents that is enough to try the network."""
         return 2 * self.patch
@@ -148,19 +153,19 @@ class Family:
         shapes = self.shapes(CLIP_TOKENS)
         return shapes["pooled_embeds" if "pooled_embeds" in shapes else "prompt_embeds"][-1]
 
-    def sizes(self) -> dict[str, Tensor]:
-        """What the network is told about the picture's size, [1, ...] each, with a prompt and without."""
+    def sizes(self, height: int, width: int) -> dict[str, Tensor]:
+        """What the network is told about a picture of this size in pixels, [1, ...] each, with a prompt and without."""
         return {}
 
     def shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
         """Shapes, without the batch, of what `encode` gives, from the configs alone."""
         raise NotImplementedError
 
-    def conditions(self, prompts: Sequence[str], batch_size: int) -> Cond:
-        """The prompts as the network is told them, with their null."""
+    def conditions(self, prompts: Sequence[str], batch_size: int, size: tuple[int, int] | None = None) -> Cond:
+        """The prompts as the network is told them, with their null; ``size`` as in `Teacher.encode_prompts`."""
         pieces = [self.encode(list(prompts[i : i + batch_size])) for i in range(0, len(prompts), batch_size)]
         tensors = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        return self._with_sizes(tensors, self.null())
+        return self._with_sizes(tensors, self.null(), size)
 
     def zeros(self, count: int, clip_tokens: int, dtype: torch.dtype, device: str) -> Cond:
         """Conditions of the right shapes, for rehearsals."""
@@ -178,9 +183,12 @@ class Family:
     def _dtype(name: str, dtype: torch.dtype) -> torch.dtype:
         return torch.int64 if name.endswith("_mask") else dtype
 
-    def _with_sizes(self, tensors: dict[str, Tensor], null: dict[str, Tensor]) -> Cond:
+    def _with_sizes(
+        self, tensors: dict[str, Tensor], null: dict[str, Tensor], size: tuple[int, int] | None = None
+    ) -> Cond:
         like = tensors["prompt_embeds"]
-        sizes = {name: t.to(like.device) for name, t in self.sizes().items()}
+        height, width = size or (side * self.down for side in self.latent_shape[1:])
+        sizes = {name: t.to(like.device) for name, t in self.sizes(height, width).items()}
         told = {name: t.expand(len(like), *t.shape[1:]).clone() for name, t in sizes.items()}
         return Cond(tensors | told, null=null | sizes)
 

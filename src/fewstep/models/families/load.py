@@ -1,4 +1,4 @@
-"""Teachers by name: a shipped model, a diffusers folder, a hub name."""
+"""Teachers by name: a shipped model, a diffusers folder, a hub name, a single file; with LoRAs, ``model+lora+lora``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.models.families.single_file import is_single_file, load_single_file
 from fewstep.models.families.teacher import Teacher, as_teacher, find_family, first_sentence, quiet
+from fewstep.models.quantize import Kind, quantize
 
 
 def load_teacher(
@@ -21,12 +23,17 @@ def load_teacher(
     size: int | None = None,
     guidance_embed: float | None = None,
     vae_tiling: bool = False,
+    config: str | None = None,
+    quantization: Kind | None = None,
 ) -> Teacher:
-    """A teacher from ``scenes-64`` (shipped), a diffusers folder, or a hub name.
+    """A teacher from ``scenes-64`` (shipped), a diffusers folder, a hub name, or a .safetensors file.
 
     Args:
+        name: as above, or what another `Teacher` is called.
+        config: folder with the configs of a single file's model; it becomes part of the name, ``file@folder``.
         loras: LoRA files or hub names that become part of it, by diffusers' own loader.
         size, guidance_embed: as in `as_teacher`.
+        quantization: "int8" or "nf4", how the frozen network is held under LoRA (`fewstep.models.quantize`).
         vae_tiling: decode and encode large pictures in tiles, in little memory.
 
     Raises:
@@ -34,28 +41,68 @@ def load_teacher(
     """
     from diffusers import DiffusionPipeline
 
+    name, config, loras = parts_of(name, config, loras)
+    single = is_single_file(name)
+    if config is not None and not single:
+        raise ValueError(f"teacher.config goes with a single .safetensors file, and {name} is none.")
     source = str(shipped(name) or name)
-    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
-        raise ValueError(f"There is no teacher '{name}': give scenes-64, a diffusers folder, or a hub name.")
-    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
-        raise ValueError(f"The folder {name} holds no diffusers pipeline (model_index.json is missing).")
+    if not single:
+        _check(name, source)
     try:
         with quiet():
-            pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
+            if single:
+                pipeline = load_single_file(Path(source), config, dtype)
+            else:
+                pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
     except Exception as error:  # three libraries read these files, each with errors of its own
         raise ValueError(f"The teacher '{name}' cannot be loaded: {first_sentence(error)}") from error
     for lora in loras:
         _fuse(pipeline, lora)
+    if quantization is not None:
+        quantize(find_family(pipeline).base, quantization)
     if vae_tiling:
         pipeline.vae.enable_tiling()
     teacher = as_teacher(
-        pipeline.to(device), "+".join([name, *loras]), size=size, guidance_embed=guidance_embed
+        pipeline.to(device), _whole_name(name, config, loras), size=size, guidance_embed=guidance_embed
     )  # fmt: skip
     try:
         _try(teacher)
     except Exception as error:
         raise ValueError(f"The teacher '{name}' is loaded but does not work: {first_sentence(error)}") from error
     return teacher
+
+
+def _check(name: str, source: str) -> None:
+    """Raises ValueError for what is neither a pipeline's folder nor could be a hub name."""
+    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        raise ValueError(
+            f"There is no teacher '{name}': give scenes-64, a diffusers folder, a .safetensors file, or a hub name."
+        )
+    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+        raise ValueError(f"The folder {name} holds no diffusers pipeline (model_index.json is missing).")
+
+
+def parts_of(
+    name: str, config: str | None = None, loras: Sequence[str] = ()
+) -> tuple[str, str | None, tuple[str, ...]]:
+    """(model, its configs, all LoRAs) of a name that may hold more than the model."""
+    if Path(name).exists():
+        return name, config, tuple(loras)
+    first, *more = name.split("+")
+    file, at, folder = first.partition("@")
+    if at and Path(file).is_file():
+        first, config = file, config or folder
+    return first, config, (*more, *loras)
+
+
+def is_ours(name: str) -> bool:
+    """Whether no other program knows a teacher by this name: a single file, or a model with LoRAs."""
+    first, config, loras = parts_of(name)
+    return bool(loras) or config is not None or is_single_file(first)
+
+
+def _whole_name(name: str, config: str | None, loras: Sequence[str]) -> str:
+    return "+".join([name if config is None else f"{name}@{config}", *loras])
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ class TransformerNetwork(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.transformer.parameters()).dtype
+        return next(p.dtype for p in self.transformer.parameters() if p.is_floating_point())
 
     @property
     def config(self) -> Any:

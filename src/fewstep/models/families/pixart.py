@@ -58,11 +58,11 @@ class PixArt(Family):
         embeds, mask, _, _ = self.pipeline.encode_prompt(list(prompts), False, device=self.device())
         return {"prompt_embeds": embeds, "prompt_mask": mask}
 
-    def sizes(self) -> dict[str, Tensor]:
+    def sizes(self, height: int, width: int) -> dict[str, Tensor]:
         if not self.base.use_additional_conditions:
             return {}
-        height, width = (float(side * self.down) for side in self.latent_shape[1:])
-        return {"resolution": torch.tensor([[height, width]]), "aspect_ratio": torch.tensor([[height / width]])}
+        resolution = torch.tensor([[float(height), float(width)]])
+        return {"resolution": resolution, "aspect_ratio": torch.tensor([[height / width]])}
 
     def shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
         sigma = "Sigma" in str(getattr(self.pipeline, "name", ""))  # an outline knows its pipeline's class

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -48,6 +48,8 @@ class Teacher:
     name: str
     origin: str = ""
     family: Family | None = None
+    _known: dict[tuple[str, ...], Cond] = field(default_factory=dict)
+    _gone: bool = False
 
     @property
     def _family(self) -> Family:
@@ -70,6 +72,11 @@ class Teacher:
         return self._family.size
 
     @property
+    def multiple(self) -> int:
+        """Pixels of which the sides of its pictures are best multiples."""
+        return self._family.multiple
+
+    @property
     def guidance_embed(self) -> float | None:
         """The guidance scale that the network is told when nobody else tells it one; None: it takes none (FLUX)."""
         network: Any = self.denoiser.network
@@ -82,17 +89,58 @@ class Teacher:
         return float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], batch_size: int = 64) -> Cond:
-        """What the network is told: prompt_embeds [B, tokens, width] and what else its family wants, with the null."""
+    def encode_prompts(self, prompts: Sequence[str], batch_size: int = 64, size: tuple[int, int] | None = None) -> Cond:
+        """What the network is told: prompt_embeds [B, tokens, width] and what else its family wants, with the null.
+
+        Args:
+            size: (height, width) in pixels of the pictures, where that is told too; the teacher's own by default.
+
+        Raises:
+            ValueError: the text encoders were let go (`let_go`), and these prompts were not among those kept.
+        """
+        if tuple(prompts) in self._known and size is None:
+            return self._known[tuple(prompts)]
+        if self._gone:
+            raise ValueError("This teacher's text encoders were let go once its data were encoded: load it again.")
         with quiet():
-            return self._family.conditions(prompts, batch_size)
+            return self._family.conditions(prompts, batch_size, size)
+
+    def let_go(self, later: Iterable[Sequence[str]] = (), autoencoder: bool = False) -> None:
+        """Give back the memory of the text encoders; only the lists of prompts in ``later`` can be encoded after that.
+
+        Args:
+            autoencoder: it waits on the host too, and comes back whenever it is asked.
+        """
+        for prompts in later:
+            self._known[tuple(prompts)] = self.encode_prompts(prompts)
+        parts = [name for name in self.pipeline.components if name.startswith("text_encoder")]
+        for name in parts:
+            setattr(self.pipeline, name, None)
+        self._gone = True
+        if autoencoder:
+            self.pipeline.vae.to("cpu")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def _autoencoder(self) -> Iterator[Any]:
+        """The autoencoder beside the network, wherever it waits."""
+        vae, base = self.pipeline.vae, self._family.base.device
+        before = vae.device
+        if before != base:
+            vae.to(base)
+        try:
+            yield vae
+        finally:
+            if before != base:
+                vae.to(before)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] in [-1, 1] -> posterior (mean, standard deviation) of the scaled latents."""
-        vae = self.pipeline.vae
-        parts = [part.to(vae.device, vae.dtype) for part in images.split(at_once(images.shape[-1]))]
-        posteriors = [vae.encode(part).latent_dist for part in parts]
+        with self._autoencoder() as vae:
+            parts = [part.to(vae.device, vae.dtype) for part in images.split(at_once(images.shape[-1]))]
+            posteriors = [vae.encode(part).latent_dist for part in parts]
         mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
         factor, shift = self.latent_scale
         return (mean - shift) * factor, std * factor
@@ -102,7 +150,8 @@ class Teacher:
         """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
         widths = self.pipeline.vae.config.block_out_channels
         batch_size = batch_size or at_once(latents.shape[-1] * 2 ** (len(widths) - 1))
-        pieces = [self.pictures(part) for part in latents.split(batch_size)]
+        with self._autoencoder():
+            pieces = [self.pictures(part) for part in latents.split(batch_size)]
         return (torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1)
 
     def pictures(self, latents: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class UNetNetwork(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.unet.parameters()).dtype
+        return next(p.dtype for p in self.unet.parameters() if p.is_floating_point())
 
     @property
     def extra_width(self) -> int:
@@ -119,6 +119,10 @@ class StableDiffusion(Family):
         return 1
 
     @property
+    def multiple(self) -> int:
+        return int(self.down * 2 ** (len(self.base.config.block_out_channels) - 1))
+
+    @property
     def smallest(self) -> int:
         return int(2 ** len(self.base.config.block_out_channels))
 
@@ -160,8 +164,8 @@ class StableDiffusionXL(StableDiffusion):
         _, embeds, _, pooled = self.pipeline.encode_prompt("", device=self.device(), do_classifier_free_guidance=True)
         return {"prompt_embeds": embeds, "pooled_embeds": pooled}
 
-    def sizes(self) -> dict[str, Tensor]:
-        sides = [side * self.down for side in self.latent_shape[1:]]
+    def sizes(self, height: int, width: int) -> dict[str, Tensor]:
+        sides = (height, width)
         return {"time_ids": torch.tensor([[*sides, 0, 0, *sides]])}
 
     def shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,95 @@
+"""A frozen base in 8 or 4 bits, under LoRA: the linear layers of its blocks, a quarter or an eighth of their memory.
+
+``int8``   torchao: a scale for each row, rounded to 255 steps
+``nf4``    bitsandbytes: a scale for every 64 weights, 16 steps at the quantiles of a normal (Dettmers et al. 2023,
+           arXiv 2305.14314)
+
+Gradients pass through to the adapters; the weights themselves are not trained. Convolutions, norms, embeddings and what
+stands outside the blocks stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+Kind = Literal["int8", "nf4"]
+_BLOCK = 64  # weights to a scale in nf4
+_LIBRARY = {"int8": "torchao", "nf4": "bitsandbytes"}
+
+
+def quantize(network: nn.Module, kind: Kind) -> None:
+    """Quantise the linear layers in the blocks of ``network``, in place; they must be free of adapters.
+
+    Raises:
+        ValueError: one sentence when the library is not installed.
+    """
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # of kernels for other machines
+    try:
+        if kind == "int8":
+            _to_int8(network)
+        else:
+            _to_nf4(network)
+    except ImportError:
+        raise ValueError(f"teacher.quantize {kind} needs {_LIBRARY[kind]}: pip install 'fewstep[lowmem]'.") from None
+    network.quantized = kind  # type: ignore[assignment]
+
+
+def is_quantized(network: nn.Module) -> bool:
+    """Whether any part of ``network`` was quantised here."""
+    return any(getattr(module, "quantized", "") for module in network.modules())
+
+
+def quantizable(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """(parent, name in it, layer) of every layer that `quantize` takes."""
+    for path, layer in list(network.named_modules()):
+        if isinstance(layer, nn.Linear) and "block" in path:
+            parent, _, name = path.rpartition(".")
+            yield network.get_submodule(parent), name, layer
+
+
+def saved_bytes(network: nn.Module, kind: Kind) -> int:
+    """How many bytes `quantize` takes off ``network``, by shapes alone."""
+    saved = 0.0
+    for _, _, layer in quantizable(network):
+        count, scales = layer.weight.numel(), layer.out_features
+        held = count + layer.weight.element_size() * scales if kind == "int8" else count / 2 + 4 * count / _BLOCK
+        saved += count * layer.weight.element_size() - held
+    return int(saved)
+
+
+def plain(weight: Tensor) -> Tensor:
+    """The values that a weight stands for, quantised or not."""
+    if getattr(weight, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
+    return weight.dequantize() if type(weight).__module__.startswith("torchao") else weight
+
+
+def _to_int8(network: nn.Module) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    chosen = {id(layer) for _, _, layer in quantizable(network)}
+    quantize_(network, Int8WeightOnlyConfig(), filter_fn=lambda layer, _: id(layer) in chosen)
+
+
+def _to_nf4(network: nn.Module) -> None:
+    import bitsandbytes
+
+    for parent, name, layer in quantizable(network):
+        made: Any = bitsandbytes.nn.Linear4bit(
+            layer.in_features, layer.out_features, layer.bias is not None,
+            compute_dtype=layer.weight.dtype, quant_type="nf4", compress_statistics=False, device="meta",
+        )  # fmt: skip
+        made.weight = bitsandbytes.nn.Params4bit(
+            layer.weight.data.contiguous(), requires_grad=False, quant_type="nf4", blocksize=_BLOCK,
+            compress_statistics=False,
+        )  # fmt: skip
+        made.bias = layer.bias
+        made.support_avx512bf16_for_cpu = False  # it would pack the weights anew in the first call without a graph
+        setattr(parent, name, made.to(layer.weight.device).eval())

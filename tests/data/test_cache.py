@@ -1,0 +1,214 @@
+"""Encoded data: of pictures, buckets and prompts; kept, made again, gone on with; and what is let go afterwards."""
+
+from __future__ import annotations
+
+import gc
+import io
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from fewstep.data import cache
+from fewstep.data.cache import fingerprint, home, picture_latents, prompt_latents
+from fewstep.data.pictures import Collection, Picture, Skipped, pixels
+from fewstep.data.sources import Buckets, LatentSource
+from fewstep.methods.random import Rng
+from fewstep.models.cond import Cond
+from fewstep.models.families import as_teacher
+from tests.models.pipelines import PROMPTS, SIZE, build
+
+
+def made(name, size=(64, 64), colour="red", caption="a red circle", stamp="0"):
+    def read():
+        file = io.BytesIO()
+        Image.new("RGB", size, colour).save(file, "PNG")
+        return file.getvalue()
+
+    return Picture(name, caption, stamp, read)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return as_teacher(build("sdxl"), size=SIZE)
+
+
+@pytest.fixture
+def pictures():
+    return Collection((made("a"), made("b", colour="blue", caption="a blue square")), (Skipped("c", "it is odd"),))
+
+
+def changed(collection, number, **fields):
+    pictures = list(collection.pictures)
+    pictures[number] = made(pictures[number].name, **fields)
+    return Collection(tuple(pictures), collection.skipped)
+
+
+def test_latents_are_the_teachers_of_these_pictures(teacher, pictures, tmp_path):
+    source = picture_latents(tmp_path / "latents", teacher, pictures)
+    images = torch.stack([pixels(p, lambda height, width: (SIZE, SIZE)) for p in pictures.pictures]).float() / 127.5 - 1
+    mean, std = teacher.encode_images(images)
+    torch.testing.assert_close(source.mean.float(), mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(source.std.float(), std, rtol=1e-3, atol=1e-3)
+    cond = teacher.encode_prompts(["a red circle", "a blue square"])
+    assert set(source.cond) == {"prompt_embeds", "pooled_embeds", "time_ids"}
+    for name in cond:
+        torch.testing.assert_close(source.cond[name].float(), cond[name].float(), rtol=1e-3, atol=1e-3)
+    assert source.cond["time_ids"].tolist() == [[SIZE, SIZE, 0, 0, SIZE, SIZE]] * 2
+    assert source.cond.null()["time_ids"].tolist() == source.cond["time_ids"].tolist()
+
+
+def test_a_changed_caption_picture_or_size_is_encoded_again(teacher, pictures, tmp_path):
+    path, encoded = tmp_path / "cache" / "latents", []
+
+    def latents(found=pictures, by=teacher):
+        return picture_latents(path, by, found, advance=encoded.append)
+
+    first = latents()
+    assert encoded == [2] and torch.equal(latents().mean, first.mean) and encoded == [2]
+    other = latents(changed(pictures, 1, colour="blue", caption="a square"))
+    assert torch.equal(other.mean, first.mean) and encoded == [2, 2]
+    assert not torch.equal(other.cond["prompt_embeds"], first.cond["prompt_embeds"])
+    assert not torch.equal(latents(changed(pictures, 0, colour="green", stamp="1")).mean, first.mean)
+    assert encoded == [2, 2, 2]
+    assert changed(pictures, 0, stamp="1").fingerprint() != pictures.fingerprint()
+    larger = latents(by=as_teacher(build("sdxl"), size=2 * SIZE))
+    assert larger.mean.shape[-1] == 2 * first.mean.shape[-1] and encoded == [2, 2, 2, 2]
+    assert fingerprint(larger) != fingerprint(first) == fingerprint(latents())
+
+
+def test_what_cannot_be_read_is_passed_over_and_listed(teacher, pictures, tmp_path):
+    broken = Picture("x", "a red\ncircle", "0", lambda: b"no picture")
+    tiny = made("y", size=(1, 1))
+    some = Collection((pictures.pictures[0], broken, tiny, pictures.pictures[1]), pictures.skipped)
+    for _ in range(2):  # encoded, and found again
+        source = picture_latents(tmp_path / "latents", teacher, some)
+        assert len(source.mean) == len(source.cond) == 2
+        assert (tmp_path / cache.SKIPPED).read_text().splitlines() == [
+            "c: it is odd", "x: it is damaged, or no picture", "y: its 1 x 1 pixels are too few",
+        ]  # fmt: skip
+    assert torch.equal(source.mean, picture_latents(tmp_path / "good", teacher, pictures).mean)
+    picture_latents(tmp_path / "latents", teacher, Collection(pictures.pictures))
+    assert not (tmp_path / cache.SKIPPED).exists()
+    with pytest.raises(ValueError, match=r"none of the 2 pictures could be used, the first: x: it is damaged"):
+        picture_latents(tmp_path / "latents", teacher, Collection((broken, tiny)))
+
+
+def test_an_interrupted_encoding_goes_on_where_it_was(teacher, tmp_path, monkeypatch):
+    """Files of two pictures; the third file's picture interrupts. What is there is not read again."""
+    monkeypatch.setattr(cache, "_PER_FILE", 2)
+    colours = ("red", "blue", "green", "white", "black")
+    asked = []
+
+    def watched(number, stop=False):
+        def read():
+            asked.append(number)
+            if stop:
+                raise KeyboardInterrupt
+            return made("a", colour=colours[number]).read()
+
+        return Picture(str(number), f"a {colours[number]} circle", "0", read)
+
+    def collection(stop=None):
+        return Collection(tuple(watched(i, i == stop) for i in range(5)))
+
+    with pytest.raises(KeyboardInterrupt):
+        picture_latents(tmp_path / "latents", teacher, collection(stop=3))
+    assert asked == [0, 1, 2, 3] and len(list(tmp_path.iterdir())) == 1
+    whole = picture_latents(tmp_path / "latents", teacher, collection())
+    assert asked[4:] == [2, 3, 4]
+    at_once = picture_latents(tmp_path / "other", teacher, collection())
+    assert fingerprint(whole) == fingerprint(at_once) and len(whole.cond) == 5
+    second = tmp_path / "latents-00001.safetensors"
+    second.write_bytes(second.read_bytes()[:-5])
+    asked.clear()
+    assert fingerprint(picture_latents(tmp_path / "latents", teacher, collection())) == fingerprint(whole)
+    assert asked == [2, 3]
+    with safe_open(second, framework="pt") as file:
+        assert file.metadata()["rows"] == "2 to 4 of 5"
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "pixart"])
+def test_buckets_have_their_own_shapes_and_the_network_is_told_them(family, tmp_path):
+    teacher = as_teacher(build(family), size=SIZE)
+    shapes = [(64, 64), (120, 60), (60, 125), (128, 64), (64, 65)]
+    some = Collection(tuple(made(str(i), size=(w, h)) for i, (h, w) in enumerate(shapes)))
+    source = picture_latents(tmp_path / "latents", teacher, some, buckets=True)
+    assert isinstance(source, Buckets)
+    down = SIZE // teacher.latent_shape[1]
+    sizes = [tuple(side * down for side in part.mean.shape[-2:]) for part in source.sources]
+    assert len(sizes) == 3 and [len(part.cond) for part in source.sources] == [1, 2, 2]
+    assert all(h * w <= SIZE**2 for h, w in sizes) and sizes[1] == (SIZE, SIZE) and sizes[0][0] < sizes[0][1]
+    for part, (height, width) in zip(source.sources, sizes, strict=True):
+        told = {
+            "sdxl": {"time_ids": [height, width, 0, 0, height, width]},
+            "pixart": {"resolution": [height, width], "aspect_ratio": [height / width]},
+        }.get(family, {})
+        for name, values in told.items():
+            for cond in (part.cond, part.cond.null()):
+                torch.testing.assert_close(cond[name][0].float(), torch.tensor(values).float(), rtol=1e-3, atol=0)
+        batch = part.batch(Rng(0, 0, 2))
+        output = teacher.denoiser(batch.x0, teacher.denoiser.schedule.start, batch.cond, 2.0).output
+        assert output.shape == batch.x0.shape and output.isfinite().all()
+    again = picture_latents(tmp_path / "latents", teacher, some, buckets=True)
+    assert fingerprint(again) == fingerprint(source)
+    square = picture_latents(tmp_path / "latents", teacher, some)
+    assert isinstance(square, LatentSource) and len(square.mean) == 5
+
+
+def test_pixels_of_a_bucket_are_the_pictures_own(teacher, tmp_path):
+    """A broad picture: its latents are those of the uncut picture, and not of its middle square."""
+    image = Image.linear_gradient("L").rotate(90).resize((128, 32))
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    some = Collection((Picture("a", "a", "0", data.getvalue),))
+    source = picture_latents(tmp_path / "latents", teacher, some, buckets=True)
+    whole = torch.tensor([list(image.getdata())]).view(1, 1, 32, 128).expand(-1, 3, -1, -1).float() / 127.5 - 1
+    torch.testing.assert_close(source.mean.float(), teacher.encode_images(whole)[0], rtol=2e-3, atol=2e-3)
+
+
+def test_prompts_are_encoded_without_pictures(teacher, tmp_path):
+    source = prompt_latents(tmp_path / "latents", teacher, PROMPTS)
+    cond = teacher.encode_prompts(PROMPTS)
+    torch.testing.assert_close(source.cond["prompt_embeds"].float(), cond["prompt_embeds"], rtol=1e-3, atol=1e-3)
+    assert source.shape == teacher.latent_shape
+    assert fingerprint(prompt_latents(tmp_path / "latents", teacher, PROMPTS)) == fingerprint(source)
+    assert fingerprint(prompt_latents(tmp_path / "latents", teacher, PROMPTS[::-1])) != fingerprint(source)
+
+
+def test_large_data_stay_on_the_host():
+    assert (home("cuda", 2**31), home("cuda", 2**31 + 1), home("cpu", 2**40)) == ("cuda", "cpu", "cpu")
+    # the batch comes from there to wherever the step is
+    source = LatentSource(torch.ones(4, 2), torch.zeros(4, 2), Cond({"a": torch.ones(4, 3)}))
+    batch = source.batch(SimpleNamespace(
+        seed=0, step=0, rows=slice(0, 2), batch_size=2, device="meta", dtype=torch.float32,
+        sample=SimpleNamespace(normal=lambda name, shape: torch.zeros(2, *shape, device="meta")),
+    ))  # fmt: skip
+    assert batch.x0.is_meta and batch.cond["a"].is_meta
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux", "pixart"])
+def test_text_encoders_are_let_go_and_what_was_asked_for_is_kept(family):
+    from tests.models.pipelines import BUILD
+
+    teacher = as_teacher(BUILD[family](), size=SIZE)
+    encoders = [part for name, part in teacher.pipeline.components.items() if name.startswith("text_encoder")]
+    watched = [weakref.ref(weight) for part in encoders for weight in (part, *part.parameters())]
+    count = len(encoders)
+    del encoders
+    before = teacher.encode_prompts(PROMPTS)
+    x = torch.randn(1, *teacher.latent_shape)
+    pictures = teacher.decode(x)
+    teacher.let_go([PROMPTS], autoencoder=True)
+    gc.collect()
+    assert len(watched) > count > 0 and all(reference() is None for reference in watched)
+    kept = teacher.encode_prompts(tuple(PROMPTS))
+    assert all(
+        torch.equal(kept[name], before[name]) and torch.equal(kept.null()[name], before.null()[name]) for name in before
+    )
+    assert torch.equal(teacher.decode(x), pictures)
+    with pytest.raises(ValueError, match="text encoders were let go"):
+        teacher.encode_prompts(["another"])
