@@ -50,12 +50,8 @@ def _listed(folder: Path) -> Iterator[Picture | Skipped]:
     except (ValueError, OSError) as error:
         yield Skipped(_METADATA, "it is not text in UTF-8" if isinstance(error, UnicodeError) else str(error))
         return
-    found: list[tuple[str, Picture | Skipped]] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            entry = _entry(folder, number, line)
-            found.append((entry.name, entry))
-    yield from (entry for _, entry in sorted(found, key=lambda pair: pair[0]))
+    found = [_entry(folder, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    yield from sorted(found, key=lambda entry: entry.name)
 
 
 def _entry(folder: Path, number: int, line: str) -> Picture | Skipped:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +78,9 @@ def collect(found: Iterable[Picture | Skipped], where: str, limit: int | None = 
     """
     pictures: list[Picture] = []
     skipped: list[Skipped] = []
-    for entry in _until(found, pictures, limit):
+    for entry in found:
+        if limit is not None and len(pictures) == limit:
+            break
         if isinstance(entry, Picture):
             pictures.append(entry)
         else:
@@ -88,12 +89,6 @@ def collect(found: Iterable[Picture | Skipped], where: str, limit: int | None = 
         reason = f", the first because {skipped[0]}" if skipped else f" ({', '.join(KINDS)})"
         raise ValueError(f"data.path: {where} holds no pictures that could be used{reason}.")
     return Collection(tuple(pictures), tuple(skipped))
-
-
-def _until(
-    found: Iterable[Picture | Skipped], pictures: Sequence[Picture], limit: int | None
-) -> Iterator[Picture | Skipped]:
-    return itertools.takewhile(lambda _: limit is None or len(pictures) < limit, found)
 
 
 def caption_of(text: str | bytes) -> str:
