@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.schedule import Schedule
 from fewstep.evaluation.truth.adversarial import ladd_fixed_rows, turbo_fixed_rows
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.cm import cm_fixed_point, cm_fixed_point_rows, cm_rows
@@ -14,7 +15,7 @@ from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, los
 from fewstep.evaluation.truth.contract import contract_rows_with_discriminator
 from fewstep.evaluation.truth.distribution import distribution_rows
 from fewstep.evaluation.truth.dmd import PAIRED_STEPS, dmd_fixed_rows, dmd_rows
-from fewstep.evaluation.truth.matched import RING, STEPS, matched_rows, train_matched
+from fewstep.evaluation.truth.matched import RING, STEPS, matched_rows, one_step_start, train_matched
 from fewstep.evaluation.truth.matching import matching_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
 from fewstep.evaluation.truth.progressive import lightning_fixed_rows, lightning_rows
@@ -68,6 +69,7 @@ class Proof:
         train: from a bench, the method and steps to a trainer that has run.
         mixture: the data of `fewstep verify` by default; a ring of eight modes.
         on_a_line: truth is best known on a line, and on EDM's schedule.
+        settings: more settings of the method, from the schedule and the names of those that are given.
     """
 
     fixed: Callable[[Bench, Any], list[Row]] = lambda bench, method: []
@@ -76,6 +78,7 @@ class Proof:
     train: Callable[[Bench, Any, int, bool], Trainer] = train_from_scratch
     mixture: GaussianMixture = field(default_factory=GaussianMixture.ring)
     on_a_line: bool = False
+    settings: Callable[[Schedule, Collection[str]], dict[str, Any]] = lambda schedule, given: {}
 
     def default_steps(self, method: Method, dim: int) -> int:
         """How long a student of ``method`` is trained unless told."""
@@ -121,7 +124,7 @@ PROOFS: dict[type[Method], Proof] = {
         on_a_line=True,
     ),
     DMD: Proof(dmd_fixed_rows, dmd_rows, steps=PAIRED_STEPS),
-    DMD2: Proof(_dmd2_fixed, matched_rows, STEPS, train_matched, RING),  # where its levels see the modes' shape
+    DMD2: Proof(_dmd2_fixed, matched_rows, STEPS, train_matched, RING, settings=one_step_start),
     Turbo: Proof(turbo_fixed_rows, steps=0),  # games whose end on a finite network nobody knows
     LADD: Proof(ladd_fixed_rows, steps=0),
     Lightning: Proof(lightning_fixed_rows, _lightning_trained),

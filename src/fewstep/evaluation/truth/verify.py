@@ -44,6 +44,8 @@ def verify(
     cls = find_method(method) if isinstance(method, str) else method
     proof = proof_of(cls)
     schedule = schedule or (Schedule.edm() if proof.on_a_line else Schedule.scaled_linear())
+    if not isinstance(cls, Method):
+        settings = proof.settings(schedule, settings) | settings
     chosen = _instance(cls, schedule, settings)
     if mixture is None:
         mixture = proof.mixture
