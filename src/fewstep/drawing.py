@@ -18,6 +18,7 @@ from fewstep.checkpoints.registry import Checkpoint
 from fewstep.checkpoints.sampling import sampler_of as published_sampler
 from fewstep.checkpoints.sampling import start_of
 from fewstep.evaluation.grids import to_images
+from fewstep.export.foreign import network_of
 from fewstep.export.student import Card, sampler_of
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
@@ -294,4 +295,4 @@ class Model:
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents must have the shape {shape}, not {tuple(latents.shape)}.")
         noise = torch.randn(*shape, generator=generator) if latents is None else latents
-        return noise.to(self.teacher.pipeline.vae.device), generator
+        return noise.to(next(network_of(self.teacher.pipeline)[1].parameters()).device), generator

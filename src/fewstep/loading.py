@@ -12,11 +12,11 @@ from fewstep.checkpoints.load import load_checkpoint
 from fewstep.checkpoints.registry import Checkpoint, checkpoints, find_checkpoint
 from fewstep.drawing import Model
 from fewstep.export.chain import first_teacher, is_pipeline, student_folder, teacher_of
-from fewstep.export.foreign import add_loras, network_of
+from fewstep.export.foreign import add_loras, is_lora, network_of
 from fewstep.export.publish import DTYPES
 from fewstep.export.reading import find_export, open_export, read_whole
 from fewstep.export.student import CARD_FILE, Card, load_card, load_student
-from fewstep.models.families import load_teacher, shipped
+from fewstep.models.families import load_teacher, parts_of, shipped
 
 Loras: TypeAlias = "Sequence[str | Path | tuple[str | Path, float]]"
 TEACHER = Card(method="", sampler="ddim", num_inference_steps=50, weights="full", teacher="")
@@ -37,7 +37,8 @@ def load(
 
     Args:
         name: a run; what `fewstep export` wrote, a folder or LoRA file; a published checkpoint (`fewstep checkpoints`);
-            or a model to begin with: scenes-64, a diffusers folder, a hub name.
+            or a model to begin with: scenes-64, a diffusers folder, a hub name, a single .safetensors file (with the
+            folder of its configs: ``file@folder``).
         base: the model that a LoRA or a published file is put on, its own if None.
         file: a published checkpoint's file, if it is on this machine.
         loras: style LoRAs on top, files of any layout; (file, scale) where the scale is not 1.
@@ -120,16 +121,16 @@ def _student(folder: Path, base: str | None, styles: list[tuple[Path, float]], h
 
 
 def _whole(name: str, how: dict[str, Any]) -> Model:
-    """A pipeline: a teacher, or a student that was exported whole."""
-    path = Path(name)
+    """A whole model: a teacher, or a student that was exported so."""
+    path, first = Path(name), parts_of(name)[0]
     if (path / "recipe.yaml").is_file():
         raise ValueError(f"The run {name} has no student yet: finish it with fewstep distill ... --resume.")
-    if path.is_file():
+    if path.suffix == ".safetensors" and path.is_file() and is_lora(path):
         raise ValueError(
             f"Nothing says how to sample from {name}: {CARD_FILE} is not beside it. Give a published checkpoint's name "
             "with this as its file, or a model with this among its loras."
         )
-    if not path.is_dir() and "/" not in name and shipped(name) is None:
+    if not Path(first).exists() and "/" not in first and shipped(first) is None:
         near = difflib.get_close_matches(name.lower(), checkpoints(), n=2, cutoff=0.6)
         raise ValueError(
             f"There is no model '{name:.80}': give a run, an exported folder or LoRA file, a published checkpoint, a "

@@ -22,6 +22,7 @@ from fewstep.sampling import DDIM, sample
 from tests.checkpoints.tiny import added, kohya, lora_of, peft
 from tests.export.test_publish import LCM, finished, gap, pictures
 from tests.models.pipelines import PROMPTS, SIZE, build
+from tests.models.single_file import save_single_file
 from tests.program.conftest import inside
 
 WORDS = ["a red star", "two shapes"]
@@ -105,6 +106,17 @@ def test_a_lora_goes_on_another_base(run, exports, tiny, tmp_path):
     for path in (run, exports / "kohya"):  # a run's student, and an export
         got = fewstep.load(path, base=str(tmp_path / "other")).sample(WORDS, output_type="latent")
         assert gap(got, expected) <= 1e-5 < gap(fewstep.load(path).sample(WORDS, output_type="latent"), expected)
+
+
+def test_a_single_file_is_the_model_that_its_folder_is(tmp_path):
+    """Not a LoRA that nothing is known of; `file@folder` says where its configs are."""
+    build("sd15").save_pretrained(tmp_path / "folder")
+    save_single_file(build("sd15"), tmp_path / "one.safetensors")
+    one, other = (
+        fewstep.load(name).sample("a", 2, output_type="latent")
+        for name in (f"{tmp_path / 'one.safetensors'}@{tmp_path / 'folder'}", tmp_path / "folder")
+    )
+    assert gap(one, other) <= 1e-5
 
 
 def test_a_published_file_warns_of_wrong_wishes_and_says_its_licence(tiny, styles):
