@@ -18,10 +18,10 @@ from fewstep.recipe import load_recipe
 def losses(recipe: str, kind: str, options: argparse.Namespace) -> list[float]:
     """Mean losses of the slices of one run."""
     more = [
-        f"training.steps={options.steps}", f"training.batch_size={options.batch_size}", "training.warmup_steps=0",
+        f"training.steps={options.steps}", f"training.batch_size={options.batch_size}",
         f"training.log_every={options.slice}", f"data.size={options.pictures}", f"seed={options.seed}",
         f"sample.every={10 * options.steps}", "sample.teacher_steps=1", f"training.device={options.device}",
-        *([] if kind == "plain" else [f"teacher.quantize={kind}"]),
+        *options.sets, *([] if kind == "plain" else [f"teacher.quantize={kind}"]),
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         distill(load_recipe(recipe, more), Path(place) / "run")
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--set", dest="sets", action="append", default=[], help="overrides, as in fewstep distill")
     options = parser.parse_args()
     for recipe in options.recipes:
         plain = losses(recipe, "plain", options)
@@ -47,6 +48,7 @@ def main() -> None:
             apart = [abs(a / b - 1) for a, b in zip(mine, plain, strict=True)]
             print(json.dumps({
                 "recipe": recipe, "kind": kind, "steps": options.steps, "batch_size": options.batch_size,
+                "sets": options.sets,
                 "plain": [float(f"{x:.4g}") for x in plain], "quantised": [float(f"{x:.4g}") for x in mine],
                 "largest_difference": round(max(apart), 4), "of_the_whole": round(abs(sum(mine) / sum(plain) - 1), 4),
             }), flush=True)  # fmt: skip
