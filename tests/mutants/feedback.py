@@ -301,8 +301,8 @@ FEEDBACK = [
         "program/test_distill_feedback.py",
         (
             "distil: rewards get no captions",
-            'if "prompts" in job.method.streams:',
-            'if "prompts" in job.method.streams and pairs is not None:',
+            '_with_prompts(data, recipe, of_teacher) if "prompts" in job.method.streams else data',
+            "data",
             "test_prompts_of_the_pictures_reach_the_rewards",
         ),
     ),
