@@ -39,6 +39,8 @@ Then `fewstep distill RECIPE` with a recipe of your own (`fewstep recipes` lists
 )
 teacher_app = typer.Typer(no_args_is_help=True, help="Train scenes-64, the model that ships with fewstep.")
 app.add_typer(teacher_app, name="teacher")
+reward_app = typer.Typer(no_args_is_help=True, help="Reward models of what people choose, for the method `feedback`.")
+app.add_typer(reward_app, name="reward")
 recipes_app = typer.Typer(invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
 
@@ -527,6 +529,57 @@ def teacher_measure(
         from fewstep.data.files import replace_text
 
         replace_text(out, as_json(comparison))
+
+
+@reward_app.command("scenes")
+def reward_scenes(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    count: Annotated[int, typer.Option(min=10, help="How many pairs.")] = 3000,
+    seed: Annotated[int, typer.Option(help="Which pairs.")] = 11,
+    teacher: Annotated[
+        str, typer.Option(help="Whose autoencoder half of the pairs go through; empty: none.")
+    ] = "scenes-64",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Write choices between scenes, by simulated raters: a stated rule of taste and noise. No person was asked."""
+    from fewstep.data.scenes.raters import write_preferences
+    from fewstep.training.logging import progress_bar
+    from fewstep.training.rewards import through_teacher
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder: choose another one.")
+    decode = through_teacher(teacher, seed) if teacher else None
+    with progress_bar(count, 0, "pairs", not quiet) as advance:
+        ceiling = write_preferences(out, seed, count, decode, advance)
+    typer.echo(f"Wrote {count} choices of simulated raters to {out}.")
+    typer.echo(f"They are noisy: no judge agrees with more than {100 * ceiling:.1f} % of them in the mean.")
+    typer.echo("Go on with: " + _command("reward", "train", out, "--out", "runs/taste"))
+
+
+@reward_app.command("train")
+def reward_train(
+    folder: Annotated[Path, typer.Argument(help="Pictures and preferences.jsonl: prompt, chosen, rejected.")],
+    out: Annotated[Path, typer.Option(help="Run directory; an unfinished run in it is continued.")] = Path(
+        "runs/taste"
+    ),
+    trunk: Annotated[
+        str, typer.Option(help="What looks at the pictures: encoder, or reader for a model that only measures.")
+    ] = "encoder",
+    seed: Annotated[int, typer.Option(help="Of weights and order, and of what is held out.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Learn a small reward model from choices between pictures of scenes-64, and measure it on those held out."""
+    from fewstep.evaluation.reader import load_reader
+    from fewstep.models.encoders import load_encoder
+    from fewstep.training.rewards import FILE, train_reward, with_steps
+
+    if trunk not in ("encoder", "reader"):
+        raise ValueError(f"Unknown --trunk '{trunk}': use encoder or reader.")
+    network = load_encoder() if trunk == "encoder" else load_reader().network
+    result = train_reward(folder, out, network, seed, with_steps(steps), not quiet)
+    typer.echo(f"{result}")
+    typer.echo(f"The reward model is {out / FILE}, in standard deviations of the pictures it was trained on.")
 
 
 def main() -> None:

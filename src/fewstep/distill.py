@@ -27,12 +27,12 @@ from fewstep.data.cache import fingerprint, picture_latents, prompt_latents, sce
 from fewstep.data.files import LOCK, only_one, replace_text
 from fewstep.data.find import find_captions, find_pictures
 from fewstep.data.pairs import PairSource, WithPairs
-from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Prompts, Source
+from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Prompts, Source, WithPrompts
 from fewstep.export.student import CARD_FILE, save_student
 from fewstep.job import Job, prepare
 from fewstep.out_of_memory import explained
-from fewstep.prepare import pair_files, sample_teacher
-from fewstep.recipe import Recipe, RecipeError, as_yaml
+from fewstep.prepare import captions, pair_files, sample_teacher
+from fewstep.recipe import Recipe, RecipeError, as_yaml, count_pictures
 from fewstep.training import distributed
 from fewstep.training.logging import progress_bar
 from fewstep.training.trainer import Hook, Trainer
@@ -125,7 +125,7 @@ def _train(job: Job, resume: bool, show_progress: bool, stage: str, data: Path) 
     pairs = _claim(job, show_progress)
     job.spent += 0.0 if pairs is None else pairs.cost
     source = _data(job, pairs, data, show_progress)
-    job.teacher.let_go(asked_later(recipe), autoencoder=job.roles.helpers.encoder is None)
+    job.teacher.let_go(asked_later(recipe), autoencoder=not job.roles.helpers.look)
     hooks: list[tuple[int, Hook]] = [(recipe.sample.every, SampleGrid(job))]
     trainer = Trainer(
         job.method, job.roles, source, recipe.training,
@@ -183,8 +183,24 @@ def _data(job: Job, pairs: PairSource | None, place: Path, show_progress: bool) 
         made_by = {**versions(), "data": fingerprint(data)}
         made_by |= {} if pairs is None or of_teacher else {"pairs": fingerprint(pairs)}
         replace_text(folder / "versions.json", json.dumps(made_by, indent=1) + "\n")
-    source: Source = CaptionDropout(data, recipe.data.caption_dropout) if recipe.data.caption_dropout else data
+    read: Source = _with_prompts(data, recipe, of_teacher) if "prompts" in job.method.streams else data
+    source: Source = CaptionDropout(read, recipe.data.caption_dropout) if recipe.data.caption_dropout else read
     return WithPairs(source, pairs) if pairs is not None and "pairs" in job.method.streams else source
+
+
+def _with_prompts(data: LatentSource | Buckets | Prompts, recipe: Recipe, of_teacher: bool) -> WithPrompts:
+    """The data with their captions, for methods that read them.
+
+    Raises:
+        RecipeError: pictures were passed over, so that captions and latents are not the same rows.
+    """
+    texts = captions(recipe, None if of_teacher else count_pictures(recipe))
+    if isinstance(data, Buckets) or len(texts) != data.order.size:
+        raise RecipeError(
+            f"data: the method {recipe.method['name']} reads captions, and some pictures could not be encoded "
+            "(skipped.txt) or have several sizes: take these out of the data, and leave data.aspect_buckets out."
+        )
+    return WithPrompts(data, texts)
 
 
 def _pictures(job: Job, place: Path, show_progress: bool) -> LatentSource | Buckets | Prompts:

@@ -90,7 +90,9 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     teacher, init, spent = _beginning(recipe, folder, earlier or {})
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
     _check_buckets(recipe, method)
-    origin, helpers = None, teacher.helpers(method.encoder, settings.gradient_checkpointing)
+    _check_sampler(recipe, method, earlier or {})
+    checkpointing = settings.gradient_checkpointing
+    origin, helpers = None, teacher.helpers(method.encoder, checkpointing, method.rewards, method.measures)
     if any(spec.features_only for spec in method.roles()):
         origin = origin_of(str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path)))
     student = recipe.student.build()
@@ -149,6 +151,19 @@ def _check_kind(recipe: Recipe, roles: Roles, earlier: Mapping[str, Path]) -> No
         raise RecipeError(
             f"init: a student that is to predict {mine} cannot begin with weights that predict {theirs}: train one "
             "with loss convert first, and begin with that."
+        )
+
+
+def _check_sampler(recipe: Recipe, method: Method, earlier: Mapping[str, Path]) -> None:
+    """What goes on with a few-step student draws from it as that student wants."""
+    folder = student_folder(Path(earlier.get(recipe.teacher.path, recipe.teacher.path)))
+    if not method.continues or folder is None:
+        return
+    card = load_card(folder)
+    if card.sampler != method.sampler:
+        raise RecipeError(
+            f"method.sampler is {method.sampler}, but its teacher '{recipe.teacher.path}' is a student that is drawn "
+            f"from by {card.sampler}: set method.sampler to {card.sampler}."
         )
 
 

@@ -110,9 +110,9 @@ def _sampled(job: Job, teacher: Denoiser, rows: range, cond: Cond) -> Tensor:
     return x0
 
 
-def captions(recipe: Recipe) -> list[str]:
-    """One caption for every pair."""
-    data, size = recipe.data, recipe.pairs.size
+def captions(recipe: Recipe, count: int | None = None) -> list[str]:
+    """One caption for every pair, or for each of ``count`` pictures."""
+    data, size = recipe.data, recipe.pairs.size if count is None else count
     assert size is not None
     if data.place is not None:
         distinct = find_captions(data.place, data.size)

@@ -265,6 +265,8 @@ def _check_data(recipe: Recipe) -> None:
         raise RecipeError(f"teacher.quantize does not go with {other}: a quantised network is frozen and whole.")
     if data.aspect_buckets and "pairs" in method.streams:
         raise RecipeError(f"data.aspect_buckets do not go with {method.name}, whose pairs are squares.")
+    if data.aspect_buckets and "prompts" in method.streams:
+        raise RecipeError(f"data.aspect_buckets do not go with {method.name}, which reads the pictures' captions.")
 
 
 def _with_pairs(recipe: Recipe) -> Recipe:
@@ -427,7 +429,7 @@ def _sentence(error: ValidationError, prefix: str) -> str:
             model = model.model_fields[str(part)].annotation
         return _unknown(where, str(first["loc"][-1]), list(model.model_fields))
     if first["type"] == "missing":
-        return f"{where} is missing: e.g. 'method: tcd'."
+        return f"{where} is missing: e.g. 'method: tcd'." if where == "method" else f"{where} is missing."
     if first["type"] in ("model_type", "dataclass_type"):
         return f"{where} must hold keys of its own, as in '{where}: {{key: value}}', not {first['input']!r:.80}."
     message = first["msg"].removeprefix("Value error, ")

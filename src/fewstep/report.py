@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -71,6 +72,7 @@ def report(
     _pictures(page, shown, comparison)
     _quality(page, comparison)
     _training(page, runs, labels)
+    _feedback(page, runs, labels)
     _diagnoses(page, runs, labels)
     _provenance(page, runs, labels)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -202,6 +204,25 @@ def _training(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:
         if lines
     ]
     page.table(["run", "steps", "forward passes of one picture, or their equivalent"], spent)
+
+
+def _feedback(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:
+    """Where rewards take part: what they say, the one that is held out among them, and what that may cost."""
+    logs = {label: list(read_log(run / "log.jsonl")) for run, label in zip(runs, labels, strict=True)}
+    names = {key.removesuffix("_reached") for lines in logs.values() for line in lines for key in line
+             if key.endswith("_reached")}  # fmt: skip
+    if not names:
+        return
+    page.heading("Feedback")
+    for ending, what in (("mean", "reward, in its model's own units"), ("reached", "share at the threshold")):
+        series: dict[str, list[tuple[float, float]]] = {}
+        for (label, lines), name in product(logs.items(), [*sorted(names), "student/held_out"]):
+            key = f"{name}_{ending}"
+            series[f"{label} {name.rpartition('/')[2]}"] = [(line["step"], line[key]) for line in lines if key in line]
+        page.chart(series, "steps", what)
+    files = {label: run / "samples" / "statistics.jsonl" for run, label in zip(runs, labels, strict=True)}
+    drawn = {label: [(line["step"], line["diversity"]) for line in read_log(file)] for label, file in files.items()}
+    page.chart(drawn, "steps", "diversity within prompts, student over teacher")
 
 
 def _diagnoses(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
     teacher: scenes-64                      # keys above `stages` hold for every stage that does not say otherwise
     stages:
       - {name: coarse, method: {name: lcm, num_grid_steps: 10}, training: {steps: 500}}
-      - {name: whole, merge: coarse}        # a LoRA becomes full weights
+      - {name: whole, merge: coarse}        # a LoRA becomes full weights; scale: 0.7 takes a part of it
       - {name: fine, method: tcd, init: coarse}
 
 The run directory holds one folder a stage, ``01-coarse``, ``02-whole``, ..., and the data they share. Resuming enters
@@ -13,11 +13,12 @@ the first unfinished one.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -39,11 +40,15 @@ class Stage:
         name: how later stages call it.
         recipe: what it trains, or None.
         merge: the earlier stage whose LoRA becomes full weights, or None.
+        scale: of that LoRA.
+        weights: "lora": it is joined with the LoRA that it stands on instead, into one.
     """
 
     name: str
     recipe: Recipe | None = None
     merge: str | None = None
+    scale: float = 1.0
+    weights: Literal["full", "lora"] = "full"
 
     @property
     def begins_with(self) -> set[str | None]:
@@ -108,10 +113,15 @@ def _stage(entry: Mapping[str, Any], common: Mapping[str, Any], number: int, ear
         raise RecipeError(f"stages: two stages are called '{name}'.")
     own = spelled_out({key: value for key, value in entry.items() if key != "name"})
     if "merge" in own:
-        if own.keys() != {"merge"}:
-            raise RecipeError(f"stages.{name}: a merge stage takes nothing but its name and 'merge'.")
+        if not own.keys() <= {"merge", "scale", "weights"}:
+            raise RecipeError(f"stages.{name}: a merge stage takes its name, 'merge', 'scale' and 'weights' alone.")
         _check_earlier(own["merge"], f"stages.{name}.merge", earlier, must=True)
-        return Stage(name, merge=own["merge"])
+        scale, weights = own.get("scale", 1.0), own.get("weights", "full")
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+            raise RecipeError(f"stages.{name}.scale must be a number, not {scale!r:.40}.")
+        if weights not in ("full", "lora"):
+            raise RecipeError(f"stages.{name}.weights must be full or lora, not {weights!r:.40}.")
+        return Stage(name, merge=own["merge"], scale=float(scale), weights=weights)
     try:
         recipe = parse_recipe(_over(common, own))
     except ValueError as error:
@@ -136,11 +146,17 @@ def _check_fits(stages: Sequence[Stage]) -> None:
     *earlier, stage = stages
     if any(stage.name in before.begins_with for before in stages):
         raise RecipeError(f"stages.{stage.name}: a teacher or init has this name too: give the stage another one.")
-    made = {before.name: before.recipe for before in earlier}  # None: merged, full weights
+    made = {before.name: before.recipe for before in earlier}  # None: merged
     if stage.recipe is None:
         source = made[str(stage.merge)]
         if source is None or source.student.weights == "full":
             raise RecipeError(f"stages.{stage.name}.merge: '{stage.merge}' has full weights already.")
+        under = made.get(source.teacher.path)
+        if stage.weights == "lora" and (under is None or under.student.weights == "full"):
+            raise RecipeError(
+                f"stages.{stage.name}.weights: '{stage.merge}' stands on no stage's LoRA that it could be joined with: "
+                "leave it out, for full weights."
+            )
         return
     if stage.recipe.teacher.path in made and stage.recipe.teacher.loras:
         raise RecipeError(f"stages.{stage.name}.teacher.loras go with a model, not with an earlier stage.")
@@ -207,7 +223,8 @@ def run_chain(chain: Chain, folder: Path, *, resume: bool = False, show_progress
                 earlier=made, stage=stage.name, data=folder / "data",
             )  # fmt: skip
         else:
-            made[stage.name] = merge_student(made[str(stage.merge)], place / "student")
+            source = made[str(stage.merge)]
+            made[stage.name] = merge_student(source, place / "student", stage.scale, stage.weights)
     return made[chain.stages[-1].name]
 
 
@@ -227,8 +244,14 @@ def _claim(chain: Chain, folder: Path, resume: bool) -> None:
 
 def _check_begun(chain: Chain, folder: Path) -> None:
     """Refuse what would leave a folder with stages that do not belong together."""
-    if "stages" not in read_stored(folder / "recipe.yaml"):
+    before = read_stored(folder / "recipe.yaml").get("stages")
+    if before is None:
         raise RecipeError(f"{folder} holds a run of one recipe, not of stages: choose another --out.")
+    merged = {entry.get("name"): {"scale": 1.0, "weights": "full", **entry} for entry in before if "merge" in entry}
+    for stage in chain.stages:
+        place = chain.folder(folder, stage.name)
+        if stage.recipe is None and place.exists() and merged.get(stage.name) != {"name": stage.name, **_entry(stage)}:
+            raise RecipeError(f"{place} was merged otherwise: delete it to have it made anew, or choose another --out.")
     for number, stage in enumerate(chain.stages):
         stored = chain.folder(folder, stage.name) / "recipe.yaml"
         if stage.recipe is None or not stored.is_file():
@@ -251,9 +274,16 @@ def chain_yaml(chain: Chain) -> str:
     """The resolved chain, every default written out."""
     entries: list[dict[str, Any]] = []
     for stage in chain.stages:
-        rest = {"merge": stage.merge} if stage.recipe is None else yaml.safe_load(as_yaml(stage.recipe))
-        entries.append({"name": stage.name, **rest})
+        entries.append({"name": stage.name, **_entry(stage)})
     return yaml.safe_dump({"stages": entries}, sort_keys=False)
+
+
+def _entry(stage: Stage) -> dict[str, Any]:
+    """A stage as a recipe has it, without its name."""
+    if stage.recipe is None:
+        return {"merge": stage.merge, "scale": stage.scale, "weights": stage.weights}
+    found: dict[str, Any] = yaml.safe_load(as_yaml(stage.recipe))
+    return found
 
 
 def last_run(run: Path) -> Path:

@@ -129,6 +129,19 @@ SIDES = [
      {"student__loss": lambda done: 0.1 * 100**done}, {"student__loss": lambda done: 0.1 * 100**done} | GAN),
     ("vanishing gradients",
      {"student__grad_norm": from_line(LATE, 9e-4, 1.0)}, {"student__grad_norm": from_line(LATE, 1.1e-3, 1.0)}),
+    ("vanishing gradients",  # no picture misses anything any more: then nothing should pull
+     {"student__grad_norm": from_line(LATE, 0.0, 1.0), "student__taste_missing": from_line(LATE, 0.01, 0.5)},
+     {"student__grad_norm": from_line(LATE, 0.0, 1.0), "student__taste_missing": from_line(LATE, 0.0, 0.5)}),
+    ("reward hacking",
+     {"student__held_out_mean": from_line(LATE - 1, -0.51, 0.0), "student__held_out_std": 2.0, "student__taste_missing":
+      from_line(LATE - 1, 0.1, 0.5)},
+     {"student__held_out_mean": from_line(LATE - 1, -0.49, 0.0), "student__held_out_std": 2.0, "student__taste_missing":
+      from_line(LATE - 1, 0.1, 0.5)}),
+    ("reward hacking",  # what falls for another reason
+     {"student__held_out_mean": from_line(LATE - 1, -0.6, 0.0), "student__held_out_std": 2.0, "student__taste_missing":
+      from_line(LATE - 1, 0.1, 0.5)},
+     {"student__held_out_mean": from_line(LATE - 1, -0.6, 0.0), "student__held_out_std": 2.0, "student__taste_missing":
+      0.5}),
     ("oscillation",
      {"student__x0_mean": lambda done: 0.43 * (-1) ** round(done * LINES)},
      {"student__x0_mean": lambda done: 0.39 * (-1) ** round(done * LINES)}),

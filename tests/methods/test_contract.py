@@ -19,7 +19,7 @@ from fewstep.methods.random import Rng
 from fewstep.methods.registry import METHODS
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.helpers import Helpers, PointEncoder, one_hot_labels
+from fewstep.models.helpers import Helpers, PointEncoder, PointReward, one_hot_labels
 from fewstep.models.lora import base_parameters
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Weights
@@ -55,6 +55,7 @@ SETTINGS = [
     {"distillation_weight": 0.0, "terminal": "table", "r1_weight": 0.1},
     {"weighting": "nfsd", "space": "latents", "guidance_scale": 7.5},
     {"loss": "logistic", "warmup_steps": 0, "r1_weight": 0.1},
+    {"perceptual_weight": 0.5, "anchor_weight": 0.3, "held_out": "another", "first_exit": 1},
 ]
 
 
@@ -108,6 +109,11 @@ every_method = pytest.mark.parametrize(("cls", "settings"), VARIANTS)
 every_kind = pytest.mark.parametrize("kind", ["lora", "full"])
 
 
+def never_enough(pictures, prompts):
+    """A reward whose threshold no picture reaches."""
+    return PointReward()(pictures, prompts) - 1e3
+
+
 class Teacher(MLP):
     """Counts its own calls, independently of the Denoiser."""
 
@@ -130,7 +136,8 @@ def build(cls, settings, kind="lora", **training):
     method = cls(VP, **settings)
     network = Teacher(VP, 2, width=16, depth=2, num_classes=3).double()
     training = TrainingSettings(**{"precision": "fp64", "batch_size": BATCH, "learning_rate": 1e-2} | training)
-    helpers = Helpers(encoder=PointEncoder(2), **one_hot_labels(3))
+    liked = dict.fromkeys((*method.rewards, *method.measures), never_enough)
+    helpers = Helpers(encoder=PointEncoder(2), rewards=liked, **one_hot_labels(3))
     roles = build_roles(Denoiser(network, VP, "epsilon"), method, training, Weights(kind, rank=4), helpers=helpers)
     with torch.no_grad():
         for tensor in roles.tensors().values():

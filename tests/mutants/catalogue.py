@@ -7,6 +7,7 @@ from tests.mutants.dmd import DMD, PAIRS
 from tests.mutants.dmd2 import DMD2
 from tests.mutants.export import EXPORTS, PUBLISHED
 from tests.mutants.families import FAMILIES
+from tests.mutants.feedback import FEEDBACK
 from tests.mutants.ladd import LADD
 from tests.mutants.lightning import LIGHTNING
 from tests.mutants.mutant import Mutant, planted
@@ -1872,6 +1873,7 @@ CATALOGUE: list[Mutant] = [
     *AUGMENT,
     *HELPERS,
     *LADD,
+    *FEEDBACK,
     *FAMILIES,
     *PICTURES,
     *EXPORTS,

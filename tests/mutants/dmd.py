@@ -322,8 +322,8 @@ PAIRS = [
         "training/test_estimate.py",
         (
             "estimate: pairs take no memory",
-            "return WithPairs(data, made), [data, made]",
-            "return WithPairs(data, made), [data]",
+            "return WithPairs(read, made), [data, made]",
+            "return WithPairs(read, made), [data]",
             "test_pairs_are_counted_where_a_method_learns_from_them",
         ),
     ),

@@ -244,7 +244,7 @@ def test_reports_tell_stages_of_the_same_name_apart(run, tmp_path):
         ([{"name": "scenes-64", "method": "lcm"}], "stage 1 needs a name of letters"),
         ([{"name": "a", "method": "lcm"}] * 2, "two stages are called 'a'"),
         ([{"name": "a", "merge": "b"}], "stages.a.merge: there is no earlier stage 'b'"),
-        ([{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a", "seed": 1}], "takes nothing but its name"),
+        ([{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a", "seed": 1}], "takes its name, 'merge', "),
         ([{"name": "a", "method": "lcm", "teacher": "a"}], "stages.a: a teacher or init has this name too"),
         (
             [{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a"}, {"name": "c", "merge": "b"}],

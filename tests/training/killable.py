@@ -15,7 +15,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.lcm import LCM
 from fewstep.methods.tcd import TCD
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.helpers import Helpers, PointEncoder, one_hot_labels
+from fewstep.models.helpers import Helpers, PointEncoder, PointReward, one_hot_labels
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Weights
 from fewstep.training.settings import TrainingSettings
@@ -47,7 +47,8 @@ class Teacher(MLP):
 def roles_for(method, settings, rank=4, kind="lora"):
     torch.manual_seed(0)
     network = Teacher(VP, 2, width=16, depth=2, num_classes=3)
-    helpers = Helpers(encoder=PointEncoder(2), **one_hot_labels(3))
+    liked = dict.fromkeys((*method.rewards, *method.measures), PointReward())
+    helpers = Helpers(encoder=PointEncoder(2), rewards=liked, **one_hot_labels(3))
     return build_roles(Denoiser(network, VP, "epsilon"), method, settings, Weights(kind, rank=rank), helpers=helpers)
 
 

@@ -177,6 +177,18 @@ class CaptionDropout:
         return batch if batch.cond is None else dataclasses.replace(batch, cond=batch.cond.drop(dropped))
 
 
+@dataclass(frozen=True)
+class WithPrompts:
+    """Batches of ``data`` with the captions of their rows, as they were written (`Batch.prompts`)."""
+
+    data: LatentSource
+    captions: Sequence[str]
+
+    def batch(self, rng: Rng) -> Batch:
+        prompts = tuple(self.captions[i] for i in self.data.order.rows(rng))
+        return dataclasses.replace(self.data.batch(rng), prompts=prompts)
+
+
 class MixtureSource:
     """Endless samples of a Gaussian mixture, with class labels if it has classes.
 

@@ -155,6 +155,16 @@ RULES = (
         symptoms.diversity_lost,
     ),
     Rule(
+        "reward hacking",
+        ("held_out_mean", "held_out_std"),
+        0.25,
+        "a quarter of what pictures differ by: what people like, a judge that nobody trained on likes too",
+        "The student pleases the rewards that it is trained on, and not the one that is held out",
+        "train shorter, lower the thresholds or the rank, raise method.perceptual_weight or method.anchor_weight, or "
+        "merge it with a smaller scale",
+        symptoms.reward_hacked,
+    ),
+    Rule(
         "vanishing gradients",
         ("grad_norm",),
         1e-3,

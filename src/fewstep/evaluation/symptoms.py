@@ -233,6 +233,26 @@ def diversity_lost(history: History, limit: float) -> Seen | None:
     return None
 
 
+def reward_hacked(history: History, limit: float) -> Seen | None:
+    """What is missing to the thresholds falls, and the reward that is held out falls too, from first third to last."""
+    found = history.pair("held_out_mean", "held_out_std")
+    if found is None or len(found[0]) < MANY:
+        return None
+    held, std = found
+    fall = (held.head.mean - held.tail.mean) / max(std.mean, 1e-30)
+    pleased = [s.name for s in _shortfalls(history) if s.enough and s.tail.mean < s.head.mean]
+    if fall <= limit or not pleased:
+        return None
+    low = held.values < held.head.mean - limit * std.mean
+    return f"{held.name} fell by {fall:.2g} standard deviations while {pleased[0]} fell", *held.since(low)
+
+
+def _shortfalls(history: History) -> list[Series]:
+    """What rewards are below their thresholds."""
+    found = dict.fromkeys(name for line in history.records for name in line if name.endswith("_missing"))
+    return [history.series(name) for name in found]
+
+
 # ---------------------------------------------------------------- losses and gradients
 
 
@@ -268,6 +288,9 @@ def loss_flat(history: History, limit: float) -> Seen | None:
 
 
 def gradients_vanish(history: History, limit: float) -> Seen | None:
+    short = _shortfalls(history)
+    if short and all(s.enough and s.tail.median <= limit * s.head.median for s in short):
+        return None  # nothing is missing any more, so nothing should pull
     for name in history.names("grad_norm"):
         norm = history.series(name)
         if norm.enough and norm.tail.median <= limit * norm.head.median:

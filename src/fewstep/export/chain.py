@@ -144,24 +144,61 @@ def _stand_on_the_same(one: str, other: str) -> bool:
     return first.resolve() == second.resolve()
 
 
-def merge_student(source: Path, target: Path) -> Path:
+def merge_student(
+    source: Path, target: Path, scale: float = 1.0, weights: Literal["full", "lora"] = "full"
+) -> Path:
     """A student of full weights in ``target``, from the LoRA in ``source``; returns ``target``. Done once.
 
+    Args:
+        scale: of that LoRA.
+        weights: "lora" joins it with the LoRA that it stands on instead, into one of both ranks on that one's teacher:
+            what a LoRA on a LoRA comes to, for programs that have the first teacher alone.
+
     Raises:
-        ValueError: the student has full weights already, or extra inputs that are no weights of its teacher.
+        ValueError: the student has full weights already, or extra inputs that are no weights of its teacher; it is to
+            be a LoRA, and what it stands on is none.
     """
     if distributed.from_first((target / CARD_FILE).is_file()):  # seen once: the first writes it while others may look
         return target
     card = load_card(source)
     if card.weights == "full" or card.extra_inputs:
         raise ValueError(f"The student in {source} is no LoRA that could be merged.")
-    teacher = teacher_of(source, card)
-    roles = Roles(teacher.denoiser)
-    roles.add("student", Weights("full"))
-    roles.start("student", load_weights(source))
-    save_student(target, roles, replace(card, weights="full", rank=0))
+    lora, base, held, name = scaled(load_weights(source), scale), source, Weights("full"), card.teacher
+    if weights == "lora":
+        lora, base = _joined(lora, source, card)
+        name = _as_seen_from(target, base)
+        ranks = {t.shape[0] for key, t in lora.items() if ".lora_A" in key}
+        held = Weights("lora", ranks.pop(), targets=tuple(sorted({key.split(".lora_")[0] for key in lora})))
+    roles = Roles(teacher_of(base, load_card(base)).denoiser)
+    roles.add("student", held)
+    roles.start("student", lora)
+    rank = held.rank if weights == "lora" else 0
+    save_student(target, roles, replace(card, weights=weights, rank=rank, teacher=name))
     distributed.wait()
     return target
+
+
+def _as_seen_from(target: Path, folder: Path) -> str:
+    """The teacher of the student in ``folder`` as a card in ``target`` names it: stages of one run move together."""
+    card, run = load_card(folder), folder.parent.parent.resolve()
+    return card.teacher if run == target.parent.parent.resolve() else _place(folder, card)
+
+
+def scaled(lora: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """A LoRA at another strength."""
+    return {key: t * scale if ".lora_B" in key else t for key, t in lora.items()}
+
+
+def _joined(lora: Mapping[str, Tensor], source: Path, card: Card) -> tuple[dict[str, Tensor], Path]:
+    """(the sum of this LoRA and the one that it stands on, where that one is)."""
+    under = student_folder(Path(_place(source, card)))
+    below = None if under is None else load_card(under)
+    if under is None or below is None or below.weights != "lora" or below.extra_inputs:
+        raise ValueError(f"The LoRA in {source} stands on no other LoRA that it could be joined with.")
+    first = load_weights(under)
+    if first.keys() != lora.keys():
+        raise ValueError(f"The LoRA in {source} adapts other layers than the one that it stands on: merge it instead.")
+    return {key: torch.cat([t, lora[key]], dim=0 if ".lora_A" in key else 1) for key, t in first.items()}, under
 
 
 def copy_student(source: Path, target: Path) -> None:

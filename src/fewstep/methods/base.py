@@ -125,12 +125,14 @@ class Batch:
         cond: its condition, or None.
         pairs: the stream "pairs", in an order of its own: row i has nothing to do with row i of the data.
         has_data: False where there are prompts alone; x0 has the latents' shape then, and holds NaN.
+        prompts: the stream "prompts", the captions of the rows as they were written; empty where the data have none.
     """
 
     x0: Tensor
     cond: Cond | None = None
     pairs: Pairs | None = None
     has_data: bool = True
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ class Loss:
 class Method:
     """Base of all methods.
 
-    ``streams`` names what a batch must hold: "data", and "pairs" where the method learns from the teacher's samples.
+    ``streams`` names what a batch must hold: "data", "pairs" where the method learns from the teacher's samples, and
+    "prompts" where it reads captions.
     Subclasses define a frozen dataclass `Settings` and the functions below, and one function per player, named
     like it: ``def student(self, roles, batch, draws, shared) -> Loss``.
 
@@ -205,8 +208,11 @@ class Method:
     summary: ClassVar[str] = ""
     players: tuple[Player, ...] = (Player("student"),)
     streams: ClassVar[tuple[str, ...]] = ("data",)
-    sampler: ClassVar[str] = "ddim"  # the sampler its students want
+    sampler: str = "ddim"  # the sampler its students want
+    continues: ClassVar[bool] = False  # whether its teacher is a few-step student already, to be drawn from likewise
     encoder: str = ""  # through which frozen encoder of pictures its losses look: "scenes-64", a folder or a hub name
+    rewards: tuple[str, ...] = ()  # which reward models its losses ask (`fewstep.models.rewards`), and
+    measures: tuple[str, ...] = ()  # those which it only looks at
     truth_settings: ClassVar[dict[str, Any]] = {}  # under which `fewstep verify` knows what it converges to
     truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # more settings: the command makes one report of each
 

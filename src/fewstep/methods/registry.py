@@ -12,6 +12,7 @@ from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.feedback import Feedback
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
@@ -19,7 +20,7 @@ from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 
-_ALL = (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Turbo, LADD, Lightning)
+_ALL = (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Turbo, LADD, Lightning, Feedback)
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _ALL}
 
 

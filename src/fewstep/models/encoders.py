@@ -120,6 +120,10 @@ class SmallEncoder:
         """[B, `summary_width`] of pictures from -1 to 1."""
         return self.network.embed(self._seen(pictures))
 
+    def instances(self, pictures: Tensor) -> dict[str, Tensor]:
+        """What it tells of the things in pictures from -1 to 1, cell by cell (`EncoderNetwork.forward`)."""
+        return cast("dict[str, Tensor]", self.network(self._seen(pictures)))
+
     def _seen(self, pictures: Tensor) -> Tensor:
         return (pictures / 2 + 0.5).to(next(self.network.parameters()).dtype)
 
@@ -216,11 +220,11 @@ def load_pretrained_encoder(name: str, device: str = "cpu") -> PretrainedEncoder
     size = getattr(config, "image_size", None)
     if not isinstance(size, int):
         raise ValueError(f"The encoder '{name}' is no vision model: give DINOv2, CLIP or another one of their kind.")
-    pixels = _pixel_statistics(Path(name), hasattr(model, "get_image_features"))
+    pixels = pixel_statistics(Path(name), hasattr(model, "get_image_features"))
     return PretrainedEncoder(model.to(device), size, *pixels)
 
 
-def _pixel_statistics(folder: Path, like_clip: bool) -> tuple[Tensor, Tensor]:
+def pixel_statistics(folder: Path, like_clip: bool) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of pixels, from the model's own file where there is one, else its family's."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     if like_clip:

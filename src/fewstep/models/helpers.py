@@ -5,8 +5,8 @@ All are frozen: gradients pass through them to the student's answer, and none st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
@@ -34,6 +34,18 @@ class Encoder(Protocol):
         """One vector for each picture, [B, `summary_width`]."""
 
 
+class Reward(Protocol):
+    """A frozen model of what people like (`fewstep.models.rewards`), with a gradient to the pictures."""
+
+    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        """One number for each picture, [B], the higher the better.
+
+        Args:
+            pictures: [B, 3, H, W] from -1 to 1 as `Helpers.decode` makes them, not clamped.
+            prompts: B of them.
+        """
+
+
 def _as_it_is(latents: Tensor) -> Tensor:
     return latents
 
@@ -48,6 +60,7 @@ class Helpers:
         pool: a condition -> one vector for each row, [B, `pooled_width`]; None where there is nothing to pool.
         pooled_width: its length; 0 without it.
         networks: whatever modules stand behind these.
+        rewards: what people like, by the names that a method asks for.
     """
 
     decode: Callable[[Tensor], Tensor] = _as_it_is
@@ -55,6 +68,12 @@ class Helpers:
     pool: Callable[[Cond], Tensor] | None = None
     pooled_width: int = 0
     networks: tuple[nn.Module, ...] = ()
+    rewards: Mapping[str, Reward] = field(default_factory=dict)
+
+    @property
+    def look(self) -> bool:
+        """Whether losses look at pictures, and so need the decoder."""
+        return self.encoder is not None or bool(self.rewards)
 
     def pooled(self, cond: Cond | None) -> list[Tensor]:
         """The pooled condition as a list of one, or of none."""
@@ -94,6 +113,13 @@ class PointEncoder(nn.Module):
 
     def summary(self, pictures: Tensor) -> Tensor:
         return pictures
+
+
+class PointReward:
+    """Stands for a reward where data are points [B, D]: the coordinate along the direction (1, ..., 1) / sqrt(D)."""
+
+    def __call__(self, pictures: Tensor, prompts: Sequence[str] = ()) -> Tensor:
+        return pictures.flatten(1).sum(1) / pictures[0].numel() ** 0.5
 
 
 def pooled_prompt(cond: Cond) -> Tensor:

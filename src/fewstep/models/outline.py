@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, first_sentence, parts_of, shipped
 from fewstep.models.families.single_file import config_of, is_single_file
 from fewstep.models.helpers import Helpers
+from fewstep.models.rewards import open_reward
 
 _BASES = ("unet", "transformer")  # the part that is distilled, whichever a pipeline has
 _ANY_SCHEDULER = {"unet": {"beta_schedule": "scaled_linear"}, "transformer": {"shift": 1.0}}
@@ -92,19 +94,34 @@ class Outline:
         family.base.eval().requires_grad_(False)
         return family.denoiser()
 
-    def helpers(self, encoder: str = "", gradient_checkpointing: bool = False, vae: nn.Module | None = None) -> Helpers:
+    def helpers(
+        self,
+        encoder: str = "",
+        gradient_checkpointing: bool = False,
+        vae: nn.Module | None = None,
+        rewards: Sequence[str] = (),
+    ) -> Helpers:
         """What losses look through, on the meta device, or where ``vae`` is, a copy of this one with weights.
 
+        Args:
+            rewards: reward models by name, of which shapes alone are taken.
+
         Raises:
-            ValueError: there is no autoencoder to decode what ``encoder`` shall see, or no such encoder.
+            ValueError: there is no autoencoder to decode what is to be seen, or no such encoder or reward model.
         """
         if "vae" not in self.parts:
-            if encoder:
+            if encoder or rewards:
                 raise ValueError(f"{self.name} has no autoencoder: a method that looks at pictures needs a pipeline.")
             return Helpers()
         scheduler = SimpleNamespace(config=self.scheduler or _ANY_SCHEDULER[self.part])
         pipeline = SimpleNamespace(**{**self.parts, "vae": vae or self.parts["vae"]}, scheduler=scheduler)
-        return as_teacher(pipeline, size=self.size).helpers(encoder, gradient_checkpointing)
+        found = as_teacher(pipeline, size=self.size).helpers(encoder, gradient_checkpointing)
+        liked = {name: open_reward(name, "meta", measures=True) for name in rewards}
+        if vae is not None:
+            for reward in liked.values():
+                _empty(reward.network, str(next(vae.parameters()).device))
+        behind = (*found.networks, *(reward.network for reward in liked.values()))
+        return replace(found, rewards=liked, networks=behind)
 
     def prompts(self, count: int, dtype: torch.dtype, device: str = "meta") -> Cond:
         """``count`` encoded prompts of zeros, and their null."""
@@ -136,6 +153,14 @@ def outline(
     for network in found.parts.values():
         nn.Module.to(network, dtype)  # diffusers' own .to talks about layers that are to stay in float32
     return found
+
+
+@torch.no_grad()
+def _empty(network: nn.Module, device: str) -> None:
+    """Zeros in the place of shapes: what a call takes does not depend on them."""
+    network.to_empty(device=device)
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.zero_()
 
 
 def _folder(name: str) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Cost, Denoiser, network_dtype
 from fewstep.models.extras import ExtraInputs
-from fewstep.models.helpers import Encoder, Helpers
+from fewstep.models.helpers import Encoder, Helpers, Reward
 from fewstep.models.lora import adapter_scale, adapter_tensors, add_adapter, checkpoint, copy_tensors, live, merge
 from fewstep.models.quantize import is_quantized
 from fewstep.models.sharding import gathered, local, shard
@@ -153,6 +153,16 @@ class Roles:
         if self.helpers.encoder is None:
             raise ValueError("There is no encoder of pictures here: build the roles with helpers that have one.")
         return self.helpers.encoder
+
+    def reward(self, name: str) -> Reward:
+        """The frozen reward model of that name (`Helpers.rewards`).
+
+        Raises:
+            ValueError: this teacher came without it.
+        """
+        if name not in self.helpers.rewards:
+            raise ValueError(f"There is no reward model '{name}' here: build the roles with helpers that have it.")
+        return self.helpers.rewards[name]
 
     def views(self) -> dict[str, Denoiser]:
         """All roles by name; a target without an EMA is the student's own view under a second name."""

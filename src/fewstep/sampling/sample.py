@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -128,12 +129,13 @@ def walk(
     guidance_embed: float | Tensor | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
     keep: Kept | None = None,
+    until: int | None = None,
 ) -> list[Tensor]:
-    """Take a state x at times[0] down to times[-1]; returns all len(times) states."""
+    """Take a state x at times[0] down to times[-1], or ``until`` steps on that way; returns all states, x first."""
     told = "end" in denoiser.accepts
     embed = guidance_embed if "guidance_embed" in denoiser.accepts else None
     states, before = [x], None
-    for i, (time, next_time) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
+    for i, (time, next_time) in enumerate(list(pairwise(times.tolist()))[:until]):
         last = i == len(times) - 2
         end = sampler.end(denoiser.schedule, time, next_time, last) if told else None
 

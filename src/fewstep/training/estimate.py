@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fewstep.data.cache import home
 from fewstep.data.pairs import PairSource, WithPairs
-from fewstep.data.sources import LatentSource, Source
+from fewstep.data.sources import LatentSource, Source, WithPrompts
 from fewstep.methods.base import Method
 from fewstep.models.families import at_once
 from fewstep.models.lora import lora_layers
@@ -94,10 +94,10 @@ def estimate(
     players = {player.name: trained_by(player, roles) for player in taught.players}
     trained = [p for parameters in players.values() for p in parameters]
     peak, gradients = rehearse(taught, roles, source, settings), _size(trained, device)
-    seen_through = [t for network in roles.helpers.networks[1:] for t in _tensors(network)]  # the losses' encoder
+    seen_through = [t for network in roles.helpers.networks[1:] for t in _tensors(network)]  # encoder, rewards
     vae, texts, others = (_parts(outline, kind, device) for kind in ("vae", "text_encoder", ""))
     less = 0 if quantization is None else saved_bytes(outline.base, quantization)
-    waits = device != "cpu" and roles.helpers.encoder is None  # the autoencoder on the host
+    waits = device != "cpu" and not roles.helpers.look  # the autoencoder on the host
     there = {
         "the teacher's network": _size(_tensors(outline.base), device) - less,
         "autoencoder": (0 if waits else vae) + others + _size(seen_through, device),
@@ -145,7 +145,8 @@ def _on_meta(
     source, kept = _data(outline, method, pictures, pairs)
     precision = "fp32" if settings.autocast else settings.precision  # meta has no autocast; the rehearsal imitates it
     on_meta = dataclasses.replace(settings, device="meta", precision=precision)
-    helpers = outline.helpers(taught.encoder, settings.gradient_checkpointing)
+    rewards = (*taught.rewards, *taught.measures)
+    helpers = outline.helpers(taught.encoder, settings.gradient_checkpointing, rewards=rewards)
     with torch.device("meta"):  # new layers too
         roles = build_roles(teacher, taught, on_meta, weights, helpers=helpers)
     return taught, roles, source, kept
@@ -171,11 +172,12 @@ def _data(
 ) -> tuple[Source, list[LatentSource]]:
     """What a method trains on, and the sets behind it."""
     data = _latents(outline, pictures, device)
+    read: Source = WithPrompts(data, ["a picture"] * pictures) if "prompts" in method.streams else data
     if "pairs" not in method.streams:
-        return data, [data]
+        return read, [data]
     like = _latents(outline, max(pairs, 1), device)
     made = PairSource(like.mean, like.cond, seed=0)
-    return WithPairs(data, made), [data, made]
+    return WithPairs(read, made), [data, made]
 
 
 def _latents(outline: Outline, pictures: int, device: str = "meta") -> LatentSource:
@@ -240,10 +242,12 @@ def seconds_of_step(
     teacher = outline.denoiser()
     fill(teacher.network.to_empty(device=settings.device))  # type: ignore[attr-defined]
     taught = method(teacher.schedule, method_settings)
-    vae = copy.deepcopy(outline.parts["vae"]).to_empty(device=settings.device) if taught.encoder else None
+    rewards = (*taught.rewards, *taught.measures)
+    sees = bool(taught.encoder or rewards)
+    vae = copy.deepcopy(outline.parts["vae"]).to_empty(device=settings.device) if sees else None
     if vae is not None:
         fill(vae)
-    helpers = outline.helpers(taught.encoder, settings.gradient_checkpointing, vae)
+    helpers = outline.helpers(taught.encoder, settings.gradient_checkpointing, vae, rewards)
     roles = build_roles(teacher, taught, settings, weights, helpers=helpers)
     source, _ = _data(outline, method, settings.batch_size, settings.batch_size, settings.device)
     trainer = Trainer(taught, roles, source, settings)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 RGB = tuple[float, float, float]
@@ -151,6 +151,29 @@ def draw_scene(rng: Random, numbers: Sequence[float] = NUMBERS) -> Scene:
         things.append(_draw_thing(rng, shape, colour, things, number))
     background = _draw_background(rng, [t.paint for t in things])
     return Scene(tuple(things), background, rng.uniform(0, math.tau), (rng.uniform(0.03, 0.07), rng.uniform(0.3, 0.6)))
+
+
+def draw_like(scene: Scene, rng: Random) -> Scene:
+    """Another scene with as many things, of which the same caption is true; everything that it leaves open is new."""
+    mentions = {i: mention for mention in scene.mentions for i in mention.things}
+    things: list[Thing] = []
+    for i, old in enumerate(scene.things):
+        asked = {n: v for n in (*ATTRIBUTES, "place") if (v := getattr(mentions.get(i), n, None)) is not None}
+        things.append(_draw_asked(rng, asked, things, len(scene.things)) or old)
+    background = _draw_background(rng, [t.paint for t in things])
+    shadow = (rng.uniform(0.03, 0.07), rng.uniform(0.3, 0.6))
+    return replace(scene, things=tuple(things), background=background, light=rng.uniform(0, math.tau), shadow=shadow)
+
+
+def _draw_asked(rng: Random, asked: dict[str, str], others: list[Thing], number: int) -> Thing | None:
+    """A thing of this shape, colour, fill, size and place, where they are asked for; None where chance is unkind."""
+    for _ in range(5000):
+        free = {"shape": rng.choice(SHAPES), "colour": rng.choice(tuple(COLOURS))}
+        kept = {name: value for name, value in asked.items() if name in free}
+        thing = _draw_thing(rng, **(free | kept), others=others, number=number)
+        if all(getattr(thing, name) == value for name, value in asked.items()):
+            return thing
+    return None
 
 
 def _draw_thing(rng: Random, shape: str, colour: str, others: list[Thing], number: int) -> Thing:

@@ -17,7 +17,7 @@ from fewstep.methods.base import Method
 from fewstep.methods.random import stream_key
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.helpers import Helpers, PointEncoder, one_hot_labels
+from fewstep.models.helpers import Helpers, PointEncoder, PointReward, one_hot_labels
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles
 from fewstep.sampling import Heun, sample
@@ -99,7 +99,9 @@ class Bench:
     def roles(self, method: Method, dtype: torch.dtype = torch.float32) -> Roles:
         """The exact teacher with a small network for every role that ``method`` trains."""
         classes = self.mixture.num_classes
-        roles = Roles(self.teacher, helpers=Helpers(encoder=PointEncoder(self.mixture.dim), **one_hot_labels(classes)))
+        liked = dict.fromkeys((*method.rewards, *method.measures), PointReward())
+        encoder = PointEncoder(self.mixture.dim)
+        roles = Roles(self.teacher, helpers=Helpers(encoder=encoder, rewards=liked, **one_hot_labels(classes)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_key(self.seed, "student") % 2**63)
             for spec in method.roles():

@@ -50,7 +50,7 @@ def _gradient_rows(schedule: Schedule) -> list[Row]:
     scores, mean, std = ScorePair(schedule, weighting="kl"), -0.7, 0.5
     worst = 0.0
     for t in _levels(scores):
-        found = _gradient(scores, _normal(schedule, MEAN, VARIANCE**0.5), None, mean, std, [t])
+        found = gradient(scores, normal(schedule, MEAN, VARIANCE**0.5), None, mean, std, [t])
         leaves = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (mean, std)]
         alpha, sigma = (float(c) for c in schedule.alpha_sigma(t))
         p, q = alpha**2 * VARIANCE + sigma**2, alpha**2 * leaves[1] ** 2 + sigma**2
@@ -65,10 +65,10 @@ def _fixed_point_rows(schedule: Schedule) -> list[Row]:
     rows = []
     for weighting in WEIGHTINGS:
         scores = ScorePair(schedule, weighting=weighting)
-        teacher, times = _normal(schedule, MEAN, VARIANCE**0.5), _levels(scores)
+        teacher, times = normal(schedule, MEAN, VARIANCE**0.5), _levels(scores)
         mean, std = -0.7, 0.5
         for _ in range(_DESCENT):
-            by_mean, by_std = _gradient(scores, teacher, None, mean, std, times)
+            by_mean, by_std = gradient(scores, teacher, None, mean, std, times)
             mean, std = mean - 0.3 * by_mean, std - 0.3 * by_std
         rows.append(Row(f"fixed point ({weighting}): mean", MEAN, mean, 1e-4))
         rows.append(Row(f"fixed point ({weighting}): variance", VARIANCE, std**2, 1e-4))
@@ -90,18 +90,18 @@ def _guided_rows() -> list[Row]:
     rows = []
     for scale, (mean, variance) in GUIDED.items():
         scores = ScorePair(schedule, scale, "kl")
-        found = _root(lambda b, a: _gradient(scores, teacher, cond, b, a, times), 1.2, 0.3)  # noqa: B023
+        found = root(lambda b, a: gradient(scores, teacher, cond, b, a, times), 1.2, 0.3)  # noqa: B023
         rows.append(Row(f"guidance {scale:g}: mean of the fixed point", mean, found[0], 5e-4))
         rows.append(Row(f"guidance {scale:g}: variance of the fixed point", variance, found[1] ** 2, 5e-4))
     return rows
 
 
-def _gradient(
+def gradient(
     scores: ScorePair, teacher: Denoiser, cond: Cond | None, mean: float, std: float, times: list[float]
 ) -> tuple[float, float]:
     """(E[g], E[g z]) of a student mean + std z whose fake score is exact, averaged over times."""
     z, noise, t = _nodes(2, times)
-    roles: Any = SimpleNamespace(teacher=teacher, fake=_normal(scores.schedule, mean, std))
+    roles: Any = SimpleNamespace(teacher=teacher, fake=normal(scores.schedule, mean, std))
     g = scores.matching(roles, mean + std * z, noise, t, cond).gradient
     return float(g.mean()), float((g * z).mean())
 
@@ -131,7 +131,7 @@ class Game:
         scores = ScorePair(self.schedule, weighting="kl")
         z, noise, t = _nodes(2, _levels(scores))
         student, fake = (torch.full((), MEAN + 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
-        roles: Any = SimpleNamespace(teacher=_normal(self.schedule, MEAN, VARIANCE**0.5), fake=self._score(fake))
+        roles: Any = SimpleNamespace(teacher=normal(self.schedule, MEAN, VARIANCE**0.5), fake=self._score(fake))
         of_student, of_fake = self._slopes(scores)
         errors = [1.0]
         for _ in range(rounds):
@@ -257,8 +257,8 @@ def _left(schedule: Schedule, policy: Policy) -> float:
 
     def gradient(slope: float, shift: float) -> tuple[float, float]:
         x_t, x = answers(policy, slope, shift)
-        law = _normal(schedule, float(x.mean()), float(x.std(correction=0)))
-        roles: Any = SimpleNamespace(teacher=_normal(schedule, MEAN, VARIANCE**0.5), fake=law)
+        law = normal(schedule, float(x.mean()), float(x.std(correction=0)))
+        roles: Any = SimpleNamespace(teacher=normal(schedule, MEAN, VARIANCE**0.5), fake=law)
         found = [
             scores.matching(roles, x, z[2], torch.full((len(x),), t, dtype=torch.float64), None).gradient
             for t in _levels(scores)
@@ -266,14 +266,14 @@ def _left(schedule: Schedule, policy: Policy) -> float:
         g = torch.stack(found).mean(0)
         return float((g * x_t).mean()), float(g.mean())
 
-    slope, shift = _root(gradient, 0.5, 0.2)
+    slope, shift = root(gradient, 0.5, 0.2)
     return float(answers("simulated", slope, shift)[1].mean()) - MEAN
 
 
 # ---------------------------------------------------------------- tools
 
 
-def _normal(schedule: Schedule, mean: float, std: float) -> Denoiser:
+def normal(schedule: Schedule, mean: float, std: float) -> Denoiser:
     """The exact denoiser of N(mean, std^2), whatever the condition."""
     exact = GaussianMixture([1.0], [mean], [abs(std)]).network(schedule, "sample")
     return Denoiser(lambda x, t, cond: exact(x, t), schedule, "sample")
@@ -292,7 +292,7 @@ def _nodes(count: int, times: list[float]) -> tuple[Tensor, ...]:
     return (*(column[:, None] for column in columns[:-1]), columns[-1])
 
 
-def _root(function: Callable[[float, float], tuple[float, float]], a: float, b: float) -> tuple[float, float]:
+def root(function: Callable[[float, float], tuple[float, float]], a: float, b: float) -> tuple[float, float]:
     """Where both values vanish, by Newton's method from (a, b)."""
     x = np.array([a, b])
     for _ in range(30):

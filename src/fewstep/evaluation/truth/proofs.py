@@ -15,6 +15,13 @@ from fewstep.evaluation.truth.consistency import convergence_rows, lcm_rows, los
 from fewstep.evaluation.truth.contract import contract_rows_with_discriminator
 from fewstep.evaluation.truth.distribution import distribution_rows
 from fewstep.evaluation.truth.dmd import PAIRED_STEPS, dmd_fixed_rows, dmd_rows
+from fewstep.evaluation.truth.feedback import (
+    FEEDBACK_STEPS,
+    WIDE,
+    feedback_fixed_rows,
+    feedback_rows,
+    train_feedback,
+)
 from fewstep.evaluation.truth.matched import RING, STEPS, matched_rows, one_step_start, train_matched
 from fewstep.evaluation.truth.matching import matching_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
@@ -26,6 +33,7 @@ from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.feedback import Feedback
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
@@ -128,4 +136,5 @@ PROOFS: dict[type[Method], Proof] = {
     Turbo: Proof(turbo_fixed_rows, steps=0),  # games whose end on a finite network nobody knows
     LADD: Proof(ladd_fixed_rows, steps=0),
     Lightning: Proof(lightning_fixed_rows, _lightning_trained),
+    Feedback: Proof(feedback_fixed_rows, feedback_rows, FEEDBACK_STEPS, train_feedback, WIDE),
 }

@@ -22,6 +22,7 @@ from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 from fewstep.models.helpers import Helpers, pooled_prompt
+from fewstep.models.rewards import open_reward
 
 _MOST, _PIXELS = 32, 2**21
 _TRANSFORMERS: dict[str, type[Family]] = {
@@ -161,20 +162,29 @@ class Teacher:
         x = vae.decode(latents.to(vae.device, vae.dtype) / factor + shift, return_dict=False)[0]
         return cast(Tensor, x.to(working(latents).dtype))
 
-    def helpers(self, encoder: str = "", gradient_checkpointing: bool = False) -> Helpers:
+    def helpers(
+        self,
+        encoder: str = "",
+        gradient_checkpointing: bool = False,
+        rewards: Sequence[str] = (),
+        measures: Sequence[str] = (),
+    ) -> Helpers:
         """What losses look through (`Helpers`), with the encoder of that name (`open_encoder`) if any.
 
         Args:
             gradient_checkpointing: decode picture by picture, and once more in the backward, for memory.
+            rewards, measures: reward models by name, in losses and only looked at (`open_reward`).
 
         Raises:
-            ValueError: there is no such encoder.
+            ValueError: there is no such encoder or reward model.
         """
         vae = self.pipeline.vae
         seen = open_encoder(encoder, str(vae.device)) if encoder else None
-        behind = [vae, *([seen.network] if seen is not None else [])]
+        liked = {name: open_reward(name, str(vae.device)) for name in rewards}
+        liked |= {name: open_reward(name, str(vae.device), measures=True) for name in measures}
+        behind = [vae, *([seen.network] if seen is not None else []), *(reward.network for reward in liked.values())]
         decode = self._one_by_one if gradient_checkpointing else self.pictures
-        return Helpers(decode, seen, pooled_prompt, self._family.pooled_width(), tuple(behind))
+        return Helpers(decode, seen, pooled_prompt, self._family.pooled_width(), tuple(behind), liked)
 
     def _one_by_one(self, latents: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and latents.requires_grad):

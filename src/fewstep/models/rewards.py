@@ -1,0 +1,319 @@
+"""Reward models: what people like, as one number for a picture and its prompt; frozen, with a gradient to the picture.
+
+==================  ==================================================================================================
+name                what it is
+==================  ==================================================================================================
+``FILE``            a small one of scenes-64, trained by ``fewstep reward train`` (`SmallReward`)
+``pickscore``       PickScore (Kirstain et al. 2023, arXiv 2305.01569) from the hub; ``pickscore:PLACE`` from a folder
+``aesthetic:PLACE`` LAION's aesthetic predictor: PLACE holds a CLIP model and its head, ``aesthetic.safetensors``
+==================  ==================================================================================================
+
+Each sees pictures as it saw them in its own training: cut to [0, 1] first, because no file of a picture holds more,
+then resized and normalised, all differentiable. ImageReward and HPSv2 are not here: their weights are pickles of
+networks that transformers does not have.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fewstep.diffusion.schedule import working
+from fewstep.models.encoders import EncoderNetwork, load_encoder, pixel_statistics
+from fewstep.models.reader import ReaderNetwork
+
+PICKSCORE, PICKSCORE_WORDS = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+HEAD_FILE = "aesthetic.safetensors"
+TRUNKS: dict[str, Callable[[Mapping[str, int]], EncoderNetwork | ReaderNetwork]] = {
+    "encoder": EncoderNetwork,
+    "reader": ReaderNetwork,
+}
+_HEADER = "fewstep_reward"
+_TRAIN = "train one by 'fewstep reward train'"
+
+
+# ---------------------------------------------------------------- by name
+
+
+def open_reward(name: str, device: str = "cpu", measures: bool = False) -> SmallReward | PickScore | Aesthetic:
+    """The reward model of that name (see the table above); on the device "meta" it has shapes alone.
+
+    Args:
+        measures: it is only looked at. One that stands on the reader may be, and must not stand in a loss.
+
+    Raises:
+        ValueError: one sentence when it is not there, is no reward model, or must not be trained on.
+    """
+    kind, _, place = name.partition(":")
+    if kind == "pickscore":
+        return PickScore.load(place or PICKSCORE, device)
+    if kind == "aesthetic":
+        return Aesthetic.load(place, device)
+    if device == "meta" and not Path(name).exists():  # a plan may come before what it plans with
+        return SmallReward(RewardNetwork(About("encoder", load_encoder().heads))).to("meta")
+    reward = SmallReward(load_reward(Path(name))).to(device)
+    if reward.network.about.trunk == "reader" and not measures:
+        raise ValueError(
+            f"The reward model {name} stands on the reader, which measures and must never stand in a loss: take it as "
+            "held_out, and train another one for the loss."
+        )
+    return reward
+
+
+def short_name(name: str) -> str:
+    """What a reward is called in a log: its kind, or its file without the ending."""
+    kind = name.partition(":")[0]
+    return kind if kind in ("pickscore", "aesthetic") else re.sub(r"\W", "_", Path(name).stem)
+
+
+# ---------------------------------------------------------------- the small one of scenes-64
+
+
+@dataclass(frozen=True)
+class About:
+    """What a `RewardNetwork` is made of.
+
+    Attributes:
+        trunk: "encoder" or "reader", whose answers it reads.
+        heads: attributes that the trunk tells, and how many values each can take.
+    """
+
+    trunk: Literal["encoder", "reader"]
+    heads: Mapping[str, int]
+
+
+class RewardNetwork(nn.Module):
+    """How much a picture of scenes-64 is liked, from what a trained network finds in it, whatever its prompt.
+
+    The trunk is frozen; what it tells of every cell is averaged over the cells where it sees things, and the surest
+    cell of every value is kept too. A linear form reads that. The number is in standard deviations of the pictures that
+    it was trained on, from their mean.
+    """
+
+    def __init__(self, about: About) -> None:
+        super().__init__()
+        self.about = about
+        self.trunk = TRUNKS[about.trunk](about.heads).requires_grad_(False)
+        seen = 1 + 2 * sum(about.heads.values())
+        self.taste = nn.Linear(seen, 1)
+        # means and standard deviations, of what is seen and of the number itself
+        self.usual = nn.Parameter(torch.ones(2, seen), requires_grad=False)
+        self.scale = nn.Parameter(torch.tensor([0.0, 1.0]), requires_grad=False)
+
+    def seen(self, images: Tensor) -> Tensor:
+        """[B, F] of images [B, 3, 64, 64] in [0, 1]: how many things there are, mean and most of every value."""
+        told = self.trunk(images)
+        there = told["near"].sigmoid().flatten(1)
+        values = torch.cat([told[name].softmax(dim=-1) for name in self.about.heads], dim=-1).flatten(1, 2)
+        weighted = there[..., None] * values
+        mass = there.sum(dim=1, keepdim=True)
+        return torch.cat([mass, weighted.sum(dim=1) / mass.clamp_min(1e-6), weighted.amax(dim=1)], dim=1)
+
+    def like(self, seen: Tensor) -> Tensor:
+        """Numbers [B], before they are scaled, of what `seen` gives."""
+        return cast(Tensor, self.taste((seen - self.usual[0]) / self.usual[1]).squeeze(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B] of images [B, 3, 64, 64] in [0, 1]."""
+        return (self.like(self.seen(images)) - self.scale[0]) / self.scale[1]
+
+
+class SmallReward:
+    """A `RewardNetwork` as losses ask it (`fewstep.models.helpers.Reward`)."""
+
+    def __init__(self, network: RewardNetwork) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def to(self, device: str) -> SmallReward:
+        self.network.to(device)
+        return self
+
+    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        images = _in_range(pictures).to(self.network.scale.dtype)
+        if images.shape[-1] != 64 or images.shape[-2] != 64:
+            images = F.interpolate(images, (64, 64), mode="bicubic", antialias=True)
+        return cast(Tensor, self.network(images))
+
+
+def load_reward(path: Path) -> RewardNetwork:
+    """The network in a file of `fewstep reward train`.
+
+    Raises:
+        ValueError: one sentence when it is missing, damaged or something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no reward model '{path}': give a file, pickscore or aesthetic:FOLDER, or {_TRAIN}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads(file.metadata()[_HEADER])
+            heads = {str(name): int(count) for name, count in said["heads"].items()}
+            network = RewardNetwork(About(said["trunk"], heads))
+            network.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError(f"The file {path} does not hold a reward model: {_TRAIN}.") from None
+    return network
+
+
+def reward_file(network: RewardNetwork) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of the file that `load_reward` reads: the trunk in float16, like its own file."""
+    state = network.state_dict()
+    halved = {k: t.half() if k.startswith("trunk.") else t for k, t in state.items()}
+    return {k: t.cpu().contiguous() for k, t in halved.items()}, {_HEADER: json.dumps(asdict(network.about))}
+
+
+# ---------------------------------------------------------------- CLIP's kind, through transformers
+
+
+class PickScore:
+    """The cosine between picture and prompt of a CLIP that was trained on people's choices (published as PickScore).
+
+    Official scores are this times exp(logit_scale), about 100; tables give them as here, 0.2 to 0.24.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, pixels: tuple[Tensor, Tensor]) -> None:
+        self.model, self.tokenizer, self.pixels = model.eval().requires_grad_(False), tokenizer, pixels
+
+    @classmethod
+    def load(cls, place: str, device: str = "cpu") -> PickScore:
+        """From a folder or a hub name; the published one comes without a tokenizer, which is CLIP-H's.
+
+        Raises:
+            ValueError: one sentence when it is not there.
+        """
+        from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+        own = any((Path(place) / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+        with _loading(f"pickscore:{place}"):
+            model = _model(CLIPModel, CLIPConfig, place, device)
+            tokenizer = AutoTokenizer.from_pretrained(place if own else PICKSCORE_WORDS, trust_remote_code=False)
+        return cls(model, tokenizer, pixel_statistics(Path(place), like_clip=True))
+
+    @property
+    def network(self) -> nn.Module:
+        return cast(nn.Module, self.model)
+
+    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        pixels = as_clip_sees(pictures, self.model.config.vision_config.image_size, *self.pixels)
+        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=77, return_tensors="pt")
+        shown = _pooled(self.model.get_image_features(pixel_values=pixels.to(self.model.dtype)))
+        with torch.no_grad():  # padding comes after the token that is read, and the text encoder is causal: no mask
+            said = _pooled(self.model.get_text_features(input_ids=tokens["input_ids"].to(self.model.device)))
+        return F.cosine_similarity(working(shown), working(said), dim=1)
+
+
+class Aesthetic:
+    """LAION's aesthetic predictor, about 1 to 10: layers without activations on CLIP's picture, a unit vector.
+
+    Args:
+        model: CLIPVisionModelWithProjection.
+        layers: (weight, bias) of each.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[tuple[Tensor, Tensor]], pixels: tuple[Tensor, Tensor]) -> None:
+        self.model, self.layers, self.pixels = model.eval().requires_grad_(False), list(layers), pixels
+
+    @classmethod
+    def load(cls, place: str, device: str = "cpu") -> Aesthetic:
+        """From a folder with a CLIP model and ``aesthetic.safetensors``: the published head, its names kept
+        (``layers.0.weight``, ``layers.0.bias``, ``layers.2.weight``, ...).
+
+        Raises:
+            ValueError: one sentence when one of them is not there.
+        """
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        if not place:
+            raise ValueError(f"The reward 'aesthetic' wants its place: aesthetic:FOLDER, with CLIP and {HEAD_FILE}.")
+        with _loading(f"aesthetic:{place}"):
+            layers = _layers(load_file(Path(place) / HEAD_FILE, device="cpu"))
+            model = _model(CLIPVisionModelWithProjection, CLIPVisionConfig, place, device)
+        width = model.config.projection_dim
+        for weight, _ in layers:
+            if weight.shape[1] != width:
+                raise ValueError(f"The reward 'aesthetic:{place}' has a head that does not fit its CLIP model.")
+            width = weight.shape[0]
+        if width != 1:
+            raise ValueError(f"The reward 'aesthetic:{place}' has a head that gives {width} numbers, not one.")
+        on = [(weight.to(device), bias.to(device)) for weight, bias in layers]
+        return cls(model, on, pixel_statistics(Path(place), like_clip=True))
+
+    @property
+    def network(self) -> nn.Module:
+        return cast(nn.Module, self.model)
+
+    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        pixels = as_clip_sees(pictures, self.model.config.image_size, *self.pixels)
+        x = F.normalize(working(_pooled(self.model(pixel_values=pixels.to(self.model.dtype)))), dim=1)
+        for weight, bias in self.layers:
+            x = F.linear(x, weight.to(x), bias.to(x))
+        return x.squeeze(1)
+
+
+def as_clip_sees(pictures: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """CLIP's own transform with a gradient: pictures [B, 3, H, W] from -1 to 1 -> pixels [B, 3, size, size].
+
+    The shorter side is resized to ``size`` by antialiased bicubic, the middle square is kept.
+    """
+    images = _in_range(pictures)
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    sides = (int(size * height / short), int(size * width / short))
+    images = F.interpolate(images, sides, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = ((side - size) // 2 for side in sides)
+    images = images[..., top : top + size, left : left + size]
+    return (images - mean.to(images)[:, None, None]) / std.to(images)[:, None, None]
+
+
+def _in_range(pictures: Tensor) -> Tensor:
+    """From -1 ... 1 and beyond to [0, 1], as files hold them; nothing pulls at what lies beyond."""
+    return (pictures / 2 + 0.5).clamp(0, 1)
+
+
+def _pooled(answer: Any) -> Tensor:
+    """transformers gives a tensor, or an output that holds it."""
+    if isinstance(answer, Tensor):
+        return answer
+    found = getattr(answer, "image_embeds", None)
+    return cast(Tensor, answer.pooler_output if found is None else found)
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """A head's layers in their order."""
+    numbers = sorted(int(key.split(".")[1]) for key in tensors if re.fullmatch(r"layers\.\d+\.weight", key))
+    found = [(tensors[f"layers.{n}.weight"], tensors[f"layers.{n}.bias"]) for n in numbers]
+    if not found or len(tensors) != 2 * len(found) or any(weight.ndim != 2 for weight, _ in found):
+        raise ValueError(f"{HEAD_FILE} holds no layers.<n>.weight and layers.<n>.bias.")
+    return found
+
+
+def _model(kind: Any, config: Any, place: str, device: str) -> Any:
+    if device == "meta":
+        with torch.device("meta"):
+            return kind(config.from_pretrained(place))
+    return kind.from_pretrained(place, use_safetensors=True, trust_remote_code=False).to(device)
+
+
+class _loading:
+    """Turns what libraries say of a missing or damaged model into one sentence."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        from fewstep.models.families import first_sentence
+
+        if isinstance(error, OSError | ValueError | KeyError | RuntimeError | SafetensorError):
+            raise ValueError(f"The reward '{self.name}' cannot be loaded: {first_sentence(error)}") from None
