@@ -181,7 +181,7 @@ class CaptionDropout:
 class WithPrompts:
     """Batches of ``data`` with the captions of their rows, as they were written (`Batch.prompts`)."""
 
-    data: LatentSource
+    data: LatentSource | Prompts
     captions: Sequence[str]
 
     def batch(self, rng: Rng) -> Batch:
