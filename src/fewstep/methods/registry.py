@@ -13,13 +13,14 @@ from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.ladd import LADD
+from fewstep.methods.hyper import Hyper
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 
-_ALL = (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Turbo, LADD, Lightning)
+_ALL = (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Turbo, LADD, Lightning, Hyper)
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _ALL}
 
 

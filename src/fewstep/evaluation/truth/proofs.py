@@ -19,6 +19,7 @@ from fewstep.evaluation.truth.matching import matching_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
 from fewstep.evaluation.truth.progressive import lightning_fixed_rows, lightning_rows
 from fewstep.evaluation.truth.report import Row
+from fewstep.evaluation.truth.segmented import hyper_fixed_rows, hyper_rows
 from fewstep.evaluation.truth.trajectory import ctm_fixed_rows, ctm_rows
 from fewstep.methods.base import Method
 from fewstep.methods.cm import CM
@@ -26,6 +27,7 @@ from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.ladd import LADD
+from fewstep.methods.hyper import Hyper
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
@@ -125,4 +127,5 @@ PROOFS: dict[type[Method], Proof] = {
     Turbo: Proof(turbo_fixed_rows, steps=0),  # games whose end on a finite network nobody knows
     LADD: Proof(ladd_fixed_rows, steps=0),
     Lightning: Proof(lightning_fixed_rows, _lightning_trained),
+    Hyper: Proof(lambda bench, method: hyper_fixed_rows(bench, method) + convergence_rows(bench, method), hyper_rows),
 }
