@@ -55,6 +55,8 @@ SETTINGS = [
     {"distillation_weight": 0.0, "terminal": "table", "r1_weight": 0.1},
     {"weighting": "nfsd", "space": "latents", "guidance_scale": 7.5},
     {"loss": "logistic", "warmup_steps": 0, "r1_weight": 0.1},
+    {"segments": 2, "hop_by": "beginning", "discriminator_weights": "lora"},
+    {"segments": 1, "offset_noise": 0.1, "target_decay": 0.0},
 ]
 
 
