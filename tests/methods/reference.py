@@ -1,4 +1,4 @@
-"""One step of LCM, TCD, PCM, DMD2, Lightning and Hyper-SD worked out from the papers' formulas; shares no mathematics with the library."""
+"""One step of LCM, TCD, PCM, DMD2 and others worked out from their papers' formulas; no mathematics of the library."""
 
 import copy
 import math
@@ -179,7 +179,7 @@ def corner_head(weights, f):
 
 
 def encoder_features(first, tensors, x, t, text):
-    """The second layer, [B, 4, 2, 2], of a discriminator: network ``first`` under its weights, all of them or a LoRA."""
+    """The second layer, [B, 4, 2, 2], of network ``first`` under a discriminator's weights, all or a LoRA."""
     weights = weights_of(first, tensors)
 
     def layer(name, x):

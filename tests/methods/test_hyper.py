@@ -40,7 +40,9 @@ from fewstep.training.trainer import Trainer, build_roles
 GRID = 8
 SETTINGS = {
     "first": dict(segments=4, guidance_scale=4.0, adversarial_weight=0.0, target_decay=0.9),
-    "guided game": dict(segments=4, guidance_scale=(2.0, 6.0), mse_weight=0.5, adversarial_weight=0.7, target_decay=0.0),
+    "guided game": dict(
+        segments=4, guidance_scale=(2.0, 6.0), mse_weight=0.5, adversarial_weight=0.7, target_decay=0.0
+    ),
     "later": dict(segments=2, hop_by="beginning", mse_weight=0.3, adversarial_weight=0.9),
     "last": dict(segments=1, hop_by="beginning", mse_weight=0.0, adversarial_weight=0.2, discriminator_weights="lora"),
     "told": dict(segments=2, guidance_scale=3.0, mse_weight=0.6, adversarial_weight=0.4, tell_end=True),
@@ -256,9 +258,7 @@ def test_draws_cover_every_hop_and_every_end_of_its_segment(segments):
 
 def test_noise_may_have_one_more_normal_to_each_channel():
     batch, rng = Batch(torch.zeros(4000, 3, 2, 2)), Rng(3, 0, 4000, dtype=torch.float64)
-    plain, offset = (
-        Hyper(SCHEDULES["vp"], offset_noise=c).draw(batch, rng, Progress(0, 1)).noise for c in (0.0, 0.5)
-    )
+    plain, offset = (Hyper(SCHEDULES["vp"], offset_noise=c).draw(batch, rng, Progress(0, 1)).noise for c in (0.0, 0.5))
     more = offset - plain
     assert (more - more[..., :1, :1]).abs().max() < 1e-12 and more.std().item() == pytest.approx(0.5, rel=0.03)
     assert abs(torch.corrcoef(more[..., 0, 0].T)[0, 1]) < 0.05

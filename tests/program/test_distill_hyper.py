@@ -6,25 +6,24 @@ import pytest
 import torch
 
 from fewstep.draw import draw, load_model
-from fewstep.export.chain import load_start, open_teacher, teacher_of
-from fewstep.export.publish import check_form
+from fewstep.export.chain import load_start, teacher_of
 from fewstep.export.scheduler import plan_scheduler
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.job import prepare
 from fewstep.recipe import RecipeError, parse_recipe
 from fewstep.sampling import LCM, TCD, Phased
-from fewstep.stages import load, run_chain
+from fewstep.stages import Chain, load, run_chain
 from fewstep.training.checkpoint import latest, same, split
 from fewstep.training.checkpoint import load as read
 from tests.program.conftest import stop_and_go_on
 
-STAGES = ["eight", "four", "two", "one", "one-step", "unified"]
+STAGES = ["eight", "four", "one", "one-step"]  # of those shipped: "two" is as "four", "unified" is made ready alone
 NAMES = [f"{number:02d}-{name}" for number, name in enumerate(STAGES, 1)]
 TINY = [
-    "training.batch_size=4", "training.log_every=1", "training.checkpoint_every=1", "training.warmup_steps=1",
+    "training.batch_size=4", "training.log_every=2", "training.checkpoint_every=2", "training.warmup_steps=1",
     "data.size=16", "sample.prompts=[a red star]", "sample.every=2", "sample.teacher_steps=2", "student.rank=4",
-    *(f"stages.{stage}.training.steps=2" for stage in STAGES),
-    *(f"stages.{stage}.pairs.{key}" for stage in STAGES[4:] for key in ("size=4", "num_inference_steps=2")),
+    "stages.one.init=four", "stages.one.training.ema_decay=0", *(f"stages.{s}.training.steps=2" for s in STAGES),
+    *(f"stages.{s}.pairs.{key}" for s in ("one-step", "unified") for key in ("size=4", "num_inference_steps=2")),
 ]  # fmt: skip
 
 
@@ -32,9 +31,16 @@ TINY = [
 def run(tiny, tmp_path_factory):
     """The shipped recipe, made short."""
     folder = tmp_path_factory.mktemp("runs") / "hyper"
-    chain = load("scenes-64-hyper", [f"teacher.path={tiny}", *TINY])
-    run_chain(chain, folder)
-    return chain, folder
+    shipped = {stage.name: stage for stage in load("scenes-64-hyper", [f"teacher.path={tiny}", *TINY]).stages}
+    run_chain(Chain(tuple(shipped[name] for name in STAGES)), folder)
+    return shipped, folder
+
+
+@pytest.fixture(scope="module")
+def unified(run, tmp_path_factory):
+    """The last stage, made ready."""
+    made = {"one": run[1] / NAMES[2] / "student"}
+    return prepare(run[0]["unified"].recipe, tmp_path_factory.mktemp("unified"), made)
 
 
 def said(denoiser, teacher):
@@ -49,43 +55,35 @@ def student(folder):
     return said(load_student(teacher, folder, card), teacher)
 
 
-def test_every_stage_leaves_a_student_of_its_own_steps(run, tiny):
-    cards = [load_card(run[1] / name / "student") for name in NAMES]
-    assert [card.num_inference_steps for card in cards] == [8, 4, 2, 2, 1, 1]
-    assert [card.sampler for card in cards] == ["phased", "phased", "phased", "tcd", "lcm", "tcd"]
-    assert [card.timesteps for card in cards] == [(), (), (), (), (800,), ()]
-    assert [card.weights for card in cards] == ["lora"] * 4 + ["full", "lora"]
+def test_every_stage_leaves_a_student_of_its_own_steps(run, unified, tiny):
+    cards = [*(load_card(run[1] / name / "student") for name in NAMES), unified.card(0)]
+    assert [card.num_inference_steps for card in cards] == [8, 4, 2, 1, 1]
+    assert [card.sampler for card in cards] == ["phased", "phased", "tcd", "lcm", "tcd"]
+    assert [card.timesteps for card in cards] == [(), (), (), (800,), ()]
+    assert [card.weights for card in cards] == ["lora"] * 3 + ["full", "lora"]
     assert {card.guidance_scale for card in cards} == {1.0}
     assert {card.teacher for card in cards} == {str(tiny)}  # LoRAs on the first model, which others have
 
 
-def test_later_stages_go_on_from_the_one_before_and_ask_its_student(run, tmp_path):
+def test_a_later_stage_goes_on_from_the_one_before_and_asks_its_student(run, tmp_path):
     """Its student, its target and who hops are the earlier student; the teacher is the first model; no guidance."""
-    chain, folder = run
-    made = {stage: folder / name / "student" for stage, name in zip(STAGES, NAMES, strict=True)}
-    for before, number in (("eight", 1), ("four", 2), ("two", 3)):
-        job = prepare(chain.stages[number].recipe, tmp_path, made)
-        wanted = student(made[before])
-        for role in ("student", "target", "beginning"):
-            assert torch.allclose(said(getattr(job.roles, role), job.teacher), wanted, atol=1e-5)
-        assert not torch.allclose(said(job.roles.teacher, job.teacher), wanted, atol=1e-5)
-        assert job.method.guidance.low == job.method.guidance.high == 1.0
-    first = prepare(chain.stages[0].recipe, tmp_path)
-    assert first.method.guidance.low == 3.0 and first.method.settings.hop_by == "teacher"
-
-
-@pytest.mark.parametrize("number", [4, 5])
-def test_one_step_begins_with_the_consistency_student_and_its_fake_score_too(run, tmp_path, number):
-    chain, folder = run
-    job = prepare(chain.stages[number].recipe, tmp_path, {"one": folder / NAMES[3] / "student"})
-    wanted = student(folder / NAMES[3] / "student")
-    for role in ("student", "fake"):
+    stages, folder = run
+    made = folder / NAMES[0] / "student"
+    job, wanted = prepare(stages["four"].recipe, tmp_path, {"eight": made}), student(made)
+    for role in ("student", "target", "beginning"):
         assert torch.allclose(said(getattr(job.roles, role), job.teacher), wanted, atol=1e-5)
-    assert job.method.timestep == (800 if number == 4 else 999)
+    assert not torch.allclose(said(job.roles.teacher, job.teacher), wanted, atol=1e-5)
+
+
+def test_one_step_begins_with_the_consistency_student_and_its_fake_score_too(run, unified):
+    wanted = student(run[1] / NAMES[2] / "student")
+    for role in ("student", "fake"):
+        assert torch.allclose(said(getattr(unified.roles, role), unified.teacher), wanted, atol=1e-5)
+    assert not torch.allclose(said(unified.roles.teacher, unified.teacher), wanted, atol=1e-5)
 
 
 def test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers(run, tmp_path):
-    folder = run[1] / NAMES[4]
+    folder = run[1] / NAMES[3]
     words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "lcm, timesteps 800; guidance 1; seed 0"
     card = load_card(folder / "student")
@@ -102,12 +100,11 @@ def test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers(run
     assert torch.allclose(answer.x0, wanted, atol=2e-3)
 
 
-def test_the_unified_lora_takes_more_steps_by_tcds_sampler(run, tmp_path):
-    model = load_model(str(run[1]))
-    words = draw(model, ["a red star"], None, {}, None, 0, tmp_path / "a.png")
-    assert words == "tcd, timesteps 999; guidance 1; seed 0"
-    assert model.sampler(None, {"num_inference_steps": 4}) == TCD(num_inference_steps=4, eta=0.3)
-    check_form("lora", model.card, run[1] / NAMES[5] / "student")  # or raises
+def test_the_unified_lora_takes_more_steps_by_tcds_sampler(unified, tmp_path):
+    card = unified.card(0)
+    assert sampler_of(card) == TCD(num_inference_steps=1, eta=0.3)
+    assert sampler_of(card, num_inference_steps=4) == TCD(num_inference_steps=4, eta=0.3)
+    assert sampler_of(card).times(unified.teacher.denoiser.schedule).tolist() == [999, 0]
 
 
 def test_a_sampler_of_the_recipes_own(run):
@@ -123,9 +120,9 @@ def test_a_sampler_of_the_recipes_own(run):
 
 
 def test_times_of_the_method_go_with_as_many_steps_alone(run, tmp_path):
-    recipe = run[0].stages[4].recipe
+    recipe = run[0]["one-step"].recipe
     sample = recipe.sample.model_copy(update={"sampler": "tcd", "num_inference_steps": 2})
-    job = prepare(recipe.model_copy(update={"sample": sample}), tmp_path, {"one": run[1] / NAMES[3] / "student"})
+    job = prepare(recipe.model_copy(update={"sample": sample, "init": None}), tmp_path)
     assert job.card(0).timesteps == () and sampler_of(job.card(0)) == TCD(num_inference_steps=2, eta=0.0)
 
 
@@ -135,16 +132,16 @@ def test_a_step_costs_what_the_documents_say(run):
     for name in NAMES:
         lines = [json.loads(line) for line in (run[1] / name / "log.jsonl").read_text().splitlines()]
         costs.append(lines[-1]["forward_equivalents"] / 2 / 4)
-        if name in NAMES[1:4]:
+        if name in NAMES[1:3]:
             assert lines[-1].keys() >= {"student/consistency", "student/adversarial", "student/consistency_pull",
                                         "student/adversarial_pull", "discriminator/d_accuracy"}  # fmt: skip
-    assert costs == [6, 8, 8, 8, 12, 12]
+    assert costs == [6, 8, 8, 12]
 
 
 def test_stopping_and_resuming_ends_in_the_same_weights_and_moments(run, tmp_path, monkeypatch):
     """Who hops is in the checkpoint too: what a resumed run would make of ``init`` by then is not asked."""
-    chain, folder = run
-    recipe = chain.stages[1].recipe.model_copy(update={"init": str(folder / NAMES[0])})
+    stages, folder = run
+    recipe = stages["four"].recipe.model_copy(update={"init": str(folder / NAMES[0])})
     stop_and_go_on(monkeypatch, recipe, tmp_path / "run", 1)
     mine, theirs = (read(latest(where / "checkpoints"))[0] for where in (tmp_path / "run", folder / NAMES[1]))
     assert same(mine, theirs)
@@ -154,17 +151,6 @@ def test_stopping_and_resuming_ends_in_the_same_weights_and_moments(run, tmp_pat
     assert kept.keys() == began.keys() and all(torch.allclose(kept[key], began[key], atol=1e-6) for key in kept)
 
 
-def test_a_chain_may_hop_by_merged_students_too(run, tmp_path):
-    """As Lightning's does: the stage's teacher is the earlier student, its own LoRA starts at nothing."""
-    recipe = run[0].stages[1].recipe
-    method = {**recipe.method, "hop_by": "teacher"}
-    teacher = recipe.teacher.model_copy(update={"path": str(run[1] / NAMES[0])})
-    job = prepare(recipe.model_copy(update={"method": method, "teacher": teacher, "init": None}), tmp_path)
-    wanted = said(open_teacher(str(run[1] / NAMES[0])).denoiser, job.teacher)
-    assert torch.equal(said(job.roles.teacher, job.teacher), wanted)
-    assert torch.equal(said(job.roles.student, job.teacher), wanted)
-
-
 @pytest.mark.parametrize("model", ["scenes-64", "sd15", "sdxl"])
 def test_shipped_chains_are_the_papers(model):
     stages = load(f"{model}-hyper").stages
@@ -172,7 +158,7 @@ def test_shipped_chains_are_the_papers(model):
     assert [r.method_settings().segments for r in recipes[:4]] == [8, 4, 2, 1]
     assert [r.init for r in recipes] == [None, "eight", "four", "two", "one", "one"]
     assert [r.method_settings().guidance_scale != 1 for r in recipes] == [True, False, False, False, True, True]
-    assert [getattr(r.method_settings(), "hop_by", None) for r in recipes] == ["teacher", *["beginning"] * 3, None, None]
+    assert [r.method_settings().hop_by for r in recipes[:4]] == ["teacher", *["beginning"] * 3]
     assert recipes[4].method_settings().timestep == 800 and recipes[5].method_settings().timestep is None
     assert all(r.method_settings().fake_begins == "student" for r in recipes[4:])
     assert len({r.teacher.path for r in recipes}) == 1

@@ -1,4 +1,4 @@
-"""What CM, LCM, CTM, TCD, PCM and Hyper-SD's TSCD converge to, exactly, for any closed-form teacher: the fixed points of their losses.
+"""What CM, LCM, CTM, TCD, PCM and Hyper-SD converge to, exactly: their losses' fixed points, closed-form teachers.
 
 A consistency loss ties the student at grid time t to itself at the teacher's landing point, one grid time below.
 Followed down the grid, that is a recursion along the teacher's own DDIM trajectory, so the fixed point at a state

@@ -9,8 +9,8 @@ the student of the one before (a recipe's `init`). Each step (algorithm 1):
     a = J(student at x_t; s),   b = stop_gradient J(EMA target at x_u; s)           J(.; s) = x_u where u = s
     loss = mse_weight |a - b|^2 + adversarial_weight softplus(-D(a)),   D tells b from a
 
-One epsilon(x, t) has to serve every s of a segment, so TSCD like TCF(1) cannot reach zero loss, but comes the nearer the
-shorter its segments are: at one hop each it can. `tell_end` lifts that. With segments 1 and no D this is `tcd`.
+One epsilon(x, t) has to serve every s of a segment, so that TSCD like TCF(1) cannot reach zero loss, but comes the
+nearer the shorter its segments are: at one hop each it can. `tell_end` lifts that. With one segment and no D: `tcd`.
 
 D is Lightning's (`parts/landings.py`): encoder and middle of the first model, of the landing alone, noised first where
 s is the schedule's end.
@@ -97,8 +97,8 @@ class Hyper(Method):
         Attributes:
             segments: k: 8, then 4, 2, 1.
             num_grid_steps: N, hops of the training grid, a multiple of k; 40 has the trailing steps of every stage.
-            hop_by: whose step leads from t to u: "teacher", guided, in the first stage (or in all), or "beginning", what the
-                student was when the stage began, without guidance, in later ones.
+            hop_by: whose step leads from t to u: "teacher", guided, in the first stage (or in all), or "beginning", in
+                later ones: what the student was when the stage began, without guidance.
             guidance_scale: the teacher's w (1 = off), one number or [low, high] drawn per sample.
             mse_weight, adversarial_weight: of both terms; None is ours for k: 1 and 0 from 8 segments on, 1 and 0.05
                 from 4, 0.5 and 0.1 for 2, 0.1 and 0.2 for 1. 0 leaves the discriminator out.
@@ -153,7 +153,8 @@ class Hyper(Method):
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
-        return Sampling(settings.segments, eta=0.3 if settings.segments == 1 else 0.0, no_other_steps=settings.segments > 1)
+        whole = settings.segments == 1
+        return Sampling(settings.segments, eta=0.3 if whole else 0.0, no_other_steps=not whole)
 
     def floor(self, index: Tensor) -> Tensor:
         """The grid index of the lower end of a hop's segment, (ceil(n / (N / k)) - 1) N / k, for its t = grid[n]."""
@@ -188,7 +189,8 @@ class Hyper(Method):
         return shared
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        error, stats = distance(shared.landing, shared.target), answer_statistics(shared.x0, batch.x0, shared.teacher_x0)
+        error = distance(shared.landing, shared.target)
+        stats = answer_statistics(shared.x0, batch.x0, shared.teacher_x0)
         loss, parts = self.mse_weight * error, {"consistency": error.detach()}
         if self.game is None or shared.shown is None:
             return Loss(loss, parts, stats)
@@ -226,7 +228,9 @@ def _check(settings: Hyper.Settings, guidance: Guidance, schedule: Schedule) -> 
     if settings.hop_by == "beginning" and settings.tell_end:
         raise ValueError("hop_by beginning is for students that are told no end: take hop_by teacher with tell_end.")
     if settings.hop_by == "beginning" and guidance != Guidance(1.0, 1.0):
-        raise ValueError("hop_by beginning takes guidance_scale 1: the student it begins with has its guidance built in.")
+        raise ValueError(
+            "hop_by beginning takes guidance_scale 1: the student it begins with has it built in."
+        )
     check_weights(settings, *(n for n in ("mse_weight", "adversarial_weight") if getattr(settings, n) is not None))
     check_weights(settings, "offset_noise")
     if settings.offset_noise and schedule.family == "flow":

@@ -12,8 +12,8 @@ from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
-from fewstep.methods.ladd import LADD
 from fewstep.methods.hyper import Hyper
+from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,8 +36,10 @@ def hyper_fixed_rows(bench: Bench, method: Hyper) -> list[Row]:
     """What holds without training a student, in the stages 8, 4, 2 and 1 of the method's grid."""
     rows = [] if method.game else contract_rows_with_discriminator(bench, method)
     if method.settings.hop_by == "teacher" and bench.guidance_scale == 1.0 and not method.settings.tell_end:
-        later = type(method)(method.schedule, dataclasses.replace(method.settings, hop_by="beginning"))
-        rows += [dataclasses.replace(row, quantity=f"later stages: {row.quantity}") for row in contract_rows(bench, later)]
+        settings = dataclasses.replace(method.settings, hop_by="beginning", adversarial_weight=1.0)
+        later = type(method)(method.schedule, settings)  # with its game: untrained, it agrees with itself
+        found = contract_rows(bench, later)
+        rows += [dataclasses.replace(row, quantity=f"later stages: {row.quantity}") for row in found]
     hops = method.settings.num_grid_steps
     stages = [_stage(method, k) for k in sorted({*(k for k in STAGES if hops % k == 0), hops}, reverse=True)]
     for stage in stages:
@@ -52,11 +55,12 @@ def hyper_rows(bench: Bench, method: Hyper, roles: Roles) -> list[Row]:
     for top in range(len(grid) - 1, 0, -stride):
         for end in sorted({top - stride, top - (stride + 1) // 2}):
             t, s = grid[top], grid[end]
+            told = s if method.settings.tell_end else None
             with torch.no_grad():
-                jump = roles.student(x.float(), t, cond, end=s if method.settings.tell_end else None).at(s).double()
-            truth = point(x, t, cond, end=s).at(s)
+                jump = roles.student(x.float(), t, cond, end=told).at(s).double()
+            truth = point(x, t, cond, end=told).at(s)
             name, distance = f"jump {t:g} -> {s:g}: rms error", rms(truth - bench.flow(x, t, s, cond))
-            rows.append(Row(name, 0.0, rms(jump - truth), 0.08 * bench.width, distance))
+            rows.append(Row(name, 0.0, rms(jump - truth), 0.06 * bench.width, distance))
         x = compose(bench.teacher, x, grid[top - stride : top + 1][::-1], cond, bench.guidance_scale)
     start, cond = bench.starts
     sampler = Phased(num_inference_steps=method.settings.segments, original_inference_steps=len(grid) - 1)
@@ -65,7 +69,7 @@ def hyper_rows(bench: Bench, method: Hyper, roles: Roles) -> list[Row]:
         answer = _steps(roles.student, start.float(), times, cond, method.settings.tell_end).double()
     truth = _steps(point, start, times, cond, method.settings.tell_end)
     distance = rms(truth - bench.flow(start, times[0], times[-1], cond))
-    return [*rows, Row(f"{len(times) - 1} steps: rms error", 0.0, rms(answer - truth), 0.25 * bench.width, distance)]
+    return [*rows, Row(f"{len(times) - 1} steps: rms error", 0.0, rms(answer - truth), 0.1 * bench.width, distance)]
 
 
 # ---------------------------------------------------------------- the ends
@@ -129,7 +133,8 @@ def gaussian_row(stage: Hyper) -> Row:
     ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     sampler = Phased(num_inference_steps=k, original_inference_steps=hops)
     low, high = sample(student, sampler, ends).x0[:, 0].tolist()
-    return Row(f"k = {k}, a Gaussian: slope of its steps to the product of all hops'", _product(hops), high - low, 1e-12)
+    name = f"k = {k}, a Gaussian: slope of its steps to the product of all hops'"
+    return Row(name, _product(hops), high - low, 1e-12)
 
 
 def _product(hops: int) -> float:
@@ -173,9 +178,18 @@ def pull_row(bench: Bench, stage: Hyper) -> Row:
     return Row(name, 0.0, float(pull.abs().max()) * len(batch.x0), 1e-10 * size)
 
 
+def loss_left(bench: Bench, method: Hyper) -> float:
+    """The loss of the exact fixed point, over all hops and ends: what no student that is told no end can avoid."""
+    point = _fixed_point(bench, quiet := _quiet(method, tell_end=False))
+    batch, draws, _ = _all_ends(bench, quiet)
+    roles: Any = SimpleNamespace(teacher=bench.teacher, student=point, target=point)
+    return float(quiet.student(roles, batch, draws, quiet.prepare(roles, batch, draws, {"student"})).total)
+
+
 def _all_ends(bench: Bench, stage: Hyper) -> tuple[Batch, Draws, Tensor]:
     """A batch of every hop and end, and of every row which start (x_t, t) it has: those of a hop are the same."""
-    pairs = [(i, end) for i in range(stage.settings.num_grid_steps) for end in range(int(stage.floor(torch.tensor(i))), i + 1)]
+    floors = stage.floor(torch.arange(stage.settings.num_grid_steps)).tolist()
+    pairs = [(i, end) for i, floor in enumerate(floors) for end in range(floor, i + 1)]
     index, end = (torch.tensor(side).repeat_interleave(_SAMPLES) for side in zip(*pairs, strict=True))
     of_hop = torch.arange(_SAMPLES).repeat(len(pairs))
     rng = Rng(bench.seed, 0, _SAMPLES, dtype=torch.float64)
@@ -195,7 +209,7 @@ def _fixed_point(bench: Bench, method: Hyper) -> Denoiser:
 
 
 def _steps(student: Denoiser, x: Tensor, times: list[float], cond: Cond | None, told: bool) -> Tensor:
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         x = student(x, t, cond, end=s if told else None).at(s)
     return x
 
