@@ -201,6 +201,38 @@ AROUND = [
         ),
     ),
     *planted(
+        "prepare.py",
+        "program/test_distill_hyper.py",
+        (
+            "prepare: every stage samples the teacher for itself",
+            "if shared is not None and job.recipe.pairs.path is None:",
+            "if shared is None and job.recipe.pairs.path is None:",
+            "test_both_ways_to_one_step_share_the_teachers_samples",
+        ),
+        (
+            "prepare: stages share what they do not both want",
+            "json.dumps(wanted, sort_keys=True)",
+            "json.dumps(sorted(wanted), sort_keys=True)",
+            "test_both_ways_to_one_step_share_the_teachers_samples",
+        ),
+    ),
+    *planted(
+        "export/scheduler.py",
+        "export/test_scheduler.py",
+        (
+            "export: students that re-noise have no scheduler",
+            '(sampler.name == "renoise" and times[-2] >= 100)',
+            '(sampler.name == "renoise" and times[-2] < 0)',
+            "test_what_is_saved_steps_like_us[dmd2-epsilon]",
+        ),
+        (
+            "export: what re-noises on a flow model jumps on",
+            "if sampler.name in _ANEW else",
+            'if sampler.name == "lcm" else',
+            "test_flow_samplers_step_like_us",
+        ),
+    ),
+    *planted(
         "recipe.py",
         "program/test_distill_hyper.py",
         (

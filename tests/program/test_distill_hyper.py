@@ -1,6 +1,7 @@
 """Hyper-SD's chain from recipe to picture: what each stage begins with and costs, where one step starts, resuming."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from fewstep.export.chain import load_start, teacher_of
 from fewstep.export.scheduler import plan_scheduler
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.job import prepare
+from fewstep.prepare import pair_files
 from fewstep.recipe import RecipeError, parse_recipe
 from fewstep.sampling import LCM, TCD, Phased
 from fewstep.stages import Chain, load, run_chain
@@ -80,6 +82,14 @@ def test_one_step_begins_with_the_consistency_student_and_its_fake_score_too(run
     for role in ("student", "fake"):
         assert torch.allclose(said(getattr(unified.roles, role), unified.teacher), wanted, atol=1e-5)
     assert not torch.allclose(said(unified.roles.teacher, unified.teacher), wanted, atol=1e-5)
+
+
+def test_both_ways_to_one_step_share_the_teachers_samples(run, unified):
+    (place,) = (run[1] / "data").glob("pairs-*")
+    assert pair_files(unified, run[1] / "data").missing() == [] and pair_files(unified, run[1] / "data").place == place
+    other = unified.recipe.pairs.model_copy(update={"num_inference_steps": 3})
+    job = replace(unified, recipe=unified.recipe.model_copy(update={"pairs": other}))
+    assert pair_files(job, run[1] / "data").place != place
 
 
 def test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers(run, tmp_path):
