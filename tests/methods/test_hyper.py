@@ -339,7 +339,7 @@ def test_a_fake_score_may_begin_as_the_student(cls, settings, kind):
 def test_the_mean_square_leads_first_and_the_game_at_last():
     stages = {k: Hyper(SCHEDULES["vp"], segments=k) for k in (8, 4, 2, 1)}
     assert {k: (m.mse_weight, m.adversarial_weight) for k, m in stages.items()} == {
-        8: (1.0, 0.0), 4: (1.0, 0.05), 2: (0.5, 0.1), 1: (0.1, 0.2),
+        8: (1.0, 0.0), 4: (1.0, 0.005), 2: (0.5, 0.01), 1: (0.3, 0.02),
     }  # fmt: skip
     assert [p.name for p in stages[8].players] == ["student"] and stages[8].heads() == ()
     assert [p.roles for p in stages[4].players] == [("student",), ("discriminator", "heads")]

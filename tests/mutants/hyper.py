@@ -118,7 +118,7 @@ METHOD = planted(
     ),
     (
         "hyper: stages of four segments have the weights of eight",
-        "(4, (1.0, 0.05))",
+        "(4, (1.0, 0.005))",
         "(4, (1.0, 0.0))",
         "test_the_mean_square_leads_first_and_the_game_at_last",
     ),
