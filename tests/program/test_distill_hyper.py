@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fewstep.draw import draw, load_model
+from fewstep.export.card import usage_hint
 from fewstep.export.chain import load_start, teacher_of
 from fewstep.export.scheduler import plan_scheduler
 from fewstep.export.student import load_card, load_student, sampler_of
@@ -102,6 +103,7 @@ def test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers(run
     schedule, config = teacher.denoiser.schedule, dict(teacher.pipeline.scheduler.config)
     plan = plan_scheduler(sampler_of(card), schedule, config, "epsilon", type(teacher.pipeline).__name__)
     assert (plan.scheduler, plan.call) == ("LCMScheduler", {"timesteps": [800]})
+    assert usage_hint(card, plan) == "1 steps, cfg 1, sampler lcm, the sigmas of timesteps 800"
     x = torch.randn(1, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     model, cond = load_model(str(folder)), teacher.encode_prompts(["a red star"])
     with torch.no_grad():
