@@ -4,7 +4,6 @@ from tests.mutants.mutant import planted
 
 STEP = "test_both_players_steps_are_the_papers[vp-epsilon-{}-full]"
 VERIFIED = "tests/evaluation/test_verify.py::test_hypers_segments_and_fixed_points_hold_on_every_schedule[vp]"
-CHAIN = "tests/program/test_distill_hyper.py::{}"
 METHOD = planted(
     "methods/hyper.py",
     "methods/test_hyper.py",
@@ -175,13 +174,13 @@ AROUND = [
             "dmd: the card forgets that one step starts at 800",
             "times = () if settings.timestep is None else (settings.timestep,)",
             "times: tuple[float, ...] = ()",
-            "test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers",
+            "test_times_of_the_method_go_with_as_many_steps_alone",
         ),
         (
             "dmd: fake scores begin as the teacher whatever is asked",
             "begins_as=self.settings.fake_begins",
             'begins_as="teacher"',
-            "test_one_step_begins_with_the_consistency_student_and_its_fake_score_too",
+            "tests/methods/test_hyper.py::test_a_fake_score_may_begin_as_the_student",
         ),
     ),
     *planted(
@@ -191,7 +190,7 @@ AROUND = [
             "job: the recipe's sampler is not the card's",
             "sampler=recipe.sample.sampler or self.method.sampler",
             "sampler=self.method.sampler",
-            "test_every_stage_leaves_a_student_of_its_own_steps",
+            "test_times_of_the_method_go_with_as_many_steps_alone",
         ),
         (
             "job: one time of the method's for two steps of another sampler",
@@ -207,13 +206,13 @@ AROUND = [
             "prepare: every stage samples the teacher for itself",
             "if shared is not None and job.recipe.pairs.path is None:",
             "if shared is None and job.recipe.pairs.path is None:",
-            "test_both_ways_to_one_step_share_the_teachers_samples",
+            "test_stages_share_the_samples_of_the_teacher_that_both_want",
         ),
         (
             "prepare: stages share what they do not both want",
             "json.dumps(wanted, sort_keys=True)",
             "json.dumps(sorted(wanted), sort_keys=True)",
-            "test_both_ways_to_one_step_share_the_teachers_samples",
+            "test_stages_share_the_samples_of_the_teacher_that_both_want",
         ),
     ),
     *planted(

@@ -1,7 +1,6 @@
 """Hyper-SD's chain from recipe to picture: what each stage begins with and costs, where one step starts, resuming."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -64,7 +63,9 @@ def test_every_stage_leaves_a_student_of_its_own_steps(run, unified, tiny):
     assert [card.sampler for card in cards] == ["phased", "phased", "tcd", "lcm", "tcd"]
     assert [card.timesteps for card in cards] == [(), (), (), (800,), ()]
     assert [card.weights for card in cards] == ["lora"] * 3 + ["full", "lora"]
+    assert sampler_of(cards[1]) == Phased(num_inference_steps=4, original_inference_steps=16)
     assert {card.guidance_scale for card in cards} == {1.0}
+    assert len(list((run[1] / "data").glob("pairs-*"))) == 1
     assert {card.teacher for card in cards} == {str(tiny)}  # LoRAs on the first model, which others have
 
 
@@ -83,14 +84,6 @@ def test_one_step_begins_with_the_consistency_student_and_its_fake_score_too(run
     for role in ("student", "fake"):
         assert torch.allclose(said(getattr(unified.roles, role), unified.teacher), wanted, atol=1e-5)
     assert not torch.allclose(said(unified.roles.teacher, unified.teacher), wanted, atol=1e-5)
-
-
-def test_both_ways_to_one_step_share_the_teachers_samples(run, unified):
-    (place,) = (run[1] / "data").glob("pairs-*")
-    assert pair_files(unified, run[1] / "data").missing() == [] and pair_files(unified, run[1] / "data").place == place
-    other = unified.recipe.pairs.model_copy(update={"num_inference_steps": 3})
-    job = replace(unified, recipe=unified.recipe.model_copy(update={"pairs": other}))
-    assert pair_files(job, run[1] / "data").place != place
 
 
 def test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers(run, tmp_path):
@@ -119,23 +112,40 @@ def test_the_unified_lora_takes_more_steps_by_tcds_sampler(unified, tmp_path):
     assert sampler_of(card).times(unified.teacher.denoiser.schedule).tolist() == [999, 0]
 
 
-def test_a_sampler_of_the_recipes_own(run):
+def test_a_sampler_of_the_recipes_own():
     base = {"method": {"name": "dmd", "timestep": 800}}
     assert parse_recipe({**base, "sample": {"sampler": "tcd", "num_inference_steps": 4}}).sample.eta == 0.0
     with pytest.raises(RecipeError, match=r"sample\.num_inference_steps is 4, but this method's students take 1"):
         parse_recipe({**base, "sample": {"num_inference_steps": 4}})
     with pytest.raises(RecipeError, match=r"Unknown sample\.sampler 'lcmm': use lcm, "):
         parse_recipe({**base, "sample": {"sampler": "lcmm"}})
-    assert sampler_of(load_card(run[1] / NAMES[1] / "student")) == Phased(
-        num_inference_steps=4, original_inference_steps=16
-    )
 
 
-def test_times_of_the_method_go_with_as_many_steps_alone(run, tmp_path):
-    recipe = run[0]["one-step"].recipe
-    sample = recipe.sample.model_copy(update={"sampler": "tcd", "num_inference_steps": 2})
-    job = prepare(recipe.model_copy(update={"sample": sample, "init": None}), tmp_path)
-    assert job.card(0).timesteps == () and sampler_of(job.card(0)) == TCD(num_inference_steps=2, eta=0.0)
+@pytest.fixture(scope="module")
+def ready(tiny, tmp_path_factory):
+    """Makes ready the one-step stage as it would be without an init, with other keys."""
+    shipped = {stage.name: stage for stage in load("scenes-64-hyper", [f"teacher.path={tiny}", *TINY]).stages}
+    recipe = shipped["one-step"].recipe.model_copy(update={"init": None})
+
+    def make(key, **keys):
+        changed = getattr(recipe, key).model_copy(update=keys)
+        return prepare(recipe.model_copy(update={key: changed}), tmp_path_factory.mktemp("ready"))
+
+    return make
+
+
+def test_times_of_the_method_go_with_as_many_steps_alone(ready):
+    card = ready("sample").card(0)
+    assert (card.sampler, card.timesteps, sampler_of(card)) == ("lcm", (800,), LCM(timesteps=(800,)))
+    card = ready("sample", sampler="tcd", num_inference_steps=2).card(0)
+    assert card.timesteps == () and sampler_of(card) == TCD(num_inference_steps=2, eta=0.0)
+
+
+def test_stages_share_the_samples_of_the_teacher_that_both_want(ready, tmp_path):
+    one, same, other = ready("sample"), ready("sample", eta=0.5), ready("pairs", num_inference_steps=3)
+    places = [pair_files(job, tmp_path).place for job in (one, same, other)]
+    assert places[0] == places[1] != places[2] and {place.parent for place in places} == {tmp_path}
+    assert pair_files(one).place == one.folder / "data" / "pairs"
 
 
 def test_a_step_costs_what_the_documents_say(run):
