@@ -127,7 +127,8 @@ class Run:
         """At which steps its student is measured: its own alone where any other number is off what was trained."""
         recipe = self.last
         wanted = recipe.method_class().sampling(recipe.method_settings())
-        return (recipe.sample.num_inference_steps,) if wanted.no_other_steps else self.job.steps
+        own = wanted.no_other_steps and recipe.sample.sampler is None
+        return (recipe.sample.num_inference_steps,) if own else self.job.steps
 
 
 def every_method() -> list[str]:

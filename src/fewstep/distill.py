@@ -122,7 +122,7 @@ def _distill(
 
 def _train(job: Job, resume: bool, show_progress: bool, stage: str, data: Path) -> Path:
     recipe, folder = job.recipe, job.folder
-    pairs = _claim(job, show_progress)
+    pairs = _claim(job, show_progress, data if data != folder / "data" else None)
     job.spent += 0.0 if pairs is None else pairs.cost
     source = _data(job, pairs, data, show_progress)
     job.teacher.let_go(asked_later(recipe), autoencoder=not job.roles.helpers.look)
@@ -166,9 +166,9 @@ def _is_finished(recipe: Recipe, folder: Path) -> bool:
     )
 
 
-def _claim(job: Job, show_progress: bool) -> PairSource | None:
+def _claim(job: Job, show_progress: bool, shared: Path | None = None) -> PairSource | None:
     """Make the folder this recipe's, which one that cannot run never does; returns the teacher's samples, if any."""
-    files, mine = pair_files(job), job.folder / "recipe.yaml"
+    files, mine = pair_files(job, shared), job.folder / "recipe.yaml"
     if distributed.first() and not mine.is_file():
         replace_text(mine, as_yaml(job.recipe))
     return None if files is None else sample_teacher(job, files, show_progress)

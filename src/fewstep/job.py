@@ -52,14 +52,15 @@ class Job:
         spec = next(s for s in self.method.roles() if s.name == "student")
         scale = getattr(self.method.settings, "guidance_scale", 1.0)
         told = float(scale if isinstance(scale, int | float) else sum(scale) / 2)
-        wanted = self.method.sampling(self.method.settings)
+        wanted, few = self.method.sampling(self.method.settings), recipe.sample.num_inference_steps
+        told_when = wanted.timesteps if recipe.sample.sampler is None or len(wanted.timesteps) == few else ()
         return Card(
             method=self.method.name,
-            sampler=self.method.sampler,
-            num_inference_steps=recipe.sample.num_inference_steps,
+            sampler=recipe.sample.sampler or self.method.sampler,
+            num_inference_steps=few,
             eta=recipe.sample.eta,
             guidance_scale=wanted.guidance_scale,
-            timesteps=wanted.timesteps,
+            timesteps=told_when,
             prediction_type=self.roles.student.prediction_type,
             original_inference_steps=getattr(self.method.settings, "num_grid_steps", 50),
             weights=student.weights,

@@ -6,6 +6,7 @@ Every process of torchrun makes its share. What is finished stays, whatever happ
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,15 +38,22 @@ def pairs_folder(recipe: Recipe, run: Path) -> Path:
     return run / "data" / "pairs" if recipe.pairs.path is None else Path(recipe.pairs.path)
 
 
-def pair_files(job: Job) -> PairFiles | None:
+def pair_files(job: Job, shared: Path | None = None) -> PairFiles | None:
     """The files of the samples that ``job.recipe.pairs`` describes, made or not; None where the recipe wants none.
+
+    Args:
+        shared: where the stages of one run keep their data: those that want the same samples find one folder there.
 
     Raises:
         ValueError: the folder holds other samples, or something else.
     """
     if not job.recipe.needs_pairs:
         return None
-    files = PairFiles(pairs_folder(job.recipe, job.folder), about(job))
+    wanted, place = about(job), pairs_folder(job.recipe, job.folder)
+    if shared is not None and job.recipe.pairs.path is None:
+        name = hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=4).hexdigest()
+        place = shared / f"pairs-{name}"
+    files = PairFiles(place, wanted)
     files.check()
     return files
 

@@ -15,6 +15,7 @@ from fewstep.data.find import Place, find_captions
 from fewstep.methods.base import Method, Sampling
 from fewstep.methods.registry import find_method
 from fewstep.models.roles import Weights
+from fewstep.sampling import SAMPLERS
 from fewstep.training.settings import TrainingSettings
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -136,10 +137,21 @@ class SampleConfig(BaseModel):
         description="prompts of the sample grid",
     )
     every: int = Field(default=500, ge=1, description="steps between sample grids")
+    sampler: str | None = Field(
+        default=None,
+        description="the sampler the finished student wants, with the steps and eta given here; empty: its method's",
+    )
     num_inference_steps: int = Field(default=4, ge=1, description="steps of the student; PCM's default is its phases")
     eta: float = Field(default=0.0, ge=0, le=1, description="fresh noise, 0 (none) to 1; TCD's default is 0.3")
     teacher_steps: int = Field(default=50, ge=1, description="steps of the teacher's row")
     guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False, description="guidance of the teacher's rows")
+
+    @field_validator("sampler")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in SAMPLERS:
+            raise ValueError(f"Unknown sample.sampler '{value}': use {', '.join(SAMPLERS)}.")
+        return value
 
 
 class EvaluateConfig(BaseModel):
@@ -283,10 +295,11 @@ def _with_pairs(recipe: Recipe) -> Recipe:
 
 
 def _as_the_method_wants(recipe: Recipe, wanted: Sampling) -> Recipe:
-    """What the recipe does not say about the student's sampler is the method's own."""
+    """What the recipe does not say about the student's sampler is the method's own; another sampler, other rules."""
     own = {key: getattr(wanted, key) for key in {"num_inference_steps", "eta"} - recipe.sample.model_fields_set}
     steps = recipe.sample.num_inference_steps
-    if wanted.no_other_steps and "num_inference_steps" not in own and steps != wanted.num_inference_steps:
+    bound = wanted.no_other_steps and recipe.sample.sampler is None
+    if bound and "num_inference_steps" not in own and steps != wanted.num_inference_steps:
         raise RecipeError(
             f"sample.num_inference_steps is {steps}, but this method's students take {wanted.num_inference_steps}: "
             "leave it out, or change the method's own number."

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from fewstep import GaussianMixture, Schedule, verify
-from fewstep.evaluation.truth import adversarial, phased, trajectory
+from fewstep.evaluation.truth import adversarial, phased, segmented, trajectory
 from fewstep.evaluation.truth.bench import Bench
 from fewstep.evaluation.truth.contract import contract_rows
 from fewstep.evaluation.truth.distribution import sliced_w2
 from fewstep.evaluation.truth.report import Report, Row
 from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
+from fewstep.methods.hyper import Hyper
 from fewstep.methods.lcm import LCM
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
@@ -70,6 +71,45 @@ def test_lightning_learns_its_teachers_steps():
     report = verify("lightning", seed=1, steps=2000)
     assert report.passed, report
     assert sum("rms error" in row.quantity for row in report) == 5
+
+
+SCHEDULES = {"vp": Schedule.scaled_linear(), "edm": Schedule.edm(), "flow": Schedule.flow(shift=3.0)}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_hypers_segments_and_fixed_points_hold_on_every_schedule(name):
+    """No empty segment, no end at its start; told ends lose nothing in 8, 4, 2 and 1; others are pulled nowhere."""
+    schedule = SCHEDULES[name]
+    method = Hyper(schedule, **Hyper.truth_settings, segments=4)
+    rows = {row.quantity: row for row in segmented.hyper_fixed_rows(Bench(LINE, schedule), method)}
+    assert all(row.passed for row in rows.values()), [row for row in rows.values() if not row.passed]
+    for k in (8, 4, 2, 1):
+        assert rows[f"k = {k}, told its end: largest loss of the composed teacher"].measured < 1e-20
+        assert rows[f"k = {k}, a Gaussian: slope of its steps to the product of all hops'"].limit == 1e-12
+    assert any(name.startswith("later stages: ") for name in rows)
+
+
+def test_hypers_fixed_points_hold_under_guidance():
+    guided = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.4], class_weights=[[1.0, 0.0], [0.2, 0.8]])
+    method = Hyper(SCHEDULES["vp"], **Hyper.truth_settings, segments=2, guidance_scale=2.5)
+    assert all(row.passed for row in segmented.hyper_fixed_rows(Bench(guided, SCHEDULES["vp"], 0, 2.5), method))
+
+
+def test_shorter_segments_leave_less_to_lose():
+    """One prediction for every end of a segment: the loss left falls with k, to nothing at one hop each."""
+    left = []
+    for k in (1, 2, 4, 8):
+        method = Hyper(SCHEDULES["vp"], **Hyper.truth_settings | {"mse_weight": 1.0}, segments=k)
+        left.append(segmented.loss_left(Bench(LINE, SCHEDULES["vp"]), method))
+    assert left[0] > 1.2 * left[1] > 1.2 * 5 * left[2] and left[3] < 1e-20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("segments", "jumps"), [(4, 8), (1, 2)])
+def test_hyper_learns_its_fixed_point(segments, jumps):
+    report = verify("hyper", LINE, seed=1, steps=2500, segments=segments)
+    assert report.passed, report
+    assert sum("rms error" in row.quantity for row in report) == jumps + 1
 
 
 @pytest.mark.parametrize(("variant", "steps"), [("cd", 800), ("ct", 600)])

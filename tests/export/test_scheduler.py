@@ -13,7 +13,7 @@ import pytest
 from fewstep.diffusion.schedule import Schedule
 from fewstep.export.scheduler import few_step_shift, plan_scheduler
 from fewstep.models.denoiser import Denoiser
-from fewstep.sampling import CTM, DDIM, LCM, TCD, Euler, EulerAncestral, Phased, sample
+from fewstep.sampling import CTM, DDIM, LCM, TCD, Euler, EulerAncestral, Phased, Renoise, sample
 from tests.sampling.conftest import noise, noises, toy  # noqa: F401
 
 BASE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)
@@ -27,6 +27,8 @@ CASES = {
     "lcm of 40": (LCM(num_inference_steps=4, original_inference_steps=40), {}),
     "lcm trailing, as DMD2": (LCM(num_inference_steps=4, timestep_spacing="trailing"), {}),
     "lcm from 799": (LCM(timesteps=[799, 399]), {"timesteps": [799, 399]}),
+    "lcm in one step, as Hyper-SD": (LCM(timesteps=[800]), {"timesteps": [800]}),
+    "dmd2": (Renoise(num_inference_steps=4), {}),
     "tcd": (TCD(num_inference_steps=4, eta=0.3), {"eta": 0.3}),
     "tcd 1": (TCD(num_inference_steps=1, eta=1.0), {"eta": 1.0}),
     "tcd 0": (TCD(num_inference_steps=3, eta=0.0), {}),
@@ -104,6 +106,7 @@ def test_flow_levels_are_the_shifted_fractions(shift, n):
 @pytest.mark.parametrize("sampler, call", [
     (Euler(num_inference_steps=4), {}), (LCM(num_inference_steps=4, timestep_spacing="trailing"), {}),
     (Euler(sigmas=[1.0, 0.9, 0.2]), {"sigmas": [1.0, 0.9, 0.2]}), (DDIM(num_inference_steps=1), {}),
+    (Renoise(num_inference_steps=4), {}), (Phased(num_inference_steps=4, original_inference_steps=40), {}),
 ])  # fmt: skip
 def test_flow_samplers_step_like_us(sampler, call, noise, noises, monkeypatch):  # noqa: F811
     plan = plan_scheduler(sampler, FLOW, {"shift": 3.0, "num_train_timesteps": 1000}, "flow", SD3)

@@ -1,4 +1,4 @@
-"""One step of LCM, TCD, PCM and DMD2 worked out from the papers' formulas; shares no mathematics with the library."""
+"""One step of LCM, TCD, PCM, DMD2 and others worked out from their papers' formulas; no mathematics of the library."""
 
 import copy
 import math
@@ -77,15 +77,15 @@ def alpha_sigma(name, t):
     return tuple(torch.from_numpy(c).reshape(-1, 1, 1, 1) for c in pair)
 
 
-def grid(name):
+def grid(name, hops=HOPS):
     """The N + 1 times, increasing."""
-    i = np.arange(HOPS + 1)
+    i = np.arange(hops + 1)
     if name == "vp":
-        return np.maximum(1000 // HOPS * i - 1, 0)
+        return np.maximum(1000 // hops * i - 1, 0)
     if name == "edm":
         low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
-        return np.where(i == HOPS, 80.0, np.where(i == 0, 0.002, (low + i / HOPS * (high - low)) ** 7))
-    return 3 * (i / HOPS) / (1 + 2 * (i / HOPS))
+        return np.where(i == hops, 80.0, np.where(i == 0, 0.002, (low + i / hops * (high - low)) ** 7))
+    return 3 * (i / hops) / (1 + 2 * (i / hops))
 
 
 def x0_epsilon(name, kind, x, output, t):
@@ -164,6 +164,29 @@ def residual_head(weights, features):
     h = block("inlet", f)
     h = h + block("middle", h)
     return torch.einsum("i,bip->bp", weights["outlet.weight"][0, :, 0], h)
+
+
+def corner_head(weights, f):
+    """4x4 convolution of all there is, group norm, SiLU, one logit; a 2x2 map lies in a corner of zeros."""
+    room = torch.zeros(*f.shape[:2], 4, 4, dtype=f.dtype)
+    room = torch.cat([torch.cat([f, room[:, :, :2, 2:]], 3), room[:, :, 2:]], 2)
+    h = torch.einsum("ocij,bcij->bo", weights["last.0.weight"], room) + weights["last.0.bias"]
+    grouped = h.reshape(len(h), max(h.shape[1] // 4, 1), -1)
+    centred = grouped - grouped.mean(2, keepdim=True)
+    h = (centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt()).reshape(h.shape)
+    h = nn.functional.silu(weights["last.1.weight"] * h + weights["last.1.bias"])
+    return h @ weights["outlet.weight"][0, :, 0, 0] + weights["outlet.bias"]
+
+
+def encoder_features(first, tensors, x, t, text):
+    """The second layer, [B, 4, 2, 2], of network ``first`` under a discriminator's weights, all or a LoRA."""
+    weights = weights_of(first, tensors)
+
+    def layer(name, x):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    h = layer("inlet", x.flatten(1)) + layer("time", waves(torch.from_numpy(t))) + layer("text", text)
+    return layer("hidden", torch.tanh(h)).reshape(-1, 4, 2, 2)
 
 
 def embedding(name, end=None, guidance_embed=None):

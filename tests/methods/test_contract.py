@@ -56,6 +56,8 @@ SETTINGS = [
     {"weighting": "nfsd", "space": "latents", "guidance_scale": 7.5},
     {"loss": "logistic", "warmup_steps": 0, "r1_weight": 0.1},
     {"perceptual_weight": 0.5, "anchor_weight": 0.3, "held_out": "another", "first_exit": 1},
+    {"segments": 2, "hop_by": "beginning", "discriminator_weights": "lora"},
+    {"segments": 1, "offset_noise": 0.1, "target_decay": 0.0},
 ]
 
 

@@ -15,11 +15,11 @@ from reference import (
     alpha_sigma,
     ask,
     captioned,
+    corner_head,
+    encoder_features,
     off,
     roles_on,
     shake,
-    waves,
-    weights_of,
     x0_epsilon,
 )
 from torch.nn import functional
@@ -30,6 +30,7 @@ from fewstep.methods.random import Rng
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Weights
 from fewstep.sampling import DDIM
+from fewstep.sampling.samplers import renoise
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import build_roles
 
@@ -76,29 +77,6 @@ def build(name, kind, variant, weights="full", **changes):
     student = settings.get("prediction_type") or ("sample" if settings["loss"] == "convert" else kind)
     return SimpleNamespace(name=name, kind=kind, student_kind=student, method=method, roles=roles, base=base,
                            first=first, batch=batch, null=null, draws=draws)  # fmt: skip
-
-
-def head_by_hand(weights, f):
-    """4x4 convolution of all there is, group norm, SiLU, one logit; a 2x2 map lies in a corner of zeros."""
-    room = torch.zeros(*f.shape[:2], 4, 4, dtype=f.dtype)
-    room = torch.cat([torch.cat([f, room[:, :, :2, 2:]], 3), room[:, :, 2:]], 2)
-    h = torch.einsum("ocij,bcij->bo", weights["last.0.weight"], room) + weights["last.0.bias"]
-    grouped = h.reshape(len(h), max(h.shape[1] // 4, 1), -1)
-    centred = grouped - grouped.mean(2, keepdim=True)
-    h = (centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt()).reshape(h.shape)
-    h = functional.silu(weights["last.1.weight"] * h + weights["last.1.bias"])
-    return h @ weights["outlet.weight"][0, :, 0, 0] + weights["outlet.bias"]
-
-
-def features_by_hand(p, tensors, x, t):
-    """The second layer, [B, 4, 2, 2], of the first model under the discriminator's weights, all of them or a LoRA."""
-    weights = weights_of(p.first, tensors)
-
-    def layer(name, x):
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-    h = layer("inlet", x.flatten(1)) + layer("time", waves(torch.from_numpy(t))) + layer("text", p.batch.cond["text"])
-    return layer("hidden", torch.tanh(h)).reshape(-1, 4, 2, 2)
 
 
 def times_by_hand(p, variant):
@@ -160,10 +138,10 @@ def judge(p, step, x_t, landing, x, t, share):
     head = {key.removeprefix("heads/heads.second."): v for key, v in mine.items() if key.startswith("heads/")}
 
     def says(x):
-        f = features_by_hand(p, backbone, x, at)
+        f = encoder_features(p.first, backbone, x, at, p.batch.cond["text"])
         if p.method.settings.loss == "conditional":
-            f = torch.cat([f, features_by_hand(p, backbone, x_t, t)], dim=1)
-        return head_by_hand(head, f)
+            f = torch.cat([f, encoder_features(p.first, backbone, x_t, t, p.batch.cond["text"])], dim=1)
+        return corner_head(head, f)
 
     step.loss = functional.softplus(-says(fake)).mean()
     step.critic = (functional.softplus(-says(real)) + functional.softplus(says(fake.detach()))).mean()
@@ -277,15 +255,15 @@ def test_students_of_one_and_two_steps_start_from_four_times():
 @pytest.mark.parametrize(("name", "times"), [("vp", [9, 249, 499, 749]), ("flow", [3 / 102, 0.5, 0.75, 0.9])])
 def test_landings_on_clean_data_are_judged_where_the_paper_says(name, times):
     method = Lightning(SCHEDULES[name], renoise_weights=(5, 1, 1, 1))
-    assert method.levels.tolist() == pytest.approx(times)
+    assert method.game.levels.tolist() == pytest.approx(times)
     draws = method.draw(Batch(torch.zeros(20_000, 2)), Rng(3, 0, 20_000), Progress(0, 1))
     assert (torch.bincount(draws.start, minlength=4) - 5000).abs().max() < 5 * 5000**0.5
-    above = method._judged_time(
+    above = method.game.judged_at(
         torch.full((20_000,), 0.3 if name == "flow" else 249.0, dtype=torch.float64), draws.level
     )
     assert above.unique().tolist() == [0.3 if name == "flow" else 249.0]
-    at = method._judged_time(torch.full((20_000,), method.schedule.clean, dtype=torch.float64), draws.level)
-    counts = torch.stack([(at == t).sum() for t in method.levels]).double()
+    at = method.game.judged_at(torch.full((20_000,), method.schedule.clean, dtype=torch.float64), draws.level)
+    counts = torch.stack([(at == t).sum() for t in method.game.levels]).double()
     assert counts.sum() == 20_000 and (counts / 2500 - torch.tensor([5.0, 1, 1, 1])).abs().max() < 0.12
     noises = torch.stack([draws.noise, draws.level_noise]).flatten(1)
     assert abs(torch.corrcoef(noises)[0, 1]) < 0.02 and (noises.std(dim=1) - 1).abs().max() < 0.02
@@ -294,11 +272,12 @@ def test_landings_on_clean_data_are_judged_where_the_paper_says(name, times):
 def test_both_landings_have_one_noise_and_those_above_clean_data_none():
     p = build("vp", "epsilon", "unconditional")
     shared = p.method.prepare(p.roles, p.batch, p.draws, {"student"})
-    fake, real = shared.seen, p.method._seen(shared.x_u, shared, p.draws)
+    fake, shown = shared.shown.seen, shared.shown
+    real = renoise(p.method.schedule, shared.x_u, shared.u, shown.at, shown.noise)
     clean = shared.u == -1
     assert clean.any() and not clean.all()
     assert torch.equal(fake[~clean], shared.landing[~clean]) and torch.equal(real[~clean], shared.x_u[~clean])
-    kept = alpha_sigma("vp", shared.judged)[0]
+    kept = alpha_sigma("vp", shown.at)[0]
     torch.testing.assert_close(
         (fake - real)[clean], (kept * (shared.landing - shared.x_u))[clean], rtol=1e-10, atol=1e-12
     )

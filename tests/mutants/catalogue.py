@@ -8,6 +8,7 @@ from tests.mutants.dmd2 import DMD2
 from tests.mutants.export import EXPORTS, PUBLISHED
 from tests.mutants.families import FAMILIES
 from tests.mutants.feedback import FEEDBACK
+from tests.mutants.hyper import HYPER
 from tests.mutants.ladd import LADD
 from tests.mutants.lightning import LIGHTNING
 from tests.mutants.mutant import Mutant, planted
@@ -983,14 +984,14 @@ METHODS = (
         "methods/test_lcm.py",
         (
             "methods: the teacher is asked at the lower time",
-            "first = roles.teacher(x, t, batch.cond, guidance_scale=guidance_scale)",
-            "first = roles.teacher(x, u, batch.cond, guidance_scale=guidance_scale)",
+            "first = teacher(x, t, batch.cond, guidance_scale=guidance_scale)",
+            "first = teacher(x, u, batch.cond, guidance_scale=guidance_scale)",
             "test_a_step_is_the_papers",
         ),
         (
             "methods: the teacher is not guided",
-            "first = roles.teacher(x, t, batch.cond, guidance_scale=guidance_scale)",
-            "first = roles.teacher(x, t, batch.cond)",
+            "first = teacher(x, t, batch.cond, guidance_scale=guidance_scale)",
+            "first = teacher(x, t, batch.cond)",
             "test_a_step_is_the_papers[vp-epsilon-guided-full-True]",
         ),
         (
@@ -1143,19 +1144,19 @@ METHODS = (
         ),
         (
             "cm: the teacher's second slope is asked at the upper time",
-            "heun(first, roles.teacher(x, u, batch.cond, guidance_scale=guidance_scale))",
-            "heun(first, roles.teacher(x, t, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, teacher(x, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, teacher(x, t, batch.cond, guidance_scale=guidance_scale))",
             "test_a_step_is_the_papers[edm-sample-cd-full-True]",
         ),
         (
             "cm: the teacher's second slope is not guided",
-            "heun(first, roles.teacher(x, u, batch.cond, guidance_scale=guidance_scale))",
-            "heun(first, roles.teacher(x, u, batch.cond))",
+            "heun(first, teacher(x, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, teacher(x, u, batch.cond))",
             "test_a_step_is_the_papers[edm-sample-cd guided-full-True]",
         ),
         (
             "cm: the second slope comes from the student",
-            "heun(first, roles.teacher(x, u, batch.cond, guidance_scale=guidance_scale))",
+            "heun(first, teacher(x, u, batch.cond, guidance_scale=guidance_scale))",
             "heun(first, roles.student(x, u, batch.cond, guidance_scale=guidance_scale))",
             "test_a_step_is_the_papers[edm-sample-cd-full-True]",
         ),
@@ -1753,8 +1754,8 @@ EVALUATION = planted(
     ),
     (
         "fixed points: TCD never ends where the teacher landed",
-        "for s in self.ends if s < m]",
-        "for s in self.ends if s < max(m - 1, 1)]",
+        "for s in self.ends if floor <= s < m]",
+        "for s in self.ends if floor <= s < max(m - 1, 1)]",
         "test_tcd_is_the_least_squares_table",
     ),
     (
@@ -1867,6 +1868,7 @@ CATALOGUE: list[Mutant] = [
     *PAIRS,
     *DMD2,
     *LIGHTNING,
+    *HYPER,
     *TURBO,
     *INPUTS,
     *PROJECTION,

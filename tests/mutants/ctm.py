@@ -144,8 +144,8 @@ CTM = [
         "methods/test_ctm.py",
         (
             "ctm: every hop of the teacher starts anew at t",
-            "            first = roles.teacher(x, t, batch.cond",
-            "            first = roles.teacher(x_t, t, batch.cond",
+            "            first = teacher(x, t, batch.cond",
+            "            first = teacher(x_t, t, batch.cond",
             "test_both_players_steps_are_the_papers[edm-sample-heun-full-True]",
         ),
     ),

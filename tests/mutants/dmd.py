@@ -305,9 +305,9 @@ PAIRS = [
         ),
         (
             "distill: the folder is claimed before its pairs are looked at",
-            'files, mine = pair_files(job), job.folder / "recipe.yaml"\n',
+            'files, mine = pair_files(job, shared), job.folder / "recipe.yaml"\n',
             'mine = job.folder / "recipe.yaml"\n    replace_text(mine, as_yaml(job.recipe))\n'
-            "    files = pair_files(job)\n",
+            "    files = pair_files(job, shared)\n",
             "test_stale_samples_are_refused_and_the_folder_is_left_alone",
         ),
         (

@@ -55,94 +55,10 @@ METHOD = planted(
         STEP.format("convert"),
     ),
     (
-        "lightning: landings on clean data are judged as they are",
-        "return torch.where(u == self.schedule.clean, self.levels",
-        "return torch.where(u > self.schedule.start, self.levels",
-        "test_landings_on_clean_data_are_judged_where_the_paper_says",
-    ),
-    (
-        "lightning: every landing is noised",
-        "return torch.where(u == self.schedule.clean, self.levels",
-        "return torch.where(u <= self.schedule.start, self.levels",
-        "test_landings_on_clean_data_are_judged_where_the_paper_says",
-    ),
-    (
-        "lightning: t* are one table index too high",
-        ".round() - 1).clamp_min(0)",
-        ".round()).clamp_min(0)",
-        "test_landings_on_clean_data_are_judged_where_the_paper_says",
-    ),
-    (
-        "lightning: t* are drawn alike whatever their weights",
-        "weights = torch.tensor(settings.renoise_weights, dtype=torch.float64)",
-        "weights = torch.ones(len(settings.renoise_weights), dtype=torch.float64)",
-        "test_landings_on_clean_data_are_judged_where_the_paper_says",
-    ),
-    (
-        "lightning: flow's t* are not shifted",
-        "return torch.from_numpy(schedule.shifted(share))",
-        "return share",
-        "test_landings_on_clean_data_are_judged_where_the_paper_says",
-    ),
-    (
-        "lightning: both landings have a noise of their own",
-        "real = self.game.features(roles, self._seen(shared.x_u, shared, draws)",
-        "real = self.game.features(roles, self.schedule.add_noise(shared.x_u, draws.noise, shared.judged)",
-        STEP.format("unconditional"),
-    ),
-    (
-        "lightning: the discriminator is told where they landed, not where they are noised to",
-        "shared.fake = self.game.features(roles, shared.leaf, shared.judged, batch.cond)",
-        "shared.fake = self.game.features(roles, shared.leaf, hop.u.clamp_min(0), batch.cond)",
-        STEP.format("unconditional"),
-    ),
-    (
-        "lightning: the start is seen at the time of the landing",
-        "shared.beside = self.game.features(roles, x_t, hop.t, batch.cond)",
-        "shared.beside = self.game.features(roles, x_t, shared.judged, batch.cond)",
-        STEP.format("conditional"),
-    ),
-    (
-        "lightning: the start goes before the landing",
-        "torch.cat(pair, dim=1)",
-        "torch.cat(pair[::-1], dim=1)",
-        STEP.format("conditional"),
-    ),
-    (
-        "lightning: the discriminator learns nothing of where they started",
-        "shared.beside = self.game.features(roles, x_t, hop.t, batch.cond)",
-        "shared.beside = [f.detach() for f in self.game.features(roles, x_t, hop.t, batch.cond)]",
-        STEP.format("conditional"),
-    ),
-    (
-        "lightning: real and fake change places",
-        "self.game.verdict(self._logits(roles, real, shared), self._logits(roles, shared.fake, shared))",
-        "self.game.verdict(self._logits(roles, shared.fake, shared), self._logits(roles, real, shared))",
-        STEP.format("unconditional"),
-    ),
-    (
-        "lightning: the student is pleased to be found out",
-        "total = with_gradient(adversarial, shared.seen, pull)",
-        "total = with_gradient(adversarial, shared.seen, -pull)",
-        STEP.format("unconditional"),
-    ),
-    (
-        "lightning: the backbone learns nothing of fakes",
-        "self._logits(roles, real, shared), self._logits(roles, shared.fake, shared))",
-        "self._logits(roles, real, shared), self._logits(roles, [f.detach() for f in shared.fake or []], shared))",
-        STEP.format("unconditional"),
-    ),
-    (
         "lightning: the unconditional discriminator sees the start",
-        'pictures = 2 if settings.loss == "conditional" else 1',
-        "pictures = 2",
+        'beside=settings.loss == "conditional"',
+        "beside=True",
         "tests/evaluation/test_verify.py::test_lightning_needs_no_training_to_be_verified",
-    ),
-    (
-        "lightning: heads are hinged",
-        '"logistic", BACKBONE, HEADS, "last"',
-        '"hinge", BACKBONE, HEADS, "last"',
-        STEP.format("unconditional"),
     ),
     (
         "lightning: the student's grid is its teacher's, rounded elsewhere",
@@ -167,6 +83,94 @@ METHOD = planted(
         "return Sampling(settings.num_inference_steps, no_other_steps=True)",
         "return Sampling(settings.num_inference_steps)",
         "test_without_a_discriminator_there_is_one_player",
+    ),
+)
+LANDINGS = planted(
+    "methods/parts/landings.py",
+    "methods/test_lightning.py",
+    (
+        "landings: those on clean data are judged as they are",
+        "torch.where(s <= self.schedule.end, self.levels",
+        "torch.where(s > self.schedule.start, self.levels",
+        "test_landings_on_clean_data_are_judged_where_the_paper_says",
+    ),
+    (
+        "landings: every one is noised",
+        "torch.where(s <= self.schedule.end, self.levels",
+        "torch.where(s <= self.schedule.start, self.levels",
+        "test_landings_on_clean_data_are_judged_where_the_paper_says",
+    ),
+    (
+        "landings: those on the lowest time of a table are not noised",
+        "torch.where(s <= self.schedule.end, self.levels",
+        "torch.where(s == self.schedule.clean, self.levels",
+        "tests/methods/test_hyper.py::test_both_players_steps_are_the_papers[vp-epsilon-later-full]",
+    ),
+    (
+        "landings: t* are one level too high",
+        ".astype(np.int64) - 1",
+        ".astype(np.int64)",
+        "test_landings_on_clean_data_are_judged_where_the_paper_says",
+    ),
+    (
+        "landings: t* are drawn alike whatever their weights",
+        "share = torch.tensor(weights, dtype=torch.float64)",
+        "share = torch.ones(len(weights), dtype=torch.float64)",
+        "test_landings_on_clean_data_are_judged_where_the_paper_says",
+    ),
+    (
+        "landings: each has a noise of its own",
+        "seen = renoise(self.schedule, real, s, shown.at, shown.noise)",
+        "seen = renoise(self.schedule, real, s, shown.at, shown.noise.flip(0))",
+        STEP.format("unconditional"),
+    ),
+    (
+        "landings: the discriminator is told where they lie, not where they are noised to",
+        "leaf, self.game.features(roles, leaf, at, cond))",
+        "leaf, self.game.features(roles, leaf, s.clamp_min(0), cond))",
+        STEP.format("unconditional"),
+    ),
+    (
+        "landings: the start is seen at the time of the landing",
+        "self.game.features(roles, *start, cond)",
+        "self.game.features(roles, start[0], at, cond)",
+        STEP.format("conditional"),
+    ),
+    (
+        "landings: the start goes before the landing",
+        "torch.cat(pair, dim=1)",
+        "torch.cat(pair[::-1], dim=1)",
+        STEP.format("conditional"),
+    ),
+    (
+        "landings: the discriminator learns nothing of where they started",
+        "shown.beside = self.game.features(roles, *start, cond)",
+        "shown.beside = [f.detach() for f in self.game.features(roles, *start, cond)]",
+        STEP.format("conditional"),
+    ),
+    (
+        "landings: real and fake change places",
+        "self.game.verdict(logits, self._logits(roles, shown.features, shown))",
+        "self.game.verdict(self._logits(roles, shown.features, shown), logits)",
+        STEP.format("unconditional"),
+    ),
+    (
+        "landings: the student is pleased to be found out",
+        "return with_gradient(adversarial, shown.seen, pull), pull",
+        "return with_gradient(adversarial, shown.seen, -pull), pull",
+        STEP.format("unconditional"),
+    ),
+    (
+        "landings: the backbone learns nothing of fakes",
+        "self.game.verdict(logits, self._logits(roles, shown.features, shown))",
+        "self.game.verdict(logits, self._logits(roles, [f.detach() for f in shown.features], shown))",
+        STEP.format("unconditional"),
+    ),
+    (
+        "landings: heads are hinged",
+        'Discriminator("logistic", BACKBONE',
+        'Discriminator("hinge", BACKBONE',
+        STEP.format("unconditional"),
     ),
 )
 ROLES = planted(
@@ -261,4 +265,4 @@ KINDS = [
         ),
     ),
 ]
-LIGHTNING = [*METHOD, *ROLES, *KINDS]
+LIGHTNING = [*METHOD, *LANDINGS, *ROLES, *KINDS]

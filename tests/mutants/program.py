@@ -2,6 +2,13 @@
 
 from tests.mutants.mutant import Mutant, planted
 
+_STARTED = """    if init is not None:
+        for spec in method.roles():
+            if spec.name == "student" or spec.begins_as == "student":
+                roles.start(spec.name, init)
+"""
+_FOLLOW = "    follow(roles, method, settings)\n"
+
 PROCESSES: list[Mutant] = [
     *planted(
         "models/sharding.py",
@@ -107,8 +114,8 @@ STAGES: list[Mutant] = [
         "program/test_stages.py",
         (
             "init: target and average start as the teacher",
-            '    if init is not None:\n        roles.start("student", init)\n    follow(roles, method, settings)\n',
-            '    follow(roles, method, settings)\n    if init is not None:\n        roles.start("student", init)\n',
+            _STARTED + _FOLLOW,
+            _FOLLOW + _STARTED,
             "test_init_is_where_the_student_starts[lora]",
         ),
         (

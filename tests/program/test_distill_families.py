@@ -28,7 +28,7 @@ TWENTY = ("sdxl", "sd3")
 """Families that take 20 steps under every method; others take 6."""
 CASES = [(family, method) for family in TWENTY for method in METHODS]
 CASES += [(f, m) for f in ("sd15", "sd2v", "flux") for m in EVERYWHERE if m in METHODS] + [("pixart", "lcm")]
-FEW = {"num_grid_steps": 4, "num_phases": 2, "max_hops": 2, "encoder": "scenes-64"}
+FEW = {"num_grid_steps": 4, "segments": 2, "num_phases": 2, "max_hops": 2, "encoder": "scenes-64"}
 SETTINGS = TrainingSettings(steps=20, batch_size=2, warmup_steps=1, learning_rate=1e-3, ema_decay=0.0)
 
 

@@ -1,4 +1,4 @@
-"""What CM, LCM, CTM, TCD and PCM converge to, exactly, for any closed-form teacher: the fixed points of their losses.
+"""What CM, LCM, CTM, TCD, PCM and Hyper-SD converge to, exactly: their losses' fixed points, closed-form teachers.
 
 A consistency loss ties the student at grid time t to itself at the teacher's landing point, one grid time below.
 Followed down the grid, that is a recursion along the teacher's own DDIM trajectory, so the fixed point at a state
@@ -184,6 +184,7 @@ class TCDFixedPoint(FixedPoint):
 
     Args:
         ends: indices of the grid times s may be, those above u left out; None is all of them, (0,) is LCM's end.
+        segments: of Hyper-SD's TSCD, which leaves out those below the segment that the hop is in, too.
 
     With all of them, index 0 included and equally likely, the recursion gives the published-table figures of the
     1-D check: rms errors .312, .0866, .166, .0902, .0289 at s = 0, 239, 499, 739, 899 from t = 999 (50 hops).
@@ -196,8 +197,10 @@ class TCDFixedPoint(FixedPoint):
         grid: Sequence[float] | Array,
         guidance_scale: float = 1.0,
         ends: Iterable[int] | None = None,
+        segments: int = 1,
     ) -> None:
         super().__init__(teacher, grid, guidance_scale)
+        self.stride = (len(self.grid) - 1) // segments
         self.ends = range(len(self.grid)) if ends is None else sorted(set(ends))
 
     def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
@@ -205,7 +208,8 @@ class TCDFixedPoint(FixedPoint):
         alpha, sigma = self.teacher.schedule.alpha_sigma(self.grid)
         for m in range(1, n + 1):
             here, landing = states[n - m], states[n - m + 1]
-            ends = np.array([s for s in self.ends if s < m], dtype=np.int64)
+            floor = (m - 1) // self.stride * self.stride
+            ends = np.array([s for s in self.ends if floor <= s < m], dtype=np.int64)
             if not len(ends):  # a time that training never visits: still the teacher
                 said = self.teacher(here, float(self.grid[m]), cond, self.guidance_scale).x0
                 continue

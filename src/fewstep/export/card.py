@@ -37,6 +37,8 @@ def usage_hint(card: Card, plan: Plan) -> str:
     """ComfyUI's settings in a line: programs show it with the file."""
     even = plan.scheduler == "LCMScheduler" and plan.config.get("original_inference_steps") != 50
     schedule = "sgm_uniform" if even else _SCHEDULES.get(card.sampler, "sgm_uniform")
+    if "timesteps" in plan.call:  # which its schedules cannot be told
+        schedule = f"the sigmas of timesteps {', '.join(f'{t:g}' for t in plan.call['timesteps'])}"
     words = [f"{card.num_inference_steps} steps", f"cfg {card.guidance_scale:g}", _COMFY.get(card.sampler, "euler")]
     return ", ".join([*words, schedule, *([f"eta {card.eta:g}"] if card.sampler == "tcd" else [])])
 

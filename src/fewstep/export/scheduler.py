@@ -18,6 +18,7 @@ from fewstep.models.families.teacher import quiet
 from fewstep.sampling import Sampler
 
 _GRIDS = (50, 1000, 500, 250, 200, 125, 100, 40, 25, 20, 10)  # of LCM's and TCD's original_inference_steps
+_ANEW, _JUMPS = ("lcm", "renoise"), ("euler", "ddim", "ctm", "tcd", "phased")  # samplers, of flow models without eta
 _OWN_SIGMAS = ("Flux",)  # pipelines that lay the levels k/n themselves
 
 
@@ -74,7 +75,7 @@ def _candidates(sampler: Sampler, times: Array) -> Iterator[tuple[str, dict[str,
     own = getattr(sampler, "original_inference_steps", 50)
     told = {"timesteps": [int(t) for t in times[:-1]]} if (times == times.round()).all() else None
     trailing: dict[str, Any] = {"timestep_spacing": "trailing"}
-    if sampler.name == "lcm":
+    if sampler.name == "lcm" or (sampler.name == "renoise" and times[-2] >= 100):  # LCM's boundary is far below
         for grid in dict.fromkeys((own, *_GRIDS)):
             yield "LCMScheduler", {"original_inference_steps": grid}, {}
         if told:
@@ -120,9 +121,9 @@ def _times_of(plan: Plan, n: int) -> list[float]:
 def _flow(sampler: Sampler, schedule: Schedule, times: Array, base: Mapping[str, Any], pipeline: str) -> Plan:
     if pipeline.startswith("StableDiffusionPipeline"):
         raise ValueError("diffusers has no few-step scheduler for a flow model in a StableDiffusionPipeline.")
-    if getattr(sampler, "eta", 0.0) != 0 or sampler.name not in ("lcm", "euler", "ddim", "ctm", "tcd"):
+    if getattr(sampler, "eta", 0.0) != 0 or sampler.name not in (*_ANEW, *_JUMPS):
         raise ValueError(f"diffusers has no scheduler of flow models that steps like '{sampler.name}' here.")
-    name = "FlowMatchLCMScheduler" if sampler.name == "lcm" else "FlowMatchEulerDiscreteScheduler"
+    name = "FlowMatchLCMScheduler" if sampler.name in _ANEW else "FlowMatchEulerDiscreteScheduler"
     n, shift, total = len(times) - 1, schedule.shift, int(base.get("num_train_timesteps", 1000))
     common = {"num_train_timesteps": total, "use_dynamic_shifting": False}
     even = np.allclose(times[:-1], schedule.shifted(np.arange(n, 0, -1) / n), rtol=0, atol=1e-9)

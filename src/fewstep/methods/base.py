@@ -50,11 +50,12 @@ class RoleSpec:
         name: how the method calls it: ``roles.<name>``.
         extra_inputs: inputs it must be told: "end", "guidance_embed".
         follows: the role it trails by an EMA (it is not trained then).
-        decay: of that EMA; 0 makes it the followed role itself.
+        decay: of that EMA; 0 makes it the followed role itself, 1 what that one was at the start of training.
         prediction_type: what it predicts, where that is not what the teacher does.
         features_only: a discriminator's backbone. It starts from the model that the teacher came from, past all
             students in between, and has no decoder.
         weights: "full" or "lora", where that is not the student's choice.
+        begins_as: whose first weights it has: "teacher", or "student", which a run's ``init`` may have moved.
     """
 
     name: str
@@ -64,6 +65,7 @@ class RoleSpec:
     prediction_type: str | None = None
     features_only: bool = False
     weights: Literal["full", "lora"] | None = None
+    begins_as: Literal["teacher", "student"] = "teacher"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, Loss, Method, Pairs, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.distances import Distance, check_distance, check_weights, distance, feature_distance
-from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
+from fewstep.methods.parts.score_pair import ScorePair, Weighting, check_fake_begins, matching_loss
 from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
@@ -83,6 +83,8 @@ class DMD(Method):
                 one-step student at 399, where an error of eps weighs 1.2 in x0 and not 14.6.
             guidance_scale: of the teacher in g (1 = off); pairs should be made with the same, and are by default.
             weighting: "l1", the code's, or "kl", the exact gradient of KL(q_t || p_t).
+            fake_begins: as what the fake score begins: "teacher", or "student", where ``init`` has moved that: the fake
+                score then knows the student's answers from the first step (Hyper-SD's one step).
             regression_weight: of L_reg; 0.25 in all published runs of one guidance scale but unconditional CIFAR-10.
             regression: "l2" or "huber", element-wise with huber_c, on latents.
             regression_space: "latents", or "features" of the decoded pictures (`feature_distance`).
@@ -92,6 +94,7 @@ class DMD(Method):
         timestep: float | None = None
         guidance_scale: float = 3.0
         weighting: Weighting = "l1"
+        fake_begins: Literal["teacher", "student"] = "teacher"
         regression_weight: float = 0.25
         regression: Distance = "l2"
         huber_c: float = 1e-3
@@ -106,6 +109,7 @@ class DMD(Method):
         check_weights(self.settings, "regression_weight")
         if self.settings.regression_space not in ("latents", "features"):
             raise ValueError(f"Unknown regression_space '{self.settings.regression_space}': use latents or features.")
+        check_fake_begins(self.settings.fake_begins)
         if self.settings.regression_space == "features":
             self.encoder = self.settings.encoder
         given = self.settings.timestep
@@ -115,7 +119,7 @@ class DMD(Method):
         self.scores = ScorePair(schedule, self.settings.guidance_scale, self.settings.weighting)
 
     def roles(self) -> tuple[RoleSpec, ...]:
-        return RoleSpec("student"), RoleSpec("fake")
+        return RoleSpec("student"), RoleSpec("fake", begins_as=self.settings.fake_begins)
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:

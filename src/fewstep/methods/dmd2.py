@@ -40,7 +40,7 @@ from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss, verdict
 from fewstep.methods.parts.distances import check_weights, with_gradient
 from fewstep.methods.parts.inputs import Inputs, Policy, Terminal
-from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
+from fewstep.methods.parts.score_pair import ScorePair, Weighting, check_fake_begins, matching_loss
 from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
@@ -108,6 +108,7 @@ class DMD2(Method):
                 at a time where an error of eps weighs 1.2 in x0 and not 14.6.
             guidance_scale: the teacher's w in the matching (1 = off). The paper: 8 for SDXL, 1.75 for SD1.5.
             weighting: of the matching, "l1" or "kl" (`parts.score_pair`).
+            fake_begins: as what the fake score begins: "teacher", or "student", where ``init`` has moved that.
             student_every: R, steps of the critic to one of the student's: 5; 10 for SD1.5. The least that keeps the
                 answers' brightness from swinging (``student/x0_mean`` in the log); a higher rate of the critic in its
                 place is worse.
@@ -127,6 +128,7 @@ class DMD2(Method):
         timesteps: tuple[float, ...] | None = None
         guidance_scale: float = 8.0
         weighting: Weighting = "l1"
+        fake_begins: Literal["teacher", "student"] = "teacher"
         student_every: int = 5
         student_input: Policy = "simulated"
         terminal: Terminal = "noise"
@@ -155,7 +157,7 @@ class DMD2(Method):
         self.players = (Player("student", every=settings.student_every), Player("critic", owns=owned))
 
     def roles(self) -> tuple[RoleSpec, ...]:
-        return RoleSpec("student"), RoleSpec("fake")
+        return RoleSpec("student"), RoleSpec("fake", begins_as=self.settings.fake_begins)
 
     def heads(self) -> tuple[HeadSpec, ...]:
         return (self.game.spec(),) if self.game else ()
@@ -246,6 +248,7 @@ def _check(settings: DMD2.Settings) -> None:
         raise ValueError("timesteps must be one or more times that decrease; leave it out for the trailing grid.")
     if settings.student_every < 1:
         raise ValueError(f"student_every must be at least 1, not {settings.student_every}.")
+    check_fake_begins(settings.fake_begins)
     if settings.halvings < 0:
         raise ValueError(f"halvings must be at least 0, not {settings.halvings}.")
     check_weights(settings, "adversarial_weight", "discriminator_weight")

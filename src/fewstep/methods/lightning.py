@@ -42,18 +42,16 @@ from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
-from fewstep.methods.parts.discriminators import Discriminator, generator_loss
-from fewstep.methods.parts.distances import distance, with_gradient
+from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.hops import Guidance, Hop, roll_out
 from fewstep.methods.parts.inputs import Terminal, noised_rows
+from fewstep.methods.parts.landings import BACKBONE, Landings, Shown
 from fewstep.methods.parts.statistics import answer_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
-from fewstep.sampling.samplers import renoise
 
 Objective: TypeAlias = Literal["mse", "conditional", "unconditional", "convert"]
 OBJECTIVES = ("mse", "conditional", "unconditional", "convert")
-BACKBONE, HEADS = "discriminator", "heads"
 
 
 @dataclass
@@ -77,17 +75,12 @@ class Draws:
 class Shared(Hop):
     """The teacher's way from t to u; what the student says x0 is, and where it lands, [B, ...], with its graph.
 
-    Where there is a discriminator: the time [B] (host) at which both landings are judged; the student's there,
-    ``seen``, with its graph; ``leaf``, its copy without, of which ``fake`` are the features; those of x_t.
+    ``shown`` is that landing before the discriminator, where there is one.
     """
 
     x0: Tensor
     landing: Tensor
-    judged: Tensor | None = None
-    seen: Tensor | None = None
-    leaf: Tensor | None = None
-    fake: list[Tensor] | None = None
-    beside: list[Tensor] | None = None
+    shown: Shown | None = None
 
 
 class Lightning(Method):
@@ -95,7 +88,7 @@ class Lightning(Method):
 
     name = "lightning"
     summary = "Progressive distillation, one stage at a time, adversarial where a mean square error would blur."
-    players: tuple[Player, ...] = (Player("student"), Player("discriminator", owns=(BACKBONE, HEADS)))
+    players: tuple[Player, ...] = (Player("student"), Landings.player)
     sampler = "ddim"
     truth_settings: ClassVar[dict[str, Any]] = {"loss": "mse", "terminal": "table"}
 
@@ -144,15 +137,12 @@ class Lightning(Method):
         self.substeps = settings.num_teacher_steps // few
         self.grid = _grid(schedule, [settings.num_teacher_steps, self.starts, few])
         self.guidance_scale = Guidance.of(settings.guidance_scale).low
-        self.levels = _levels(schedule, settings.renoise_times)
-        weights = torch.tensor(settings.renoise_weights, dtype=torch.float64)
-        self.shares = (weights / weights.sum()).cumsum(0)[:-1]
-        self.game: Discriminator | None = None
+        self.game: Landings | None = None
         if settings.loss in ("conditional", "unconditional"):
-            pictures = 2 if settings.loss == "conditional" else 1
-            self.game = Discriminator(
-                "logistic", BACKBONE, HEADS, "last", head="conv", halvings=settings.halvings, pictures=pictures
-            )
+            self.game = Landings(
+                schedule, settings.renoise_times, settings.renoise_weights, settings.discriminator_weights,
+                settings.halvings, beside=settings.loss == "conditional",
+            )  # fmt: skip
         else:
             self.players = (Player("student"),)
 
@@ -160,12 +150,10 @@ class Lightning(Method):
         settings = self.settings
         kind = settings.prediction_type or ("sample" if settings.loss == "convert" else None)
         student = RoleSpec("student", prediction_type=kind)
-        if self.game is None:
-            return (student,)
-        return student, RoleSpec(BACKBONE, features_only=True, weights=settings.discriminator_weights)
+        return (student, self.game.role) if self.game else (student,)
 
     def heads(self) -> tuple[HeadSpec, ...]:
-        return (self.game.spec(),) if self.game else ()
+        return (self.game.heads(),) if self.game else ()
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
@@ -173,12 +161,8 @@ class Lightning(Method):
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
         shape = batch.x0.shape[1:]
-        return Draws(
-            start=rng.sample.integers("start", 0, self.starts),
-            noise=rng.sample.normal("noise", shape),
-            level=rng.sample.uniform("level") if self.game else None,
-            level_noise=rng.sample.normal("level_noise", shape) if self.game else None,
-        )
+        start, noise = rng.sample.integers("start", 0, self.starts), rng.sample.normal("noise", shape)
+        return Draws(start, noise, *(self.game.draw(rng, shape) if self.game else (None, None)))
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
         times = self.way(draws.start)
@@ -188,12 +172,9 @@ class Lightning(Method):
         said = roles.student(x_t, hop.t, batch.cond)
         shared = Shared(**vars(hop), x0=said.x0, landing=said.at(hop.u))
         if self.game:
-            shared.judged = self._judged_time(hop.u, draws.level)
-            shared.seen = self._seen(shared.landing, shared, draws)
-            shared.leaf = shared.seen.detach().requires_grad_()
-            shared.fake = self.game.features(roles, shared.leaf, shared.judged, batch.cond)
-            if self.game.pictures == 2:  # where they started: as it is, at its own time
-                shared.beside = self.game.features(roles, x_t, hop.t, batch.cond)
+            shared.shown = self.game.show(
+                roles, shared.landing, hop.u, draws.level, draws.level_noise, batch.cond, start=(x_t, hop.t)
+            )
         return shared
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
@@ -206,43 +187,23 @@ class Lightning(Method):
         stats["landing_error"] = error.detach()
         if self.game is None:
             return Loss(error, {"mse": error.detach()}, stats)
-        assert shared.seen is not None and shared.leaf is not None
-        adversarial = generator_loss(self._logits(roles, shared.fake, shared), "logistic")
-        # The pull on what the student drew; the graph of its features stays for the discriminator's own loss.
-        (pull,) = torch.autograd.grad(adversarial, shared.leaf, retain_graph=True)
-        total = with_gradient(adversarial, shared.seen, pull)
-        return Loss(total, {"adversarial": adversarial.detach()}, stats)
+        assert shared.shown is not None
+        adversarial, _ = self.game.student(roles, shared.shown)
+        return Loss(adversarial, {"adversarial": adversarial.detach()}, stats)
 
     def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        assert self.game is not None and shared.judged is not None
-        real = self.game.features(roles, self._seen(shared.x_u, shared, draws), shared.judged, batch.cond)
-        return self.game.verdict(self._logits(roles, real, shared), self._logits(roles, shared.fake, shared))
+        assert self.game is not None and shared.shown is not None
+        return self.game.discriminator(roles, shared.x_u, shared.u, shared.shown, batch.cond)
 
     def calls_per_step(self) -> dict[str, int]:
         calls = {"student": 1, "teacher": 1 if self.settings.loss == "convert" else self.substeps}
-        return calls | ({BACKBONE: 1 + self.game.pictures} if self.game else {})
+        return calls | ({BACKBONE: self.game.calls} if self.game else {})
 
     def way(self, start: Tensor) -> list[Tensor]:
         """The teacher's n + 1 times [B] from the student's, clean data at last if it would step past them."""
         last = len(self.grid) - 1
         first, stride = start * (last // self.starts), last // self.settings.num_teacher_steps
         return [self.grid[(first + k * stride).clamp_max(last)] for k in range(self.substeps + 1)]
-
-    def _judged_time(self, u: Tensor, level: Tensor | None) -> Tensor:
-        """u [B], or t* where u is clean data."""
-        assert level is not None
-        return torch.where(u == self.schedule.clean, self.levels[torch.searchsorted(self.shares, level, right=True)], u)
-
-    def _seen(self, landing: Tensor, shared: Shared, draws: Draws) -> Tensor:
-        """A landing [B, ...] as the discriminator sees it: both have the same noise, those above clean data none."""
-        assert shared.judged is not None and draws.level_noise is not None
-        return renoise(self.schedule, landing, shared.u, shared.judged, draws.level_noise)
-
-    def _logits(self, roles: Roles, features: Sequence[Tensor] | None, shared: Shared) -> list[Tensor]:
-        assert self.game is not None and features is not None
-        if shared.beside is not None:
-            features = [torch.cat(pair, dim=1) for pair in zip(features, shared.beside, strict=True)]
-        return self.game.logits(roles, features)
 
 
 def _grid(schedule: Schedule, steps: Sequence[int]) -> Tensor:
@@ -258,33 +219,14 @@ def _grid(schedule: Schedule, steps: Sequence[int]) -> Tensor:
     return grid
 
 
-def _levels(schedule: Schedule, shares: Sequence[float]) -> Tensor:
-    """Shares of the way to noise as native times: 0.25 is index 249 of 1,000, or 0.25 shifted on flow schedules."""
-    share = torch.tensor(shares, dtype=torch.float64)
-    if schedule.family == "vp":
-        return ((share * schedule.num_train_timesteps).round() - 1).clamp_min(0)
-    return torch.from_numpy(schedule.shifted(share))
-
-
 def _check(settings: Lightning.Settings, starts: int, schedule: Schedule) -> None:
     few, many = settings.num_inference_steps, settings.num_teacher_steps
     if schedule.family == "edm":
         raise ValueError("lightning steps on trailing grids, which lie in each other: EDM schedules have none such.")
-    for name, known in (
-        ("loss", OBJECTIVES),
-        ("terminal", ("noise", "table")),
-        ("discriminator_weights", ("full", "lora")),
-    ):
+    for name, known in (("loss", OBJECTIVES), ("terminal", ("noise", "table"))):
         if getattr(settings, name) not in known:
             raise ValueError(f"Unknown {name} '{getattr(settings, name)}': use {', '.join(known)}.")
     if few < 1 or many < few or many % few:
         raise ValueError(f"num_teacher_steps ({many}) must be a multiple of num_inference_steps ({few}).")
     if starts < few or starts % few:
         raise ValueError(f"num_start_times ({starts}) must be a multiple of num_inference_steps ({few}).")
-    if settings.halvings < 0:
-        raise ValueError(f"halvings must be at least 0, not {settings.halvings}.")
-    levels, weights = settings.renoise_times, settings.renoise_weights
-    if not levels or not all(0 < level < 1 for level in levels):
-        raise ValueError(f"renoise_times must lie between 0 and 1, not {list(levels)}.")
-    if len(levels) != len(weights) or min(weights) < 0 or not 0 < sum(weights) < math.inf:
-        raise ValueError(f"renoise_weights must be as many as renoise_times and at least 0, not {list(weights)}.")

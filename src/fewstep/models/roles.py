@@ -268,9 +268,12 @@ class Roles:
         return heads
 
     def follow(self, name: str, source: str, decay: float) -> Denoiser:
-        """A role that trails ``source`` by an exponential moving average; with decay 0 it *is* the source."""
-        if not 0 <= decay < 1:
-            raise ValueError(f"An EMA decay must be in [0, 1), not {decay}.")
+        """A role that trails ``source`` by an exponential moving average.
+
+        With decay 0 it *is* the source, with 1 it stays what the source is now.
+        """
+        if not 0 <= decay <= 1:
+            raise ValueError(f"An EMA decay must be in [0, 1], not {decay}.")
         if decay == 0:
             self._views[name] = self._views[source]
             return self._views[name]

@@ -154,6 +154,8 @@ def _on_meta(
 
 def _name_of(role: str, method: Method) -> str:
     spec = next((spec for spec in method.roles() if spec.name == role), None)
+    if spec is not None and spec.decay == 1:
+        return f"{role} (kept as it is)"
     trails = role == "ema" or (spec is not None and spec.follows is not None)
     return f"{role} (moving average)" if trails else f"{role}'s own weights"
 

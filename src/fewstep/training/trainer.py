@@ -57,7 +57,7 @@ def build_roles(
     """The roles that ``method`` asks for, on one teacher `Denoiser`, plus the student's evaluation EMA.
 
     Args:
-        init: what the student starts from (`Roles.start`), the teacher's weights by default.
+        init: what the student starts from (`Roles.start`), and who begins as it; the teacher's weights by default.
         origin: the `Denoiser` that discriminators' backbones start from, the teacher by default.
         helpers: what losses look through, those of plain data by default.
     """
@@ -77,7 +77,9 @@ def build_roles(
     for heads in method.heads():
         roles.add_heads(heads.name, heads.build, heads.backbone, heads.conditioned)
     if init is not None:
-        roles.start("student", init)
+        for spec in method.roles():
+            if spec.name == "student" or spec.begins_as == "student":
+                roles.start(spec.name, init)
     follow(roles, method, settings)
     return roles
 

@@ -211,8 +211,8 @@ def pull_ratio() -> float:
     shared = game.prepare(roles, batch, draws, {"student"})
     (found,) = torch.autograd.grad(game.student(roles, batch, draws, shared).total, shared.landing)
     ideal = roles.heads["heads"]
-    assert shared.seen is not None
-    (logit,) = ideal([torch.cat([shared.seen.detach(), shared.x_t], dim=1)])
+    assert shared.shown is not None
+    (logit,) = ideal([torch.cat([shared.shown.seen.detach(), shared.x_t], dim=1)])
     of_mse = -(ideal.alpha**2) / ideal.sigma**2 * (_PHI - a) * shared.x_t / len(shared.x_t)
     return float((found / (functional.sigmoid(-logit) * of_mse) - 1).abs().max())
 
@@ -240,7 +240,8 @@ def _game(loss: str, a: float) -> tuple[Lightning, Any]:
     teacher = Denoiser(lambda x, t, cond=None: _PHI * x, schedule, "sample")
     roles = _roles(teacher, Denoiser(lambda x, t, cond=None: slope * x, schedule, "sample"))
     roles.slope, roles.discriminator = slope, Denoiser(_Sees(), schedule, "sample")
-    alpha, sigma = (float(c) for c in schedule.alpha_sigma(game.levels[0]))
+    assert game.game is not None
+    alpha, sigma = (float(c) for c in schedule.alpha_sigma(game.game.levels[0]))
     roles.heads = {"heads": Ideal(alpha, sigma, a)}
     return game, roles
 

@@ -27,6 +27,7 @@ from fewstep.evaluation.truth.matching import matching_rows
 from fewstep.evaluation.truth.phased import fixed_rows, trained_rows
 from fewstep.evaluation.truth.progressive import lightning_fixed_rows, lightning_rows
 from fewstep.evaluation.truth.report import Row
+from fewstep.evaluation.truth.segmented import hyper_fixed_rows, hyper_rows
 from fewstep.evaluation.truth.trajectory import ctm_fixed_rows, ctm_rows
 from fewstep.methods.base import Method
 from fewstep.methods.cm import CM
@@ -34,6 +35,7 @@ from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.feedback import Feedback
+from fewstep.methods.hyper import Hyper
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
@@ -137,4 +139,5 @@ PROOFS: dict[type[Method], Proof] = {
     LADD: Proof(ladd_fixed_rows, steps=0),
     Lightning: Proof(lightning_fixed_rows, _lightning_trained),
     Feedback: Proof(feedback_fixed_rows, feedback_rows, FEEDBACK_STEPS, train_feedback, WIDE),
+    Hyper: Proof(lambda bench, method: hyper_fixed_rows(bench, method) + convergence_rows(bench, method), hyper_rows),
 }

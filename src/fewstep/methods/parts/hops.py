@@ -87,13 +87,16 @@ def guided_hop(
     u: Tensor,
     guidance_scale: float | Tensor,
     solver: Solver = "ddim",
+    by: str = "teacher",
 ) -> Hop:
     """Noise ``batch.x0`` to t and take one guided step of the teacher to u, without a graph; Heun's takes two calls.
+
+    ``by`` names another role to take the step.
 
     The step is a jump in (x0, epsilon), whatever the teacher predicts; the public LCM scripts treat its raw output
     as epsilon, which is wrong for v-prediction.
     """
-    return roll_out(roles, schedule, batch, noise, [t, u], guidance_scale, solver)
+    return roll_out(roles, schedule, batch, noise, [t, u], guidance_scale, solver, by=by)
 
 
 def roll_out(
@@ -105,19 +108,20 @@ def roll_out(
     guidance_scale: float | Tensor,
     solver: Solver = "ddim",
     x_t: Tensor | None = None,
+    by: str = "teacher",
 ) -> Hop:
     """The same over several hops: from ``times[0]`` through every one of ``times``, [B] each, to the last (CTM).
 
     ``x_t`` stands in for the noised data. A row whose time does not change stays where it is.
     """
-    teacher_x0 = None
+    teacher_x0, teacher = None, getattr(roles, by)
     with torch.no_grad():
         x = x_t = schedule.add_noise(batch.x0, noise, times[0]) if x_t is None else x_t
         for t, u in pairwise(times):
-            first = roles.teacher(x, t, batch.cond, guidance_scale=guidance_scale)
+            first = teacher(x, t, batch.cond, guidance_scale=guidance_scale)
             x = first.at(u)
             if solver == "heun":
-                x = heun(first, roles.teacher(x, u, batch.cond, guidance_scale=guidance_scale))
+                x = heun(first, teacher(x, u, batch.cond, guidance_scale=guidance_scale))
             teacher_x0 = first.x0 if teacher_x0 is None else teacher_x0
     return Hop(times[0], times[-1], x_t, x, teacher_x0)
 

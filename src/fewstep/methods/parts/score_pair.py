@@ -119,6 +119,12 @@ class ScorePair:
         return np.asarray((alpha / sigma) ** 2 + 1 / sigma_data**2)
 
 
+def check_fake_begins(role: str) -> None:
+    """Raises ValueError for a role that a fake score cannot begin as."""
+    if role not in ("teacher", "student"):
+        raise ValueError(f"Unknown fake_begins '{role}': use teacher or student.")
+
+
 def matching_loss(x: Tensor, gradient: Tensor) -> Tensor:
     """A loss whose gradient at answers x [B, ...] is ``gradient`` over the number of elements.
 

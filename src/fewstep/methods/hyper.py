@@ -1,0 +1,236 @@
+"""Hyper-SD: trajectory segmented consistency distillation, TSCD (Ren et al. 2024, arXiv 2404.13686, sec. 3.2).
+
+Trajectory consistency (`tcd`) inside k segments of time, fewer from stage to stage: k = 8, 4, 2, 1. A stage begins with
+the student of the one before (a recipe's `init`). Each step (algorithm 1):
+
+    x_t = alpha_t x0 + sigma_t eps                  t = t_n on a grid of N times, u = t_(n-1) the next one below
+    x_u = one DDIM step from t to u                 of the teacher, guided; later of the student the stage began with
+    s   a time of the grid, uniform from the floor of t's segment up to u
+    a = J(student at x_t; s),   b = stop_gradient J(EMA target at x_u; s)           J(.; s) = x_u where u = s
+    loss = mse_weight |a - b|^2 + adversarial_weight softplus(-D(a)),   D tells b from a
+
+One epsilon(x, t) has to serve every s of a segment, so that TSCD like TCF(1) cannot reach zero loss, but comes the
+nearer the shorter its segments are: at one hop each it can. `tell_end` lifts that. With one segment and no D: `tcd`.
+
+D is Lightning's (`parts/landings.py`): encoder and middle of the first model, of the landing alone, noised first where
+s is the schedule's end.
+
+Where the paper is silent, or errs. It prints the segment's floor as floor(t_n / (T / k)) T / k, by which t_n = T, the
+time that counts most, and every other boundary is its own floor and no s is left; the ceiling less one is meant. N must
+be a multiple of k, or a hop would cross a boundary and end below its floor. s is on the grid, as `tcd` has it: between
+two of its times a jump from the upper one would be a target and never be trained. Training code, N, the range of w, the
+weights of both terms and the decay of the target were not published: the defaults here are ours.
+
+Human feedback is a stage of its own, and the one-step student is `dmd` with ``fake_begins: student``: on all weights at
+``timestep: 800``, or as the LoRA that `tcd`'s sampler takes on to eight steps (docs/methods.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods.parts.distances import check_weights, distance
+from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
+from fewstep.methods.parts.landings import BACKBONE, Landings, Shown
+from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.random import Rng
+from fewstep.models.roles import Roles
+
+
+@dataclass
+class Draws:
+    """Random numbers of one TSCD step.
+
+    Attributes:
+        index: [B] int64, which hop of the grid: from grid[index + 1] down to grid[index].
+        end_index: [B] int64, the end time s = grid[end_index], uniform from the floor of the hop's segment to index.
+        noise: [B, ...] unit normal, and offset_noise times one normal to a channel.
+        guidance_scale: [B] float64, the teacher's scale w (1 = off).
+        level: [B] float64 in [0, 1), which t* a landing on the schedule's end is noised to; None without adversarial
+            loss, like
+        level_noise: [B, ...] the unit normal of both landings.
+    """
+
+    index: Tensor
+    end_index: Tensor
+    noise: Tensor
+    guidance_scale: Tensor
+    level: Tensor | None
+    level_noise: Tensor | None
+
+
+@dataclass
+class Shared(Hop):
+    """The hop, its ends s [B] (host), what the student says x0 is, and both landings at s, [B, ...].
+
+    The target's has no graph. ``shown`` is the student's before the discriminator, where there is one.
+    """
+
+    s: Tensor
+    x0: Tensor
+    landing: Tensor
+    target: Tensor
+    shown: Shown | None = None
+
+
+class Hyper(Method):
+    """One TSCD stage of k segments: students of k steps, or, of one segment, of as many as `tcd`'s sampler takes."""
+
+    name = "hyper"
+    summary = "Trajectory consistency inside 8, 4, 2, then 1 segments of time, a stage for each; adversarial help."
+    players: tuple[Player, ...] = (Player("student"), Landings.player)
+    sampler = "phased"
+    truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 8, "adversarial_weight": 0.0, "target_decay": 0.0}
+    truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({"segments": 4}, {"segments": 1})
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings of Hyper-SD's TSCD.
+
+        Attributes:
+            segments: k: 8, then 4, 2, 1.
+            num_grid_steps: N, hops of the training grid, a multiple of k; 40 has the trailing steps of every stage.
+            hop_by: whose step leads from t to u: "teacher", guided, in the first stage (or in all), or "beginning", in
+                later ones: what the student was when the stage began, without guidance.
+            guidance_scale: the teacher's w (1 = off), one number or [low, high] drawn per sample.
+            mse_weight, adversarial_weight: of both terms; None is ours for k: 1 and 0 from 8 segments on, 1 and 0.005
+                from 4, 0.5 and 0.01 for 2, 0.3 and 0.02 for 1, by which the game pulls two to three times as hard as
+                the mean square on latents of 1,024 numbers when a stage begins. 0 leaves the discriminator out.
+            target_decay: EMA decay of the target; 0 uses the student itself.
+            offset_noise: one more normal to each channel, times this (not on flow schedules).
+            tell_end: give the student s as an input. No other program can read this from a LoRA.
+            discriminator_weights: "full" or "lora", of the student's rank. halvings: of its head, whose map must come
+                down to 4x4: 0 for scenes-64, 1 for SD1.5 at 512 pixels, 3 for SDXL at 1024.
+        """
+
+        segments: int = 8
+        num_grid_steps: int = 40
+        hop_by: Literal["teacher", "beginning"] = "teacher"
+        guidance_scale: float | tuple[float, float] = 1.0
+        mse_weight: float | None = None
+        adversarial_weight: float | None = None
+        target_decay: float = 0.95
+        offset_noise: float = 0.0
+        tell_end: bool = False
+        discriminator_weights: Literal["full", "lora"] = "full"
+        halvings: int = 0
+
+    settings: Settings
+
+    def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
+        super().__init__(schedule, settings, **overrides)
+        settings = self.settings
+        self.guidance = Guidance.of(settings.guidance_scale)
+        _check(settings, self.guidance, schedule)
+        self.grid = torch.from_numpy(schedule.training_grid(settings.num_grid_steps))
+        self.stride = settings.num_grid_steps // settings.segments
+        mse, adversarial = _weights(settings.segments)
+        self.mse_weight = mse if settings.mse_weight is None else settings.mse_weight
+        self.adversarial_weight = adversarial if settings.adversarial_weight is None else settings.adversarial_weight
+        if settings.segments == 1:
+            self.sampler = "tcd"
+        self.game: Landings | None = None
+        if self.adversarial_weight:
+            self.game = Landings(schedule, held=settings.discriminator_weights, halvings=settings.halvings)
+        else:
+            self.players = (Player("student"),)
+
+    def roles(self) -> tuple[RoleSpec, ...]:
+        told = ("end",) if self.settings.tell_end else ()
+        roles = [RoleSpec("student", told), RoleSpec("target", follows="student", decay=self.settings.target_decay)]
+        if self.settings.hop_by == "beginning":
+            roles.append(RoleSpec("beginning", follows="student", decay=1.0))
+        return (*roles, self.game.role) if self.game else tuple(roles)
+
+    def heads(self) -> tuple[HeadSpec, ...]:
+        return (self.game.heads(),) if self.game else ()
+
+    @classmethod
+    def sampling(cls, settings: Settings) -> Sampling:
+        whole = settings.segments == 1
+        return Sampling(settings.segments, eta=0.3 if whole else 0.0, no_other_steps=not whole)
+
+    def floor(self, index: Tensor) -> Tensor:
+        """The grid index of the lower end of a hop's segment, (ceil(n / (N / k)) - 1) N / k, for its t = grid[n]."""
+        n = index + 1
+        return (torch.ceil(n / self.stride).to(torch.int64) - 1) * self.stride
+
+    def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
+        shape, offset = batch.x0.shape[1:], self.settings.offset_noise
+        index = rng.sample.integers("index", 0, self.settings.num_grid_steps)
+        floor = self.floor(index)
+        noise = rng.sample.normal("noise", shape)
+        if offset:
+            noise = noise + offset * rng.sample.normal("offset", (shape[0], *[1] * (len(shape) - 1)))
+        return Draws(
+            index,
+            floor + (rng.sample.uniform("end") * (index + 1 - floor)).to(torch.int64),
+            noise,
+            self.guidance.draw(rng),
+            *(self.game.draw(rng, shape) if self.game else (None, None)),
+        )
+
+    def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
+        t, u, s = self.grid[draws.index + 1], self.grid[draws.index], self.grid[draws.end_index]
+        scale, told = self.guidance.scale(draws.guidance_scale), s if self.settings.tell_end else None
+        hop = guided_hop(roles, self.schedule, batch, draws.noise, t, u, scale, by=self.settings.hop_by)
+        said = roles.student(hop.x_t, t, batch.cond, end=told)
+        with torch.no_grad():
+            target = roles.target(hop.x_u, u, batch.cond, end=told).at(s)
+        shared = Shared(**vars(hop), s=s, x0=said.x0.detach(), landing=said.at(s), target=target)
+        if self.game:
+            shared.shown = self.game.show(roles, shared.landing, s, draws.level, draws.level_noise, batch.cond)
+        return shared
+
+    def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
+        error = distance(shared.landing, shared.target)
+        stats = answer_statistics(shared.x0, batch.x0, shared.teacher_x0)
+        loss, parts = self.mse_weight * error, {"consistency": error.detach()}
+        if self.game is None or shared.shown is None:
+            return Loss(loss, parts, stats)
+        adversarial, pull = self.game.student(roles, shared.shown)
+        with torch.no_grad():  # of both weighted terms, each where it looks at the landing
+            away = (shared.landing - shared.target).norm()
+            stats["consistency_pull"] = 2 * self.mse_weight * away / shared.landing.numel()
+            stats["adversarial_pull"] = self.adversarial_weight * pull.norm()
+        total = loss + self.adversarial_weight * adversarial
+        return Loss(total, parts | {"adversarial": adversarial.detach()}, stats)
+
+    def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
+        assert self.game is not None and shared.shown is not None
+        return self.game.discriminator(roles, shared.target, shared.s, shared.shown, batch.cond)
+
+    def calls_per_step(self) -> dict[str, int]:
+        calls = {"student": 1, self.settings.hop_by: 1, "target": 1}
+        return calls | ({BACKBONE: self.game.calls} if self.game else {})
+
+
+def _weights(segments: int) -> tuple[float, float]:
+    """(mse_weight, adversarial_weight) of a stage: the mean square leads while segments are short, then the game."""
+    return next(weights for least, weights in _OURS if segments >= least)
+
+
+_OURS = ((8, (1.0, 0.0)), (4, (1.0, 0.005)), (2, (0.5, 0.01)), (1, (0.3, 0.02)))
+
+
+def _check(settings: Hyper.Settings, guidance: Guidance, schedule: Schedule) -> None:
+    k, hops = settings.segments, settings.num_grid_steps
+    if k < 1 or hops < k or hops % k:
+        raise ValueError(f"num_grid_steps ({hops}) must be a multiple of segments ({k}).")
+    if settings.hop_by not in ("teacher", "beginning"):
+        raise ValueError(f"Unknown hop_by '{settings.hop_by}': use teacher or beginning.")
+    if settings.hop_by == "beginning" and settings.tell_end:
+        raise ValueError("hop_by beginning is for students that are told no end: take hop_by teacher with tell_end.")
+    if settings.hop_by == "beginning" and guidance != Guidance(1.0, 1.0):
+        raise ValueError("hop_by beginning takes guidance_scale 1: the student it begins with has it built in.")
+    check_weights(settings, *(n for n in ("mse_weight", "adversarial_weight") if getattr(settings, n) is not None))
+    check_weights(settings, "offset_noise")
+    if settings.offset_noise and schedule.family == "flow":
+        raise ValueError("offset_noise is for VP and EDM schedules: set it to 0 for a flow model.")

@@ -1,0 +1,160 @@
+"""A discriminator of landings: two left one start, which of them is the student's? (SDXL-Lightning, sec. 3.3 and 3.4)
+
+It is the diffusion model's own encoder and middle, all of it trained, with a convolutional head: of the model that a
+whole chain of students began with. It judges both landings at the time where they lie, by the logistic loss. On clean
+data an encoder sees no structure: what lands on the schedule's end is noised first, both landings with one noise, to a
+time t* drawn from a few.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.schedule import Schedule, Time
+from fewstep.methods.base import HeadSpec, Loss, Player, RoleSpec
+from fewstep.methods.parts.discriminators import Discriminator, generator_loss
+from fewstep.methods.parts.distances import with_gradient
+from fewstep.methods.parts.score_pair import noise_levels
+from fewstep.methods.random import Rng
+from fewstep.models.cond import Cond
+from fewstep.models.roles import Roles
+from fewstep.sampling.samplers import renoise
+
+BACKBONE, HEADS = "discriminator", "heads"
+
+
+@dataclass
+class Shown:
+    """A student's landing before the discriminator.
+
+    Attributes:
+        at: [B] native times (host) at which both landings are judged; noise: [B, ...] what those that need it are
+            noised with.
+        seen: [B, ...] the landing there, with its graph; leaf: its copy without.
+        features: the discriminator's, of the leaf. beside: of where it started, for one that sees that too.
+    """
+
+    at: Tensor
+    noise: Tensor
+    seen: Tensor
+    leaf: Tensor
+    features: list[Tensor]
+    beside: list[Tensor] | None = None
+
+
+class Landings:
+    """The game of both landings.
+
+    Args:
+        schedule: of both.
+        times: t*, as shares of the way from clean data to noise; weights: how often each.
+        held: "full", all weights of the encoder, or "lora".
+        halvings: of the head, whose map must come down to 4x4.
+        beside: whether it sees where they started, too.
+
+    Raises:
+        ValueError: one sentence, for values that make no sense; they are called as in the settings of the methods.
+    """
+
+    player = Player("discriminator", owns=(BACKBONE, HEADS))
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        times: Sequence[float] = (0.01, 0.25, 0.5, 0.75),
+        weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        held: Literal["full", "lora"] = "full",
+        halvings: int = 0,
+        beside: bool = False,
+    ) -> None:
+        _check(times, weights, held, halvings)
+        self.schedule = schedule
+        self.levels = _levels(schedule, times)
+        share = torch.tensor(weights, dtype=torch.float64)
+        self.shares = (share / share.sum()).cumsum(0)[:-1]
+        self.role = RoleSpec(BACKBONE, features_only=True, weights=held)
+        pictures = 2 if beside else 1
+        self.game = Discriminator("logistic", BACKBONE, HEADS, "last", "conv", halvings, pictures)
+
+    @property
+    def calls(self) -> int:
+        """How often the encoder is asked in a step."""
+        return 1 + self.game.pictures
+
+    def heads(self) -> HeadSpec:
+        """What a method returns from `Method.heads`."""
+        return self.game.spec()
+
+    def draw(self, rng: Rng, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """[B] numbers in [0, 1), which t* it is, and [B, *shape] unit normals that both landings are noised with."""
+        return rng.sample.uniform("level"), rng.sample.normal("level_noise", shape)
+
+    def show(
+        self,
+        roles: Roles,
+        landing: Tensor,
+        s: Tensor,
+        level: Tensor | None,
+        noise: Tensor | None,
+        cond: Cond | None,
+        start: tuple[Tensor, Time] | None = None,
+    ) -> Shown:
+        """What the discriminator makes of a student's landing [B, ...] at s [B], from ``start`` (x_t, t)."""
+        assert level is not None and noise is not None
+        at = self.judged_at(s, level)
+        seen = renoise(self.schedule, landing, s, at, noise)
+        leaf = seen.detach().requires_grad_()
+        shown = Shown(at, noise, seen, leaf, self.game.features(roles, leaf, at, cond))
+        if self.game.pictures == 2:  # where they started: as it is, at its own time
+            assert start is not None
+            shown.beside = self.game.features(roles, *start, cond)
+        return shown
+
+    def student(self, roles: Roles, shown: Shown) -> tuple[Tensor, Tensor]:
+        """softplus(-D), which the student minimises, and its gradient at what was seen, [B, ...].
+
+        That gradient is formed at once: the graph of the features stays for the discriminator's own loss.
+        """
+        adversarial = generator_loss(self._logits(roles, shown.features, shown), "logistic")
+        (pull,) = torch.autograd.grad(adversarial, shown.leaf, retain_graph=True)
+        return with_gradient(adversarial, shown.seen, pull), pull
+
+    def discriminator(self, roles: Roles, real: Tensor, s: Tensor, shown: Shown, cond: Cond | None) -> Loss:
+        """softplus(-D(real)) + softplus(D(fake)); real: [B, ...] where the student should have landed, at s [B]."""
+        seen = renoise(self.schedule, real, s, shown.at, shown.noise)
+        logits = self._logits(roles, self.game.features(roles, seen, shown.at, cond), shown)
+        return self.game.verdict(logits, self._logits(roles, shown.features, shown))
+
+    def judged_at(self, s: Tensor, level: Tensor) -> Tensor:
+        """s [B] itself, or t* where s is the schedule's end, or clean."""
+        return torch.where(s <= self.schedule.end, self.levels[torch.searchsorted(self.shares, level, right=True)], s)
+
+    def _logits(self, roles: Roles, features: Sequence[Tensor], shown: Shown) -> list[Tensor]:
+        if shown.beside is not None:
+            features = [torch.cat(pair, dim=1) for pair in zip(features, shown.beside, strict=True)]
+        return self.game.logits(roles, features)
+
+
+def _levels(schedule: Schedule, shares: Sequence[float]) -> Tensor:
+    """Shares of the way to noise as native times: 0.25 is index 249 of 1,000, or 0.25 shifted on flow schedules."""
+    levels = noise_levels(schedule)
+    place = np.round(np.asarray(shares) * len(levels)).astype(np.int64) - 1
+    return torch.from_numpy(levels[np.maximum(place, 0)])
+
+
+def _check(times: Sequence[float], weights: Sequence[float], held: str, halvings: int) -> None:
+    if held not in ("full", "lora"):
+        raise ValueError(f"Unknown discriminator_weights '{held}': use full, lora.")
+    if halvings < 0:
+        raise ValueError(f"halvings must be at least 0, not {halvings}.")
+    if not times or not all(0 < time < 1 for time in times):
+        raise ValueError(f"renoise_times must lie between 0 and 1, not {list(times)}.")
+    if len(times) != len(weights) or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise ValueError(f"renoise_weights must be as many as renoise_times and at least 0, not {list(weights)}.")
