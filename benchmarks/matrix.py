@@ -20,7 +20,7 @@ import torch
 
 from fewstep.data.files import replace_text
 from fewstep.distill import distill
-from fewstep.draw import load_model
+from fewstep.drawing.draw import load_model
 from fewstep.export.publish import export
 from fewstep.job import Job, prepare
 from fewstep.methods.registry import METHODS

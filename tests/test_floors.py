@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "fewstep"
 ORDER = (
     ("diffusion",), ("models",), ("sampling",), ("methods",), ("data",), ("training",), ("evaluation", "export"),
-    ("checkpoints",), ("recipe",),
+    ("checkpoints",), ("drawing",), ("recipe",),
 )  # fmt: skip
 FLOORS = {name: height for height, names in enumerate(ORDER) for name in names}
 TOP = len(FLOORS)

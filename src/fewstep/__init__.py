@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from fewstep.diffusion.mixture import GaussianMixture
     from fewstep.diffusion.prediction import Prediction
     from fewstep.diffusion.schedule import Schedule
-    from fewstep.drawing import Model
+    from fewstep.drawing.load import load
+    from fewstep.drawing.model import Model
     from fewstep.evaluation.truth.verify import verify
-    from fewstep.loading import load
     from fewstep.methods.base import Batch, Loss, Method, Player, Progress, RoleSpec
     from fewstep.models.cond import Cond
     from fewstep.models.denoiser import Denoiser, edm_precondition
@@ -41,9 +41,9 @@ _HOME = {
     "diffusion.mixture": ("GaussianMixture",),
     "diffusion.prediction": ("Prediction",),
     "diffusion.schedule": ("Schedule",),
-    "drawing": ("Model",),
+    "drawing.load": ("load",),
+    "drawing.model": ("Model",),
     "evaluation.truth.verify": ("verify",),
-    "loading": ("load",),
     "methods.base": ("Batch", "Loss", "Method", "Player", "Progress", "RoleSpec"),
     "models.cond": ("Cond",),
     "models.denoiser": ("Denoiser", "edm_precondition"),

@@ -156,7 +156,7 @@ def sample(
     `fewstep sample --checkpoint sdxl-lightning-4step-lora --base my-sdxl -p "a cat"` knows scheduler, grid, guidance,
     eta, LoRA scale and prediction type.
     """
-    from fewstep.draw import draw, load_model, scaled_loras
+    from fewstep.drawing.draw import draw, load_model, scaled_loras
 
     if (model is None) == (checkpoint is None):
         raise ValueError("Give a MODEL or a --checkpoint, one of the two.")
@@ -189,7 +189,7 @@ def page(
 
     Needs gradio: `pip install 'fewstep[app]'`. It is served to this machine alone and asks no other.
     """
-    from fewstep.app import serve
+    from fewstep.drawing.app import serve
 
     blocks, address = serve(model, port, device)
     typer.echo(f"Open {address} in a browser; Ctrl-C ends it.")

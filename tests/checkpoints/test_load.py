@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from fewstep.checkpoints import load
 from fewstep.checkpoints.load import load_checkpoint, start_weights
 from fewstep.checkpoints.registry import checkpoints, find_checkpoint
-from fewstep.drawing import Model
+from fewstep.drawing.load import load_published
+from fewstep.drawing.model import Model
 from fewstep.export.foreign import network_of, read_lora
 from fewstep.export.student import Card
 from fewstep.job import prepare
-from fewstep.loading import load_published
 from fewstep.models.families import as_teacher, load_teacher
 from fewstep.models.roles import Roles, Weights
 from fewstep.models.scenes64 import build_unet

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fewstep.draw import load_model
+from fewstep.drawing.draw import load_model
 from fewstep.export import proof, publish
 from fewstep.export.foreign import read_lora
 from fewstep.export.publish import export

@@ -55,7 +55,7 @@ USE = [
         ),
     ),
     *planted(
-        "drawing.py",
+        "drawing/model.py",
         "program/test_from_pictures.py",
         (
             "pictures: pixels outside the mask come from the decoder",
@@ -65,7 +65,7 @@ USE = [
         ),
     ),
     *planted(
-        "pictures.py",
+        "drawing/pictures.py",
         "program/test_from_pictures.py",
         ("pictures: from -2 to 0", "/ 127.5 - 1", "/ 127.5 - 2", "test_img2img_is_diffusers_own"),
         (
@@ -89,23 +89,23 @@ USE = [
         "export/foreign.py",
         "program/test_use.py",
         (
-            "style LoRAs: their scale is forgotten",
+            "styles: their scale is forgotten",
             "merge(dict(module.named_parameters()), layers, scale)",
             "merge(dict(module.named_parameters()), layers)",
             f"{_STYLES}[teacher]",
         ),
         (
-            "style LoRAs: the text encoder's part is lost",
+            "styles: the text encoder's part is lost",
             "parts = {part: _layers(getattr(pipeline, part, None)) for part in (name, *ENCODERS)}",
             "parts = {part: _layers(getattr(pipeline, part, None)) for part in (name,)}",
             f"{_STYLES}[teacher]",
         ),
     ),
     *planted(
-        "loading.py",
+        "drawing/load.py",
         "program/test_use.py",
         (
-            "style LoRAs: a student of full weights gets none",
+            "styles: a student of full weights gets none",
             "add_loras(teacher.pipeline, styles, getattr(student.network.network, part))",
             "add_loras(teacher.pipeline, styles)",
             f"{_STYLES}[full run]",
@@ -148,7 +148,7 @@ USE = [
         ),
     ),
     *planted(
-        "app.py",
+        "drawing/app.py",
         "program/test_app.py",
         (
             "app: the teacher draws from another seed",

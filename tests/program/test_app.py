@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from fewstep import app
+from fewstep.drawing.load import load_model
 from fewstep.evaluation.grids import to_images
-from fewstep.loading import load_model
 from tests.export.test_publish import finished
 from tests.program.conftest import inside
 

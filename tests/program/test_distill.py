@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fewstep.data.cache import fingerprint, scene_latents
 from fewstep.data.files import only_one
 from fewstep.distill import distill
-from fewstep.draw import draw, load_model
+from fewstep.drawing.draw import draw, load_model
 from fewstep.evaluation.diagnose import diagnose
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.job import prepare

@@ -5,7 +5,7 @@ import json
 import torch
 
 from fewstep.distill import distill
-from fewstep.draw import draw, load_model
+from fewstep.drawing.draw import draw, load_model
 from fewstep.export.student import load_card, sampler_of
 from fewstep.recipe import load_recipe
 from fewstep.sampling import CTM

@@ -13,7 +13,7 @@ import torch
 from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource
 from fewstep.distill import distill
-from fewstep.draw import load_model
+from fewstep.drawing.draw import load_model
 from fewstep.export.student import LORA_FILE, Card, load_card, load_student, save_student
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import as_teacher, load_teacher

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fewstep.draw import draw, load_model
+from fewstep.drawing.draw import draw, load_model
 from fewstep.export.card import usage_hint
 from fewstep.export.chain import load_start, teacher_of
 from fewstep.export.scheduler import plan_scheduler

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from fewstep.draw import draw, load_model
+from fewstep.drawing.draw import draw, load_model
 from fewstep.export.chain import open_teacher, teacher_of
 from fewstep.export.student import load_card, load_student, load_weights, sampler_of
 from fewstep.job import prepare

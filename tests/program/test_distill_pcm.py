@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.distill import distill
-from fewstep.draw import draw, load_model
+from fewstep.drawing.draw import draw, load_model
 from fewstep.export.student import load_card, sampler_of
 from fewstep.job import prepare
 from fewstep.recipe import RecipeError, load_recipe, parse_recipe

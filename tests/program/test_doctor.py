@@ -167,7 +167,7 @@ def test_sampling_may_run_out_of_memory_too(tmp_path, monkeypatch, capsys):
     def load(*_, **__):
         torch.empty(10**15)
 
-    monkeypatch.setattr("fewstep.draw.load_model", load)
+    monkeypatch.setattr("fewstep.drawing.draw.load_model", load)
     code, _, errors = inside(monkeypatch, capsys, tmp_path, "sample", "scenes-64")
     assert (code, errors) == (2, "Error: Out of memory: ask for fewer pictures at once (--prompt, --count).\n")
 

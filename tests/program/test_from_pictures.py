@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 import fewstep
-from fewstep.drawing import Model
+from fewstep.drawing.model import Model
+from fewstep.drawing.pictures import as_masks, cells
 from fewstep.export import publish
 from fewstep.export.pipeline import close_guidance
 from fewstep.export.student import Card
 from fewstep.models.families import as_teacher
-from fewstep.pictures import as_masks, cells
 from tests.export.test_publish import finished, gap
 from tests.models.pipelines import PROMPTS, SIZE, build
 

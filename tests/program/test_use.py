@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import fewstep
 from fewstep.checkpoints.registry import find_checkpoint
-from fewstep.drawing import Model
+from fewstep.drawing.model import Model
 from fewstep.export import publish
 from fewstep.export.publish import export
 from fewstep.export.student import Card

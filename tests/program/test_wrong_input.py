@@ -10,7 +10,7 @@ import pytest
 
 from fewstep.cli import _command
 from fewstep.distill import distill
-from fewstep.draw import draw, load_model
+from fewstep.drawing.draw import draw, load_model
 from fewstep.export.student import CARD_FILE, load_card
 from fewstep.job import check_device
 from fewstep.recipe import RecipeError, load_recipe
@@ -105,10 +105,10 @@ def test_commands_can_be_pasted():
 
 INTERRUPTED = """
 import signal
-import fewstep.draw, fewstep.cli
+import fewstep.drawing.draw, fewstep.cli
 def interrupted(*_, **__):
     signal.raise_signal(signal.SIGINT)
-fewstep.draw.load_model = interrupted
+fewstep.drawing.draw.load_model = interrupted
 fewstep.cli.main()
 """
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.drawing import Model
+from fewstep.drawing.load import load_model
+from fewstep.drawing.model import Model
 from fewstep.evaluation.grids import image_grid
-from fewstep.loading import load_model
 
 __all__ = ["draw", "load_model", "scaled_loras"]
 _SMALL = 192  # pixels: smaller pictures are enlarged

@@ -11,19 +11,19 @@ from typing import Any, Literal, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from fewstep import pictures
 from fewstep.checkpoints import explain
 from fewstep.checkpoints.load import family_of
 from fewstep.checkpoints.registry import Checkpoint
 from fewstep.checkpoints.sampling import sampler_of as published_sampler
 from fewstep.checkpoints.sampling import start_of
+from fewstep.drawing import pictures
+from fewstep.drawing.pictures import Pictures
 from fewstep.evaluation.grids import to_images
 from fewstep.export.foreign import network_of
 from fewstep.export.student import Card, sampler_of
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
-from fewstep.pictures import Pictures
 from fewstep.sampling import Sampler, sample
 
 

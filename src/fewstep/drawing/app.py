@@ -14,10 +14,10 @@ from typing import Any
 from PIL import Image
 
 from fewstep.checkpoints.registry import checkpoints
-from fewstep.drawing import Model
+from fewstep.drawing.load import load_model
+from fewstep.drawing.model import Model
 from fewstep.evaluation.grids import image_grid
 from fewstep.export.chain import student_folder
-from fewstep.loading import load_model
 
 HERE = "127.0.0.1"
 _ONLY_HERE = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' "

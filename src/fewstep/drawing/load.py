@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from fewstep.checkpoints.load import load_checkpoint
 from fewstep.checkpoints.registry import Checkpoint, checkpoints, find_checkpoint
-from fewstep.drawing import Model
+from fewstep.drawing.model import Model
 from fewstep.export.chain import first_teacher, is_pipeline, student_folder, teacher_of
 from fewstep.export.foreign import add_loras, is_lora, network_of
 from fewstep.export.publish import DTYPES
