@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep import app
+from fewstep.drawing import app
 from fewstep.drawing.load import load_model
 from fewstep.evaluation.grids import to_images
 from tests.export.test_publish import finished

@@ -126,8 +126,9 @@ class Teacher:
     @contextmanager
     def _autoencoder(self) -> Iterator[Any]:
         """The autoencoder beside the network, wherever it waits."""
-        vae, base = self.pipeline.vae, self._family.base.device
+        vae = self.pipeline.vae
         before = vae.device
+        base = before if self.family is None else self.family.base.device
         if before != base:
             vae.to(base)
         try:
