@@ -45,7 +45,7 @@ def test_a_dry_run_is_a_recipe_with_remarks(tmp_path, monkeypatch, capsys):
         "10.0 MB  optimiser",
     ):
         assert words in said
-    assert re.search(r"900 steps of 4 pictures: about \d+(\.\d)? (seconds|minutes|hours) on this cpu", said)
+    assert re.search(r"1,000 steps of 4 pictures: about \d+(\.\d)? (seconds|minutes|hours) on this cpu", said)
 
 
 def test_a_plan_of_what_cannot_be_distilled_counts_parameters(tmp_path, monkeypatch, capsys):
