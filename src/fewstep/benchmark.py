@@ -11,6 +11,7 @@ RUN is a job's name and a seed. Work is done in slices: what is finished stays, 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -35,9 +36,9 @@ from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.plan import cost_of_pairs, cost_of_step
-from fewstep.recipe import Recipe, RecipeError, shipped_recipes
+from fewstep.recipe import Recipe, RecipeError, as_yaml, shipped_recipes
 from fewstep.sampling import make_sampler
-from fewstep.stages import Chain, Stage, load
+from fewstep.stages import Chain, Stage, chain_yaml, load
 from fewstep.stages import run as distil
 from fewstep.training.trainer import TrainingStopped
 
@@ -107,6 +108,12 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.job.name}-s{self.seed}"
+
+    @property
+    def mark(self) -> str:
+        """Of the resolved recipe: figures of any other one are measured again."""
+        text = as_yaml(self.recipe) if isinstance(self.recipe, Recipe) else chain_yaml(self.recipe)
+        return _mark(text)
 
     @property
     def steps(self) -> int:
@@ -223,7 +230,8 @@ class Benchmark:
         files = [*self.place.glob("teacher/measured/*.safetensors")]
         for run in self.runs:
             files += (self.place / run.name / "measured").glob("*.safetensors")
-        entries = [entry for entry in map(Entry.load, files) if entry.facts["prompts"] == self.count]
+        marks = {self._teacher_mark, *(run.mark for run in self.runs)}
+        entries = [e for e in map(Entry.load, files) if e.facts["prompts"] == self.count and e.facts["mark"] in marks]
         full = next((e for e in entries if e.model == _named(self.curves[0]) and e.steps == full_steps), None)
         if full is None:
             return None
@@ -246,7 +254,7 @@ class Benchmark:
     def is_measured(self, run: Run) -> bool:
         """Whether all of a run's figures are there."""
         place = self.place / run.name / "measured"
-        return all(self._holds(place / f"{steps}.safetensors") for steps in run.measured_at)
+        return all(self._holds(place / f"{steps}.safetensors", run.mark) for steps in run.measured_at)
 
     # ------------------------------------------------------------ one run
 
@@ -284,7 +292,7 @@ class Benchmark:
             "recipe": run.job.recipe, "set": list(run.changes), "method": card.method, "training_steps": card.steps,
             "forward_equivalents": card.forward_equivalents, "minutes": _minutes(folder),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.last.training.device}",
-            "versions": versions(), "prompts": self.count,
+            "versions": versions(), "prompts": self.count, "mark": run.mark,
         }  # fmt: skip
         for steps in run.measured_at:
             sampler = sampler_of(card, num_inference_steps=steps)
@@ -302,12 +310,15 @@ class Benchmark:
             few = sorted({steps for run in self.runs for steps in run.measured_at})
             for steps in (recipe.sample.teacher_steps, *few):
                 path = self.place / "teacher" / "measured" / f"{name.replace('+', 'p')}-{steps}.safetensors"
-                if self._holds(path):
+                if self._holds(path, self._teacher_mark):
                     continue
                 teacher = teacher or self._teacher(recipe)
                 sampler = make_sampler(name, num_inference_steps=steps)
                 way = Way(f"{_named(name)}, {steps}", teacher.denoiser, sampler, recipe.sample.guidance_scale)
-                facts = {"guidance_scale": recipe.sample.guidance_scale, "prompts": self.count, "versions": versions()}
+                facts = {
+                    "guidance_scale": recipe.sample.guidance_scale, "prompts": self.count, "versions": versions(),
+                    "mark": self._teacher_mark,
+                }  # fmt: skip
                 if not self._way(teacher, way, path, _named(name), None, steps, facts):
                     return False
         return True
@@ -322,7 +333,7 @@ class Benchmark:
         self, teacher: Teacher, way: Way, path: Path, model: str, seed: int | None, steps: int, facts: dict[str, Any]
     ) -> bool:
         """Measure one way, unless it has been or the time is spent."""
-        if self._holds(path):
+        if self._holds(path, facts["mark"]):
             return True
         if time.monotonic() >= self.until:
             return False
@@ -333,11 +344,24 @@ class Benchmark:
         Entry.of(found.outcomes[0], model, seed, steps, facts | {"floors": found.floors}).save(path)
         return True
 
-    def _holds(self, path: Path) -> bool:
-        return path.is_file() and Entry.load(path).facts["prompts"] == self.count
+    def _holds(self, path: Path, mark: str) -> bool:
+        """Whether the file is of just this, on as many prompts."""
+        if not path.is_file():
+            return False
+        facts = Entry.load(path).facts
+        return (facts["prompts"], facts["mark"]) == (self.count, mark)
+
+    @property
+    def _teacher_mark(self) -> str:
+        recipe = self.runs[0].last
+        return _mark(f"{recipe.teacher.model_dump_json()} {recipe.sample.guidance_scale}")
 
 
 _MINUTES = "minutes.json"
+
+
+def _mark(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _minutes(folder: Path) -> float:
@@ -359,5 +383,5 @@ def _result(found: Standings, entries: Sequence[Entry]) -> dict[str, Any]:
             assert few is not None
             against[name] = {"closed": found.closed(entry, name), "better by": found.better_by(entry, few, name)}
         ways[str(entry.steps)] = {**entry.figures, "intervals": entry.intervals, "against the teacher": against}
-    facts = {key: value for key, value in entries[0].facts.items() if key != "floors"}
+    facts = {key: value for key, value in entries[0].facts.items() if key not in ("floors", "mark")}
     return {"model": entries[0].model, "seed": entries[0].seed, **facts, "steps": ways}

@@ -68,6 +68,17 @@ def test_every_run_is_measured_once_and_on_the_same_prompts_and_noise(work, runs
         assert found.better_by(mine, few, name) == joint.better_by(name, way=2, than=1)
 
 
+def test_figures_of_another_recipe_or_teacher_are_not_taken_for_these(work, runs):
+    assert all(work.is_measured(run) for run in runs)
+    longer = within(runs[0].recipe, 1e6)
+    assert not work.is_measured(replace(runs[0], recipe=longer))
+    guided = runs[0].recipe.model_copy(
+        update={"sample": runs[0].recipe.sample.model_copy(update={"guidance_scale": 2.0})}
+    )
+    other = Benchmark([replace(runs[0], recipe=guided)], work.out, work.place, minutes=0, curves=CURVES)
+    assert other.standings() is None and not other.work(lambda line: None)
+
+
 def test_what_is_written(work):
     found = work.write()
     pages, results = {"table.md", "table.csv", "table.json", "grid.png", "report.html"}, {"tcd-s0.json", "tcd-s1.json"}
