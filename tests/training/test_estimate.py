@@ -273,6 +273,19 @@ def test_a_player_that_plays_seldom_costs_its_share(small):
     assert found.equivalents == trainer.roles.cost().forward_equivalents / (3 * settings.batch_size)
 
 
+def test_a_loss_that_differentiates_on_its_own_is_rehearsed_under_checkpointing(small):
+    """DMD2's game asks for its own gradient: what checkpointing recomputes there must be what ran forward."""
+    settings = TrainingSettings(batch_size=4, gradient_checkpointing=True)
+    own = DMD2.Settings(num_inference_steps=1, student_every=1, adversarial_weight=0.1, head="residual")
+    found = estimate(small, DMD2, own, settings, Weights("lora", rank=4), 8)
+    teacher = small.denoiser()
+    method = DMD2(teacher.schedule, own)
+    fill(teacher.network.to_empty(device="cpu"))
+    source, _ = _data(small, DMD2, 8, 0, "cpu")
+    trainer = Trainer(method, build_roles(teacher, method, settings, Weights("lora", rank=4)), source, settings)
+    assert found.step == pytest.approx(peak_of_a_step(trainer), rel=0.02)
+
+
 def test_moments_of_8_bits_are_a_byte_and_a_scale():
     """Below 4096 elements they stay in float32; a scale per 256 elements, two moments."""
     tensors = [meta(4095), meta(4096), meta(1000, 257)]

@@ -90,12 +90,35 @@ class AsOn(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
+        if func is torch.autograd.grad:
+            return self._grad(*args, **kwargs)
         if self.autocast is not None:
             if func in self._LOWER:
                 args, kwargs = tree_map(lambda x: _cast(x, self.autocast), (args, kwargs))
             elif func in self.higher:
                 args, kwargs = tree_map(lambda x: _cast(x, torch.float32), (args, kwargs))
         return func(*args, **kwargs)
+
+    def _grad(
+        self,
+        outputs: Sequence[Tensor] | Tensor,
+        inputs: Sequence[Tensor],
+        grad_outputs: Sequence[Tensor] | Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        allow_unused: bool | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, ...]:
+        """A loss's own `torch.autograd.grad`, with this mode on: activation checkpointing recomputes in it."""
+        ends = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        given = (grad_outputs,) if isinstance(grad_outputs, Tensor) else grad_outputs
+        starts = tuple(torch.ones_like(end) for end in ends) if given is None else tuple(given)
+        keep = create_graph if retain_graph is None else retain_graph
+        with self:
+            found: tuple[Tensor, ...] = _engine_run_backward(
+                ends, starts, keep, create_graph, tuple(inputs), bool(allow_unused), accumulate_grad=False
+            )
+        return found
 
     def _attention(
         self,
