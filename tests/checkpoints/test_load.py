@@ -228,7 +228,9 @@ def test_a_network_that_is_told_its_guidance_starts_nothing_that_is_not(tmp_path
     told = copy.deepcopy(build("sdxl").unet)
     told.time_embedding.cond_proj = torch.nn.Linear(32, told.time_embedding.linear_1.in_features, bias=False)
     save_file(told.state_dict(), tmp_path / "x.safetensors")
-    monkeypatch.setattr(load, "load_teacher", lambda *_, **__: as_teacher(copy.deepcopy(build("sdxl")), size=SIZE))
+    others = copy.deepcopy(build("sdxl"))
+    others.unet.time_embedding.cond_proj = torch.nn.Identity()  # as a role's own w-embedding leaves it
+    monkeypatch.setattr(load, "load_teacher", lambda *_, **__: as_teacher(others, size=SIZE))
     with pytest.raises(ValueError, match="init: lcm-sdxl is told its guidance scale"):
         start_weights(find_checkpoint("lcm-sdxl"), teacher, "full", 4, tmp_path / "x.safetensors")
 

@@ -225,7 +225,7 @@ def put_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
     """
     told = tensors.get("time_embedding.cond_proj.weight")
     embedding: Any = getattr(network, "time_embedding", None)
-    if told is not None and embedding is not None and embedding.cond_proj is None:
+    if told is not None and embedding is not None and getattr(embedding.cond_proj, "weight", None) is None:
         embedding.cond_proj = nn.Linear(told.shape[1], told.shape[0], bias=False, dtype=torch.float32)
         network.register_to_config(time_cond_proj_dim=told.shape[1])  # type: ignore[operator]
     mine = network.state_dict()
