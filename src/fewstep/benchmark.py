@@ -31,7 +31,7 @@ from fewstep.distill import versions
 from fewstep.evaluation.compare import Way, compare
 from fewstep.evaluation.reference import reference_of
 from fewstep.evaluation.standings import DISTANCES, Entry, Standings, in_order
-from fewstep.export.chain import first_teacher, student_folder, teacher_of
+from fewstep.export.chain import model_behind, student_folder, teacher_of
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher, load_teacher
@@ -201,7 +201,7 @@ class Benchmark:
     ) -> None:  # fmt: skip
         self.runs, self.out, self.place, self.curves, self.show_progress = list(runs), out, place, curves, show_progress
         self.until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-        self.count = max(run.job.count for run in self.runs)
+        self.count = self.runs[0].job.count
         for what, values in (
             ("teachers", {run.last.teacher.path for run in self.runs}),
             ("guidance scales of the teacher", {run.last.sample.guidance_scale for run in self.runs}),
@@ -325,9 +325,9 @@ class Benchmark:
 
     def _teacher(self, recipe: Recipe) -> Teacher:
         """The model that a run came from, past all students in between."""
-        student = student_folder(Path(recipe.teacher.path))
-        name = recipe.teacher.path if student is None else first_teacher(student)
-        return load_teacher(name, device=recipe.training.device, loras=recipe.teacher.loras)
+        return load_teacher(
+            model_behind(recipe.teacher.path), device=recipe.training.device, loras=recipe.teacher.loras
+        )
 
     def _way(
         self, teacher: Teacher, way: Way, path: Path, model: str, seed: int | None, steps: int, facts: dict[str, Any]
@@ -377,11 +377,11 @@ def _result(found: Standings, entries: Sequence[Entry]) -> dict[str, Any]:
     """What a run's own file holds: figures by steps, and against the teacher at as many steps."""
     ways = {}
     for entry in entries:
-        few = next((e for e in found.entries if e.model == found.full.model and e.steps == entry.steps), None)
-        against: dict[str, Any] = {}
-        for name in DISTANCES if few is not None else ():
-            assert few is not None
-            against[name] = {"closed": found.closed(entry, name), "better by": found.better_by(entry, few, name)}
+        few = found.few(entry)
+        against = {} if few is None else {
+            name: {"closed": found.closed(entry, name), "better by": found.better_by(entry, few, name)}
+            for name in DISTANCES
+        }  # fmt: skip
         ways[str(entry.steps)] = {**entry.figures, "intervals": entry.intervals, "against the teacher": against}
     facts = {key: value for key, value in entries[0].facts.items() if key not in ("floors", "mark")}
     return {"model": entries[0].model, "seed": entries[0].seed, **facts, "steps": ways}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from fewstep.export.chain import first_teacher, student_folder
+from fewstep.export.chain import model_behind
 from fewstep.models.outline import Outline, outline
 from fewstep.recipe import DTYPES, Recipe, count_pictures
 from fewstep.training.estimate import Estimate, estimate, seconds_of_step, step_cost
@@ -53,8 +52,8 @@ def plan(recipe: Recipe, timed: bool = True) -> Plan:
 
 def _sketch(recipe: Recipe) -> Outline:
     """The teacher's outline; of a student, that of the model it came from."""
-    student, teacher = student_folder(Path(recipe.teacher.path)), recipe.teacher
-    place = teacher.path if student is None else first_teacher(student)
+    teacher = recipe.teacher
+    place = model_behind(teacher.path)
     return outline(place, teacher.size, DTYPES[teacher.dtype], teacher.config)
 
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -72,18 +73,34 @@ class Comparison:
 
         None where there is no loss to speak of: the interval of the teacher's own loss holds 0.
         """
-        picked = [self.outcomes[i] for i in (few, many, student)]
-        loss = picked[0].resampled[figure] - picked[1].resampled[figure]
-        if float(loss.quantile(0.025)) <= 0:
-            return None
-        plain = gap_closed(*(torch.tensor(o.figures[figure], dtype=torch.float64) for o in picked))
-        return float(plain), interval(gap_closed(*(o.resampled[figure] for o in picked)), float(plain))
+        return part_closed(figure, self.outcomes[few], self.outcomes[many], self.outcomes[student])
 
     def better_by(self, figure: str, way: int, than: int) -> tuple[float, tuple[float, float]]:
         """By how much outcome ``way`` is lower than ``than``, on the same prompts and noise, with its 95 % interval."""
-        ours, theirs = self.outcomes[way], self.outcomes[than]
-        better = theirs.figures[figure] - ours.figures[figure]
-        return better, interval(theirs.resampled[figure] - ours.resampled[figure], better)
+        return lower_by(figure, self.outcomes[way], self.outcomes[than])
+
+
+class Figures(Protocol):
+    """Figures with their resamplings, the same draws for all: an `Outcome`, or one that was kept."""
+
+    figures: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    resampled: dict[str, Tensor]
+
+
+def part_closed(figure: str, few: Figures, many: Figures, student: Figures) -> tuple[float, tuple[float, float]] | None:
+    """`Comparison.closed` of three sets of figures."""
+    picked = (few, many, student)
+    if float((few.resampled[figure] - many.resampled[figure]).quantile(0.025)) <= 0:
+        return None
+    plain = gap_closed(*(torch.tensor(each.figures[figure], dtype=torch.float64) for each in picked))
+    return float(plain), interval(gap_closed(*(each.resampled[figure] for each in picked)), float(plain))
+
+
+def lower_by(figure: str, ours: Figures, theirs: Figures) -> tuple[float, tuple[float, float]]:
+    """`Comparison.better_by` of two sets of figures."""
+    better = theirs.figures[figure] - ours.figures[figure]
+    return better, interval(theirs.resampled[figure] - ours.resampled[figure], better)
 
 
 FIGURES = {
@@ -169,7 +186,7 @@ def table(comparison: Comparison, names: Sequence[str] = SHORT) -> str:
     """The figures in columns, 95 % intervals beside them, and a line for each that says what it is."""
     outcomes = comparison.outcomes
     names = [name for name in names if name in outcomes[0].figures]
-    rows = [["", *names], *([o.label, *(_cell(o, name) for name in names)] for o in outcomes)]
+    rows = [["", *names], *([o.label, *(cell(o, name) for name in names)] for o in outcomes)]
     rows.append(["real scenes", *(f"{comparison.floors[n]:.3g}" if n in comparison.floors else "" for n in names)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
@@ -178,11 +195,12 @@ def table(comparison: Comparison, names: Sequence[str] = SHORT) -> str:
     return "\n".join([line.rstrip() for line in lines] + [f"  {n}: {FIGURES[n]}" for n in names if n in FIGURES])
 
 
-def _cell(outcome: Outcome, name: str) -> str:
-    value = f"{outcome.figures[name]:.3g}"
-    if name not in outcome.intervals:
+def cell(found: Figures, name: str) -> str:
+    """A figure with its interval, if it has one."""
+    value = f"{found.figures[name]:.3g}"
+    if name not in found.intervals:
         return value
-    low, high = outcome.intervals[name]
+    low, high = found.intervals[name]
     return f"{value} [{low:.3g}, {high:.3g}]"
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from fewstep.data.files import replace_tensors, replace_text
 from fewstep.data.scenes import Scenes
-from fewstep.evaluation.compare import FIGURES, UNSEEN, Outcome
+from fewstep.evaluation.compare import FIGURES, UNSEEN, Outcome, cell, lower_by, part_closed
 from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.measured import gap_closed, interval
 from fewstep.evaluation.page import Page
 
 SHOWN = ("FD", "KID", "detail FD", "recall", "accuracy", "spread")
@@ -94,11 +93,11 @@ class Entry:
 
 @dataclass
 class Standings:
-    """All entries, and the two of the teacher that others are held against.
+    """All entries, and the teacher's own that others are held against.
 
     Attributes:
         entries: in the order of the table.
-        full: the teacher at full length; few: its label among the entries at few steps, with the full one's sampler.
+        full: the teacher at full length.
         count: prompts. floors: FD and detail FD of as many real scenes.
     """
 
@@ -112,17 +111,16 @@ class Standings:
 
         None where the teacher has no loss to speak of at so many steps, or was not measured there.
         """
-        few = next((e for e in self.entries if e.model == self.full.model and e.steps == entry.steps), None)
-        if few is None or float((few.resampled[figure] - self.full.resampled[figure]).quantile(0.025)) <= 0:
-            return None
-        plain = gap_closed(*(torch.tensor(e.figures[figure], dtype=torch.float64) for e in (few, self.full, entry)))
-        between = gap_closed(*(e.resampled[figure] for e in (few, self.full, entry)))
-        return float(plain), interval(between, float(plain))
+        few = self.few(entry)
+        return None if few is None else part_closed(figure, few, self.full, entry)
+
+    def few(self, entry: Entry) -> Entry | None:
+        """The teacher at as many steps as ``entry``, by the full one's sampler."""
+        return next((e for e in self.entries if e.model == self.full.model and e.steps == entry.steps), None)
 
     def better_by(self, entry: Entry, other: Entry, figure: str) -> tuple[float, tuple[float, float]]:
         """By how much ``entry`` is lower than ``other`` on the same prompts and noise, with its 95 % interval."""
-        better = other.figures[figure] - entry.figures[figure]
-        return better, interval(other.resampled[figure] - entry.resampled[figure], better)
+        return lower_by(figure, entry, other)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The table for programs: a row for each entry."""
@@ -149,7 +147,7 @@ class Standings:
             cost, minutes = entry.facts.get("forward_equivalents"), entry.facts.get("minutes")
             cells = [entry.label, str(entry.steps)]
             cells += ["" if cost is None else f"{cost:,.0f}", "" if minutes is None else f"{minutes:.0f}"]
-            cells += [_figure(entry, name) for name in SHOWN]
+            cells += [cell(entry, name) if name in entry.figures else "" for name in SHOWN]
             cells += ["" if entry is self.full else in_percent(self.closed(entry, name)) for name in DISTANCES]
             body.append(cells)
         return head, body
@@ -222,16 +220,6 @@ def in_percent(closed: tuple[float, tuple[float, float]] | None) -> str:
         return "no gap"
     share, (low, high) = closed
     return f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
-
-
-def _figure(entry: Entry, name: str) -> str:
-    if name not in entry.figures:
-        return ""
-    value = f"{entry.figures[name]:.3g}"
-    if name not in entry.intervals:
-        return value
-    low, high = entry.intervals[name]
-    return f"{value} [{low:.3g}, {high:.3g}]"
 
 
 def in_order(entries: Iterable[Entry], models: Sequence[str]) -> list[Entry]:

@@ -45,9 +45,13 @@ def teacher_of(folder: Path, card: Card, device: str = "cpu", **how: Any) -> Tea
 
 def first_teacher(folder: Path) -> str:
     """Name of the model that the student in ``folder`` was distilled from, past all students in between."""
-    place = _place(folder, load_card(folder))
-    between = student_folder(Path(place))
-    return place if between is None else first_teacher(between)
+    return model_behind(_place(folder, load_card(folder)))
+
+
+def model_behind(name: str) -> str:
+    """The model that ``name`` was distilled from, past all students in between; of a model its own name."""
+    student = student_folder(Path(name))
+    return name if student is None else first_teacher(student)
 
 
 def origin_of(name: str) -> Denoiser | None:
