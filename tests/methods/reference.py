@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -313,6 +314,36 @@ def assert_same(mine, theirs, limit=1e-10):
     for key, wanted in theirs.gradients.items():
         assert wanted.abs().max() > 0, key
         assert off(mine.gradients[key], wanted) <= limit, key
+
+
+def played(p):
+    """One step of student and discriminator by the method: what both share, losses, statistics, every gradient."""
+    shared = p.method.prepare(p.roles, p.batch, p.draws, {"student", "discriminator"})
+    loss = p.method.student(p.roles, p.batch, p.draws, shared)
+    step = SimpleNamespace(**vars(shared), loss=loss.total, parts=loss.parts, stats=loss.stats, critic=None, players={})
+    step.gradients = gradients(loss.total, p.roles, "student")
+    if p.method.game:
+        step.critic = p.method.discriminator(p.roles, p.batch, p.draws, shared).total
+        for role in ("discriminator", "heads"):
+            step.players |= {f"{role}/{key}": v for key, v in gradients(step.critic, p.roles, role).items()}
+    return step
+
+
+def gradients(total, roles, role):
+    """Of a loss to all tensors of a role."""
+    tensors = roles.tensors_of(role)
+    return dict(zip(tensors, torch.autograd.grad(total, tensors.values(), retain_graph=True), strict=True))
+
+
+def assert_players_apart(p):
+    """No graph leads from one player's loss to the other's weights; returns what they share."""
+    shared = p.method.prepare(p.roles, p.batch, p.draws, {"student", "discriminator"})
+    students = p.method.student(p.roles, p.batch, p.draws, shared).total
+    critics = p.method.discriminator(p.roles, p.batch, p.draws, shared).total
+    others = [*p.roles.parameters("discriminator"), *p.roles.parameters("heads")]
+    for loss, weights in ((students, others), (critics, p.roles.parameters("student"))):
+        assert not any(g is not None for g in torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True))
+    return shared
 
 
 def off(value, wanted):

@@ -19,13 +19,14 @@ from fewstep.methods.random import Rng
 from fewstep.methods.registry import METHODS
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.helpers import Helpers, PointEncoder, PointReward, one_hot_labels
+from fewstep.models.helpers import Helpers, PointEncoder, one_hot_labels
 from fewstep.models.lora import base_parameters
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Weights
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
+from tests.rewards import never_enough
 
 VP = Schedule.scaled_linear()
 RING = GaussianMixture.ring(6, 1.0, 0.3, num_classes=3)
@@ -109,11 +110,6 @@ VARIANTS = [
 ]
 every_method = pytest.mark.parametrize(("cls", "settings"), VARIANTS)
 every_kind = pytest.mark.parametrize("kind", ["lora", "full"])
-
-
-def never_enough(pictures, prompts):
-    """A reward whose threshold no picture reaches."""
-    return PointReward()(pictures, prompts) - 1e3
 
 
 class Teacher(MLP):

@@ -14,11 +14,13 @@ from reference import (
     Network,
     alpha_sigma,
     ask,
+    assert_players_apart,
     captioned,
     corner_head,
     encoder_features,
     grid,
     off,
+    played,
     roles_on,
     shake,
     x0_epsilon,
@@ -148,33 +150,16 @@ def judge(p, step, s):
     step.players = dict(zip(mine, torch.autograd.grad(step.critic, mine.values(), retain_graph=True), strict=True))
 
 
-def actual(p):
-    shared = p.method.prepare(p.roles, p.batch, p.draws, {"student", "discriminator"})
-    loss = p.method.student(p.roles, p.batch, p.draws, shared)
-    step = SimpleNamespace(**vars(shared), loss=loss.total, made=loss, critic=None, players={})
-    step.gradients = gradients(loss.total, p.roles, "student")
-    if p.method.game:
-        step.critic = p.method.discriminator(p.roles, p.batch, p.draws, shared).total
-        for role in ("discriminator", "heads"):
-            step.players |= {f"{role}/{key}": v for key, v in gradients(step.critic, p.roles, role).items()}
-    return step
-
-
-def gradients(total, roles, role):
-    tensors = roles.tensors_of(role)
-    return dict(zip(tensors, torch.autograd.grad(total, tensors.values(), retain_graph=True), strict=True))
-
-
 @pytest.mark.parametrize("weights", ["full", "lora"])
 @pytest.mark.parametrize("variant", SETTINGS)
 @pytest.mark.parametrize(("schedule", "kind"), CASES)
 def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
     p = build(schedule, kind, variant, weights)
-    mine, theirs = actual(p), by_hand(p)
+    mine, theirs = played(p), by_hand(p)
     for field in ("x_t", "x_u", "landing", "target"):
         pairs = zip(getattr(mine, field), getattr(theirs, field), strict=True)
         assert max(off(row, wanted) for row, wanted in pairs) <= 1e-9, field
-    assert off(mine.loss, theirs.loss) <= 1e-9 and off(mine.made.parts["consistency"], theirs.error) <= 1e-9
+    assert off(mine.loss, theirs.loss) <= 1e-9 and off(mine.parts["consistency"], theirs.error) <= 1e-9
     assert mine.gradients.keys() == theirs.gradients.keys() and mine.players.keys() == theirs.players.keys()
     if theirs.critic is not None:
         assert off(mine.critic, theirs.critic) <= 1e-9
@@ -185,19 +170,14 @@ def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
 
 
 def test_ending_where_the_hop_landed_the_target_is_its_landing_point_to_the_bit():
-    step = actual(build("vp", "epsilon", "guided game"))
+    step = played(build("vp", "epsilon", "guided game"))
     same = (step.target == step.x_u).flatten(1).all(1)
     assert same.tolist() == [False, True, False, True, True, False]
 
 
 def test_no_graph_leads_from_one_players_loss_to_the_other_nor_through_the_target():
     p = build("vp", "epsilon", "guided game")
-    shared = p.method.prepare(p.roles, p.batch, p.draws, {"student", "discriminator"})
-    students = p.method.student(p.roles, p.batch, p.draws, shared).total
-    critics = p.method.discriminator(p.roles, p.batch, p.draws, shared).total
-    others = [*p.roles.parameters("discriminator"), *p.roles.parameters("heads")]
-    for loss, weights in ((students, others), (critics, p.roles.parameters("student"))):
-        assert not any(g is not None for g in torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True))
+    shared = assert_players_apart(p)
     assert not shared.x_u.requires_grad and not shared.target.requires_grad
 
 

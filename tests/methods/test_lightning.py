@@ -14,10 +14,12 @@ from reference import (
     Network,
     alpha_sigma,
     ask,
+    assert_players_apart,
     captioned,
     corner_head,
     encoder_features,
     off,
+    played,
     roles_on,
     shake,
     x0_epsilon,
@@ -162,30 +164,12 @@ def landed(name, pair, u):
     return alpha * pair[0] + sigma * pair[1]
 
 
-def actual(p):
-    shared = p.method.prepare(p.roles, p.batch, p.draws, {"student", "discriminator"})
-    loss = p.method.student(p.roles, p.batch, p.draws, shared)
-    step = SimpleNamespace(**vars(shared), loss=loss.total, stats=loss.stats, critic=None, players={})
-    step.gradients = gradients(loss.total, p.roles, "student")
-    if p.method.game:
-        step.critic = p.method.discriminator(p.roles, p.batch, p.draws, shared).total
-        for role in ("discriminator", "heads"):
-            found = gradients(step.critic, p.roles, role)
-            step.players |= {f"{role}/{key}": v for key, v in found.items()}
-    return step
-
-
-def gradients(total, roles, role):
-    tensors = roles.tensors_of(role)
-    return dict(zip(tensors, torch.autograd.grad(total, tensors.values(), retain_graph=True), strict=True))
-
-
 @pytest.mark.parametrize("weights", ["full", "lora"])
 @pytest.mark.parametrize("variant", SETTINGS)
 @pytest.mark.parametrize(("schedule", "kind"), CASES)
 def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
     p = build(schedule, kind, variant, weights)
-    mine, theirs = actual(p), by_hand(p, variant)
+    mine, theirs = played(p), by_hand(p, variant)
     for field in ("x_t", "x_u", "landing"):
         if variant != "convert" or field != "x_u":  # a conversion looks at where it starts alone
             pairs = zip(getattr(mine, field), getattr(theirs, field), strict=True)
@@ -203,12 +187,7 @@ def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
 
 def test_no_graph_leads_from_the_discriminators_loss_to_the_student_nor_back():
     p = build("vp", "epsilon", "conditional")
-    shared = p.method.prepare(p.roles, p.batch, p.draws, {"student", "discriminator"})
-    students = p.method.student(p.roles, p.batch, p.draws, shared).total
-    critics = p.method.discriminator(p.roles, p.batch, p.draws, shared).total
-    others = [*p.roles.parameters("discriminator"), *p.roles.parameters("heads")]
-    for loss, weights in ((students, others), (critics, p.roles.parameters("student"))):
-        assert not any(g is not None for g in torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True))
+    shared = assert_players_apart(p)
     assert not shared.x_u.requires_grad
 
 

@@ -18,23 +18,19 @@ from fewstep.models import lora
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.extras import ExtraInputs, sinusoid
-from fewstep.models.helpers import Helpers, PointEncoder, PointReward
+from fewstep.models.helpers import Helpers, PointEncoder
 from fewstep.models.lora import adapter_tensors, add_adapter, live
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles, Weights
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import build_roles
+from tests.rewards import never_enough
 
 VP = Schedule.scaled_linear()
 
 RING = GaussianMixture.ring(6, 1.0, 0.3, num_classes=3)
 CLASSES = range(3)
-
-
-def never_enough(pictures, prompts):
-    """A reward whose threshold no picture reaches."""
-    return PointReward()(pictures, prompts) - 1e3
 
 
 def points(method):

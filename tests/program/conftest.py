@@ -6,10 +6,13 @@ import signal
 import sys
 
 import pytest
+import torch
 
 from fewstep.cli import main
 from fewstep.data.scenes import WORDS
 from fewstep.distill import distill
+from fewstep.export.chain import teacher_of
+from fewstep.export.student import load_card, load_student
 from fewstep.models import scenes64
 from fewstep.training.trainer import Trainer, TrainingStopped
 
@@ -63,3 +66,17 @@ def stop_and_go_on(monkeypatch, recipe, folder, done):
         distill(recipe, folder)
     monkeypatch.setattr(Trainer, "step", step)
     distill(recipe, folder, resume=True)
+
+
+def output(denoiser, teacher):
+    """What a model says of two prompts, halfway to noise."""
+    x = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return denoiser(x, 500, teacher.encode_prompts(["a red star", "two shapes"])).output
+
+
+def student(folder):
+    """The same of the student in a folder, on its teacher."""
+    card = load_card(folder)
+    teacher = teacher_of(folder, card)
+    return output(load_student(teacher, folder, card), teacher)

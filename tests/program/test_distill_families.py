@@ -22,6 +22,7 @@ from fewstep.recipe import load_recipe, parse_recipe
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
 from tests.models.pipelines import PROMPTS, SIZE, build
+from tests.rewards import never_enough
 
 EVERYWHERE = ("lcm", "tcd", "pcm", "dmd2", "lightning")
 TWENTY = ("sdxl", "sd3")
@@ -63,8 +64,7 @@ def told(view):
 def test_a_method_distils_a_family(family, method, tmp_path):
     teacher, source = teacher_of(family), source_of(family)
     taught = METHODS[method](teacher.denoiser.schedule, small(method))
-    liked = dict.fromkeys(taught.rewards, lambda pictures, prompts: pictures.mean((1, 2, 3)) - 1e3)  # never enough
-    helpers = replace(teacher.helpers(taught.encoder), rewards=liked)
+    helpers = replace(teacher.helpers(taught.encoder), rewards=dict.fromkeys(taught.rewards, never_enough))
     roles = build_roles(teacher.denoiser, taught, SETTINGS, Weights(rank=2), helpers=helpers)
     x, t, cond = source.data.mean, teacher.denoiser.schedule.start, source.data.cond
 

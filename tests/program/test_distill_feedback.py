@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from fewstep.data.files import save_tensors
 from fewstep.data.preferences import read_preferences
 from fewstep.evaluation.page import Page
-from fewstep.export.chain import teacher_of
 from fewstep.export.publish import check_form
-from fewstep.export.student import load_card, load_student, load_weights, sampler_of
+from fewstep.export.student import load_card, load_weights, sampler_of
 from fewstep.job import prepare
 from fewstep.models.encoders import load_encoder
 from fewstep.models.families import load_teacher
@@ -24,7 +23,7 @@ from fewstep.report import _feedback
 from fewstep.sampling import TCD
 from fewstep.stages import load, parse_chain, run_chain
 
-from .conftest import inside, stop_and_go_on
+from .conftest import inside, output, stop_and_go_on, student
 
 torch.set_num_threads(1)
 
@@ -72,18 +71,6 @@ def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("feedback") / "run"
     run_chain(parse_chain(data), folder)
     return folder
-
-
-def output(denoiser, teacher):
-    x = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return denoiser(x, 599, teacher.encode_prompts(["a red star", "two shapes"])).output
-
-
-def student(folder):
-    card = load_card(folder)
-    teacher = teacher_of(folder, card)
-    return output(load_student(teacher, folder, card), teacher)
 
 
 def on_base(tiny, *parts):

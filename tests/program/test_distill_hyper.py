@@ -9,7 +9,7 @@ from fewstep.drawing.draw import draw, load_model
 from fewstep.export.card import usage_hint
 from fewstep.export.chain import load_start, teacher_of
 from fewstep.export.scheduler import plan_scheduler
-from fewstep.export.student import load_card, load_student, sampler_of
+from fewstep.export.student import load_card, sampler_of
 from fewstep.job import prepare
 from fewstep.prepare import pair_files
 from fewstep.recipe import RecipeError, parse_recipe
@@ -17,7 +17,7 @@ from fewstep.sampling import LCM, TCD, Phased
 from fewstep.stages import Chain, load, run_chain
 from fewstep.training.checkpoint import latest, same, split
 from fewstep.training.checkpoint import load as read
-from tests.program.conftest import stop_and_go_on
+from tests.program.conftest import output, stop_and_go_on, student
 
 STAGES = ["eight", "four", "one", "one-step"]  # of those shipped: "two" is as "four", "unified" is made ready alone
 NAMES = [f"{number:02d}-{name}" for number, name in enumerate(STAGES, 1)]
@@ -45,18 +45,6 @@ def unified(run, tmp_path_factory):
     return prepare(run[0]["unified"].recipe, tmp_path_factory.mktemp("unified"), made)
 
 
-def said(denoiser, teacher):
-    x = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return denoiser(x, 600, teacher.encode_prompts(["a red star", "two shapes"])).output
-
-
-def student(folder):
-    card = load_card(folder)
-    teacher = teacher_of(folder, card)
-    return said(load_student(teacher, folder, card), teacher)
-
-
 def test_every_stage_leaves_a_student_of_its_own_steps(run, unified, tiny):
     cards = [*(load_card(run[1] / name / "student") for name in NAMES), unified.card(0)]
     assert [card.num_inference_steps for card in cards] == [8, 4, 2, 1, 1]
@@ -75,15 +63,15 @@ def test_a_later_stage_goes_on_from_the_one_before_and_asks_its_student(run, tmp
     made = folder / NAMES[0] / "student"
     job, wanted = prepare(stages["four"].recipe, tmp_path, {"eight": made}), student(made)
     for role in ("student", "target", "beginning"):
-        assert torch.allclose(said(getattr(job.roles, role), job.teacher), wanted, atol=1e-5)
-    assert not torch.allclose(said(job.roles.teacher, job.teacher), wanted, atol=1e-5)
+        assert torch.allclose(output(getattr(job.roles, role), job.teacher), wanted, atol=1e-5)
+    assert not torch.allclose(output(job.roles.teacher, job.teacher), wanted, atol=1e-5)
 
 
 def test_one_step_begins_with_the_consistency_student_and_its_fake_score_too(run, unified):
     wanted = student(run[1] / NAMES[2] / "student")
     for role in ("student", "fake"):
-        assert torch.allclose(said(getattr(unified.roles, role), unified.teacher), wanted, atol=1e-5)
-    assert not torch.allclose(said(unified.roles.teacher, unified.teacher), wanted, atol=1e-5)
+        assert torch.allclose(output(getattr(unified.roles, role), unified.teacher), wanted, atol=1e-5)
+    assert not torch.allclose(output(unified.roles.teacher, unified.teacher), wanted, atol=1e-5)
 
 
 def test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers(run, tmp_path):

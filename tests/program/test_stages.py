@@ -9,8 +9,8 @@ import yaml
 from safetensors.torch import load_file
 
 from fewstep.distill import distill
-from fewstep.export.chain import first_teacher, open_teacher, student_folder, teacher_of
-from fewstep.export.student import load_card, load_student, load_weights
+from fewstep.export.chain import first_teacher, open_teacher, student_folder
+from fewstep.export.student import load_card, load_weights
 from fewstep.job import prepare
 from fewstep.models.families import load_teacher
 from fewstep.recipe import RecipeError, load_recipe, parse_recipe
@@ -18,6 +18,7 @@ from fewstep.report import labels_of
 from fewstep.stages import Chain, last_run, load, parse_chain, run_chain
 from fewstep.training.checkpoint import same
 from fewstep.training.trainer import TrainingStopped
+from tests.program.conftest import output, student
 
 COMMON = {
     "data": {"size": 16},
@@ -43,18 +44,6 @@ def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain") / "run"
     run_chain(parse_chain(data), folder)
     return folder
-
-
-def output(denoiser, teacher):
-    x = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return denoiser(x, 500, teacher.encode_prompts(["a red star", "two shapes"])).output
-
-
-def student(folder):
-    card = load_card(folder)
-    teacher = teacher_of(folder, card)
-    return output(load_student(teacher, folder, card), teacher)
 
 
 # ---------------------------------------------------------------- what stages begin with
