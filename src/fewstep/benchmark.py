@@ -55,7 +55,7 @@ class Job:
     Attributes:
         name: of its runs. recipe: a name or file that `fewstep distill` takes; set: what is changed in it.
         seeds: of the runs. budget: forward equivalents of each, pairs and earlier stages included; None: as the recipe
-            says. steps: of the student, each measured. count: prompts.
+            says. steps: of the student, each measured. count: prompts. without: stages of a chain that are left out.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Job:
     budget: float | None = None
     steps: tuple[int, ...] = (1, 2, 4, 8)
     count: int = 5000
+    without: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, source: str, **given: Any) -> Job:
@@ -86,13 +87,13 @@ class Job:
             raise RecipeError(f"{path}: a job has no key '{key}': it has {', '.join(sorted(known - {'name'}))}.")
         data = {"name": path.stem} | data | {key: value for key, value in given.items() if value is not None}
         data["set"] = dict(data.get("set", {}))
-        return cls(**data | {key: tuple(data[key]) for key in ("seeds", "steps") if key in data})
+        return cls(**data | {key: tuple(data[key]) for key in ("seeds", "steps", "without") if key in data})
 
     def runs(self, overrides: Sequence[str] = ()) -> Iterator[Run]:
         """One for each seed; ``overrides`` of all recipes."""
         changes = [*(f"{key}={value}" for key, value in self.set.items()), *overrides]
         for seed in self.seeds:
-            recipe = load(self.recipe, [*changes, f"seed={seed}"])
+            recipe = _without(load(self.recipe, [*changes, f"seed={seed}"]), self.without)
             yield Run(self, seed, recipe if self.budget is None else within(recipe, self.budget), tuple(changes))
 
 
@@ -171,6 +172,27 @@ def within(recipe: Recipe | Chain, budget: float) -> Recipe | Chain:
         return Chain(sized)
     assert sized[0].recipe is not None
     return sized[0].recipe
+
+
+def _without(recipe: Recipe | Chain, left_out: Sequence[str]) -> Recipe | Chain:
+    """The chain without some of its stages, and what no later one needs.
+
+    Raises:
+        RecipeError: no such stage, or a later one begins with it.
+    """
+    if not left_out:
+        return recipe
+    stages = recipe.stages if isinstance(recipe, Chain) else ()
+    kept = tuple(stage for stage in stages if stage.name not in left_out)
+    needed = {name for stage in kept for name in stage.begins_with}
+    for name in left_out:
+        if name not in {stage.name for stage in stages}:
+            raise RecipeError(
+                f"without: {name} is no stage of this recipe: {', '.join(s.name for s in stages) or 'it has none'}."
+            )
+        if name in needed:
+            raise RecipeError(f"without: a later stage begins with {name}: leave that one out, too.")
+    return Chain(kept)
 
 
 def _as_long(recipe: Recipe, steps: int) -> Recipe:
