@@ -29,11 +29,12 @@ from fewstep.models.families.teacher import quiet
 from fewstep.recipe import Recipe, parse_recipe
 from fewstep.training.checkpoint import latest, load, split
 from tests.models.pipelines import SIZE, build
+from tests.rewards import taste
 
 EVERYWHERE = ("lcm", "tcd", "pcm", "dmd2", "lightning")
 CASES = [(family, method) for family in ("sdxl", "sd3") for method in METHODS]
 CASES += [(family, method) for family in ("sd15", "sd2v", "flux") for method in EVERYWHERE]
-FEW = {"num_grid_steps": 4, "num_phases": 2, "max_hops": 2, "encoder": "scenes-64"}
+FEW = {"num_grid_steps": 4, "num_phases": 2, "segments": 2, "max_hops": 2, "encoder": "scenes-64"}
 """Settings that fit a few steps, where a method has them."""
 RESULTS = Path(__file__).parent / "results" / "matrix.json"
 
@@ -41,8 +42,12 @@ RESULTS = Path(__file__).parent / "results" / "matrix.json"
 def recipe_of(method: str, teacher: Path, steps: int) -> Recipe:
     """LoRA of rank 4 on two scenes."""
     known = METHODS[method].Settings.__annotations__
+    settings = {key: value for key, value in FEW.items() if key in known}
+    if "rewards" in known:
+        file = taste(teacher.parent / "taste.safetensors", "encoder")
+        settings["rewards"] = [{"model": str(file), "threshold": 50.0}]  # out of reach: it pulls in every step
     return parse_recipe({
-        "method": {"name": method, **{key: value for key, value in FEW.items() if key in known}},
+        "method": {"name": method, **settings},
         "teacher": {"path": str(teacher), "size": SIZE},
         "student": {"rank": 4},
         "data": {"size": 2},

@@ -7,35 +7,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewstep.data.files import save_tensors
 from fewstep.data.preferences import read_preferences
 from fewstep.evaluation.page import Page
 from fewstep.export.publish import check_form
 from fewstep.export.student import load_card, load_weights, sampler_of
 from fewstep.job import prepare
-from fewstep.models.encoders import load_encoder
 from fewstep.models.families import load_teacher
 from fewstep.models.lora import merge
-from fewstep.models.rewards import About, RewardNetwork, reward_file
 from fewstep.plan import plan
 from fewstep.recipe import RecipeError, load_recipe, parse_recipe
 from fewstep.report import _feedback
 from fewstep.sampling import TCD
 from fewstep.stages import load, parse_chain, run_chain
+from tests.rewards import taste
 
 from .conftest import inside, output, stop_and_go_on, student
 
 torch.set_num_threads(1)
-
-
-def taste(path, trunk):
-    """A reward model with a random taste."""
-    torch.manual_seed(3)
-    network = RewardNetwork(About(trunk, load_encoder().heads))
-    if trunk == "encoder":
-        network.trunk.load_state_dict(load_encoder().state_dict())
-    save_tensors(path, *reward_file(network))
-    return path
 
 
 @pytest.fixture(scope="module")
