@@ -114,6 +114,12 @@ _TRANSFORMERS = [
             "torch.full_like(t, 1.0)",
             "test_the_network_is_asked_as_its_pipeline_asks_it[flux]",
         ),
+        (
+            "families: FLUX: fresh noise is drawn for latents",
+            "unpack(noise.reshape(len(noise), height * width, -1), height, width)",
+            "noise",
+            "tests/export/test_families.py::test_lcm_on_a_flow_model[flux]",
+        ),
     ),
     *planted(
         "models/families/sd3.py",

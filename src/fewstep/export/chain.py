@@ -148,9 +148,7 @@ def _stand_on_the_same(one: str, other: str) -> bool:
     return first.resolve() == second.resolve()
 
 
-def merge_student(
-    source: Path, target: Path, scale: float = 1.0, weights: Literal["full", "lora"] = "full"
-) -> Path:
+def merge_student(source: Path, target: Path, scale: float = 1.0, weights: Literal["full", "lora"] = "full") -> Path:
     """A student of full weights in ``target``, from the LoRA in ``source``; returns ``target``. Done once.
 
     Args:

@@ -78,6 +78,11 @@ class Denoiser:
         """Extra inputs that the network declares: "end", "guidance_embed"."""
         return frozenset(getattr(self.network, "accepts", ()))
 
+    def lay_out(self, noise: Tensor) -> Tensor:
+        """Unit noise as it is drawn, in the layout of states: where a network's own program draws noise for packed
+        latents (FLUX), the same generator so gives the same pictures here and there."""
+        return laid_out(self.network, noise)
+
     def __call__(
         self,
         x: Tensor,
@@ -219,6 +224,13 @@ def network_dtype(network: Any) -> torch.dtype | None:
     if isinstance(network, nn.Module):
         return next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     return None
+
+
+def laid_out(network: Any, noise: Tensor) -> Tensor:
+    """`Denoiser.lay_out` for a network, or for one inside another."""
+    own = getattr(network, "lay_out", None)
+    found: Tensor = noise if own is None else own(noise)
+    return found
 
 
 def edm_precondition(network: Network, sigma_data: float = 0.5) -> EDMNetwork:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.models.cond import Cond
-from fewstep.models.denoiser import Cost, Denoiser, network_dtype
+from fewstep.models.denoiser import Cost, Denoiser, laid_out, network_dtype
 from fewstep.models.extras import ExtraInputs
 from fewstep.models.helpers import Encoder, Helpers, Reward
 from fewstep.models.lora import adapter_scale, adapter_tensors, add_adapter, checkpoint, copy_tensors, live, merge
@@ -64,6 +64,9 @@ class RoleNetwork:
     def accepts(self) -> frozenset[str]:
         native = frozenset(getattr(self.network, "accepts", ()))
         return native | (self.extras.names if self.extras is not None else frozenset())
+
+    def lay_out(self, noise: Tensor) -> Tensor:
+        return laid_out(self.network, noise)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None, **inputs: Tensor) -> Tensor:
         with live(self.adapters), self._precision(x):

@@ -53,15 +53,18 @@ class Kept:
 class _Draws:
     """Unit normals: those the caller injected, in order, else new ones."""
 
-    def __init__(self, noises: Sequence[Tensor] | None, generator: torch.Generator | None, like: Tensor) -> None:
-        self.noises, self.generator, self.like, self.used = noises, generator, like, 0
+    def __init__(
+        self, noises: Sequence[Tensor] | None, generator: torch.Generator | None, like: Tensor,
+        lay_out: Callable[[Tensor], Tensor],
+    ) -> None:  # fmt: skip
+        self.noises, self.generator, self.like, self.lay_out, self.used = noises, generator, like, lay_out, 0
 
     def __call__(self) -> Tensor:
         like = self.like
         if self.noises is None:
             device = self.generator.device if self.generator is not None else like.device
             drawn = torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=device)
-            return drawn.to(like.device)
+            return self.lay_out(drawn.to(like.device))
         if self.used == len(self.noises):
             raise ValueError(f"The sampler needs more than the {len(self.noises)} noises it was given.")
         noise = self.noises[self.used].to(device=like.device, dtype=like.dtype)
@@ -113,7 +116,7 @@ def sample(
     else:
         x = schedule.add_noise(image.to(noise), noise, float(times[0]))
     keep = None if mask is None or image is None else Kept(image.to(x), mask.to(x), noise.to(x))
-    draw = _Draws(noises, generator, x)
+    draw = _Draws(noises, generator, x, denoiser.lay_out)
     states = walk(denoiser, sampler, x, times, draw, cond, guidance_scale, guidance_embed, callback, keep)
     return Trajectory(states[-1], states, torch.from_numpy(times[:-1].copy()))
 

@@ -43,6 +43,11 @@ class FluxNetwork(TransformerNetwork):
     patch_size = _PACKED
     guidance_embed = 3.5
 
+    def lay_out(self, noise: Tensor) -> Tensor:
+        """Noise [B, C, h, w] that was drawn as diffusers' schedulers draw it, for tokens, as latents."""
+        height, width = (side // _PACKED for side in noise.shape[-2:])
+        return unpack(noise.reshape(len(noise), height * width, -1), height, width)
+
     @property
     def accepts(self) -> frozenset[str]:
         return frozenset({"guidance_embed"} if self.config.guidance_embeds else ())
