@@ -221,7 +221,7 @@ class Model:
         Raises:
             ValueError: one sentence for a negative prompt where there is no guidance, or one too many or few.
         """
-        cond = self.teacher.encode_prompts(list(prompts))
+        cond = self.teacher.encode_prompts(list(prompts), guided=scale != 1)
         if negative is None:
             return cond
         if scale == 1:

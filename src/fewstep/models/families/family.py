@@ -161,11 +161,13 @@ class Family:
         """Shapes, without the batch, of what `encode` gives, from the configs alone."""
         raise NotImplementedError
 
-    def conditions(self, prompts: Sequence[str], batch_size: int, size: tuple[int, int] | None = None) -> Cond:
-        """The prompts as the network is told them, with their null; ``size`` as in `Teacher.encode_prompts`."""
+    def conditions(
+        self, prompts: Sequence[str], batch_size: int, size: tuple[int, int] | None = None, guided: bool = True
+    ) -> Cond:
+        """The prompts as the network is told them; ``size`` and ``guided`` as in `Teacher.encode_prompts`."""
         pieces = [self.encode(list(prompts[i : i + batch_size])) for i in range(0, len(prompts), batch_size)]
         tensors = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        return self._with_sizes(tensors, self.null(), size)
+        return self._with_sizes(tensors, self.null() if guided else None, size)
 
     def zeros(self, count: int, clip_tokens: int, dtype: torch.dtype, device: str) -> Cond:
         """Conditions of the right shapes, for rehearsals."""
@@ -184,13 +186,13 @@ class Family:
         return torch.int64 if name.endswith("_mask") else dtype
 
     def _with_sizes(
-        self, tensors: dict[str, Tensor], null: dict[str, Tensor], size: tuple[int, int] | None = None
+        self, tensors: dict[str, Tensor], null: dict[str, Tensor] | None, size: tuple[int, int] | None = None
     ) -> Cond:
         like = tensors["prompt_embeds"]
         height, width = size or (side * self.down for side in self.latent_shape[1:])
         sizes = {name: t.to(like.device) for name, t in self.sizes(height, width).items()}
         told = {name: t.expand(len(like), *t.shape[1:]).clone() for name, t in sizes.items()}
-        return Cond(tensors | told, null=null | sizes)
+        return Cond(tensors | told, null=None if null is None else null | sizes)
 
     def device(self) -> torch.device:
         """Where prompts are encoded."""

@@ -90,11 +90,14 @@ class Teacher:
         return float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], batch_size: int = 64, size: tuple[int, int] | None = None) -> Cond:
+    def encode_prompts(
+        self, prompts: Sequence[str], batch_size: int = 64, size: tuple[int, int] | None = None, guided: bool = True
+    ) -> Cond:
         """What the network is told: prompt_embeds [B, tokens, width] and what else its family wants, with the null.
 
         Args:
             size: (height, width) in pixels of the pictures, where that is told too; the teacher's own by default.
+            guided: False saves encoding the null where nothing will ask for it.
 
         Raises:
             ValueError: the text encoders were let go (`let_go`), and these prompts were not among those kept.
@@ -104,7 +107,7 @@ class Teacher:
         if self._gone:
             raise ValueError("This teacher's text encoders were let go once its data were encoded: load it again.")
         with quiet():
-            return self._family.conditions(prompts, batch_size, size)
+            return self._family.conditions(prompts, batch_size, size, guided)
 
     def let_go(self, later: Iterable[Sequence[str]] = (), autoencoder: bool = False) -> None:
         """Give back the memory of the text encoders; only the lists of prompts in ``later`` can be encoded after that.
