@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from fewstep.evaluation.page import Page
 from fewstep.evaluation.reference import reference_of
 from fewstep.export.chain import first_teacher, teacher_of
 from fewstep.export.student import load_card, load_student, sampler_of
+from fewstep.methods.parts.statistics import BINS
 from fewstep.models.encoders import load_pretrained_encoder
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.recipe import Recipe, RecipeError, load_recipe
@@ -72,6 +74,7 @@ def report(
     _pictures(page, shown, comparison)
     _quality(page, comparison)
     _training(page, runs, labels)
+    _by_time(page, runs, labels)
     _feedback(page, runs, labels)
     _diagnoses(page, runs, labels)
     _provenance(page, runs, labels)
@@ -204,6 +207,37 @@ def _training(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:
         if lines
     ]
     page.table(["run", "steps", "forward passes of one picture, or their equivalent"], spent)
+
+
+_TIMED = {"score_gap": "matching", "d_real": "real", "d_fake": "fake"}  # and whose share of rows each is divided by
+
+
+def _by_time(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:
+    """Where in time scores differ and a discriminator sees something: means of a log's last quarter."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        lines = list(read_log(run / "log.jsonl"))
+        for name, what in _TIMED.items():
+            points = timed(lines[-max(1, len(lines) // 4) :], name, what)
+            if points:
+                series[f"{label} {name}"] = points
+    if series:
+        page.heading("By noise level")
+        page.chart(series, "noise level, as a share of all", "mean over the last quarter")
+
+
+def timed(lines: Sequence[Mapping[str, Any]], name: str, what: str) -> list[tuple[float, float]]:
+    """(middle of a bin, mean of ``name`` there) over lines of a log; bins that no row fell into are left out."""
+    for line in lines:
+        player = next((key.split("/")[0] for key in line if key.endswith(f"/{name}_by_time/0")), None)
+        if player is None:
+            continue
+        sums, shares = (
+            [sum(line.get(f"{player}/{key}_by_time/{i}", 0.0) for line in lines) for i in range(BINS)]
+            for key in (name, f"{what}_share")
+        )
+        return [((i + 0.5) / BINS, a / b) for i, (a, b) in enumerate(zip(sums, shares, strict=True)) if b > 0]
+    return []
 
 
 def _feedback(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:

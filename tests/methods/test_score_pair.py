@@ -92,7 +92,10 @@ def test_l1_divides_each_answers_gap_by_its_own_mean_distance_to_the_real_score(
     torch.testing.assert_close(found.gradient, (fake - real) / away, rtol=1e-11, atol=0)
     stats = {"fake_error": ((fake - x) ** 2).mean(), "teacher_fake_error": ((real - x) ** 2).mean(),
              "score_gap": ((fake - real) ** 2).mean().sqrt(), "score_scale": away.mean()}  # fmt: skip
-    assert {k: v.item() for k, v in found.stats.items()} == pytest.approx({k: v.item() for k, v in stats.items()})
+    assert {k: found.stats[k].item() for k in stats} == pytest.approx({k: v.item() for k, v in stats.items()})
+    rows = (((fake - real) ** 2).mean(1).sqrt() / 3).tolist()
+    assert found.stats["score_gap_by_time"].tolist() == pytest.approx([0, rows[0], 0, 0, rows[1], 0, 0, 0, rows[2], 0])
+    assert found.stats["score_scale_by_time"][8] == pytest.approx(float(away[2]) / 3)
 
 
 def test_the_teachers_error_in_the_log_is_that_without_guidance():

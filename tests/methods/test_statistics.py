@@ -7,8 +7,10 @@ import torch
 from fewstep.data.sources import MixtureSource
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.parts.score_pair import noise_levels
 from fewstep.methods.parts.statistics import (
     answer_statistics,
+    by_time,
     discriminator_statistics,
     fake_score_statistics,
     mean_shift,
@@ -112,3 +114,18 @@ def test_fake_scores():
     found = numbers(fake_score_statistics(fake, teacher, answers))
     assert found["fake_error"] == pytest.approx(float(((fake - answers) ** 2).mean()))
     assert found["teacher_fake_error"] == pytest.approx(float(((teacher - answers) ** 2).mean()))
+
+
+@pytest.mark.parametrize("name", ["vp", "edm", "flow"])
+def test_statistics_by_time(name):
+    """Bins are tenths of the noise levels, not of time: the first and the last level are in the outermost."""
+    schedule = {"vp": Schedule.scaled_linear(), "edm": Schedule.edm(), "flow": Schedule.flow(shift=3.0)}[name]
+    levels = torch.from_numpy(noise_levels(schedule))
+    index = torch.tensor([0, 99, 100, 550, 599, 999])
+    values = torch.tensor([1.0, 3.0, 5.0, 7.0, 9.0, 11.0], dtype=torch.float64)
+    found = by_time({"gap": values}, levels[index], levels, "matching")
+    assert set(found) == {"gap_by_time", "matching_share_by_time"}
+    share = found["matching_share_by_time"]
+    assert (6 * share).round().tolist() == [2, 1, 0, 0, 0, 2, 0, 0, 0, 1]
+    means = (found["gap_by_time"] / share)[share > 0]
+    assert means.tolist() == pytest.approx([2.0, 5.0, 8.0, 11.0])

@@ -14,6 +14,18 @@ DIAGNOSIS = [
             "test_one_picture_for_all_has_contrast_but_no_spread",
         ),
         (
+            "statistics: bins are of time, not of noise levels",
+            "torch.searchsorted(levels, t.to(levels)) * BINS // len(levels)",
+            "(t.to(levels) / levels[-1] * BINS).long()",
+            "test_statistics_by_time[edm]",
+        ),
+        (
+            "statistics: a bin's sum is over its own rows, not over the batch",
+            "rows = torch.nn.functional.one_hot(bins, BINS).to(like.device, like.dtype) / len(t)",
+            "rows = torch.nn.functional.one_hot(bins, BINS).to(like.device, like.dtype)",
+            "test_statistics_by_time[vp]",
+        ),
+        (
             "statistics: the shift is a plain square, with its own noise",
             "return (difference[0::2].mean(0) * difference[1::2].mean(0)).mean()",
             "return difference.mean(0).square().mean()",

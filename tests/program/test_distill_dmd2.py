@@ -12,6 +12,7 @@ from fewstep.export.student import load_card, sampler_of
 from fewstep.job import prepare
 from fewstep.methods.random import Rng
 from fewstep.recipe import RecipeError, load_recipe
+from fewstep.report import timed
 from fewstep.sampling import Renoise
 from fewstep.training.checkpoint import latest, load, same, split
 from tests.program.conftest import stop_and_go_on
@@ -45,6 +46,19 @@ def test_a_step_costs_what_the_documents_say(run):
     logged = {"student/matching", "student/adversarial", "student/fake_error", "student/score_gap", "critic/loss",
               "critic/denoising", "critic/discriminator", "critic/d_accuracy"}  # fmt: skip
     assert lines[-1].keys() >= logged
+
+
+def test_what_scores_and_the_discriminator_say_is_logged_by_noise_level(run):
+    """Bins add up to the statistic over all levels; the report divides by the share of rows."""
+    lines = [json.loads(line) for line in (run[1] / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        for key in ("critic/d_real", "critic/d_fake", "student/score_scale"):
+            if key in line:
+                assert sum(line[f"{key}_by_time/{i}"] for i in range(10)) == pytest.approx(line[key], rel=1e-5)
+    found = {name: timed(lines, name, what) for name, what in (("score_gap", "matching"), ("d_real", "real"))}
+    assert all(0 < x < 1 and y >= 0 for points in found.values() for x, y in points) and found["score_gap"]
+    assert all(y <= 1 for _, y in found["d_real"]) and timed(lines, "no_such", "real") == []
+    assert timed([{"a/x_by_time/2": 1.0, "a/x_by_time/0": 0.0, "a/y_share_by_time/2": 0.25}], "x", "y") == [(0.25, 4.0)]
 
 
 def test_stopping_and_resuming_ends_in_the_same_weights_and_moments(run, tmp_path, monkeypatch):

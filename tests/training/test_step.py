@@ -212,7 +212,10 @@ def test_a_meter_means_over_the_steps_that_gave_a_value():
             meter.add("critic/loss", torch.tensor(10.0 + step, requires_grad=True))
     assert meter.read() == {"student/loss": 1.5, "critic/loss": 11.0}
     meter.add("student/loss", torch.tensor(7.0))
-    assert meter.read() == {"student/loss": 7.0} and meter.read() == {}
+    for values in ([1.0, 2.0], [3.0, 2.0]):
+        meter.add("critic/by_time", torch.tensor(values))
+    assert meter.read() == {"student/loss": 7.0, "critic/by_time/0": 2.0, "critic/by_time/1": 2.0}
+    assert meter.read() == {}
 
 
 def test_the_log_holds_means_since_the_last_line(tmp_path):

@@ -217,7 +217,8 @@ class DMD2(Method):
         def judge() -> Loss:
             real = self._judged(roles, batch, batch.x0, draws.data_time, draws.data_noise)
             fake = self._judged(roles, batch, answers, draws.judged_time, draws.judged_noise)
-            told_apart = verdict(real, fake, "logistic")
+            assert draws.data_time is not None and draws.judged_time is not None
+            told_apart = verdict(real, fake, "logistic", (draws.data_time, draws.judged_time), self.scores.levels)
             weighted = self.settings.discriminator_weight * told_apart.total
             return Loss(weighted, {"discriminator": told_apart.total.detach()}, told_apart.stats)
 

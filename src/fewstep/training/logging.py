@@ -23,19 +23,24 @@ class Meter:
         self._counts: dict[str, int] = {}
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add one detached scalar; the mean is over the steps in which it was given."""
+        """Add one detached scalar, or a vector of some; the mean is over the steps in which it was given."""
         value = value.detach()
         self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """All means, by one transfer from the device, and start anew."""
+        """All means, by one transfer from the device, and start anew; of a vector ``name/0``, ``name/1``, ..."""
         if not self._sums:
             return {}
-        values = torch.stack([v.to(torch.float64) for v in self._sums.values()]).tolist()
-        means = {name: value / self._counts[name] for name, value in zip(self._sums, values, strict=True)}
+        names = [(key, name) for key, value in self._sums.items() for name in _names(key, value)]
+        values = torch.cat([v.to(torch.float64).reshape(-1) for v in self._sums.values()]).tolist()
+        means = {name: value / self._counts[key] for (key, name), value in zip(names, values, strict=True)}
         self.__init__()  # type: ignore[misc]
         return means
+
+
+def _names(key: str, value: Tensor) -> list[str]:
+    return [key] if value.ndim == 0 else [f"{key}/{i}" for i in range(len(value))]
 
 
 class JsonLines:

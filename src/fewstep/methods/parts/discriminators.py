@@ -29,7 +29,7 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Time
 from fewstep.methods.base import HeadSpec, Loss
 from fewstep.methods.parts.heads import ConvHead, Heads, ResidualHead
-from fewstep.methods.parts.statistics import discriminator_statistics
+from fewstep.methods.parts.statistics import by_time, discriminator_statistics
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
@@ -53,9 +53,19 @@ def generator_loss(fake: Logits, kind: AdversarialLoss = "hinge") -> Tensor:
     return _mean([(-f if kind == "hinge" else F.softplus(-f)).mean() for f in fake])
 
 
-def verdict(real: Logits, fake: Logits, kind: AdversarialLoss = "hinge") -> Loss:
-    """`discriminator_loss` of what was said of both sides, and what is logged of it."""
+def verdict(
+    real: Logits, fake: Logits, kind: AdversarialLoss = "hinge",
+    times: tuple[Tensor, Tensor] | None = None, levels: Tensor | None = None,
+) -> Loss:  # fmt: skip
+    """`discriminator_loss` of what was said of both sides, and what is logged of it.
+
+    Args:
+        times: host times [B] to which real and fake were noised, among ``levels``, for the log (`by_time`).
+    """
     stats = discriminator_statistics(*(torch.cat([head.flatten() for head in side]) for side in (real, fake)))
+    if times is not None and levels is not None:
+        for name, side, t in zip(("real", "fake"), (real, fake), times, strict=True):
+            stats |= by_time({f"d_{name}": torch.cat(list(side), dim=1).sigmoid().mean(1)}, t, levels, name)
     return Loss(discriminator_loss(real, fake, kind), stats=stats)
 
 

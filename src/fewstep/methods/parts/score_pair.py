@@ -35,7 +35,7 @@ from torch import Tensor
 from fewstep.diffusion.prediction import Prediction, mix
 from fewstep.diffusion.schedule import Array, Schedule, expand, working
 from fewstep.methods.parts.distances import distance
-from fewstep.methods.parts.statistics import fake_score_statistics
+from fewstep.methods.parts.statistics import by_time, fake_score_statistics
 from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
@@ -102,7 +102,9 @@ class ScorePair:
             scale = away.clamp_min(torch.finfo(away.dtype).eps)  # 0 / 0 where the teacher agrees to the last bit
             gradient = gap / scale.reshape(-1, *[1] * (gap.ndim - 1))
         stats = fake_score_statistics(fake.x0, plain.x0, x)
-        return Matching(gradient, stats | {"score_gap": gap.square().mean().sqrt(), "score_scale": away.mean()})
+        stats |= {"score_gap": gap.square().mean().sqrt(), "score_scale": away.mean()}
+        rows = {"score_gap": gap.flatten(1).square().mean(1).sqrt(), "score_scale": away}
+        return Matching(gradient, stats | by_time(rows, t, self.levels, "matching"))
 
     def denoising_loss(self, roles: Roles, x: Tensor, noise: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """What the fake score minimises at answers x [B, ...], noised to t [B] (host); nothing reaches the student."""

@@ -6,11 +6,14 @@ means over many steps, when a log is read, wherever a ratio of one batch would b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from fewstep.diffusion.schedule import working
 
+BINS = 10  # of noise levels, each a tenth of them
 TAIL, MARGIN = 0.005, 1.5  # the data's range: the distance from their channel's mean that 0.5 % exceed, times 1.5
 
 
@@ -92,6 +95,23 @@ def fake_score_statistics(fake_x0: Tensor, teacher_x0: Tensor, answers: Tensor) 
         "fake_error": (working(fake_x0) - answers).square().mean(),
         "teacher_fake_error": (working(teacher_x0) - answers).square().mean(),
     }
+
+
+@torch.no_grad()
+def by_time(values: Mapping[str, Tensor], t: Tensor, levels: Tensor, what: str) -> dict[str, Tensor]:
+    """Where in time a statistic of single rows lies: vectors over ten bins of the noise levels, the cleanest first.
+
+    Each value is ``<name>_by_time``, the sum over a bin's rows over the batch; ``<what>_share_by_time`` is the share of
+    rows in each bin. Over many steps the one divided by the other is the mean in a bin, where a batch has few rows.
+
+    Args:
+        values: [B] each. t: [B], native times on the host. levels: all of them, increasing, on the host.
+    """
+    like = next(iter(values.values()))
+    bins = (torch.searchsorted(levels, t.to(levels)) * BINS // len(levels)).clamp(max=BINS - 1)
+    rows = torch.nn.functional.one_hot(bins, BINS).to(like.device, like.dtype) / len(t)
+    found = {f"{name}_by_time": working(value) @ working(rows) for name, value in values.items()}
+    return found | {f"{what}_share_by_time": rows.sum(0)}
 
 
 def _from_the_middle(x: Tensor) -> Tensor:
