@@ -36,7 +36,7 @@ from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.plan import cost_of_pairs, cost_of_step
-from fewstep.recipe import Recipe, RecipeError, as_yaml, shipped_recipes
+from fewstep.recipe import DTYPES, Recipe, RecipeError, as_yaml, shipped_recipes
 from fewstep.sampling import make_sampler
 from fewstep.stages import Chain, Stage, chain_yaml, load
 from fewstep.stages import run as distil
@@ -346,10 +346,12 @@ class Benchmark:
         return True
 
     def _teacher(self, recipe: Recipe) -> Teacher:
-        """The model that a run came from, past all students in between."""
+        """The model that a run came from, past all students in between, whole: students are measured on that."""
+        teacher = recipe.teacher
         return load_teacher(
-            model_behind(recipe.teacher.path), device=recipe.training.device, loras=recipe.teacher.loras
-        )
+            model_behind(teacher.path), device=recipe.training.device, loras=teacher.loras, dtype=DTYPES[teacher.dtype],
+            size=teacher.size, config=teacher.config, guidance_embed=teacher.guidance_embed,
+        )  # fmt: skip
 
     def _way(
         self, teacher: Teacher, way: Way, path: Path, model: str, seed: int | None, steps: int, facts: dict[str, Any]
