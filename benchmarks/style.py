@@ -6,6 +6,8 @@ The style is grey pictures: rendered scenes without their colours, on which a Lo
 the plain loss of diffusion models. Then the teacher (25 guided steps) and every student draw the same prompts from the
 same noise with the LoRA and without. Reported is how much of the colour goes, and that over what goes from the
 teacher's: 1 is a LoRA that does to the student what it does to the teacher. Intervals are a bootstrap of the prompts.
+And how far a student's pictures, without the style, are from the teacher's of the same noise: whether it kept the
+teacher's map, or its distribution alone.
 """
 
 from __future__ import annotations
@@ -79,9 +81,20 @@ def drawn(name: str, lora: Path | None, prompts: list[str], noise: Tensor) -> Te
 def share(plain: Tensor, styled: Tensor, own: Tensor, own_styled: Tensor) -> tuple[float, tuple[float, float]]:
     """Colour that the style takes from a student over that which it takes from the teacher."""
     takes, base = colour(plain) - colour(styled), colour(own) - colour(own_styled)
-    picks = torch.randint(len(takes), (RESAMPLES, len(takes)), generator=torch.Generator().manual_seed(0))
+    picks = _picks(len(takes))
     found = float(takes.mean() / base.mean())
     return found, centred_interval(takes[picks].mean(1) / base[picks].mean(1), found)
+
+
+def apart(pictures: Tensor, own: Tensor) -> tuple[float, tuple[float, float]]:
+    """Root mean square difference of pixels between a student's and the teacher's pictures of one noise."""
+    squares = (pictures - own).square().flatten(1).mean(1)
+    found = float(squares.mean().sqrt())
+    return found, centred_interval(squares[_picks(len(squares))].mean(1).sqrt(), found)
+
+
+def _picks(count: int) -> Tensor:
+    return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
 
 
 def main() -> None:
@@ -102,11 +115,12 @@ def main() -> None:
         plain, styled = (own, own_styled) if run == "scenes-64" else (
             drawn(run, file, prompts, noise) for file in (None, lora)
         )  # fmt: skip
-        found, interval = share(plain, styled, own, own_styled)
+        (found, interval), (distance, ends) = share(plain, styled, own, own_styled), apart(plain, own)
         rows.append({
             "model": Path(run).name, "colour": round(float(colour(plain).mean()), 4),
             "with the style": round(float(colour(styled).mean()), 4),
             "share": round(found, 3), "interval": [round(end, 3) for end in interval],
+            "to the teacher": round(distance, 4), "its interval": [round(end, 4) for end in ends],
         })  # fmt: skip
         print(json.dumps(rows[-1]), flush=True)
         if run != "scenes-64":
