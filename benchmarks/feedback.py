@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/feedback.py runs/feedback --held-out runs/taste-held-out/reward.safetensors
         [--reward runs/taste/reward.safetensors] [--threshold 1] [--steps 1,2,4] [--count 512]
 
-RUN is a finished `fewstep distill scenes-64-feedback`: its student draws before the feedback and after it, the same prompts
-from the same noise. Rewards are in standard deviations of the pictures they were trained on; differences are paired,
-with 95 % intervals from a bootstrap of the prompts.
+RUN is a finished `fewstep distill scenes-64-feedback`. Before the feedback and after it its student draws the same
+prompts from the same noise. Rewards are in standard deviations of the pictures that they learnt from; differences are
+paired, with 95 % intervals from a bootstrap of the prompts.
 """
 
 from __future__ import annotations
