@@ -18,9 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import lower_by
-from fewstep.evaluation.standings import Entry
+from fewstep.evaluation.compare import lower_by, unseen
+from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.standings import PICTURES, Entry
 
 FIGURES = ("FD", "detail FD", "accuracy")
 RESULTS = Path(__file__).parent / "results" / "claims.json"
@@ -65,8 +68,14 @@ CLAIMS = (
     Claim("dmd2", "the student passes its teacher at full length", ("dmd2", 4), ("teacher", 50)),
     Claim("dmd2", "one step is better than two of the teacher", ("dmd2-1step", 1), ("teacher", 2)),
     Claim("dmd", "one step is better than two of the teacher", ("dmd", 1), ("teacher", 2)),
-    Claim("table", "the best at four steps is not behind the teacher at fifty", ("hyper", 4), ("teacher", 50)),
+    *(
+        Claim("table", f"{job} at {steps} steps is better than its teacher at fifty", (job, steps), ("teacher", 50))
+        for job in ("hyper", "lightning", "ctm", "pcm", "tcd", "cm", "dmd2")
+        for steps in (4, 8)
+    ),
 )
+SHOWN = ("dmd", "dmd2-1step", "cm", "lcm", "tcd", "ctm", "pcm", "lightning", "hyper", "dmd2", "turbo", "ladd")
+"""Rows of the picture, each at one step and at four where it has them."""
 
 
 def find(folders: list[Path], way: tuple[str, int]) -> dict[int | None, Entry]:
@@ -98,10 +107,23 @@ def answer(differences: list[tuple[float, tuple[float, float]]]) -> str:
     return "no" if all(high < 0 for _, (_, high) in differences) else "open"
 
 
+def picture(folders: list[Path]) -> Image.Image:
+    """Every method's first seed at one and four steps, from the same noise and prompts as the teacher's row."""
+    ways = [("teacher", 50), ("teacher", 4), *((job, steps) for steps in (1, 4) for job in SHOWN)]
+    entries = [found[min(found, key=lambda seed: seed or 0)] for way in ways if (found := find(folders, way))]
+    labels = [f"{e.model.split(',')[0]}, {e.steps} step{'s' if e.steps > 1 else ''}" for e in entries]
+    return image_grid(
+        [e.pictures.float() / 255 for e in entries], labels, [scene.caption for scene in unseen(PICTURES)]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, help="where fewstep benchmark worked (--runs)")
+    parser.add_argument("--picture", type=Path, help="PNG file to write, a row for each method")
     options = parser.parse_args()
+    if options.picture:
+        picture(options.folders).save(options.picture)
     rows = []
     for claim in CLAIMS:
         found = list(pairs(find(options.folders, claim.better), find(options.folders, claim.worse)))
