@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -154,6 +155,27 @@ def test_a_jobs_file_says_what_to_run(tmp_path):
     file.write_text("recipe: scenes-64-lcm\nsead: 3\n")
     with pytest.raises(RecipeError, match="no key 'sead'"):
         Job.of(str(file))
+
+
+def test_a_job_may_leave_out_what_no_later_stage_begins_with():
+    """The unified LoRA of Hyper-SD without the one-step model beside it: its budget, its measured steps."""
+    job = Job("hyper", "scenes-64-hyper", without=("one-step",))
+    (run,) = job.runs()
+    assert [stage.name for stage in run.recipe.stages] == ["eight", "four", "two", "one", "unified"]
+    assert run.measured_at == (1, 2, 4, 8)
+    for left_out, said in ((("eight",), "a later stage begins with eight"), (("nine",), "nine is no stage of this")):
+        with pytest.raises(RecipeError, match=said):
+            list(replace(job, without=left_out).runs())
+    with pytest.raises(RecipeError, match="it has none"):
+        list(Job("tcd", "scenes-64-tcd", without=("one",)).runs())
+
+
+def test_the_jobs_of_the_documents_are_there():
+    """One table of eleven methods (dmd2 twice), and what the claims want beside it."""
+    folder = Path(__file__).parents[2] / "benchmarks"
+    for place, names in (("table", 12), ("claims", 5)):
+        jobs = [replace(Job.of(str(file)), budget=None) for file in (folder / place).glob("*.yaml")]
+        assert len({run.job.name for job in jobs for run in job.runs()}) == names
 
 
 def test_a_student_of_its_own_steps_is_measured_at_no_others():
