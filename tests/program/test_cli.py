@@ -150,11 +150,12 @@ def test_sampling_times_must_decrease(tiny, tmp_path, monkeypatch, capsys):
     assert errors.strip().splitlines()[-1] == "Error: timesteps must decrease from step to step, not 499, 999."
 
 
-def test_ctrl_c_saves_and_resumes_to_the_same_weights(short, tmp_path):
-    """Interrupted in the middle, resumed, and held against a run that was left alone."""
+def test_ctrl_c_saves_and_resumes_to_the_same_weights(short, tmp_path, monkeypatch, capsys):
+    """Interrupted in the middle, resumed in another process, and held against a run that was left alone."""
     long = [*sets(short), "--set", "training.steps=12", "--set", "training.checkpoint_every=100", "-q"]
-    whole = fewstep("distill", "scenes-64-tcd", "--out", tmp_path / "whole", *long)
-    assert whole.returncode == 0, whole.stderr
+    here = [monkeypatch, capsys, tmp_path, "distill", "scenes-64-tcd", *long, "--out"]
+    code, _, errors = inside(*here, "whole")
+    assert code == 0, errors
     command = [*MAIN, "distill", "scenes-64-tcd", "--out", str(tmp_path / "cut"), *long]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV)
     log = tmp_path / "cut" / "log.jsonl"
@@ -165,8 +166,8 @@ def test_ctrl_c_saves_and_resumes_to_the_same_weights(short, tmp_path):
     assert process.returncode == 130, errors
     assert "All is saved; go on with: fewstep distill scenes-64-tcd" in errors
     assert "Traceback" not in errors
-    resumed = fewstep("distill", "scenes-64-tcd", "--out", tmp_path / "cut", *long, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    code, _, errors = inside(*here, "cut", "--resume")
+    assert code == 0, errors
     name = "student/pytorch_lora_weights.safetensors"
     assert same(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))
 
