@@ -123,7 +123,7 @@ def _distill(
 def _train(job: Job, resume: bool, show_progress: bool, stage: str, data: Path) -> Path:
     recipe, folder = job.recipe, job.folder
     pairs = _claim(job, show_progress, data if data != folder / "data" else None)
-    job.spent += 0.0 if pairs is None else pairs.cost
+    job.sampled = 0.0 if pairs is None else pairs.cost
     source = _data(job, pairs, data, show_progress)
     job.teacher.let_go(asked_later(recipe), autoencoder=not job.roles.helpers.look)
     hooks: list[tuple[int, Hook]] = [(recipe.sample.every, SampleGrid(job))]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from fewstep.export.student import Card, load_card, sampler_of
 from fewstep.methods.base import Method
 from fewstep.models.families import Teacher
 from fewstep.models.roles import Roles
-from fewstep.recipe import DTYPES, Recipe, RecipeError
+from fewstep.recipe import DTYPES, Recipe, RecipeError, as_yaml
 from fewstep.sampling import DDIM
 from fewstep.training.optimizers import check_optimizer
 from fewstep.training.trackers import check_trackers
@@ -31,7 +32,8 @@ class Job:
     Attributes:
         recipe, folder: what to do, and where.
         teacher, method, roles: what takes part.
-        spent: what the runs it builds on have cost, and the samples of its teacher, in forward equivalents.
+        earlier: what each run that it builds on has cost, in forward equivalents, as in `Card.costs`.
+        sampled: what the samples of its teacher have cost.
     """
 
     recipe: Recipe
@@ -39,7 +41,14 @@ class Job:
     teacher: Teacher
     method: Method
     roles: Roles
-    spent: float = 0.0
+    earlier: dict[str, float] = field(default_factory=dict)
+    sampled: float = 0.0
+
+    @property
+    def mark(self) -> str:
+        """Of the recipe and of what it builds on."""
+        text = "\n".join([as_yaml(self.recipe), *sorted(self.earlier)])
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
     def role(self) -> str:
@@ -53,6 +62,7 @@ class Job:
         scale = getattr(self.method.settings, "guidance_scale", 1.0)
         told = float(scale if isinstance(scale, int | float) else sum(scale) / 2)
         wanted, few = self.method.sampling(self.method.settings), recipe.sample.num_inference_steps
+        costs = {**self.earlier, self.mark: self.sampled + cost}
         told_when = wanted.timesteps if recipe.sample.sampler is None or len(wanted.timesteps) == few else ()
         return Card(
             method=self.method.name,
@@ -70,7 +80,8 @@ class Job:
             guidance_embed=told if "guidance_embed" in spec.extra_inputs else self.teacher.guidance_embed,
             image_size=self.teacher.size,
             steps=steps,
-            forward_equivalents=self.spent + cost,
+            forward_equivalents=sum(costs.values()),
+            costs=costs,
         )
 
 
@@ -88,7 +99,7 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     check_trackers(settings.trackers)
     if recipe.data.place is not None:
         find_captions(recipe.data.place, 1)
-    teacher, init, spent = _beginning(recipe, folder, earlier or {})
+    teacher, init, costs = _beginning(recipe, folder, earlier or {})
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
     _check_buckets(recipe, method)
     _check_sampler(recipe, method, earlier or {})
@@ -99,7 +110,7 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     student = recipe.student.build()
     roles = build_roles(teacher.denoiser, method, settings, student, recipe.seed, init, origin, helpers)
     _check_kind(recipe, roles, earlier or {})
-    job = Job(recipe, folder, teacher, method, roles, spent)
+    job = Job(recipe, folder, teacher, method, roles, costs)
     few = recipe.sample.num_inference_steps
     many = recipe.sample.teacher_steps
     for sampler in (sampler_of(job.card(0)), DDIM(num_inference_steps=few), DDIM(num_inference_steps=many)):
@@ -112,8 +123,8 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
 
 def _beginning(
     recipe: Recipe, folder: Path, earlier: Mapping[str, Path]
-) -> tuple[Teacher, dict[str, torch.Tensor] | None, float]:
-    """(teacher, the student's first weights or None, what the runs behind them have cost)."""
+) -> tuple[Teacher, dict[str, torch.Tensor] | None, dict[str, float]]:
+    """(teacher, the student's first weights or None, what each of the runs behind them has cost)."""
     config, device = recipe.teacher, recipe.training.device
     at = earlier.get(config.path)
     teacher = open_teacher(
@@ -128,8 +139,12 @@ def _beginning(
     else:
         begun = _start(recipe, str(earlier.get(recipe.init, recipe.init)), teacher, str(at or config.path))
     places = {p for p in (at or config.path, earlier.get(recipe.init or "", recipe.init)) if p is not None}
-    cards = [load_card(found) for found in (student_folder(Path(p)) for p in places) if found is not None]
-    return teacher, begun, sum(card.forward_equivalents for card in cards)
+    found = [folder for folder in (student_folder(Path(p)) for p in sorted(map(str, places))) if folder is not None]
+    costs: dict[str, float] = {}
+    for place in found:
+        card = load_card(place)
+        costs |= card.costs or {str(place): card.forward_equivalents}  # cards of before costs were kept apart
+    return teacher, begun, costs
 
 
 def _check_buckets(recipe: Recipe, method: Method) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ class Card:
         guidance_embed: the scale it is told, when it is.
         image_size: side of its pictures in pixels; None is its teacher's own.
         steps: training steps behind it. forward_equivalents: what they cost, the runs it builds on included.
+        costs: the parts of that, by a mark of each run's recipe: a run that two others begin with counts once.
     """
 
     method: str
@@ -70,6 +71,7 @@ class Card:
     image_size: int | None = None
     steps: int = 0
     forward_equivalents: float = 0.0
+    costs: dict[str, float] = field(default_factory=dict)
     format: int = 1
 
 
