@@ -47,8 +47,7 @@ class Job:
     @property
     def mark(self) -> str:
         """Of the recipe and of what it builds on."""
-        text = "\n".join([as_yaml(self.recipe), *sorted(self.earlier)])
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return _mark("\n".join([as_yaml(self.recipe), *sorted(self.earlier)]))
 
     @property
     def role(self) -> str:
@@ -141,10 +140,13 @@ def _beginning(
     places = {p for p in (at or config.path, earlier.get(recipe.init or "", recipe.init)) if p is not None}
     found = [folder for folder in (student_folder(Path(p)) for p in sorted(map(str, places))) if folder is not None]
     costs: dict[str, float] = {}
-    for place in found:
-        card = load_card(place)
-        costs |= card.costs or {str(place): card.forward_equivalents}  # cards of before costs were kept apart
+    for card in map(load_card, found):
+        costs |= card.costs or {_mark(repr(card)): card.forward_equivalents}  # a card that does not keep them apart
     return teacher, begun, costs
+
+
+def _mark(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _check_buckets(recipe: Recipe, method: Method) -> None:
