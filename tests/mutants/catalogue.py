@@ -1621,8 +1621,8 @@ TRAINING = (
         "training/test_step.py",
         (
             "training: logged losses are sums, not means",
-            "means = {name: value / self._counts[name] for name,",
-            "means = {name: value for name,",
+            "means = {name: value / self._counts[key] for (key,",
+            "means = {name: value for (key,",
             "test_a_meter_means_over_the_steps_that_gave_a_value",
         ),
         (

@@ -299,8 +299,8 @@ PAIRS = [
         "program/test_prepare.py",
         (
             "distill: pairs cost nothing",
-            "job.spent += 0.0 if pairs is None else pairs.cost",
-            "job.spent += 0.0",
+            "job.sampled = 0.0 if pairs is None else pairs.cost",
+            "job.sampled = 0.0",
             "test_a_run_that_needs_pairs_makes_them_first_and_counts_them",
         ),
         (

@@ -57,8 +57,8 @@ _COMMON = [
         ),
         (
             "families: the size is told with a prompt only",
-            "Cond(tensors | told, null=null | sizes)",
-            "Cond(tensors | told, null=null | {k: 0 * t for k, t in sizes.items()})",
+            "null=None if null is None else null | sizes)",
+            "null=None if null is None else null | {k: 0 * t for k, t in sizes.items()})",
             "test_what_is_told_about_the_size_stays_when_the_prompt_goes",
         ),
         (

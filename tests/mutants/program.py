@@ -162,8 +162,14 @@ STAGES: list[Mutant] = [
         "program/test_stages.py",
         (
             "stages: earlier ones cost nothing",
-            "sum(card.forward_equivalents for card in cards)",
-            "0",
+            "    costs: dict[str, float] = {}\n    for card in map(load_card, found):",
+            "    costs: dict[str, float] = {}\n    for card in ():",
+            "test_every_stage_leaves_a_student",
+        ),
+        (
+            "stages: what two later ones begin with is paid twice",
+            "costs |= card.costs or",
+            "costs |= {_mark(repr(card)): card.forward_equivalents} or",
             "test_every_stage_leaves_a_student",
         ),
     ),

@@ -171,7 +171,7 @@ class Loss:
     Attributes:
         total: scalar with a graph.
         parts: named terms, unweighted, detached scalars.
-        stats: anything else worth a line in the log, detached scalars.
+        stats: anything else worth a line in the log, detached: scalars, or vectors of ten (`parts.statistics.by_time`).
         balanced: named terms beside the total, whose weights follow from gradients.
         then: makes what is minimised beside it, once this has gone backward and its graph is gone: of several large
             terms one is held at a time.
