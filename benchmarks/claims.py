@@ -81,8 +81,8 @@ SHOWN = ("dmd", "dmd2-1step", "cm", "lcm", "tcd", "ctm", "pcm", "lightning", "hy
 def find(folders: list[Path], way: tuple[str, int]) -> dict[int | None, Entry]:
     """The measured entries of a way, by seed; the teacher's, which has none, under None."""
     job, steps = way
-    names = [f"teacher/measured/ddim-{steps}"] if job == "teacher" else [f"{job}-s*/measured/{steps}"]
-    files = [file for folder in folders for name in names for file in folder.glob(f"{name}.safetensors")]
+    name = f"teacher/measured/ddim-{steps}" if job == "teacher" else f"{job}-s*/measured/{steps}"
+    files = [file for folder in folders for file in folder.glob(f"{name}.safetensors")]
     return {entry.seed: entry for entry in map(Entry.load, sorted(files))}
 
 

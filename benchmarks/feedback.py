@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 
 import torch
+from style import picks
 from torch import Tensor
 
 from fewstep.data.files import replace_text
@@ -27,7 +28,6 @@ from fewstep.models.families import load_teacher
 from fewstep.models.rewards import load_reward
 
 RESULTS = Path(__file__).parent / "results" / "feedback.json"
-RESAMPLES = 2000
 STAGES = {"before": "01-student", "after": "02-feedback"}
 
 
@@ -41,8 +41,7 @@ def judged(file: Path, pictures: Tensor) -> Tensor:
 def paired(after: Tensor, before: Tensor) -> tuple[float, tuple[float, float]]:
     """Mean difference over prompts."""
     change = (after - before).double()
-    picks = torch.randint(len(change), (RESAMPLES, len(change)), generator=torch.Generator().manual_seed(0))
-    return float(change.mean()), centred_interval(change[picks].mean(1), float(change.mean()))
+    return float(change.mean()), centred_interval(change[picks(len(change))].mean(1), float(change.mean()))
 
 
 def row(found: dict[str, Outcome], rewards: dict[str, Path], threshold: float) -> dict[str, object]:
@@ -73,17 +72,19 @@ def main() -> None:
     options = parser.parse_args()
     rewards = {"held-out": options.held_out, **({"trained": options.reward} if options.reward else {})}
     teacher, rows = load_teacher("scenes-64"), {}
+    students = {}
+    for name, stage in STAGES.items():
+        folder = options.run / stage / "student"
+        card = load_card(folder)
+        students[name] = load_student(teacher_of(folder, card), folder, card), card
+    reference = reference_of(teacher)
     for steps in options.steps:
-        found = {}
-        for name, stage in STAGES.items():
-            folder = options.run / stage / "student"
-            card = load_card(folder)
-            student = load_student(teacher_of(folder, card), folder, card)
-            way = Way(name, student, sampler_of(card, num_inference_steps=steps))
-            found[name] = compare(
-                teacher, [way], options.count, reference=reference_of(teacher), per_prompt=4, floors=False
-            ).outcomes[0]
-        rows[str(steps)] = row(found, rewards, options.threshold)
+        ways = [
+            Way(name, student, sampler_of(card, num_inference_steps=steps))
+            for name, (student, card) in students.items()
+        ]
+        found = compare(teacher, ways, options.count, reference=reference, per_prompt=4, floors=False)
+        rows[str(steps)] = row({o.label: o for o in found.outcomes}, rewards, options.threshold)
         print(json.dumps({"steps": steps, **rows[str(steps)]}), flush=True)
     about = {"prompts": options.count, "torch": torch.__version__, "threshold": options.threshold}
     replace_text(RESULTS, json.dumps({**about, "steps": rows}, indent=1) + "\n")

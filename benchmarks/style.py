@@ -81,19 +81,20 @@ def drawn(name: str, lora: Path | None, prompts: list[str], noise: Tensor) -> Te
 def share(plain: Tensor, styled: Tensor, own: Tensor, own_styled: Tensor) -> tuple[float, tuple[float, float]]:
     """Colour that the style takes from a student over that which it takes from the teacher."""
     takes, base = colour(plain) - colour(styled), colour(own) - colour(own_styled)
-    picks = _picks(len(takes))
+    rows = picks(len(takes))
     found = float(takes.mean() / base.mean())
-    return found, centred_interval(takes[picks].mean(1) / base[picks].mean(1), found)
+    return found, centred_interval(takes[rows].mean(1) / base[rows].mean(1), found)
 
 
 def apart(pictures: Tensor, own: Tensor) -> tuple[float, tuple[float, float]]:
     """Root mean square difference of pixels between a student's and the teacher's pictures of one noise."""
     squares = (pictures - own).square().flatten(1).mean(1)
     found = float(squares.mean().sqrt())
-    return found, centred_interval(squares[_picks(len(squares))].mean(1).sqrt(), found)
+    return found, centred_interval(squares[picks(len(squares))].mean(1).sqrt(), found)
 
 
-def _picks(count: int) -> Tensor:
+def picks(count: int) -> Tensor:
+    """Rows of every resampling of ``count`` prompts."""
     return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
 
 

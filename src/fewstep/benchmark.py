@@ -11,7 +11,6 @@ RUN is a job's name and a seed. Work is done in slices: what is finished stays, 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 import yaml
 
-from fewstep.data.files import replace_text
+from fewstep.data.files import mark_of, replace_text
 from fewstep.distill import versions
 from fewstep.evaluation.compare import Way, compare
 from fewstep.evaluation.reference import reference_of
@@ -114,7 +113,7 @@ class Run:
     def mark(self) -> str:
         """Of the resolved recipe: figures of any other one are measured again."""
         text = as_yaml(self.recipe) if isinstance(self.recipe, Recipe) else chain_yaml(self.recipe)
-        return _mark(text)
+        return mark_of(text)
 
     @property
     def steps(self) -> int:
@@ -378,14 +377,10 @@ class Benchmark:
     @property
     def _teacher_mark(self) -> str:
         recipe = self.runs[0].last
-        return _mark(f"{recipe.teacher.model_dump_json()} {recipe.sample.guidance_scale}")
+        return mark_of(f"{recipe.teacher.model_dump_json()} {recipe.sample.guidance_scale}")
 
 
 _MINUTES = "minutes.json"
-
-
-def _mark(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _minutes(folder: Path) -> float:

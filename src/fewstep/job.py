@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from fewstep.checkpoints.load import lora_start, start_weights
 from fewstep.checkpoints.registry import checkpoints
+from fewstep.data.files import mark_of
 from fewstep.data.find import find_captions
 from fewstep.export.chain import load_start, open_teacher, origin_of, student_folder
 from fewstep.export.foreign import is_lora
@@ -47,7 +47,7 @@ class Job:
     @property
     def mark(self) -> str:
         """Of the recipe and of what it builds on."""
-        return _mark("\n".join([as_yaml(self.recipe), *sorted(self.earlier)]))
+        return mark_of("\n".join([as_yaml(self.recipe), *sorted(self.earlier)]))
 
     @property
     def role(self) -> str:
@@ -141,12 +141,8 @@ def _beginning(
     found = [folder for folder in (student_folder(Path(p)) for p in sorted(map(str, places))) if folder is not None]
     costs: dict[str, float] = {}
     for card in map(load_card, found):
-        costs |= card.costs or {_mark(repr(card)): card.forward_equivalents}  # a card that does not keep them apart
+        costs |= card.costs or {mark_of(repr(card)): card.forward_equivalents}  # a card that does not keep them apart
     return teacher, begun, costs
-
-
-def _mark(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _check_buckets(recipe: Recipe, method: Method) -> None:

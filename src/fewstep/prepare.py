@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.files import only_one
+from fewstep.data.files import mark_of, only_one
 from fewstep.data.find import find_captions
 from fewstep.data.pairs import PairFiles, PairSource, noise_of
 from fewstep.data.scenes import Scenes
@@ -133,7 +133,7 @@ def captions(recipe: Recipe, count: int | None = None) -> list[str]:
 def about(job: Job) -> dict[str, str | int | float]:
     """What decides every value of the samples, up to rounding: the device and its precision are not part of it."""
     settings = job.recipe.pairs.model_dump(exclude={"path"})
-    prompts = hashlib.blake2b("\n".join(captions(job.recipe)).encode(), digest_size=8).hexdigest()
+    prompts = mark_of("\n".join(captions(job.recipe)))
     return {**settings, "prompts": prompts, "teacher": fingerprint(job)}
 
 

@@ -169,7 +169,7 @@ STAGES: list[Mutant] = [
         (
             "stages: what two later ones begin with is paid twice",
             "costs |= card.costs or",
-            "costs |= {_mark(repr(card)): card.forward_equivalents} or",
+            "costs |= {mark_of(repr(card)): card.forward_equivalents} or",
             "test_every_stage_leaves_a_student",
         ),
     ),

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.data.buckets import Size, bucket_sizes, nearest
-from fewstep.data.files import replace_tensors, replace_text
+from fewstep.data.files import mark_of, replace_tensors, replace_text
 from fewstep.data.pictures import Collection, Skipped, pixels
 from fewstep.data.scenes import Scenes
 from fewstep.data.sources import Buckets, LatentSource, Prompts
@@ -89,7 +89,7 @@ def prompt_latents(
     path: Path, teacher: Teacher, prompts: Sequence[str], device: str = "cpu", advance: Advance | None = None
 ) -> Prompts:
     """Prompts without pictures, encoded likewise, for methods that look at none."""
-    digest = hashlib.blake2b("\n".join(prompts).encode(), digest_size=8).hexdigest()
+    digest = mark_of("\n".join(prompts))
 
     def read(rows: range) -> Iterator[Row]:
         return ((None, prompts[i]) for i in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,3 +88,8 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def mark_of(text: str) -> str:
+    """Sixteen digits that stand for a text: a recipe, a list of prompts."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
