@@ -5,7 +5,8 @@
 <runs>/RUN/          the run itself (`fewstep distill`), with measured/, a file for each number of steps
        teacher/      the teacher by several samplers
 
-RUN is a job's name and a seed. Work is done in slices: what is finished stays, the same command goes on.
+RUN is a job's name and a seed. Work is done in slices: what is finished stays, the same command goes on. Started
+twice at once, on two cores or GPUs, each takes the runs that the other has not.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from typing import Any
 import torch
 import yaml
 
-from fewstep.data.files import mark_of, replace_text
+from fewstep.data.files import held, mark_of, replace_text
 from fewstep.distill import versions
 from fewstep.evaluation.compare import Way, compare
 from fewstep.evaluation.reference import reference_of
@@ -39,6 +41,7 @@ from fewstep.recipe import DTYPES, Recipe, RecipeError, as_yaml, shipped_recipes
 from fewstep.sampling import make_sampler
 from fewstep.stages import Chain, Stage, chain_yaml, load
 from fewstep.stages import run as distil
+from fewstep.training import distributed
 from fewstep.training.trainer import TrainingStopped
 
 NOISE = 0
@@ -236,14 +239,26 @@ class Benchmark:
             raise RecipeError("Two jobs have one name: rename one of their files.")
 
     def work(self, say: Callable[[str], None] = print) -> bool:
-        """Go on with what is not finished until the time is spent; True when all is done."""
+        """Go on with what is not finished and nobody else is at, until the time is spent; True when all is done."""
+        distributed.join(self.runs[0].last.training.device)
+        done = True
         for run in self.runs:
             if self.is_measured(run):
                 continue
-            say(f"{run.name}: training and measuring")
-            if not self._train(run) or not self._measure(run):
+            if self._is_over():
                 return False
-        return self._measure_teacher()
+            with self._mine(run.name) as mine:
+                if not mine:
+                    say(f"{run.name}: another process is at it")
+                    done = False
+                    continue
+                if self.is_measured(run):
+                    continue  # by another process, just now
+                say(f"{run.name}: training and measuring")
+                if not self._train(run) or not self._measure(run):
+                    return False
+        with self._mine("teacher") as mine:
+            return mine and self._measure_teacher() and done
 
     def standings(self) -> Standings | None:
         """What has been measured so far; None before the teacher's full length has been."""
@@ -279,11 +294,17 @@ class Benchmark:
 
     # ------------------------------------------------------------ one run
 
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self.until
+
+    def _mine(self, name: str) -> AbstractContextManager[bool]:
+        """Whether no other benchmark is at this run; those that torchrun started are one."""
+        self.place.mkdir(parents=True, exist_ok=True)
+        return nullcontext(True) if distributed.count() > 1 else held(self.place / f"{name}.lock")
+
     def _train(self, run: Run) -> bool:
         folder = self.place / run.name
         left = self.until - time.monotonic()
-        if left <= 0:
-            return False
         timer = threading.Timer(left, os.kill, (os.getpid(), signal.SIGTERM)) if left < float("inf") else None
         if timer is not None:
             timer.daemon = True
@@ -358,7 +379,7 @@ class Benchmark:
         """Measure one way, unless it has been or the time is spent."""
         if self._holds(path, facts["mark"]):
             return True
-        if time.monotonic() >= self.until:
+        if self._is_over():
             return False
         found = compare(
             teacher, [way], self.count, NOISE, reference=reference_of(teacher), per_prompt=4, floors=seed is None

@@ -393,7 +393,7 @@ def benchmark(
     """Train recipes at the same cost and measure their students alike: one table, with intervals.
 
     A job file is YAML: recipe, and perhaps set, seeds, budget, steps, count. What is finished stays; the same command
-    goes on with the rest.
+    goes on with the rest. Start it twice at once, on two cores or GPUs, and each takes what the other has not.
     """
     from fewstep.benchmark import Benchmark, Job, every_method
 

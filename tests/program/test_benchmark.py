@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from fewstep.benchmark import Benchmark, Job, Run, every_method, within
+from fewstep.data.files import held
 from fewstep.evaluation.compare import Way, compare
 from fewstep.evaluation.reference import reference_of
-from fewstep.evaluation.standings import Entry
+from fewstep.evaluation.standings import Entry, over_seeds
 from fewstep.export.chain import teacher_of
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import load_teacher
@@ -92,11 +93,49 @@ def test_what_is_written(work):
     assert float(row["detail FD"]) == mine.figures["detail FD"]
     assert float(row["forward_equivalents"]) == load_card(work.place / "tcd-s0" / "student").forward_equivalents > 0
     lines = (work.out / "table.md").read_text().splitlines()
-    assert sum(line.startswith("| ") for line in lines) == 1 + len(rows)
+    assert sum(line.startswith("| ") for line in lines) == (2 + 2) + (2 + len(rows))  # summary and table, with heads
     kept = json.loads((work.out / "tcd-s1.json").read_text())
     assert list(kept["steps"]) == ["1", "2"] and kept["prompts"] == COUNT
     page = (work.out / "report.html").read_text()
     assert page.count("<svg") == 6 and "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_summary_is_over_seeds(work):
+    """A column for each number of steps; held against the entries' own figures."""
+    found = work.standings()
+    head, (teacher, student) = found.summary()
+    assert head == ["model", "1 step", "2 steps", f"{found.full.steps} steps", "seeds"]
+    assert (teacher[0], teacher[-1], student[0], student[-1]) == ("teacher, ddim", "", "tcd", "0, 1")
+    assert "±" not in "".join(teacher) and student[3] == ""
+    two = [e.figures["FD"] for e in found.entries if (e.model, e.steps) == ("tcd", 2)]
+    mean, spread = student[2].split(",")[0].split(" ± ")
+    assert float(mean) == pytest.approx(sum(two) / 2, rel=0.005)
+    assert float(spread) == pytest.approx(abs(two[0] - two[1]) / 2**0.5, abs=0.005 * sum(two) / 2)
+
+
+def test_a_cell_of_the_summary():
+    one = {"FD": 0.21234, "detail FD": 2.0, "accuracy": 0.531, "KID": 5.0}
+    assert over_seeds([one]) == "0.212, 2.00, 53 %"
+    assert over_seeds([one, one | {"FD": 0.23234, "detail FD": 4.0}]) == "0.222 ± 0.014, 3.00 ± 1.41, 53 ± 0 %"
+    assert over_seeds([{"FD": 0.0, "detail FD": 12345.0}]) == "0, 12345"
+    assert over_seeds([]) == ""
+
+
+def test_two_processes_take_different_runs(runs, tmp_path, monkeypatch):
+    """What another one is at is left to it."""
+    mine, trained, said = Benchmark(runs, tmp_path / "out", tmp_path, curves=()), [], []
+    monkeypatch.setattr(mine, "_train", lambda run: trained.append(run.name) or True)
+    monkeypatch.setattr(mine, "_measure", lambda run: True)
+    with held(tmp_path / "tcd-s0.lock") as ours:
+        assert ours and not mine.work(said.append)
+    assert trained == ["tcd-s1"] and said == ["tcd-s0: another process is at it", "tcd-s1: training and measuring"]
+    assert mine.work(said.append) and trained == ["tcd-s1", "tcd-s0", "tcd-s1"]
+
+
+def test_who_finds_nothing_but_what_others_are_at_is_not_done(work):
+    with held(work.place / "teacher.lock"):
+        assert not work.work(lambda line: None)
+    assert work.work(lambda line: None)
 
 
 def test_an_entry_is_read_as_it_was_written_and_a_damaged_one_is_named(work, tmp_path):

@@ -16,24 +16,37 @@ LOCK = ".lock"
 
 
 @contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """A file as a lock: whether it is ours within this block, or somebody else's.
+
+    The system takes it back from a process that dies. On Windows there is no such guard, and it is always ours.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = True
+        except OSError:
+            ours = False
+        yield ours
+
+
+@contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Nobody else may work in ``folder`` within this block. The system takes the lock back from a process that dies.
+    """Nobody else may work in ``folder`` within this block.
 
     Raises:
         ValueError: somebody else works there now.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: without the guard
-        yield
-        return
-    with open(folder / LOCK, "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with held(folder / LOCK) as ours:
+        if not ours:
             raise ValueError(
                 f"Another process is at work in {folder}: wait until it has ended, or choose another --out."
-            ) from None
+            )
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from fewstep.evaluation.page import Page
 SHOWN = ("FD", "KID", "detail FD", "recall", "accuracy", "spread")
 """The figures of the table, of `compare.FIGURES`."""
 DISTANCES = ("FD", "detail FD")
+IN_SHORT = ("FD", "detail FD", "accuracy")
+"""What a cell of the summary holds."""
 PICTURES = 8
 
 
@@ -152,10 +155,22 @@ class Standings:
             body.append(cells)
         return head, body
 
+    def summary(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows, as text: a row for each model, a column for each number of steps."""
+        entries = [self.full, *self.entries]
+        steps = sorted({e.steps for e in entries})
+        head = ["model", *(f"{n} step{'s' if n > 1 else ''}" for n in steps), "seeds"]
+        body = []
+        for model in dict.fromkeys(e.model for e in entries):
+            mine = [e for e in entries if e.model == model]
+            seeds = sorted({e.seed for e in mine if e.seed is not None})
+            cells = [over_seeds([e.figures for e in mine if e.steps == n]) for n in steps]
+            body.append([model, *cells, ", ".join(map(str, seeds))])
+        return head, body
+
     def markdown(self) -> str:
-        """The table with a line for each figure that says what it is."""
-        head, body = self.table()
-        lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in body), ""]
+        """The summary, and the table with a line for each figure that says what it is."""
+        lines = [*_markdown(*self.summary()), "", f"{_SUMMARY}.", "", *_markdown(*self.table()), ""]
         floors = ", ".join(f"{name} {value:.3g}" for name, value in self.floors.items())
         lines.append(f"{self.count} unseen prompts, 95 % intervals in brackets; as many real scenes: {floors}.")
         lines += [f"- {name}: {FIGURES[name]}" for name in SHOWN]
@@ -183,8 +198,10 @@ class Standings:
         """The table, quality against steps and against cost, the grid."""
         page = Page("Benchmark")
         page.text(f"{self.count} unseen prompts, the same noise for all; in brackets 95 % intervals.", note=True)
+        page.table(*self.summary())
+        page.text(f"{_SUMMARY}.", note=True)
         page.table(*self.table())
-        for name in ("FD", "detail FD", "accuracy"):
+        for name in IN_SHORT:
             page.chart(self._by(name, lambda e: float(e.steps)), "steps", name, logarithmic=name != "accuracy")
             evaluations = self._by(name, lambda e: e.figures["evaluations"])
             page.chart(evaluations, "network evaluations per picture", name, logarithmic=name != "accuracy")
@@ -212,6 +229,31 @@ class Standings:
         for entry in self.entries:
             series.setdefault(entry.label, []).append((across(entry), entry.figures[figure]))
         return {name: sorted(points) for name, points in series.items()}
+
+
+_SUMMARY = f"In each cell {', '.join(IN_SHORT)}: of several seeds the mean and the standard deviation"
+
+
+def over_seeds(found: Sequence[dict[str, float]]) -> str:
+    """A cell of the summary from the figures of each seed: three digits of the mean, its spread to as many places."""
+    cells = []
+    for name in IN_SHORT if found else ():
+        values = torch.tensor([figures[name] for figures in found if name in figures], dtype=torch.float64)
+        if len(values) == 0:
+            continue
+        percent = name == "accuracy"
+        mean = float(values.mean()) * (100 if percent else 1)
+        places = 0 if percent or mean == 0 else max(0, 2 - math.floor(math.log10(abs(mean))))
+        text = f"{mean:.{places}f}"
+        if len(values) > 1:
+            text += f" ± {float(values.std()) * (100 if percent else 1):.{places}f}"
+        cells.append(f"{text} %" if percent else text)
+    return ", ".join(cells)
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
 
 
 def in_percent(closed: tuple[float, tuple[float, float]] | None) -> str:
