@@ -16,6 +16,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -26,6 +27,7 @@ from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.standings import PICTURES, Entry
 
 FIGURES = ("FD", "detail FD", "accuracy")
+load = cache(Entry.load)  # most entries are held against several others
 RESULTS = Path(__file__).parent / "results" / "claims.json"
 
 
@@ -83,7 +85,7 @@ def find(folders: list[Path], way: tuple[str, int]) -> dict[int | None, Entry]:
     job, steps = way
     name = f"teacher/measured/ddim-{steps}" if job == "teacher" else f"{job}-s*/measured/{steps}"
     files = [file for folder in folders for file in folder.glob(f"{name}.safetensors")]
-    return {entry.seed: entry for entry in map(Entry.load, sorted(files))}
+    return {entry.seed: entry for entry in map(load, sorted(files))}
 
 
 def pairs(better: dict[int | None, Entry], worse: dict[int | None, Entry]) -> Iterator[tuple[Entry, Entry]]:

@@ -36,7 +36,7 @@ from fewstep.export.chain import model_behind, student_folder, teacher_of
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher, load_teacher
-from fewstep.plan import cost_of_pairs, cost_of_step
+from fewstep.plan import cost_of_pairs, cost_of_step, memory_of_step
 from fewstep.recipe import DTYPES, Recipe, RecipeError, as_yaml, shipped_recipes
 from fewstep.sampling import make_sampler
 from fewstep.stages import Chain, Stage, chain_yaml, load
@@ -121,16 +121,17 @@ class Run:
     @property
     def steps(self) -> int:
         """Of training, in all stages."""
-        if isinstance(self.recipe, Recipe):
-            return self.recipe.training.steps
-        return sum(stage.recipe.training.steps for stage in self.recipe.stages if stage.recipe is not None)
+        return sum(recipe.training.steps for recipe in _alone(self.recipe))
 
     @property
     def last(self) -> Recipe:
         """The recipe of what is measured: of a chain its last stage's, on the model that the chain began with."""
-        if isinstance(self.recipe, Recipe):
-            return self.recipe
-        return self.recipe.alone([stage for stage in self.recipe.stages if stage.recipe is not None][-1])
+        return _alone(self.recipe)[-1]
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the peak of a training step, of the stage that needs most."""
+        return max(map(memory_of_step, _alone(self.recipe)))
 
     @property
     def measured_at(self) -> tuple[int, ...]:
@@ -146,6 +147,13 @@ def every_method() -> list[str]:
     return [name for name in (f"scenes-64-{method}" for method in METHODS) if name in shipped_recipes()]
 
 
+def _alone(recipe: Recipe | Chain) -> list[Recipe]:
+    """The recipe, or those of a chain's trained stages on the model that the chain began with."""
+    if isinstance(recipe, Recipe):
+        return [recipe]
+    return [recipe.alone(stage) for stage in recipe.stages if stage.recipe is not None]
+
+
 # ---------------------------------------------------------------- one cost for all
 
 
@@ -157,7 +165,7 @@ def within(recipe: Recipe | Chain, budget: float) -> Recipe | Chain:
     """
     stages = recipe.stages if isinstance(recipe, Chain) else (Stage("", recipe),)
     trained = [stage for stage in stages if stage.recipe is not None]
-    alone = [recipe.alone(stage) if isinstance(recipe, Chain) else recipe for stage in trained]
+    alone = _alone(recipe)
     costs = [cost_of_step(one) for one in alone]
     left = budget - sum(cost_of_pairs(one) for one in alone)
     part = left / sum(cost * one.training.steps for cost, one in zip(costs, alone, strict=True))
@@ -332,7 +340,7 @@ class Benchmark:
         model = load_student(teacher_of(student, card, run.last.training.device), student, card)
         facts = {
             "recipe": run.job.recipe, "set": list(run.changes), "method": card.method, "training_steps": card.steps,
-            "forward_equivalents": card.forward_equivalents, "minutes": _minutes(folder),
+            "forward_equivalents": card.forward_equivalents, "minutes": _minutes(folder), "memory": run.memory,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.last.training.device}",
             "versions": versions(), "prompts": self.count, "mark": run.mark,
         }  # fmt: skip

@@ -68,6 +68,15 @@ def cost_of_step(recipe: Recipe) -> float:
     )
 
 
+def memory_of_step(recipe: Recipe) -> int:
+    """Bytes at the peak of a training step on the recipe's device, all that stays between steps included.
+
+    Raises:
+        ValueError: what the run itself would refuse.
+    """
+    return sum(_estimate(recipe, _sketch(recipe)).training.values())
+
+
 def _estimate(recipe: Recipe, sketch: Outline) -> Estimate:
     return estimate(
         sketch, recipe.method_class(), recipe.method_settings(), recipe.training, recipe.student.build(),

@@ -18,6 +18,7 @@ from fewstep.evaluation.standings import Entry, over_seeds
 from fewstep.export.chain import teacher_of
 from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import load_teacher
+from fewstep.plan import memory_of_step, plan
 from fewstep.recipe import RecipeError, load_recipe
 from fewstep.sampling import DDIM
 from fewstep.stages import load
@@ -161,6 +162,16 @@ def test_a_budget_sets_the_steps(work, short):
     assert within(recipe, 7.99 * per_step).training.steps == 7
     with pytest.raises(RecipeError, match="too small"):
         within(recipe, 0.5 * per_step)
+
+
+def test_the_memory_of_a_chain_is_that_of_the_stage_that_needs_most(short, work):
+    """And what a row says is what `--dry-run` says of its recipe."""
+    (row,) = [r for r in work.standings().rows() if (r["model"], r["seed"], r["steps"]) == ("tcd", 0, 1)]
+    assert row["memory"] == sum(plan(work.runs[0].recipe, timed=False).estimate.training.values()) > 0
+    chain = load("scenes-64-lightning", [f"teacher={short[0].partition('=')[2]}", "training.batch_size=4"])
+    run = Run(work.runs[0].job, 0, chain, ())
+    needs = {stage.name: memory_of_step(chain.alone(stage)) for stage in chain.stages}
+    assert run.memory == max(needs.values()) == needs["conditional"] > needs["unconditional"]
 
 
 def test_a_chain_shares_its_budget_among_its_stages(short):

@@ -21,6 +21,7 @@ from fewstep.data.scenes import Scenes
 from fewstep.evaluation.compare import FIGURES, UNSEEN, Outcome, cell, lower_by, part_closed
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.page import Page
+from fewstep.training.machine import in_words
 
 SHOWN = ("FD", "KID", "detail FD", "recall", "accuracy", "spread")
 """The figures of the table, of `compare.FIGURES`."""
@@ -40,7 +41,7 @@ class Entry:
         steps: of its sampler.
         figures, intervals: as `Outcome`'s; resampled: as `Measured.resampled`, the same draws for every entry.
         pictures: uint8 [n, 3, H, W], of the first prompts.
-        facts: of the training: forward_equivalents, minutes, steps, recipe, set, versions.
+        facts: of the training: forward_equivalents, minutes, memory (bytes), steps, recipe, set, versions.
     """
 
     model: str
@@ -130,7 +131,7 @@ class Standings:
         for entry in [self.full, *self.entries]:
             row: dict[str, Any] = {"model": entry.model, "seed": entry.seed, "steps": entry.steps}
             row["forward_equivalents"] = entry.facts.get("forward_equivalents")
-            row["minutes"] = entry.facts.get("minutes")
+            row["minutes"], row["memory"] = entry.facts.get("minutes"), entry.facts.get("memory")
             for name in SHOWN:
                 row[name] = entry.figures.get(name)
                 if name in entry.intervals:
@@ -144,12 +145,13 @@ class Standings:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows, as text."""
-        head = ["model", "steps", "cost", "minutes", *SHOWN, *(f"{name} closed" for name in DISTANCES)]
+        head = ["model", "steps", "cost", "minutes", "memory", *SHOWN, *(f"{name} closed" for name in DISTANCES)]
         body = []
         for entry in [self.full, *self.entries]:
-            cost, minutes = entry.facts.get("forward_equivalents"), entry.facts.get("minutes")
+            cost, minutes, memory = (entry.facts.get(name) for name in ("forward_equivalents", "minutes", "memory"))
             cells = [entry.label, str(entry.steps)]
             cells += ["" if cost is None else f"{cost:,.0f}", "" if minutes is None else f"{minutes:.0f}"]
+            cells.append("" if memory is None else in_words(memory))
             cells += [cell(entry, name) if name in entry.figures else "" for name in SHOWN]
             cells += ["" if entry is self.full else in_percent(self.closed(entry, name)) for name in DISTANCES]
             body.append(cells)
@@ -175,6 +177,7 @@ class Standings:
         lines.append(f"{self.count} unseen prompts, 95 % intervals in brackets; as many real scenes: {floors}.")
         lines += [f"- {name}: {FIGURES[name]}" for name in SHOWN]
         lines.append("- cost: forward passes of a picture in training, or their equivalent; pairs and stages included")
+        lines.append("- memory: at the peak of a training step, estimated; of stages the one that needs most")
         lines.append("- closed: part of the teacher's loss at as many steps that the student does not have")
         return "\n".join(lines) + "\n"
 
