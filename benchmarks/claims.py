@@ -6,8 +6,9 @@
 
 For each sentence: by how much the one is better than the other (FD and detail FD lower, accuracy higher), on the same
 prompts and noise, with the 95 % interval of that difference, in the mean over the seeds that both have and for each of
-them. "yes": better beyond the interval in every seed; "no": worse beyond it in every seed; else "open". What needs
-another statistic stands in docs/methods.md with its own command.
+them. "yes": better beyond the interval in every seed; "no": worse beyond it in every seed; else "open". A sentence
+whose students are not in the folders keeps its former answer. What needs another statistic stands in docs/methods.md
+with its own command.
 """
 
 from __future__ import annotations
@@ -137,11 +138,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.picture:
         picture(options.folders).save(options.picture)
+    known = {(*row["better"], *row["worse"]): row for row in json.loads(RESULTS.read_text(encoding="utf-8"))}
     rows = []
     for claim in CLAIMS:
         found = list(pairs(find(options.folders, claim.better), find(options.folders, claim.worse)))
         if not found:
-            print(f"{claim.paper}: {claim.says}: not measured")
+            before = known.get((*claim.better, *claim.worse))
+            print(f"{claim.paper}: {claim.says}: not in these folders{', as answered before' if before else ''}")
+            rows += [before] if before else []
             continue
         figures = {name: [better_by(*pair, name) for pair in found] for name in FIGURES}
         answers = {name: answer(values) for name, values in figures.items()}
