@@ -20,12 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from pydantic import Field, PositiveInt, TypeAdapter, field_validator
+from pydantic.dataclasses import dataclass as checked
 
 from fewstep.data.files import held, mark_of, replace_text
 from fewstep.distill import versions
@@ -37,7 +39,7 @@ from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.plan import cost_of_pairs, cost_of_step, memory_of_step
-from fewstep.recipe import DTYPES, Recipe, RecipeError, as_yaml, shipped_recipes
+from fewstep.recipe import DTYPES, Recipe, RecipeError, as_yaml, shipped_recipes, validated
 from fewstep.sampling import make_sampler
 from fewstep.stages import Chain, Stage, chain_yaml, load
 from fewstep.stages import run as distil
@@ -50,7 +52,7 @@ CURVES = ("ddim", "dpm++2m", "euler")
 """The teacher's samplers; the first is what students are held against."""
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class Job:
     """A recipe to be run once for each seed.
 
@@ -62,19 +64,27 @@ class Job:
 
     name: str
     recipe: str
-    set: dict[str, Any] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
-    budget: float | None = None
-    steps: tuple[int, ...] = (1, 2, 4, 8)
-    count: int = 5000
+    set: dict[str, Any] = Field(default_factory=dict)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    steps: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    count: int = Field(default=5000, ge=8)
     without: tuple[str, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _a_word(cls, name: str) -> str:
+        """It becomes a folder's name."""
+        if not name or name.startswith(".") or Path(name).name != name:
+            raise ValueError(f"name: '{name}' is to be the name of a folder: take letters, digits, '-' and '_'.")
+        return name
 
     @classmethod
     def of(cls, source: str, **given: Any) -> Job:
         """From a job's file (YAML with a key ``recipe``), or from a recipe's name or file; ``given`` goes first.
 
         Raises:
-            RecipeError: an unknown key, or a file that cannot be read.
+            RecipeError: an unknown key, a value that makes no sense, or a file that cannot be read.
         """
         path, data = Path(source), None
         if path.suffix in (".yaml", ".yml"):
@@ -88,8 +98,11 @@ class Job:
         for key in data.keys() - known:
             raise RecipeError(f"{path}: a job has no key '{key}': it has {', '.join(sorted(known - {'name'}))}.")
         data = {"name": path.stem} | data | {key: value for key, value in given.items() if value is not None}
-        data["set"] = dict(data.get("set", {}))
-        return cls(**data | {key: tuple(data[key]) for key in ("seeds", "steps", "without") if key in data})
+        try:
+            job: Job = validated(TypeAdapter(cls), data, "")
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from None
+        return job
 
     def runs(self, overrides: Sequence[str] = ()) -> Iterator[Run]:
         """One for each seed; ``overrides`` of all recipes."""

@@ -216,7 +216,7 @@ class Recipe(BaseModel):
         for key in given:
             if key not in known:
                 raise RecipeError(_unknown(f"method.{key}", key, [*known, "name"]))
-        return _validated(TypeAdapter(cls.Settings), given, "method")
+        return validated(TypeAdapter(cls.Settings), given, "method")
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -249,7 +249,7 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
         for key in training:
             if key not in known:
                 raise RecipeError(_unknown(f"training.{key}", key, known))
-    recipe = _validated(TypeAdapter(Recipe), dict(data), "")
+    recipe = validated(TypeAdapter(Recipe), dict(data), "")
     _check_data(recipe)
     return _with_pairs(_as_the_method_wants(recipe, recipe.method_class().sampling(recipe.method_settings())))
 
@@ -420,7 +420,12 @@ def _number(text: str) -> Any:
         return text
 
 
-def _validated(adapter: TypeAdapter[Any], data: Any, prefix: str) -> Any:
+def validated(adapter: TypeAdapter[Any], data: Any, prefix: str) -> Any:
+    """What ``adapter`` makes of plain data that people wrote; ``prefix`` is where it stood.
+
+    Raises:
+        RecipeError: one sentence.
+    """
     try:
         return adapter.validate_python(_numbers(data))
     except ValidationError as error:

@@ -207,6 +207,28 @@ def test_a_jobs_file_says_what_to_run(tmp_path):
         Job.of(str(file))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("seeds: 3", "seeds: input should be a valid tuple, not 3"),
+        ("seeds: []", "seeds: tuple should have at least 1 item"),
+        ("steps: [0]", "steps.0: input should be greater than 0"),
+        ("set: [1, 2]", "set: input should be a valid dictionary"),
+        ("budget: much", "budget: input should be a valid number"),
+        ("budget: .inf", "budget: input should be a finite number"),
+        ("count: 7", "count: input should be greater than or equal to 8"),
+        ("without: one", "without: input should be a valid tuple"),
+        ("name: ../elsewhere", "to be the name of a folder"),
+        ("name: ..", "to be the name of a folder"),
+    ],
+)
+def test_a_job_that_makes_no_sense_is_one_sentence(wrong, said, tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text(f"recipe: scenes-64-tcd\n{wrong}\n")
+    with pytest.raises(RecipeError, match=f"job.yaml: .*{said}"):
+        Job.of(str(file))
+
+
 def test_a_job_may_leave_out_what_no_later_stage_begins_with():
     """The unified LoRA of Hyper-SD without the one-step model beside it: its budget, its measured steps."""
     job = Job("hyper", "scenes-64-hyper", without=("one-step",))
