@@ -262,7 +262,6 @@ class Benchmark:
     def work(self, say: Callable[[str], None] = print) -> bool:
         """Go on with what is not finished and nobody else is at, until the time is spent; True when all is done."""
         distributed.join(self.runs[0].last.training.device)
-        done = True
         for run in self.runs:
             if self.is_measured(run):
                 continue
@@ -271,7 +270,6 @@ class Benchmark:
             with self._mine(run.name) as mine:
                 if not mine:
                     say(f"{run.name}: another process is at it")
-                    done = False
                     continue
                 if self.is_measured(run):
                     continue  # by another process, just now
@@ -279,7 +277,7 @@ class Benchmark:
                 if not self._train(run) or not self._measure(run):
                     return False
         with self._mine("teacher") as mine:
-            return mine and self._measure_teacher() and done
+            return mine and self._measure_teacher() and all(map(self.is_measured, self.runs))
 
     def standings(self) -> Standings | None:
         """What has been measured so far; None before the teacher's full length has been."""

@@ -130,13 +130,22 @@ def test_two_processes_take_different_runs(runs, tmp_path, monkeypatch):
     with held(tmp_path / "tcd-s0.lock") as ours:
         assert ours and not mine.work(said.append)
     assert trained == ["tcd-s1"] and said == ["tcd-s0: another process is at it", "tcd-s1: training and measuring"]
-    assert mine.work(said.append) and trained == ["tcd-s1", "tcd-s0", "tcd-s1"]
+    mine.work(said.append)
+    assert trained == ["tcd-s1", "tcd-s0", "tcd-s1"]
 
 
 def test_who_finds_nothing_but_what_others_are_at_is_not_done(work):
     with held(work.place / "teacher.lock"):
         assert not work.work(lambda line: None)
     assert work.work(lambda line: None)
+
+
+def test_what_another_process_has_finished_meanwhile_is_done(work, monkeypatch):
+    """The first look finds it busy; the last one, that it is there."""
+    looks = iter([False, True, True, True])
+    monkeypatch.setattr(work, "is_measured", lambda run: next(looks))
+    with held(work.place / "tcd-s0.lock"):
+        assert work.work(lambda line: None)
 
 
 def test_an_entry_is_read_as_it_was_written_and_a_damaged_one_is_named(work, tmp_path):
