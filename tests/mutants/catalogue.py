@@ -14,7 +14,7 @@ from tests.mutants.lightning import LIGHTNING
 from tests.mutants.mutant import Mutant, planted
 from tests.mutants.pcm import DISCRIMINATORS, PCM
 from tests.mutants.plan import EIGHT_BITS, OPTIMIZERS, PLAN
-from tests.mutants.program import PROCESSES, STAGES
+from tests.mutants.program import BENCHMARK, PROCESSES, STAGES
 from tests.mutants.turbo import AUGMENT, HELPERS, INPUTS, PROJECTION, TURBO
 from tests.mutants.use import USE
 
@@ -1858,6 +1858,7 @@ CATALOGUE: list[Mutant] = [
     *PROCESSES,
     *OPTIMIZERS,
     *STAGES,
+    *BENCHMARK,
     *PLAN,
     *EIGHT_BITS,
     *PCM,

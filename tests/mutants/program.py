@@ -242,3 +242,56 @@ STAGES: list[Mutant] = [
         ),
     ),
 ]
+
+BENCHMARK: list[Mutant] = [
+    *planted(
+        "benchmark.py",
+        "program/test_benchmark.py",
+        (
+            "benchmark: what another process is at is begun twice",
+            "                if not mine:\n",
+            "                if False:\n",
+            "test_two_processes_take_different_runs",
+        ),
+        (
+            "benchmark: done, though another process is still at the teacher",
+            "return mine and self._measure_teacher()",
+            "return self._measure_teacher()",
+            "test_who_finds_nothing_but_what_others_are_at_is_not_done",
+        ),
+        (
+            "benchmark: the memory of a chain is its first stage's",
+            "return max(map(memory_of_step, _alone(self.recipe)))",
+            "return memory_of_step(_alone(self.recipe)[0])",
+            "test_the_memory_of_a_chain_is_that_of_the_stage_that_needs_most",
+        ),
+        (
+            "benchmark: a chain's budget pays for its last stage alone",
+            "    alone = _alone(recipe)\n",
+            "    alone = _alone(recipe)[-1:] * len(_alone(recipe))\n",
+            "test_a_chain_shares_its_budget_among_its_stages",
+        ),
+        (
+            "benchmark: a job may work outside its folder",
+            'if not name or name.startswith(".") or Path(name).name != name:',
+            "if not name:",
+            "test_a_job_that_makes_no_sense_is_one_sentence[name: ../elsewhere-to be the name of a folder]",
+        ),
+    ),
+    *planted(
+        "evaluation/standings.py",
+        "program/test_benchmark.py",
+        (
+            "summary: the deviation of the seeds as if they were all there are",
+            "float(values.std())",
+            "float(values.std(correction=0))",
+            "test_a_cell_of_the_summary",
+        ),
+        (
+            "summary: the first seed stands for all",
+            "cells = [over_seeds([e.figures for e in mine if e.steps == n]) for n in steps]",
+            "cells = [over_seeds([e.figures for e in mine if e.steps == n][:1]) for n in steps]",
+            "test_the_summary_is_over_seeds",
+        ),
+    ),
+]
