@@ -26,9 +26,8 @@ from PIL import Image
 from fewstep.data.files import replace_text
 from fewstep.evaluation.compare import Figures, Outcome, lower_by, unseen
 from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.standings import PICTURES, Entry
+from fewstep.evaluation.standings import IN_SHORT, PICTURES, Entry
 
-FIGURES = ("FD", "detail FD", "accuracy")
 load = cache(Entry.load)  # most entries are held against several others
 RESULTS = Path(__file__).parent / "results" / "claims.json"
 
@@ -109,8 +108,8 @@ def better_by(entry: Figures, other: Figures, figure: str) -> tuple[float, tuple
 
 def averaged(entries: list[Entry]) -> Outcome:
     """The figures of several seeds in the mean, with the same resampling of the prompts for all of them."""
-    resampled = {name: torch.stack([e.resampled[name] for e in entries]).mean(0) for name in FIGURES}
-    figures = {name: sum(e.figures[name] for e in entries) / len(entries) for name in FIGURES}
+    resampled = {name: torch.stack([e.resampled[name] for e in entries]).mean(0) for name in IN_SHORT}
+    figures = {name: sum(e.figures[name] for e in entries) / len(entries) for name in IN_SHORT}
     return Outcome("", entries[0].pictures, figures, resampled=resampled)
 
 
@@ -147,10 +146,10 @@ def main() -> None:
             print(f"{claim.paper}: {claim.says}: not in these folders{', as answered before' if before else ''}")
             rows += [before] if before else []
             continue
-        figures = {name: [better_by(*pair, name) for pair in found] for name in FIGURES}
+        figures = {name: [better_by(*pair, name) for pair in found] for name in IN_SHORT}
         answers = {name: answer(values) for name, values in figures.items()}
         ours, theirs = (averaged([pair[i] for pair in found]) for i in (0, 1))
-        means = {name: better_by(ours, theirs, name) for name in FIGURES}
+        means = {name: better_by(ours, theirs, name) for name in IN_SHORT}
         rows.append({
             "paper": claim.paper, "says": claim.says, "better": list(claim.better), "worse": list(claim.worse),
             "seeds": [entry.seed for entry, _ in found], "answers": answers,

@@ -13,7 +13,6 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-FIGURES = ("FD", "detail FD", "accuracy")
 SAME = 1e-6  # relative
 
 
@@ -27,7 +26,7 @@ def pairs(before: Path, after: Path) -> Iterator[tuple[str, str, float, float, f
     old, new = rows(before), rows(after)
     for key in old.keys() & new.keys():
         label = f"{key[0]}{', seed ' + key[1] if key[1] else ''}, {key[2]} steps"
-        for name in FIGURES:
+        for name in (column.removesuffix(" low") for column in old[key] if column.endswith(" low")):
             if old[key][name] and new[key][name]:
                 value, low, high = (float(old[key][f"{name}{end}"]) for end in ("", " low", " high"))
                 yield label, name, value, low, high, float(new[key][name])

@@ -41,7 +41,7 @@ from fewstep.models.families import Teacher, load_teacher
 from fewstep.plan import cost_of_pairs, cost_of_step, memory_of_step
 from fewstep.recipe import DTYPES, Recipe, RecipeError, as_yaml, shipped_recipes, validated
 from fewstep.sampling import make_sampler
-from fewstep.stages import Chain, Stage, chain_yaml, load
+from fewstep.stages import Chain, chain_yaml, load
 from fewstep.stages import run as distil
 from fewstep.training import distributed
 from fewstep.training.trainer import TrainingStopped
@@ -107,9 +107,13 @@ class Job:
     def runs(self, overrides: Sequence[str] = ()) -> Iterator[Run]:
         """One for each seed; ``overrides`` of all recipes."""
         changes = [*(f"{key}={value}" for key, value in self.set.items()), *overrides]
+        steps: dict[str, int] = {}
         for seed in self.seeds:
             recipe = _without(load(self.recipe, [*changes, f"seed={seed}"]), self.without)
-            yield Run(self, seed, recipe if self.budget is None else within(recipe, self.budget), tuple(changes))
+            if self.budget is not None:
+                steps = steps or steps_within(recipe, self.budget)  # a rehearsal of every stage, alike for all seeds
+                recipe = _as_long(recipe, steps)
+            yield Run(self, seed, recipe, tuple(changes))
 
 
 @dataclass(frozen=True)
@@ -176,25 +180,20 @@ def within(recipe: Recipe | Chain, budget: float) -> Recipe | Chain:
     Raises:
         RecipeError: the teacher's samples alone, or one step of every stage, cost more.
     """
-    stages = recipe.stages if isinstance(recipe, Chain) else (Stage("", recipe),)
-    trained = [stage for stage in stages if stage.recipe is not None]
+    return _as_long(recipe, steps_within(recipe, budget))
+
+
+def steps_within(recipe: Recipe | Chain, budget: float) -> dict[str, int]:
+    """How many steps each stage has in `within`; of one recipe the name is empty. Raises as it does."""
+    names = [stage.name for stage in recipe.stages if stage.recipe] if isinstance(recipe, Chain) else [""]
     alone = _alone(recipe)
     costs = [cost_of_step(one) for one in alone]
     left = budget - sum(cost_of_pairs(one) for one in alone)
     part = left / sum(cost * one.training.steps for cost, one in zip(costs, alone, strict=True))
-    steps = {
-        stage.name: int(part * one.training.steps + 1e-9) for stage, one in zip(trained, alone, strict=True)
-    }  # fmt: skip
+    steps = {name: int(part * one.training.steps + 1e-9) for name, one in zip(names, alone, strict=True)}
     if min(steps.values()) < 1:
         raise RecipeError(f"A budget of {budget:,.0f} forward equivalents is too small for this recipe: give more.")
-    sized = tuple(
-        stage if stage.recipe is None else replace(stage, recipe=_as_long(stage.recipe, steps[stage.name]))
-        for stage in stages
-    )
-    if isinstance(recipe, Chain):
-        return Chain(sized)
-    assert sized[0].recipe is not None
-    return sized[0].recipe
+    return steps
 
 
 def _without(recipe: Recipe | Chain, left_out: Sequence[str]) -> Recipe | Chain:
@@ -218,8 +217,17 @@ def _without(recipe: Recipe | Chain, left_out: Sequence[str]) -> Recipe | Chain:
     return Chain(kept)
 
 
-def _as_long(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with so many steps, its warm-up and its sample grids in proportion."""
+def _as_long(recipe: Recipe | Chain, steps: dict[str, int]) -> Recipe | Chain:
+    """The recipe, or each stage of a chain, with its ``steps``, and warm-up in proportion."""
+    if isinstance(recipe, Chain):
+        return Chain(tuple(
+            stage if stage.recipe is None else replace(stage, recipe=_so_long(stage.recipe, steps[stage.name]))
+            for stage in recipe.stages
+        ))  # fmt: skip
+    return _so_long(recipe, steps[""])
+
+
+def _so_long(recipe: Recipe, steps: int) -> Recipe:
     training = recipe.training
     warmup = min(training.warmup_steps, max(1, steps // 10))
     return recipe.model_copy(update={"training": dataclasses.replace(training, steps=steps, warmup_steps=warmup)})

@@ -240,17 +240,15 @@ _SUMMARY = f"In each cell {', '.join(IN_SHORT)}: of several seeds the mean and t
 def over_seeds(found: Sequence[dict[str, float]]) -> str:
     """A cell of the summary from the figures of each seed: three digits of the mean, its spread to as many places."""
     cells = []
-    for name in IN_SHORT if found else ():
-        values = torch.tensor([figures[name] for figures in found if name in figures], dtype=torch.float64)
+    for name in IN_SHORT:
+        unit, scale = (" %", 100.0) if name == "accuracy" else ("", 1.0)
+        values = scale * torch.tensor([figures[name] for figures in found if name in figures], dtype=torch.float64)
         if len(values) == 0:
             continue
-        percent = name == "accuracy"
-        mean = float(values.mean()) * (100 if percent else 1)
-        places = 0 if percent or mean == 0 else max(0, 2 - math.floor(math.log10(abs(mean))))
-        text = f"{mean:.{places}f}"
-        if len(values) > 1:
-            text += f" ± {float(values.std()) * (100 if percent else 1):.{places}f}"
-        cells.append(f"{text} %" if percent else text)
+        mean = float(values.mean())
+        places = 0 if unit or mean == 0 else max(0, 2 - math.floor(math.log10(abs(mean))))
+        spread = f" ± {float(values.std()):.{places}f}" if len(values) > 1 else ""
+        cells.append(f"{mean:.{places}f}{spread}{unit}")
     return ", ".join(cells)
 
 
