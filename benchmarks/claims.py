@@ -26,7 +26,7 @@ from PIL import Image
 from fewstep.data.files import replace_text
 from fewstep.evaluation.compare import Figures, Outcome, lower_by, unseen
 from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.standings import IN_SHORT, PICTURES, Entry
+from fewstep.reports.results import IN_SHORT, PICTURES, Entry
 
 load = cache(Entry.load)  # most entries are held against several others
 RESULTS = Path(__file__).parent / "results" / "claims.json"

@@ -16,10 +16,10 @@ import json
 from pathlib import Path
 
 from fewstep.data.files import replace_text
-from fewstep.drawing.draw import load_model
 from fewstep.evaluation.compare import Way, compare, table
 from fewstep.evaluation.reference import reference_of
-from fewstep.export.student import sampler_of
+from fewstep.inference.generate import load_model
+from fewstep.students.student import sampler_of
 
 FIGURES = ("FD", "detail FD", "accuracy")
 

@@ -22,10 +22,10 @@ from fewstep.data.files import replace_text
 from fewstep.evaluation.compare import Outcome, Way, compare, lower_by
 from fewstep.evaluation.metrics import centred_interval
 from fewstep.evaluation.reference import reference_of
-from fewstep.export.chain import teacher_of
-from fewstep.export.student import load_card, load_student, sampler_of
 from fewstep.models.families import load_teacher
 from fewstep.models.rewards import load_reward
+from fewstep.students.lineage import teacher_of
+from fewstep.students.student import load_card, load_student, sampler_of
 
 RESULTS = Path(__file__).parent / "results" / "feedback.json"
 STAGES = {"before": "01-student", "after": "02-feedback"}

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from fewstep.data.files import replace_text
-from fewstep.distill import distill
-from fewstep.drawing.draw import load_model
 from fewstep.export.publish import export
-from fewstep.job import Job, prepare
+from fewstep.inference.generate import load_model
 from fewstep.methods.registry import METHODS
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.families.teacher import quiet
-from fewstep.recipe import Recipe, parse_recipe
+from fewstep.models.hub import quiet
+from fewstep.recipe.schema import Recipe, parse_recipe
+from fewstep.runs.distill import distill
+from fewstep.runs.setup import Job, prepare
 from fewstep.training.checkpoint import latest, load, split
 from tests.models.pipelines import SIZE, build
 from tests.rewards import taste

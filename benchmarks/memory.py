@@ -1,8 +1,9 @@
 """Estimated against measured memory: what `fewstep distill --dry-run` says, and what a real run then allocates.
 
-A short run of scenes-64 goes through `fewstep.distill` as any run does. On the CPU, PyTorch's profiler adds up every
-allocation and release of the process, scratch memory of operators included; on CUDA the allocator's own peak is read.
-The peak of the training steps is held against the estimate, and so is the least that is there between two steps.
+A short run of scenes-64 goes through `fewstep.runs.distill` as any run does. On the CPU, PyTorch's profiler adds up
+every allocation and release of the process, scratch memory of operators included; on CUDA the allocator's own peak is
+read. The peak of the training steps is held against the estimate, and so is the least that is there between two
+steps.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from fewstep.data.cache import scene_latents
 from fewstep.data.pairs import PairSource, WithPairs
-from fewstep.job import prepare
-from fewstep.plan import plan
-from fewstep.recipe import Recipe, load_recipe
+from fewstep.planning.plan import plan
+from fewstep.recipe.schema import Recipe, load_recipe
+from fewstep.runs.setup import prepare
+from fewstep.scenes64.latents import scene_latents
 from fewstep.training.trainer import Source, Trainer
 
 CASES = {

@@ -16,15 +16,15 @@ from collections.abc import Callable
 
 import torch
 
-from fewstep.data.scenes import WORDS
+from fewstep.data.random import Rng
 from fewstep.data.sources import LatentSource
-from fewstep.methods.random import Rng
 from fewstep.methods.tcd import TCD
 from fewstep.models.cond import Cond
 from fewstep.models.families import as_teacher
 from fewstep.models.lora import live
 from fewstep.models.roles import Weights
-from fewstep.models.scenes64 import LATENT_SHAPE, build_pipeline
+from fewstep.scenes64.architecture import LATENT_SHAPE, build_pipeline
+from fewstep.scenes64.scenes import WORDS
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
 

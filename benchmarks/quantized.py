@@ -1,6 +1,6 @@
 """Loss curves of LoRA on a quantised base beside those on the plain one: the same recipe, pictures and random numbers.
 
-Runs of scenes-64 go through `fewstep.distill` as any run does, once with each `teacher.quantize`. Compared are the
+Runs of scenes-64 go through `fewstep.runs.distill` as any run does, once with each `teacher.quantize`. Compared are the
 means of the student's loss over slices of the run: the largest relative difference of a slice, and that of the whole.
 """
 
@@ -11,8 +11,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from fewstep.distill import distill
-from fewstep.recipe import load_recipe
+from fewstep.recipe.schema import load_recipe
+from fewstep.runs.distill import distill
 
 
 def losses(recipe: str, kind: str, options: argparse.Namespace) -> list[float]:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 import fewstep
-from fewstep.data.scenes import Scenes
 from fewstep.export.scheduler import plan_scheduler
 from fewstep.models.cond import Cond
 from fewstep.sampling import make_sampler, sample
+from fewstep.scenes64.scenes import Scenes
 
 CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "tcd, 1 step": ("tcd", {"num_inference_steps": 1, "eta": 0.0}, 1.0),

@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from memory import measured, trainer_of
 
-from fewstep.methods.base import Batch, Loss, Method, Progress
-from fewstep.methods.random import Rng
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Loss, Method, Progress
 from fewstep.models.roles import Roles
-from fewstep.recipe import Recipe, load_recipe, shipped_recipes
-from fewstep.stages import Chain, load
+from fewstep.recipe.schema import Recipe, load_recipe, shipped_recipes
+from fewstep.runs.chain import Chain, load
 from fewstep.training.trainer import Trainer
 
 PLAIN = "fine-tuning"

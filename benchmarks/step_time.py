@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.data.sources import LatentSource
-from fewstep.methods.base import Batch, Progress
+from fewstep.methods.base import Progress
 from fewstep.methods.lcm import LCM, Draws
-from fewstep.methods.random import Rng
 from fewstep.models.families import UNET_LORA_TARGETS, as_teacher
 from fewstep.models.roles import Weights
 from fewstep.training.settings import TrainingSettings

@@ -24,13 +24,13 @@ from torch import Tensor
 
 import fewstep
 from fewstep.data.files import replace_text
-from fewstep.data.scenes import Scenes
-from fewstep.data.scenes.write import write_image_folder
-from fewstep.distill import distill
 from fewstep.evaluation.compare import UNSEEN
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.metrics import centred_interval
-from fewstep.recipe import parse_recipe
+from fewstep.recipe.schema import parse_recipe
+from fewstep.runs.distill import distill
+from fewstep.scenes64.scenes import Scenes
+from fewstep.scenes64.scenes.write import write_image_folder
 
 LORA = "pytorch_lora_weights.safetensors"
 TEACHER = {"num_inference_steps": 25, "sampler": "ddim", "guidance_scale": 3.0}

@@ -1,7 +1,9 @@
-"""Settings shared by all tests: one thread (the machine may be shared; sums come out in one order); Ctrl-C counts."""
+"""Settings and fixtures shared by all tests: one thread (the machine may be shared; sums come out in one order); Ctrl-C
+counts; a pipeline folder with random weights, and overrides of a recipe that distil it in seconds."""
 
 import signal
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -9,3 +11,22 @@ torch.set_num_threads(1)
 # A shell starts its background jobs with Ctrl-C ignored, and they would pass that on to the programs under test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The architecture of scenes-64 with random weights, as a diffusers folder."""
+    from fewstep.scenes64 import architecture
+    from fewstep.scenes64.scenes import WORDS
+
+    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
+    architecture.save_pipeline(architecture.build_pipeline(WORDS), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def short(tiny):
+    """Overrides that make a shipped recipe short."""
+    from tests.command_line import SHORT
+
+    return [f"teacher.path={tiny}", *SHORT]

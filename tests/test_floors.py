@@ -1,10 +1,9 @@
-"""The floors of the house: imports only point down, and the heavy libraries stay behind their doors.
+"""The floors of the house: imports only point down, nowhere in a circle, and heavy libraries stay behind their doors.
 
-    diffusion -> models -> sampling -> methods -> data -> training -> evaluation, export -> checkpoints -> recipe -> top
+    diffusion -> models -> sampling, data -> methods -> training -> scenes64, students, recipe, ... -> runs -> cli
 
-Evaluation and export share a floor and do not know each other. `recipe` stands above everything it describes
-(teachers, methods, training, published files) and below the programs that read it: verify and the training loop
-take plain settings, never a recipe. Everything else at the top of the package (cli, app, main jobs) is the top.
+`ORDER` names the rooms from the ground up. Rooms of one floor do not know each other. Every import counts, also inside
+functions and under TYPE_CHECKING.
 """
 
 import ast
@@ -16,13 +15,16 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "fewstep"
 ORDER = (
-    ("diffusion",), ("models",), ("sampling",), ("methods",), ("data",), ("training",), ("evaluation", "export"),
-    ("checkpoints",), ("drawing",), ("recipe",),
+    ("diffusion",), ("models",), ("sampling", "data", "checkpoints"), ("methods",), ("training",),
+    ("scenes64", "students", "recipe", "verification"), ("evaluation", "planning", "export"), ("runs", "inference"),
+    ("reports",), ("cli",), ("__main__",),
 )  # fmt: skip
 FLOORS = {name: height for height, names in enumerate(ORDER) for name in names}
-TOP = len(FLOORS)
+BEYOND = {("checkpoints", "sampling")}
+"""Pairs of rooms of one floor of which the first may import the second."""
 HEAVY = {"diffusers", "transformers", "peft"}
-HEAVY_ROOMS = {"models", "export", "checkpoints"}
+HEAVY_ROOMS = {"models", "export", "checkpoints", "scenes64"}
+ROOT = {"__init__", "__main__", "cli"}
 
 
 def modules(package):
@@ -44,8 +46,8 @@ def imports(path, parts):
         elif isinstance(node, ast.ImportFrom):
             base = ["fewstep", *parts[: len(parts) - node.level]] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # `from fewstep import models` imports a room, `from fewstep.models import x` lies inside one
-            names = [f"{module}.{alias.name}" for alias in node.names] if module == "fewstep" else [module]
+            # a name may be a module: `from fewstep.models import roles` imports fewstep/models/roles.py
+            names = [f"{module}.{alias.name}" for alias in node.names] if module.startswith("fewstep") else [module]
         elif isinstance(node, ast.Call) and _is_import_call(node):
             names = [node.args[0].value]
         else:
@@ -64,12 +66,14 @@ def violations(package):
     found = []
     for path, parts in modules(package).items():
         room = parts[0]
+        if room == "__init__":  # the root's lazy names
+            continue
         for name, at_top in imports(path, parts):
             where = f"{'/'.join(parts)}.py imports {name}"
             root, *rest = name.split(".")
-            if root == "fewstep" and rest:
-                mine, theirs = FLOORS.get(room, TOP), FLOORS.get(rest[0], TOP)
-                if theirs > mine or (theirs == mine != TOP and rest[0] != room):
+            if root == "fewstep" and rest and rest[0] != room:
+                mine, theirs = FLOORS.get(room, len(ORDER)), FLOORS.get(rest[0], len(ORDER))
+                if theirs > mine or (theirs == mine and (room, rest[0]) not in BEYOND):
                     found.append(f"{where}: upwards")
             if root in HEAVY and room not in HEAVY_ROOMS:
                 found.append(f"{where}: only {', '.join(sorted(HEAVY_ROOMS))} may")
@@ -78,13 +82,80 @@ def violations(package):
     return found
 
 
+def graph(package):
+    """module -> modules of the package that it imports; the root's `__init__` and its lazy names are left out."""
+    names = {".".join(p for p in parts if p != "__init__"): path for path, parts in modules(package).items()}
+    names.pop("", None)
+    arrows = {}
+    for name, path in names.items():
+        parts = path.relative_to(package).with_suffix("").parts
+        arrows[name] = {
+            target
+            for found, _ in imports(path, parts)
+            if (target := _module(found.removeprefix("fewstep."), names)) not in (None, name)
+        }
+    return arrows
+
+
+def _module(dotted, names):
+    """The longest beginning of a dotted name that is a module."""
+    while dotted and dotted not in names:
+        dotted = dotted.rpartition(".")[0]
+    return dotted or None
+
+
+def circles(arrows):
+    """Groups of nodes that reach each other."""
+    reached = {}
+    for start in arrows:
+        waiting, seen = list(arrows[start]), set()
+        while waiting:
+            node = waiting.pop()
+            if node not in seen:
+                seen.add(node)
+                waiting += arrows.get(node, ())
+        reached[start] = seen
+    return {frozenset(b for b in reached[a] if a in reached[b]) for a in arrows if a in reached[a]}
+
+
+def rooms_of(arrows):
+    rooms = {}
+    for name, targets in arrows.items():
+        room = name.split(".")[0]
+        rooms.setdefault(room, set()).update({t.split(".")[0] for t in targets} - {room})
+    return rooms
+
+
+def levels(rooms):
+    """Length of the longest chain of rooms, each importing the next."""
+
+    def height(room):
+        return 1 + max((height(other) for other in rooms[room]), default=0)
+
+    return max(map(height, rooms))
+
+
 def test_imports_only_point_down():
     assert violations(PACKAGE) == []
 
 
+def test_no_import_goes_round_between_rooms_or_inside_one():
+    arrows = graph(PACKAGE)
+    assert circles(arrows) == set()
+    assert circles(rooms_of(arrows)) == set()
+
+
+def test_the_house_has_at_most_eleven_levels():
+    assert levels(rooms_of(graph(PACKAGE))) <= 11
+
+
+def test_the_package_root_holds_the_command_line_alone():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT
+
+
 def test_every_room_has_a_floor():
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert rooms - FLOORS.keys() <= {"recipes", "assets"}
+    assert rooms | {"cli", "__main__"} == FLOORS.keys()
 
 
 PLANTED = {
@@ -94,19 +165,20 @@ PLANTED = {
     "models/d.py": "from fewstep import training",
     "models/e.py": "import diffusers",
     "sampling/f.py": "def f():\n    from diffusers import DDIMScheduler",
-    "training/g.py": "from fewstep.recipe import Recipe",
-    "evaluation/h.py": "from fewstep.export.student import save",
-    "methods/i.py": "import importlib\nimportlib.import_module('fewstep.data.sources')",
+    "training/g.py": "from fewstep.recipe.schema import Recipe",
+    "evaluation/h.py": "from fewstep.export.publish import export",
+    "data/i.py": "import importlib\nimportlib.import_module('fewstep.methods.base')",
     "models/j.py": "class A:\n    import peft",
     "data/k.py": "if True:\n    from transformers.utils import logging",
-    "recipe.py": "import fewstep.cli",
+    "reports/m.py": "import fewstep.cli",
+    "recipe/n.py": "from fewstep.runs.distill import distill",
     "diffusion/l.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from fewstep.models.cond import Cond",
 }
 ALLOWED = {
     "diffusion/a.py": "from fewstep.diffusion.schedule import Schedule\nfrom . import prediction",
     "models/b.py": "def f():\n    import peft\nfrom ..diffusion import schedule",
-    "cli.py": "from fewstep.recipe import load\nfrom fewstep import app",
-    "checkpoints/c.py": "from fewstep.export.student import save",
+    "cli.py": "from fewstep.recipe.load import load_recipe\nfrom fewstep import reports",
+    "checkpoints/c.py": "from fewstep.models.lora_files import read_lora\nfrom fewstep.sampling import DDIM",
 }
 
 
@@ -124,6 +196,26 @@ def test_the_guard_lets_others_pass(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert violations(tmp_path / "fewstep") == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("from fewstep.models import b", "def f():\n    from fewstep.models.a import x"),
+        ("from fewstep.models.b import x", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import a"),
+        ("import fewstep.models.b", "import importlib\nimportlib.import_module('fewstep.models.a')"),
+    ],
+)
+def test_the_guard_sees_a_planted_circle(tmp_path, first, second):
+    room = tmp_path / "fewstep" / "models"
+    room.mkdir(parents=True)
+    for name, text in (("__init__", "from fewstep.models.a import x"), ("a", first), ("b", second)):
+        (room / f"{name}.py").write_text(text)
+    assert circles(graph(tmp_path / "fewstep")) == {frozenset({"models.a", "models.b"})}
+
+
+def test_levels_are_counted_along_the_longest_chain():
+    assert levels({"a": {"b", "d"}, "b": {"c"}, "c": {"d"}, "d": set()}) == 4
 
 
 def test_the_front_door_imports_nothing_by_itself():

@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fewstep.data.batch import Batch
     from fewstep.diffusion.mixture import GaussianMixture
     from fewstep.diffusion.prediction import Prediction
     from fewstep.diffusion.schedule import Schedule
-    from fewstep.drawing.load import load
-    from fewstep.drawing.model import Model
-    from fewstep.evaluation.truth.verify import verify
-    from fewstep.methods.base import Batch, Loss, Method, Player, Progress, RoleSpec
+    from fewstep.inference.load import load
+    from fewstep.inference.model import Model
+    from fewstep.methods.base import Loss, Method, Player, Progress, RoleSpec
     from fewstep.models.cond import Cond
     from fewstep.models.denoiser import Denoiser, edm_precondition
     from fewstep.models.families import Teacher, as_teacher, load_teacher
@@ -36,15 +36,17 @@ if TYPE_CHECKING:
     )
     from fewstep.training.settings import TrainingSettings
     from fewstep.training.trainer import Trainer, build_roles
+    from fewstep.verification.verify import verify
 
 _HOME = {
     "diffusion.mixture": ("GaussianMixture",),
     "diffusion.prediction": ("Prediction",),
     "diffusion.schedule": ("Schedule",),
-    "drawing.load": ("load",),
-    "drawing.model": ("Model",),
-    "evaluation.truth.verify": ("verify",),
-    "methods.base": ("Batch", "Loss", "Method", "Player", "Progress", "RoleSpec"),
+    "inference.load": ("load",),
+    "inference.model": ("Model",),
+    "verification.verify": ("verify",),
+    "data.batch": ("Batch",),
+    "methods.base": ("Loss", "Method", "Player", "Progress", "RoleSpec"),
     "models.cond": ("Cond",),
     "models.denoiser": ("Denoiser", "edm_precondition"),
     "models.families": ("Teacher", "as_teacher", "load_teacher"),

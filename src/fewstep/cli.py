@@ -68,11 +68,11 @@ def distill(
     """
     folder = out or Path("runs") / Path(recipe).stem
     if dry_run:
-        from fewstep.stages import load
+        from fewstep.runs.chain import load
 
         typer.echo(_plan(load(recipe, overrides or ())))
         return
-    from fewstep.stages import load, run
+    from fewstep.runs.chain import load, run
     from fewstep.training import distributed
 
     several = {folder / f"seed-{n}": [f"seed={n}"] for n in _whole(seeds, "--seeds")}
@@ -100,9 +100,9 @@ def prepare(
 
     Interrupted, the same command goes on: finished files are kept. Recipes share the teacher's samples by `pairs.path`.
     """
-    from fewstep.distill import prepare_data
-    from fewstep.prepare import pairs_folder
-    from fewstep.recipe import load_recipe
+    from fewstep.recipe.schema import load_recipe
+    from fewstep.runs.distill import prepare_data
+    from fewstep.runs.teacher_samples import pairs_folder
     from fewstep.training import distributed
 
     folder, resolved = out or Path("runs") / Path(recipe).stem, load_recipe(recipe, overrides or ())
@@ -156,7 +156,7 @@ def sample(
     `fewstep sample --checkpoint sdxl-lightning-4step-lora --base my-sdxl -p "a cat"` knows scheduler, grid, guidance,
     eta, LoRA scale and prediction type.
     """
-    from fewstep.drawing.draw import draw, load_model, scaled_loras
+    from fewstep.inference.generate import draw, load_model, scaled_loras
 
     if (model is None) == (checkpoint is None):
         raise ValueError("Give a MODEL or a --checkpoint, one of the two.")
@@ -189,7 +189,7 @@ def page(
 
     Needs gradio: `pip install 'fewstep[app]'`. It is served to this machine alone and asks no other.
     """
-    from fewstep.drawing.app import serve
+    from fewstep.inference.app import serve
 
     blocks, address = serve(model, port, device)
     typer.echo(f"Open {address} in a browser; Ctrl-C ends it.")
@@ -251,8 +251,8 @@ def verify(
     """Hold methods against closed-form truth: train them on exact teachers and print every quantity."""
     import torch
 
-    from fewstep.evaluation.truth.verify import verify as check
     from fewstep.methods.registry import METHODS, find_method
+    from fewstep.verification.verify import verify as check
 
     torch.set_num_threads(1)
     passed = True
@@ -274,10 +274,10 @@ def doctor(
 ) -> None:
     """Look at this machine: what it has, what it lacks, whether its numbers are right. Exit code 1 on a problem."""
     if plan is not None:
-        from fewstep.plan import advise, describe, fits
-        from fewstep.plan import plan as make
-        from fewstep.recipe import RecipeError
-        from fewstep.stages import Chain, load
+        from fewstep.planning.plan import advise, describe, fits
+        from fewstep.planning.plan import plan as make
+        from fewstep.recipe.schema import RecipeError
+        from fewstep.runs.chain import Chain, load
 
         recipe = load(plan, overrides or ())
         if isinstance(recipe, Chain):
@@ -285,7 +285,7 @@ def doctor(
         planned = make(recipe)
         typer.echo("\n".join([*describe(planned), *advise(planned)]))
         raise typer.Exit(0 if fits(planned) else 1)
-    from fewstep.doctor import PROBLEM, examine
+    from fewstep.planning.doctor import PROBLEM, examine
 
     problems = 0
     for finding in examine():
@@ -316,7 +316,7 @@ def recipes(context: typer.Context) -> None:
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Name and purpose of every shipped recipe."""
-    from fewstep.recipe import shipped_recipes
+    from fewstep.recipe.schema import shipped_recipes
 
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").splitlines()[0]
@@ -326,7 +326,7 @@ def recipes_list() -> None:
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="A shipped recipe's name, or a file.")]) -> None:
     """Print a recipe; `fewstep distill NAME --dry-run` adds every default and what it will cost."""
-    from fewstep.recipe import find_recipe
+    from fewstep.recipe.schema import find_recipe
 
     typer.echo(find_recipe(name).read_text(encoding="utf-8").rstrip())
 
@@ -338,7 +338,7 @@ def recipes_copy(
 ) -> None:
     """Write a shipped recipe to a file of your own."""
     from fewstep.data.files import replace_text
-    from fewstep.recipe import find_recipe
+    from fewstep.recipe.schema import find_recipe
 
     text, target = find_recipe(name).read_text(encoding="utf-8"), to or Path(f"{Path(name).stem}.yaml")
     if target.exists():
@@ -357,10 +357,10 @@ def demo(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """Distil the shipped model into a 4-step LoRA on this machine, and compare it with its teacher. Minutes."""
-    from fewstep.demo import RECIPE
-    from fewstep.demo import demo as run
     from fewstep.evaluation.compare import table
-    from fewstep.recipe import load_recipe
+    from fewstep.recipe.schema import load_recipe
+    from fewstep.reports.demo import RECIPE
+    from fewstep.reports.demo import demo as run
 
     with _stoppable(_command("demo", "--out", out, *_sets(overrides))):
         made = run(out, load_recipe(RECIPE, overrides or ()), count, show_progress=not quiet)
@@ -395,7 +395,7 @@ def benchmark(
     A job file is YAML: recipe, and perhaps set, seeds, budget, steps, count. What is finished stays; the same command
     goes on with the rest. Start it twice at once, on two cores or GPUs, and each takes what the other has not.
     """
-    from fewstep.benchmark import Benchmark, Job, every_method
+    from fewstep.reports.benchmark import Benchmark, Job, every_method
 
     given = {
         "seeds": tuple(_whole(seeds, "--seeds")) or None, "steps": tuple(_whole(steps, "--steps")) or None,
@@ -430,8 +430,8 @@ def report(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """One self-contained page: pictures from the same noise, quality against steps, losses, settings."""
-    from fewstep.report import STEPS
-    from fewstep.report import report as make
+    from fewstep.reports.report import STEPS
+    from fewstep.reports.report import report as make
     from fewstep.training.logging import progress_bar
 
     with progress_bar(1 + len(STEPS) * (1 + len(runs)), 0, "sampling", not quiet) as advance:
@@ -445,8 +445,8 @@ def diagnose(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say in words what is wrong with a run, from its log; exit code 1 if anything is."""
-    from fewstep.evaluation.diagnose import diagnose as examine
-    from fewstep.stages import last_run
+    from fewstep.reports.diagnose import diagnose as examine
+    from fewstep.runs.chain import last_run
 
     found = examine(last_run(run))
     typer.echo(found.as_json() if as_json else str(found))
@@ -465,7 +465,7 @@ def scenes(
     size: Annotated[int, typer.Option(min=8, help="Side in pixels.")] = 64,
 ) -> None:
     """Write rendered, captioned scenes as training data for this or any other program."""
-    from fewstep.data.scenes import Scenes, write_image_folder, write_webdataset
+    from fewstep.scenes64.scenes import Scenes, write_image_folder, write_webdataset
 
     if layout not in ("folder", "webdataset"):
         raise ValueError(f"Unknown --layout '{layout}': use folder or webdataset.")
@@ -492,7 +492,7 @@ def teacher_train(
     export: Annotated[Path | None, typer.Option(help="Write the diffusers folder here at the end.")] = None,
 ) -> None:
     """Train the autoencoder, then the UNet with its text encoder. Hours on a CPU; resumable."""
-    from fewstep.training.teacher import main as train
+    from fewstep.scenes64.train_teacher import main as train
 
     arguments: list[str] = ["--out", str(out), "--seed", str(seed), "--device", device]
     for flag, value in (
@@ -542,9 +542,9 @@ def reward_scenes(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """Write choices between scenes, by simulated raters: a stated rule of taste and noise. No person was asked."""
-    from fewstep.data.scenes.raters import write_preferences
+    from fewstep.scenes64.scenes.raters import write_preferences
+    from fewstep.scenes64.train_rewards import through_teacher
     from fewstep.training.logging import progress_bar
-    from fewstep.training.rewards import through_teacher
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: choose another one.")
@@ -570,9 +570,9 @@ def reward_train(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """Learn a small reward model from choices between pictures of scenes-64, and measure it on those held out."""
-    from fewstep.evaluation.reader import load_reader
     from fewstep.models.encoders import load_encoder
-    from fewstep.training.rewards import FILE, train_reward, with_steps
+    from fewstep.scenes64.detector import load_reader
+    from fewstep.scenes64.train_rewards import FILE, train_reward, with_steps
 
     if trunk not in ("encoder", "reader"):
         raise ValueError(f"Unknown --trunk '{trunk}': use encoder or reader.")
@@ -648,9 +648,9 @@ def _sets(overrides: list[str] | None) -> list[str]:
 
 def _plan(recipe: Any) -> str:
     """What --dry-run prints: the resolved recipe, and in comments what it, or each of its stages, needs."""
-    from fewstep.plan import describe, plan
-    from fewstep.recipe import as_yaml
-    from fewstep.stages import Chain, chain_yaml
+    from fewstep.planning.plan import describe, plan
+    from fewstep.recipe.schema import as_yaml
+    from fewstep.runs.chain import Chain, chain_yaml
 
     if not isinstance(recipe, Chain):
         return "\n".join([as_yaml(recipe).rstrip(), *(f"# {line}" for line in describe(plan(recipe)))])

@@ -14,25 +14,25 @@ from safetensors.torch import save_file
 from fewstep.checkpoints import load
 from fewstep.checkpoints.load import load_checkpoint, start_weights
 from fewstep.checkpoints.registry import checkpoints, find_checkpoint
-from fewstep.drawing.load import load_published
-from fewstep.drawing.model import Model
-from fewstep.export.foreign import network_of, read_lora
-from fewstep.export.student import Card
-from fewstep.job import prepare
+from fewstep.inference.load import load_published
+from fewstep.inference.model import Model
 from fewstep.models.families import as_teacher, load_teacher
+from fewstep.models.lora_files import network_of, read_lora
 from fewstep.models.roles import Roles, Weights
-from fewstep.models.scenes64 import build_unet
-from fewstep.recipe import parse_recipe
+from fewstep.recipe.schema import parse_recipe
+from fewstep.runs.setup import prepare
 from fewstep.sampling import TCD, sample
+from fewstep.scenes64.architecture import build_unet
+from fewstep.students.student import Card
 from tests.checkpoints.tiny import added, kohya, lora_of, peft
+from tests.command_line import inside
 from tests.models.pipelines import SIZE, build
-from tests.program.conftest import inside, tiny  # noqa: F401
 
 HYPER = replace(find_checkpoint("hyper-sd15-unified"), lora_scale=0.125)
 
 
 @pytest.fixture(scope="module")
-def teacher(tiny):  # noqa: F811
+def teacher(tiny):
     return load_teacher(str(tiny))
 
 
@@ -78,12 +78,12 @@ def test_a_lora_of_any_layout_is_read_as_ours(layout, teacher, lora, tmp_path):
     weights_are(teacher.pipeline.unet, before, 0)
 
 
-def test_a_lora_is_added_at_the_entrys_scale(tiny, teacher, lora, file):  # noqa: F811
+def test_a_lora_is_added_at_the_entrys_scale(tiny, teacher, lora, file):
     made = load_checkpoint(HYPER, str(tiny), file)
     weights_are(made.pipeline.unet, added(teacher.pipeline.unet, lora, 0.125))
 
 
-def test_a_whole_network_replaces_the_bases(tiny, teacher, tmp_path):  # noqa: F811
+def test_a_whole_network_replaces_the_bases(tiny, teacher, tmp_path):
     torch.manual_seed(3)
     other = build_unet()
     save_file(other.state_dict(), tmp_path / "unet.safetensors")
@@ -97,7 +97,7 @@ def test_a_whole_network_replaces_the_bases(tiny, teacher, tmp_path):  # noqa: F
         start_weights(entry, teacher, "lora", 4, tmp_path / "unet.safetensors")
 
 
-def test_a_network_that_is_told_its_guidance_is_told_it(tiny, tmp_path):  # noqa: F811
+def test_a_network_that_is_told_its_guidance_is_told_it(tiny, tmp_path):
     """As diffusers' own pipeline tells it: get_guidance_scale_embedding(w - 1) through cond_proj."""
     from diffusers import UNet2DConditionModel
 
@@ -128,7 +128,7 @@ def test_guidance_zero_is_off_and_what_is_told_is_not_guidance():
         assert model.guidance(wish) == both
 
 
-def test_it_samples_with_its_own_settings(tiny, file):  # noqa: F811
+def test_it_samples_with_its_own_settings(tiny, file):
     model = load_published(HYPER, str(tiny), file)
     sampler = model.sampler(None, {"num_inference_steps": None})
     assert isinstance(sampler, TCD) and sampler.eta == 1 and sampler.num_inference_steps == 4
@@ -138,7 +138,7 @@ def test_it_samples_with_its_own_settings(tiny, file):  # noqa: F811
 
 
 @pytest.mark.parametrize("weights, rank, match", [("lora", 4, None), ("full", 32, None), ("lora", 8, "has rank 4")])
-def test_a_recipe_starts_from_one(weights, rank, match, tiny, teacher, lora, file, tmp_path, monkeypatch):  # noqa: F811
+def test_a_recipe_starts_from_one(weights, rank, match, tiny, teacher, lora, file, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "download", lambda entry: file)
     recipe = parse_recipe({
         "method": "tcd", "teacher": str(tiny), "init": "tcd-sd15", "student": {"weights": weights, "rank": rank},
@@ -157,7 +157,7 @@ def test_a_recipe_starts_from_one(weights, rank, match, tiny, teacher, lora, fil
         assert (got - expected).abs().max() < 1e-4 < (teacher.denoiser(x, 500, cond).output - expected).abs().max()
 
 
-def test_a_foreign_lora_file_starts_a_student_too(tiny, lora, file, tmp_path):  # noqa: F811
+def test_a_foreign_lora_file_starts_a_student_too(tiny, lora, file, tmp_path):
     recipe = {"method": "tcd", "teacher": str(tiny), "init": str(file), "student": {"rank": 4}}
     job = prepare(parse_recipe({**recipe, "training": {"steps": 2, "batch_size": 2}}), tmp_path)
     mine = job.roles.tensors_of("student")
@@ -299,7 +299,7 @@ def test_a_hostile_file_is_one_sentence_and_loads_nothing(kind, teacher, lora, t
     assert not (tmp_path_factory.getbasetemp().parent / "fewstep-was-here").exists()
 
 
-def test_a_network_of_another_model_is_refused(tiny, teacher, tmp_path):  # noqa: F811
+def test_a_network_of_another_model_is_refused(tiny, teacher, tmp_path):
     entry = find_checkpoint("sdxl-lightning-4step-unet")
     state = teacher.pipeline.unet.state_dict()
     for name, tensors in {
@@ -312,7 +312,7 @@ def test_a_network_of_another_model_is_refused(tiny, teacher, tmp_path):  # noqa
             load_checkpoint(entry, str(tiny), tmp_path / f"{name}.safetensors")
 
 
-def test_the_command_line(tiny, file, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_command_line(tiny, file, tmp_path, monkeypatch, capsys):
     code, out, err = inside(
         monkeypatch, capsys, tmp_path, "sample", "--checkpoint", "hyper-sd15-4step", "--base", tiny, "--file", file,
         "--steps", 5, "--guidance-scale", 7.5,

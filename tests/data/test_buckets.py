@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fewstep.data.buckets import bucket_sizes, nearest
+from fewstep.data.random import Rng
 from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Prompts
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 
 # Podell et al. 2023, appendix I: (height, width); the other half is turned.

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from fewstep.data import cache
 from fewstep.data.cache import fingerprint, home, picture_latents, prompt_latents
 from fewstep.data.pictures import Collection, Picture, Skipped, pixels
+from fewstep.data.random import Rng
 from fewstep.data.sources import Buckets, LatentSource
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.families import as_teacher
 from tests.models.pipelines import PROMPTS, SIZE, build

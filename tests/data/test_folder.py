@@ -10,7 +10,7 @@ from PIL import Image
 
 from fewstep.data.find import Place, find_captions, find_pictures
 from fewstep.data.pictures import Picture, Skipped
-from fewstep.recipe import RecipeError, parse_recipe
+from fewstep.recipe.schema import RecipeError, parse_recipe
 
 
 def picture(path, colour="red", size=(80, 64), **how):

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from fewstep.data.pairs import ABOUT, PairFiles, PairSource, WithPairs, noise_of
+from fewstep.data.random import Rng, stream_key
 from fewstep.data.sources import LatentSource
-from fewstep.methods.random import Rng, stream_key
 from fewstep.models.cond import Cond
 
 ABOUT_THEM = {

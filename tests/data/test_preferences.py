@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from fewstep.data.preferences import FILE, Preference, read_preferences
-from fewstep.data.scenes import Scenes
-from fewstep.data.scenes.content import draw_like
-from fewstep.data.scenes.raters import CALM, SHARPNESS, SIZE, WARM, WARMTH, pair_of, taste, write_preferences
+from fewstep.data.random import Rng
 from fewstep.data.sources import LatentSource, WithPrompts
-from fewstep.methods.random import Rng
+from fewstep.scenes64.scenes import Scenes
+from fewstep.scenes64.scenes.content import draw_like
+from fewstep.scenes64.scenes.raters import CALM, SHARPNESS, SIZE, WARM, WARMTH, pair_of, taste, write_preferences
 
 
 def write(folder, *lines):

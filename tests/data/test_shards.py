@@ -12,7 +12,7 @@ from PIL import Image
 
 from fewstep.data.find import Place, find_captions, find_pictures
 from fewstep.data.pictures import pixels
-from fewstep.data.scenes import Scenes, write_webdataset
+from fewstep.scenes64.scenes import Scenes, write_webdataset
 
 
 def png(colour="red", size=(64, 64)):

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from fewstep.data.random import Rng
 from fewstep.data.sources import LatentSource, MixtureSource, Order
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fewstep.diffusion import flow_map as module
+from fewstep.diffusion import mixture as module
 from fewstep.diffusion.integrate import integrate
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule

@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fewstep.data.scenes import Scenes
 from fewstep.evaluation.measured import RESAMPLINGS, Measured, Reference, gap_closed, interval
 from fewstep.evaluation.metrics import GroupedMoments, Moments, detail_fd, spread
-from fewstep.evaluation.reader import load_reader
+from fewstep.scenes64.detector import load_reader
+from fewstep.scenes64.scenes import Scenes
 
 torch.set_num_threads(1)
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy import linalg
 
-from fewstep.data.scenes import Scenes
 from fewstep.evaluation.metrics import (
     Moments,
     bootstrap,
@@ -18,6 +17,7 @@ from fewstep.evaluation.metrics import (
     overlap,
     split_half,
 )
+from fewstep.scenes64.scenes import Scenes
 
 
 def normal(*shape, seed=0):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import fewstep
-from fewstep.export import proof
+from fewstep.export import round_trip as proof
 from fewstep.export.publish import export
-from fewstep.export.student import Card
+from fewstep.students.student import Card
 from tests.export.test_publish import LCM, finished, gap
 from tests.models.pipelines import PROMPTS, build
 
@@ -28,7 +28,7 @@ LOOP = """
 import json, sys
 from pathlib import Path
 from safetensors.torch import save_file
-from fewstep.export.proof import answer
+from fewstep.export.round_trip import answer
 for line in sys.stdin:
     question, place = line.split()
     try:

@@ -12,15 +12,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fewstep.drawing.draw import load_model
 from fewstep.export import proof, publish
-from fewstep.export.foreign import read_lora
 from fewstep.export.publish import export
-from fewstep.export.student import Card, load_card, load_student, sampler_of, save_student
+from fewstep.inference.generate import load_model
 from fewstep.models.families import load_teacher
+from fewstep.models.lora_files import read_lora
 from fewstep.models.roles import Roles, Weights
 from fewstep.sampling import sample
-from tests.program.conftest import inside, tiny  # noqa: F401
+from fewstep.students.student import Card, load_card, load_student, sampler_of, save_student
+from tests.command_line import inside
 
 LCM = Card("lcm", "lcm", 4, "lora", "", rank=4, steps=7)
 
@@ -39,7 +39,7 @@ def finished(folder, base, card=LCM, size=0.1):
 
 
 @pytest.fixture(scope="module")
-def run(tiny, tmp_path_factory):  # noqa: F811
+def run(tiny, tmp_path_factory):
     return finished(tmp_path_factory.mktemp("runs") / "mine", tiny)
 
 
@@ -105,7 +105,7 @@ def test_a_lora_in_a_process_of_its_own(run, tmp_path):
 
 
 @pytest.mark.parametrize("to, dtype, limit", [("lora", "float32", 1e-6), ("kohya", "float16", 1e-3)])
-def test_loras_hold_the_students_weights(to, dtype, limit, run, tiny, at_once, tmp_path):  # noqa: F811
+def test_loras_hold_the_students_weights(to, dtype, limit, run, tiny, at_once, tmp_path):
     made = export(run, to, tmp_path / "out", dtype)
     file = next((tmp_path / "out").glob("*.safetensors"))
     assert file.name == {"lora": "pytorch_lora_weights.safetensors", "kohya": "mine_comfy.safetensors"}[to]
@@ -117,7 +117,7 @@ def test_loras_hold_the_students_weights(to, dtype, limit, run, tiny, at_once, t
         assert (value - wanted).abs().max() <= limit * wanted.abs().max()
 
 
-def test_a_merged_network_is_the_sum(run, tiny, at_once, tmp_path):  # noqa: F811
+def test_a_merged_network_is_the_sum(run, tiny, at_once, tmp_path):
     from diffusers import UNet2DConditionModel
 
     export(run, "merged", tmp_path / "out")
@@ -135,7 +135,7 @@ def test_a_merged_network_is_the_sum(run, tiny, at_once, tmp_path):  # noqa: F81
         torch.testing.assert_close(value, weights[name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_told_guidance_scale_is_fixed_in_the_weights(tiny, at_once, tmp_path):  # noqa: F811
+def test_a_told_guidance_scale_is_fixed_in_the_weights(tiny, at_once, tmp_path):
     card = replace(LCM, extra_inputs=("guidance_embed",), guidance_embed=3.0)
     run = finished(tmp_path / "run", tiny, card)
     made = export(run, "diffusers", tmp_path / "out")
@@ -152,7 +152,7 @@ def test_a_told_guidance_scale_is_fixed_in_the_weights(tiny, at_once, tmp_path):
         assert not (tmp_path / to).exists()
 
 
-def test_guidance_and_eta_that_no_file_holds_are_said(tiny, at_once, tmp_path):  # noqa: F811
+def test_guidance_and_eta_that_no_file_holds_are_said(tiny, at_once, tmp_path):
     run = finished(tmp_path / "run", tiny, replace(LCM, sampler="tcd", eta=0.3, guidance_scale=2.0))
     made = export(run, "diffusers", tmp_path / "out")
     assert made.call == "num_inference_steps=4, eta=0.3, guidance_scale=2.0"
@@ -194,14 +194,14 @@ def test_what_stands_in_the_folder(run, at_once, tmp_path):
     (dict(weights="full", rank=0), "kohya", "it is no LoRA"),
     (dict(), "onnx", "Unknown --to 'onnx'"),
 ])  # fmt: skip
-def test_what_cannot_be_is_one_sentence(card, to, match, tiny, tmp_path):  # noqa: F811
+def test_what_cannot_be_is_one_sentence(card, to, match, tiny, tmp_path):
     run = finished(tmp_path / "run", tiny, replace(LCM, **card))
     with pytest.raises(ValueError, match=match):
         export(run, to, tmp_path / "out")
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
 
 
-def test_a_lora_on_another_student_is_refused(run, tiny, tmp_path):  # noqa: F811
+def test_a_lora_on_another_student_is_refused(run, tiny, tmp_path):
     other = finished(tmp_path / "other", tiny)
     card = other / "student" / "few_step.json"
     card.write_text(json.dumps({**json.loads(card.read_text()), "teacher": str(run)}))

@@ -10,7 +10,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.export.student import (
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.extras import sinusoid
+from fewstep.models.lora import live
+from fewstep.models.roles import Roles, Weights
+from fewstep.students.student import (
     CARD_FILE,
     LORA_FILE,
     OWN_FILE,
@@ -20,10 +24,6 @@ from fewstep.export.student import (
     sampler_of,
     save_student,
 )
-from fewstep.models.denoiser import Denoiser
-from fewstep.models.extras import sinusoid
-from fewstep.models.lora import live
-from fewstep.models.roles import Roles, Weights
 
 VP = Schedule.scaled_linear()
 CARD = Card("tcd", "tcd", 4, "lora", "small", eta=0.2, original_inference_steps=40, rank=4, steps=7)

@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 
 from fewstep.cli import main as fewstep
-from fewstep.data.scenes import WORDS
-from fewstep.models import scenes64
-from fewstep.recipe import shipped_recipes
+from fewstep.recipe.schema import shipped_recipes
+from fewstep.scenes64 import architecture as scenes64
+from fewstep.scenes64.scenes import WORDS
 from tests.fuzz import mutate
 
 LIMIT = 60  # seconds
@@ -116,7 +116,7 @@ def recipes(runner: Runner, count: int, seed: int, folder: Path, teacher: Path) 
 
 def _small(path: Path) -> bool:
     """Whether the recipe, if it is one, asks for seconds of work: large numbers are no mistake, only long."""
-    from fewstep.stages import Chain, load
+    from fewstep.runs.chain import Chain, load
 
     try:
         recipe = load(path)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from fewstep.data.batch import Batch
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Batch
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Weights

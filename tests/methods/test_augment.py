@@ -4,8 +4,8 @@ import projection_reference as hand
 import pytest
 import torch
 
+from fewstep.data.random import Rng
 from fewstep.methods.parts.augment import POLICIES, augmented, draw_augmentation
-from fewstep.methods.random import Rng
 
 EDGES = torch.tensor(
     [[0.0] * 7, [1 - 1e-12] * 7, [0.5] * 7, [0.9, 0.1, 0.4, 0.7, 0.2, 0.05, 0.95]], dtype=torch.float64

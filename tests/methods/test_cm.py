@@ -10,10 +10,11 @@ import torch
 from reference import CASES, HOPS, actual, alpha_sigma, ask, assert_same, consistency, grid, jump, off, problem
 from torch import nn
 
-from fewstep.methods.base import Batch, Progress
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
 from fewstep.methods.cm import CM, ICT, Draws
 from fewstep.methods.parts.dropout import dropout_seed
-from fewstep.methods.random import Rng
 from fewstep.models.denoiser import Denoiser, edm_precondition
 from fewstep.models.roles import Roles
 from fewstep.training.settings import TrainingSettings

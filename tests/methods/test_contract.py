@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fewstep.data.pairs import PairSource, WithPairs
+from fewstep.data.random import Rng
 from fewstep.data.sources import LatentSource, MixtureSource
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss, Method, Player, Progress, RoleSpec
-from fewstep.methods.random import Rng
 from fewstep.methods.registry import METHODS
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser

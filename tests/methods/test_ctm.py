@@ -11,17 +11,18 @@ import torch
 from reference import CASES, HOPS, SCHEDULES, alpha_sigma, ask, distance, grid, jump, off, problem, x0_epsilon
 from test_pcm import logits_by_hand, noised
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.methods.base import Balanced, Batch, Player, Progress
+from fewstep.methods.base import Balanced, Player, Progress
 from fewstep.methods.ctm import CTM, Draws
-from fewstep.methods.random import Rng
-from fewstep.models import scenes64
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import UNetNetwork
 from fewstep.models.roles import Roles
 from fewstep.sampling import CTM as Gamma
 from fewstep.sampling import TCD as Strategic
 from fewstep.sampling import sample
+from fewstep.scenes64 import architecture as scenes64
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from reference import CASES, SCHEDULES, Network, alpha_sigma, ask, distance, off, roles_on, shake, x0_epsilon
 
+from fewstep.data.batch import Batch, Pairs
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Batch, Pairs, Progress
+from fewstep.methods.base import Progress
 from fewstep.methods.dmd import DMD, Draws
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.helpers import Helpers
 

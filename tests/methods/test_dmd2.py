@@ -24,9 +24,10 @@ from reference import (
 )
 from reference import x0_epsilon as read
 
-from fewstep.methods.base import Batch, Progress
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
 from fewstep.methods.dmd2 import DMD2, Draws
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP

@@ -25,9 +25,10 @@ from reference import (
     x0_epsilon,
 )
 
-from fewstep.methods.base import Batch, Progress
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
 from fewstep.methods.feedback import Draws, Feedback, Goal
-from fewstep.methods.random import Rng
 from fewstep.models.helpers import Helpers, PointReward
 from fewstep.models.lora import base_parameters
 from fewstep.sampling import make_sampler, sample

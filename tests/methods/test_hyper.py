@@ -27,11 +27,12 @@ from reference import (
 )
 from torch.nn import functional
 
-from fewstep.methods.base import Batch, Progress
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.hyper import Draws, Hyper
-from fewstep.methods.random import Rng
 from fewstep.methods.tcd import TCD
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Weights

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from projection_reference import ROWS, actual, gradients, problem
 from reference import CASES, SCHEDULES, alpha_sigma, off, waves
 
-from fewstep.methods.base import Batch, Progress
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
 from fewstep.methods.ladd import LADD, Draws
-from fewstep.methods.random import Rng
 
 SETTINGS = {
     "the paper's": dict(),

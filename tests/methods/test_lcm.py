@@ -6,9 +6,10 @@ import reference
 import torch
 from reference import CASES, HOPS, actual, assert_same, consistency, expected, grid, off, problem
 
-from fewstep.methods.base import Batch, Progress
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
 from fewstep.methods.lcm import LCM, Draws
-from fewstep.methods.random import Rng
 
 SETTINGS = {
     "unguided": dict(guidance_scale=1.0, loss="l2"),

@@ -26,9 +26,10 @@ from reference import (
 )
 from torch.nn import functional
 
-from fewstep.methods.base import Batch, Progress
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
 from fewstep.methods.lightning import Draws, Lightning
-from fewstep.methods.random import Rng
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Weights
 from fewstep.sampling import DDIM

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from fewstep.data.scenes import Scenes
 from fewstep.methods.parts.distances import feature_distance
 from fewstep.methods.parts.likeness import instance_loss, likeness_loss
 from fewstep.models.encoders import open_encoder
 from fewstep.models.helpers import PointEncoder
+from fewstep.scenes64.scenes import Scenes
 
 torch.set_num_threads(1)
 

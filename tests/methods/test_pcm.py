@@ -23,9 +23,10 @@ from reference import (
     x0_epsilon,
 )
 
-from fewstep.methods.base import Batch, Progress
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
 from fewstep.methods.pcm import PCM, Draws
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.sampling.samplers import renoise
 

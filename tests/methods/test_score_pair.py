@@ -7,10 +7,10 @@ import pytest
 import torch
 from reference import CASES, SCHEDULES, alpha_sigma
 
+from fewstep.data.random import Rng
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Prediction
 from fewstep.methods.parts.score_pair import ScorePair, difference, matching_loss, noise_levels
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 

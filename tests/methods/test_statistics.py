@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fewstep.data.random import Rng
 from fewstep.data.sources import MixtureSource
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
@@ -15,7 +16,6 @@ from fewstep.methods.parts.statistics import (
     fake_score_statistics,
     mean_shift,
 )
-from fewstep.methods.random import Rng
 
 
 def normal(*shape, seed=0):

@@ -5,8 +5,9 @@ import reference
 import torch
 from reference import CASES, actual, assert_same, expected, grid, jump, off, problem
 
-from fewstep.methods.base import Batch, Progress
-from fewstep.methods.random import Rng
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
 from fewstep.methods.tcd import TCD, Draws
 
 SETTINGS = {

@@ -8,8 +8,9 @@ import torch
 from projection_reference import ROWS, actual, gradients, problem
 from reference import CASES, SCHEDULES, alpha_sigma, off
 
-from fewstep.methods.base import Batch, Progress
-from fewstep.methods.random import Rng
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
 from fewstep.methods.turbo import Draws, Turbo
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles

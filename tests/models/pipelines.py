@@ -14,7 +14,7 @@ def clip(width, layers=3, projection=None):
     """A CLIP text encoder with its tokenizer; with ``projection``, one that pools too."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from fewstep.models.scenes64 import build_tokenizer
+    from fewstep.scenes64.architecture import build_tokenizer
 
     tokenizer = build_tokenizer(WORDS)
     tokenizer.model_max_length = 77

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 
-from fewstep.data.scenes import ATTRIBUTES
 from fewstep.models.encoders import (
     EncoderNetwork,
     PretrainedEncoder,
@@ -15,8 +14,9 @@ from fewstep.models.encoders import (
     load_pretrained_encoder,
     open_encoder,
 )
-from fewstep.training.labels import ANSWERS
-from fewstep.training.reader import build_network, export
+from fewstep.scenes64.labels import ANSWERS
+from fewstep.scenes64.scenes import ATTRIBUTES
+from fewstep.scenes64.train_detector import build_network, export
 
 torch.set_num_threads(1)
 HEADS = {name: len(values) for name, values in ATTRIBUTES.items()}

@@ -7,12 +7,12 @@ from torch import nn
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.parts.heads import Heads
-from fewstep.models import scenes64
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser, edm_precondition
 from fewstep.models.families import UNetNetwork
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles, Weights
+from fewstep.scenes64 import architecture as scenes64
 
 VP = Schedule.scaled_linear()
 TAPS = ("down0", "down1", "mid")

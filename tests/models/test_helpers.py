@@ -8,9 +8,9 @@ from fewstep.models.cond import Cond
 from fewstep.models.encoders import load_encoder
 from fewstep.models.families import load_teacher
 from fewstep.models.helpers import Helpers, PointEncoder, one_hot_labels, pooled_prompt
-from fewstep.models.outline import outline
-from fewstep.recipe import load_recipe
-from fewstep.training.estimate import estimate
+from fewstep.models.meta_pipeline import outline
+from fewstep.planning.estimate import estimate
+from fewstep.recipe.schema import load_recipe
 
 torch.set_num_threads(1)
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from fewstep.data.sources import LatentSource
-from fewstep.export.chain import open_teacher
-from fewstep.export.student import Card, load_student, save_student
 from fewstep.methods.lcm import LCM
 from fewstep.models.families import as_teacher, load_teacher
-from fewstep.models.outline import outline
+from fewstep.models.meta_pipeline import outline
 from fewstep.models.quantize import is_quantized, plain, quantizable, quantize, saved_bytes
 from fewstep.models.roles import Weights
-from fewstep.recipe import RecipeError, load_recipe, parse_recipe
+from fewstep.recipe.schema import RecipeError, load_recipe, parse_recipe
+from fewstep.students.lineage import open_teacher
+from fewstep.students.student import Card, load_student, save_student
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
 from tests.models.pipelines import PROMPTS, SIZE, build
@@ -142,7 +142,7 @@ def test_what_does_not_go_together_is_refused(monkeypatch):
 
 
 def test_a_plan_knows_of_it():
-    from fewstep.plan import plan
+    from fewstep.planning.plan import plan
 
     sizes = {}
     for kind in (None, "nf4"):

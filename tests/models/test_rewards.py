@@ -10,9 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fewstep.data.files import save_tensors
-from fewstep.data.scenes import WORDS, Scenes
+from fewstep.models.detector import ReaderNetwork
 from fewstep.models.encoders import load_encoder
-from fewstep.models.reader import ReaderNetwork
 from fewstep.models.rewards import (
     HEAD_FILE,
     About,
@@ -23,7 +22,8 @@ from fewstep.models.rewards import (
     reward_file,
     short_name,
 )
-from fewstep.models.scenes64 import build_tokenizer
+from fewstep.scenes64.architecture import build_tokenizer
+from fewstep.scenes64.scenes import WORDS, Scenes
 
 torch.set_num_threads(1)
 SIDE = 20

@@ -8,11 +8,11 @@ from safetensors.torch import load, save
 from torch import nn
 
 from fewstep.data.pairs import PairSource, WithPairs
+from fewstep.data.random import Rng
 from fewstep.data.sources import MixtureSource
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Progress
-from fewstep.methods.random import Rng
 from fewstep.methods.registry import METHODS
 from fewstep.models import lora
 from fewstep.models.cond import Cond

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 import fewstep
 from fewstep.export.lora import peft_layout
 from fewstep.export.publish import export
-from fewstep.export.student import Card, save_student
 from fewstep.methods.lcm import LCM
 from fewstep.models.families import as_teacher, is_ours, load_teacher
 from fewstep.models.families.single_file import config_of
-from fewstep.models.outline import outline
+from fewstep.models.meta_pipeline import outline
 from fewstep.models.roles import Weights
+from fewstep.students.student import Card, save_student
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import build_roles
 from tests.models.pipelines import PROMPTS, SIZE, build

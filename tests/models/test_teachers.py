@@ -9,7 +9,6 @@ import diffusers
 import pytest
 import torch
 
-from fewstep.export.student import Card, save_student
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import as_teacher
@@ -17,6 +16,7 @@ from fewstep.models.families.flux import pack, places, unpack
 from fewstep.models.lora import matching
 from fewstep.models.roles import Roles, Weights
 from fewstep.sampling import DDIM, Euler, sample
+from fewstep.students.student import Card, save_student
 from tests.models.pipelines import BUILD, PROMPTS, SIZE, build
 
 FAMILIES, STEPS = tuple(BUILD), 4

@@ -200,8 +200,8 @@ CTM = [
         ),
     ),
     *planted(
-        "evaluation/fixed_points.py",
-        "evaluation/test_verify.py",
+        "verification/fixed_points.py",
+        "verification/test_verify.py",
         (
             "fixed points: CTM's trajectories stop one hop early",
             "for n in range(start, last, -1):",

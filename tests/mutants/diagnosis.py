@@ -125,8 +125,8 @@ DIAGNOSIS = [
         ),
     ),
     *planted(
-        "evaluation/symptoms.py",
-        "evaluation/test_diagnose.py",
+        "reports/symptoms.py",
+        "reports/test_diagnose.py",
         (
             "diagnose: blown up anywhere in the run, not at its start",
             "if size[:2].max(initial=0.0) > limit",
@@ -261,8 +261,8 @@ DIAGNOSIS = [
         ),
     ),
     *planted(
-        "evaluation/rules.py",
-        "evaluation/test_diagnose.py",
+        "reports/rules.py",
+        "reports/test_diagnose.py",
         (
             "diagnose: a discriminator may win 98 times in 100",
             "        0.95,\n        \"above this for long",
@@ -295,8 +295,8 @@ DIAGNOSIS = [
         ),
     ),
     *planted(
-        "evaluation/history.py",
-        "evaluation/test_diagnose.py",
+        "reports/history.py",
+        "reports/test_diagnose.py",
         (
             "diagnose: the tail is the first third",
             "return self.part(slice(len(self) - math.ceil(len(self) / 3), None))",
@@ -323,8 +323,8 @@ DIAGNOSIS = [
         ),
     ),
     *planted(
-        "evaluation/diagnose.py",
-        "evaluation/test_diagnose.py",
+        "reports/diagnose.py",
+        "reports/test_diagnose.py",
         (
             "diagnose: what was never logged counts as checked",
             "elif lacks:",

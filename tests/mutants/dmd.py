@@ -142,8 +142,8 @@ DMD = [
         ),
     ),
     *planted(
-        "evaluation/truth/dmd.py",
-        "evaluation/test_verify_dmd.py",
+        "verification/dmd.py",
+        "verification/test_verify_dmd.py",
         (
             "verify dmd: guidance weighs the unconditional score with w, not 1 - w",
             "(1 - scale) * precision(without[1])",
@@ -243,8 +243,8 @@ PAIRS = [
         ),
     ),
     *planted(
-        "prepare.py",
-        "program/test_prepare.py",
+        "runs/teacher_samples.py",
+        "runs/test_teacher_samples.py",
         (
             "prepare: the teacher is not guided",
             "x0 = sample(teacher, solver, noise, cond, settings.guidance_scale).x0",
@@ -295,8 +295,8 @@ PAIRS = [
         ),
     ),
     *planted(
-        "distill.py",
-        "program/test_prepare.py",
+        "runs/distill.py",
+        "runs/test_teacher_samples.py",
         (
             "distill: pairs cost nothing",
             "job.sampled = 0.0 if pairs is None else pairs.cost",
@@ -318,8 +318,8 @@ PAIRS = [
         ),
     ),
     *planted(
-        "training/estimate.py",
-        "training/test_estimate.py",
+        "planning/estimate.py",
+        "planning/test_estimate.py",
         (
             "estimate: pairs take no memory",
             "return WithPairs(read, made), [data, made]",
@@ -328,8 +328,8 @@ PAIRS = [
         ),
     ),
     *planted(
-        "recipe.py",
-        "program/test_prepare.py",
+        "recipe/schema.py",
+        "runs/test_teacher_samples.py",
         (
             "recipe: pairs are guided as the sample grid, not as the method",
             "scale = float(own) if isinstance(own, int | float) else recipe.sample.guidance_scale",

@@ -3,7 +3,7 @@
 from tests.mutants.mutant import planted
 
 _STEP = "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]"
-_LINE = "tests/evaluation/test_matching.py::test_every_row_of_the_line_holds"
+_LINE = "tests/verification/test_dmd2_theory.py::test_every_row_of_the_line_holds"
 
 DMD2 = [
     *planted(
@@ -243,7 +243,7 @@ DMD2 = [
         ),
     ),
     *planted(
-        "export/student.py",
+        "students/student.py",
         "export/test_student.py",
         (
             "cards: a student's own times are forgotten when its number of steps is asked for",

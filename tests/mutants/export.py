@@ -104,7 +104,7 @@ EXPORTS = [
         ),
     ),
     *planted(
-        "export/proof.py",
+        "export/round_trip.py",
         "export/test_publish.py",
         (
             "export: layers that diffusers does not find pass",
@@ -158,7 +158,7 @@ EXPORTS = [
         ),
     ),
     *planted(
-        "export/chain.py",
+        "students/lineage.py",
         "export/test_publish.py",
         ("export: an exported pipeline is taken for a student's folder", "if is_pipeline(path):", "if False:", _FOLDER),
     ),
@@ -166,7 +166,7 @@ EXPORTS = [
 
 PUBLISHED = [
     *planted(
-        "export/foreign.py",
+        "models/lora_files.py",
         "checkpoints/test_load.py",
         (
             "foreign: layers that are not there are ignored",

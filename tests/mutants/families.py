@@ -140,7 +140,7 @@ _TRANSFORMERS = [
             "families: SD3: a LoRA leaves the modulations out",
             '"linear", "linear_1"',
             '"linear_1"',
-            "tests/training/test_estimate.py::test_transformers_have_every_linear_layer_adapted",
+            "tests/planning/test_estimate.py::test_transformers_have_every_linear_layer_adapted",
         ),
     ),
     *planted(

@@ -217,8 +217,8 @@ FEEDBACK = [
         ),
     ),
     *planted(
-        "training/rewards.py",
-        "training/test_reward_training.py",
+        "scenes64/train_rewards.py",
+        "scenes64/test_train_rewards.py",
         (
             "reward training: the rejected one wins",
             "return F.softplus(-margin).mean()",
@@ -261,7 +261,7 @@ FEEDBACK = [
         ),
     ),
     *planted(
-        "data/scenes/raters.py",
+        "scenes64/scenes/raters.py",
         "data/test_preferences.py",
         (
             "raters: the probability is that of the first picture, whichever was chosen",
@@ -281,8 +281,8 @@ FEEDBACK = [
         ),
     ),
     *planted(
-        "export/chain.py",
-        "program/test_distill_feedback.py",
+        "students/lineage.py",
+        "runs/test_distill_feedback.py",
         (
             "merging: the scale is squared",
             'return {key: t * scale if ".lora_B" in key else t for key, t in lora.items()}',
@@ -297,8 +297,8 @@ FEEDBACK = [
         ),
     ),
     *planted(
-        "distill.py",
-        "program/test_distill_feedback.py",
+        "runs/distill.py",
+        "runs/test_distill_feedback.py",
         (
             "distil: rewards get no captions",
             '_with_prompts(data, recipe, of_teacher) if "prompts" in job.method.streams else data',
@@ -307,8 +307,8 @@ FEEDBACK = [
         ),
     ),
     *planted(
-        "job.py",
-        "program/test_distill_feedback.py",
+        "runs/setup.py",
+        "runs/test_distill_feedback.py",
         (
             "job: feedback draws from its student by another sampler",
             "if card.sampler != method.sampler:",
@@ -318,7 +318,7 @@ FEEDBACK = [
     ),
     *planted(
         "models/roles.py",
-        "program/test_distill_feedback.py",
+        "runs/test_distill_feedback.py",
         (
             "roles: the consistency student's weights learn too",
             "self.base.eval().requires_grad_(False)",

@@ -3,7 +3,7 @@
 from tests.mutants.mutant import planted
 
 STEP = "test_both_players_steps_are_the_papers[vp-epsilon-{}-full]"
-VERIFIED = "tests/evaluation/test_verify.py::test_hypers_segments_and_fixed_points_hold_on_every_schedule[vp]"
+VERIFIED = "tests/verification/test_verify.py::test_hypers_segments_and_fixed_points_hold_on_every_schedule[vp]"
 METHOD = planted(
     "methods/hyper.py",
     "methods/test_hyper.py",
@@ -142,8 +142,8 @@ METHOD = planted(
 )
 AROUND = [
     *planted(
-        "evaluation/fixed_points.py",
-        "evaluation/test_verify.py",
+        "verification/fixed_points.py",
+        "verification/test_verify.py",
         (
             "fixed points: a segment's targets reach into the next one",
             "floor = (m - 1) // self.stride * self.stride",
@@ -169,7 +169,7 @@ AROUND = [
     ),
     *planted(
         "methods/dmd.py",
-        "program/test_distill_hyper.py",
+        "runs/test_distill_hyper.py",
         (
             "dmd: the card forgets that one step starts at 800",
             "times = () if settings.timestep is None else (settings.timestep,)",
@@ -184,8 +184,8 @@ AROUND = [
         ),
     ),
     *planted(
-        "job.py",
-        "program/test_distill_hyper.py",
+        "runs/setup.py",
+        "runs/test_distill_hyper.py",
         (
             "job: the recipe's sampler is not the card's",
             "sampler=recipe.sample.sampler or self.method.sampler",
@@ -200,8 +200,8 @@ AROUND = [
         ),
     ),
     *planted(
-        "prepare.py",
-        "program/test_distill_hyper.py",
+        "runs/teacher_samples.py",
+        "runs/test_distill_hyper.py",
         (
             "prepare: every stage samples the teacher for itself",
             "if shared is not None and job.recipe.pairs.path is None:",
@@ -232,8 +232,8 @@ AROUND = [
         ),
     ),
     *planted(
-        "recipe.py",
-        "program/test_distill_hyper.py",
+        "recipe/schema.py",
+        "runs/test_distill_hyper.py",
         (
             "recipe: another sampler must take the method's steps",
             "bound = wanted.no_other_steps and recipe.sample.sampler is None",

@@ -58,7 +58,7 @@ METHOD = planted(
         "lightning: the unconditional discriminator sees the start",
         'beside=settings.loss == "conditional"',
         "beside=True",
-        "tests/evaluation/test_verify.py::test_lightning_needs_no_training_to_be_verified",
+        "tests/verification/test_verify.py::test_lightning_needs_no_training_to_be_verified",
     ),
     (
         "lightning: the student's grid is its teacher's, rounded elsewhere",
@@ -76,7 +76,7 @@ METHOD = planted(
         "lightning: students are sampled in four steps whatever they learnt",
         "return Sampling(settings.num_inference_steps, no_other_steps=True)",
         "return Sampling(4, no_other_steps=True)",
-        "tests/program/test_distill_lightning.py::test_every_stage_leaves_a_student_of_its_own_steps",
+        "tests/runs/test_distill_lightning.py::test_every_stage_leaves_a_student_of_its_own_steps",
     ),
     (
         "lightning: other numbers of steps are let pass",
@@ -203,8 +203,8 @@ ROLES = planted(
 )
 KINDS = [
     *planted(
-        "export/student.py",
-        "program/test_distill_lightning.py",
+        "students/student.py",
+        "runs/test_distill_lightning.py",
         (
             "export: a student is loaded as its teacher's kind",
             "prediction_type=card.prediction_type or None",
@@ -213,8 +213,8 @@ KINDS = [
         ),
     ),
     *planted(
-        "export/chain.py",
-        "program/test_distill_lightning.py",
+        "students/lineage.py",
+        "runs/test_distill_lightning.py",
         (
             "chain: a student becomes a teacher of its own teacher's kind",
             "kind = card.prediction_type or teacher.denoiser.prediction_type",
@@ -229,8 +229,8 @@ KINDS = [
         ),
     ),
     *planted(
-        "job.py",
-        "program/test_distill_lightning.py",
+        "runs/setup.py",
+        "runs/test_distill_lightning.py",
         (
             "job: weights are read as another kind without a word",
             "if before and before != mine:",
@@ -245,8 +245,8 @@ KINDS = [
         ),
     ),
     *planted(
-        "stages.py",
-        "program/test_distill_lightning.py",
+        "runs/chain.py",
+        "runs/test_distill_lightning.py",
         (
             "stages: a teacher of few steps is asked for others",
             "many not in (None, teacher.sample.num_inference_steps)",
@@ -256,7 +256,7 @@ KINDS = [
     ),
     *planted(
         "models/families/unet.py",
-        "program/test_distill_lightning.py",
+        "runs/test_distill_lightning.py",
         (
             "families: a UNet's decoder stays",
             "        unet.up_blocks = nn.ModuleList()\n",

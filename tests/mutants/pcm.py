@@ -117,7 +117,7 @@ PCM = planted(
         "pcm: its edges are handed to a sampler that steps elsewhere",
         'sampler = "phased"',
         'sampler = "tcd"',
-        "tests/evaluation/test_fixed_points.py::test_the_card_of_a_pcm_student_leads_to_its_training_edges",
+        "tests/verification/test_fixed_points.py::test_the_card_of_a_pcm_student_leads_to_its_training_edges",
     ),
 )
 
@@ -307,8 +307,8 @@ DISCRIMINATORS = [
         ),
     ),
     *planted(
-        "evaluation/fixed_points.py",
-        "evaluation/test_fixed_points.py",
+        "verification/fixed_points.py",
+        "verification/test_fixed_points.py",
         (
             "fixed points: PCM's hops that land on an edge go on to the one below",
             "edge = int(self.lower[self.lower < n].max())",
@@ -317,8 +317,8 @@ DISCRIMINATORS = [
         ),
     ),
     *planted(
-        "recipe.py",
-        "program/test_distill_pcm.py",
+        "recipe/schema.py",
+        "runs/test_distill_pcm.py",
         (
             "recipe: a method's own sampling is forgotten",
             'update={"sample": recipe.sample.model_copy(update=own)}',
@@ -327,8 +327,8 @@ DISCRIMINATORS = [
         ),
     ),
     *planted(
-        "job.py",
-        "program/test_distill_pcm.py",
+        "runs/setup.py",
+        "runs/test_distill_pcm.py",
         (
             "distill: the card forgets the guidance that a student was left with",
             "guidance_scale=wanted.guidance_scale,",

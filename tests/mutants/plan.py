@@ -37,8 +37,8 @@ OPTIMIZERS = [
 
 PLAN = [
     *planted(
-        "training/rehearsal.py",
-        "training/test_estimate.py",
+        "planning/memory_trace.py",
+        "planning/test_estimate.py",
         (
             "ledger: what is released goes on counting",
             "        self.live -= size",
@@ -71,8 +71,8 @@ PLAN = [
         ),
     ),
     *planted(
-        "training/estimate.py",
-        "training/test_estimate.py",
+        "planning/estimate.py",
+        "planning/test_estimate.py",
         (
             "estimate: gradients count twice",
             '"activations": max(peak - gradients, 0)',
@@ -82,7 +82,7 @@ PLAN = [
     ),
     *planted(
         "training/optimizers.py",
-        "training/test_estimate.py",
+        "planning/test_estimate.py",
         (
             "estimate: 8-bit moments have no scales",
             "total += 2 * n + 2 * 4 * -(-n // _BLOCK)",
@@ -91,13 +91,13 @@ PLAN = [
         ),
     ),
     *planted(
-        "models/outline.py",
-        "training/test_estimate.py",
+        "models/meta_pipeline.py",
+        "planning/test_estimate.py",
         (
             "outline: an encoded prompt is always 77 tokens long",
             "min(int(tokens), CLIP_TOKENS)",
             "CLIP_TOKENS",
-            "tests/program/test_doctor.py::test_a_dry_run_is_a_recipe_with_remarks",
+            "tests/planning/test_doctor.py::test_a_dry_run_is_a_recipe_with_remarks",
         ),
         (
             "outline: adapters stay behind in the base",
@@ -108,7 +108,7 @@ PLAN = [
     ),
     *planted(
         "training/machine.py",
-        "training/test_estimate.py",
+        "planning/test_estimate.py",
         (
             "out of memory: GiB are read as GB",
             '"gib": 2**30',
@@ -117,8 +117,8 @@ PLAN = [
         ),
     ),
     *planted(
-        "plan.py",
-        "program/test_doctor.py",
+        "planning/plan.py",
+        "planning/test_doctor.py",
         (
             "plan: the least effective advice comes first",
             "key=lambda change: -change.saves",
@@ -127,8 +127,8 @@ PLAN = [
         ),
     ),
     *planted(
-        "doctor.py",
-        "program/test_doctor.py",
+        "planning/doctor.py",
+        "planning/test_doctor.py",
         (
             "doctor: float32 is held against itself",
             'exact, _ = lora_step("cpu", "fp64")',

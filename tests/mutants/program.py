@@ -85,7 +85,7 @@ PROCESSES: list[Mutant] = [
 STAGES: list[Mutant] = [
     *planted(
         "models/lora.py",
-        "program/test_stages.py",
+        "runs/test_chain.py",
         (
             "merge: A B instead of B A",
             "weight += (scale * delta).view_as(weight).to(weight)",
@@ -95,7 +95,7 @@ STAGES: list[Mutant] = [
     ),
     *planted(
         "models/roles.py",
-        "program/test_stages.py",
+        "runs/test_chain.py",
         (
             "init: the role's own scale is forgotten",
             'key: t / scale if ".lora_B" in key else t',
@@ -111,7 +111,7 @@ STAGES: list[Mutant] = [
     ),
     *planted(
         "training/trainer.py",
-        "program/test_stages.py",
+        "runs/test_chain.py",
         (
             "init: target and average start as the teacher",
             _STARTED + _FOLLOW,
@@ -126,8 +126,8 @@ STAGES: list[Mutant] = [
         ),
     ),
     *planted(
-        "export/chain.py",
-        "program/test_stages.py",
+        "students/lineage.py",
+        "runs/test_chain.py",
         (
             "chain: a student that becomes a teacher leaves its LoRA behind",
             "        merge(weights, saved)\n",
@@ -142,8 +142,8 @@ STAGES: list[Mutant] = [
         ),
     ),
     *planted(
-        "stages.py",
-        "program/test_stages.py",
+        "runs/chain.py",
+        "runs/test_chain.py",
         (
             "stages: keys above win over the stage's own",
             "merged[key] = value\n",
@@ -158,8 +158,8 @@ STAGES: list[Mutant] = [
         ),
     ),
     *planted(
-        "job.py",
-        "program/test_stages.py",
+        "runs/setup.py",
+        "runs/test_chain.py",
         (
             "stages: earlier ones cost nothing",
             "    costs: dict[str, float] = {}\n    for card in map(load_card, found):",
@@ -174,8 +174,8 @@ STAGES: list[Mutant] = [
         ),
     ),
     *planted(
-        "watch.py",
-        "program/test_stages.py",
+        "runs/validation.py",
+        "runs/test_chain.py",
         (
             "watch: high accuracy is bad",
             'sign = -1 if self.settings.metric == "accuracy" else 1',
@@ -191,7 +191,7 @@ STAGES: list[Mutant] = [
     ),
     *planted(
         "training/trainer.py",
-        "program/test_stages.py",
+        "runs/test_chain.py",
         (
             "resume: a run that had enough trains on",
             "if self._resumed and self._look():",
@@ -206,8 +206,8 @@ STAGES: list[Mutant] = [
         ),
     ),
     *planted(
-        "distill.py",
-        "program/test_distill.py",
+        "runs/distill.py",
+        "runs/test_distill.py",
         (
             "resume: a run made longer passes for finished",
             '        (folder / "student" / CARD_FILE).unlink(missing_ok=True)\n',
@@ -216,8 +216,8 @@ STAGES: list[Mutant] = [
         ),
     ),
     *planted(
-        "export/chain.py",
-        "program/test_stages.py",
+        "students/lineage.py",
+        "runs/test_chain.py",
         (
             "init: a LoRA counts twice on a teacher that has it",
             "return first is second",
@@ -245,8 +245,8 @@ STAGES: list[Mutant] = [
 
 BENCHMARK: list[Mutant] = [
     *planted(
-        "benchmark.py",
-        "program/test_benchmark.py",
+        "reports/benchmark.py",
+        "reports/test_benchmark.py",
         (
             "benchmark: what another process is at is begun twice",
             "                if not mine:\n",
@@ -279,8 +279,8 @@ BENCHMARK: list[Mutant] = [
         ),
     ),
     *planted(
-        "evaluation/standings.py",
-        "program/test_benchmark.py",
+        "reports/results.py",
+        "reports/test_benchmark.py",
         (
             "summary: the deviation of the seeds as if they were all there are",
             "float(values.std())",

@@ -4,7 +4,7 @@ from tests.mutants.mutant import planted
 
 _CUT = "test_other_grids_are_cut"
 _KEEPS = "test_inpainting_keeps_the_picture_and_draws_the_rest_as_if_alone"
-_STYLES = "tests/program/test_use.py::test_style_loras_are_added_at_their_scales"
+_STYLES = "tests/inference/test_use.py::test_style_loras_are_added_at_their_scales"
 _READ_BACK = "tests/export/test_families.py::test_a_student_of_every_family_is_read_back_elsewhere"
 
 USE = [
@@ -55,8 +55,8 @@ USE = [
         ),
     ),
     *planted(
-        "drawing/model.py",
-        "program/test_from_pictures.py",
+        "inference/model.py",
+        "inference/test_from_images.py",
         (
             "pictures: pixels outside the mask come from the decoder",
             "drawn = torch.where(masks.to(drawn.device) > 0, drawn, images.to(drawn) / 2 + 0.5)",
@@ -65,8 +65,8 @@ USE = [
         ),
     ),
     *planted(
-        "drawing/pictures.py",
-        "program/test_from_pictures.py",
+        "inference/images.py",
+        "inference/test_from_images.py",
         ("pictures: from -2 to 0", "/ 127.5 - 1", "/ 127.5 - 2", "test_img2img_is_diffusers_own"),
         (
             "pictures: a mask touches a cell only in its corner",
@@ -77,7 +77,7 @@ USE = [
     ),
     *planted(
         "models/cond.py",
-        "program/test_use.py",
+        "inference/test_use.py",
         (
             "negative prompts: prompt and negative prompt change places",
             "return Cond(self.tensors, other.tensors)",
@@ -86,8 +86,8 @@ USE = [
         ),
     ),
     *planted(
-        "export/foreign.py",
-        "program/test_use.py",
+        "models/lora_files.py",
+        "inference/test_use.py",
         (
             "styles: their scale is forgotten",
             "merge(dict(module.named_parameters()), layers, scale)",
@@ -102,8 +102,8 @@ USE = [
         ),
     ),
     *planted(
-        "drawing/load.py",
-        "program/test_use.py",
+        "inference/load.py",
+        "inference/test_use.py",
         (
             "styles: a student of full weights gets none",
             "add_loras(teacher.pipeline, styles, getattr(student.network.network, part))",
@@ -128,7 +128,7 @@ USE = [
         ),
     ),
     *planted(
-        "export/reading.py",
+        "students/exported.py",
         "export/test_families.py",
         (
             "export: SD3's stretched shift is read as its own",
@@ -138,7 +138,7 @@ USE = [
         ),
     ),
     *planted(
-        "export/proof.py",
+        "export/round_trip.py",
         "export/test_families.py",
         (
             "export: schedulers of flow models draw from elsewhere",
@@ -148,8 +148,8 @@ USE = [
         ),
     ),
     *planted(
-        "drawing/app.py",
-        "program/test_app.py",
+        "inference/app.py",
+        "inference/test_app.py",
         (
             "app: the teacher draws from another seed",
             "teacher.draw(prompts, teacher_steps, seed=seed)",

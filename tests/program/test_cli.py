@@ -13,9 +13,9 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from fewstep.recipe import load_recipe
+from fewstep.recipe.schema import load_recipe
 from fewstep.training.checkpoint import same
-from tests.program.conftest import inside, sets
+from tests.command_line import inside, sets
 
 MAIN = [sys.executable, "-c", "from fewstep.cli import main; main()"]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}

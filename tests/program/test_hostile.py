@@ -144,7 +144,7 @@ def test_a_style_by_a_stranger_changes_nothing(spoil, tiny, tmp_path):
         path.write_bytes(path.read_bytes()[:-9])
     elif spoil == "pickle":
         path = Path(shutil.move(path, tmp_path / "style.ckpt"))
-    from fewstep.export.foreign import add_loras
+    from fewstep.models.lora_files import add_loras
 
     with pytest.raises(ValueError) as error:
         add_loras(model.teacher.pipeline, [(path, 1.0)])

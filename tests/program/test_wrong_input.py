@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from fewstep.cli import _command
-from fewstep.distill import distill
-from fewstep.drawing.draw import draw, load_model
-from fewstep.export.student import CARD_FILE, load_card
-from fewstep.job import check_device
-from fewstep.recipe import RecipeError, load_recipe
+from fewstep.inference.generate import draw, load_model
+from fewstep.recipe.schema import RecipeError, load_recipe
+from fewstep.runs.distill import distill
+from fewstep.runs.setup import check_device
+from fewstep.students.student import CARD_FILE, load_card
 from fewstep.training.logging import JsonLines
 
 
@@ -105,10 +105,10 @@ def test_commands_can_be_pasted():
 
 INTERRUPTED = """
 import signal
-import fewstep.drawing.draw, fewstep.cli
+import fewstep.inference.generate, fewstep.cli
 def interrupted(*_, **__):
     signal.raise_signal(signal.SIGINT)
-fewstep.drawing.draw.load_model = interrupted
+fewstep.inference.generate.load_model = interrupted
 fewstep.cli.main()
 """
 

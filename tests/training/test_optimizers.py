@@ -9,7 +9,8 @@ from killable import trainer
 from test_trainer import Operators, Tampered
 from torch import nn
 
-from fewstep.methods.base import Batch, Player
+from fewstep.data.batch import Batch
+from fewstep.methods.base import Player
 from fewstep.training import checkpoint, optimizers
 from fewstep.training.optimizers import check_optimizer, make_optimizer, moment_bytes, saved_state
 from fewstep.training.players import PlayerState

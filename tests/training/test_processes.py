@@ -20,11 +20,11 @@ from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
-from fewstep.models import scenes64
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import UNetNetwork
 from fewstep.models.roles import Weights
+from fewstep.scenes64 import architecture as scenes64
 from fewstep.training import checkpoint, distributed
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, TrainingStopped, build_roles

@@ -8,9 +8,10 @@ import torch
 from killable import SOURCE, VP, roles_for, trainer
 from torch import nn
 
-from fewstep.methods.base import Batch, Loss, Method, Player, RoleSpec
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Loss, Method, Player, RoleSpec
 from fewstep.methods.lcm import LCM
-from fewstep.methods.random import Rng
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
 from fewstep.training import checkpoint

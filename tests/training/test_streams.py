@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from fewstep.methods.random import Rng, stream_key
+from fewstep.data.random import Rng, stream_key
 
 LITERAL = 730802736880467508
 
@@ -55,6 +55,6 @@ def test_numbers_lie_where_they_should():
 def test_keys_are_the_same_everywhere():
     """A literal, so that versions agree, and another process, where Python's own hashes differ."""
     assert stream_key(0, 1, "sample", "noise") == LITERAL
-    code = "from fewstep.methods.random import stream_key; print(stream_key(0, 1, 'sample', 'noise'))"
+    code = "from fewstep.data.random import stream_key; print(stream_key(0, 1, 'sample', 'noise'))"
     assert int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) == LITERAL
     assert len({stream_key(*parts) for parts in ((1, 23), (12, 3), (1, 2, 3), (123,))}) == 4

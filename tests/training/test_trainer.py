@@ -18,15 +18,16 @@ from killable import SOURCE, VP, roles_for, trainer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.data.sources import LatentSource
-from fewstep.methods.base import Batch, Player
+from fewstep.methods.base import Player
 from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
-from fewstep.methods.random import Rng
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 from fewstep.models.cond import Cond

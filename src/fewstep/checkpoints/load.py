@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from fewstep.checkpoints.registry import Checkpoint
 from fewstep.checkpoints.sampling import SAMPLERS, schedule_of
-from fewstep.export.foreign import network_of, put_weights, read_lora, read_tensors, tensor_names
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.extras import sinusoid
-from fewstep.models.families import Teacher, first_sentence, load_teacher
+from fewstep.models.families import Teacher, load_teacher
+from fewstep.models.hub import short_error
 from fewstep.models.lora import merge
+from fewstep.models.lora_files import network_of, put_weights, read_lora, read_tensors, tensor_names
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "pixart")
 """What the networks of published files are here; files of other families are explained only."""
@@ -111,7 +112,7 @@ def download(entry: Checkpoint) -> Path:
     try:
         return Path(hf_hub_download(entry.repo, entry.file))
     except Exception as error:
-        raise ValueError(f"{entry.id} cannot be had from the hub ({first_sentence(error)}): give --file.") from error
+        raise ValueError(f"{entry.id} cannot be had from the hub ({short_error(error)}): give --file.") from error
 
 
 def family_of(pipeline: Any) -> str:

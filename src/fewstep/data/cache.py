@@ -20,37 +20,16 @@ from torch import Tensor
 from fewstep.data.buckets import Size, bucket_sizes, nearest
 from fewstep.data.files import mark_of, replace_tensors, replace_text
 from fewstep.data.pictures import Collection, Skipped, pixels
-from fewstep.data.scenes import Scenes
 from fewstep.data.sources import Buckets, LatentSource, Prompts
 from fewstep.models.cond import Cond
 from fewstep.models.families import Teacher, at_once
 
-_BATCH = 32
 _PER_FILE = 512
 _LARGEST = 2**31  # bytes that may stay on an accelerator; a batch of any size is fetched in a millisecond
 SKIPPED = "skipped.txt"
 
 Advance = Callable[[int], None]
 """Called with the number of pictures done."""
-
-
-def scene_latents(
-    path: Path, teacher: Teacher, size: int, seed: int, device: str = "cpu", advance: Advance | None = None
-) -> LatentSource:
-    """Scenes 0 ... size - 1 of set ``seed`` as latents with prompt embeddings, from ``path`` if it holds just these.
-
-    Latents are kept as their posterior's mean and standard deviation, in float16, and sampled anew at every visit.
-    """
-    scenes = Scenes(seed, size=teacher.image_size)
-
-    def read(rows: range) -> Iterator[Row]:
-        for first in range(rows.start, rows.stop, _BATCH):
-            rendered = scenes.render(range(first, min(first + _BATCH, rows.stop)))
-            yield from zip(torch.from_numpy(rendered.images).permute(0, 3, 1, 2), rendered.captions, strict=True)
-
-    found = _Encoding(path, teacher, f"scenes {seed} {size}", size, read).load(device, advance)
-    assert isinstance(found, LatentSource)
-    return found
 
 
 def picture_latents(
@@ -61,7 +40,10 @@ def picture_latents(
     advance: Advance | None = None,
     buckets: bool = False,
 ) -> LatentSource | Buckets:
-    """Pictures of any data set likewise; encoded again where any of them, or its caption, has changed.
+    """Pictures of any data set as latents with prompt embeddings, from ``path`` if it holds just these.
+
+    Latents are kept as their posterior's mean and standard deviation, in float16, and sampled anew at every visit.
+    They are encoded again where any picture, or its caption, has changed.
 
     Args:
         buckets: cut each to the bucket nearest to its shape; otherwise all to squares.
@@ -80,7 +62,7 @@ def picture_latents(
                 yield Skipped(picture.name, str(error))
 
     name = f"pictures {found.fingerprint()}{' in buckets' if buckets else ''}"
-    found_now = _Encoding(path, teacher, name, len(found.pictures), read, found.skipped).load(device, advance)
+    found_now = Encoding(path, teacher, name, len(found.pictures), read, found.skipped).load(device, advance)
     assert not isinstance(found_now, Prompts)
     return found_now
 
@@ -94,7 +76,7 @@ def prompt_latents(
     def read(rows: range) -> Iterator[Row]:
         return ((None, prompts[i]) for i in rows)
 
-    found = _Encoding(path, teacher, f"prompts {digest}", len(prompts), read).load(device, advance)
+    found = Encoding(path, teacher, f"prompts {digest}", len(prompts), read).load(device, advance)
     assert isinstance(found, Prompts)
     return found
 
@@ -124,7 +106,7 @@ _Parts = dict[Size, dict[str, Tensor]]
 
 
 @dataclass
-class _Encoding:
+class Encoding:
     """One data set on its way into files.
 
     Args:

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fewstep.data.batch import Batch, Pairs
 from fewstep.data.files import replace_tensors, replace_text
+from fewstep.data.random import Rng, stream_key
 from fewstep.data.sources import LatentSource, Order, Source
-from fewstep.methods.base import Batch, Pairs
-from fewstep.methods.random import Rng, stream_key
 from fewstep.models.cond import Cond
 
 ABOUT = "pairs.json"

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng, stream_key
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.methods.base import Batch
-from fewstep.methods.random import Rng, stream_key
 from fewstep.models.cond import Cond
 
 

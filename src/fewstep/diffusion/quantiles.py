@@ -12,14 +12,10 @@ left tail (j = 0, G = F) and in the right one (j = K, G = -survival). Every x ta
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from fewstep.diffusion.mixture import GaussianMixture, Label
-    from fewstep.diffusion.schedule import Time
 
 MAX_ITERATIONS = 200
 
@@ -36,13 +32,17 @@ class Line(NamedTuple):
         return (x - self.mean) / self.std
 
 
-def noised(mixture: GaussianMixture, x: Tensor, alpha: Time, sigma: Time, label: Label) -> Line:
-    """A one-dimensional mixture at (alpha, sigma), numbers or [B], beside states x [B, 1]."""
-    order = mixture.means[:, 0].argsort()
-    a, s = mixture._coefficient(alpha, x), mixture._coefficient(sigma, x)
-    mean, variance = mixture.means[order, 0].to(x.device), mixture.components.variances[order, 0].to(x.device)
-    weight = mixture.class_weights_of(label, x.device)[..., order.to(x.device)]
-    return Line(weight.log().reshape(-1, len(order)), a * mean, (a**2 * variance + s**2).sqrt())
+def noised(weights: Tensor, means: Tensor, variances: Tensor, alpha: Tensor, sigma: Tensor) -> Line:
+    """A one-dimensional mixture at one noise level, its components in the order of their clean means.
+
+    Args:
+        weights: mixing weights, [K] or one row per state, [B, K].
+        means, variances: of the clean components, [K].
+        alpha, sigma: [1 or B, 1], float64 like all others.
+    """
+    order = means.argsort()
+    variance = alpha**2 * variances[order] + sigma**2
+    return Line(weights[..., order].log().reshape(-1, len(order)), alpha * means[order], variance.sqrt())
 
 
 def transport(source: Line, target: Line, x: Tensor) -> Tensor:

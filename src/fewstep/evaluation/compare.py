@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewstep.data.scenes import Scene, Scenes
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.measured import Features, Measured, Reference, gap_closed, interval
 from fewstep.evaluation.metrics import Moments, frechet_distance, spread
-from fewstep.evaluation.reader import Reader, load_reader
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.sampling import Sampler, sample
+from fewstep.scenes64.detector import Reader, load_reader
+from fewstep.scenes64.scenes import Scene, Scenes
 
 UNSEEN = 3
 """The set of scenes that nothing is trained on."""

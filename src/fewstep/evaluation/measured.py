@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.data.files import replace_tensors
-from fewstep.data.scenes import Scene
 from fewstep.evaluation.metrics import (
     GroupedMoments,
     Moments,
@@ -21,7 +20,8 @@ from fewstep.evaluation.metrics import (
     kid,
     overlap,
 )
-from fewstep.evaluation.reader import Reader, judge
+from fewstep.scenes64.detector import Reader, judge
+from fewstep.scenes64.scenes import Scene
 
 GROUPS = 32
 """Into so many runs of neighbours pictures are divided; intervals come from drawing runs again."""

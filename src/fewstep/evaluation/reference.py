@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fewstep.data.scenes import Scenes
 from fewstep.evaluation.compare import UNSEEN, Comparison, Way, compare, real_pictures
 from fewstep.evaluation.measured import Reference
-from fewstep.evaluation.reader import load_reader
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.sampling import DDIM
+from fewstep.scenes64.detector import load_reader
+from fewstep.scenes64.scenes import Scenes
 
 ASSET = Path(__file__).parent.parent / "assets" / "reference.safetensors"
 SCENES = 2000

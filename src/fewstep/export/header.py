@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.data.files import replace_tensors
-from fewstep.export.foreign import network_of
-from fewstep.export.student import Card
+from fewstep.models.lora_files import network_of
+from fewstep.students.student import Card
 
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # the two that the specification knows
 _KOHYA_BASES = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-xl-v1-base": "sdxl_base_v1-0"}

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fewstep.export.foreign import NETWORKS
+from fewstep.models.lora_files import NETWORKS
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 _PARTS = {"lora_A": "lora_down", "lora_B": "lora_up"}

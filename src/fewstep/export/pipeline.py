@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.export.foreign import network_of
-from fewstep.export.student import Card
 from fewstep.models.extras import EMBED_WIDTH, sinusoid
 from fewstep.models.families import Teacher
-from fewstep.models.families.teacher import quiet
+from fewstep.models.hub import quiet
 from fewstep.models.lora import merge
+from fewstep.models.lora_files import network_of
+from fewstep.students.student import Card
 
 _W = "extras.project.guidance_embed.weight"
 _CLOSED = 4  # width of the embedding that closes guidance; diffusers divides by half of it less one

@@ -25,17 +25,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.data.files import give_usual_permissions, write_text
-from fewstep.export.card import call, code, licence_of, readme, usage_hint
-from fewstep.export.chain import first_teacher, student_folder, teacher_of
-from fewstep.export.foreign import network_of
 from fewstep.export.header import modelspec, write
 from fewstep.export.lora import kohya_layout, layers, peft_layout
 from fewstep.export.pipeline import close_guidance, put_student, refuse_end, save_network, save_pipeline
-from fewstep.export.proof import LIMITS, Proof, Question, prove
+from fewstep.export.readme import call, code, licence_of, readme, usage_hint
+from fewstep.export.round_trip import LIMITS, Proof, Question, prove
 from fewstep.export.scheduler import Plan, plan_scheduler
-from fewstep.export.student import CARD_FILE, LORA_FILE, Card, load_card, load_student, load_weights, sampler_of
 from fewstep.models.families import Teacher, is_ours, shipped
+from fewstep.models.lora_files import network_of
 from fewstep.sampling import sample
+from fewstep.students.lineage import first_teacher, student_folder, teacher_of
+from fewstep.students.student import CARD_FILE, LORA_FILE, Card, load_card, load_student, load_weights, sampler_of
 
 LAYOUTS = ("diffusers", "lora", "kohya", "merged")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.diffusion.schedule import Array, Schedule
-from fewstep.models.families.teacher import quiet
+from fewstep.models.hub import quiet
 from fewstep.sampling import Sampler
 
 _GRIDS = (50, 1000, 500, 250, 200, 125, 100, 40, 25, 20, 10)  # of LCM's and TCD's original_inference_steps

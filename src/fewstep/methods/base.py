@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.random import Rng
-from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 
 
@@ -101,40 +101,6 @@ class Sampling:
     guidance_scale: float = 1.0
     no_other_steps: bool = False
     timesteps: tuple[float, ...] = ()
-
-
-@dataclass
-class Pairs:
-    """Where the teacher's own solver takes given noise, by many steps.
-
-    Attributes:
-        noise: [B, ...] unit normals it started from.
-        x0: [B, ...] where it ended.
-        cond: the condition it had, or None.
-    """
-
-    noise: Tensor
-    x0: Tensor
-    cond: Cond | None = None
-
-
-@dataclass
-class Batch:
-    """Clean data and its condition, and whatever else a method's `streams` ask for; all of one batch size B.
-
-    Attributes:
-        x0: [B, ...] data or latents, at the scale the teacher was trained on.
-        cond: its condition, or None.
-        pairs: the stream "pairs", in an order of its own: row i has nothing to do with row i of the data.
-        has_data: False where there are prompts alone; x0 has the latents' shape then, and holds NaN.
-        prompts: the stream "prompts", the captions of the rows as they were written; empty where the data have none.
-    """
-
-    x0: Tensor
-    cond: Cond | None = None
-    pairs: Pairs | None = None
-    has_data: bool = True
-    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

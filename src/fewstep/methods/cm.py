@@ -24,14 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.schedule import Array, Schedule
-from fewstep.methods.base import Batch, Loss, Method, Progress, RoleSpec
+from fewstep.methods.base import Loss, Method, Progress, RoleSpec
 from fewstep.methods.parts.distances import Distance, check_distance, distance
 from fewstep.methods.parts.dropout import dropout_seed
 from fewstep.methods.parts.hops import Guidance, Hop, Solver, choose_solver, data_hop, guided_hop
 from fewstep.methods.parts.statistics import answer_statistics
-from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 
 CHOICES = {

@@ -32,13 +32,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Array, Schedule
-from fewstep.methods.base import Balanced, Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec
+from fewstep.methods.base import Balanced, HeadSpec, Loss, Method, Player, Progress, RoleSpec
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
 from fewstep.methods.parts.distances import Distance, check_distance, check_weights, distance, with_gradient
 from fewstep.methods.parts.hops import Guidance, Hop, Solver, choose_solver, roll_out
 from fewstep.methods.parts.statistics import answer_statistics
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 from fewstep.sampling.samplers import renoise

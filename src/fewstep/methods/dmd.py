@@ -27,12 +27,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch, Pairs
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Batch, Loss, Method, Pairs, Player, Progress, RoleSpec, Sampling
+from fewstep.methods.base import Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.distances import Distance, check_distance, check_weights, distance, feature_distance
 from fewstep.methods.parts.score_pair import ScorePair, Weighting, check_fake_begins, matching_loss
 from fewstep.methods.parts.statistics import answer_statistics
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 from fewstep.sampling.sample import first_state

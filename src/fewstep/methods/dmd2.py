@@ -35,14 +35,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss, verdict
 from fewstep.methods.parts.distances import check_weights, with_gradient
 from fewstep.methods.parts.inputs import Inputs, Policy, Terminal
 from fewstep.methods.parts.score_pair import ScorePair, Weighting, check_fake_begins, matching_loss
 from fewstep.methods.parts.statistics import answer_statistics
-from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 
 

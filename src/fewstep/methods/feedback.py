@@ -31,12 +31,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule, working
-from fewstep.methods.base import Batch, Loss, Method, Progress, Sampling
+from fewstep.methods.base import Loss, Method, Progress, Sampling
 from fewstep.methods.parts.distances import check_weights, distance
 from fewstep.methods.parts.likeness import likeness_loss
 from fewstep.methods.parts.statistics import answer_statistics
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.rewards import short_name

@@ -34,13 +34,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.distances import check_weights, distance
 from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
 from fewstep.methods.parts.landings import BACKBONE, Landings, Shown
 from fewstep.methods.parts.statistics import answer_statistics
-from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 
 

@@ -40,14 +40,15 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.hops import Guidance, Hop, roll_out
 from fewstep.methods.parts.inputs import Terminal, noised_rows
 from fewstep.methods.parts.landings import BACKBONE, Landings, Shown
 from fewstep.methods.parts.statistics import answer_statistics
-from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 
 Objective: TypeAlias = Literal["mse", "conditional", "unconditional", "convert"]

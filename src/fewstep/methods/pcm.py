@@ -33,13 +33,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
 from fewstep.methods.parts.distances import Distance, check_distance, check_weights, distance
 from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
 from fewstep.methods.parts.statistics import answer_statistics
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 from fewstep.sampling.samplers import renoise

@@ -20,12 +20,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Batch, Loss, Method, Progress, RoleSpec, Sampling
+from fewstep.methods.base import Loss, Method, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.distances import Distance, check_distance, distance
 from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
 from fewstep.methods.parts.statistics import answer_statistics
-from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 
 

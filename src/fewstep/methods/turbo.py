@@ -45,8 +45,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Array, Schedule, expand
-from fewstep.methods.base import Batch, HeadSpec, Loss, Method, Player, Progress, Sampling
+from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, Sampling
 from fewstep.methods.parts.augment import POLICIES, augmented, check_policies, draw_augmentation
 from fewstep.methods.parts.discriminators import generator_loss
 from fewstep.methods.parts.distances import check_weights, distance
@@ -54,7 +56,6 @@ from fewstep.methods.parts.inputs import Terminal, check_terminal, noised_rows, 
 from fewstep.methods.parts.projection import ProjectionHeads, judge, projection_condition, taps_of, told
 from fewstep.methods.parts.score_pair import noise_levels
 from fewstep.methods.parts.statistics import answer_statistics
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fewstep.models.denoiser import check_taps
-from fewstep.models.reader import ResidualBlock
+from fewstep.models.detector import ResidualBlock
 
 ASSET = Path(__file__).parent.parent / "assets" / "encoder.safetensors"
 
@@ -48,7 +48,7 @@ def load_encoder(path: Path = ASSET, device: str = "cpu") -> EncoderNetwork:
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path} does not hold an encoder's weights: train one by "
-            "'python -m fewstep.training.reader --network encoder --export FILE'."
+            "'python -m fewstep.scenes64.train_detector --network encoder --export FILE'."
         ) from None
     return network.eval().requires_grad_(False).to(device)
 
@@ -88,7 +88,7 @@ class EncoderNetwork(nn.Module):
         return torch.cat([last.mean(dim=(2, 3)), last.amax(dim=(2, 3))], dim=1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """What it was trained to tell: as `fewstep.models.reader.ReaderNetwork`, for cells of 8x8 pixels."""
+        """What it was trained to tell: as `fewstep.models.detector.ReaderNetwork`, for cells of 8x8 pixels."""
         middle, coarse = self.taps(images)[-2:]
         grid = torch.cat([middle, F.interpolate(coarse, scale_factor=2.0, mode="nearest")], dim=1)
         told = self.answers(F.silu(self.norm(grid))).permute(0, 2, 3, 1)
@@ -206,7 +206,7 @@ def load_pretrained_encoder(name: str, device: str = "cpu") -> PretrainedEncoder
     """
     from transformers import AutoConfig, AutoModel
 
-    from fewstep.models.families import first_sentence
+    from fewstep.models.hub import short_error
 
     try:
         if device == "meta":
@@ -215,7 +215,7 @@ def load_pretrained_encoder(name: str, device: str = "cpu") -> PretrainedEncoder
         else:
             model = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"The encoder '{name}' cannot be loaded: {first_sentence(error)}") from None
+        raise ValueError(f"The encoder '{name}' cannot be loaded: {short_error(error)}") from None
     config = getattr(model.config, "vision_config", model.config)
     size = getattr(config, "image_size", None)
     if not isinstance(size, int):

@@ -29,8 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import working
+from fewstep.models.detector import ReaderNetwork
 from fewstep.models.encoders import EncoderNetwork, load_encoder, pixel_statistics
-from fewstep.models.reader import ReaderNetwork
 
 PICKSCORE, PICKSCORE_WORDS = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 HEAD_FILE = "aesthetic.safetensors"
@@ -313,7 +313,7 @@ class _loading:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        from fewstep.models.families import first_sentence
+        from fewstep.models.hub import short_error
 
         if isinstance(error, OSError | ValueError | KeyError | RuntimeError | SafetensorError):
-            raise ValueError(f"The reward '{self.name}' cannot be loaded: {first_sentence(error)}") from None
+            raise ValueError(f"The reward '{self.name}' cannot be loaded: {short_error(error)}") from None

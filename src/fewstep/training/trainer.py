@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.data.random import Rng, stream_key
 from fewstep.data.sources import Source
 from fewstep.methods.base import Loss, Method, Progress
-from fewstep.methods.random import Rng, stream_key
 from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles, Weights
 from fewstep.models.sharding import whole

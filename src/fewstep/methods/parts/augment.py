@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import expand
-from fewstep.methods.random import Rng
 
 POLICIES = ("color", "translation", "cutout")
 NUMBERS = 7

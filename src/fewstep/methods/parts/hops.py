@@ -11,9 +11,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Batch
-from fewstep.methods.random import Rng
 from fewstep.models.roles import Roles
 from fewstep.sampling.samplers import heun
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.sample import first_state

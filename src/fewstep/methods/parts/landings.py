@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule, Time
 from fewstep.methods.base import HeadSpec, Loss, Player, RoleSpec
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
 from fewstep.methods.parts.distances import with_gradient
 from fewstep.methods.parts.score_pair import noise_levels
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 from fewstep.sampling.samplers import renoise

@@ -32,11 +32,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.data.random import Rng
 from fewstep.diffusion.prediction import Prediction, mix
 from fewstep.diffusion.schedule import Array, Schedule, expand, working
 from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.statistics import by_time, fake_score_statistics
-from fewstep.methods.random import Rng
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 

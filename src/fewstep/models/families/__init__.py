@@ -6,7 +6,7 @@ diffusers and transformers are imported inside functions: `fewstep --help` must 
 from fewstep.models.families.family import CLIP_TOKENS, Family
 from fewstep.models.families.load import is_ours, load_teacher, parts_of, shipped
 from fewstep.models.families.network import TransformerNetwork
-from fewstep.models.families.teacher import Teacher, as_teacher, at_once, find_family, first_sentence
+from fewstep.models.families.teacher import Teacher, as_teacher, at_once, find_family
 from fewstep.models.families.unet import UNET_LORA_TARGETS, UNetNetwork
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "as_teacher",
     "at_once",
     "find_family",
-    "first_sentence",
     "is_ours",
     "load_teacher",
     "parts_of",

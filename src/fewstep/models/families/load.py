@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from fewstep.models.families.single_file import is_single_file, load_single_file
-from fewstep.models.families.teacher import Teacher, as_teacher, find_family, first_sentence, quiet
+from fewstep.models.families.teacher import Teacher, as_teacher, find_family
+from fewstep.models.hub import quiet, short_error
 from fewstep.models.quantize import Kind, quantize
 
 
@@ -55,7 +56,7 @@ def load_teacher(
             else:
                 pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
     except Exception as error:  # three libraries read these files, each with errors of its own
-        raise ValueError(f"The teacher '{name}' cannot be loaded: {first_sentence(error)}") from error
+        raise ValueError(f"The teacher '{name}' cannot be loaded: {short_error(error)}") from error
     for lora in loras:
         _fuse(pipeline, lora)
     if quantization is not None:
@@ -68,7 +69,7 @@ def load_teacher(
     try:
         _try(teacher)
     except Exception as error:
-        raise ValueError(f"The teacher '{name}' is loaded but does not work: {first_sentence(error)}") from error
+        raise ValueError(f"The teacher '{name}' is loaded but does not work: {short_error(error)}") from error
     return teacher
 
 
@@ -126,7 +127,7 @@ def _fuse(pipeline: Any, lora: str) -> None:
             pipeline.fuse_lora()
             pipeline.unload_lora_weights()
     except Exception as error:
-        raise ValueError(f"The teacher's LoRA '{lora}' cannot be loaded: {first_sentence(error)}") from error
+        raise ValueError(f"The teacher's LoRA '{lora}' cannot be loaded: {short_error(error)}") from error
     if _weight_sum(base) == before:
         raise ValueError(f"The teacher's LoRA '{lora}' changes nothing in this teacher: it is of another model.")
 

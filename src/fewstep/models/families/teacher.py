@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 from fewstep.models.helpers import Helpers, pooled_prompt
+from fewstep.models.hub import quiet
 from fewstep.models.rewards import open_reward
 
 _MOST, _PIXELS = 32, 2**21
@@ -247,29 +247,3 @@ def _kind(pipeline: Any) -> str:
 def at_once(side: int) -> int:
     """How many pictures of ``side`` x ``side`` pixels an autoencoder is given together: 32 small ones, 2 of 1024."""
     return min(_MOST, max(1, _PIXELS // side**2))
-
-
-def first_sentence(error: BaseException) -> str:
-    """The first line of an error's text, at most 200 characters."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
-
-
-@contextmanager
-def quiet() -> Any:
-    """Without diffusers' and transformers' remarks about missing extras and long prompts."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        diffusers_logging.set_verbosity(levels[0])
-        transformers_logging.set_verbosity(levels[1])

@@ -1,0 +1,156 @@
+"""`fewstep.load`: whatever can be drawn with, by its name, file or folder."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fewstep.checkpoints.load import load_checkpoint
+from fewstep.checkpoints.registry import Checkpoint, checkpoints, find_checkpoint
+from fewstep.export.publish import DTYPES
+from fewstep.inference.model import Model
+from fewstep.models.families import load_teacher, parts_of, shipped
+from fewstep.models.lora_files import add_loras, is_lora, network_of
+from fewstep.students.exported import find_export, open_export, read_whole
+from fewstep.students.lineage import first_teacher, is_pipeline, student_folder, teacher_of
+from fewstep.students.student import CARD_FILE, Card, load_card, load_student
+
+Loras: TypeAlias = "Sequence[str | Path | tuple[str | Path, float]]"
+TEACHER = Card(method="", sampler="ddim", num_inference_steps=50, weights="full", teacher="")
+_GUIDANCE = 3.0  # of teachers that are told none
+
+
+def load(
+    name: str | Path,
+    *,
+    base: str | None = None,
+    file: str | Path | None = None,
+    loras: Loras = (),
+    size: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Model:
+    """A model to draw with: ``fewstep.load("runs/mine").sample("a red star")``.
+
+    Args:
+        name: a run; what `fewstep export` wrote, a folder or LoRA file; a published checkpoint (`fewstep checkpoints`);
+            or a model to begin with: scenes-64, a diffusers folder, a hub name, a single .safetensors file (with the
+            folder of its configs: ``file@folder``).
+        base: the model that a LoRA or a published file is put on, its own if None.
+        file: a published checkpoint's file, if it is on this machine.
+        loras: style LoRAs on top, files of any layout; (file, scale) where the scale is not 1.
+        size: side of the pictures in pixels, the model's own if None.
+        device, dtype: where its networks are and what their weights are held in (float32, float16, bfloat16).
+
+    Warns:
+        UserWarning: the licence of a published file.
+
+    Raises:
+        ValueError: one sentence when it is none of these, or does not fit.
+    """
+    model = load_model(name, base, file, loras, size=size, device=device, dtype=dtype)
+    if model.licence:
+        warnings.warn(model.licence, stacklevel=2)
+    return model
+
+
+def load_model(
+    name: str | Path,
+    base: str | None = None,
+    file: str | Path | None = None,
+    loras: Loras = (),
+    *,
+    published: bool = False,
+    size: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Model:
+    """As `load`, which says the licence as well. ``published``: the name can only be a published checkpoint's."""
+    if dtype not in DTYPES:
+        raise ValueError(f"Unknown dtype '{dtype}': use {', '.join(DTYPES)}.")
+    how: dict[str, Any] = {"device": device, "dtype": DTYPES[dtype]}
+    how |= {} if size is None else {"size": size}
+    styles, path = [_scaled(lora) for lora in loras], Path(name)
+    known = not path.exists() and str(name) in checkpoints()
+    if published or known:
+        return _with(styles, load_published(find_checkpoint(str(name)), base, Path(file) if file else None, **how))
+    if file is not None:
+        raise ValueError("A file goes with the name of a published checkpoint: `fewstep checkpoints` lists them.")
+    written = find_export(path)
+    if written is not None:
+        teacher = open_export(written, base, **how)
+        card = written.card
+        model = Model(teacher, teacher.denoiser, card, card.guidance_scale, base=base or written.base)
+        return _with(styles, model)
+    folder = student_folder(path.parent if _is_lora_of_a_run(path) else path)
+    if folder is not None:
+        return _student(folder, base, styles, how)
+    if base is not None:
+        raise ValueError("A base goes with a LoRA or a published checkpoint.")
+    return _with(styles, _whole(str(name), how))
+
+
+def load_published(entry: Checkpoint, base: str | None = None, file: Path | None = None, **how: Any) -> Model:
+    """An entry of the registry on its base model, as `fewstep.checkpoints.load.load_checkpoint` has it."""
+    teacher = load_checkpoint(entry, base, file, **how)
+    scale = 1.0 if entry.guidance == "embedded" else entry.guidance_scale or 1.0
+    told = entry.guidance_scale if entry.guidance == "embedded" else None
+    card = Card(entry.method, "", entry.default_steps, "full", base or entry.base, guidance_embed=told)
+    return Model(teacher, teacher.denoiser, card, scale, entry, base or entry.base or entry.repo)
+
+
+def _student(folder: Path, base: str | None, styles: list[tuple[Path, float]], how: dict[str, Any]) -> Model:
+    """A run's student on its teacher or another one, style LoRAs below it."""
+    card = load_card(folder)
+    if base is not None and card.weights == "full":
+        raise ValueError(f"The student in {folder} has weights of its own: it is put on no other base.")
+    if base is None:
+        teacher = teacher_of(folder, card, **how)
+    else:
+        teacher = load_teacher(base, **{"size": card.image_size, **how})
+    if card.weights == "lora":
+        add_loras(teacher.pipeline, styles)
+    student: Any = load_student(teacher, folder, card)
+    if card.weights == "full" and styles:
+        part = network_of(teacher.pipeline)[0]
+        add_loras(teacher.pipeline, styles, getattr(student.network.network, part))
+    return Model(teacher, student, card, card.guidance_scale, base=base or first_teacher(folder))
+
+
+def _whole(name: str, how: dict[str, Any]) -> Model:
+    """A whole model: a teacher, or a student that was exported so."""
+    path, first = Path(name), parts_of(name)[0]
+    if (path / "recipe.yaml").is_file():
+        raise ValueError(f"The run {name} has no student yet: finish it with fewstep distill ... --resume.")
+    if path.suffix == ".safetensors" and path.is_file() and is_lora(path):
+        raise ValueError(
+            f"Nothing says how to sample from {name}: {CARD_FILE} is not beside it. Give a published checkpoint's name "
+            "with this as its file, or a model with this among its loras."
+        )
+    if not Path(first).exists() and "/" not in first and shipped(first) is None:
+        near = difflib.get_close_matches(name.lower(), checkpoints(), n=2, cutoff=0.6)
+        raise ValueError(
+            f"There is no model '{name:.80}': give a run, an exported folder or LoRA file, a published checkpoint, a "
+            f"diffusers folder or a hub name{'. Did you mean ' + ' or '.join(near) + '?' if near else '.'}"
+        )
+    if is_pipeline(path) and (path / CARD_FILE).is_file():
+        teacher, card, origin = read_whole(path, **how)
+        return Model(teacher, teacher.denoiser, card, card.guidance_scale, base=origin)
+    teacher = load_teacher(name, **how)
+    return Model(teacher, teacher.denoiser, TEACHER, _GUIDANCE if teacher.guidance_embed is None else 1.0)
+
+
+def _with(styles: list[tuple[Path, float]], model: Model) -> Model:
+    add_loras(model.teacher.pipeline, styles)
+    return model
+
+
+def _scaled(lora: str | Path | tuple[str | Path, float]) -> tuple[Path, float]:
+    return (Path(lora), 1.0) if isinstance(lora, str | Path) else (Path(lora[0]), float(lora[1]))
+
+
+def _is_lora_of_a_run(path: Path) -> bool:
+    return path.is_file() and (path.parent / CARD_FILE).is_file()

@@ -1,0 +1,215 @@
+"""A teacher known by its configs alone: networks on the meta device, which have shapes and take no memory.
+
+Enough to count parameters exactly and to rehearse a training step. No weights are read, so a pipeline of any size is
+outlined in about a second on any machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, parts_of, shipped
+from fewstep.models.families.single_file import config_of, is_single_file
+from fewstep.models.helpers import Helpers
+from fewstep.models.hub import short_error
+from fewstep.models.rewards import open_reward
+
+_BASES = ("unet", "transformer")  # the part that is distilled, whichever a pipeline has
+_ANY_SCHEDULER = {"unet": {"beta_schedule": "scaled_linear"}, "transformer": {"shift": 1.0}}
+"""For a network's folder alone: shapes do not depend on the schedule."""
+
+
+@dataclass
+class Outline:
+    """The parts of a pipeline on the meta device, in float32 unless loaded in another dtype.
+
+    Attributes:
+        name: where it came from.
+        kind: the pipeline's class, or the network's where there is no pipeline around it.
+        parts: the networks by their folders' names.
+        scheduler: the scheduler's config; empty where there is none.
+        tokens: length of a prompt that CLIP has encoded.
+        size: side of the pictures in pixels; None takes the model's own.
+    """
+
+    name: str
+    kind: str
+    parts: dict[str, nn.Module]
+    scheduler: dict[str, Any]
+    tokens: int
+    size: int | None = None
+
+    @property
+    def part(self) -> str:
+        """Which of the parts is distilled."""
+        return next(part for part in _BASES if part in self.parts)
+
+    @property
+    def base(self) -> Any:
+        """The network that is distilled."""
+        return self.parts[self.part]
+
+    def family(self, base: Any = None) -> Family:
+        """The family, around ``base`` in the place of its own network.
+
+        Raises:
+            ValueError: what fewstep cannot distil, in the words of `fewstep.models.families.as_teacher`.
+        """
+        parts = {**self.parts, self.part: self.base if base is None else base}
+        scheduler = SimpleNamespace(config=self.scheduler or _ANY_SCHEDULER[self.part])
+        return find_family(SimpleNamespace(**parts, scheduler=scheduler, name=self.kind), self.size)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents.
+
+        Raises:
+            ValueError: when the network's config does not tell it.
+        """
+        return self.family().latent_shape
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the pictures in pixels; None without an autoencoder."""
+        return self.latent_shape[1] * self.family().down if "vae" in self.parts else None
+
+    def denoiser(self) -> Denoiser:
+        """The teacher as methods see it, on a copy of the base: roles may give it adapters.
+
+        Raises:
+            ValueError: what fewstep cannot distil.
+        """
+        family = self.family(copy.deepcopy(self.base))
+        family.base.eval().requires_grad_(False)
+        return family.denoiser()
+
+    def helpers(
+        self,
+        encoder: str = "",
+        gradient_checkpointing: bool = False,
+        vae: nn.Module | None = None,
+        rewards: Sequence[str] = (),
+    ) -> Helpers:
+        """What losses look through, on the meta device, or where ``vae`` is, a copy of this one with weights.
+
+        Args:
+            rewards: reward models by name, of which shapes alone are taken.
+
+        Raises:
+            ValueError: there is no autoencoder to decode what is to be seen, or no such encoder or reward model.
+        """
+        if "vae" not in self.parts:
+            if encoder or rewards:
+                raise ValueError(f"{self.name} has no autoencoder: a method that looks at pictures needs a pipeline.")
+            return Helpers()
+        scheduler = SimpleNamespace(config=self.scheduler or _ANY_SCHEDULER[self.part])
+        pipeline = SimpleNamespace(**{**self.parts, "vae": vae or self.parts["vae"]}, scheduler=scheduler)
+        found = as_teacher(pipeline, size=self.size).helpers(encoder, gradient_checkpointing)
+        liked = {name: open_reward(name, "meta", measures=True) for name in rewards}
+        if vae is not None:
+            for reward in liked.values():
+                _empty(reward.network, str(next(vae.parameters()).device))
+        behind = (*found.networks, *(reward.network for reward in liked.values()))
+        return replace(found, rewards=liked, networks=behind)
+
+    def prompts(self, count: int, dtype: torch.dtype, device: str = "meta") -> Cond:
+        """``count`` encoded prompts of zeros, and their null."""
+        return self.family().zeros(count, self.tokens, dtype, device)
+
+
+def outline(
+    name: str, size: int | None = None, dtype: torch.dtype = torch.float32, config: str | None = None
+) -> Outline:
+    """The outline of ``scenes-64`` (shipped), a diffusers folder, a network's folder, a single file, or a hub name.
+
+    Weights need not be there. Of a hub model only its configs are fetched.
+
+    Raises:
+        ValueError: one sentence when there are no configs, or of a kind that diffusers does not know.
+    """
+    name, config, _ = parts_of(name, config)
+    folder = config_of(Path(name), config) if is_single_file(name) else shipped(name) or _folder(name)
+    try:
+        if (folder / "model_index.json").is_file():
+            found = _pipeline(name, folder)
+        else:
+            network = _network(folder, "diffusers", "")
+            part = "unet" if "UNet" in type(network).__name__ else "transformer"
+            found = Outline(name, type(network).__name__, {part: network}, {}, CLIP_TOKENS)
+    except (OSError, KeyError, TypeError, AttributeError, ImportError, json.JSONDecodeError) as error:
+        raise ValueError(f"The teacher '{name}' cannot be outlined from its configs: {short_error(error)}") from None
+    found.size = size
+    for network in found.parts.values():
+        nn.Module.to(network, dtype)  # diffusers' own .to talks about layers that are to stay in float32
+    return found
+
+
+@torch.no_grad()
+def _empty(network: nn.Module, device: str) -> None:
+    """Zeros in the place of shapes: what a call takes does not depend on them."""
+    network.to_empty(device=device)
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.zero_()
+
+
+def _folder(name: str) -> Path:
+    folder = Path(name)
+    if folder.is_dir():
+        if not any((folder / file).is_file() for file in ("model_index.json", "config.json")):
+            raise ValueError(f"The folder {name} holds no diffusers pipeline (model_index.json is missing).")
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(f"There is no teacher '{name}': give scenes-64, a diffusers folder, or a hub name.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json"]))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The configs of '{name}' cannot be fetched: {short_error(error)}") from None
+
+
+def _pipeline(name: str, folder: Path) -> Outline:
+    index = _read(folder / "model_index.json")
+    named = {part: kind for part, kind in index.items() if isinstance(kind, list) and kind[-1]}
+    found = {part: kind for part, kind in named.items() if (folder / part / "config.json").is_file()}
+    if not found.keys() & set(_BASES):
+        raise ValueError(f"{index.get('_class_name')} is not supported as a teacher: it has no unet or transformer.")
+    parts = {part: _network(folder / part, *kind) for part, kind in found.items()}
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    tokenizer = folder / "tokenizer" / "tokenizer_config.json"
+    tokens = _read(tokenizer).get("model_max_length", CLIP_TOKENS) if tokenizer.is_file() else CLIP_TOKENS
+    config = _read(scheduler) if scheduler.is_file() else {}
+    return Outline(name, str(index.get("_class_name")), parts, config, min(int(tokens), CLIP_TOKENS))
+
+
+def _network(folder: Path, library: str, kind: str) -> nn.Module:
+    """The network of ``folder/config.json`` on the meta device."""
+    config = _read(folder / "config.json")
+    known = library in ("diffusers", "transformers")
+    module: Any = importlib.import_module(library if known else f"diffusers.pipelines.{library}")
+    cls = getattr(module, kind or str(config.get("_class_name")))
+    with torch.device("meta"):
+        if hasattr(cls, "config_class"):  # transformers' way
+            network: nn.Module = cls(cls.config_class.from_dict(config))
+        else:
+            network = cls.from_config(config)
+    return network
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(data, dict):
+        raise TypeError(f"{path} is no config")
+    return data

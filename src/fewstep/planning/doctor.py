@@ -1,0 +1,230 @@
+"""`fewstep doctor`: what this machine has, what it lacks, and whether the numbers come out right."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
+from fewstep.methods.tcd import TCD
+from fewstep.models.families import load_teacher
+from fewstep.models.hub import short_error
+from fewstep.models.roles import Weights
+from fewstep.training.machine import in_words, memory
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import build_roles
+
+OK, NOTE, PROBLEM = "OK", "note", "problem"
+_LITTLE_MEMORY, _LITTLE_DISK = 2e9, 5e9  # of bytes, below which full-size models are out of reach
+_NO_DISK = 200e6  # a run of scenes-64 needs about this much
+_TOLERANCE = 0.01  # of float32 against float64; TF32 convolutions stay below it, a wrong kernel does not
+_GIVES = {
+    "lowmem": "training.optimizer adamw8bit, moments in a quarter of the memory",
+    "data": "data.source parquet and datasets",
+}
+_EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)""")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's: how bad, what was found, what to do about it."""
+
+    level: str
+    text: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:8} {self.text}" + (f" -> {self.advice}" if self.advice else "")
+
+
+def examine(runs: Path = Path("runs")) -> Iterator[Finding]:
+    """All findings about this machine, each as soon as it is known; ``runs`` is where run directories would go."""
+    yield _python()
+    yield from _torch()
+    yield _memory()
+    yield _disk(runs)
+    yield from packages(_requirements())
+    yield _torchvision()
+    yield _hub_cache()
+    for device in _devices():
+        yield _numbers(device)
+
+
+def _python() -> Finding:
+    return Finding(OK, f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _devices() -> list[str]:
+    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def _torch() -> Iterator[Finding]:
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    yield Finding(OK, f"torch {torch.__version__} ({build}), {threads} of {cores} processor threads in use")
+    if threads > cores:
+        yield Finding(NOTE, f"{threads} threads on {cores} processors slow each other", f"set OMP_NUM_THREADS={cores}")
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(i)
+        yield Finding(OK, f"cuda:{i} {torch.cuda.get_device_name(i)}, {in_words(free)} of {in_words(total)} free")
+    if torch.backends.mps.is_available():
+        yield Finding(NOTE, "an Apple GPU (mps) is here", "training on it has not been tried; use training.device cpu")
+    elif not torch.cuda.is_available():
+        if torch.version.cuda and Path("/proc/driver/nvidia").exists():
+            yield Finding(
+                PROBLEM, "torch cannot use the NVIDIA GPU of this machine", "update the driver, see nvidia-smi"
+            )
+        else:
+            yield Finding(NOTE, "no GPU", "fine for scenes-64; full-size models want one")
+
+
+def _memory() -> Finding:
+    free, total = memory("cpu") or (0, 0)
+    text = f"memory: {in_words(free)} of {in_words(total)} free"
+    return Finding(NOTE, text, "enough for scenes-64 only") if free < _LITTLE_MEMORY else Finding(OK, text)
+
+
+def _disk(runs: Path) -> Finding:
+    place = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    text = f"disk: {in_words(free)} free in {place}, where runs would go"
+    if not os.access(place, os.W_OK):
+        return Finding(PROBLEM, f"{place} cannot be written to", "give another folder by --out")
+    if free < _NO_DISK:
+        return Finding(PROBLEM, text, "make room, or give another folder by --out")
+    return (
+        Finding(NOTE, text, "checkpoints of full-size models need more") if free < _LITTLE_DISK else Finding(OK, text)
+    )
+
+
+# ---------------------------------------------------------------- packages
+
+
+def _requirements() -> list[str]:
+    try:
+        return requires("fewstep") or []
+    except PackageNotFoundError:
+        return []
+
+
+def packages(requirements: Iterable[str], find: Callable[[str], str] = version) -> Iterator[Finding]:
+    """Installed versions against ``requirements``, written as in pyproject.toml; ``find`` tells a package's version."""
+    from packaging.requirements import Requirement
+
+    read = [Requirement(text) for text in requirements]
+    extras: dict[str, list[str]] = {}
+    if not read:
+        yield Finding(NOTE, "fewstep is not installed as a package, so versions were not compared", "pip install -e .")
+    for wanted in read:
+        extra = _EXTRA.search(str(wanted.marker))
+        if extra:
+            extras.setdefault(extra[1], []).append(wanted.name)
+            continue
+        found = _version(wanted.name, find)
+        if found is None or not wanted.specifier.contains(found, prereleases=True):
+            text = f"{wanted.name} is missing" if found is None else f"{wanted.name} {found} is not {wanted.specifier}"
+            yield Finding(PROBLEM, text, f"pip install '{wanted.name}{wanted.specifier}'")
+        else:
+            yield Finding(OK, f"{wanted.name} {found}" + (f" ({wanted.specifier})" if wanted.specifier else ""))
+    extras.pop("dev", None)
+    yield from (_extra(extra, names, find) for extra, names in extras.items())
+
+
+def _extra(extra: str, names: list[str], find: Callable[[str], str]) -> Finding:
+    gives = f" ({_GIVES[extra]})" if extra in _GIVES else ""
+    if all(_version(name, find) is not None for name in names):
+        return Finding(OK, f"extra {extra}: {', '.join(names)} installed{gives}")
+    return Finding(NOTE, f"extra {extra} is not installed{gives}", f"pip install 'fewstep[{extra}]' if you want it")
+
+
+def _version(name: str, find: Callable[[str], str]) -> str | None:
+    try:
+        return find(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _torchvision() -> Finding:
+    if importlib.util.find_spec("torchvision") is None:
+        return Finding(OK, "torchvision is not installed, and not needed")
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # a build for another torch fails in many ways
+        why = short_error(error)
+        return Finding(PROBLEM, f"this torchvision breaks diffusers: {why}", "pip uninstall torchvision")
+    return Finding(OK, "torchvision is installed and fits this torch")
+
+
+def _hub_cache() -> Finding:
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    folder = Path(HF_HUB_CACHE)
+    place = next(place for place in (folder, *folder.parents) if place.is_dir())
+    if not os.access(place, os.W_OK):
+        return Finding(NOTE, f"models from the hub cannot be kept in {folder}", "set HF_HOME to a folder of yours")
+    offline = "; HF_HUB_OFFLINE is set, so nothing is downloaded" if HF_HUB_OFFLINE else ""
+    return Finding(OK, f"models from the hub are kept in {folder}{offline}")
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def _numbers(device: str) -> Finding:
+    """One LoRA step of scenes-64 in float32 on ``device``, held against the same in float64 on the CPU."""
+    try:
+        exact, _ = lora_step("cpu", "fp64")
+        mine, seconds = lora_step(device, "fp32")
+    except Exception as error:  # whatever it is, the user must hear of it here and not in the middle of a run
+        return Finding(PROBLEM, f"scenes-64 does not run on {device}: {short_error(error)}", "see the lines above")
+    off = difference(mine, exact)
+    text = f"scenes-64 on {device}: a LoRA step of 4 pictures takes {1000 * seconds:.0f} ms"
+    if not off < _TOLERANCE:  # NaN is a problem too
+        return Finding(PROBLEM, f"{text}, and its numbers are {off:.1%} off float64's", "update or reinstall torch")
+    return Finding(OK, f"{text}; its numbers are float64's within {max(off, 1e-7):.0e}")
+
+
+def difference(mine: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    """The largest distance of two tensors of one name, relative to the exact one's length."""
+    return max(float((mine[name].double().cpu() - exact[name]).norm() / exact[name].norm()) for name in exact)
+
+
+def lora_step(device: str, precision: str) -> tuple[dict[str, Tensor], float]:
+    """Loss, teacher's landing point and gradient of one TCD step of the shipped model, always on the same numbers.
+
+    Returns:
+        the tensors by name, and the seconds of the quicker of two such steps.
+    """
+    settings = TrainingSettings(batch_size=4, precision=precision, device=device)  # type: ignore[arg-type]
+    teacher = load_teacher("scenes-64")
+    prompts = teacher.encode_prompts(["a red circle", "two shapes", "a blue star", "a striped square"])
+    denoiser, method = teacher.denoiser, TCD(teacher.denoiser.schedule, guidance_scale=3.0)
+    denoiser.network.to(device, settings.dtype)  # type: ignore[attr-defined]
+    rng = Rng(0, 0, settings.batch_size)  # float32 on the CPU: the same numbers for all
+    x0 = rng.sample.normal("x0", teacher.latent_shape)
+    draws = method.draw(Batch(x0), rng, Progress(0, 1))
+    draws.noise = draws.noise.to(device, settings.dtype)
+    batch = Batch(x0.to(device, settings.dtype), prompts.to(device, settings.dtype))
+    roles = build_roles(denoiser, method, settings, Weights("lora", rank=4))
+    taken = []
+    for _ in range(2):
+        start = time.perf_counter()
+        shared = method.prepare(roles, batch, draws, {"student"})
+        loss = method.student(roles, batch, draws, shared).total
+        gradient = torch.autograd.grad(loss, roles.parameters("student"), allow_unused=True)
+        flat = torch.cat([g.flatten() for g in gradient if g is not None]).cpu()
+        taken.append(time.perf_counter() - start)
+    return {"loss": loss.detach(), "teacher": shared.x_u, "gradient": flat}, min(taken)

@@ -1,0 +1,170 @@
+"""What is looked at while a run trains: sample grids, and measurements that keep the best student and end the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fewstep.evaluation.compare import UNSEEN, Way, questions, real_pictures, sample_way, unseen
+from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.measured import Measured, Reference
+from fewstep.evaluation.reference import reference_of
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.recipe.schema import Recipe
+from fewstep.runs.setup import Job
+from fewstep.sampling import DDIM, sample
+from fewstep.scenes64.detector import load_reader
+from fewstep.scenes64.scenes import Scenes
+from fewstep.students.lineage import copy_student
+from fewstep.students.student import Card, load_card, load_weights, sampler_of, save_student
+from fewstep.training import distributed
+from fewstep.training.logging import JsonLines, read_log
+
+
+def asked_later(recipe: Recipe) -> list[list[str]]:
+    """The lists of prompts that are encoded while a recipe runs."""
+    count = recipe.evaluate.count if recipe.evaluate.every else 0
+    return [list(recipe.sample.prompts), *([[scene.caption for scene in unseen(count)]] if count else [])]
+
+
+class SampleGrid:
+    """Writes ``samples/step-<n>.png``: the teacher at many and at few steps, and the student, from the same noise.
+
+    And into samples/statistics.jsonl the diversity: how much two samples of one prompt differ, of the student over
+    the teacher's at full length from the same noises, root mean square in latents, averaged over the prompts.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._teacher_rows: list[torch.Tensor] | None = None
+        self._teacher_difference = 0.0
+
+    def __call__(self, step: int) -> None:
+        job, settings = self.job, self.job.recipe.sample
+        cond = job.teacher.encode_prompts(settings.prompts)
+        noise, other = (_noise(job, i) for i in range(2))
+        few = settings.num_inference_steps
+        if self._teacher_rows is None:
+            full, again, short = (
+                sample(job.teacher.denoiser, DDIM(num_inference_steps=n), start, cond, settings.guidance_scale).x0
+                for n, start in ((settings.teacher_steps, noise), (settings.teacher_steps, other), (few, noise))
+            )
+            self._teacher_rows = [job.teacher.decode(full), job.teacher.decode(short)]
+            self._teacher_difference = _difference(full, again)
+        student, again = (_drawn(job, job.roles.views()[job.role], job.card(step), cond, i) for i in range(2))
+        diversity = _difference(student, again) / max(self._teacher_difference, 1e-30)
+        rows = [*self._teacher_rows, job.teacher.decode(student)]
+        labels = [f"teacher, {settings.teacher_steps} steps", f"teacher, {few} steps", f"student, {few} steps"]
+        if not distributed.first():
+            return
+        path = job.folder / "samples" / f"step-{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        image_grid(rows, labels, settings.prompts).save(path)
+        JsonLines(path.parent / "statistics.jsonl", step - 1).write({"step": step, "diversity": diversity})
+
+
+def draw_exported(job: Job, folder: Path) -> None:
+    """``folder/samples.png``: the recipe's prompts drawn by what the student's files say, weights and card."""
+    card, settings = load_card(folder), job.recipe.sample
+    kind = card.prediction_type or None
+    weights = job.recipe.student.build()
+    view = job.roles.add("exported", weights, extra_inputs=card.extra_inputs, prediction_type=kind)
+    job.roles.start("exported", load_weights(folder))
+    drawn = _drawn(job, view, card, job.teacher.encode_prompts(settings.prompts))
+    label = f"{card.method}, {card.num_inference_steps} steps"
+    image_grid([job.teacher.decode(drawn)], [label], settings.prompts).save(folder / "samples.png")
+
+
+def _noise(job: Job, number: int = 0) -> torch.Tensor:
+    """Where every prompt of the sample grid starts, by the run's seed plus ``number``."""
+    generator = torch.Generator().manual_seed(job.recipe.seed + number)
+    noise = torch.randn(len(job.recipe.sample.prompts), *job.teacher.latent_shape, generator=generator)
+    return noise.to(job.recipe.training.device)
+
+
+def _drawn(job: Job, view: Denoiser, card: Card, cond: Cond, number: int = 0) -> torch.Tensor:
+    """Latents of the sample grid's prompts, by a student as its card says, from the noise of that number."""
+    return sample(
+        view.uncounted(), sampler_of(card), _noise(job, number), cond, card.guidance_scale,
+        guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed + number),
+    ).x0  # fmt: skip
+
+
+class Watch:
+    """Measures the student on unseen prompts; keeps the best one in ``best/``, and knows when to stop.
+
+    All it remembers stands in ``evaluations.jsonl``, so an interrupted run decides as one that was left alone.
+
+    Args:
+        cost: gives what the run has cost so far, in forward equivalents.
+    """
+
+    def __init__(self, job: Job, cost: Callable[[], float]) -> None:
+        self.job, self.cost, self.settings = job, cost, job.recipe.evaluate
+        self.path = job.folder / "evaluations.jsonl"
+        self._log: JsonLines | None = None
+        self._reader = load_reader()
+        self._reference: Reference | None = None
+
+    def __call__(self, step: int) -> bool:
+        """Measure after ``step`` steps; True when it is enough."""
+        record = {"step": step, **distributed.from_first(self._measure(step))}
+        if distributed.first():
+            self._log = self._log or JsonLines(self.path, step - 1)  # what came later was before an interruption
+            self._log.write(record)
+        distributed.wait()
+        if self.settings.keep_best and self._best(step) == step:
+            save_student(self.job.folder / "best", self.job.roles, self.job.card(step, self.cost()), self.job.role)
+        return self.enough(step)
+
+    def enough(self, step: int) -> bool:
+        """Whether up to ``step`` so many measurements in a row were no better that the run should end."""
+        best = self._best(step)
+        waited = sum(line["step"] > best for line in self._lines(step)) if best is not None else 0
+        return 0 < self.settings.patience <= waited
+
+    def keep(self) -> bool:
+        """Make the best student the run's; False when none was kept."""
+        best = self.job.folder / "best"
+        if not (self.settings.keep_best and best.is_dir()):
+            return False
+        if distributed.first():
+            copy_student(best, self.job.folder / "student")
+        return True
+
+    def _best(self, step: int) -> int | None:
+        """The step of the best measurement, the first of equals."""
+        sign = -1 if self.settings.metric == "accuracy" else 1
+        lines = [(sign * line[self.settings.metric], line["step"]) for line in self._lines(step)]
+        return int(min(lines)[1]) if lines else None
+
+    def _lines(self, step: int) -> list[dict[str, float]]:
+        return [line for line in read_log(self.path) if line["step"] <= step and self.settings.metric in line]
+
+    def _measure(self, step: int) -> dict[str, float]:
+        job = self.job
+        card = job.card(step)
+        student, scale = job.roles.views()[job.role].uncounted(), card.guidance_scale
+        way = Way("student", student, sampler_of(card), scale, card.guidance_embed)
+        if self._reference is None:
+            self._reference = reference_of(job.teacher) or self._real()
+        seed = job.recipe.seed
+        asked, cond, noise = questions(job.teacher, self.settings.count, seed)
+        pictures = job.teacher.decode(sample_way(way, noise, cond, seed)).cpu()
+        # `compare` would give these figures too, with intervals and floors that nobody looks at here
+        figures = Measured.of(pictures, asked, self._reader.features, self._reader).figures(self._reference)
+        return {name: figures[name] for name in ("FD", "detail FD", "accuracy")}
+
+    def _real(self) -> Reference:
+        """As many real scenes as are measured, other ones."""
+        scenes = Scenes(UNSEEN, size=self.job.teacher.image_size)
+        indices = range(10_000, 10_000 + self.settings.count)
+        return Reference.of(real_pictures(self.job.teacher, scenes, indices), self._reader.features)
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Root mean square over places of a - b, [B, ...] each, averaged over the rows."""
+    return float((a - b).flatten(1).square().mean(1).sqrt().mean())

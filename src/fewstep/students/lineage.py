@@ -1,0 +1,212 @@
+"""Students as the beginning of other runs: as a teacher, as first weights, or merged into full weights."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.families import Teacher, load_teacher
+from fewstep.models.lora import merge
+from fewstep.models.quantize import quantize
+from fewstep.models.roles import Roles, Weights
+from fewstep.students.student import CARD_FILE, Card, load_card, load_weights, save_student, weights_file
+from fewstep.training import distributed
+
+_SISTER = re.compile(r"\.\./\.\./[A-Za-z0-9][\w-]*/student")
+
+
+def student_folder(path: Path) -> Path | None:
+    """Where the student of a run, of a run of several stages, or of its own folder is; None if there is none."""
+    stages = sorted(path.glob("[0-9][0-9]-*"))
+    if stages and (path / "recipe.yaml").is_file():
+        path = stages[-1]
+    if is_pipeline(path):  # an exported one: it has a card too, but is a model like any other
+        return None
+    return next((folder for folder in (path, path / "student") if (folder / CARD_FILE).is_file()), None)
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether this folder is a diffusers pipeline."""
+    return (path / "model_index.json").is_file()
+
+
+def teacher_of(folder: Path, card: Card, device: str = "cpu", **how: Any) -> Teacher:
+    """The teacher that the student in ``folder`` stands on: a model, or another student; as `open_teacher`."""
+    return open_teacher(_place(folder, card), device=device, **{"size": card.image_size, **how})
+
+
+def first_teacher(folder: Path) -> str:
+    """Name of the model that the student in ``folder`` was distilled from, past all students in between."""
+    return model_behind(_place(folder, load_card(folder)))
+
+
+def model_behind(name: str) -> str:
+    """The model that ``name`` was distilled from, past all students in between; of a model its own name."""
+    student = student_folder(Path(name))
+    return name if student is None else first_teacher(student)
+
+
+def origin_of(name: str) -> Denoiser | None:
+    """The model that the finished run ``name`` was distilled from, past all students in between; None for a model."""
+    folder = student_folder(Path(name))
+    return None if folder is None else load_teacher(first_teacher(folder)).denoiser
+
+
+def _place(folder: Path, card: Card) -> str:
+    """Where a card's teacher is: an earlier stage of the same run is beside it, wherever the run is now."""
+    return str(Path(folder, card.teacher).resolve()) if _SISTER.fullmatch(card.teacher) else card.teacher
+
+
+def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **how: Any) -> Teacher:
+    """A teacher by name or folder; a finished run's student becomes one, its LoRA merged into its own teacher.
+
+    Args:
+        loras: LoRA files or hub names that are merged too.
+        how: other arguments of `load_teacher`.
+
+    Raises:
+        ValueError: one sentence when there is none, or it wants inputs that a teacher is not given.
+    """
+    folder = student_folder(Path(name))
+    if folder is None:
+        return load_teacher(name, device=device, loras=loras, **how)
+    if loras:
+        raise ValueError(f"teacher.loras go with a model, not with a finished run such as {name}.")
+    card = load_card(folder)
+    if card.extra_inputs:
+        raise ValueError(
+            f"The student in {folder} must be told {' and '.join(card.extra_inputs)} and cannot be a teacher: "
+            "train it without, or let it be the init of the next run."
+        )
+    said = {"size": card.image_size, "guidance_embed": card.guidance_embed}
+    how |= {key: value for key, value in said.items() if how.get(key) is None}
+    quantization = how.pop("quantization", None)  # once the student's weights are in
+    teacher = open_teacher(_place(folder, card), device=device, **how)
+    _put(dict(teacher.denoiser.network.named_parameters()), load_weights(folder), folder)  # type: ignore[attr-defined]
+    if quantization is not None:
+        quantize(teacher.denoiser.network, quantization)  # type: ignore[arg-type]
+    kind = card.prediction_type or teacher.denoiser.prediction_type
+    denoiser = Denoiser(teacher.denoiser.network, teacher.denoiser.schedule, kind)
+    return replace(teacher, name=name, denoiser=denoiser)
+
+
+@torch.no_grad()
+def _put(weights: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path) -> None:
+    """A student's weights into a network: all of them, or its LoRA on top."""
+    if any(".lora_" in name for name in saved):
+        merge(weights, saved)
+        return
+    if saved.keys() != weights.keys() or any(saved[k].shape != weights[k].shape for k in saved):
+        raise ValueError(f"The student in {folder} belongs to another teacher: its weights differ in name or shape.")
+    for name, weight in weights.items():
+        weight.copy_(saved[name])
+
+
+def load_start(name: str, teacher: str, weights: Literal["lora", "full"]) -> dict[str, Tensor]:
+    """The weights that a student starts from (`Roles.start`): a finished run, a student's folder, or a LoRA file.
+
+    A run's LoRA on another student than ``teacher`` comes with the weights that it stands on: added to those of
+    ``teacher``, which may have it merged in already, it would be another function.
+
+    Args:
+        teacher: name or folder of the teacher of the run that starts. weights: what its student holds.
+
+    Raises:
+        ValueError: one sentence when there is nothing of the kind, or a LoRA that stands on another teacher.
+    """
+    path = Path(name)
+    if path.is_file():
+        return load_weights(path)
+    folder = student_folder(path)
+    if folder is None:
+        raise ValueError(f"init: there is no finished run, student's folder or LoRA file '{name}'.")
+    saved, card = load_weights(folder), load_card(folder)
+    if card.weights == "full" or _stand_on_the_same(_place(folder, card), teacher):
+        return saved
+    if weights == "lora":
+        raise ValueError(
+            f"init: the LoRA in {folder} stands on another teacher ({card.teacher}): take that one, or 'weights: full'."
+        )
+    under = dict(teacher_of(folder, card).denoiser.network.named_parameters())  # type: ignore[attr-defined]
+    merge(under, saved)
+    return under | {key: t for key, t in saved.items() if ".lora_" not in key}
+
+
+def _stand_on_the_same(one: str, other: str) -> bool:
+    """Whether two teachers are the same student, or both none: a model may have several names and copies."""
+    first, second = (student_folder(Path(name)) for name in (one, other))
+    if first is None or second is None:
+        return first is second
+    return first.resolve() == second.resolve()
+
+
+def merge_student(source: Path, target: Path, scale: float = 1.0, weights: Literal["full", "lora"] = "full") -> Path:
+    """A student of full weights in ``target``, from the LoRA in ``source``; returns ``target``. Done once.
+
+    Args:
+        scale: of that LoRA.
+        weights: "lora" joins it with the LoRA that it stands on instead, into one of both ranks on that one's teacher:
+            what a LoRA on a LoRA comes to, for programs that have the first teacher alone.
+
+    Raises:
+        ValueError: the student has full weights already, or extra inputs that are no weights of its teacher; it is to
+            be a LoRA, and what it stands on is none.
+    """
+    if distributed.from_first((target / CARD_FILE).is_file()):  # seen once: the first writes it while others may look
+        return target
+    card = load_card(source)
+    if card.weights == "full" or card.extra_inputs:
+        raise ValueError(f"The student in {source} is no LoRA that could be merged.")
+    lora, base, held, name = scaled(load_weights(source), scale), source, Weights("full"), card.teacher
+    if weights == "lora":
+        lora, base = _joined(lora, source, card)
+        name = _as_seen_from(target, base)
+        ranks = {t.shape[0] for key, t in lora.items() if ".lora_A" in key}
+        held = Weights("lora", ranks.pop(), targets=tuple(sorted({key.split(".lora_")[0] for key in lora})))
+    roles = Roles(teacher_of(base, load_card(base)).denoiser)
+    roles.add("student", held)
+    roles.start("student", lora)
+    rank = held.rank if weights == "lora" else 0
+    save_student(target, roles, replace(card, weights=weights, rank=rank, teacher=name))
+    distributed.wait()
+    return target
+
+
+def _as_seen_from(target: Path, folder: Path) -> str:
+    """The teacher of the student in ``folder`` as a card in ``target`` names it: stages of one run move together."""
+    card, run = load_card(folder), folder.parent.parent.resolve()
+    return card.teacher if run == target.parent.parent.resolve() else _place(folder, card)
+
+
+def scaled(lora: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """A LoRA at another strength."""
+    return {key: t * scale if ".lora_B" in key else t for key, t in lora.items()}
+
+
+def _joined(lora: Mapping[str, Tensor], source: Path, card: Card) -> tuple[dict[str, Tensor], Path]:
+    """(the sum of this LoRA and the one that it stands on, where that one is)."""
+    under = student_folder(Path(_place(source, card)))
+    below = None if under is None else load_card(under)
+    if under is None or below is None or below.weights != "lora" or below.extra_inputs:
+        raise ValueError(f"The LoRA in {source} stands on no other LoRA that it could be joined with.")
+    first = load_weights(under)
+    if first.keys() != lora.keys():
+        raise ValueError(f"The LoRA in {source} adapts other layers than the one that it stands on: merge it instead.")
+    return {key: torch.cat([t, lora[key]], dim=0 if ".lora_A" in key else 1) for key, t in first.items()}, under
+
+
+def copy_student(source: Path, target: Path) -> None:
+    """Copy weights and card, the card last: a folder with a card has its weights."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (weights_file(source), source / CARD_FILE):
+        part = target / f".{file.name}.part"
+        shutil.copyfile(file, part)
+        part.replace(target / file.name)

@@ -1,0 +1,101 @@
+"""CM against its exact fixed points: CD's is the composed teacher, CT's the conditional means down the grid."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.diffusion.consistency import consistency
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.methods.base import Progress
+from fewstep.methods.cm import CM
+from fewstep.models.roles import Roles
+from fewstep.verification.bench import Bench
+from fewstep.verification.consistency import convergence_rows
+from fewstep.verification.fixed_points import CDFixedPoint, CTFixedPoint, FixedPoint, compose
+from fewstep.verification.report import Row
+from fewstep.verification.sizes import rms, standard_errors
+
+DRAWN = 16_384  # samples on which CT's residual must vanish in the mean
+
+
+def cm_fixed_point(bench: Bench, method: CM) -> FixedPoint | None:
+    """What the method converges to on its last grid; None for CT where that is not known exactly."""
+    grid = method.grid.numpy()
+    if method.settings.variant == "cd":
+        return CDFixedPoint(bench.teacher, grid, bench.guidance_scale, method.solver)
+    if bench.mixture.dim > 1 or bench.mixture.num_classes or method.settings.loss != "l2":
+        return None
+    return CTFixedPoint(bench.mixture, bench.schedule, grid)
+
+
+def cm_fixed_point_rows(bench: Bench, method: CM, point: FixedPoint | None) -> list[Row]:
+    """One step at the fixed point, without training: CD has no loss there, CT no loss that a student could lower."""
+    if method.settings.variant == "cd":
+        assert point is not None
+        loss, _, x0 = _step(bench, method, point, 256)
+        limit = 1e-20 * max(1.0, bench.width**2 + float(x0.square().mean()))
+        return [Row("loss at the exact fixed point", 0.0, loss, limit), *convergence_rows(bench, method)]
+    rows = _gaussian_rows(bench)
+    if point is not None:
+        _, (answer, target), _ = _step(bench, method, point, DRAWN)
+        residual = answer - target
+        name = "residual at the exact fixed point, in standard errors:"
+        rows.append(Row(f"{name} its mean", 0.0, standard_errors(residual), 4.0))
+        rows.append(Row(f"{name} times the answer", 0.0, standard_errors(residual * answer), 4.0))
+    return rows
+
+
+def cm_rows(bench: Bench, method: CM, roles: Roles, point: FixedPoint) -> list[Row]:
+    """One step of the trained student against the fixed point, start by start.
+
+    A line is held to 0.02 of its data's size (rms), more dimensions to 0.05: the map is steep between their modes.
+    """
+    x, cond = bench.starts
+    start, end = bench.schedule.start, bench.schedule.end
+    with torch.no_grad():
+        answer = consistency(roles.student(x.float(), start, cond)).double()
+    truth = consistency(point.denoiser()(x, start, cond))
+    exact = bench.flow(x, start, end, cond)
+    centre = exact.mean(dim=0)
+    size, hops = rms(exact - centre), max(1.0, (len(method.grid) - 1) / 10)
+    limit = (0.02 if bench.mixture.dim == 1 else 0.05) * max(1.0, size) * hops
+    spread, wanted = rms(answer - answer.mean(dim=0)), rms(truth - truth.mean(dim=0))
+    return [
+        Row("one step: rms error", 0.0, rms(answer - truth), limit, rms(truth - exact)),
+        Row("one step: spread of the answers", wanted, spread, limit, abs(wanted - size)),
+    ]
+
+
+def _step(bench: Bench, method: CM, point: FixedPoint, size: int) -> tuple[float, tuple[Tensor, Tensor], Tensor]:
+    """Loss, (answer, target) and data of one step in float64 whose student and target are the fixed point."""
+    rng = Rng(bench.seed, 0, size, dtype=torch.float64)
+    batch: Batch = bench.source.batch(rng)
+    student = point.denoiser()
+    roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=student)
+    draws = method.draw(batch, rng, Progress(999, 1000))
+    shared = method.prepare(roles, batch, draws, {"student"})
+    loss = method.student(roles, batch, draws, shared).total.item()
+    return loss, (consistency(student(shared.x_t, shared.t, batch.cond)), shared.target), batch.x0
+
+
+def _gaussian_rows(bench: Bench) -> list[Row]:
+    """On one Gaussian f is linear: the mean of f is f of the mean, and CT's fixed point is Euler's, at first order."""
+    mixture, schedule = GaussianMixture([1.0], [0.3], [0.5]), bench.schedule
+    gaussian = Bench(mixture, schedule, bench.seed)
+    x, errors = gaussian.starts[0][:1024], []
+    exact = gaussian.flow(x, schedule.start, schedule.end, None)
+    for hops in (40, 80):
+        grid = schedule.training_grid(hops)
+        answer = consistency(CTFixedPoint(mixture, schedule, grid).denoiser()(x, schedule.start))
+        errors.append(rms(answer - exact))
+    apart = rms(answer - compose(gaussian.teacher, x, grid[::-1].tolist()))
+    return [
+        Row("conditional means of a Gaussian: distance to composed Euler steps", 0.0, apart, 1e-9),
+        Row("conditional means of a Gaussian on 40 / 80 hops: ratio of distances", 2.0, errors[0] / errors[1], 0.2),
+    ]

@@ -1,0 +1,226 @@
+"""Hyper-SD's TSCD: segments that lose no time, jumps that compose, and a student against its exact fixed point."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Progress
+from fewstep.methods.hyper import Draws, Hyper
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.roles import Roles
+from fewstep.sampling import Phased, sample
+from fewstep.verification.bench import Bench
+from fewstep.verification.contract import contract_rows, contract_rows_with_discriminator
+from fewstep.verification.fixed_points import CTMFixedPoint, TCDFixedPoint, compose
+from fewstep.verification.report import Row
+from fewstep.verification.sizes import rms
+
+STAGES = (8, 4, 2, 1)
+MEAN, VARIANCE = 1.0, 0.6
+_SAMPLES = 16
+
+
+def hyper_fixed_rows(bench: Bench, method: Hyper) -> list[Row]:
+    """What holds without training a student, in the stages 8, 4, 2 and 1 of the method's grid."""
+    rows = [] if method.game else contract_rows_with_discriminator(bench, method)
+    if method.settings.hop_by == "teacher" and bench.guidance_scale == 1.0 and not method.settings.tell_end:
+        settings = dataclasses.replace(method.settings, hop_by="beginning", adversarial_weight=1.0)
+        later = type(method)(method.schedule, settings)  # with its game: untrained, it agrees with itself
+        found = contract_rows(bench, later)
+        rows += [dataclasses.replace(row, quantity=f"later stages: {row.quantity}") for row in found]
+    hops = method.settings.num_grid_steps
+    stages = [_stage(method, k) for k in sorted({*(k for k in STAGES if hops % k == 0), hops}, reverse=True)]
+    for stage in stages:
+        rows += [*end_rows(stage), *jump_rows(bench, stage), pull_row(bench, stage)]
+    return [*rows, *(gaussian_row(stage) for stage in stages)]
+
+
+def hyper_rows(bench: Bench, method: Hyper, roles: Roles) -> list[Row]:
+    """The trained student's jumps from each segment's start, as its exact fixed point has them, then all its steps."""
+    x, cond = bench.starts
+    grid, stride, rows = method.grid.tolist(), method.stride, []
+    point = _fixed_point(bench, method)
+    for top in range(len(grid) - 1, 0, -stride):
+        for end in sorted({top - stride, top - (stride + 1) // 2}):
+            t, s = grid[top], grid[end]
+            told = s if method.settings.tell_end else None
+            with torch.no_grad():
+                jump = roles.student(x.float(), t, cond, end=told).at(s).double()
+            truth = point(x, t, cond, end=told).at(s)
+            name, distance = f"jump {t:g} -> {s:g}: rms error", rms(truth - bench.flow(x, t, s, cond))
+            rows.append(Row(name, 0.0, rms(jump - truth), 0.06 * bench.width, distance))
+        x = compose(bench.teacher, x, grid[top - stride : top + 1][::-1], cond, bench.guidance_scale)
+    start, cond = bench.starts
+    sampler = Phased(num_inference_steps=method.settings.segments, original_inference_steps=len(grid) - 1)
+    times = sampler.times(method.schedule).tolist()
+    with torch.no_grad():
+        answer = _steps(roles.student, start.float(), times, cond, method.settings.tell_end).double()
+    truth = _steps(point, start, times, cond, method.settings.tell_end)
+    distance = rms(truth - bench.flow(start, times[0], times[-1], cond))
+    return [*rows, Row(f"{len(times) - 1} steps: rms error", 0.0, rms(answer - truth), 0.1 * bench.width, distance)]
+
+
+# ---------------------------------------------------------------- the ends
+
+
+def end_rows(stage: Hyper) -> list[Row]:
+    """Over all hops and the drawn ends of many: none is empty, none at or above its start, none beyond its segment.
+
+    Lower ends of segments are counted by hand: the largest multiple of T / k below t, on the grid's own clock.
+    """
+    k, hops = stage.settings.segments, stage.settings.num_grid_steps
+    index = torch.arange(hops)
+    edges = np.arange(k) * (hops / k)
+    wanted = torch.from_numpy(np.array([edges[edges < n].max() for n in range(1, hops + 1)]))
+    wrong = int((stage.floor(index) != wanted).sum())
+    size = 256 * hops
+    batch = Batch(torch.zeros(size, 1, dtype=torch.float64))
+    draws = stage.draw(batch, Rng(0, 0, size, dtype=torch.float64), Progress(0, 1))
+    t, s = stage.grid[draws.index + 1], stage.grid[draws.end_index]
+    strays = int((s >= t).sum() + (s > stage.grid[draws.index]).sum() + (draws.end_index < wanted[draws.index]).sum())
+    possible = int((index + 1 - wanted).sum())
+    missed = possible - len(set(zip(draws.index.tolist(), draws.end_index.tolist(), strict=True)))
+    return [
+        Row(f"k = {k}: hops whose segment starts elsewhere, or leaves no end", 0.0, wrong, 0.0),
+        Row(f"k = {k}: ends at or above their start, above u, or in another segment", 0.0, strays, 0.0),
+        Row(f"k = {k}: ends of {possible} that are never drawn", 0.0, missed, 0.0),
+    ]
+
+
+# ---------------------------------------------------------------- a student that is told its end
+
+
+def jump_rows(bench: Bench, stage: Hyper) -> list[Row]:
+    """Told its end, a student that is the composed teacher has no loss, and k steps of it are all the grid's."""
+    k, grid = stage.settings.segments, stage.grid.numpy()
+    told = _quiet(stage, tell_end=True)
+    student = CTMFixedPoint(bench.teacher, grid, bench.guidance_scale, "ddim").denoiser()
+    batch, draws, _ = _all_ends(bench, told)
+    roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=student, beginning=bench.teacher)
+    shared = told.prepare(roles, batch, draws, {"student"})
+    worst = float((shared.landing - shared.target).square().mean(1).max())
+    x, cond = bench.starts
+    x, cond = x[:64], None if cond is None else cond[:64]
+    sampler = Phased(num_inference_steps=k, original_inference_steps=len(grid) - 1)
+    steps = _steps(student, x, sampler.times(stage.schedule).tolist(), cond, True)
+    apart = rms(steps - compose(bench.teacher, x, grid[::-1].tolist(), cond, bench.guidance_scale))
+    size = max(1.0, rms(batch.x0))
+    return [
+        Row(f"k = {k}, told its end: largest loss of the composed teacher", 0.0, worst, 1e-20 * size**2),
+        Row(f"k = {k}, told its end: its {k} steps to the composed teacher, rms", 0.0, apart, 1e-9 * size),
+    ]
+
+
+def gaussian_row(stage: Hyper) -> Row:
+    """For N(m, S) on Stable Diffusion's table: the slope of k steps is the product of N DDIM steps', written out."""
+    schedule, hops = Schedule.scaled_linear(), stage.settings.num_grid_steps
+    mixture = GaussianMixture([1.0], [MEAN], [math.sqrt(VARIANCE)])
+    teacher = Denoiser(mixture.network(schedule, "sample"), schedule, "sample")
+    student = CTMFixedPoint(teacher, schedule.training_grid(hops), 1.0, "ddim").denoiser()
+    k = stage.settings.segments
+    ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    sampler = Phased(num_inference_steps=k, original_inference_steps=hops)
+    low, high = sample(student, sampler, ends).x0[:, 0].tolist()
+    name = f"k = {k}, a Gaussian: slope of its steps to the product of all hops'"
+    return Row(name, _product(hops), high - low, 1e-12)
+
+
+def _product(hops: int) -> float:
+    """Slope of DDIM down the grid for N(m, S), in plain arithmetic on Stable Diffusion's betas."""
+    bars, bar = [], 1.0
+    for i in range(1000):
+        root = math.sqrt(0.00085) + i / 999 * (math.sqrt(0.012) - math.sqrt(0.00085))
+        bar *= 1 - root * root
+        bars.append(bar)
+    slope = 1.0
+    for n in range(hops, 0, -1):
+        t, u = round(1000 * n / hops) - 1, max(round(1000 * (n - 1) / hops) - 1, 0)
+        alpha, sigma = math.sqrt(bars[t]), math.sqrt(1 - bars[t])
+        gain = alpha * VARIANCE / (bars[t] * VARIANCE + 1 - bars[t])
+        slope *= math.sqrt(bars[u]) * gain + math.sqrt(1 - bars[u]) / sigma * (1 - alpha * gain)
+    return slope
+
+
+# ---------------------------------------------------------------- and one that is not
+
+
+def pull_row(bench: Bench, stage: Hyper) -> Row:
+    """At the fixed point the method's own loss, over all ends of a start alike, pulls the student nowhere.
+
+    Beside the pull of one end alone, which only a segment of one hop has not.
+    """
+    quiet = _quiet(stage, tell_end=False)
+    point = _fixed_point(bench, quiet)
+    batch, draws, places = _all_ends(bench, quiet)
+    shift = torch.zeros(int(places.max()) + 1, bench.mixture.dim, dtype=torch.float64, requires_grad=True)
+
+    def shifted(x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+        return point(x, t, cond).x0.detach() + shift[places]
+
+    student = Denoiser(shifted, bench.schedule, "sample")
+    roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=point, beginning=bench.teacher)
+    shared = quiet.prepare(roles, batch, draws, {"student"})
+    (pull,) = torch.autograd.grad(quiet.student(roles, batch, draws, shared).total, shift)
+    size = max(1.0, rms(batch.x0))
+    name = f"k = {quiet.settings.segments}: pull of all ends together on the exact fixed point"
+    return Row(name, 0.0, float(pull.abs().max()) * len(batch.x0), 1e-10 * size)
+
+
+def loss_left(bench: Bench, method: Hyper) -> float:
+    """The loss of the exact fixed point, over all hops and ends: what no student that is told no end can avoid."""
+    point = _fixed_point(bench, quiet := _quiet(method, tell_end=False))
+    batch, draws, _ = _all_ends(bench, quiet)
+    roles: Any = SimpleNamespace(teacher=bench.teacher, student=point, target=point)
+    return float(quiet.student(roles, batch, draws, quiet.prepare(roles, batch, draws, {"student"})).total)
+
+
+def _all_ends(bench: Bench, stage: Hyper) -> tuple[Batch, Draws, Tensor]:
+    """A batch of every hop and end, and of every row which start (x_t, t) it has: those of a hop are the same."""
+    floors = stage.floor(torch.arange(stage.settings.num_grid_steps)).tolist()
+    pairs = [(i, end) for i, floor in enumerate(floors) for end in range(floor, i + 1)]
+    index, end = (torch.tensor(side).repeat_interleave(_SAMPLES) for side in zip(*pairs, strict=True))
+    of_hop = torch.arange(_SAMPLES).repeat(len(pairs))
+    rng = Rng(bench.seed, 0, _SAMPLES, dtype=torch.float64)
+    few = bench.source.batch(rng)
+    noise = stage.draw(few, rng, Progress(0, 1)).noise
+    cond = None if few.cond is None else few.cond[of_hop]
+    scale = torch.full((len(of_hop),), bench.guidance_scale, dtype=torch.float64)
+    draws = Draws(index, end, noise[of_hop], scale, None, None)
+    return Batch(few.x0[of_hop], cond), draws, index * _SAMPLES + of_hop
+
+
+def _fixed_point(bench: Bench, method: Hyper) -> Denoiser:
+    grid, scale = method.grid.numpy(), bench.guidance_scale
+    if method.settings.tell_end:
+        return CTMFixedPoint(bench.teacher, grid, scale, "ddim").denoiser()
+    return TCDFixedPoint(bench.teacher, grid, scale, segments=method.settings.segments).denoiser()
+
+
+def _steps(student: Denoiser, x: Tensor, times: list[float], cond: Cond | None, told: bool) -> Tensor:
+    for t, s in pairwise(times):
+        x = student(x, t, cond, end=s if told else None).at(s)
+    return x
+
+
+def _stage(method: Hyper, segments: int) -> Hyper:
+    return type(method)(method.schedule, dataclasses.replace(method.settings, segments=segments))
+
+
+def _quiet(stage: Hyper, tell_end: bool) -> Hyper:
+    settings = dataclasses.replace(
+        stage.settings, tell_end=tell_end, adversarial_weight=0.0, mse_weight=1.0, hop_by="teacher"
+    )
+    return type(stage)(stage.schedule, settings)

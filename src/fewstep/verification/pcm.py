@@ -1,0 +1,149 @@
+"""PCM against its exact fixed point: phase by phase, all phases on end, and the game where there is nothing to win."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
+from fewstep.methods.pcm import PCM, Draws, Shared
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.roles import Roles
+from fewstep.sampling import Phased
+from fewstep.verification.bench import Bench
+from fewstep.verification.contract import contract_rows_with_discriminator
+from fewstep.verification.fixed_points import PCMFixedPoint, compose
+from fewstep.verification.report import Row
+from fewstep.verification.sizes import rms
+
+_GAME_STEPS, _GAME_BATCH = 120, 256
+
+
+def fixed_rows(bench: Bench, method: PCM) -> list[Row]:
+    """What holds without training a student: the loss at the fixed point, its path, the game's rules and its end."""
+    rows = [] if method.game else contract_rows_with_discriminator(bench, method)
+    return [*oracle_rows(bench, method), *rows, *game_rows(bench, method)]
+
+
+def trained_rows(bench: Bench, method: PCM, roles: Roles) -> list[Row]:
+    """The trained student's jump over each phase from the teacher's own states, then all of them from the start."""
+    x, cond = bench.starts
+    path = _Path(bench, method)
+    rows = []
+    for t, s in pairwise(path.edges):
+        landing = path.teacher(x, t, s, cond)
+        with torch.no_grad():
+            jump = roles.student(x.float(), t, cond).at(s).double()
+        distance = rms(landing - bench.flow(x, t, s, cond))
+        rows.append(Row(f"phase {t:g} -> {s:g}: rms error", 0.0, rms(jump - landing), 0.06 * bench.width, distance))
+        x = landing
+    start, cond = bench.starts
+    with torch.no_grad():
+        answer = compose(roles.student, start.float(), path.edges, cond).double()
+    distance = rms(x - bench.flow(start, path.edges[0], path.edges[-1], cond))
+    name = f"{len(path.edges) - 1} steps on the edges: rms error"
+    return [*rows, Row(name, 0.0, rms(answer - x), 0.1 * bench.width, distance)]
+
+
+class _Path:
+    """The edges from the start down, and the teacher composed down the grid between any two of them."""
+
+    def __init__(self, bench: Bench, method: PCM) -> None:
+        self.bench, self.grid = bench, method.grid.numpy()
+        sampler = Phased(num_inference_steps=method.settings.num_phases,
+                         original_inference_steps=method.settings.num_grid_steps)  # fmt: skip
+        self.edges: list[float] = sampler.times(method.schedule).tolist()
+
+    def teacher(self, x: Tensor, t: float, s: float, cond: Cond | None) -> Tensor:
+        down = self.grid[(self.grid <= t) & (self.grid >= s)][::-1]
+        return compose(self.bench.teacher, x, down, cond, self.bench.guidance_scale)
+
+
+class Oracle:
+    """Roles whose student and target are the exact fixed point; the student's clean data may be shifted.
+
+    Attributes:
+        shift: [D], requires a gradient: that of a loss here is its slope along the student's answers.
+    """
+
+    def __init__(self, bench: Bench, method: PCM) -> None:
+        point = PCMFixedPoint(bench.teacher, method.grid.numpy(), method.edges.numpy(), bench.guidance_scale)
+        self.shift = torch.zeros(bench.mixture.dim, dtype=torch.float64, requires_grad=True)
+
+        def shifted(x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+            return point(x, t, cond) + self.shift
+
+        self.teacher, self.target = bench.teacher, point.denoiser()
+        self.student = Denoiser(shifted, bench.schedule, "sample")
+        self.heads: dict[str, Any] = {}
+
+
+def oracle_rows(bench: Bench, method: PCM) -> list[Row]:
+    """Zero loss at the fixed point, and its steps from edge to edge."""
+    oracle: Any = Oracle(bench, method)
+    quiet = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=0.0))
+    batch, draws, shared = a_step(bench, quiet, oracle, 0, 256)
+    loss = quiet.student(oracle, batch, draws, shared).total.item()
+    x, cond = bench.starts
+    path = _Path(bench, method)
+    four = compose(oracle.target, x, path.edges, cond)
+    composed = path.teacher(x, path.edges[0], path.edges[-1], cond)
+    size = max(1.0, bench.width**2 + float(batch.x0.square().mean()))
+    return [
+        Row("loss at the exact fixed point", 0.0, loss, 1e-20 * size),
+        Row("its steps on the edges, to the composed teacher: rms", 0.0, rms(four - composed), 1e-9 * size),
+    ]
+
+
+def game_rows(bench: Bench, method: PCM) -> list[Row]:
+    """A discriminator trained against the fixed point, on new draws: nothing tells both sides apart.
+
+    Then the best one is constant, its hinge loss 2, and nothing pulls the student; one that was trained on finite data
+    still pulls a little, so its pull is seen beside that on a student three widths off, which it does tell apart.
+    """
+    settings = method.settings
+    hops = min(settings.num_grid_steps, 2 * settings.num_phases)
+    game = type(method)(method.schedule, dataclasses.replace(settings, num_grid_steps=hops, adversarial_weight=1.0))
+    loss, pull = play(bench, game, 0.0)
+    loss_beside, pull_beside = play(bench, game, 3 * bench.width)
+    return [
+        Row("hinge loss of a discriminator against the exact student", 2.0, loss, 0.05),
+        Row("the same, three widths off: below 2 by", 1.0, 2 - loss_beside, 0.9),
+        Row("its pull on the exact student, over that three widths off", 0.0, pull / pull_beside, 0.6),
+    ]
+
+
+def play(bench: Bench, game: PCM, offset: float) -> tuple[float, float]:
+    """Train a discriminator against the exact student, shifted by ``offset``; its loss and its pull, on new draws."""
+    oracle: Any = Oracle(bench, game)
+    oracle.shift.data += offset
+    roles = Roles(bench.teacher, seed=bench.seed)
+    (spec,) = game.heads()
+    oracle.heads[spec.name] = roles.add_heads(spec.name, spec.build).double()
+    optimizer = torch.optim.AdamW(roles.parameters(spec.name), lr=1e-3, betas=(0.0, 0.999))
+    for step in range(_GAME_STEPS):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / _GAME_STEPS)  # noise in the weights averages out
+        optimizer.zero_grad()
+        game.discriminator(oracle, *a_step(bench, game, oracle, step, _GAME_BATCH)).total.backward()
+        optimizer.step()
+    oracle.shift.grad = None
+    batch, draws, shared = a_step(bench, game, oracle, _GAME_STEPS, 16 * _GAME_BATCH)
+    loss = game.discriminator(oracle, batch, draws, shared).total.item()
+    quiet = game.student(oracle, batch, draws, shared).total
+    (slope,) = torch.autograd.grad(quiet, oracle.shift)
+    return loss, float(slope.norm())
+
+
+def a_step(bench: Bench, method: PCM, oracle: Any, step: int, size: int) -> tuple[Batch, Draws, Shared]:
+    """What the players of ``method`` are called with, after the roles."""
+    rng = Rng(bench.seed, step, size, dtype=torch.float64)
+    batch = bench.source.batch(rng)
+    draws = method.draw(batch, rng, Progress(step, _GAME_STEPS))
+    return batch, draws, method.prepare(oracle, batch, draws, {"student", "discriminator"})

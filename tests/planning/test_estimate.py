@@ -1,0 +1,323 @@
+"""What a run will need, against what it then needs: ledgers by hand, known counts of parameters, PyTorch's profiler."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fewstep.methods.dmd import DMD
+from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.lcm import LCM
+from fewstep.methods.tcd import TCD
+from fewstep.models.families import UNET_LORA_TARGETS
+from fewstep.models.lora import matching
+from fewstep.models.meta_pipeline import Outline, outline
+from fewstep.models.roles import Weights
+from fewstep.planning.estimate import _data, _latents, estimate, fill
+from fewstep.planning.memory_trace import AsOn, Ledger
+from fewstep.training.machine import asked_for, in_words, is_out_of_memory, memory
+from fewstep.training.optimizers import moment_bytes
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import Trainer, build_roles
+
+SDXL = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 128,
+    "cross_attention_dim": 2048,
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+def meta(*shape, **options):
+    return torch.empty(*shape, device="meta", **options)
+
+
+# ------------------------------------------------------------------ the ledger, by hand
+
+
+def test_the_ledger_counts_from_birth_to_death():
+    """100 floats are 400 bytes; views and in-place operations make none."""
+    given = meta(100)
+    with Ledger("cpu", [given]) as ledger:
+        a = given + 1  # 400
+        b = a * 2  # 800
+        a.mul_(3)
+        c = a.view(10, 10)[2:]
+        assert (ledger.live, ledger.peak) == (800, 800)
+        del a
+        assert ledger.live == 800  # c looks at it
+        del c
+        assert ledger.live == 400
+        d = b.double()  # 400 + 800
+        del b, d
+        given.t_()
+        assert (ledger.live, ledger.peak) == (0, 1200)
+
+
+def test_the_ledger_holds_what_backward_needs():
+    x = meta(8, 8, requires_grad=True)  # 256 bytes each
+    with Ledger("cpu", [x]) as ledger:
+        y = x.sin().sin()  # the inner one is saved: 512
+        assert ledger.live == 512
+        total = y.sum()
+        del y
+        assert ledger.live == 256 + 4
+        total.backward()
+        del total
+        assert ledger.live == 256  # the gradient
+        x.grad = None
+        assert ledger.live == 0
+
+
+def test_an_accelerator_rounds_up_to_512_bytes():
+    with Ledger("cuda") as ledger:
+        kept = [meta(1), meta(129)]
+        assert ledger.live == 512 + 1024
+        del kept
+
+
+@pytest.mark.parametrize("autocast, size", [(None, 4), (torch.bfloat16, 2)])
+def test_attention_keeps_no_matrix_of_queries_and_keys(autocast, size):
+    """4096 queries and keys: the matrix would be 67 MB. Kept are the answer and a number per query."""
+    q = meta(1, 2, 4096, 8)
+    with AsOn("cpu", autocast), Ledger("cpu", [q]) as ledger:
+        answer = F.scaled_dot_product_attention(q, q, q)
+    n = 2 * 4096
+    assert ledger.live == n * 8 * size
+    assert ledger.peak <= n * 8 * size * (1 if autocast is None else 4) + n * 4
+    assert answer.dtype == autocast or autocast is None
+
+
+@pytest.mark.parametrize("device, normalised", [("cpu", torch.bfloat16), ("cuda", torch.float32)])
+def test_autocast_is_that_of_the_device(device, normalised):
+    with AsOn(device, torch.bfloat16):
+        y = F.linear(meta(4, 8), meta(6, 8))
+        assert y.dtype == torch.bfloat16
+        assert F.layer_norm(y, (6,)).dtype == F.group_norm(y, 2).dtype == normalised
+        assert F.conv2d(meta(1, 2, 4, 4), meta(3, 2, 1, 1)).dtype == torch.bfloat16
+    if device == "cpu":  # and so does the real one
+        with torch.autocast("cpu", torch.bfloat16):
+            y = F.linear(torch.zeros(4, 8), torch.zeros(6, 8))
+            assert F.layer_norm(y, (6,)).dtype == F.group_norm(y, 2).dtype == normalised
+
+
+# ------------------------------------------------------------------ full-size models
+
+
+def unet_folder(folder, config):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_stable_diffusion_has_859_520_964_parameters(tmp_path):
+    config = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "sample_size": 64}
+    sketch = outline(unet_folder(tmp_path / "unet", config))
+    assert sum(p.numel() for p in sketch.base.parameters()) == 859_520_964
+    assert all(p.is_meta and p.dtype == torch.float32 for p in sketch.base.parameters())
+    settings = TrainingSettings(batch_size=1)
+    found = estimate(sketch, TCD, TCD.Settings(), settings, Weights(rank=64), 1)
+    # The public LCM-LoRA of this model, rank 64: 278 layers, 67,252,224 parameters, a file of 134.5 MB in fp16.
+    assert (found.lora_layers, found.trainable) == (278, {"student": 67_252_224})
+    assert found.training["the teacher's network"] == 4 * 859_520_964
+    assert found.encoding == found.sampling == 0  # no autoencoder there
+    assert sum(p.numel() for p in sketch.base.parameters()) == 859_520_964  # no adapters left behind
+
+
+def test_sdxl_has_788_layers_to_adapt(tmp_path):
+    sketch = outline(unet_folder(tmp_path / "unet", SDXL), dtype=torch.bfloat16)
+    assert sum(p.numel() for p in sketch.base.parameters()) == 2_567_463_684
+    assert len(matching(sketch.base, UNET_LORA_TARGETS)) == 788  # files of 787 MB in fp32, 394 MB in fp16
+    found = estimate(sketch, TCD, TCD.Settings(), TrainingSettings(batch_size=1), Weights(rank=64), 1)
+    assert (found.lora_layers, found.trainable) == (788, {"student": 196_751_360})
+    assert found.training["the teacher's network"] == 2 * 2_567_463_684
+    shapes = {name: tuple(t.shape[1:]) for name, t in sketch.prompts(2, torch.float16).tensors.items()}
+    assert shapes == {"prompt_embeds": (77, 2048), "pooled_embeds": (1280,), "time_ids": (6,)}
+
+
+SD3 = {
+    "_class_name": "SD3Transformer2DModel", "sample_size": 128, "num_layers": 24, "attention_head_dim": 64,
+    "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048, "pos_embed_max_size": 192, "in_channels": 16, "out_channels": 16, "patch_size": 2,
+}  # fmt: skip
+FLUX = {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True}
+
+
+@pytest.mark.parametrize("config, parameters, layers, conditions", [
+    (SD3, 2_028_328_000, 340, {"prompt_embeds": (333, 4096), "pooled_embeds": (2048,)}),
+    (FLUX, 11_901_408_320, 504, {"prompt_embeds": (512, 4096), "pooled_embeds": (768,)}),
+])  # fmt: skip
+def test_transformers_have_every_linear_layer_adapted(config, parameters, layers, conditions, tmp_path):
+    """The counts of SD3-medium and FLUX.1-dev; and of other programs' LoRAs of them."""
+    sketch = outline(unet_folder(tmp_path / "transformer", config))
+    assert sum(p.numel() for p in sketch.base.parameters()) == parameters
+    linear = [name for name, layer in sketch.base.named_modules() if isinstance(layer, torch.nn.Linear)]
+    names = matching(sketch.base, sketch.denoiser().network.lora_targets)
+    assert len(linear) == layers and set(names) == set(linear)
+    assert {n: tuple(t.shape[1:]) for n, t in sketch.prompts(1, torch.float16).tensors.items()} == conditions
+    assert sketch.latent_shape == (16, 128, 128)
+
+
+@pytest.mark.parametrize("content, says", [
+    ({}, "cannot be outlined"), ({"_class_name": "Nonsense"}, "cannot be outlined"), ([], "cannot be outlined"),
+])  # fmt: skip
+def test_a_folder_without_sense_is_one_sentence(content, says, tmp_path):
+    with pytest.raises(ValueError, match=says) as caught:
+        outline(unet_folder(tmp_path / "unet", content))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="holds no diffusers pipeline"):
+        outline(str(tmp_path))
+    with pytest.raises(ValueError, match="There is no teacher"):
+        outline("/no/such")
+
+
+# ------------------------------------------------------------------ estimate against a real run
+
+
+@pytest.fixture(scope="module")
+def small():
+    return outline("scenes-64")
+
+
+def trainer_of(sketch: Outline, method, settings, weights):
+    """The real thing on random weights: what the estimate is about."""
+    teacher = sketch.denoiser()
+    fill(teacher.network.to_empty(device="cpu"))
+    roles = build_roles(teacher, method, settings, weights)
+    return Trainer(method, roles, _latents(sketch, 8, "cpu"), settings)
+
+
+def peak_of_a_step(trainer):
+    """Bytes that a step allocates at its peak, by PyTorch's profiler: every allocation of the process."""
+    trainer.step(0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        trainer.step(1)
+    events = profile.profiler.kineto_results.events()
+    held = peak = 0
+    for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize("method, kind, changes", [
+    pytest.param(TCD, "lora", {}, id="lora"),
+    pytest.param(TCD, "full", {"ema_decay": 0.9}, id="full"),
+    pytest.param(TCD, "lora", {"gradient_checkpointing": True, "precision": "bf16"}, id="checkpointing in bf16"),
+    pytest.param(LCM, "full", {"accumulation": 4, "precision": "fp64"}, id="accumulation in fp64"),
+])  # fmt: skip
+def test_estimate_and_measurement_agree(method, kind, changes, small):
+    settings = TrainingSettings(batch_size=8, **changes)
+    weights = Weights(kind, rank=8)
+    found = estimate(small, method, method.Settings(), settings, weights, 8)
+    teacher = small.denoiser()
+    trainer = trainer_of(small, method(teacher.schedule), settings, weights)
+    assert found.step == pytest.approx(peak_of_a_step(trainer), rel=0.02)
+    mine = {name: sum(t.nbytes for key, t in trainer.roles.tensors().items() if key.startswith(name))
+            for name in ("student", "ema")}  # fmt: skip
+    assert found.training["student's own weights"] == mine["student"]
+    assert found.training.get("ema (moving average)", 0) == mine["ema"]
+    moments = [t for key, t in trainer.players[0].tensors().items() if not key.endswith("step")]
+    assert found.training["optimiser"] == sum(t.nbytes for t in moments)
+    assert found.training["gradients"] == sum(p.nbytes for p in trainer.roles.parameters("student"))
+    assert found.training["encoded data"] == sum(
+        t.nbytes for t in (trainer.source.mean, trainer.source.std, trainer.source.cond["prompt_embeds"])
+    )
+    cost = trainer.roles.cost()
+    assert found.equivalents == cost.forward_equivalents / (2 * settings.batch_size)  # it made two steps
+    assert found.calls == {"student": 1, "teacher": 1, "target": 1}
+    assert found.peak == max(sum(found.training.values()), found.encoding, found.sampling)
+
+
+def test_pairs_are_counted_where_a_method_learns_from_them(small):
+    settings, weights = TrainingSettings(batch_size=4), Weights("lora", rank=4)
+    found = estimate(small, DMD, DMD.Settings(), settings, weights, 8, pairs=6)
+    teacher, method = small.denoiser(), DMD(small.denoiser().schedule)
+    fill(teacher.network.to_empty(device="cpu"))
+    source, _ = _data(small, DMD, 8, 6, "cpu")
+    trainer = Trainer(method, build_roles(teacher, method, settings, weights), source, settings)
+    assert found.step == pytest.approx(peak_of_a_step(trainer), rel=0.02)
+    data, pairs = source.data, source.pairs
+    sizes = [
+        data.mean.nbytes,
+        data.std.nbytes,
+        pairs.mean.nbytes,
+        2,
+        *(s.cond["prompt_embeds"].nbytes for s in (data, pairs)),
+    ]
+    assert len(data.mean) == 8 and len(pairs.mean) == 6 and found.training["encoded data"] == sum(sizes)
+    assert found.equivalents == trainer.roles.cost().forward_equivalents / 8 == 12
+
+
+def test_a_player_that_plays_seldom_costs_its_share(small):
+    settings, weights = TrainingSettings(batch_size=4), Weights("lora", rank=4)
+    own = DMD2.Settings(num_inference_steps=1, student_every=3, adversarial_weight=0.0)
+    found = estimate(small, DMD2, own, settings, weights, 8)
+    teacher = small.denoiser()
+    method = DMD2(teacher.schedule, own)
+    fill(teacher.network.to_empty(device="cpu"))
+    source, _ = _data(small, DMD2, 8, 0, "cpu")
+    trainer = Trainer(method, build_roles(teacher, method, settings, weights), source, settings)
+    for step in range(3):
+        trainer.step(step)
+    assert found.equivalents == trainer.roles.cost().forward_equivalents / (3 * settings.batch_size)
+
+
+def test_a_loss_that_differentiates_on_its_own_is_rehearsed_under_checkpointing(small):
+    """DMD2's game asks for its own gradient: what checkpointing recomputes there must be what ran forward."""
+    settings = TrainingSettings(batch_size=4, gradient_checkpointing=True)
+    own = DMD2.Settings(num_inference_steps=1, student_every=1, adversarial_weight=0.1, head="residual")
+    found = estimate(small, DMD2, own, settings, Weights("lora", rank=4), 8)
+    teacher = small.denoiser()
+    method = DMD2(teacher.schedule, own)
+    fill(teacher.network.to_empty(device="cpu"))
+    source, _ = _data(small, DMD2, 8, 0, "cpu")
+    trainer = Trainer(method, build_roles(teacher, method, settings, Weights("lora", rank=4)), source, settings)
+    assert found.step == pytest.approx(peak_of_a_step(trainer), rel=0.02)
+
+
+def test_moments_of_8_bits_are_a_byte_and_a_scale():
+    """Below 4096 elements they stay in float32; a scale per 256 elements, two moments."""
+    tensors = [meta(4095), meta(4096), meta(1000, 257)]
+    assert moment_bytes(tensors[:1], "adamw8bit") == 8 * 4095
+    assert moment_bytes(tensors[1:2], "adamw8bit") == 2 * 4096 + 8 * 16
+    assert moment_bytes(tensors[2:], "adamw8bit") == 2 * 257_000 + 8 * math.ceil(257_000 / 256)
+    assert moment_bytes(tensors, "adamw") == 8 * (4095 + 4096 + 257_000)
+
+
+# ------------------------------------------------------------------ the machine
+
+
+@pytest.mark.parametrize("size, words", [
+    (12, "12 bytes"), (9e3, "9.0 kB"), (5_014_528, "5.0 MB"), (136_766_700, "137 MB"), (3.438e9, "3.44 GB"),
+    (128e9, "128 GB"),
+])  # fmt: skip
+def test_sizes_in_words(size, words):
+    assert in_words(size) == words
+
+
+def test_errors_of_memory_are_known_as_such():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert is_out_of_memory(caught.value) and asked_for(caught.value) == 4 * 10**15
+    cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 24 GiB")
+    assert is_out_of_memory(cuda) and asked_for(cuda) == 2.5 * 2**30
+    assert is_out_of_memory(MemoryError()) and asked_for(MemoryError()) is None
+    for other in (RuntimeError("shape mismatch"), ValueError("out of memory"), KeyboardInterrupt()):
+        assert not is_out_of_memory(other)
+
+
+def test_memory_of_this_machine():
+    free, total = memory("cpu")
+    assert 0 < free <= total
+    assert memory("mps") is None
