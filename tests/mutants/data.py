@@ -1,250 +1,421 @@
-"""Planted defects of data: pictures, folders, shards, tables, prompts, buckets, caches."""
+"""Planted defects of data."""
 
 from tests.mutants.mutant import planted
 
-_PICTURES = planted(
-    "data/pictures.py",
-    "data/test_pictures.py",
-    (
-        "pictures: they lie on their side",
-        "_rgb(ImageOps.exif_transpose(file))",
-        "_rgb(file)",
-        "test_pictures_are_upright_cut_around_their_middle_and_of_the_wanted_size",
+MUTANTS = [
+    *planted(
+        "data/random.py",
+        "training/test_streams.py",
+        (
+            "random: noise depends on how the batch is split",
+            "torch.randn(self.batch_size, *shape, generator=generator, dtype=self.dtype)[self.rows]",
+            "torch.randn(self.rows.stop - self.rows.start, *shape, generator=generator, dtype=self.dtype)",
+            "tests/methods/test_contract.py::test_micro_batches_see_the_numbers_of_the_whole_batch",
+        ),
+        (
+            "random: every step draws the same per-sample numbers",
+            'self._key = (seed, step, "sample")',
+            'self._key = (seed, 0, "sample")',
+            "test_streams_depend_on_seed_step_and_name",
+        ),
+        (
+            "random: every seed draws the same shared numbers",
+            'self._key = (seed, step, "shared")',
+            'self._key = (0, step, "shared")',
+            "test_streams_depend_on_seed_step_and_name",
+        ),
+        (
+            "random: two names share their noise",
+            "generator = torch.Generator().manual_seed(stream_key(*self._key, name))",
+            "generator = torch.Generator().manual_seed(stream_key(*self._key))",
+            "test_streams_depend_on_seed_step_and_name",
+        ),
+        (
+            "random: keys differ from process to process",
+            'digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()',
+            'digest = (hash("/".join(map(str, parts))) & (2**63 - 1)).to_bytes(8, "little")',
+            "test_keys_are_the_same_everywhere",
+        ),
+        (
+            "random: shared numbers differ between micro-batches",
+            "self.shared = SharedRandom(seed, step)",
+            "self.shared = SharedRandom(seed, step + self.rows.start)",
+            "tests/methods/test_contract.py::test_micro_batches_see_the_numbers_of_the_whole_batch",
+        ),
     ),
-    (
-        "pictures: the shape that decides is the one before turning",
-        "sides = (file.width, file.height) if turned else (file.height, file.width)",
-        "sides = (file.height, file.width)",
-        "test_the_shape_that_decides_is_that_of_the_upright_picture",
+    *planted(
+        "data/sources.py",
+        "data/test_sources.py",
+        (
+            "data: every epoch comes in the same order",
+            "stream_key(seed, self.name, epoch)",
+            "stream_key(seed, self.name)",
+            "test_every_epoch_is_all_items_in_an_order_of_its_own",
+        ),
+        (
+            "data: every step starts at the first item",
+            "positions = number * rng.batch_size + np.arange",
+            "positions = 0 * number * rng.batch_size + np.arange",
+            "test_every_epoch_is_all_items_in_an_order_of_its_own",
+        ),
+        (
+            "data: latents are their posterior's mean",
+            "Batch(torch.addcmul(mean, std, noise), cond)",
+            "Batch(mean, cond)",
+            "test_latents_are_sampled_anew_at_every_visit",
+        ),
+        (
+            "data: the noise of a latent's posterior is the same for all steps",
+            'rng.sample.normal("posterior", self.mean.shape[1:])',
+            (
+                'Rng(rng.seed, 0, rng.batch_size, rng.rows, dtype=rng.dtype).sample.normal("posterior", self.mean'
+                ".shape[1:])"
+            ),
+            "test_latents_are_sampled_anew_at_every_visit",
+        ),
+        (
+            "data: pictures come with their neighbours' captions",
+            "cond = None if self.cond is None else self.cond[rows].to(rng.device)",
+            "cond = None if self.cond is None else self.cond[rows.roll(1)].to(rng.device)",
+            "test_conditions_stay_with_their_items",
+        ),
+        (
+            "data: a mixture gives the same samples at every step",
+            'stream_key(rng.seed, rng.step, "mixture")',
+            'stream_key(rng.seed, "mixture")',
+            "test_mixtures_are_drawn_anew_at_every_step",
+        ),
+        (
+            "data: a micro-batch of a mixture has the first rows' labels",
+            'Cond({"label": label[rng.rows].to(rng.device)}',
+            'Cond({"label": label[: rng.rows.stop - rng.rows.start].to(rng.device)}',
+            "test_conditions_stay_with_their_items",
+        ),
+        (
+            "sources: prompts are those of the next rows",
+            "tuple(self.captions[i] for i in self.data.order.rows(rng))",
+            "tuple(self.captions[i - 1] for i in self.data.order.rows(rng))",
+            "tests/data/test_preferences.py::test_prompts_are_those_of_their_rows",
+        ),
+        (
+            "buckets: rounds are not shuffled",
+            "for b in generator.permutation(buckets)]",
+            "for b in (buckets if generator else ())]",
+            "tests/data/test_buckets.py::test_the_order_follows_from_the_step_alone",
+        ),
+        (
+            "buckets: small ones get more than their share",
+            "return turn * source.order.size // batch_size",
+            "return turn * -(-source.order.size // batch_size)",
+            "tests/data/test_buckets.py::test_all_pictures_are_visited_equally_often[4]",
+        ),
+        (
+            "buckets: pictures are picked by the step, not by the visit",
+            "return source.of_rows(rng, source.order.rows(rng, number))",
+            "return source.of_rows(rng, source.order.rows(rng))",
+            "tests/data/test_buckets.py::test_all_pictures_are_visited_equally_often[4]",
+        ),
+        (
+            "captions: the same rows are dropped in every batch",
+            'dropped = rng.sample.uniform("caption_dropout") < self.share',
+            'dropped = Rng(0, 0, rng.batch_size, rng.rows).sample.uniform("caption_dropout") < self.share',
+            "tests/data/test_buckets.py::test_captions_are_dropped_at_their_share_and_by_a_draw",
+        ),
+        (
+            "captions: those are kept that should be dropped",
+            "cond=batch.cond.drop(dropped)",
+            "cond=batch.cond.drop(~dropped)",
+            "tests/data/test_buckets.py::test_captions_are_dropped_at_their_share_and_by_a_draw",
+        ),
+        (
+            "prompts: zeros pass for pictures",
+            "torch.full((), torch.nan,",
+            "torch.full((), 0.0,",
+            "tests/data/test_buckets.py::test_prompts_give_conditions_and_nothing_that_could_pass_for_a_picture",
+        ),
     ),
-    (
-        "pictures: they are stretched",
-        "Image.Resampling.LANCZOS, box=shown, reducing_gap=3.0)",
-        "Image.Resampling.LANCZOS)",
-        "test_pictures_are_upright_cut_around_their_middle_and_of_the_wanted_size",
+    *planted(
+        "data/files.py",
+        "training/test_checkpoint.py",
+        (
+            "checkpoint: texts are not flushed to disk",
+            ("        file.flush()\n        os.fsync(file.fileno())"),
+            "        file.flush()",
+            "test_files_are_on_disk_before_the_folder_gets_its_name",
+        ),
     ),
-    (
-        "pictures: 16 bits are cut off at 255",
-        'if image.mode.startswith("I"):',
-        'if image.mode.startswith("X"):',
-        "test_grey_of_16_bits_keeps_its_steps",
+    *planted(
+        "data/pairs.py",
+        "data/test_pairs.py",
+        (
+            "pairs: noise is drawn row after row from one stream",
+            'stream_key(seed, "pair", row)',
+            'stream_key(seed, "pair")',
+            "test_noise_is_each_rows_own_and_the_same_for_ever",
+        ),
+        (
+            "pairs: noise does not depend on the seed",
+            'stream_key(seed, "pair", row)',
+            'stream_key("pair", row)',
+            "test_noise_is_each_rows_own_and_the_same_for_ever",
+        ),
+        (
+            "pairs: noise by the place in the batch",
+            "noise_of(self.seed, int(i), self.mean.shape[1:]) for i in picked",
+            "noise_of(self.seed, i, self.mean.shape[1:]) for i in range(len(picked))",
+            "test_rows_of_a_batch_belong_together",
+        ),
+        (
+            "pairs: the order of pairs is that of the data",
+            'Order(len(x0), "pairs")',
+            "Order(len(x0))",
+            "test_pairs_go_round_in_an_order_of_their_own_that_depends_on_the_step_alone",
+        ),
+        (
+            "pairs: conditions stay where they are",
+            ("cond = None if self.cond is None else self.cond[rows].to(rng.device)\n        return Pairs"),
+            ("cond = None if self.cond is None else self.cond[: len(rows)].to(rng.device)\n        return Pairs"),
+            "test_rows_of_a_batch_belong_together",
+        ),
+        (
+            "pairs: the last file is as long as the others",
+            "range(number * self.per_file, min((number + 1) * self.per_file, self.size))",
+            "range(number * self.per_file, (number + 1) * self.per_file)",
+            "test_what_is_written_is_read_with_its_conditions_its_nulls_and_its_cost",
+        ),
+        (
+            "pairs: a last file that is not full is not made",
+            "return -(-self.size // self.per_file)",
+            "return self.size // self.per_file",
+            "test_what_is_written_is_read_with_its_conditions_its_nulls_and_its_cost",
+        ),
+        (
+            "pairs: files of other samples pass for these",
+            'if said.get("about") != json.dumps(self.about, sort_keys=True):',
+            "if not said:",
+            "test_samples_of_anything_else_are_refused[changes1-samples of pairs.size = 10, not 11]",
+        ),
+        (
+            "pairs: other samples' folders are taken over",
+            "if stored.get(key) != self.about.get(key):",
+            "if stored.get(key) != self.about.get(key) and key == 'size':",
+            "test_samples_of_anything_else_are_refused[changes3-samples of another teacher: delete]",
+        ),
+        (
+            "pairs: files that nothing is known of are taken over",
+            'if any(self.place.glob("*.safetensors")):',
+            "if False:",
+            "test_a_folder_of_something_else_is_refused",
+        ),
+        (
+            "pairs: the cost is that of the first file",
+            "sum(cost for _, cost in found)",
+            "found[0][1]",
+            "test_what_is_written_is_read_with_its_conditions_its_nulls_and_its_cost",
+        ),
     ),
-    (
-        "pictures: what is transparent shows what lies under it",
-        "if image.has_transparency_data:",
-        "if False:",
-        "test_what_is_transparent_is_white",
+    *planted(
+        "data/preferences.py",
+        "data/test_preferences.py",
+        (
+            "preferences: pictures may lie anywhere",
+            "return inside(root, name).resolve()",
+            "return (root / name).resolve(strict=True)",
+            "test_a_bad_line_is_one_sentence_that_names_it",
+        ),
+        (
+            "preferences: label_0 says which was rejected",
+            "if label == 1 else (second, first)",
+            "if label != 1 else (second, first)",
+            "test_three_layouts_say_the_same",
+        ),
+        (
+            "preferences: ties are choices of the second",
+            ("    if label == 0.5:\n        return None\n"),
+            "",
+            "test_three_layouts_say_the_same",
+        ),
     ),
-    (
-        "pictures: any number of pixels is decoded",
-        "if file.width * file.height > _MOST_PIXELS:",
-        "if file.width > _MOST_PIXELS:",
-        "test_large_pictures_are_read_and_larger_ones_refused",
+    *planted(
+        "data/pictures.py",
+        "data/test_pictures.py",
+        (
+            "pictures: they lie on their side",
+            "_rgb(ImageOps.exif_transpose(file))",
+            "_rgb(file)",
+            "test_pictures_are_upright_cut_around_their_middle_and_of_the_wanted_size",
+        ),
+        (
+            "pictures: the shape that decides is the one before turning",
+            "sides = (file.width, file.height) if turned else (file.height, file.width)",
+            "sides = (file.height, file.width)",
+            "test_the_shape_that_decides_is_that_of_the_upright_picture",
+        ),
+        (
+            "pictures: they are stretched",
+            "Image.Resampling.LANCZOS, box=shown, reducing_gap=3.0)",
+            "Image.Resampling.LANCZOS)",
+            "test_pictures_are_upright_cut_around_their_middle_and_of_the_wanted_size",
+        ),
+        (
+            "pictures: 16 bits are cut off at 255",
+            'if image.mode.startswith("I"):',
+            'if image.mode.startswith("X"):',
+            "test_grey_of_16_bits_keeps_its_steps",
+        ),
+        (
+            "pictures: what is transparent shows what lies under it",
+            "if image.has_transparency_data:",
+            "if False:",
+            "test_what_is_transparent_is_white",
+        ),
+        (
+            "pictures: any number of pixels is decoded",
+            "if file.width * file.height > _MOST_PIXELS:",
+            "if file.width > _MOST_PIXELS:",
+            "test_large_pictures_are_read_and_larger_ones_refused",
+        ),
+        (
+            "pictures: one pixel is a picture",
+            "if min(sides) * _LEAST_PART < min(wanted):",
+            "if min(sides) < 1:",
+            "test_what_cannot_be_used_is_said_in_a_few_words",
+        ),
+        (
+            "pictures: any format that Pillow knows is opened",
+            "Image.open(io.BytesIO(data), formats=_FORMATS)",
+            "Image.open(io.BytesIO(data))",
+            "test_what_cannot_be_used_is_said_in_a_few_words",
+        ),
+        (
+            "pictures: links lead out of the folder",
+            "there = path.resolve().is_relative_to(folder.resolve())",
+            "there = path.absolute().is_relative_to(folder.absolute())",
+            "tests/data/test_folder.py::test_links_that_lead_outside_are_not_followed",
+        ),
+        (
+            "pictures: an empty caption is one",
+            ("    if not said:\n        raise"),
+            ("    if said is None:\n        raise"),
+            "tests/data/test_folder.py::test_what_has_no_usable_caption_is_passed_over_and_listed",
+        ),
+        (
+            "pictures: a changed caption has the old fingerprint",
+            "repr((picture.name, picture.stamp, picture.caption))",
+            "repr((picture.name, picture.stamp))",
+            "tests/data/test_folder.py::test_a_fingerprint_knows_names_times_and_captions",
+        ),
+        (
+            "pictures: a changed picture has the old fingerprint",
+            "repr((picture.name, picture.stamp, picture.caption))",
+            "repr((picture.name, picture.caption))",
+            "tests/data/test_cache.py::test_a_changed_caption_picture_or_size_is_encoded_again",
+        ),
     ),
-    (
-        "pictures: one pixel is a picture",
-        "if min(sides) * _LEAST_PART < min(wanted):",
-        "if min(sides) < 1:",
-        "test_what_cannot_be_used_is_said_in_a_few_words",
+    *planted(
+        "data/shards.py",
+        "data/test_shards.py",
+        (
+            "shards: links are members like others",
+            "if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):",
+            "if member.ischr():",
+            "test_a_hostile_tar_gives_its_good_samples_and_reasons",
+        ),
+        (
+            "shards: absolute names pass",
+            'if path.is_absolute() or ".." in path.parts:',
+            'if ".." in path.parts:',
+            "test_a_hostile_tar_gives_its_good_samples_and_reasons",
+        ),
+        (
+            "shards: a member that is cut short passes",
+            'return "it is cut short" if member.offset_data + member.size > size else ""',
+            'return ""',
+            "test_of_a_tar_cut_short_what_is_whole_is_kept",
+        ),
+        (
+            "shards: the end is not looked at",
+            "if any(file.read()):",
+            "if not file:",
+            "test_a_tar_cut_between_members_is_noticed",
+        ),
+        (
+            "shards: samples of different folders are one",
+            "f\"{member.name.rpartition('/')[0]}/{key}\"",
+            'f"{key}"',
+            "test_captions_are_text_or_a_key_of_json",
+        ),
     ),
-    (
-        "pictures: any format that Pillow knows is opened",
-        "Image.open(io.BytesIO(data), formats=_FORMATS)",
-        "Image.open(io.BytesIO(data))",
-        "test_what_cannot_be_used_is_said_in_a_few_words",
+    *planted(
+        "data/tables.py",
+        "data/test_tables.py",
+        (
+            "tables: a path in a cell is followed anywhere",
+            "return inside(folders[-1], path).read_bytes()",
+            "return (folders[-1] / path).read_bytes()",
+            "test_a_hostile_table_gives_its_good_rows_and_reasons",
+        ),
+        (
+            "tables: rows are counted anew in each group",
+            "            first += len(texts)\n",
+            "",
+            "test_rows_are_pictures_in_their_order_over_groups_and_files",
+        ),
+        (
+            "tables: every group is the first",
+            "return file.read_row_group(group, columns=[column]).column(0)",
+            "return file.read_row_group(0, columns=[column]).column(0)",
+            "test_rows_are_pictures_in_their_order_over_groups_and_files",
+        ),
+        (
+            "tables: a saved data set names files anywhere",
+            '        inside(folder, str(file["filename"]))\n',
+            "        pass\n",
+            "test_a_saved_data_set_that_leads_elsewhere_is_refused",
+        ),
     ),
-    (
-        "pictures: links lead out of the folder",
-        "there = path.resolve().is_relative_to(folder.resolve())",
-        "there = path.absolute().is_relative_to(folder.absolute())",
-        "tests/data/test_folder.py::test_links_that_lead_outside_are_not_followed",
+    *planted(
+        "data/buckets.py",
+        "data/test_buckets.py",
+        (
+            "buckets: height and width change places",
+            "math.log(size[0] * width / (size[1] * height))",
+            "math.log(size[1] * width / (size[0] * height))",
+            "test_a_picture_goes_where_it_loses_least",
+        ),
+        (
+            "buckets: they are larger than the square",
+            "other = side * side // one // step * step",
+            "other = -(-side * side // one // step) * step",
+            "test_sizes_keep_to_the_area_and_the_multiple",
+        ),
     ),
-    (
-        "pictures: an empty caption is one",
-        "    if not said:\n        raise",
-        "    if said is None:\n        raise",
-        "tests/data/test_folder.py::test_what_has_no_usable_caption_is_passed_over_and_listed",
+    *planted(
+        "data/cache.py",
+        "data/test_cache.py",
+        (
+            "cache: files of other data pass",
+            "if said != self._about(rows):",
+            "if said.keys() != self._about(rows).keys():",
+            "test_a_changed_caption_picture_or_size_is_encoded_again",
+        ),
+        (
+            "cache: what was skipped is forgotten when it is found again",
+            ("return parts, without\n        except"),
+            ("return parts, []\n        except"),
+            "test_what_cannot_be_read_is_passed_over_and_listed",
+        ),
+        (
+            "cache: a group's captions are those of the first rows",
+            "[caption for _, caption in group]",
+            "sorted(caption for _, caption in group)",
+            "test_latents_are_the_teachers_of_these_pictures",
+        ),
+        (
+            "cache: buckets are cut to squares",
+            "if buckets else ((side, side),)",
+            "if not buckets else ((side, side),)",
+            "test_pixels_of_a_bucket_are_the_pictures_own",
+        ),
     ),
-    (
-        "pictures: a changed caption has the old fingerprint",
-        "repr((picture.name, picture.stamp, picture.caption))",
-        "repr((picture.name, picture.stamp))",
-        "tests/data/test_folder.py::test_a_fingerprint_knows_names_times_and_captions",
-    ),
-    (
-        "pictures: a changed picture has the old fingerprint",
-        "repr((picture.name, picture.stamp, picture.caption))",
-        "repr((picture.name, picture.caption))",
-        "tests/data/test_cache.py::test_a_changed_caption_picture_or_size_is_encoded_again",
-    ),
-)
-
-_SHARDS = planted(
-    "data/shards.py",
-    "data/test_shards.py",
-    (
-        "shards: links are members like others",
-        "if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):",
-        "if member.ischr():",
-        "test_a_hostile_tar_gives_its_good_samples_and_reasons",
-    ),
-    (
-        "shards: absolute names pass",
-        'if path.is_absolute() or ".." in path.parts:',
-        'if ".." in path.parts:',
-        "test_a_hostile_tar_gives_its_good_samples_and_reasons",
-    ),
-    (
-        "shards: a member that is cut short passes",
-        'return "it is cut short" if member.offset_data + member.size > size else ""',
-        'return ""',
-        "test_of_a_tar_cut_short_what_is_whole_is_kept",
-    ),
-    (
-        "shards: the end is not looked at",
-        "if any(file.read()):",
-        "if not file:",
-        "test_a_tar_cut_between_members_is_noticed",
-    ),
-    (
-        "shards: samples of different folders are one",
-        'f"{member.name.rpartition(\'/\')[0]}/{key}"',
-        'f"{key}"',
-        "test_captions_are_text_or_a_key_of_json",
-    ),
-)
-
-_TABLES = planted(
-    "data/tables.py",
-    "data/test_tables.py",
-    (
-        "tables: a path in a cell is followed anywhere",
-        "return inside(folders[-1], path).read_bytes()",
-        "return (folders[-1] / path).read_bytes()",
-        "test_a_hostile_table_gives_its_good_rows_and_reasons",
-    ),
-    (
-        "tables: rows are counted anew in each group",
-        "            first += len(texts)\n",
-        "",
-        "test_rows_are_pictures_in_their_order_over_groups_and_files",
-    ),
-    (
-        "tables: every group is the first",
-        "return file.read_row_group(group, columns=[column]).column(0)",
-        "return file.read_row_group(0, columns=[column]).column(0)",
-        "test_rows_are_pictures_in_their_order_over_groups_and_files",
-    ),
-    (
-        "tables: a saved data set names files anywhere",
-        '        inside(folder, str(file["filename"]))\n',
-        "        pass\n",
-        "test_a_saved_data_set_that_leads_elsewhere_is_refused",
-    ),
-)
-
-_ORDER = planted(
-    "data/sources.py",
-    "data/test_buckets.py",
-    (
-        "buckets: rounds are not shuffled",
-        "for b in generator.permutation(buckets)]",
-        "for b in (buckets if generator else ())]",
-        "test_the_order_follows_from_the_step_alone",
-    ),
-    (
-        "buckets: small ones get more than their share",
-        "return turn * source.order.size // batch_size",
-        "return turn * -(-source.order.size // batch_size)",
-        "test_all_pictures_are_visited_equally_often[4]",
-    ),
-    (
-        "buckets: pictures are picked by the step, not by the visit",
-        "return source.of_rows(rng, source.order.rows(rng, number))",
-        "return source.of_rows(rng, source.order.rows(rng))",
-        "test_all_pictures_are_visited_equally_often[4]",
-    ),
-    (
-        "captions: the same rows are dropped in every batch",
-        'dropped = rng.sample.uniform("caption_dropout") < self.share',
-        'dropped = Rng(0, 0, rng.batch_size, rng.rows).sample.uniform("caption_dropout") < self.share',
-        "test_captions_are_dropped_at_their_share_and_by_a_draw",
-    ),
-    (
-        "captions: those are kept that should be dropped",
-        "cond=batch.cond.drop(dropped)",
-        "cond=batch.cond.drop(~dropped)",
-        "test_captions_are_dropped_at_their_share_and_by_a_draw",
-    ),
-    (
-        "prompts: zeros pass for pictures",
-        "torch.full((), torch.nan,",
-        "torch.full((), 0.0,",
-        "test_prompts_give_conditions_and_nothing_that_could_pass_for_a_picture",
-    ),
-)
-
-_SIZES = planted(
-    "data/buckets.py",
-    "data/test_buckets.py",
-    (
-        "buckets: height and width change places",
-        "math.log(size[0] * width / (size[1] * height))",
-        "math.log(size[1] * width / (size[0] * height))",
-        "test_a_picture_goes_where_it_loses_least",
-    ),
-    (
-        "buckets: they are larger than the square",
-        "other = side * side // one // step * step",
-        "other = -(-side * side // one // step) * step",
-        "test_sizes_keep_to_the_area_and_the_multiple",
-    ),
-)
-
-_CACHE = planted(
-    "data/cache.py",
-    "data/test_cache.py",
-    (
-        "cache: files of other data pass",
-        "if said != self._about(rows):",
-        "if said.keys() != self._about(rows).keys():",
-        "test_a_changed_caption_picture_or_size_is_encoded_again",
-    ),
-    (
-        "cache: what was skipped is forgotten when it is found again",
-        "return parts, without\n        except",
-        "return parts, []\n        except",
-        "test_what_cannot_be_read_is_passed_over_and_listed",
-    ),
-    (
-        "cache: a group's captions are those of the first rows",
-        "[caption for _, caption in group]",
-        "sorted(caption for _, caption in group)",
-        "test_latents_are_the_teachers_of_these_pictures",
-    ),
-    (
-        "cache: buckets are cut to squares",
-        "if buckets else ((side, side),)",
-        "if not buckets else ((side, side),)",
-        "test_pixels_of_a_bucket_are_the_pictures_own",
-    ),
-)
-
-_LET_GO = planted(
-    "models/families/teacher.py",
-    "data/test_cache.py",
-    (
-        "teacher: of several text encoders one is let go",
-        'if name.startswith("text_encoder")]',
-        'if name == "text_encoder"]',
-        "test_text_encoders_are_let_go_and_what_was_asked_for_is_kept[sdxl]",
-    ),
-    (
-        "teacher: what will be asked later is forgotten",
-        "self._known[tuple(prompts)] = self.encode_prompts(prompts)",
-        "self.encode_prompts(prompts)",
-        "test_text_encoders_are_let_go_and_what_was_asked_for_is_kept[sdxl]",
-    ),
-)
-
-PICTURES = [*_PICTURES, *_SHARDS, *_TABLES, *_ORDER, *_SIZES, *_CACHE, *_LET_GO]
+]

@@ -1,0 +1,114 @@
+"""Planted defects of checkpoints."""
+
+from tests.mutants.mutant import planted
+
+MUTANTS = [
+    *planted(
+        "checkpoints/load.py",
+        "checkpoints/test_load.py",
+        (
+            "checkpoints: the LoRA scale is forgotten",
+            ("lora, entry.lora_scale or 1.0)\n    else"),
+            ("lora, 1.0)\n    else"),
+            "test_a_lora_is_added_at_the_entrys_scale",
+        ),
+        (
+            "checkpoints: the told scale counts from zero",
+            "1000 * (guidance_embed - 1)",
+            "1000 * guidance_embed",
+            "test_a_network_that_is_told_its_guidance_is_told_it",
+        ),
+        (
+            "checkpoints: the base's prediction type stays",
+            'entry.scheduler_overrides.get("prediction_type", teacher.denoiser.prediction_type)',
+            "teacher.denoiser.prediction_type",
+            "test_a_whole_network_replaces_the_bases",
+        ),
+        (
+            "checkpoints: a LoRA of another rank is handed on",
+            'if weights == "lora" and has != {rank}:',
+            "if False:",
+            "test_a_recipe_starts_from_one[lora-8-has rank 4]",
+        ),
+    ),
+    *planted(
+        "checkpoints/sampling.py",
+        "checkpoints/test_sampling.py",
+        (
+            "checkpoints: DDIM steps to its next time",
+            "replace(at, next=at.time - stride)",
+            "at",
+            "test_an_entry_samples_as_diffusers_does[hyper-sdxl-12step-cfg]",
+        ),
+        (
+            "checkpoints: sigmas are not shifted",
+            "Schedule.flow(shift_of(entry, config)).shifted(flow_sigmas(entry, config, n))",
+            "tuple(flow_sigmas(entry, config, n))",
+            "test_an_entry_samples_as_diffusers_does[pcm-sd3-4step-shift3]",
+        ),
+        (
+            "checkpoints: Euler starts from unit noise",
+            '"table" if entry.scheduler.startswith("Euler") else "unit"',
+            '"unit"',
+            "test_an_entry_samples_as_diffusers_does[sdxl-turbo]",
+        ),
+        (
+            "checkpoints: DDIM ends at clean data",
+            '"clean" if config.get("set_alpha_to_one", True) else "end"',
+            '"clean"',
+            "test_an_entry_samples_as_diffusers_does[pcm-sdxl-4step-smallcfg]",
+        ),
+        (
+            "checkpoints: FLUX's tokens are too many",
+            "_FLUX_TOKENS = 16 * 16",
+            "_FLUX_TOKENS = 8 * 8",
+            "test_an_entry_samples_as_diffusers_does[hyper-flux-8step]",
+        ),
+        (
+            "checkpoints: the entry's eta is forgotten",
+            "(entry.eta or 0.0)",
+            "0.0",
+            "test_an_entry_samples_as_diffusers_does[hyper-sdxl-unified]",
+        ),
+        (
+            "checkpoints: the entry's timesteps are forgotten",
+            "if entry.timesteps is not None and n == len(entry.timesteps):",
+            "if False:",
+            "test_an_entry_samples_as_diffusers_does[dmd2-sdxl-4step]",
+        ),
+        (
+            "checkpoints: the entry's sigmas are forgotten",
+            "own = entry.sigmas\n",
+            "own = None\n",
+            "test_an_entry_samples_as_diffusers_does[pcm-sd3-4step-shift1]",
+        ),
+    ),
+    *planted(
+        "checkpoints/explain.py",
+        "checkpoints/test_explain.py",
+        (
+            "checkpoints: a wrong number of steps is not said",
+            "if steps not in entry.steps:",
+            "if False:",
+            "test_wrong_wishes_are_warned_about",
+        ),
+        (
+            "checkpoints: guidance 0 is warned about",
+            "max(1.0, guidance_scale) <= high",
+            "guidance_scale <= high",
+            "test_wrong_wishes_are_warned_about",
+        ),
+        (
+            "checkpoints: the lines leave SD3's levels to diffusers",
+            'entry.sigmas or (entry.flow and entry.family == "sd3")',
+            "entry.sigmas",
+            "test_the_lines_for_diffusers_do_what_the_entry_says[hyper-sd3-4step-cfg]",
+        ),
+        (
+            "checkpoints: the lines forget the LoRA scale",
+            "if entry.lora_scale != 1 else lines",
+            "if False else lines",
+            "test_the_lines_for_diffusers_do_what_the_entry_says[hyper-sd3-4step-cfg]",
+        ),
+    ),
+]

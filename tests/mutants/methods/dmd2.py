@@ -1,0 +1,88 @@
+"""Planted defects of the method dmd2."""
+
+from tests.mutants.mutant import planted
+
+MUTANTS = [
+    *planted(
+        "methods/dmd2.py",
+        "methods/test_dmd2.py",
+        (
+            "distribution matching: the critic's answers keep the student's graph",
+            "answers = shared.answer.detach()",
+            "answers = shared.answer",
+            "test_no_graph_leads_from_the_critics_losses_to_the_student",
+        ),
+        (
+            "distribution matching: real and fake change places",
+            "told_apart = verdict(real, fake,",
+            "told_apart = verdict(fake, real,",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: the student is pleased to be found out",
+            "return Loss(loss + game, parts",
+            "return Loss(loss - game, parts",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: the game's gradient is not weighted",
+            "(pull,) = torch.autograd.grad(self.settings.adversarial_weight * adversarial, leaf)",
+            "(pull,) = torch.autograd.grad(adversarial, leaf)",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: data and answers are judged under one noise",
+            "self._judged(roles, batch, answers, draws.judged_time, draws.judged_noise)",
+            "self._judged(roles, batch, answers, draws.data_time, draws.data_noise)",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: the discriminator's loss counts as much as the fake score's",
+            "weighted = self.settings.discriminator_weight * told_apart.total",
+            "weighted = told_apart.total",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: the critic forgets the discriminator",
+            "then=judge if self.game else None",
+            "then=None",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: scores are compared at the fake score's times",
+            "draws.matching_noise, draws.matching_time, batch.cond",
+            "draws.matching_noise, draws.fake_time, batch.cond",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: there is a graph where the student is not due",
+            'with nullcontext() if "student" in due else torch.no_grad():',
+            "with nullcontext():",
+            "test_one_graph_of_a_network_at_a_time",
+        ),
+        (
+            "distribution matching: the student moves at every step",
+            'Player("student", every=settings.student_every)',
+            'Player("student")',
+            "test_without_its_weight_there_is_no_discriminator",
+        ),
+        (
+            "distribution matching: the heads have no player",
+            'owned = ("fake", self.game.name)',
+            'owned = ("fake",)',
+            "test_without_its_weight_there_is_no_discriminator",
+        ),
+        (
+            "distribution matching: scores are matched at every level",
+            'self.scores.draw_time(rng, "matching_time", 0.02, 0.98)',
+            'self.scores.draw_time(rng, "matching_time")',
+            "test_draws",
+        ),
+        (
+            "distribution matching: students are sampled in four steps whatever their times",
+            "Sampling(len(times) or settings.num_inference_steps,",
+            "Sampling(settings.num_inference_steps,",
+            "test_one_step_at_a_lower_time_starts_from_noise_as_it_is",
+        ),
+    ),
+]

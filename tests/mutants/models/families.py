@@ -1,0 +1,224 @@
+"""Planted defects of the families of pipelines."""
+
+from tests.mutants.mutant import planted
+
+MUTANTS = [
+    *planted(
+        "models/families/teacher.py",
+        "models/test_families.py",
+        (
+            "families: the posterior's deviation is not scaled",
+            "return (mean - shift) * factor, std * factor",
+            "return (mean - shift) * factor, std",
+            "test_latents_are_shifted_and_scaled_and_back",
+        ),
+        (
+            "families: latents are shifted the wrong way",
+            "return (mean - shift) * factor",
+            "return (mean + shift) * factor",
+            "test_latents_are_shifted_and_scaled_and_back",
+        ),
+        (
+            "families: latents are shifted before they are scaled back",
+            "/ factor + shift",
+            "+ shift / factor",
+            "test_latents_are_shifted_and_scaled_and_back",
+        ),
+        (
+            "families: pictures for losses forget the latents' scale",
+            "latents.to(vae.device, vae.dtype) / factor + shift, return_dict",
+            "latents.to(vae.device, vae.dtype), return_dict",
+            "tests/models/test_helpers.py::test_pictures_are_what_the_autoencoder_makes_of_unscaled_latents",
+        ),
+        (
+            "teacher: of several text encoders one is let go",
+            'if name.startswith("text_encoder")]',
+            'if name == "text_encoder"]',
+            "tests/data/test_cache.py::test_text_encoders_are_let_go_and_what_was_asked_for_is_kept[sdxl]",
+        ),
+        (
+            "teacher: what will be asked later is forgotten",
+            "self._known[tuple(prompts)] = self.encode_prompts(prompts)",
+            "self.encode_prompts(prompts)",
+            "tests/data/test_cache.py::test_text_encoders_are_let_go_and_what_was_asked_for_is_kept[sdxl]",
+        ),
+    ),
+    *planted(
+        "models/families/network.py",
+        "models/test_teachers.py",
+        (
+            "features: the UNet's decoder runs for nothing",
+            "                leave()\n",
+            "                pass\n",
+            "tests/models/test_features.py::test_nothing_after_the_last_tap_is_run",
+        ),
+        (
+            "features: the blocks are watched for ever",
+            ("        for handle in handles:\n            handle.remove()"),
+            "        pass",
+            "tests/models/test_features.py::test_nothing_after_the_last_tap_is_run",
+        ),
+        (
+            "features: they carry no gradient to the picture",
+            "found[tap] = output[place] if isinstance(output, tuple) else output",
+            "found[tap] = (output[place] if isinstance(output, tuple) else output).detach()",
+            "tests/models/test_features.py::test_the_gradient_reaches_the_student_through_the_frozen_teacher",
+        ),
+        (
+            "features: a transformer's maps are turned",
+            "(height, width)) for tap in wanted]",
+            "(width, height)).transpose(2, 3) for tap in wanted]",
+            "test_features_are_the_blocks_tokens_as_maps",
+        ),
+        (
+            "features: all of a transformer's blocks run",
+            "setattr(transformer, stack, blocks[:count])",
+            "setattr(transformer, stack, blocks[: count + 1])",
+            "test_features_are_the_blocks_tokens_as_maps",
+        ),
+        (
+            "features: a transformer stays cut",
+            "                setattr(transformer, stack, blocks)\n",
+            "                pass\n",
+            "test_features_are_the_blocks_tokens_as_maps",
+        ),
+        (
+            "families: a transformer hears no extra input",
+            "(args[0] + extra.to(args[0].dtype), *args[1:])",
+            "args",
+            "test_extra_inputs_start_at_nothing_and_are_heard",
+        ),
+    ),
+    *planted(
+        "models/families/unet.py",
+        "models/test_teachers.py",
+        (
+            "families: a UNet's decoder stays",
+            "        unet.up_blocks = nn.ModuleList()\n",
+            "",
+            "tests/runs/test_distill_lightning.py::test_a_discriminator_has_no_decoder",
+        ),
+        (
+            "features: taps come in the network's order, not as asked",
+            "return [found[tap] for tap in wanted]",
+            "return list(found.values())",
+            "tests/models/test_features.py::test_a_unets_features_are_its_blocks_outputs",
+        ),
+        (
+            "families: SDXL is told another size",
+            "torch.tensor([[*sides, 0, 0, *sides]])",
+            "torch.tensor([[*sides, 0, 0, 2 * sides[0], sides[1]]])",
+            "test_the_network_is_asked_as_its_pipeline_asks_it[sdxl]",
+        ),
+        (
+            "families: SDXL's null is the empty prompt whatever its config says",
+            (
+                '        _, embeds, _, pooled = self.pipeline.encode_prompt("", device=self.device(), do_classifi'
+                "er_free_guidance=True)\n"
+                '        return {"prompt_embeds": embeds, "pooled_embeds": pooled}'
+            ),
+            '        return self.encode([""])',
+            "test_no_prompt_is_zeros_for_sdxl_unless_its_config_says_the_empty_prompt",
+        ),
+        (
+            "families: a refiner passes for a base model",
+            "encoder.config.projection_dim != self._pooled()",
+            "encoder.config.projection_dim < 0",
+            "test_foreign_pipelines_are_refused",
+        ),
+    ),
+    *planted(
+        "models/families/family.py",
+        "models/test_teachers.py",
+        (
+            "families: a zeroed terminal and v-prediction are taken for epsilon",
+            'str(self._scheduler().get("prediction_type", "epsilon"))',
+            '"epsilon"',
+            "test_a_picture_is_the_pipelines_own[sd2v]",
+        ),
+        (
+            "families: the shift of FLUX forgets the picture's size",
+            "Schedule.shift_of_size(config, self.tokens)",
+            "Schedule.shift_of_size(config, 4096)",
+            "test_a_shift_that_depends_on_the_size_is_the_schedulers",
+        ),
+        (
+            "families: a bucket's size is not told",
+            "size or (side * self.down for side in self.latent_shape[1:])",
+            "(side * self.down for side in self.latent_shape[1:])",
+            "tests/data/test_cache.py::test_buckets_have_their_own_shapes_and_the_network_is_told_them[sdxl]",
+        ),
+        (
+            "families: the size is told with a prompt only",
+            "null=None if null is None else null | sizes)",
+            "null=None if null is None else null | {k: 0 * t for k, t in sizes.items()})",
+            "test_what_is_told_about_the_size_stays_when_the_prompt_goes",
+        ),
+        (
+            "families: any size passes",
+            "if size is not None and (size < step or size % step):",
+            "if size is not None and size < step:",
+            "test_a_size_that_does_not_fit_is_refused",
+        ),
+    ),
+    *planted(
+        "models/families/flux.py",
+        "models/test_teachers.py",
+        (
+            "families: FLUX: rows and columns change places",
+            "torch.stack([torch.zeros_like(rows), rows, columns], dim=1)",
+            "torch.stack([torch.zeros_like(rows), columns, rows], dim=1)",
+            "test_packing_is_that_of_diffusers",
+        ),
+        (
+            "families: FLUX: it is told no guidance of its own",
+            "torch.full_like(t, self.guidance_embed)",
+            "torch.full_like(t, 1.0)",
+            "test_the_network_is_asked_as_its_pipeline_asks_it[flux]",
+        ),
+        (
+            "families: FLUX: fresh noise is drawn for latents",
+            "unpack(noise.reshape(len(noise), height * width, -1), height, width)",
+            "noise",
+            "tests/export/test_families.py::test_lcm_on_a_flow_model[flux]",
+        ),
+    ),
+    *planted(
+        "models/families/sd3.py",
+        "models/test_teachers.py",
+        (
+            "families: SD3: features are the text's",
+            "    place = 1\n",
+            "    place = 0\n",
+            "test_features_are_the_blocks_tokens_as_maps",
+        ),
+        (
+            "families: SD3: its times are not scaled",
+            "timestep=t * self.time_scale",
+            "timestep=t",
+            "test_the_network_is_asked_as_its_pipeline_asks_it[sd3]",
+        ),
+        (
+            "families: SD3: a LoRA leaves the modulations out",
+            '"linear", "linear_1"',
+            '"linear_1"',
+            "tests/planning/test_estimate.py::test_transformers_have_every_linear_layer_adapted",
+        ),
+    ),
+    *planted(
+        "models/families/pixart.py",
+        "models/test_teachers.py",
+        (
+            "families: PixArt: padding is read as words",
+            'encoder_attention_mask=cond["prompt_mask"]',
+            "encoder_attention_mask=None",
+            "test_the_network_is_asked_as_its_pipeline_asks_it[pixart]",
+        ),
+        (
+            "families: PixArt: the variance passes for the noise",
+            "[:, : x.shape[1]]",
+            "[:, x.shape[1] :]",
+            "test_a_picture_is_the_pipelines_own[pixart]",
+        ),
+    ),
+]

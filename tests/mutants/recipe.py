@@ -1,0 +1,34 @@
+"""Planted defects of recipe."""
+
+from tests.mutants.mutant import planted
+
+MUTANTS = [
+    *planted(
+        "recipe/schema.py",
+        "runs/test_distill_hyper.py",
+        (
+            "recipe: a method's own sampling is forgotten",
+            'update={"sample": recipe.sample.model_copy(update=own)}',
+            'update={"sample": recipe.sample}',
+            "tests/runs/test_distill_pcm.py::test_what_a_recipe_leaves_out_is_the_methods_own",
+        ),
+        (
+            "recipe: pairs are guided as the sample grid, not as the method",
+            "scale = float(own) if isinstance(own, int | float) else recipe.sample.guidance_scale",
+            "scale = recipe.sample.guidance_scale",
+            "tests/runs/test_teacher_samples.py::test_what_a_recipe_leaves_out",
+        ),
+        (
+            "recipe: another sampler must take the method's steps",
+            "bound = wanted.no_other_steps and recipe.sample.sampler is None",
+            "bound = wanted.no_other_steps",
+            "test_a_sampler_of_the_recipes_own",
+        ),
+        (
+            "recipe: any word is a sampler",
+            "if value is not None and value not in SAMPLERS:",
+            "if value is not None and not value:",
+            "test_a_sampler_of_the_recipes_own",
+        ),
+    ),
+]

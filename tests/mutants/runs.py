@@ -1,0 +1,198 @@
+"""Planted defects of runs."""
+
+from tests.mutants.mutant import planted
+
+MUTANTS = [
+    *planted(
+        "runs/chain.py",
+        "runs/test_chain.py",
+        (
+            "stages: keys above win over the stage's own",
+            "merged[key] = value\n",
+            "merged.setdefault(key, value)\n",
+            "test_keys_above_hold_for_every_stage_and_overrides_reach_each",
+        ),
+        (
+            "stages: another method inherits the settings of the one above",
+            "not _other(key, old, value)",
+            "True",
+            "test_keys_above_hold_for_every_stage_and_overrides_reach_each",
+        ),
+        (
+            "stages: a teacher of few steps is asked for others",
+            "many not in (None, teacher.sample.num_inference_steps)",
+            "False",
+            "tests/runs/test_distill_lightning.py::test_a_teacher_is_asked_on_the_grid_it_learnt",
+        ),
+    ),
+    *planted(
+        "runs/setup.py",
+        "runs/test_chain.py",
+        (
+            "stages: earlier ones cost nothing",
+            ("    costs: dict[str, float] = {}\n    for card in map(load_card, found):"),
+            ("    costs: dict[str, float] = {}\n    for card in ():"),
+            "test_every_stage_leaves_a_student",
+        ),
+        (
+            "stages: what two later ones begin with is paid twice",
+            "costs |= card.costs or",
+            "costs |= {mark_of(repr(card)): card.forward_equivalents} or",
+            "test_every_stage_leaves_a_student",
+        ),
+        (
+            "distill: the card forgets the guidance that a student was left with",
+            "guidance_scale=wanted.guidance_scale,",
+            "",
+            "tests/runs/test_distill_pcm.py::test_normal_cfg_students_keep_their_guidance",
+        ),
+        (
+            "job: weights are read as another kind without a word",
+            "if before and before != mine:",
+            "if before and False:",
+            "tests/runs/test_distill_lightning.py::test_weights_of_one_kind_are_not_read_as_another",
+        ),
+        (
+            "job: the card does not say what a student predicts",
+            "prediction_type=self.roles.student.prediction_type",
+            'prediction_type=""',
+            "tests/runs/test_distill_lightning.py::test_a_student_may_predict_another_kind_than_its_teacher",
+        ),
+        (
+            "job: the recipe's sampler is not the card's",
+            "sampler=recipe.sample.sampler or self.method.sampler",
+            "sampler=self.method.sampler",
+            "tests/runs/test_distill_hyper.py::test_times_of_the_method_go_with_as_many_steps_alone",
+        ),
+        (
+            "job: one time of the method's for two steps of another sampler",
+            "recipe.sample.sampler is None or len(wanted.timesteps) == few",
+            "True",
+            "tests/runs/test_distill_hyper.py::test_times_of_the_method_go_with_as_many_steps_alone",
+        ),
+        (
+            "job: feedback draws from its student by another sampler",
+            "if card.sampler != method.sampler:",
+            "if False:",
+            ("tests/runs/test_distill_feedback.py::test_what_does_not_fit_is_one_sentence_before_anything_is_written"),
+        ),
+    ),
+    *planted(
+        "runs/validation.py",
+        "runs/test_chain.py",
+        (
+            "watch: high accuracy is bad",
+            'sign = -1 if self.settings.metric == "accuracy" else 1',
+            "sign = 1",
+            "test_the_best_student_is_kept_and_patience_ends_the_run[accuracy]",
+        ),
+        (
+            "watch: patience is one longer",
+            "return 0 < self.settings.patience <= waited",
+            "return 0 < self.settings.patience < waited",
+            "test_the_best_student_is_kept_and_patience_ends_the_run[FD]",
+        ),
+    ),
+    *planted(
+        "runs/distill.py",
+        "runs/test_teacher_samples.py",
+        (
+            "resume: a run made longer passes for finished",
+            '        (folder / "student" / CARD_FILE).unlink(missing_ok=True)\n',
+            "",
+            "tests/runs/test_distill.py::test_a_run_made_longer_and_interrupted_is_not_finished",
+        ),
+        (
+            "distill: pairs cost nothing",
+            "job.sampled = 0.0 if pairs is None else pairs.cost",
+            "job.sampled = 0.0",
+            "test_a_run_that_needs_pairs_makes_them_first_and_counts_them",
+        ),
+        (
+            "distill: the folder is claimed before its pairs are looked at",
+            'files, mine = pair_files(job, shared), job.folder / "recipe.yaml"\n',
+            (
+                'mine = job.folder / "recipe.yaml"\n'
+                "    replace_text(mine, as_yaml(job.recipe))\n"
+                "    files = pair_files(job, shared)\n"
+            ),
+            "test_stale_samples_are_refused_and_the_folder_is_left_alone",
+        ),
+        (
+            "distill: the teacher's samples as data are pictures after all",
+            'of_teacher = pairs is not None and recipe.data.source == "teacher"',
+            "of_teacher = False",
+            "test_any_method_trains_on_the_teachers_samples",
+        ),
+        (
+            "distil: rewards get no captions",
+            '_with_prompts(data, recipe, of_teacher) if "prompts" in job.method.streams else data',
+            "data",
+            "tests/runs/test_distill_feedback.py::test_prompts_of_the_pictures_reach_the_rewards",
+        ),
+    ),
+    *planted(
+        "runs/teacher_samples.py",
+        "runs/test_teacher_samples.py",
+        (
+            "prepare: the teacher is not guided",
+            "x0 = sample(teacher, solver, noise, cond, settings.guidance_scale).x0",
+            "x0 = sample(teacher, solver, noise, cond).x0",
+            "test_samples_are_the_guided_teachers_from_their_noise_and_captions",
+        ),
+        (
+            "prepare: noise by the place in the file",
+            "noise_of(settings.seed, i, shape) for i in rows",
+            "noise_of(settings.seed, i, shape) for i in range(len(rows))",
+            "test_samples_are_the_guided_teachers_from_their_noise_and_captions",
+        ),
+        (
+            "prepare: captions are not counted round",
+            "[distinct[i % len(distinct)] for i in range(size)]",
+            "[distinct[min(i, len(distinct) - 1)] for i in range(size)]",
+            "test_samples_are_the_guided_teachers_from_their_noise_and_captions",
+        ),
+        (
+            "prepare: a student's adapters change the teacher's name",
+            "yield from base_parameters(job.roles.base)",
+            "yield from job.roles.base.parameters()",
+            "test_a_teachers_fingerprint_is_its_weights_kind_and_schedule",
+        ),
+        (
+            "prepare: the text encoder is not part of the teacher's name",
+            'if name.startswith("text_encoder") and isinstance(part, nn.Module):',
+            'if name == "nothing" and isinstance(part, nn.Module):',
+            "test_a_teachers_fingerprint_is_its_weights_kind_and_schedule",
+        ),
+        (
+            "prepare: the kind of prediction is not part of the teacher's name",
+            'f"{denoiser.prediction_type} {denoiser.schedule.family} {levels}"',
+            'f"{denoiser.schedule.family} {levels}"',
+            "test_a_teachers_fingerprint_is_its_weights_kind_and_schedule",
+        ),
+        (
+            "prepare: what is not finite is kept",
+            "if not x0.half().isfinite().all():",
+            "if x0.numel() == 0:",
+            "test_a_teacher_that_gives_nan_is_one_sentence",
+        ),
+        (
+            "prepare: finished files are made again",
+            "missing = files.missing()",
+            "missing = list(range(len(files)))",
+            "test_prepared_distilled_halfway_and_resumed_is_distilled",
+        ),
+        (
+            "prepare: every stage samples the teacher for itself",
+            "if shared is not None and job.recipe.pairs.path is None:",
+            "if shared is None and job.recipe.pairs.path is None:",
+            "tests/runs/test_distill_hyper.py::test_stages_share_the_samples_of_the_teacher_that_both_want",
+        ),
+        (
+            "prepare: stages share what they do not both want",
+            "json.dumps(wanted, sort_keys=True)",
+            "json.dumps(sorted(wanted), sort_keys=True)",
+            "tests/runs/test_distill_hyper.py::test_stages_share_the_samples_of_the_teacher_that_both_want",
+        ),
+    ),
+]

@@ -1,0 +1,70 @@
+"""Planted defects of scenes64."""
+
+from tests.mutants.mutant import planted
+
+MUTANTS = [
+    *planted(
+        "scenes64/linear_code.py",
+        "scenes64/test_linear_code.py",
+        (
+            "latents: details are scaled up nearly to the colours' variance",
+            "scale = variances.pow(-0.25)",
+            "scale = variances.pow(-0.4)",
+            "test_it_explains_more_than_other_projections",
+        ),
+        (
+            "latents: the code takes the least components",
+            "variances.flip(0)[:channels], vectors.flip(1)[:, :channels]",
+            "variances[:channels], vectors[:, :channels]",
+            "test_it_explains_more_than_other_projections",
+        ),
+    ),
+    *planted(
+        "scenes64/teacher_stages.py",
+        "scenes64/test_train_teacher.py",
+        (
+            "teacher: the second task does not fade",
+            "share = self.telling * (1 - rng.step / self.settings.steps)",
+            "share = self.telling",
+            "test_the_second_task_is_told_from_inside_and_fades",
+        ),
+        (
+            "teacher: the decoder draws from what the encoder gives",
+            "self.vae.decode(latents + spread",
+            "self.vae.decode(posterior.mean + spread",
+            "test_the_encoder_is_taught_the_code_and_the_decoder_draws_from_it",
+        ),
+    ),
+    *planted(
+        "scenes64/train_rewards.py",
+        "scenes64/test_train_rewards.py",
+        (
+            "reward training: the rejected one wins",
+            "return F.softplus(-margin).mean()",
+            "return F.softplus(margin).mean()",
+            "test_the_loss_is_the_likelihood_of_the_choices",
+        ),
+        (
+            "reward training: it is measured on what it was trained on",
+            "result = measure(network, preferences, held, seen.rows(held))",
+            "result = measure(network, preferences, order[count:], mine)",
+            "test_a_reward_is_learnt_from_choices_and_is_the_same_again",
+        ),
+        (
+            "reward training: the ceiling is the mean probability of what was chosen",
+            "float(torch.maximum(p, 1 - p).mean())",
+            "float(p.mean())",
+            "test_measured_on_held_out_choices",
+        ),
+    ),
+    *planted(
+        "scenes64/scenes/raters.py",
+        "data/test_preferences.py",
+        (
+            "raters: the probability is that of the first picture, whichever was chosen",
+            "return second, first, 1 - probability, decoded",
+            "return second, first, probability, decoded",
+            "test_raters_choose_by_their_rule_and_with_their_noise",
+        ),
+    ),
+]
