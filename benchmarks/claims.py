@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Figures, Outcome, lower_by, unseen
+from fewstep.evaluation.compare import Figures, Result, lower_by, unseen
 from fewstep.evaluation.grids import image_grid
 from fewstep.reports.results import IN_SHORT, PICTURES, Entry
 
@@ -106,11 +106,11 @@ def better_by(entry: Figures, other: Figures, figure: str) -> tuple[float, tuple
     return (-value, (-high, -low)) if figure == "accuracy" else (value, (low, high))
 
 
-def averaged(entries: list[Entry]) -> Outcome:
+def averaged(entries: list[Entry]) -> Result:
     """The figures of several seeds in the mean, with the same resampling of the prompts for all of them."""
     resampled = {name: torch.stack([e.resampled[name] for e in entries]).mean(0) for name in IN_SHORT}
     figures = {name: sum(e.figures[name] for e in entries) / len(entries) for name in IN_SHORT}
-    return Outcome("", entries[0].pictures, figures, resampled=resampled)
+    return Result("", entries[0].pictures, figures, resampled=resampled)
 
 
 def answer(differences: list[tuple[float, tuple[float, float]]]) -> str:

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Way, compare, table
+from fewstep.evaluation.compare import Candidate, compare, table
 from fewstep.evaluation.reference import reference_of
 from fewstep.inference.generate import load_model
 from fewstep.students.student import sampler_of
@@ -39,7 +39,7 @@ def main() -> None:
         for eta in map(float, given.eta.split(",")):
             sampler = sampler_of(model.card, num_inference_steps=steps, eta=eta)
             scale, told = model.card.guidance_scale, model.card.guidance_embed
-            ways.append(Way(f"{steps} steps, eta {eta:g}", model.denoiser, sampler, scale, told))
+            ways.append(Candidate(f"{steps} steps, eta {eta:g}", model.denoiser, sampler, scale, told))
     found = compare(model.teacher, ways, given.count, given.seed, reference=reference_of(model.teacher))
     print(table(found, ("evaluations", *FIGURES)))
     rows = {o.label: {n: (o.figures[n], o.intervals[n]) for n in FIGURES} for o in found.outcomes}

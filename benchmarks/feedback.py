@@ -19,7 +19,7 @@ from style import picks
 from torch import Tensor
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Outcome, Way, compare, lower_by
+from fewstep.evaluation.compare import Candidate, Result, compare, lower_by
 from fewstep.evaluation.metrics import centred_interval
 from fewstep.evaluation.reference import reference_of
 from fewstep.models.families import load_teacher
@@ -44,7 +44,7 @@ def paired(after: Tensor, before: Tensor) -> tuple[float, tuple[float, float]]:
     return float(change.mean()), centred_interval(change[picks(len(change))].mean(1), float(change.mean()))
 
 
-def row(found: dict[str, Outcome], rewards: dict[str, Path], threshold: float) -> dict[str, object]:
+def row(found: dict[str, Result], rewards: dict[str, Path], threshold: float) -> dict[str, object]:
     """Both students at one number of steps."""
     after, before = found["after"], found["before"]
     line: dict[str, object] = {}
@@ -80,7 +80,7 @@ def main() -> None:
     reference = reference_of(teacher)
     for steps in options.steps:
         ways = [
-            Way(name, student, sampler_of(card, num_inference_steps=steps))
+            Candidate(name, student, sampler_of(card, num_inference_steps=steps))
             for name, (student, card) in students.items()
         ]
         found = compare(teacher, ways, options.count, reference=reference, per_prompt=4, floors=False)

@@ -395,13 +395,13 @@ def benchmark(
     A job file is YAML: recipe, and perhaps set, seeds, budget, steps, count. What is finished stays; the same command
     goes on with the rest. Start it twice at once, on two cores or GPUs, and each takes what the other has not.
     """
-    from fewstep.reports.benchmark import Benchmark, Job, every_method
+    from fewstep.reports.benchmark import Benchmark, BenchmarkEntry, every_method
 
     given = {
         "seeds": tuple(_whole(seeds, "--seeds")) or None, "steps": tuple(_whole(steps, "--steps")) or None,
         "budget": budget, "count": count,
     }  # fmt: skip
-    made = [run for job in jobs or every_method() for run in Job.of(job, **given).runs(overrides or ())]
+    made = [run for job in jobs or every_method() for run in BenchmarkEntry.of(job, **given).runs(overrides or ())]
     work = Benchmark(made, out, runs or out / "runs", minutes, show_progress=not quiet)
     if show:
         for run in made:
@@ -571,12 +571,12 @@ def reward_train(
 ) -> None:
     """Learn a small reward model from choices between pictures of scenes-64, and measure it on those held out."""
     from fewstep.models.encoders import load_encoder
-    from fewstep.scenes64.detector import load_reader
+    from fewstep.scenes64.detector import load_detector
     from fewstep.scenes64.train_rewards import FILE, train_reward, with_steps
 
     if trunk not in ("encoder", "reader"):
         raise ValueError(f"Unknown --trunk '{trunk}': use encoder or reader.")
-    network = load_encoder() if trunk == "encoder" else load_reader().network
+    network = load_encoder() if trunk == "encoder" else load_detector().network
     result = train_reward(folder, out, network, seed, with_steps(steps), not quiet)
     typer.echo(f"{result}")
     typer.echo(f"The reward model is {out / FILE}, in standard deviations of the pictures it was trained on.")

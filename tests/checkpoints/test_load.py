@@ -21,7 +21,7 @@ from fewstep.models.lora_files import network_of, read_lora
 from fewstep.models.roles import Roles, Weights
 from fewstep.recipe.schema import parse_recipe
 from fewstep.runs.setup import prepare
-from fewstep.sampling import TCD, sample
+from fewstep.sampling import TCDSampler, sample
 from fewstep.scenes64.architecture import build_unet
 from fewstep.students.student import Card
 from tests.checkpoints.tiny import added, kohya, lora_of, peft
@@ -131,7 +131,7 @@ def test_guidance_zero_is_off_and_what_is_told_is_not_guidance():
 def test_it_samples_with_its_own_settings(tiny, file):
     model = load_published(HYPER, str(tiny), file)
     sampler = model.sampler(None, {"num_inference_steps": None})
-    assert isinstance(sampler, TCD) and sampler.eta == 1 and sampler.num_inference_steps == 4
+    assert isinstance(sampler, TCDSampler) and sampler.eta == 1 and sampler.num_inference_steps == 4
     noise, cond = torch.randn(1, *model.teacher.latent_shape), model.teacher.encode_prompts([""])
     run = sample(model.denoiser, sampler, noise, cond)
     assert run.timesteps.tolist() == [999, 759, 499, 259]

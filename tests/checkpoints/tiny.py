@@ -14,7 +14,7 @@ def lora_of(unet, rank=4, seed=0, scale=0.3, targets=UNET_LORA_TARGETS):
     for name, layer in unet.named_modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and name.endswith(targets):
             out, into, *kernel = layer.weight.shape
-            a = torch.randn(rank, into, *kernel, generator=generator) * (into ** -0.5)
+            a = torch.randn(rank, into, *kernel, generator=generator) * (into**-0.5)
             b = torch.randn(out, rank, *[1] * len(kernel), generator=generator) * scale * rank**-0.5
             made[name] = (a, b)
     return made

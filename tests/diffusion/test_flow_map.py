@@ -198,7 +198,7 @@ def test_the_schedule_only_changes_coordinates():
     """Phi(x; t -> s) of any schedule is alpha_s Phi_VE(x / alpha_t; eta_t -> eta_s)."""
     ring, x = GaussianMixture.ring(5, 1.0, 0.2), starts(GaussianMixture.ring(5, 1.0, 0.2), VP, 700, 32)
     a, c = float(VP.alpha(700)), float(VP.alpha(50))
-    ve = c * ring.flow_map(x / a, EDM, float(VP.eta(700)), float(VP.eta(50)))
+    ve = c * ring.flow_map(x / a, EDM, float(VP.noise_to_signal(700)), float(VP.noise_to_signal(50)))
     torch.testing.assert_close(ring.flow_map(x, VP, 700, 50), ve, rtol=1e-10, atol=1e-10)
 
 

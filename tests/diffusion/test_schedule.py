@@ -59,7 +59,7 @@ def test_stable_diffusion_table():
 def test_stable_diffusion_figures(t, alpha, sigma, eta):
     assert float(SD.alpha(t)) == pytest.approx(alpha, abs=5e-6)
     assert float(SD.sigma(t)) == pytest.approx(sigma, abs=5e-6)
-    assert float(SD.eta(t)) == pytest.approx(eta, rel=2e-3)
+    assert float(SD.noise_to_signal(t)) == pytest.approx(eta, rel=2e-3)
 
 
 def test_cosine_table():
@@ -114,29 +114,33 @@ def test_vp_preserves_variance_at_any_time(t):
 
 @given(st.integers(0, 998), st.floats(0, 1))
 def test_between_indices_log_sigma_is_linear(index, fraction):
-    low, high = float(SD.eta(index)), float(SD.eta(index + 1))
+    low, high = float(SD.noise_to_signal(index)), float(SD.noise_to_signal(index + 1))
     expected = math.exp((1 - fraction) * math.log(low) + fraction * math.log(high))
-    assert float(SD.eta(index + fraction)) == pytest.approx(expected, rel=1e-10)
+    assert float(SD.noise_to_signal(index + fraction)) == pytest.approx(expected, rel=1e-10)
 
 
 @given(st.floats(0, 998))
 def test_time_at_inverts_eta(t):
-    assert SD.time_at(SD.eta(t)) == pytest.approx(t, abs=1e-8)
+    assert SD.time_at(SD.noise_to_signal(t)) == pytest.approx(t, abs=1e-8)
 
 
 def test_time_at_of_other_families():
     assert FAMILIES["edm"].time_at(3.0) == 3.0
     assert FAMILIES["flow"].time_at([0.0, 1.0, math.inf]) == pytest.approx([0, 0.5, 1])
     assert SD.time_at([0.0, 1e9]) == pytest.approx([-1, 999])  # clean; clamped
-    assert FAMILIES["zero_snr"].time_at([float(FAMILIES["zero_snr"].eta(500)), math.inf]) == pytest.approx([500, 999])
+    assert FAMILIES["zero_snr"].time_at([float(FAMILIES["zero_snr"].noise_to_signal(500)), math.inf]) == pytest.approx(
+        [500, 999]
+    )
 
 
 def test_an_euler_config_interpolates_sigma_itself():
     euler = Schedule.from_diffusers(
         {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "interpolation_type": "linear"}
     )
-    assert float(euler.eta(10.25)) == pytest.approx(0.75 * float(SD.eta(10)) + 0.25 * float(SD.eta(11)), rel=1e-13)
-    assert float(euler.time_at(euler.eta(10.25))) == pytest.approx(10.25, abs=1e-9)
+    assert float(euler.noise_to_signal(10.25)) == pytest.approx(
+        0.75 * float(SD.noise_to_signal(10)) + 0.25 * float(SD.noise_to_signal(11)), rel=1e-13
+    )
+    assert float(euler.time_at(euler.noise_to_signal(10.25))) == pytest.approx(10.25, abs=1e-9)
 
 
 def test_shapes_and_types_of_times():
@@ -244,7 +248,7 @@ def test_karras_grid():
     assert FAMILIES["edm"].karras(n) == pytest.approx(expected, rel=1e-12)
     assert FAMILIES["edm"].timesteps(n).tolist() == FAMILIES["edm"].karras(n).tolist()
     vp = SD.karras(n)
-    assert vp[[0, -1]] == pytest.approx([float(SD.eta(999)), float(SD.eta(0))], rel=1e-14)
+    assert vp[[0, -1]] == pytest.approx([float(SD.noise_to_signal(999)), float(SD.noise_to_signal(0))], rel=1e-14)
     assert SD.time_at(vp)[[0, -1]].tolist() == [999, 0]
     assert FAMILIES["edm"].karras(1).tolist() == [80]
     assert (FAMILIES["edm"].karras(5, rho=1) == np.linspace(80, 0.002, 5)).all()

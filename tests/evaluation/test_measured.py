@@ -9,7 +9,7 @@ import torch
 
 from fewstep.evaluation.measured import RESAMPLINGS, Measured, Reference, gap_closed, interval
 from fewstep.evaluation.metrics import GroupedMoments, Moments, detail_fd, spread
-from fewstep.scenes64.detector import load_reader
+from fewstep.scenes64.detector import load_detector
 from fewstep.scenes64.scenes import Scenes
 
 torch.set_num_threads(1)
@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def reader():
-    return load_reader()
+    return load_detector()
 
 
 def renders(seed, count):

@@ -41,7 +41,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def elsewhere():
-    """Stands for `subprocess.run`: one child of its own interpreter answers all questions, one after the other."""
+    """Stands for `subprocess.run`: one child of its own interpreter answers all eval_inputs, one after the other."""
     child = subprocess.Popen(
         [sys.executable, "-c", LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

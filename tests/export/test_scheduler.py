@@ -13,7 +13,17 @@ import pytest
 from fewstep.diffusion.schedule import Schedule
 from fewstep.export.scheduler import few_step_shift, plan_scheduler
 from fewstep.models.denoiser import Denoiser
-from fewstep.sampling import CTM, DDIM, LCM, TCD, Euler, EulerAncestral, Phased, Renoise, sample
+from fewstep.sampling import (
+    CTMSampler,
+    DDIMSampler,
+    EulerAncestralSampler,
+    EulerSampler,
+    LCMSampler,
+    PhasedSampler,
+    RenoiseSampler,
+    TCDSampler,
+    sample,
+)
 from tests.sampling.conftest import noise, noises, toy  # noqa: F401
 
 BASE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)
@@ -22,25 +32,25 @@ SD, SD3, FLUX = "StableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipe
 
 # sampler, what the call must say beside the number of steps
 CASES = {
-    "lcm 4": (LCM(num_inference_steps=4), {}),
-    "lcm 3": (LCM(num_inference_steps=3), {}),
-    "lcm of 40": (LCM(num_inference_steps=4, original_inference_steps=40), {}),
-    "lcm trailing, as DMD2": (LCM(num_inference_steps=4, timestep_spacing="trailing"), {}),
-    "lcm from 799": (LCM(timesteps=[799, 399]), {"timesteps": [799, 399]}),
-    "lcm in one step, as Hyper-SD": (LCM(timesteps=[800]), {"timesteps": [800]}),
-    "dmd2": (Renoise(num_inference_steps=4), {}),
-    "tcd": (TCD(num_inference_steps=4, eta=0.3), {"eta": 0.3}),
-    "tcd 1": (TCD(num_inference_steps=1, eta=1.0), {"eta": 1.0}),
-    "tcd 0": (TCD(num_inference_steps=3, eta=0.0), {}),
-    "phased 2": (Phased(num_inference_steps=2), {}),
-    "phased 4": (Phased(num_inference_steps=4), {"timesteps": [999, 739, 499, 239]}),
-    "ctm 3": (CTM(num_inference_steps=3), {}),
-    "ddim 4": (DDIM(num_inference_steps=4), {}),
-    "ddim 3": (DDIM(num_inference_steps=3), {}),
-    "ddim half": (DDIM(num_inference_steps=4, eta=0.5), {"eta": 0.5}),
-    "euler 8": (Euler(num_inference_steps=8), {}),
-    "ancestral 3": (EulerAncestral(num_inference_steps=3), {}),
-    "turbo": (EulerAncestral(num_inference_steps=1), {}),
+    "lcm 4": (LCMSampler(num_inference_steps=4), {}),
+    "lcm 3": (LCMSampler(num_inference_steps=3), {}),
+    "lcm of 40": (LCMSampler(num_inference_steps=4, original_inference_steps=40), {}),
+    "lcm trailing, as DMD2": (LCMSampler(num_inference_steps=4, timestep_spacing="trailing"), {}),
+    "lcm from 799": (LCMSampler(timesteps=[799, 399]), {"timesteps": [799, 399]}),
+    "lcm in one step, as Hyper-SD": (LCMSampler(timesteps=[800]), {"timesteps": [800]}),
+    "dmd2": (RenoiseSampler(num_inference_steps=4), {}),
+    "tcd": (TCDSampler(num_inference_steps=4, eta=0.3), {"eta": 0.3}),
+    "tcd 1": (TCDSampler(num_inference_steps=1, eta=1.0), {"eta": 1.0}),
+    "tcd 0": (TCDSampler(num_inference_steps=3, eta=0.0), {}),
+    "phased 2": (PhasedSampler(num_inference_steps=2), {}),
+    "phased 4": (PhasedSampler(num_inference_steps=4), {"timesteps": [999, 739, 499, 239]}),
+    "ctm 3": (CTMSampler(num_inference_steps=3), {}),
+    "ddim 4": (DDIMSampler(num_inference_steps=4), {}),
+    "ddim 3": (DDIMSampler(num_inference_steps=3), {}),
+    "ddim half": (DDIMSampler(num_inference_steps=4, eta=0.5), {"eta": 0.5}),
+    "euler 8": (EulerSampler(num_inference_steps=8), {}),
+    "ancestral 3": (EulerAncestralSampler(num_inference_steps=3), {}),
+    "turbo": (EulerAncestralSampler(num_inference_steps=1), {}),
 }
 
 
@@ -77,7 +87,7 @@ def test_what_is_saved_steps_like_us(name, kind, noise, noises, monkeypatch):  #
         assert (mine - theirs).abs().max() <= 3e-5 * max(1, float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("sampler", [Phased(num_inference_steps=4, eta=0.5), LCM(timesteps=[799.5, 300])])
+@pytest.mark.parametrize("sampler", [PhasedSampler(num_inference_steps=4, eta=0.5), LCMSampler(timesteps=[799.5, 300])])
 def test_what_diffusers_cannot_do_is_said(sampler):
     with pytest.raises(ValueError, match="diffusers has no scheduler that steps like"):
         plan_scheduler(sampler, VP, BASE, "epsilon", SD)
@@ -88,7 +98,7 @@ def test_the_bases_own_defaults_do_not_come_back():
     base = dict(diffusers.DDIMScheduler(clip_sample=False).config)  # beta_start 0.0001, linear
     assert base["_use_default_values"]
     schedule = Schedule.from_diffusers(diffusers.DDIMScheduler(clip_sample=False))
-    built = plan_scheduler(LCM(num_inference_steps=4), schedule, base, "epsilon", SD).build()
+    built = plan_scheduler(LCMSampler(num_inference_steps=4), schedule, base, "epsilon", SD).build()
     np.testing.assert_allclose(built.alphas_cumprod.numpy(), schedule.alphas_cumprod, rtol=1e-5)
 
 
@@ -103,11 +113,17 @@ def test_flow_levels_are_the_shifted_fractions(shift, n):
     np.testing.assert_allclose(scheduler.sigmas.numpy(), [*expected, 0], atol=2e-7)
 
 
-@pytest.mark.parametrize("sampler, call", [
-    (Euler(num_inference_steps=4), {}), (LCM(num_inference_steps=4, timestep_spacing="trailing"), {}),
-    (Euler(sigmas=[1.0, 0.9, 0.2]), {"sigmas": [1.0, 0.9, 0.2]}), (DDIM(num_inference_steps=1), {}),
-    (Renoise(num_inference_steps=4), {}), (Phased(num_inference_steps=4, original_inference_steps=40), {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sampler, call",
+    [
+        (EulerSampler(num_inference_steps=4), {}),
+        (LCMSampler(num_inference_steps=4, timestep_spacing="trailing"), {}),
+        (EulerSampler(sigmas=[1.0, 0.9, 0.2]), {"sigmas": [1.0, 0.9, 0.2]}),
+        (DDIMSampler(num_inference_steps=1), {}),
+        (RenoiseSampler(num_inference_steps=4), {}),
+        (PhasedSampler(num_inference_steps=4, original_inference_steps=40), {}),
+    ],
+)
 def test_flow_samplers_step_like_us(sampler, call, noise, noises, monkeypatch):  # noqa: F811
     plan = plan_scheduler(sampler, FLOW, {"shift": 3.0, "num_train_timesteps": 1000}, "flow", SD3)
     assert plan.call == call
@@ -121,7 +137,7 @@ def test_flow_samplers_step_like_us(sampler, call, noise, noises, monkeypatch): 
 
 def test_flux_lays_the_fractions_itself():
     """Its pipeline hands over 1, 3/4, 1/2, 1/4: the scheduler must shift them, once and by a fixed shift."""
-    plan = plan_scheduler(Euler(num_inference_steps=4), FLOW, {"use_dynamic_shifting": True}, "flow", FLUX)
+    plan = plan_scheduler(EulerSampler(num_inference_steps=4), FLOW, {"use_dynamic_shifting": True}, "flow", FLUX)
     scheduler = plan.build()
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 4, 4))
     np.testing.assert_allclose(scheduler.sigmas.numpy(), [1, 0.9, 0.75, 0.5, 0], atol=1e-6)
@@ -132,4 +148,4 @@ def test_flux_lays_the_fractions_itself():
 ])  # fmt: skip
 def test_models_without_a_pipeline_are_refused(schedule, pipeline, match):
     with pytest.raises(ValueError, match=match):
-        plan_scheduler(Euler(num_inference_steps=4), schedule, {}, "epsilon", pipeline)
+        plan_scheduler(EulerSampler(num_inference_steps=4), schedule, {}, "epsilon", pipeline)

@@ -17,7 +17,7 @@ from fewstep.export import publish
 from fewstep.export.publish import export
 from fewstep.inference.model import Model
 from fewstep.models.families import as_teacher, load_teacher
-from fewstep.sampling import DDIM, sample
+from fewstep.sampling import DDIMSampler, sample
 from fewstep.students.student import Card
 from tests.checkpoints.tiny import added, kohya, lora_of, peft
 from tests.command_line import inside
@@ -163,7 +163,7 @@ def test_wishes_reach_the_sampler(teacher):
     model = teacher
     noise = torch.randn(2, *model.teacher.latent_shape, generator=torch.Generator().manual_seed(7))
     cond = model.teacher.encode_prompts(WORDS)
-    expected = sample(model.denoiser, DDIM(timesteps=[999, 500, 100]), noise, cond, 2.5).x0
+    expected = sample(model.denoiser, DDIMSampler(timesteps=[999, 500, 100]), noise, cond, 2.5).x0
     wishes = dict(timesteps=[999, 500, 100], guidance_scale=2.5, output_type="latent")
     assert torch.equal(model.sample(WORDS, latents=noise, **wishes), expected)
     assert torch.equal(model.sample(WORDS, seed=7, **wishes), expected)

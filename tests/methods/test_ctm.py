@@ -19,9 +19,7 @@ from fewstep.methods.ctm import CTM, Draws
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import UNetNetwork
 from fewstep.models.roles import Roles
-from fewstep.sampling import CTM as Gamma
-from fewstep.sampling import TCD as Strategic
-from fewstep.sampling import sample
+from fewstep.sampling import CTMSampler, TCDSampler, sample
 from fewstep.scenes64 import architecture as scenes64
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
@@ -419,7 +417,7 @@ def test_tcd_and_ctm_are_one_map_in_two_parametrisations(schedule, kind):
     assert off(tcd, ctm) <= 1e-10 and off(said.at(torch.from_numpy(s)), ctm) <= 1e-10
     for eta in (0.0, 0.4, 1.0):
         ends = [cls(num_inference_steps=2, eta=eta).end(SCHEDULES[schedule], times[4], times[2], False)
-                for cls in (Gamma, Strategic)]  # fmt: skip
+                for cls in (CTMSampler, TCDSampler)]  # fmt: skip
         assert (ends[0] == ends[1]) == (eta in (0.0, 1.0))
 
 
@@ -439,10 +437,10 @@ def test_sampling_tells_the_student_where_it_jumps(schedule):
     end, noise = float(SCHEDULES[schedule].end), torch.randn(3, 2, dtype=torch.float64)
     for gamma in (0.0, 0.6, 1.0):
         told.clear()
-        sample(Denoiser(Student(), SCHEDULES[schedule], "sample"), Gamma(timesteps=times, eta=gamma), noise)
+        sample(Denoiser(Student(), SCHEDULES[schedule], "sample"), CTMSampler(timesteps=times, eta=gamma), noise)
         assert [t for t, _ in told] == times and told[-1][1] == end
         for (_, s), after in zip(told[:-1], times[1:], strict=True):
-            low, level, landed = (float(SCHEDULES[schedule].eta(time)) for time in (end, after, s))
+            low, level, landed = (float(SCHEDULES[schedule].noise_to_signal(time)) for time in (end, after, s))
             assert landed == pytest.approx(low + (1 - gamma**2) ** 0.5 * (level - low), rel=1e-9, abs=1e-12)
 
 
@@ -463,7 +461,7 @@ def test_gamma_0_follows_the_exact_flow_map_pathwise(schedule):
     start = mixture.sample_at(200, space, space.start, torch.Generator().manual_seed(3))
     scale = float(space.sigma(space.start)) if schedule == "edm" else 1.0
     times = [float(space.start), *grid(schedule)[[4, 2, 1]].tolist()]
-    got = sample(Denoiser(Student(), space, "sample"), Gamma(timesteps=times), start / scale).x0
+    got = sample(Denoiser(Student(), space, "sample"), CTMSampler(timesteps=times), start / scale).x0
     exact = mixture.flow_map(start, space, float(space.start), float(space.end))
     assert (got - exact).abs().max() < 1e-9
 

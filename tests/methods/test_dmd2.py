@@ -32,7 +32,7 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Weights
-from fewstep.sampling import LCM, Renoise, sample
+from fewstep.sampling import LCMSampler, RenoiseSampler, sample
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import build_roles
@@ -217,14 +217,16 @@ def test_a_student_is_trained_where_it_will_be_sampled(schedule):
     p = build(schedule, "v_prediction", "guided")
     d = draws(schedule, "guided", 3)
     noises = list(d.noise.unbind(1))
-    run = sample(p.roles.student, Renoise(num_inference_steps=4), noises[0], p.batch.cond, noises=noises[1:])
+    run = sample(p.roles.student, RenoiseSampler(num_inference_steps=4), noises[0], p.batch.cond, noises=noises[1:])
     assert torch.equal(run.timesteps, p.method.inputs.timesteps)
     assert run.timesteps.tolist() == pytest.approx(sampled_at(schedule, 4).tolist(), rel=1e-12)
     for exit in range(4):
         x_t = p.method.inputs.state(p.roles.student, p.batch.x0, d.noise[:, : exit + 1], exit, p.batch.cond)
         assert torch.equal(x_t, run.states[exit]) and not x_t.requires_grad
     if schedule == "vp":  # and those of other programs' LCM samplers, given its times
-        lcm = sample(p.roles.student, LCM(timesteps=[999, 749, 499, 249]), noises[0], p.batch.cond, noises=noises[1:])
+        lcm = sample(
+            p.roles.student, LCMSampler(timesteps=[999, 749, 499, 249]), noises[0], p.batch.cond, noises=noises[1:]
+        )
         torch.testing.assert_close(lcm.x0, run.x0, rtol=0, atol=1e-5)
 
 

@@ -36,7 +36,7 @@ from fewstep.methods.hyper import Draws, Hyper
 from fewstep.methods.tcd import TCD
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Weights
-from fewstep.sampling import DDIM, Phased
+from fewstep.sampling import DDIMSampler, PhasedSampler
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
 
@@ -212,10 +212,10 @@ def test_segments_begin_where_the_student_is_sampled(name, segments):
     """VP: DDIM's trailing steps; flow: the shifted k/N; EDM: Karras' ramp in equal parts."""
     method = Hyper(SCHEDULES[name], segments=segments)
     floors = method.grid[method.floor(torch.arange(40)).unique()]
-    sampled = Phased(num_inference_steps=segments, original_inference_steps=40).times(SCHEDULES[name])
+    sampled = PhasedSampler(num_inference_steps=segments, original_inference_steps=40).times(SCHEDULES[name])
     assert floors.tolist() == sampled[:0:-1].tolist() and method.grid[-1] == sampled[0]
     if name == "vp":
-        assert sampled[:-1].tolist() == DDIM(num_inference_steps=segments).times(SCHEDULES[name])[:-1].tolist()
+        assert sampled[:-1].tolist() == DDIMSampler(num_inference_steps=segments).times(SCHEDULES[name])[:-1].tolist()
     if name == "flow":
         share = np.arange(segments) / segments
         assert floors.tolist() == pytest.approx((3 * share / (1 + 2 * share)).tolist(), abs=1e-12)

@@ -130,7 +130,7 @@ def test_judged_levels_are_logit_normal_on_every_schedule(schedule):
     method = LADD(SCHEDULES[schedule])
     random = method.draw(Batch(torch.zeros(20_000, 2)), Rng(3, 700, 20_000), Progress(700, 1000))
     times = method.judged_at(random.ratio)
-    ratio = torch.from_numpy(np.log(SCHEDULES[schedule].eta(times)))
+    ratio = torch.from_numpy(np.log(SCHEDULES[schedule].noise_to_signal(times)))
     assert ratio.median().item() == pytest.approx(1, abs=0.04)
     assert ratio.quantile(0.1587).item() == pytest.approx(0, abs=0.06)
     if schedule == "flow":

@@ -32,7 +32,7 @@ from fewstep.methods.base import Progress
 from fewstep.methods.lightning import Draws, Lightning
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Weights
-from fewstep.sampling import DDIM
+from fewstep.sampling import DDIMSampler
 from fewstep.sampling.samplers import renoise
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import build_roles
@@ -201,9 +201,9 @@ def test_a_student_learns_where_it_will_be_sampled_and_its_teacher_was(name, sta
         SCHEDULES[name], num_teacher_steps=many, num_inference_steps=few, num_start_times=few, loss="mse"
     )
     ways = torch.stack(method.way(torch.arange(few)), dim=1)
-    sampled = DDIM(num_inference_steps=few).times(SCHEDULES[name])
+    sampled = DDIMSampler(num_inference_steps=few).times(SCHEDULES[name])
     assert ways[:, 0].tolist() == sampled[:-1].tolist() and ways[:, -1].tolist() == sampled[1:].tolist()
-    taught = DDIM(num_inference_steps=many).times(SCHEDULES[name])
+    taught = DDIMSampler(num_inference_steps=many).times(SCHEDULES[name])
     steps = torch.cat([ways[:, :-1].flatten(), ways[-1:, -1]])
     if stage == (48, 16):  # 937.5 is 938 in sixteen steps, and 937 in 48, from 62.5 and three times 20.83
         assert (steps - torch.from_numpy(taught)).abs().max() == (1 if name == "vp" else 0)

@@ -67,9 +67,9 @@ def test_an_edm_pipeline_is_refused():
 
 
 def test_large_pictures_are_decoded_and_encoded_few_at_a_time():
-    from fewstep.models.families.teacher import at_once
+    from fewstep.models.families.teacher import vae_batch_size
 
-    assert [at_once(side) for side in (64, 256, 512, 1024, 4096)] == [32, 32, 8, 2, 1]
+    assert [vae_batch_size(side) for side in (64, 256, 512, 1024, 4096)] == [32, 32, 8, 2, 1]
     seen = []
     vae = Autoencoder()
     vae.encode = lambda images: seen.append(len(images)) or Autoencoder.encode(vae, images)

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fewstep.data.files import save_tensors
-from fewstep.models.detector import ReaderNetwork
+from fewstep.models.detector import DetectorNetwork
 from fewstep.models.encoders import load_encoder
 from fewstep.models.rewards import (
     HEAD_FILE,
@@ -208,7 +208,7 @@ def test_the_small_reward_by_hand(small):
 def test_what_measures_is_refused_in_a_loss(tmp_path):
     heads = load_encoder().heads
     network = RewardNetwork(About("reader", heads))
-    assert isinstance(network.trunk, ReaderNetwork) and not any(p.requires_grad for p in network.trunk.parameters())
+    assert isinstance(network.trunk, DetectorNetwork) and not any(p.requires_grad for p in network.trunk.parameters())
     save_tensors(tmp_path / "judge.safetensors", *reward_file(network))
     name = str(tmp_path / "judge.safetensors")
     assert open_reward(name, measures=True).network.about.trunk == "reader"

@@ -15,18 +15,18 @@ from fewstep.models.families import as_teacher
 from fewstep.models.families.flux import pack, places, unpack
 from fewstep.models.lora import matching
 from fewstep.models.roles import Roles, Weights
-from fewstep.sampling import DDIM, Euler, sample
+from fewstep.sampling import DDIMSampler, EulerSampler, sample
 from fewstep.students.student import Card, save_student
 from tests.models.pipelines import BUILD, PROMPTS, SIZE, build
 
 FAMILIES, STEPS = tuple(BUILD), 4
 SAMPLERS = {
-    "sd15": DDIM(num_inference_steps=STEPS, final="end"),
-    "sd2v": DDIM(num_inference_steps=STEPS, final="end"),
-    "sdxl": Euler(num_inference_steps=STEPS, timestep_spacing="leading", steps_offset=1),
-    "sd3": Euler(num_inference_steps=STEPS),
-    "flux": Euler(num_inference_steps=STEPS),
-    "pixart": DDIM(num_inference_steps=STEPS, final="end"),
+    "sd15": DDIMSampler(num_inference_steps=STEPS, final="end"),
+    "sd2v": DDIMSampler(num_inference_steps=STEPS, final="end"),
+    "sdxl": EulerSampler(num_inference_steps=STEPS, timestep_spacing="leading", steps_offset=1),
+    "sd3": EulerSampler(num_inference_steps=STEPS),
+    "flux": EulerSampler(num_inference_steps=STEPS),
+    "pixart": DDIMSampler(num_inference_steps=STEPS, final="end"),
 }
 SIGMAS = [1.0, 0.75, 0.5, 0.25]  # of SD3's pipeline, which would end elsewhere by itself; FLUX's passes just these
 

@@ -37,7 +37,7 @@ MUTANTS = [
         (
             "stages: what two later ones begin with is paid twice",
             "costs |= card.costs or",
-            "costs |= {mark_of(repr(card)): card.forward_equivalents} or",
+            "costs |= {text_hash(repr(card)): card.forward_equivalents} or",
             "test_every_stage_leaves_a_student",
         ),
         (

@@ -84,14 +84,14 @@ MUTANTS = [
         ),
         (
             "sampling: CTM scales the noise level from 0, not from the end",
-            "math.sqrt(1 - self.eta**2) * (schedule.eta(next_time) - lowest) + lowest",
-            "math.sqrt(1 - self.eta**2) * schedule.eta(next_time)",
+            "math.sqrt(1 - self.eta**2) * (schedule.noise_to_signal(next_time) - lowest) + lowest",
+            "math.sqrt(1 - self.eta**2) * schedule.noise_to_signal(next_time)",
             "test_ctm_on_edm_is_the_official_gamma_sampler",
         ),
         (
             "sampling: CTM's gamma scales the level by 1 - gamma",
-            "math.sqrt(1 - self.eta**2) * (schedule.eta(next_time) - lowest) + lowest",
-            "(1 - self.eta) * (schedule.eta(next_time) - lowest) + lowest",
+            "math.sqrt(1 - self.eta**2) * (schedule.noise_to_signal(next_time) - lowest) + lowest",
+            "(1 - self.eta) * (schedule.noise_to_signal(next_time) - lowest) + lowest",
             "test_ctm_on_edm_is_the_official_gamma_sampler",
         ),
         (

@@ -277,7 +277,7 @@ MUTANTS = [
             (
                 "    if init is not None:\n"
                 "        for spec in method.roles():\n"
-                '            if spec.name == "student" or spec.begins_as == "student":\n'
+                '            if spec.name == "student" or spec.init_from == "student":\n'
                 "                roles.start(spec.name, init)\n"
                 "    follow(roles, method, settings)\n"
             ),
@@ -285,7 +285,7 @@ MUTANTS = [
                 "    follow(roles, method, settings)\n"
                 "    if init is not None:\n"
                 "        for spec in method.roles():\n"
-                '            if spec.name == "student" or spec.begins_as == "student":\n'
+                '            if spec.name == "student" or spec.init_from == "student":\n'
                 "                roles.start(spec.name, init)\n"
             ),
             "tests/runs/test_chain.py::test_init_is_where_the_student_starts[lora]",
@@ -328,13 +328,13 @@ MUTANTS = [
         ),
         (
             "init: a fake score that is to begin as the student begins as the teacher",
-            'if spec.name == "student" or spec.begins_as == "student":',
+            'if spec.name == "student" or spec.init_from == "student":',
             'if spec.name == "student":',
             "tests/methods/test_hyper.py::test_a_fake_score_may_begin_as_the_student",
         ),
         (
             "init: every role begins as the student",
-            'if spec.name == "student" or spec.begins_as == "student":',
+            'if spec.name == "student" or spec.init_from == "student":',
             "if spec.follows is None and not spec.features_only:",
             "tests/methods/test_hyper.py::test_a_fake_score_may_begin_as_the_student",
         ),

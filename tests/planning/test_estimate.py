@@ -13,10 +13,10 @@ from fewstep.methods.lcm import LCM
 from fewstep.methods.tcd import TCD
 from fewstep.models.families import UNET_LORA_TARGETS
 from fewstep.models.lora import matching
-from fewstep.models.meta_pipeline import Outline, outline
+from fewstep.models.meta_pipeline import MetaPipeline, outline
 from fewstep.models.roles import Weights
 from fewstep.planning.estimate import _data, _latents, estimate, fill
-from fewstep.planning.memory_trace import AsOn, Ledger
+from fewstep.planning.memory_trace import DeviceRules, MemoryTracker
 from fewstep.training.machine import asked_for, in_words, is_out_of_memory, memory
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.settings import TrainingSettings
@@ -48,7 +48,7 @@ def meta(*shape, **options):
 def test_the_ledger_counts_from_birth_to_death():
     """100 floats are 400 bytes; views and in-place operations make none."""
     given = meta(100)
-    with Ledger("cpu", [given]) as ledger:
+    with MemoryTracker("cpu", [given]) as ledger:
         a = given + 1  # 400
         b = a * 2  # 800
         a.mul_(3)
@@ -66,7 +66,7 @@ def test_the_ledger_counts_from_birth_to_death():
 
 def test_the_ledger_holds_what_backward_needs():
     x = meta(8, 8, requires_grad=True)  # 256 bytes each
-    with Ledger("cpu", [x]) as ledger:
+    with MemoryTracker("cpu", [x]) as ledger:
         y = x.sin().sin()  # the inner one is saved: 512
         assert ledger.live == 512
         total = y.sum()
@@ -80,7 +80,7 @@ def test_the_ledger_holds_what_backward_needs():
 
 
 def test_an_accelerator_rounds_up_to_512_bytes():
-    with Ledger("cuda") as ledger:
+    with MemoryTracker("cuda") as ledger:
         kept = [meta(1), meta(129)]
         assert ledger.live == 512 + 1024
         del kept
@@ -90,7 +90,7 @@ def test_an_accelerator_rounds_up_to_512_bytes():
 def test_attention_keeps_no_matrix_of_queries_and_keys(autocast, size):
     """4096 queries and keys: the matrix would be 67 MB. Kept are the answer and a number per query."""
     q = meta(1, 2, 4096, 8)
-    with AsOn("cpu", autocast), Ledger("cpu", [q]) as ledger:
+    with DeviceRules("cpu", autocast), MemoryTracker("cpu", [q]) as ledger:
         answer = F.scaled_dot_product_attention(q, q, q)
     n = 2 * 4096
     assert ledger.live == n * 8 * size
@@ -100,7 +100,7 @@ def test_attention_keeps_no_matrix_of_queries_and_keys(autocast, size):
 
 @pytest.mark.parametrize("device, normalised", [("cpu", torch.bfloat16), ("cuda", torch.float32)])
 def test_autocast_is_that_of_the_device(device, normalised):
-    with AsOn(device, torch.bfloat16):
+    with DeviceRules(device, torch.bfloat16):
         y = F.linear(meta(4, 8), meta(6, 8))
         assert y.dtype == torch.bfloat16
         assert F.layer_norm(y, (6,)).dtype == F.group_norm(y, 2).dtype == normalised
@@ -189,7 +189,7 @@ def small():
     return outline("scenes-64")
 
 
-def trainer_of(sketch: Outline, method, settings, weights):
+def trainer_of(sketch: MetaPipeline, method, settings, weights):
     """The real thing on random weights: what the estimate is about."""
     teacher = sketch.denoiser()
     fill(teacher.network.to_empty(device="cpu"))

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from fewstep.data.files import held
-from fewstep.evaluation.compare import Way, compare
+from fewstep.evaluation.compare import Candidate, compare
 from fewstep.evaluation.reference import reference_of
 from fewstep.models.families import load_teacher
 from fewstep.planning.plan import memory_of_step, plan
 from fewstep.recipe.schema import RecipeError, load_recipe
-from fewstep.reports.benchmark import Benchmark, Job, Run, every_method, within
+from fewstep.reports.benchmark import Benchmark, BenchmarkEntry, Run, every_method, within
 from fewstep.reports.results import Entry, over_seeds
 from fewstep.runs.chain import load
-from fewstep.sampling import DDIM
+from fewstep.sampling import DDIMSampler
 from fewstep.students.lineage import teacher_of
 from fewstep.students.student import load_card, load_student, sampler_of
 
@@ -28,7 +28,7 @@ COUNT, CURVES = 8, ("ddim",)
 
 @pytest.fixture(scope="module")
 def runs(short):
-    job = Job("tcd", "scenes-64-tcd", {"method.num_grid_steps": 8}, seeds=(0, 1), steps=(1, 2), count=COUNT)
+    job = BenchmarkEntry("tcd", "scenes-64-tcd", {"method.num_grid_steps": 8}, seeds=(0, 1), steps=(1, 2), count=COUNT)
     return list(job.runs([*short, "sample.teacher_steps=5"]))
 
 
@@ -58,9 +58,9 @@ def test_every_run_is_measured_once_and_on_the_same_prompts_and_noise(work, runs
     student = load_student(teacher_of(folder, card), folder, card)
     scale = runs[0].last.sample.guidance_scale
     ways = [
-        Way("full", teacher.denoiser, DDIM(num_inference_steps=found.full.steps), scale),
-        Way("few", teacher.denoiser, DDIM(num_inference_steps=2), scale),
-        Way("student", student, sampler_of(card, num_inference_steps=2)),
+        Candidate("full", teacher.denoiser, DDIMSampler(num_inference_steps=found.full.steps), scale),
+        Candidate("few", teacher.denoiser, DDIMSampler(num_inference_steps=2), scale),
+        Candidate("student", student, sampler_of(card, num_inference_steps=2)),
     ]
     joint = compare(teacher, ways, COUNT, 0, reference=reference_of(teacher))
     mine = next(e for e in found.entries if (e.model, e.seed, e.steps) == ("tcd", 1, 2))
@@ -206,14 +206,14 @@ def test_pairs_are_paid_for_first(short):
 def test_a_jobs_file_says_what_to_run(tmp_path):
     file = tmp_path / "quick.yaml"
     file.write_text("recipe: scenes-64-lcm\nset: {training.steps: 7}\nseeds: [3, 4]\nsteps: [4]\n")
-    job = Job.of(str(file))
+    job = BenchmarkEntry.of(str(file))
     assert (job.name, job.seeds, job.steps, job.count) == ("quick", (3, 4), (4,), 5000)
     assert [(run.name, run.steps, run.last.seed) for run in job.runs()] == [("quick-s3", 7, 3), ("quick-s4", 7, 4)]
-    assert Job.of(str(file), seeds=(0,), count=None).seeds == (0,)
-    assert Job.of("scenes-64-tcd").name == "scenes-64-tcd"
+    assert BenchmarkEntry.of(str(file), seeds=(0,), count=None).seeds == (0,)
+    assert BenchmarkEntry.of("scenes-64-tcd").name == "scenes-64-tcd"
     file.write_text("recipe: scenes-64-lcm\nsead: 3\n")
     with pytest.raises(RecipeError, match="no key 'sead'"):
-        Job.of(str(file))
+        BenchmarkEntry.of(str(file))
 
 
 @pytest.mark.parametrize(
@@ -235,12 +235,12 @@ def test_a_job_that_makes_no_sense_is_one_sentence(wrong, said, tmp_path):
     file = tmp_path / "job.yaml"
     file.write_text(f"recipe: scenes-64-tcd\n{wrong}\n")
     with pytest.raises(RecipeError, match=f"job.yaml: .*{said}"):
-        Job.of(str(file))
+        BenchmarkEntry.of(str(file))
 
 
 def test_a_job_may_leave_out_what_no_later_stage_begins_with():
     """The unified LoRA of Hyper-SD without the one-step model beside it: its budget, its measured steps."""
-    job = Job("hyper", "scenes-64-hyper", without=("one-step",))
+    job = BenchmarkEntry("hyper", "scenes-64-hyper", without=("one-step",))
     (run,) = job.runs()
     assert [stage.name for stage in run.recipe.stages] == ["eight", "four", "two", "one", "unified"]
     assert run.measured_at == (1, 2, 4, 8)
@@ -248,19 +248,19 @@ def test_a_job_may_leave_out_what_no_later_stage_begins_with():
         with pytest.raises(RecipeError, match=said):
             list(replace(job, without=left_out).runs())
     with pytest.raises(RecipeError, match="it has none"):
-        list(Job("tcd", "scenes-64-tcd", without=("one",)).runs())
+        list(BenchmarkEntry("tcd", "scenes-64-tcd", without=("one",)).runs())
 
 
 def test_the_jobs_of_the_documents_are_there():
     """One table of eleven methods (dmd2 twice), and what the claims want beside it."""
     folder = Path(__file__).parents[2] / "benchmarks"
     for place, names in (("table", 12), ("claims", 5)):
-        jobs = [replace(Job.of(str(file)), budget=None) for file in (folder / place).glob("*.yaml")]
+        jobs = [replace(BenchmarkEntry.of(str(file)), budget=None) for file in (folder / place).glob("*.yaml")]
         assert len({run.job.name for job in jobs for run in job.runs()}) == names
 
 
 def test_a_student_of_its_own_steps_is_measured_at_no_others():
-    job = Job("pcm", "scenes-64-pcm", {"method.num_phases": 2}, steps=(1, 2, 4))
+    job = BenchmarkEntry("pcm", "scenes-64-pcm", {"method.num_phases": 2}, steps=(1, 2, 4))
     others = replace(job, recipe="scenes-64-tcd", set={})
     assert [next(one.runs()).measured_at for one in (job, others)] == [(2,), (1, 2, 4)]
 

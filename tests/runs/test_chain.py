@@ -310,7 +310,7 @@ def scripted(monkeypatch):
         def measure(self, step):
             return {"FD": values[step], "detail FD": 1.0, "accuracy": -values[step]}
 
-        monkeypatch.setattr(module.Watch, "_measure", measure)
+        monkeypatch.setattr(module.Validation, "_measure", measure)
 
     return script
 
@@ -350,7 +350,7 @@ def test_an_interrupted_run_decides_as_a_whole_one(data, tmp_path, scripted, mon
 
     scripted({1: 1.0, 2: 2.0, 3: 3.0, 4: 0.0, 5: 0.0})
     recipe = watched(data, patience=2)
-    monkeypatch.setattr(module.Watch, "keep", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(module.Validation, "keep", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         distill(recipe, tmp_path / "run")
     monkeypatch.undo()

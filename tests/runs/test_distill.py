@@ -19,7 +19,7 @@ from fewstep.recipe.schema import RecipeError, as_yaml, load_recipe
 from fewstep.reports.diagnose import diagnose
 from fewstep.runs.distill import distill
 from fewstep.runs.setup import prepare
-from fewstep.sampling import TCD, sample
+from fewstep.sampling import TCDSampler, sample
 from fewstep.scenes64.latents import scene_latents
 from fewstep.students.student import load_card, load_student, sampler_of
 from fewstep.training.checkpoint import same
@@ -179,9 +179,9 @@ def test_diffusers_loads_the_lora_and_draws_the_same(run):
     ).images  # fmt: skip
     student = load_student(teacher, folder / "student")
     cond = teacher.encode_prompts(["a red star", "two shapes"])
-    ours = sample(student, TCD(num_inference_steps=4, eta=0.0), noise, cond).x0
+    ours = sample(student, TCDSampler(num_inference_steps=4, eta=0.0), noise, cond).x0
     assert torch.allclose(ours, theirs, atol=2e-5 * float(theirs.abs().max()))
-    bare = sample(teacher.denoiser, TCD(num_inference_steps=4, eta=0.0), noise, cond).x0
+    bare = sample(teacher.denoiser, TCDSampler(num_inference_steps=4, eta=0.0), noise, cond).x0
     assert not torch.allclose(bare, theirs, atol=2e-5 * float(theirs.abs().max()))
 
 
@@ -212,7 +212,7 @@ def test_consistency_models_with_and_without_a_teacher(short, tmp_path, name, ho
 
 def test_the_card_knows_the_sampler(run):
     card = load_card(run[1] / "student")
-    assert sampler_of(card) == TCD(num_inference_steps=4, eta=0.3, original_inference_steps=10)
+    assert sampler_of(card) == TCDSampler(num_inference_steps=4, eta=0.3, original_inference_steps=10)
     assert sampler_of(card, num_inference_steps=8, eta=None).num_inference_steps == 8
     assert sampler_of(card, "ddim", timesteps=[999.0, 499.0]).name == "ddim"
 

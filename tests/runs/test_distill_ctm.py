@@ -7,7 +7,7 @@ import torch
 from fewstep.inference.generate import draw, load_model
 from fewstep.recipe.schema import load_recipe
 from fewstep.runs.distill import distill
-from fewstep.sampling import CTM
+from fewstep.sampling import CTMSampler
 from fewstep.students.student import load_card, sampler_of
 from fewstep.training.checkpoint import latest, load
 
@@ -16,7 +16,7 @@ def test_a_student_learns_its_ends_and_is_told_them_again(short, tmp_path):
     """A picture costs: student 1 + 2, 1, 1 + 2; the outer map 1 + 2 and 1; the teacher 2 for each of h hops and 2."""
     folder = distill(load_recipe("scenes-64-ctm", short), tmp_path / "run")
     card = load_card(folder)
-    assert sampler_of(card) == CTM(num_inference_steps=4, eta=0.0) and list(card.extra_inputs) == ["end"]
+    assert sampler_of(card) == CTMSampler(num_inference_steps=4, eta=0.0) and list(card.extra_inputs) == ["end"]
     words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "ctm, timesteps 999, 749, 499, 249; guidance 1; seed 0"
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

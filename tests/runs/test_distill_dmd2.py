@@ -12,7 +12,7 @@ from fewstep.reports.diagnose import diagnose
 from fewstep.reports.report import timed
 from fewstep.runs.distill import distill
 from fewstep.runs.setup import prepare
-from fewstep.sampling import Renoise
+from fewstep.sampling import RenoiseSampler
 from fewstep.students.student import load_card, sampler_of
 from fewstep.training.checkpoint import latest, load, same, split
 from tests.command_line import stop_and_go_on
@@ -30,7 +30,7 @@ def run(short, tmp_path_factory):
 
 def test_its_students_are_drawn_at_the_times_they_were_trained_at(run, tmp_path):
     folder = run[1]
-    assert sampler_of(load_card(folder / "student")) == Renoise(num_inference_steps=4)
+    assert sampler_of(load_card(folder / "student")) == RenoiseSampler(num_inference_steps=4)
     words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "renoise, timesteps 999, 749, 499, 249; guidance 1; seed 0"
     assert [p.name for p in (folder / "student").glob("*.safetensors")] == ["pytorch_lora_weights.safetensors"]

@@ -17,7 +17,7 @@ from fewstep.reports.page import Page
 from fewstep.reports.report import _feedback
 from fewstep.runs.chain import load, parse_chain, run_chain
 from fewstep.runs.setup import prepare
-from fewstep.sampling import TCD
+from fewstep.sampling import TCDSampler
 from fewstep.students.student import load_card, load_weights, sampler_of
 from tests.rewards import taste
 
@@ -76,7 +76,7 @@ def test_feedback_is_a_lora_of_its_own_on_the_frozen_student(run, tiny):
     assert not torch.allclose(student(second), student(first), atol=1e-3)
     ranks = [load_card(folder).rank for folder in (first, second, half, full)]
     assert ranks == [4, 2, 6, 0] and load_card(second).teacher == "../../01-student/student"
-    assert sampler_of(load_card(second)) == TCD(num_inference_steps=2, eta=0.3, original_inference_steps=10)
+    assert sampler_of(load_card(second)) == TCDSampler(num_inference_steps=2, eta=0.3, original_inference_steps=10)
     assert torch.allclose(student(full), student(second), atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from fewstep.recipe.schema import RecipeError, parse_recipe
 from fewstep.runs.chain import Chain, load, run_chain
 from fewstep.runs.setup import prepare
 from fewstep.runs.teacher_samples import pair_files
-from fewstep.sampling import LCM, TCD, Phased
+from fewstep.sampling import LCMSampler, PhasedSampler, TCDSampler
 from fewstep.students.lineage import load_start, teacher_of
 from fewstep.students.student import load_card, sampler_of
 from fewstep.training.checkpoint import latest, same, split
@@ -51,7 +51,7 @@ def test_every_stage_leaves_a_student_of_its_own_steps(run, unified, tiny):
     assert [card.sampler for card in cards] == ["phased", "phased", "tcd", "lcm", "tcd"]
     assert [card.timesteps for card in cards] == [(), (), (), (800,), ()]
     assert [card.weights for card in cards] == ["lora"] * 3 + ["full", "lora"]
-    assert sampler_of(cards[1]) == Phased(num_inference_steps=4, original_inference_steps=16)
+    assert sampler_of(cards[1]) == PhasedSampler(num_inference_steps=4, original_inference_steps=16)
     assert {card.guidance_scale for card in cards} == {1.0}
     assert len(list((run[1] / "data").glob("pairs-*"))) == 1
     assert {card.teacher for card in cards} == {str(tiny)}  # LoRAs on the first model, which others have
@@ -79,7 +79,7 @@ def test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers(run
     words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "lcm, timesteps 800; guidance 1; seed 0"
     card = load_card(folder / "student")
-    assert sampler_of(card) == sampler_of(card, num_inference_steps=1) == LCM(timesteps=(800,))
+    assert sampler_of(card) == sampler_of(card, num_inference_steps=1) == LCMSampler(timesteps=(800,))
     teacher = teacher_of(folder / "student", card)
     schedule, config = teacher.denoiser.schedule, dict(teacher.pipeline.scheduler.config)
     plan = plan_scheduler(sampler_of(card), schedule, config, "epsilon", type(teacher.pipeline).__name__)
@@ -95,8 +95,8 @@ def test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers(run
 
 def test_the_unified_lora_takes_more_steps_by_tcds_sampler(unified, tmp_path):
     card = unified.card(0)
-    assert sampler_of(card) == TCD(num_inference_steps=1, eta=0.3)
-    assert sampler_of(card, num_inference_steps=4) == TCD(num_inference_steps=4, eta=0.3)
+    assert sampler_of(card) == TCDSampler(num_inference_steps=1, eta=0.3)
+    assert sampler_of(card, num_inference_steps=4) == TCDSampler(num_inference_steps=4, eta=0.3)
     assert sampler_of(card).times(unified.teacher.denoiser.schedule).tolist() == [999, 0]
 
 
@@ -124,9 +124,9 @@ def ready(tiny, tmp_path_factory):
 
 def test_times_of_the_method_go_with_as_many_steps_alone(ready):
     card = ready("sample").card(0)
-    assert (card.sampler, card.timesteps, sampler_of(card)) == ("lcm", (800,), LCM(timesteps=(800,)))
+    assert (card.sampler, card.timesteps, sampler_of(card)) == ("lcm", (800,), LCMSampler(timesteps=(800,)))
     card = ready("sample", sampler="tcd", num_inference_steps=2).card(0)
-    assert card.timesteps == () and sampler_of(card) == TCD(num_inference_steps=2, eta=0.0)
+    assert card.timesteps == () and sampler_of(card) == TCDSampler(num_inference_steps=2, eta=0.0)
 
 
 def test_stages_share_the_samples_of_the_teacher_that_both_want(ready, tmp_path):

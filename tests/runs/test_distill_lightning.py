@@ -11,7 +11,7 @@ from fewstep.models.families import load_teacher
 from fewstep.recipe.schema import RecipeError, parse_recipe
 from fewstep.runs.chain import load, parse_chain, run_chain
 from fewstep.runs.setup import prepare
-from fewstep.sampling import DDIM
+from fewstep.sampling import DDIMSampler
 from fewstep.students.lineage import open_teacher, teacher_of
 from fewstep.students.student import load_card, load_student, load_weights, sampler_of
 from fewstep.training.checkpoint import latest, same
@@ -66,7 +66,7 @@ def test_every_stage_leaves_a_student_of_its_own_steps(run, tmp_path):
     assert [card.num_inference_steps for card in cards] == [8, 4, 4, 4]
     assert [card.guidance_scale for card in cards] == [1.0] * 4
     assert [card.prediction_type for card in cards] == ["epsilon"] * 4
-    assert sampler_of(cards[0]) == DDIM(num_inference_steps=8)
+    assert sampler_of(cards[0]) == DDIMSampler(num_inference_steps=8)
     words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "ddim, timesteps 999, 749, 499, 249; guidance 1; seed 0"
     assert [p.name for p in (folder / NAMES[-1] / "student").glob("*.safetensors")] == [

@@ -9,7 +9,7 @@ from fewstep.inference.generate import draw, load_model
 from fewstep.recipe.schema import RecipeError, load_recipe, parse_recipe
 from fewstep.runs.distill import distill
 from fewstep.runs.setup import prepare
-from fewstep.sampling import Phased
+from fewstep.sampling import PhasedSampler
 from fewstep.students.student import load_card, sampler_of
 from fewstep.training.checkpoint import latest, load, same, split
 from tests.command_line import stop_and_go_on
@@ -26,7 +26,7 @@ def run(short, tmp_path_factory):
 def test_its_students_are_drawn_on_the_edges_they_were_trained_on(run, tmp_path):
     folder = run[1]
     card = load_card(folder / "student")
-    assert sampler_of(card) == Phased(num_inference_steps=4, original_inference_steps=8, eta=0.0)
+    assert sampler_of(card) == PhasedSampler(num_inference_steps=4, original_inference_steps=8, eta=0.0)
     words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "phased, timesteps 999, 749, 499, 249; guidance 1; seed 0"
     assert [p.name for p in (folder / "student").glob("*.safetensors")] == ["pytorch_lora_weights.safetensors"]

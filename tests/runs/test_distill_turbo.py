@@ -7,7 +7,7 @@ import pytest
 from fewstep.inference.generate import draw, load_model
 from fewstep.recipe.schema import RecipeError, load_recipe
 from fewstep.runs.distill import distill
-from fewstep.sampling import EulerAncestral
+from fewstep.sampling import EulerAncestralSampler
 from fewstep.students.student import load_card, sampler_of
 
 
@@ -17,7 +17,7 @@ def test_a_run_from_recipe_to_picture(name, parts, short, tmp_path):
     recipe = load_recipe(f"scenes-64-{name}", short)
     folder = distill(recipe, tmp_path / "run")
     card = load_card(folder)
-    assert sampler_of(card) == EulerAncestral(num_inference_steps=2) and card.guidance_scale == 1.0
+    assert sampler_of(card) == EulerAncestralSampler(num_inference_steps=2) and card.guidance_scale == 1.0
     words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "euler-ancestral, timesteps 999, 499; guidance 1; seed 0"
     assert [p.name for p in folder.glob("*.safetensors")] == ["pytorch_lora_weights.safetensors"]

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.sampling import DDIM, LCM, TCD, DPMSolverPP2M, Euler, EulerAncestral, sample
+from fewstep.sampling import (
+    DDIMSampler,
+    DPMSolverPP2MSampler,
+    EulerAncestralSampler,
+    EulerSampler,
+    LCMSampler,
+    TCDSampler,
+    sample,
+)
 from tests.sampling.conftest import Reference, toy
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -14,46 +22,46 @@ KINDS = ("epsilon", "v_prediction", "sample")
 
 # name -> (reference, sampler of n steps, start, arguments of the reference's step)
 CASES = {
-    "lcm": (Reference("scheduling_lcm", "LCMScheduler", **LATENT), lambda n: LCM(num_inference_steps=n), "unit", {}),
+    "lcm": (Reference("scheduling_lcm", "LCMScheduler", **LATENT), lambda n: LCMSampler(num_inference_steps=n), "unit", {}),
     "tcd": (
         Reference("scheduling_tcd", "TCDScheduler", **LATENT, set_alpha_to_one=False),
-        lambda n: TCD(num_inference_steps=n, eta=0.3),
+        lambda n: TCDSampler(num_inference_steps=n, eta=0.3),
         "unit",
         {"eta": 0.3},
     ),
     "tcd without noise": (
         Reference("scheduling_tcd", "TCDScheduler", **LATENT, set_alpha_to_one=False),
-        lambda n: TCD(num_inference_steps=n, eta=0.0),
+        lambda n: TCDSampler(num_inference_steps=n, eta=0.0),
         "unit",
         {"eta": 0.0},
     ),
     "ddim": (
         Reference("scheduling_ddim", "DDIMScheduler", **LATENT, timestep_spacing="trailing"),
-        lambda n: DDIM(num_inference_steps=n),
+        lambda n: DDIMSampler(num_inference_steps=n),
         "unit",
         {},
     ),
     "ddim, leading, as Stable Diffusion": (
         Reference("scheduling_ddim", "DDIMScheduler", **LATENT, steps_offset=1, set_alpha_to_one=False),
-        lambda n: DDIM(num_inference_steps=n, timestep_spacing="leading", steps_offset=1, final="end"),
+        lambda n: DDIMSampler(num_inference_steps=n, timestep_spacing="leading", steps_offset=1, final="end"),
         "unit",
         {"eta": 0.7},
     ),
     "euler": (
         Reference("scheduling_euler_discrete", "EulerDiscreteScheduler", **SD, timestep_spacing="trailing"),
-        lambda n: Euler(num_inference_steps=n),
+        lambda n: EulerSampler(num_inference_steps=n),
         "table",
         {},
     ),
     "euler, linspace": (
         Reference("scheduling_euler_discrete", "EulerDiscreteScheduler", **SD, timestep_spacing="linspace"),
-        lambda n: Euler(num_inference_steps=n, timestep_spacing="linspace"),
+        lambda n: EulerSampler(num_inference_steps=n, timestep_spacing="linspace"),
         "table",
         {},
     ),
     "euler, leading": (
         Reference("scheduling_euler_discrete", "EulerDiscreteScheduler", **SD, timestep_spacing="leading"),
-        lambda n: Euler(num_inference_steps=n, timestep_spacing="leading"),
+        lambda n: EulerSampler(num_inference_steps=n, timestep_spacing="leading"),
         "unit",
         {},
     ),
@@ -61,19 +69,19 @@ CASES = {
         Reference(
             "scheduling_euler_ancestral_discrete", "EulerAncestralDiscreteScheduler", **SD, timestep_spacing="trailing"
         ),
-        lambda n: EulerAncestral(num_inference_steps=n),
+        lambda n: EulerAncestralSampler(num_inference_steps=n),
         "table",
         {},
     ),
     "dpm++ 2M": (
         Reference("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler", **SD, timestep_spacing="trailing"),
-        lambda n: DPMSolverPP2M(num_inference_steps=n),
+        lambda n: DPMSolverPP2MSampler(num_inference_steps=n),
         "unit",
         {},
     ),
     "dpm++ 2M, linspace": (
         Reference("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler", **SD, timestep_spacing="linspace"),
-        lambda n: DPMSolverPP2M(num_inference_steps=n, timestep_spacing="linspace"),
+        lambda n: DPMSolverPP2MSampler(num_inference_steps=n, timestep_spacing="linspace"),
         "unit",
         {},
     ),
@@ -82,7 +90,7 @@ CASES = {
             "scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler", **SD, timestep_spacing="leading",
             final_sigmas_type="sigma_min",
         ),
-        lambda n: DPMSolverPP2M(num_inference_steps=n, timestep_spacing="leading", final="end"),
+        lambda n: DPMSolverPP2MSampler(num_inference_steps=n, timestep_spacing="leading", final="end"),
         "unit",
         {},
     ),
@@ -99,7 +107,9 @@ def compare(name, kind, n, noise, noises, tolerance):
     expected, times = reference.run(noise, noises, n, per_step=per_step)
     sampler = make(n)
     if name in ETA:
-        sampler = DDIM(num_inference_steps=n, timestep_spacing="leading", steps_offset=1, final="end", eta=ETA[name])
+        sampler = DDIMSampler(
+            num_inference_steps=n, timestep_spacing="leading", steps_offset=1, final="end", eta=ETA[name]
+        )
     got = sample(reference.denoiser(kind), sampler, noise, noises=noises, start=start)
     assert torch.allclose(got.timesteps, times.to(torch.float64), rtol=0, atol=1e-4)
     assert (got.x0 - expected).abs().max() <= tolerance * expected.abs().max()
@@ -122,12 +132,12 @@ FLOW = {
     "FlowMatchEuler": (
         "scheduling_flow_match_euler_discrete",
         "FlowMatchEulerDiscreteScheduler",
-        lambda n: Euler(num_inference_steps=n, timestep_spacing="linspace"),
+        lambda n: EulerSampler(num_inference_steps=n, timestep_spacing="linspace"),
     ),
     "FlowMatchLCM": (
         "scheduling_flow_match_lcm",
         "FlowMatchLCMScheduler",
-        lambda n: LCM(num_inference_steps=n, timestep_spacing="linspace"),
+        lambda n: LCMSampler(num_inference_steps=n, timestep_spacing="linspace"),
     ),
 }
 
@@ -150,18 +160,25 @@ def test_flow_samplers_take_sigmas_as_pipelines_hand_them_over(name, noise, nois
     file, cls, _ = FLOW[name]
     sigmas = [1.0, 0.75, 0.5, 0.25]
     expected, _ = Reference(file, cls, shift=1.0).run(noise, noises, times_are_flow=True, sigmas=sigmas)
-    sampler = (Euler if name == "FlowMatchEuler" else LCM)(sigmas=[*sigmas, 0.0])
+    sampler = (EulerSampler if name == "FlowMatchEuler" else LCMSampler)(sigmas=[*sigmas, 0.0])
     got = sample(Reference(file, cls, shift=1.0).denoiser("flow"), sampler, noise, noises=noises)
     assert (got.x0 - expected).abs().max() <= 1e-9 * expected.abs().max()
 
 
-@pytest.mark.parametrize("file, name, sampler, start", [
-    ("scheduling_lcm", "LCMScheduler", LCM(timesteps=[999, 701, 399, 101]), "unit"),
-    ("scheduling_tcd", "TCDScheduler", TCD(timesteps=[999, 701, 399, 101], eta=0.3), "unit"),
-    ("scheduling_euler_discrete", "EulerDiscreteScheduler", Euler(timesteps=[999, 701, 399, 101]), "table"),
-    ("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler", DPMSolverPP2M(timesteps=[999, 701, 399, 101]),
-     "unit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "file, name, sampler, start",
+    [
+        ("scheduling_lcm", "LCMScheduler", LCMSampler(timesteps=[999, 701, 399, 101]), "unit"),
+        ("scheduling_tcd", "TCDScheduler", TCDSampler(timesteps=[999, 701, 399, 101], eta=0.3), "unit"),
+        ("scheduling_euler_discrete", "EulerDiscreteScheduler", EulerSampler(timesteps=[999, 701, 399, 101]), "table"),
+        (
+            "scheduling_dpmsolver_multistep",
+            "DPMSolverMultistepScheduler",
+            DPMSolverPP2MSampler(timesteps=[999, 701, 399, 101]),
+            "unit",
+        ),
+    ],
+)
 def test_explicit_timesteps_are_those_of_diffusers(file, name, sampler, start, noise, noises):
     config = LATENT if "Euler" not in name and "DPM" not in name else SD | {"timestep_spacing": "trailing"}
     reference = Reference(file, name, **config)

@@ -10,7 +10,16 @@ from diffusers import LCMScheduler, TCDScheduler
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.denoiser import Denoiser
-from fewstep.sampling import DDIM, LCM, TCD, DPMSolverPP2M, Euler, Phased, Renoise, sample
+from fewstep.sampling import (
+    DDIMSampler,
+    DPMSolverPP2MSampler,
+    EulerSampler,
+    LCMSampler,
+    PhasedSampler,
+    RenoiseSampler,
+    TCDSampler,
+    sample,
+)
 
 VP, FLOW, EDM = Schedule.scaled_linear(), Schedule.flow(3.0), Schedule.edm()
 MEAN, STD = np.array([0.5, -1.0, 0.2, 2.0]), np.array([0.3, 1.0, 0.7, 0.5])
@@ -32,7 +41,7 @@ def posterior_mean(schedule, x, t):
     return MEAN + gain * (np.asarray(x) - alpha * MEAN)
 
 
-@pytest.mark.parametrize("cls, theirs", [(LCM, LCMScheduler), (TCD, TCDScheduler)])
+@pytest.mark.parametrize("cls, theirs", [(LCMSampler, LCMScheduler), (TCDSampler, TCDScheduler)])
 @pytest.mark.parametrize("n, strength, grid", [
     (4, 0.5, 50), (4, 0.3, 50), (3, 0.84, 50), (8, 0.999, 50), (2, 0.28, 100),
 ])  # fmt: skip
@@ -44,29 +53,29 @@ def test_lcms_times_are_built_from_the_strength(cls, theirs, n, strength, grid):
 
 
 @pytest.mark.parametrize("sampler, schedule, expected", [
-    (Renoise(timesteps=[999, 749, 499, 249], strength=0.5), VP, [499, 249]),
-    (LCM(timesteps=[999, 749, 499, 249], strength=0.5), VP, [499, 249]),
-    (LCM(num_inference_steps=4, timestep_spacing="trailing", strength=0.5), VP, [499, 249]),
-    (Euler(num_inference_steps=4, strength=0.6), VP, [499, 249]),
-    (DDIM(num_inference_steps=100, strength=0.29), VP, list(range(289, 0, -10))),
-    (Phased(num_inference_steps=4, strength=0.75), VP, [739, 499, 239]),
-    (Euler(sigmas=[1.0, 0.9, 0.75, 0.5], strength=0.5), FLOW, [0.75, 0.5]),
-    (Euler(num_inference_steps=4, strength=0.3), FLOW, [0.75, 0.5]),
-    (Euler(num_inference_steps=4, strength=1.0), VP, [999, 749, 499, 249]),
+    (RenoiseSampler(timesteps=[999, 749, 499, 249], strength=0.5), VP, [499, 249]),
+    (LCMSampler(timesteps=[999, 749, 499, 249], strength=0.5), VP, [499, 249]),
+    (LCMSampler(num_inference_steps=4, timestep_spacing="trailing", strength=0.5), VP, [499, 249]),
+    (EulerSampler(num_inference_steps=4, strength=0.6), VP, [499, 249]),
+    (DDIMSampler(num_inference_steps=100, strength=0.29), VP, list(range(289, 0, -10))),
+    (PhasedSampler(num_inference_steps=4, strength=0.75), VP, [739, 499, 239]),
+    (EulerSampler(sigmas=[1.0, 0.9, 0.75, 0.5], strength=0.5), FLOW, [0.75, 0.5]),
+    (EulerSampler(num_inference_steps=4, strength=0.3), FLOW, [0.75, 0.5]),
+    (EulerSampler(num_inference_steps=4, strength=1.0), VP, [999, 749, 499, 249]),
 ])  # fmt: skip
 def test_other_grids_are_cut(sampler, schedule, expected):
     np.testing.assert_allclose(sampler.times(schedule)[:-1], expected, rtol=1e-12)
 
 
 def test_lcm_on_flow_keeps_its_steps_too():
-    times = LCM(num_inference_steps=4, strength=0.5).times(FLOW)
+    times = LCMSampler(num_inference_steps=4, strength=0.5).times(FLOW)
     np.testing.assert_allclose(times[:-1], FLOW.shifted(np.array([0.5, 0.38, 0.26, 0.14])), rtol=1e-12)
 
 
 @pytest.mark.parametrize("schedule", [VP, FLOW, EDM])
 def test_steps_of_lcm_are_posterior_means_and_the_last_adds_no_noise(schedule):
     """Two steps by hand: noise to the first time, the mean, noise to the second, the mean."""
-    sampler = LCM(num_inference_steps=2, strength=0.6)
+    sampler = LCMSampler(num_inference_steps=2, strength=0.6)
     first, second, _ = sampler.times(schedule).tolist()
     run = sample(exact(schedule), sampler, NOISE, noises=NOISES, image=IMAGE)
     if schedule.family == "edm":  # an exact posterior mean is no consistency function near sigma_min: x0 says enough
@@ -82,7 +91,7 @@ def test_steps_of_lcm_are_posterior_means_and_the_last_adds_no_noise(schedule):
 @pytest.mark.parametrize("schedule", [VP, FLOW])
 def test_many_small_steps_follow_the_flow_from_the_noised_picture(schedule):
     """The probability flow of a Gaussian is linear: x0 = m + s / sqrt(alpha^2 s^2 + sigma^2) (x_t - alpha m)."""
-    sampler = DPMSolverPP2M(num_inference_steps=1000, strength=0.4)
+    sampler = DPMSolverPP2MSampler(num_inference_steps=1000, strength=0.4)
     start = float(sampler.times(schedule)[0])
     alpha, sigma = (float(c) for c in schedule.alpha_sigma(start))
     noised = alpha * IMAGE + sigma * NOISE
@@ -93,7 +102,7 @@ def test_many_small_steps_follow_the_flow_from_the_noised_picture(schedule):
 
 
 @pytest.mark.parametrize("sampler", [
-    LCM(num_inference_steps=4), TCD(num_inference_steps=4, eta=0.3), Euler(num_inference_steps=4),
+    LCMSampler(num_inference_steps=4), TCDSampler(num_inference_steps=4, eta=0.3), EulerSampler(num_inference_steps=4),
 ])  # fmt: skip
 @pytest.mark.parametrize("schedule", [VP, FLOW])
 def test_inpainting_keeps_the_picture_and_draws_the_rest_as_if_alone(sampler, schedule):
@@ -109,19 +118,28 @@ def test_inpainting_keeps_the_picture_and_draws_the_rest_as_if_alone(sampler, sc
 
 
 def test_inpainting_below_strength_1_starts_from_the_picture():
-    sampler, mask = Euler(num_inference_steps=4, strength=0.5), torch.ones(1, 4, dtype=torch.float64)
+    sampler, mask = EulerSampler(num_inference_steps=4, strength=0.5), torch.ones(1, 4, dtype=torch.float64)
     run = sample(exact(VP), sampler, NOISE, image=IMAGE, mask=mask)
     torch.testing.assert_close(run.x0, sample(exact(VP), sampler, NOISE, image=IMAGE).x0, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("build, match", [
-    (lambda: Euler(num_inference_steps=4, strength=0.2).times(VP), r"leaves none of 4 steps: use at least 0\.25"),
-    (lambda: LCM(num_inference_steps=4, strength=0.05).times(VP), r"exceeds the 2 of 50 .* use at least 0\.08"),
-    (lambda: LCM(num_inference_steps=4, strength=0.0), "strength must be above 0"),
-    (lambda: LCM(num_inference_steps=4, strength=float("nan")), "strength must be above 0"),
-    (lambda: sample(exact(VP), LCM(num_inference_steps=4, strength=0.5), NOISE), "need an image"),
-    (lambda: sample(exact(VP), LCM(num_inference_steps=4), NOISE, mask=NOISE), "need an image"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "build, match",
+    [
+        (
+            lambda: EulerSampler(num_inference_steps=4, strength=0.2).times(VP),
+            r"leaves none of 4 steps: use at least 0\.25",
+        ),
+        (
+            lambda: LCMSampler(num_inference_steps=4, strength=0.05).times(VP),
+            r"exceeds the 2 of 50 .* use at least 0\.08",
+        ),
+        (lambda: LCMSampler(num_inference_steps=4, strength=0.0), "strength must be above 0"),
+        (lambda: LCMSampler(num_inference_steps=4, strength=float("nan")), "strength must be above 0"),
+        (lambda: sample(exact(VP), LCMSampler(num_inference_steps=4, strength=0.5), NOISE), "need an image"),
+        (lambda: sample(exact(VP), LCMSampler(num_inference_steps=4), NOISE, mask=NOISE), "need an image"),
+    ],
+)
 def test_errors_say_what_to_do(build, match):
     with pytest.raises(ValueError, match=match):
         build()

@@ -15,16 +15,16 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling import (
-    CTM,
-    DDIM,
-    LCM,
     SAMPLERS,
-    TCD,
-    DPMSolverPP2M,
-    Euler,
-    EulerAncestral,
-    Heun,
-    Phased,
+    CTMSampler,
+    DDIMSampler,
+    DPMSolverPP2MSampler,
+    EulerAncestralSampler,
+    EulerSampler,
+    HeunSampler,
+    LCMSampler,
+    PhasedSampler,
+    TCDSampler,
     make_sampler,
     sample,
     solve,
@@ -58,7 +58,7 @@ def test_ctm_on_edm_is_the_official_gamma_sampler(noise, noises):
         x = s / t * x + (1 - s / t) * denoised
         if i < 2:
             x = x + math.sqrt(after**2 - s**2) * noises[i]
-    got = sample(Denoiser(toy, EDM, "sample"), CTM(timesteps=grid[:3], eta=gamma), noise, noises=noises)
+    got = sample(Denoiser(toy, EDM, "sample"), CTMSampler(timesteps=grid[:3], eta=gamma), noise, noises=noises)
     assert close(got.x0, x)
 
 
@@ -72,7 +72,7 @@ def test_multistep_consistency_on_edm_follows_algorithm_1(noise, noises):
         x = skip * x + out * (denoised - skip_edm * x) / out_edm
         if i < 2:
             x = x + math.sqrt([5.0, 0.5][i] ** 2 - 0.002**2) * noises[i]
-    got = sample(Denoiser(toy, EDM, "sample"), LCM(timesteps=[80.0, 5.0, 0.5]), noise, noises=noises)
+    got = sample(Denoiser(toy, EDM, "sample"), LCMSampler(timesteps=[80.0, 5.0, 0.5]), noise, noises=noises)
     assert close(got.x0, x)
 
 
@@ -85,7 +85,7 @@ def test_exact_lcm_renoises_from_index_0(noise, noises):
         if after is not None:
             ratio = math.sqrt(bar(after) / bar(0))
             x = ratio * x + math.sqrt(1 - bar(after) - ratio**2 * (1 - bar(0))) * noises[i]
-    got = sample(Denoiser(toy, VP), LCM(num_inference_steps=2, exact=True), noise, noises=noises)
+    got = sample(Denoiser(toy, VP), LCMSampler(num_inference_steps=2, exact=True), noise, noises=noises)
     assert close(got.x0, x)
 
 
@@ -98,7 +98,7 @@ def test_phased_sampling_visits_the_edges(noise, noises):
         x0 = (x - math.sqrt(1 - bar(t)) * epsilon) / math.sqrt(bar(t))
         mixed = epsilon if i == 3 else math.sqrt(1 - eta**2) * epsilon + eta * noises[i]
         x = math.sqrt(bar(s)) * x0 + math.sqrt(1 - bar(s)) * mixed
-    got = sample(Denoiser(toy, VP), Phased(num_inference_steps=4, eta=eta), noise, noises=noises)
+    got = sample(Denoiser(toy, VP), PhasedSampler(num_inference_steps=4, eta=eta), noise, noises=noises)
     assert close(got.x0, x)
     assert got.timesteps.tolist() == edges[:4]
 
@@ -114,7 +114,7 @@ def test_heun_on_edm_is_algorithm_1(noise):
         else:
             d2 = (euler - toy(euler, torch.full((3,), after, dtype=torch.float64))) / after
             x = x + (after - t) * (d + d2) / 2
-    got = sample(Denoiser(toy, EDM, "sample"), Heun(num_inference_steps=5), noise)
+    got = sample(Denoiser(toy, EDM, "sample"), HeunSampler(num_inference_steps=5), noise)
     assert close(got.x0, x)
 
 
@@ -127,15 +127,15 @@ def test_tcd_on_flow_scales_the_time(noise, noises):
         if i < 2:
             ratio = (1 - after) / (1 - s)
             x = ratio * x + math.sqrt(after**2 - (ratio * s) ** 2) * noises[i]
-    got = sample(Denoiser(toy, FLOW, "flow"), TCD(timesteps=grid[:3], eta=eta), noise, noises=noises)
+    got = sample(Denoiser(toy, FLOW, "flow"), TCDSampler(timesteps=grid[:3], eta=eta), noise, noises=noises)
     assert close(got.x0, x)
 
 
 def test_the_ancestral_step_is_ddim_with_eta_1(noise, noises):
     for schedule, kind in ((VP, "sample"), (EDM, "sample"), (FLOW, "flow")):
         denoiser = Denoiser(toy, schedule, kind)
-        ours = sample(denoiser, EulerAncestral(num_inference_steps=4), noise, noises=noises)
-        ddim = sample(denoiser, DDIM(num_inference_steps=4, eta=1.0), noise, noises=noises)
+        ours = sample(denoiser, EulerAncestralSampler(num_inference_steps=4), noise, noises=noises)
+        ddim = sample(denoiser, DDIMSampler(num_inference_steps=4, eta=1.0), noise, noises=noises)
         assert close(ours.x0, ddim.x0, 1e-14)
 
 
@@ -185,7 +185,7 @@ def test_many_steps_reach_the_data(name, schedule, kind):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("cls", [TCD, CTM])
+@pytest.mark.parametrize("cls", [TCDSampler, CTMSampler])
 @pytest.mark.parametrize("schedule", [VP, EDM, FLOW])
 def test_a_perfect_student_keeps_the_marginal_for_every_eta(cls, eta, schedule):
     """A student that knows the exact flow map to whatever end it is told: any eta gives the data's distribution."""
@@ -222,7 +222,7 @@ def test_a_perfect_consistency_function_keeps_the_marginal(schedule):
     start = LINE.sample_at(4000, schedule, float(times[0]), torch.Generator().manual_seed(3))
     scale = float(schedule.sigma(times[0])) if schedule.family == "edm" else 1.0
     generator = torch.Generator().manual_seed(4)
-    sampler = LCM(timesteps=times, exact=True)
+    sampler = LCMSampler(timesteps=times, exact=True)
     got = sample(Denoiser(student, schedule, "sample"), sampler, start / scale, generator=generator).x0
     assert kolmogorov(got, schedule, schedule.end) < 1.63 / math.sqrt(len(got))  # 1 % level
 
@@ -241,34 +241,41 @@ def test_a_perfect_consistency_function_keeps_the_marginal(schedule):
     ("phases", 4, [999, 739, 499, 239]),
 ])  # fmt: skip
 def test_public_grids_by_name(spacing, n, expected):
-    sampler = Euler(num_inference_steps=n, timestep_spacing=spacing, steps_offset=spacing == "leading")
+    sampler = EulerSampler(num_inference_steps=n, timestep_spacing=spacing, steps_offset=spacing == "leading")
     assert sampler.times(VP)[:-1].tolist() == expected
 
 
 def test_the_lcm_grid_picks_from_original_inference_steps():
-    assert TCD(num_inference_steps=4, original_inference_steps=40).times(VP)[:-1].tolist() == [999, 749, 499, 249]
+    assert TCDSampler(num_inference_steps=4, original_inference_steps=40).times(VP)[:-1].tolist() == [
+        999,
+        749,
+        499,
+        249,
+    ]
 
 
 def test_tcd_jumps_where_the_spec_says():
     """Section 4.4: eta 0.3 in four steps lands at 531, 349, 181, 0."""
-    sampler, grid = TCD(num_inference_steps=4, eta=0.3), [759, 499, 259, 0]
+    sampler, grid = TCDSampler(num_inference_steps=4, eta=0.3), [759, 499, 259, 0]
     assert [sampler.end(VP, 999, s, i == 3) for i, s in enumerate(grid)] == [531, 349, 181, 0]
 
 
 def test_karras_keeps_its_noise_levels():
-    levels = VP.eta(Euler(num_inference_steps=7, timestep_spacing="karras").times(VP)[:-1])
+    levels = VP.noise_to_signal(EulerSampler(num_inference_steps=7, timestep_spacing="karras").times(VP)[:-1])
     assert np.allclose(levels, VP.karras(7), rtol=1e-9)
 
 
 def test_sigmas_are_noise_to_signal_ratios():
-    assert VP.eta(Euler(sigmas=[14.0, 3.0, 0.5, 0.0]).times(VP)) == pytest.approx([14.0, 3.0, 0.5, 0.0])
-    assert Euler(sigmas=[1.0, 0.6]).times(FLOW).tolist() == [1.0, 0.6, 0.0]
-    assert Euler(sigmas=[80.0, 0.6]).times(EDM).tolist() == [80.0, 0.6, 0.0]
+    assert VP.noise_to_signal(EulerSampler(sigmas=[14.0, 3.0, 0.5, 0.0]).times(VP)) == pytest.approx(
+        [14.0, 3.0, 0.5, 0.0]
+    )
+    assert EulerSampler(sigmas=[1.0, 0.6]).times(FLOW).tolist() == [1.0, 0.6, 0.0]
+    assert EulerSampler(sigmas=[80.0, 0.6]).times(EDM).tolist() == [80.0, 0.6, 0.0]
 
 
 def test_starts(noise):
     denoiser = Denoiser(toy, VP)
-    sampler = Euler(num_inference_steps=2)
+    sampler = EulerSampler(num_inference_steps=2)
     assert torch.equal(sample(denoiser, sampler, noise).states[0], noise)
     table = sample(denoiser, sampler, noise, start="table").states[0]
     assert close(table, math.sqrt(1 - bar(999)) * noise, 1e-14)
@@ -278,20 +285,22 @@ def test_starts(noise):
 
 
 def test_trajectory(noise, noises):
-    got = sample(Denoiser(toy, VP), TCD(num_inference_steps=4), noise, noises=noises)
+    got = sample(Denoiser(toy, VP), TCDSampler(num_inference_steps=4), noise, noises=noises)
     assert len(got.states) == 5
     assert got.states[-1] is got.x0
     assert got.timesteps.tolist() == [999, 759, 499, 259]
 
 
 def test_precision(noise):
-    assert sample(Denoiser(toy, VP), DDIM(num_inference_steps=2), noise).x0.dtype == torch.float64
-    assert sample(Denoiser(toy, VP), DDIM(num_inference_steps=2), noise.half()).x0.dtype == torch.float32
+    assert sample(Denoiser(toy, VP), DDIMSampler(num_inference_steps=2), noise).x0.dtype == torch.float64
+    assert sample(Denoiser(toy, VP), DDIMSampler(num_inference_steps=2), noise.half()).x0.dtype == torch.float32
 
 
 def test_a_generator_makes_sampling_repeatable(noise):
     runs = [
-        sample(Denoiser(toy, VP), TCD(num_inference_steps=4), noise, generator=torch.Generator().manual_seed(s)).x0
+        sample(
+            Denoiser(toy, VP), TCDSampler(num_inference_steps=4), noise, generator=torch.Generator().manual_seed(s)
+        ).x0
         for s in (1, 1, 2)
     ]
     assert torch.equal(runs[0], runs[1])
@@ -306,7 +315,7 @@ def test_a_student_is_told_where_to_land_and_its_guidance(noise):
         return toy(x, t)
 
     network.accepts = ("end", "guidance_embed")
-    sample(Denoiser(network, VP), TCD(num_inference_steps=2, eta=0.3), noise, guidance_embed=7.5)
+    sample(Denoiser(network, VP), TCDSampler(num_inference_steps=2, eta=0.3), noise, guidance_embed=7.5)
     assert heard == [(999, 349, 7.5), (499, 0, 7.5)]
 
 
@@ -318,15 +327,15 @@ def test_a_student_of_lcm_is_told_the_schedules_end(noise):
         return toy(x, t)
 
     network.accepts = ("end",)
-    sample(Denoiser(network, EDM, "sample"), LCM(num_inference_steps=2), noise)
+    sample(Denoiser(network, EDM, "sample"), LCMSampler(num_inference_steps=2), noise)
     assert heard == pytest.approx([0.002, 0.002])
-    sample(Denoiser(network, VP), LCM(num_inference_steps=2), noise)
+    sample(Denoiser(network, VP), LCMSampler(num_inference_steps=2), noise)
     assert heard[2:] == [0, 0]
 
 
 @pytest.mark.parametrize("run", [
     lambda *args: solve(args[0], args[1], [999, 499, 249, 0], *args[2:]),
-    lambda *args: sample(args[0], DDIM(timesteps=[999, 499, 249], final="end"), *args[1:]).x0,
+    lambda *args: sample(args[0], DDIMSampler(timesteps=[999, 499, 249], final="end"), *args[1:]).x0,
 ], ids=["solve", "sample"])  # fmt: skip
 def test_every_step_is_guided(run, noise):
     """Step by step with the formula: null + w (cond - null) of the noise, at every time."""
@@ -343,7 +352,7 @@ def test_every_step_is_guided(run, noise):
 
 def test_the_callback_sees_every_state_once(noise):
     seen = []
-    got = sample(Denoiser(toy, VP), DDIM(num_inference_steps=3), noise, callback=lambda *step: seen.append(step))
+    got = sample(Denoiser(toy, VP), DDIMSampler(num_inference_steps=3), noise, callback=lambda *step: seen.append(step))
     assert [done for done, _ in seen] == [1, 2, 3]
     assert all(x is state for (_, x), state in zip(seen, got.states[1:], strict=True))
 
@@ -351,7 +360,7 @@ def test_the_callback_sees_every_state_once(noise):
 def test_guidance_costs_one_batched_call_a_step(noise):
     denoiser = Denoiser(lambda x, t, cond: x * cond["w"], VP)
     cond = Cond({"w": torch.full((3, 1, 1, 1), 0.3)}, null={"w": torch.zeros(1, 1, 1, 1)})
-    sample(denoiser, DDIM(num_inference_steps=4), noise, cond, guidance_scale=3.0)
+    sample(denoiser, DDIMSampler(num_inference_steps=4), noise, cond, guidance_scale=3.0)
     assert (denoiser.cost.calls, denoiser.cost.evaluations) == (4, 24)
 
 
@@ -369,36 +378,49 @@ def test_sampling_never_waits_for_the_device(name, noise):
 # ---------------------------------------------------------------- errors in one sentence
 
 
-@pytest.mark.parametrize("build, sentence", [
-    (lambda: Euler(), "takes one of num_inference_steps, timesteps and sigmas, not none"),
-    (lambda: Euler(num_inference_steps=2, timesteps=[999]), "not num_inference_steps and timesteps"),
-    (lambda: Euler(num_inference_steps=0).times(VP), "at least 1, not 0"),
-    (lambda: Euler(timesteps=[499, 999]).times(VP), "must decrease from step to step, not 499, 999"),
-    (lambda: Euler(timesteps=[999, 999]).times(VP), "must decrease"),
-    (lambda: Euler(timesteps=[]).times(VP), "at least one number"),
-    (lambda: Euler(timesteps=[1500, 3]).times(VP), "outside this vp schedule"),
-    (lambda: Euler(timesteps=[float("nan"), 3]).times(VP), "outside|decrease"),
-    (lambda: TCD(timesteps=[999, 0]).times(VP), "must stay above 0"),
-    (lambda: TCD(num_inference_steps=4, eta=1.5), "eta must be between 0 and 1"),
-    (lambda: LCM(num_inference_steps=60).times(VP), "exceeds original_inference_steps"),
-    (lambda: Euler(num_inference_steps=11, timestep_spacing="turbo").times(VP), "at most ten"),
-    (lambda: Euler(num_inference_steps=4, timestep_spacing="simple").times(VP), "Unknown timestep_spacing 'simple'"),
-    (lambda: DDIM(num_inference_steps=4, final="zero"), "Unknown final 'zero'"),
-    (lambda: make_sampler("eular", num_inference_steps=4), "Unknown sampler 'eular'"),
-    (lambda: make_sampler("euler", num_inference_steps=4, eta=1), "has no option 'eta'"),
-    (lambda: solve(Denoiser(toy, VP), torch.zeros(1, 1), [0.0, 999.0]), "must decrease"),
-    (lambda: solve(Denoiser(toy, VP), torch.zeros(1, 1), [999.0, 0.0], solver="rk4"), "Unknown solver 'rk4'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "build, sentence",
+    [
+        (lambda: EulerSampler(), "takes one of num_inference_steps, timesteps and sigmas, not none"),
+        (lambda: EulerSampler(num_inference_steps=2, timesteps=[999]), "not num_inference_steps and timesteps"),
+        (lambda: EulerSampler(num_inference_steps=0).times(VP), "at least 1, not 0"),
+        (lambda: EulerSampler(timesteps=[499, 999]).times(VP), "must decrease from step to step, not 499, 999"),
+        (lambda: EulerSampler(timesteps=[999, 999]).times(VP), "must decrease"),
+        (lambda: EulerSampler(timesteps=[]).times(VP), "at least one number"),
+        (lambda: EulerSampler(timesteps=[1500, 3]).times(VP), "outside this vp schedule"),
+        (lambda: EulerSampler(timesteps=[float("nan"), 3]).times(VP), "outside|decrease"),
+        (lambda: TCDSampler(timesteps=[999, 0]).times(VP), "must stay above 0"),
+        (lambda: TCDSampler(num_inference_steps=4, eta=1.5), "eta must be between 0 and 1"),
+        (lambda: LCMSampler(num_inference_steps=60).times(VP), "exceeds original_inference_steps"),
+        (lambda: EulerSampler(num_inference_steps=11, timestep_spacing="turbo").times(VP), "at most ten"),
+        (
+            lambda: EulerSampler(num_inference_steps=4, timestep_spacing="simple").times(VP),
+            "Unknown timestep_spacing 'simple'",
+        ),
+        (lambda: DDIMSampler(num_inference_steps=4, final="zero"), "Unknown final 'zero'"),
+        (lambda: make_sampler("eular", num_inference_steps=4), "Unknown sampler 'eular'"),
+        (lambda: make_sampler("euler", num_inference_steps=4, eta=1), "has no option 'eta'"),
+        (lambda: solve(Denoiser(toy, VP), torch.zeros(1, 1), [0.0, 999.0]), "must decrease"),
+        (lambda: solve(Denoiser(toy, VP), torch.zeros(1, 1), [999.0, 0.0], solver="rk4"), "Unknown solver 'rk4'"),
+    ],
+)
 def test_errors_say_what_to_do(build, sentence):
     with pytest.raises(ValueError, match=sentence):
         build()
 
 
-@pytest.mark.parametrize("sampler", [
-    LCM(num_inference_steps=4), LCM(num_inference_steps=4, exact=True), TCD(num_inference_steps=4, eta=0.3),
-    CTM(num_inference_steps=4, eta=0.3), Phased(num_inference_steps=4, eta=0.3), DDIM(num_inference_steps=4, eta=1.0),
-    EulerAncestral(num_inference_steps=4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        LCMSampler(num_inference_steps=4),
+        LCMSampler(num_inference_steps=4, exact=True),
+        TCDSampler(num_inference_steps=4, eta=0.3),
+        CTMSampler(num_inference_steps=4, eta=0.3),
+        PhasedSampler(num_inference_steps=4, eta=0.3),
+        DDIMSampler(num_inference_steps=4, eta=1.0),
+        EulerAncestralSampler(num_inference_steps=4),
+    ],
+)
 @pytest.mark.parametrize("schedule", [VP, EDM, FLOW])
 def test_the_last_step_draws_nothing(sampler, schedule, noise, noises):
     """n steps use exactly n - 1 noises: one more would shift everybody's later draws."""
@@ -411,19 +433,19 @@ def test_the_last_step_draws_nothing(sampler, schedule, noise, noises):
 
 def test_injected_noises_must_fit(noise, noises):
     with pytest.raises(ValueError, match="more than the 1 noises"):
-        sample(Denoiser(toy, VP), LCM(num_inference_steps=4), noise, noises=noises[:1])
+        sample(Denoiser(toy, VP), LCMSampler(num_inference_steps=4), noise, noises=noises[:1])
     with pytest.raises(ValueError, match=r"noises\[0\] has shape"):
-        sample(Denoiser(toy, VP), LCM(num_inference_steps=4), noise, noises=[noises[0][:1]] * 3)
+        sample(Denoiser(toy, VP), LCMSampler(num_inference_steps=4), noise, noises=[noises[0][:1]] * 3)
     with pytest.raises(ValueError, match="Unknown start"):
-        sample(Denoiser(toy, VP), LCM(num_inference_steps=1), noise, start="zero")
+        sample(Denoiser(toy, VP), LCMSampler(num_inference_steps=1), noise, start="zero")
 
 
 def test_dpm_is_second_order_even_when_sigmas_close_with_0(noise):
     """The step before clean data is of first order, whatever the number of steps; the others are not."""
     denoiser = Denoiser(toy, VP)
-    with_zero = sample(denoiser, DPMSolverPP2M(sigmas=[14.0, 3.0, 1.0, 0.0]), noise)
-    without = sample(denoiser, DPMSolverPP2M(sigmas=[14.0, 3.0, 1.0]), noise)
-    euler = sample(denoiser, Euler(sigmas=[14.0, 3.0, 1.0]), noise)
+    with_zero = sample(denoiser, DPMSolverPP2MSampler(sigmas=[14.0, 3.0, 1.0, 0.0]), noise)
+    without = sample(denoiser, DPMSolverPP2MSampler(sigmas=[14.0, 3.0, 1.0]), noise)
+    euler = sample(denoiser, EulerSampler(sigmas=[14.0, 3.0, 1.0]), noise)
     assert torch.equal(with_zero.x0, without.x0)
     assert torch.equal(without.states[1], euler.states[1])
     assert not torch.allclose(without.states[2], euler.states[2])

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from fewstep.data.random import Rng
-from fewstep.models.detector import CELLS, ReaderNetwork
+from fewstep.models.detector import CELLS, DetectorNetwork
 from fewstep.scenes64.architecture import build_vae
-from fewstep.scenes64.detector import JUDGED, SLACK, Found, Reader, ceilings, judge, load_reader, prompt_accuracy
+from fewstep.scenes64.detector import JUDGED, SLACK, Found, Reader, ceilings, judge, load_detector, prompt_accuracy
 from fewstep.scenes64.fit import Fit
 from fewstep.scenes64.labels import Labels, cell_middles, nearest, reading_loss
 from fewstep.scenes64.scenes import ATTRIBUTES, Mention, Scenes
@@ -57,7 +57,7 @@ def perfect_answers(labels):
     return answers
 
 
-class Fixed(ReaderNetwork):
+class Fixed(DetectorNetwork):
     """Gives the answers it was made with, whatever the picture."""
 
     def __init__(self, answers):
@@ -248,19 +248,19 @@ def test_weights_come_back_in_float32(tmp_path):
     network = build_network("reader", 3)
     size = export(network, tmp_path / "reader.safetensors")
     assert size < 1e6
-    reader, images = load_reader(tmp_path / "reader.safetensors"), torch.rand(2, 3, 64, 64)
+    reader, images = load_detector(tmp_path / "reader.safetensors"), torch.rand(2, 3, 64, 64)
     assert {p.dtype for p in reader.network.parameters()} == {torch.float32}
     assert torch.allclose(reader.features(images), network.features(images), atol=1e-2)
 
 
 def test_missing_or_foreign_weights_are_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"^The reader's weights .* are missing: train one by .*\.$"):
-        load_reader(tmp_path / "none.safetensors")
+        load_detector(tmp_path / "none.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     checkpoint.save_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(3)})
     for name in ("broken", "other"):
         with pytest.raises(ValueError, match=r"^The file .* does not hold a reader's weights: [^\n]*$"):
-            load_reader(tmp_path / f"{name}.safetensors")
+            load_detector(tmp_path / f"{name}.safetensors")
 
 
 # ---------------------------------------------------------------- training
@@ -269,7 +269,7 @@ def test_missing_or_foreign_weights_are_one_sentence(tmp_path):
 def stage(settings=TINY):
     torch.manual_seed(1)
     pool = (torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8), Labels.of([Scenes(2).scene(i) for i in range(6)]))
-    return ReaderStage(ReaderNetwork(HEADS, (8, 8, 8)), settings, seed=0, pool=pool)
+    return ReaderStage(DetectorNetwork(HEADS, (8, 8, 8)), settings, seed=0, pool=pool)
 
 
 def test_an_interrupted_training_ends_in_the_same_weights(tmp_path):
@@ -297,7 +297,7 @@ def test_from_an_autoencoder_to_a_file_and_on_again(tmp_path):
     again = train_reader(tmp_path, settings, vae)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
     export(network, tmp_path / "reader.safetensors")
-    found = ceilings(load_reader(tmp_path / "reader.safetensors"), vae, number=8)
+    found = ceilings(load_detector(tmp_path / "reader.safetensors"), vae, number=8)
     assert found.keys() == {"renders", "after the VAE"}
 
 
@@ -356,6 +356,6 @@ def test_the_shipped_reader_reads_what_is_drawn():
     """On 2,000 scenes everything stated is right on 99.6 % of renders, and on 98.0 % after the autoencoder."""
     from fewstep.models.families import load_teacher
 
-    found = ceilings(load_reader(), load_teacher("scenes-64").pipeline.vae, 300)
+    found = ceilings(load_detector(), load_teacher("scenes-64").pipeline.vae, 300)
     assert found["renders"].share["all"] >= 0.98
     assert found["after the VAE"].share["all"] >= 0.96

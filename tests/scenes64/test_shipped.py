@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep import DDIM, load_teacher, sample
+from fewstep import DDIMSampler, load_teacher, sample
 from fewstep.models.families import shipped
 from fewstep.scenes64.scenes import COLOURS, Scenes
 
@@ -33,7 +33,7 @@ def test_diffusers_loads_and_draws_it_unchanged(teacher):
     noise = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     theirs = pipe(prompts, num_inference_steps=10, guidance_scale=3.0, latents=noise, output_type="latent").images
     cond = teacher.encode_prompts(prompts)
-    ours = sample(teacher.denoiser, DDIM(num_inference_steps=10, final="end"), noise, cond, 3.0).x0
+    ours = sample(teacher.denoiser, DDIMSampler(num_inference_steps=10, final="end"), noise, cond, 3.0).x0
     assert torch.allclose(ours, theirs, atol=1e-3 * float(theirs.abs().max()))
 
 

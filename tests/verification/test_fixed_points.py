@@ -16,7 +16,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.pcm import PCM
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
-from fewstep.sampling import DDIM, TCD, Phased, sample
+from fewstep.sampling import DDIMSampler, PhasedSampler, TCDSampler, sample
 from fewstep.students.student import Card, sampler_of
 from fewstep.verification.fixed_points import (
     CDFixedPoint,
@@ -496,9 +496,9 @@ class IdealPCM:
 @pytest.mark.parametrize(
     ("asked", "figure"),
     [
-        (Phased(num_inference_steps=4, original_inference_steps=50), 0.0),
-        (DDIM(num_inference_steps=4, final="end"), 0.181),
-        (TCD(num_inference_steps=4, eta=0.0), 0.184),
+        (PhasedSampler(num_inference_steps=4, original_inference_steps=50), 0.0),
+        (DDIMSampler(num_inference_steps=4, final="end"), 0.181),
+        (TCDSampler(num_inference_steps=4, eta=0.0), 0.184),
     ],
     ids=["its own edges", "trailing", "tcd"],
 )
@@ -528,4 +528,4 @@ def test_the_card_of_a_pcm_student_leads_to_its_training_edges(phases, hops, sch
     times = sampler_of(card).times(schedule)
     assert times.tolist() == method.edges.tolist()[::-1]
     if schedule is VP and hops % phases == 0 and 1000 % hops == 0:
-        assert DDIM(num_inference_steps=phases, final="end").times(schedule).tolist() == times.tolist()
+        assert DDIMSampler(num_inference_steps=phases, final="end").times(schedule).tolist() == times.tolist()

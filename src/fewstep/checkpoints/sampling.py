@@ -11,7 +11,15 @@ from torch import Tensor
 
 from fewstep.checkpoints.registry import Checkpoint
 from fewstep.diffusion.schedule import Schedule
-from fewstep.sampling import DDIM, LCM, TCD, Euler, EulerAncestral, Renoise, Sampler
+from fewstep.sampling import (
+    DDIMSampler,
+    EulerAncestralSampler,
+    EulerSampler,
+    LCMSampler,
+    RenoiseSampler,
+    Sampler,
+    TCDSampler,
+)
 from fewstep.sampling.samplers import Step
 
 _SCM, _SCM_SECOND = "SCMScheduler", 1.3
@@ -19,7 +27,7 @@ _FLUX_TOKENS = 16 * 16  # pixels behind one token of a picture: 8x down, patches
 
 
 @dataclass(frozen=True, kw_only=True)
-class StridedDDIM(DDIM):
+class StridedDDIM(DDIMSampler):
     """DDIM as diffusers steps: from t to t - T // n, which misses the next time where n does not divide T.
 
     At 12 steps a state is thus up to one index off what the network is told; these files were published for that.
@@ -70,12 +78,12 @@ def sampler_of(
         raise ValueError(f"{entry.id} {word}, which is not built in here: `fewstep checkpoints {entry.id}` says more.")
     cls = SAMPLERS[name]
     options: dict[str, Any] = _grid(entry, config, num_inference_steps, timesteps)
-    if cls in (TCD, StridedDDIM):
+    if cls in (TCDSampler, StridedDDIM):
         options["eta"] = eta if eta is not None else (entry.eta or 0.0)
         options["final"] = "clean" if config.get("set_alpha_to_one", True) else "end"
     elif eta is not None:
         raise ValueError(f"{entry.id} is sampled by {name}, which has no eta.")
-    if cls in (LCM, TCD):
+    if cls in (LCMSampler, TCDSampler):
         options["original_inference_steps"] = int(config.get("original_inference_steps", 50))
     if strength is not None:
         options["strength"] = strength
@@ -139,13 +147,13 @@ def _scm_times(n: int) -> tuple[float, ...]:
 
 
 SAMPLERS: dict[str, type[Sampler]] = {
-    "LCMScheduler": LCM,
-    "TCDScheduler": TCD,
+    "LCMScheduler": LCMSampler,
+    "TCDScheduler": TCDSampler,
     "DDIMScheduler": StridedDDIM,
-    "EulerDiscreteScheduler": Euler,
-    "EulerAncestralDiscreteScheduler": EulerAncestral,
-    "FlowMatchEulerDiscreteScheduler": Euler,
-    "FlowMatchLCMScheduler": LCM,
-    "SCMScheduler": Renoise,
+    "EulerDiscreteScheduler": EulerSampler,
+    "EulerAncestralDiscreteScheduler": EulerAncestralSampler,
+    "FlowMatchEulerDiscreteScheduler": EulerSampler,
+    "FlowMatchLCMScheduler": LCMSampler,
+    "SCMScheduler": RenoiseSampler,
 }
 """Schedulers of diffusers that samplers of ours step like."""

@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.data.buckets import Size, bucket_sizes, nearest
-from fewstep.data.files import mark_of, replace_tensors, replace_text
+from fewstep.data.files import replace_tensors, replace_text, text_hash
 from fewstep.data.pictures import Collection, Skipped, pixels
 from fewstep.data.sources import Buckets, LatentSource, Prompts
 from fewstep.models.cond import Cond
-from fewstep.models.families import Teacher, at_once
+from fewstep.models.families import Teacher, vae_batch_size
 
 _PER_FILE = 512
 _LARGEST = 2**31  # bytes that may stay on an accelerator; a batch of any size is fetched in a millisecond
@@ -71,7 +71,7 @@ def prompt_latents(
     path: Path, teacher: Teacher, prompts: Sequence[str], device: str = "cpu", advance: Advance | None = None
 ) -> Prompts:
     """Prompts without pictures, encoded likewise, for methods that look at none."""
-    digest = mark_of("\n".join(prompts))
+    digest = text_hash("\n".join(prompts))
 
     def read(rows: range) -> Iterator[Row]:
         return ((None, prompts[i]) for i in rows)
@@ -165,7 +165,7 @@ class Encoding:
 
     def _make(self, number: int, rows: range, advance: Advance) -> tuple[_Parts, list[str]]:
         """Encode these rows, in groups of one size, and keep them."""
-        most = at_once(self.teacher.image_size)
+        most = vae_batch_size(self.teacher.image_size)
         without: list[str] = []
         waiting: dict[Size, list[Row]] = {}
         done: list[_Parts] = []

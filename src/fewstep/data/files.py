@@ -103,6 +103,6 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def mark_of(text: str) -> str:
+def text_hash(text: str) -> str:
     """Sixteen digits that stand for a text: a recipe, a list of prompts."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -92,7 +92,7 @@ class Schedule:
             self._check_table()
             self.num_train_timesteps = len(self.alphas_cumprod)
             with np.errstate(divide="ignore"):
-                self._eta_table = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
+                self._ratio_table = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
             self.clean, self.end, self.start = -1, 0.0, float(self.num_train_timesteps - 1)
         elif family == "edm":
             if not 0 < self.sigma_min < self.sigma_max:
@@ -203,7 +203,7 @@ class Schedule:
         """Noise coefficient at native time ``t`` (number or [B]) as a float64 host tensor of the same shape."""
         return torch.from_numpy(np.asarray(self.alpha_sigma(t)[1]))
 
-    def eta(self, t: Time) -> Array:
+    def noise_to_signal(self, t: Time) -> Array:
         """Noise-to-signal ratio sigma/alpha, the VE noise level, as a host array; infinite where alpha = 0."""
         alpha, sigma = self.alpha_sigma(t)
         with np.errstate(divide="ignore"):
@@ -231,15 +231,17 @@ class Schedule:
         alpha, sigma = np.sqrt(bar), np.sqrt(1 - bar)
         between = (fraction > 0) & (fraction < 1)
         if between.any():
-            eta = self._eta_between(low, fraction)  # infinite below a last index of pure noise
-            mixed = 1 / np.sqrt(1 + eta**2)
+            ratio = self._ratio_between(low, fraction)  # infinite below a last index of pure noise
+            mixed = 1 / np.sqrt(1 + ratio**2)
             alpha = np.where(between, mixed, alpha)
-            sigma = np.where(between, np.where(np.isinf(eta), 1.0, np.where(np.isinf(eta), 0, eta) * mixed), sigma)
+            sigma = np.where(
+                between, np.where(np.isinf(ratio), 1.0, np.where(np.isinf(ratio), 0, ratio) * mixed), sigma
+            )
         clean = time == self.clean
         return np.where(clean, 1.0, alpha), np.where(clean, 0.0, sigma)
 
-    def _eta_between(self, low: npt.NDArray[np.int64], fraction: Array) -> Array:
-        below, above = self._eta_table[low], self._eta_table[low + 1]
+    def _ratio_between(self, low: npt.NDArray[np.int64], fraction: Array) -> Array:
+        below, above = self._ratio_table[low], self._ratio_table[low + 1]
         if self.interpolation == "sigma":
             return np.asarray(below * (1 - fraction) + above * fraction)
         with np.errstate(invalid="ignore"):
@@ -257,20 +259,20 @@ class Schedule:
             bad = np.atleast_1d(time)[~np.atleast_1d(inside)][0]
             raise ValueError(f"Time {bad:g} is outside this {self.family} schedule: times must be {span}.")
 
-    def time_at(self, eta: npt.ArrayLike) -> Array:
-        """Native time whose sigma/alpha is ``eta``: the inverse of `Schedule.eta`, clamped to the table (VP)."""
-        eta = np.asarray(eta, dtype=np.float64)
+    def time_at(self, ratio: npt.ArrayLike) -> Array:
+        """Native time whose sigma/alpha is ``ratio``: the inverse of `noise_to_signal`, clamped to the table (VP)."""
+        ratio = np.asarray(ratio, dtype=np.float64)
         if self.family == "edm":
-            return eta
+            return ratio
         if self.family == "flow":
-            return np.asarray(np.where(np.isinf(eta), 1.0, eta / (1 + np.where(np.isinf(eta), 0, eta))))
+            return np.asarray(np.where(np.isinf(ratio), 1.0, ratio / (1 + np.where(np.isinf(ratio), 0, ratio))))
         index = np.arange(self.num_train_timesteps, dtype=np.float64)
         if self.interpolation == "sigma":
-            time = np.interp(eta, self._eta_table, index)
+            time = np.interp(ratio, self._ratio_table, index)
         else:
             with np.errstate(divide="ignore"):
-                time = np.interp(np.log(eta), np.log(self._eta_table), index)
-        return np.asarray(np.where(eta == 0, self.clean, time))
+                time = np.interp(np.log(ratio), np.log(self._ratio_table), index)
+        return np.asarray(np.where(ratio == 0, self.clean, time))
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """``alpha(t) x0 + sigma(t) eps`` for x0, eps [B, ...] and t a number or [B]; at least float32."""
@@ -370,7 +372,7 @@ class Schedule:
         """
         rho = self.rho if rho is None else rho
         if self.family == "vp":
-            low, high = float(self._eta_table[0]), float(self._eta_table[-1])
+            low, high = float(self._ratio_table[0]), float(self._ratio_table[-1])
         elif self.family == "edm":
             low, high = self.sigma_min, self.sigma_max
         else:

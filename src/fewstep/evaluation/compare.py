@@ -19,7 +19,7 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.sampling import Sampler, sample
-from fewstep.scenes64.detector import Reader, load_reader
+from fewstep.scenes64.detector import Reader, load_detector
 from fewstep.scenes64.scenes import Scene, Scenes
 
 UNSEEN = 3
@@ -27,7 +27,7 @@ UNSEEN = 3
 
 
 @dataclass
-class Way:
+class Candidate:
     """One way to make pictures: a model, its sampler, its guidance."""
 
     label: str
@@ -38,7 +38,7 @@ class Way:
 
 
 @dataclass
-class Outcome:
+class Result:
     """What a way gave.
 
     Attributes:
@@ -63,7 +63,7 @@ class Comparison:
         floors: FD and detail FD of as many real scenes, other ones than the reference's: nothing can do better.
     """
 
-    outcomes: list[Outcome]
+    outcomes: list[Result]
     count: int
     seed: int
     floors: dict[str, float]
@@ -73,7 +73,7 @@ class Comparison:
 
         None where there is no loss to speak of: the interval of the teacher's own loss holds 0.
         """
-        return part_closed(figure, self.outcomes[few], self.outcomes[many], self.outcomes[student])
+        return gap_closed_by(figure, self.outcomes[few], self.outcomes[many], self.outcomes[student])
 
     def better_by(self, figure: str, way: int, than: int) -> tuple[float, tuple[float, float]]:
         """By how much outcome ``way`` is lower than ``than``, on the same prompts and noise, with its 95 % interval."""
@@ -81,14 +81,16 @@ class Comparison:
 
 
 class Figures(Protocol):
-    """Figures with their resamplings, the same draws for all: an `Outcome`, or one that was kept."""
+    """Figures with their resamplings, the same draws for all: an `Result`, or one that was kept."""
 
     figures: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     resampled: dict[str, Tensor]
 
 
-def part_closed(figure: str, few: Figures, many: Figures, student: Figures) -> tuple[float, tuple[float, float]] | None:
+def gap_closed_by(
+    figure: str, few: Figures, many: Figures, student: Figures
+) -> tuple[float, tuple[float, float]] | None:
     """`Comparison.closed` of three sets of figures."""
     picked = (few, many, student)
     if float((few.resampled[figure] - many.resampled[figure]).quantile(0.025)) <= 0:
@@ -125,7 +127,7 @@ SHORT = ("evaluations", "ms", "FD", "detail FD", "accuracy", "to first")
 
 def compare(
     teacher: Teacher,
-    ways: Sequence[Way],
+    ways: Sequence[Candidate],
     count: int,
     seed: int = 0,
     reader: Reader | None = None,
@@ -146,16 +148,16 @@ def compare(
         floors: whether to measure as many real scenes too.
         per_prompt: that many more pictures of each of the first 16 prompts, for their spread; 0 leaves it out.
     """
-    reader = reader or load_reader()
+    reader = reader or load_detector()
     features = features or reader.features
     scenes = Scenes(UNSEEN, size=teacher.image_size)
-    asked, cond, noise = questions(teacher, count, seed)
+    asked, cond, noise = eval_inputs(teacher, count, seed)
     real = reference or Reference.of(real_pictures(teacher, scenes, range(count, 2 * count)), features)
     lowest = _floors(real_pictures(teacher, scenes, range(2 * count, 3 * count)), real, features) if floors else {}
-    outcomes: list[Outcome] = []
+    outcomes: list[Result] = []
     for i, way in enumerate(ways):
         before, started = way.denoiser.cost.evaluations, time.perf_counter()
-        latents = sample_way(way, noise, cond, seed)
+        latents = sample_candidate(way, noise, cond, seed)
         seconds = time.perf_counter() - started
         pictures = teacher.decode(latents).cpu()
         figures = {"evaluations": (way.denoiser.cost.evaluations - before) / count, "ms": 1000 * seconds / count}
@@ -167,7 +169,7 @@ def compare(
         figures["to first"] = float((pictures - first).square().mean().sqrt())
         resampled = measured.resampled(real)
         intervals = {name: interval(values, figures[name]) for name, values in resampled.items()}
-        outcomes.append(Outcome(way.label, pictures, figures, intervals, resampled))
+        outcomes.append(Result(way.label, pictures, figures, intervals, resampled))
         if advance is not None:
             advance(i + 1)
     return Comparison(outcomes, count, seed, lowest)
@@ -218,12 +220,12 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(figures, indent=1) + "\n"
 
 
-def _spread(teacher: Teacher, way: Way, cond: Cond, per_prompt: int, seed: int, features: Features) -> float:
+def _spread(teacher: Teacher, way: Candidate, cond: Cond, per_prompt: int, seed: int, features: Features) -> float:
     """Diversity within prompts, each drawn ``per_prompt`` times from noise of its own."""
     rows = torch.arange(len(cond)).repeat_interleave(per_prompt)
     generator = torch.Generator().manual_seed(seed + 10**6)
     noise = torch.randn(len(rows), *teacher.latent_shape, generator=generator).to(cond["prompt_embeds"].device)
-    pictures = teacher.decode(sample_way(way, noise, cond[rows], seed)).cpu()
+    pictures = teacher.decode(sample_candidate(way, noise, cond[rows], seed)).cpu()
     return spread(features(pictures), per_prompt)
 
 
@@ -233,7 +235,7 @@ def unseen(count: int) -> list[Scene]:
     return [scenes.scene(i) for i in range(count)]
 
 
-def questions(teacher: Teacher, count: int, seed: int) -> tuple[list[Scene], Cond, Tensor]:
+def eval_inputs(teacher: Teacher, count: int, seed: int) -> tuple[list[Scene], Cond, Tensor]:
     """The first ``count`` unseen scenes, their captions as a condition, and the noise of ``seed`` to start from."""
     asked = unseen(count)
     cond = teacher.encode_prompts([scene.caption for scene in asked])
@@ -241,7 +243,7 @@ def questions(teacher: Teacher, count: int, seed: int) -> tuple[list[Scene], Con
     return asked, cond, noise.to(cond["prompt_embeds"].device)
 
 
-def sample_way(way: Way, noise: Tensor, cond: Cond, seed: int, batch: int = 64) -> Tensor:
+def sample_candidate(way: Candidate, noise: Tensor, cond: Cond, seed: int, batch: int = 64) -> Tensor:
     """All pictures' latents; each batch has its own stream, so a picture does not depend on how many follow it."""
     parts = []
     for first in range(0, len(noise), batch):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fewstep.evaluation.compare import UNSEEN, Comparison, Way, compare, real_pictures
+from fewstep.evaluation.compare import UNSEEN, Candidate, Comparison, compare, real_pictures
 from fewstep.evaluation.measured import Reference
 from fewstep.models.families import Teacher, load_teacher
-from fewstep.sampling import DDIM
-from fewstep.scenes64.detector import load_reader
+from fewstep.sampling import DDIMSampler
+from fewstep.scenes64.detector import load_detector
 from fewstep.scenes64.scenes import Scenes
 
 ASSET = Path(__file__).parent.parent / "assets" / "reference.safetensors"
@@ -27,7 +27,7 @@ def reference_of(teacher: Teacher) -> Reference | None:
 def make_reference(teacher: Teacher, path: Path, count: int = SCENES) -> Reference:
     """Real scenes through ``teacher``'s autoencoder, as `Reference`; written to ``path``."""
     pictures = real_pictures(teacher, Scenes(UNSEEN, size=teacher.image_size), range(10_000, 10_000 + count))
-    Reference.of(pictures, load_reader().features).save(path, {"scenes": str(count), "seed": str(UNSEEN)})
+    Reference.of(pictures, load_detector().features).save(path, {"scenes": str(count), "seed": str(UNSEEN)})
     return Reference.load(path)
 
 
@@ -47,7 +47,7 @@ def measure_teacher(
     teacher = load_teacher(name)
     reference = reference_of(teacher) if path is None else make_reference(teacher, path)
     ways = [
-        Way(f"guidance {scale:g}, {steps} steps", teacher.denoiser, DDIM(num_inference_steps=steps), scale)
+        Candidate(f"guidance {scale:g}, {steps} steps", teacher.denoiser, DDIMSampler(num_inference_steps=steps), scale)
         for scale in guidance_scales
         for steps in STEPS
     ]

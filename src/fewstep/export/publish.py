@@ -29,8 +29,8 @@ from fewstep.export.header import modelspec, write
 from fewstep.export.lora import kohya_layout, layers, peft_layout
 from fewstep.export.pipeline import close_guidance, put_student, refuse_end, save_network, save_pipeline
 from fewstep.export.readme import call, code, licence_of, readme, usage_hint
-from fewstep.export.round_trip import LIMITS, Proof, Question, prove
-from fewstep.export.scheduler import Plan, plan_scheduler
+from fewstep.export.round_trip import LIMITS, Question, RoundTrip, prove
+from fewstep.export.scheduler import SchedulerPlan, plan_scheduler
 from fewstep.models.families import Teacher, is_ours, shipped
 from fewstep.models.lora_files import network_of
 from fewstep.sampling import sample
@@ -52,7 +52,7 @@ class Export:
     """
 
     folder: Path
-    proof: Proof
+    proof: RoundTrip
     call: str
     remarks: tuple[str, ...]
 
@@ -192,7 +192,7 @@ def _draw(teacher: Teacher, source: Path, card: Card, prompts: Sequence[str]) ->
     return run.x0.cpu()
 
 
-def _remarks(to: str, card: Card, plan: Plan, closed: bool) -> list[str]:
+def _remarks(to: str, card: Card, plan: SchedulerPlan, closed: bool) -> list[str]:
     """What an export cannot hold, or holds in an unusual way."""
     found = []
     if closed:
@@ -207,8 +207,8 @@ def _remarks(to: str, card: Card, plan: Plan, closed: bool) -> list[str]:
 
 
 def _describe(
-    part: Path, to: str, title: str, base: str, lines: str, card: Card, plan: Plan, source: Path, dtype: str,
-    proof: Proof, remarks: list[str], shift: float | None,
+    part: Path, to: str, title: str, base: str, lines: str, card: Card, plan: SchedulerPlan, source: Path, dtype: str,
+    proof: RoundTrip, remarks: list[str], shift: float | None,
 ) -> None:  # fmt: skip
     picture = source / "samples.png"
     if picture.is_file():

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fewstep.export.scheduler import Plan
+from fewstep.export.scheduler import SchedulerPlan
 from fewstep.models.families import shipped
 from fewstep.students.student import Card
 
@@ -33,7 +33,7 @@ def licence_of(base: str) -> str:
     return BASE_LICENCES.get(base, f"that of {base}; read its card")
 
 
-def usage_hint(card: Card, plan: Plan) -> str:
+def usage_hint(card: Card, plan: SchedulerPlan) -> str:
     """ComfyUI's settings in a line: programs show it with the file."""
     even = plan.scheduler == "LCMScheduler" and plan.config.get("original_inference_steps") != 50
     schedule = "sgm_uniform" if even else _SCHEDULES.get(card.sampler, "sgm_uniform")
@@ -43,7 +43,7 @@ def usage_hint(card: Card, plan: Plan) -> str:
     return ", ".join([*words, schedule, *([f"eta {card.eta:g}"] if card.sampler == "tcd" else [])])
 
 
-def code(to: str, base: str, file: str, network: str, card: Card, plan: Plan) -> str:
+def code(to: str, base: str, file: str, network: str, card: Card, plan: SchedulerPlan) -> str:
     """The lines of Python that the export is meant for.
 
     Args:
@@ -69,7 +69,7 @@ def code(to: str, base: str, file: str, network: str, card: Card, plan: Plan) ->
     ])  # fmt: skip
 
 
-def call(card: Card, plan: Plan) -> str:
+def call(card: Card, plan: SchedulerPlan) -> str:
     """Arguments of the pipeline's call."""
     told = dict(plan.call)
     if not told.keys() & {"timesteps", "sigmas"}:
@@ -89,7 +89,7 @@ def measured(run: Path) -> str:
 
 
 def readme(
-    to: str, title: str, base: str, lines_of_code: str, card: Card, plan: Plan, run: Path, proof: str,
+    to: str, title: str, base: str, lines_of_code: str, card: Card, plan: SchedulerPlan, run: Path, proof: str,
     remarks: list[str], picture: bool,
 ) -> str:  # fmt: skip
     """The whole README, front matter included."""

@@ -48,7 +48,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Proof:
+class RoundTrip:
     """How an export compares.
 
     Attributes:
@@ -60,7 +60,7 @@ class Proof:
     layers: int
 
 
-def prove(question: Question, expected: Tensor, layers: int, limit: float) -> Proof:
+def prove(question: Question, expected: Tensor, layers: int, limit: float) -> RoundTrip:
     """Ask another process and compare; ``expected`` are latents [B, C, h, w] that fewstep drew from the same seed.
 
     Args:
@@ -89,7 +89,7 @@ def prove(question: Question, expected: Tensor, layers: int, limit: float) -> Pr
     gap = float((drawn - expected.float()).abs().max() / expected.abs().max())
     if not gap <= limit:
         raise ValueError(f"The export draws something else than fewstep in diffusers: the gap is {gap:.1e}.")
-    return Proof(gap, found)
+    return RoundTrip(gap, found)
 
 
 def answer(question: dict[str, Any]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ _OWN_SIGMAS = ("Flux",)  # pipelines that lay the levels k/n themselves
 
 
 @dataclass(frozen=True)
-class Plan:
+class SchedulerPlan:
     """How a pipeline of diffusers samples like us.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
 
 def plan_scheduler(
     sampler: Sampler, schedule: Schedule, base: Mapping[str, Any], prediction: str, pipeline: str
-) -> Plan:
+) -> SchedulerPlan:
     """The scheduler for a sampler of ours.
 
     Args:
@@ -63,7 +63,7 @@ def plan_scheduler(
     kept = {key: value for key, value in base.items() if not key.startswith("_")}  # their class, and what to forget
     kept |= {"prediction_type": prediction, "clip_sample": False, "thresholding": False, "steps_offset": 0}
     for name, config, call in _candidates(sampler, times):
-        plan = Plan(name, {**kept, **config}, call)
+        plan = SchedulerPlan(name, {**kept, **config}, call)
         if _times_of(plan, len(times) - 1) == times[:-1].tolist():
             return plan
     raise ValueError(f"diffusers has no scheduler that steps like '{sampler.name}' with these settings.")
@@ -102,7 +102,7 @@ def _candidates(sampler: Sampler, times: Array) -> Iterator[tuple[str, dict[str,
         yield "DDIMScheduler", {**trailing, "set_alpha_to_one": clean}, {"eta": eta}
 
 
-def _times_of(plan: Plan, n: int) -> list[float]:
+def _times_of(plan: SchedulerPlan, n: int) -> list[float]:
     """At which times diffusers asks the network; none where it refuses the grid."""
     scheduler, told = plan.build(), plan.call.get("timesteps")
     try:
@@ -118,7 +118,7 @@ def _times_of(plan: Plan, n: int) -> list[float]:
 # ---------------------------------------------------------------- flow
 
 
-def _flow(sampler: Sampler, schedule: Schedule, times: Array, base: Mapping[str, Any], pipeline: str) -> Plan:
+def _flow(sampler: Sampler, schedule: Schedule, times: Array, base: Mapping[str, Any], pipeline: str) -> SchedulerPlan:
     if pipeline.startswith("StableDiffusionPipeline"):
         raise ValueError("diffusers has no few-step scheduler for a flow model in a StableDiffusionPipeline.")
     if getattr(sampler, "eta", 0.0) != 0 or sampler.name not in (*_ANEW, *_JUMPS):
@@ -128,10 +128,10 @@ def _flow(sampler: Sampler, schedule: Schedule, times: Array, base: Mapping[str,
     common = {"num_train_timesteps": total, "use_dynamic_shifting": False}
     even = np.allclose(times[:-1], schedule.shifted(np.arange(n, 0, -1) / n), rtol=0, atol=1e-9)
     if even and pipeline.startswith(_OWN_SIGMAS):
-        return Plan(name, {**common, "shift": shift})
+        return SchedulerPlan(name, {**common, "shift": shift})
     if even:
-        return Plan(name, {**common, **few_step_shift(shift, n, total)})
-    return Plan(name, {**common, "shift": 1.0}, {"sigmas": [float(t) for t in times[:-1]]})
+        return SchedulerPlan(name, {**common, **few_step_shift(shift, n, total)})
+    return SchedulerPlan(name, {**common, "shift": 1.0}, {"sigmas": [float(t) for t in times[:-1]]})
 
 
 def few_step_shift(shift: float, n: int, total: int = 1000) -> dict[str, float]:

@@ -231,7 +231,7 @@ class Model:
         away = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
         if len(away) != len(prompts):
             raise ValueError(f"Give one negative prompt, or one for each of {len(prompts)} prompts, not {len(away)}.")
-        return cond.leading_away_from(self.teacher.encode_prompts(away))
+        return cond.with_negative(self.teacher.encode_prompts(away))
 
     def advice(self, steps: int | None = None, guidance_scale: float | None = None) -> list[str]:
         """What is unusual about the user's wishes for a published file, a sentence each."""

@@ -55,7 +55,7 @@ class RoleSpec:
         features_only: a discriminator's backbone. It starts from the model that the teacher came from, past all
             students in between, and has no decoder.
         weights: "full" or "lora", where that is not the student's choice.
-        begins_as: whose first weights it has: "teacher", or "student", which a run's ``init`` may have moved.
+        init_from: whose first weights it has: "teacher", or "student", which a run's ``init`` may have moved.
     """
 
     name: str
@@ -65,7 +65,7 @@ class RoleSpec:
     prediction_type: str | None = None
     features_only: bool = False
     weights: Literal["full", "lora"] | None = None
-    begins_as: Literal["teacher", "student"] = "teacher"
+    init_from: Literal["teacher", "student"] = "teacher"
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class CM(Method):
         """[N] chances of the hops, added up from the cleanest to exactly 1."""
         if self.settings.timestep_sampling == "uniform":
             return torch.arange(1, len(grid), dtype=torch.float64) / (len(grid) - 1)
-        log_level = torch.from_numpy(self.schedule.eta(grid)).log()
+        log_level = torch.from_numpy(self.schedule.noise_to_signal(grid)).log()
         below = torch.erf((log_level - self.settings.log_mean) / (math.sqrt(2) * self.settings.log_std))
         return (below[1:] - below[0]) / (below[-1] - below[0])
 

@@ -120,7 +120,7 @@ class DMD(Method):
         self.scores = ScorePair(schedule, self.settings.guidance_scale, self.settings.weighting)
 
     def roles(self) -> tuple[RoleSpec, ...]:
-        return RoleSpec("student"), RoleSpec("fake", begins_as=self.settings.fake_begins)
+        return RoleSpec("student"), RoleSpec("fake", init_from=self.settings.fake_begins)
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:

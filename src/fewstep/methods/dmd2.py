@@ -158,7 +158,7 @@ class DMD2(Method):
         self.players = (Player("student", every=settings.student_every), Player("critic", owns=owned))
 
     def roles(self) -> tuple[RoleSpec, ...]:
-        return RoleSpec("student"), RoleSpec("fake", begins_as=self.settings.fake_begins)
+        return RoleSpec("student"), RoleSpec("fake", init_from=self.settings.fake_begins)
 
     def heads(self) -> tuple[HeadSpec, ...]:
         return (self.game.spec(),) if self.game else ()

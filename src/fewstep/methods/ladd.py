@@ -175,7 +175,9 @@ class LADD(Method):
 
     def _condition(self, roles: Roles, cond: Cond | None, t: Tensor, like: Tensor) -> Tensor | None:
         """The pooled prompt and sines of 100 log(sigma/alpha)."""
-        ratio = torch.from_numpy(100 * np.log(self.schedule.eta(t))).to(like.device, like.dtype, non_blocking=True)
+        ratio = torch.from_numpy(100 * np.log(self.schedule.noise_to_signal(t))).to(
+            like.device, like.dtype, non_blocking=True
+        )
         return projection_condition(roles.helpers, cond, sinusoid(ratio, LEVEL_WIDTH))
 
 

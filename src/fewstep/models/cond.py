@@ -58,7 +58,7 @@ class Cond:
         null = {k: self._null_of(k).expand_as(t) for k, t in self.tensors.items()}
         return Cond(null, self._null)
 
-    def leading_away_from(self, other: Cond) -> Cond:
+    def with_negative(self, other: Cond) -> Cond:
         """The same condition, with ``other`` [B, ...] in place of its null: a negative prompt."""
         return Cond(self.tensors, other.tensors)
 

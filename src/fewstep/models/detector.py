@@ -18,7 +18,7 @@ CELLS = 16
 _GEOMETRY = 3
 
 
-class ReaderNetwork(nn.Module):
+class DetectorNetwork(nn.Module):
     """Residual blocks at 32x32, 16x16 and 8x8, and once more at 16x16, where the answers are given.
 
     Args:

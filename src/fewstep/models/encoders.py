@@ -88,7 +88,7 @@ class EncoderNetwork(nn.Module):
         return torch.cat([last.mean(dim=(2, 3)), last.amax(dim=(2, 3))], dim=1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """What it was trained to tell: as `fewstep.models.detector.ReaderNetwork`, for cells of 8x8 pixels."""
+        """What it was trained to tell: as `fewstep.models.detector.DetectorNetwork`, for cells of 8x8 pixels."""
         middle, coarse = self.taps(images)[-2:]
         grid = torch.cat([middle, F.interpolate(coarse, scale_factor=2.0, mode="nearest")], dim=1)
         told = self.answers(F.silu(self.norm(grid))).permute(0, 2, 3, 1)

@@ -32,7 +32,7 @@ _ANY_SCHEDULER = {"unet": {"beta_schedule": "scaled_linear"}, "transformer": {"s
 
 
 @dataclass
-class Outline:
+class MetaPipeline:
     """The parts of a pipeline on the meta device, in float32 unless loaded in another dtype.
 
     Attributes:
@@ -131,7 +131,7 @@ class Outline:
 
 def outline(
     name: str, size: int | None = None, dtype: torch.dtype = torch.float32, config: str | None = None
-) -> Outline:
+) -> MetaPipeline:
     """The outline of ``scenes-64`` (shipped), a diffusers folder, a network's folder, a single file, or a hub name.
 
     Weights need not be there. Of a hub model only its configs are fetched.
@@ -147,7 +147,7 @@ def outline(
         else:
             network = _network(folder, "diffusers", "")
             part = "unet" if "UNet" in type(network).__name__ else "transformer"
-            found = Outline(name, type(network).__name__, {part: network}, {}, CLIP_TOKENS)
+            found = MetaPipeline(name, type(network).__name__, {part: network}, {}, CLIP_TOKENS)
     except (OSError, KeyError, TypeError, AttributeError, ImportError, json.JSONDecodeError) as error:
         raise ValueError(f"The teacher '{name}' cannot be outlined from its configs: {short_error(error)}") from None
     found.size = size
@@ -180,7 +180,7 @@ def _folder(name: str) -> Path:
         raise ValueError(f"The configs of '{name}' cannot be fetched: {short_error(error)}") from None
 
 
-def _pipeline(name: str, folder: Path) -> Outline:
+def _pipeline(name: str, folder: Path) -> MetaPipeline:
     index = _read(folder / "model_index.json")
     named = {part: kind for part, kind in index.items() if isinstance(kind, list) and kind[-1]}
     found = {part: kind for part, kind in named.items() if (folder / part / "config.json").is_file()}
@@ -191,7 +191,7 @@ def _pipeline(name: str, folder: Path) -> Outline:
     tokenizer = folder / "tokenizer" / "tokenizer_config.json"
     tokens = _read(tokenizer).get("model_max_length", CLIP_TOKENS) if tokenizer.is_file() else CLIP_TOKENS
     config = _read(scheduler) if scheduler.is_file() else {}
-    return Outline(name, str(index.get("_class_name")), parts, config, min(int(tokens), CLIP_TOKENS))
+    return MetaPipeline(name, str(index.get("_class_name")), parts, config, min(int(tokens), CLIP_TOKENS))
 
 
 def _network(folder: Path, library: str, kind: str) -> nn.Module:

@@ -29,14 +29,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import working
-from fewstep.models.detector import ReaderNetwork
+from fewstep.models.detector import DetectorNetwork
 from fewstep.models.encoders import EncoderNetwork, load_encoder, pixel_statistics
 
 PICKSCORE, PICKSCORE_WORDS = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 HEAD_FILE = "aesthetic.safetensors"
-TRUNKS: dict[str, Callable[[Mapping[str, int]], EncoderNetwork | ReaderNetwork]] = {
+TRUNKS: dict[str, Callable[[Mapping[str, int]], EncoderNetwork | DetectorNetwork]] = {
     "encoder": EncoderNetwork,
-    "reader": ReaderNetwork,
+    "reader": DetectorNetwork,
 }
 _HEADER = "fewstep_reward"
 _TRAIN = "train one by 'fewstep reward train'"

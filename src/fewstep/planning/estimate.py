@@ -21,12 +21,12 @@ from fewstep.data.cache import home
 from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import LatentSource, Source, WithPrompts
 from fewstep.methods.base import Method
-from fewstep.models.families import at_once
+from fewstep.models.families import vae_batch_size
 from fewstep.models.lora import lora_layers
-from fewstep.models.meta_pipeline import Outline
+from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.models.quantize import Kind, saved_bytes
 from fewstep.models.roles import Roles, Weights
-from fewstep.planning.memory_trace import AsOn, Ledger, mean_cost, rehearse, size_of, trained_by
+from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, mean_cost, rehearse, size_of, trained_by
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
@@ -71,7 +71,7 @@ class Estimate:
 
 
 def estimate(
-    outline: Outline,
+    outline: MetaPipeline,
     method: type[Method],
     method_settings: Any,
     settings: TrainingSettings,
@@ -121,14 +121,14 @@ def estimate(
 
 
 def step_cost(
-    outline: Outline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
+    outline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
 ) -> float:
     """`Estimate.equivalents` alone, which takes less time to find."""
     taught, roles, source, _ = _on_meta(outline, method, method_settings, settings, weights, 1, 1)
     return mean_cost(taught, roles, source, settings)
 
 
-def _parts(outline: Outline, kind: str, device: str) -> int:
+def _parts(outline: MetaPipeline, kind: str, device: str) -> int:
     """Bytes of the parts beside the base: "vae", "text_encoder" and its like, or "" for all others."""
     rest = {name: part for name, part in outline.parts.items() if part is not outline.base}
     kinds = {name: next((k for k in ("vae", "text_encoder") if name.startswith(k)), "") for name in rest}
@@ -136,7 +136,7 @@ def _parts(outline: Outline, kind: str, device: str) -> int:
 
 
 def _on_meta(
-    outline: Outline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights,
+    outline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights,
     pictures: int, pairs: int,
 ) -> tuple[Method, Roles, Source, list[LatentSource]]:  # fmt: skip
     """Method, roles and data of a run without values, and the sets behind the data."""
@@ -170,7 +170,7 @@ def _own(roles: Roles, device: str) -> dict[str, int]:
 
 
 def _data(
-    outline: Outline, method: type[Method], pictures: int, pairs: int, device: str = "meta"
+    outline: MetaPipeline, method: type[Method], pictures: int, pairs: int, device: str = "meta"
 ) -> tuple[Source, list[LatentSource]]:
     """What a method trains on, and the sets behind it."""
     data = _latents(outline, pictures, device)
@@ -182,7 +182,7 @@ def _data(
     return WithPairs(read, made), [data, made]
 
 
-def _latents(outline: Outline, pictures: int, device: str = "meta") -> LatentSource:
+def _latents(outline: MetaPipeline, pictures: int, device: str = "meta") -> LatentSource:
     """A data set as `fewstep.data.cache` keeps it encoded, in float16, without its values."""
     cond = outline.prompts(pictures, torch.float16, device)
     mean, std = (torch.zeros(pictures, *outline.latent_shape, dtype=torch.float16, device=device) for _ in range(2))
@@ -209,33 +209,33 @@ def _size(tensors: Iterable[Tensor], device: str) -> int:
 
 
 @torch.no_grad()
-def _encoding(outline: Outline, between: int, pictures: int, device: str) -> int:
+def _encoding(outline: MetaPipeline, between: int, pictures: int, device: str) -> int:
     """Peak while the autoencoder encodes, batch after batch; the optimiser's moments are not there yet."""
     vae: Any = outline.parts.get("vae")
     if vae is None or outline.image_size is None:
         return 0
-    ledger = Ledger(device, _tensors(vae))
+    ledger = MemoryTracker(device, _tensors(vae))
     side = outline.image_size
-    with AsOn(device, None), ledger:
-        vae.encode(torch.empty(min(pictures, at_once(side)), 3, side, side, dtype=vae.dtype, device="meta"))
+    with DeviceRules(device, None), ledger:
+        vae.encode(torch.empty(min(pictures, vae_batch_size(side)), 3, side, side, dtype=vae.dtype, device="meta"))
     return between + ledger.peak
 
 
 @torch.no_grad()
-def _sampling(outline: Outline, between: int, prompts: int, device: str) -> int:
+def _sampling(outline: MetaPipeline, between: int, prompts: int, device: str) -> int:
     """Peak while a sample grid's pictures are decoded."""
     vae: Any = outline.parts.get("vae")
     if vae is None or outline.image_size is None or not prompts:
         return 0
-    count = min(prompts, at_once(outline.image_size))
-    ledger = Ledger(device, _tensors(vae))
-    with AsOn(device, None), ledger:
+    count = min(prompts, vae_batch_size(outline.image_size))
+    ledger = MemoryTracker(device, _tensors(vae))
+    with DeviceRules(device, None), ledger:
         vae.decode(torch.empty(count, *outline.latent_shape, dtype=vae.dtype, device="meta"), return_dict=False)
     return between + ledger.peak
 
 
 def seconds_of_step(
-    outline: Outline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
+    outline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
 ) -> float:
     """Seconds of one training step, tried on the recipe's device with made-up weights and data.
 

@@ -34,7 +34,7 @@ def size_of(tensor: Tensor, device: str) -> int:
     return -(-tensor.untyped_storage().nbytes() // block) * block
 
 
-class Ledger(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Bytes of all storages on the meta device that operators make while this mode is on.
 
     Args:
@@ -72,7 +72,7 @@ class Ledger(TorchDispatchMode):
         self.live -= size
 
 
-class AsOn(TorchFunctionMode):
+class DeviceRules(TorchFunctionMode):
     """What the meta device does differently from ``device``: fused attention, and autocast, which it lacks.
 
     Attention on meta would make the whole [queries, keys] matrix, which no real device here keeps.
@@ -151,9 +151,9 @@ def rehearse(method: Method, roles: Roles, source: Any, settings: TrainingSettin
     networks = [roles.base, *roles.helpers.networks]
     known = [t for network in networks for t in (*network.parameters(), *network.buffers())]
     known += roles.tensors().values()
-    ledger = Ledger(torch.device(settings.device).type, known)
+    ledger = MemoryTracker(torch.device(settings.device).type, known)
     number = _typical(method, source, settings)
-    with AsOn(ledger.device, settings.autocast), ledger:
+    with DeviceRules(ledger.device, settings.autocast), ledger:
         _step(method, roles, source, settings, number, {player.name for player in method.players})
     _forget(roles)
     return ledger.peak
@@ -171,7 +171,7 @@ def mean_cost(method: Method, roles: Roles, source: Any, settings: TrainingSetti
     spent = 0.0
     for due, times in rounds.items():
         before = roles.cost().forward_equivalents
-        with AsOn(torch.device(settings.device).type, settings.autocast):
+        with DeviceRules(torch.device(settings.device).type, settings.autocast):
             _step(method, roles, source, settings, number, due)
         spent += times * (roles.cost().forward_equivalents - before)
         _forget(roles)
@@ -217,7 +217,7 @@ def _step(
 
 
 def _backward(total: Tensor, inputs: Sequence[Tensor], keep: bool) -> None:
-    """``total.backward(inputs=inputs)`` without its front door: there every function mode steps aside, and `AsOn` must
+    """``total.backward(inputs=inputs)`` without its front door: there every function mode steps aside, and `DeviceRules` must
     stay for what activation checkpointing recomputes.
     """
     _engine_run_backward(

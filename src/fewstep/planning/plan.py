@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fewstep.models.meta_pipeline import Outline, outline
+from fewstep.models.meta_pipeline import MetaPipeline, outline
 from fewstep.planning.estimate import Estimate, estimate, seconds_of_step, step_cost
 from fewstep.recipe.schema import DTYPES, Recipe, count_pictures
 from fewstep.students.lineage import model_behind
@@ -29,14 +29,14 @@ class Plan:
     """
 
     recipe: Recipe
-    outline: Outline
+    outline: MetaPipeline
     estimate: Estimate | None
     why_not: str
     seconds: float | None
 
 
 def plan(recipe: Recipe, timed: bool = True) -> Plan:
-    """Outline the teacher, rehearse a step, time one on the recipe's device. No weights are read or written.
+    """MetaPipeline the teacher, rehearse a step, time one on the recipe's device. No weights are read or written.
 
     Raises:
         ValueError: what the run itself would refuse.
@@ -50,7 +50,7 @@ def plan(recipe: Recipe, timed: bool = True) -> Plan:
     return Plan(recipe, sketch, found, "", _seconds(recipe, sketch, found) if timed else None)
 
 
-def _sketch(recipe: Recipe) -> Outline:
+def _sketch(recipe: Recipe) -> MetaPipeline:
     """The teacher's outline; of a student, that of the model it came from."""
     teacher = recipe.teacher
     place = model_behind(teacher.path)
@@ -77,7 +77,7 @@ def memory_of_step(recipe: Recipe) -> int:
     return sum(_estimate(recipe, _sketch(recipe)).training.values())
 
 
-def _estimate(recipe: Recipe, sketch: Outline) -> Estimate:
+def _estimate(recipe: Recipe, sketch: MetaPipeline) -> Estimate:
     return estimate(
         sketch, recipe.method_class(), recipe.method_settings(), recipe.training, recipe.student.build(),
         count_pictures(recipe), len(recipe.sample.prompts), recipe.pairs.size or 0,
@@ -85,7 +85,7 @@ def _estimate(recipe: Recipe, sketch: Outline) -> Estimate:
     )  # fmt: skip
 
 
-def _seconds(recipe: Recipe, sketch: Outline, found: Estimate) -> float | None:
+def _seconds(recipe: Recipe, sketch: MetaPipeline, found: Estimate) -> float | None:
     room = memory(recipe.training.device)
     if room is None or found.peak > room[0]:
         return None
@@ -198,7 +198,7 @@ def advise(planned: Plan) -> list[str]:
     return ["each of these alone would lower the step's peak:", *(f"  --set {change}" for change in changes)]
 
 
-def _parameters(sketch: Outline) -> str:
+def _parameters(sketch: MetaPipeline) -> str:
     parts = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in sketch.parts.items())
     return f"parameters of {sketch.name} ({sketch.kind}): {parts}"
 

@@ -29,8 +29,8 @@ import yaml
 from pydantic import Field, PositiveInt, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass as checked
 
-from fewstep.data.files import held, mark_of, replace_text
-from fewstep.evaluation.compare import Way, compare
+from fewstep.data.files import held, replace_text, text_hash
+from fewstep.evaluation.compare import Candidate, compare
 from fewstep.evaluation.reference import reference_of
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher, load_teacher
@@ -53,7 +53,7 @@ CURVES = ("ddim", "dpm++2m", "euler")
 
 
 @checked(frozen=True)
-class Job:
+class BenchmarkEntry:
     """A recipe to be run once for each seed.
 
     Attributes:
@@ -80,7 +80,7 @@ class Job:
         return name
 
     @classmethod
-    def of(cls, source: str, **given: Any) -> Job:
+    def of(cls, source: str, **given: Any) -> BenchmarkEntry:
         """From a job's file (YAML with a key ``recipe``), or from a recipe's name or file; ``given`` goes first.
 
         Raises:
@@ -99,7 +99,7 @@ class Job:
             raise RecipeError(f"{path}: a job has no key '{key}': it has {', '.join(sorted(known - {'name'}))}.")
         data = {"name": path.stem} | data | {key: value for key, value in given.items() if value is not None}
         try:
-            job: Job = validated(TypeAdapter(cls), data, "")
+            job: BenchmarkEntry = validated(TypeAdapter(cls), data, "")
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from None
         return job
@@ -120,7 +120,7 @@ class Job:
 class Run:
     """One recipe with one seed."""
 
-    job: Job
+    job: BenchmarkEntry
     seed: int
     recipe: Recipe | Chain
     changes: tuple[str, ...]
@@ -133,7 +133,7 @@ class Run:
     def mark(self) -> str:
         """Of the resolved recipe: figures of any other one are measured again."""
         text = as_yaml(self.recipe) if isinstance(self.recipe, Recipe) else chain_yaml(self.recipe)
-        return mark_of(text)
+        return text_hash(text)
 
     @property
     def steps(self) -> int:
@@ -240,7 +240,7 @@ class Benchmark:
     """All runs of some jobs: trained, measured and set side by side.
 
     Args:
-        runs: of `Job.runs`. out: where results go; place: where runs work.
+        runs: of `BenchmarkEntry.runs`. out: where results go; place: where runs work.
         minutes: before it stops; None: never.
         curves: samplers of the teacher.
 
@@ -365,7 +365,7 @@ class Benchmark:
         }  # fmt: skip
         for steps in run.measured_at:
             sampler = sampler_of(card, num_inference_steps=steps)
-            way = Way(f"{run.job.name}, {steps}", model, sampler, card.guidance_scale, card.guidance_embed)
+            way = Candidate(f"{run.job.name}, {steps}", model, sampler, card.guidance_scale, card.guidance_embed)
             path = folder / "measured" / f"{steps}.safetensors"
             if not self._way(teacher, way, path, run.job.name, run.seed, steps, facts):
                 return False
@@ -383,7 +383,7 @@ class Benchmark:
                     continue
                 teacher = teacher or self._teacher(recipe)
                 sampler = make_sampler(name, num_inference_steps=steps)
-                way = Way(f"{_named(name)}, {steps}", teacher.denoiser, sampler, recipe.sample.guidance_scale)
+                way = Candidate(f"{_named(name)}, {steps}", teacher.denoiser, sampler, recipe.sample.guidance_scale)
                 facts = {
                     "guidance_scale": recipe.sample.guidance_scale, "prompts": self.count, "versions": versions(),
                     "mark": self._teacher_mark,
@@ -401,7 +401,14 @@ class Benchmark:
         )  # fmt: skip
 
     def _way(
-        self, teacher: Teacher, way: Way, path: Path, model: str, seed: int | None, steps: int, facts: dict[str, Any]
+        self,
+        teacher: Teacher,
+        way: Candidate,
+        path: Path,
+        model: str,
+        seed: int | None,
+        steps: int,
+        facts: dict[str, Any],
     ) -> bool:
         """Measure one way, unless it has been or the time is spent."""
         if self._holds(path, facts["mark"]):
@@ -425,7 +432,7 @@ class Benchmark:
     @property
     def _teacher_mark(self) -> str:
         recipe = self.runs[0].last
-        return mark_of(f"{recipe.teacher.model_dump_json()} {recipe.sample.guidance_scale}")
+        return text_hash(f"{recipe.teacher.model_dump_json()} {recipe.sample.guidance_scale}")
 
 
 _MINUTES = "minutes.json"

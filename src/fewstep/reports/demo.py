@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Comparison, Way, as_json, compare, picture
+from fewstep.evaluation.compare import Candidate, Comparison, as_json, compare, picture
 from fewstep.evaluation.reference import reference_of
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.recipe.schema import Recipe, load_recipe
 from fewstep.runs.distill import distill
-from fewstep.sampling import DDIM
+from fewstep.sampling import DDIMSampler
 from fewstep.students.lineage import teacher_of
 from fewstep.students.student import load_card, load_student, sampler_of
 from fewstep.training.logging import progress_bar
@@ -42,7 +42,7 @@ class Demo:
 
 def against_teacher(
     recipe: Recipe, student_folder: Path, steps: Sequence[int] = (), few: Sequence[int] = ()
-) -> tuple[Teacher, list[Way]]:
+) -> tuple[Teacher, list[Candidate]]:
     """The teacher and the ways to `compare`: it at its full and at ``few`` steps, then the student at ``steps``.
 
     Both are the student's own number by default.
@@ -51,12 +51,12 @@ def against_teacher(
     student = load_student(teacher_of(student_folder, card), student_folder, card)
     steps, scale = steps or [card.num_inference_steps], recipe.sample.guidance_scale
     ways = [
-        Way(f"teacher, {n} steps", teacher.denoiser, DDIM(num_inference_steps=n), scale)
+        Candidate(f"teacher, {n} steps", teacher.denoiser, DDIMSampler(num_inference_steps=n), scale)
         for n in (recipe.sample.teacher_steps, *(few or steps))
     ]
     for n in steps:
         sampler = sampler_of(card, num_inference_steps=n)
-        ways.append(Way(f"student, {n} steps", student, sampler, card.guidance_scale, card.guidance_embed))
+        ways.append(Candidate(f"student, {n} steps", student, sampler, card.guidance_scale, card.guidance_embed))
     return teacher, ways
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import FIGURES, UNSEEN, Comparison, Outcome, Way, as_json, compare, picture
+from fewstep.evaluation.compare import FIGURES, UNSEEN, Candidate, Comparison, Result, as_json, compare, picture
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.reference import reference_of
 from fewstep.methods.parts.statistics import BINS
@@ -21,7 +21,7 @@ from fewstep.recipe.schema import Recipe, RecipeError, load_recipe
 from fewstep.reports.diagnose import diagnose
 from fewstep.reports.page import Page
 from fewstep.runs.chain import last_run
-from fewstep.sampling import DDIM
+from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.scenes import Scenes
 from fewstep.students.lineage import first_teacher, teacher_of
 from fewstep.students.student import load_card, load_student, sampler_of
@@ -42,7 +42,7 @@ def report(
     Args:
         runs: finished run directories; all of one teacher.
         count: unseen prompts that every way is measured on.
-        advance: called with the number of ways sampled, of `ways_of`.
+        advance: called with the number of ways sampled, of `candidates_of`.
         features: "reader", or a DINOv2, CLIP or similar model (folder or hub name) for FD, KID and overlap.
 
     Raises:
@@ -60,7 +60,7 @@ def report(
     own = features == "reader"
     comparison = compare(
         teacher,
-        ways_of(teacher, runs, recipes),
+        candidates_of(teacher, runs, recipes),
         count,
         first.seed,
         advance=advance,
@@ -85,18 +85,21 @@ def report(
     return comparison
 
 
-def ways_of(teacher: Teacher, runs: Sequence[Path], recipes: Sequence[Recipe]) -> list[Way]:
+def candidates_of(teacher: Teacher, runs: Sequence[Path], recipes: Sequence[Recipe]) -> list[Candidate]:
     """The teacher at its full and at few steps, and every student at few steps."""
     recipe = recipes[0]
     scale, many = recipe.sample.guidance_scale, recipe.sample.teacher_steps
-    ways = [Way(f"teacher, {_steps(n)}", teacher.denoiser, DDIM(num_inference_steps=n), scale) for n in (many, *STEPS)]
+    ways = [
+        Candidate(f"teacher, {_steps(n)}", teacher.denoiser, DDIMSampler(num_inference_steps=n), scale)
+        for n in (many, *STEPS)
+    ]
     for run, label in zip(runs, labels_of(runs), strict=True):
         card = load_card(run / "student")
         student = load_student(teacher_of(run / "student", card), run / "student", card)
         name = label if len(runs) > 1 else "student"
         for n in STEPS:
             sampler = sampler_of(card, num_inference_steps=n)
-            ways.append(Way(f"{name}, {_steps(n)}", student, sampler, card.guidance_scale, card.guidance_embed))
+            ways.append(Candidate(f"{name}, {_steps(n)}", student, sampler, card.guidance_scale, card.guidance_embed))
     return ways
 
 
@@ -164,7 +167,7 @@ def _quality(page: Page, comparison: Comparison) -> None:
             page.chart(cost, "network evaluations per picture", name, logarithmic=name != "accuracy")
 
 
-def _value(outcome: Outcome, name: str) -> str:
+def _value(outcome: Result, name: str) -> str:
     value = f"{outcome.figures[name]:.4g}"
     if name in outcome.intervals:
         low, high = outcome.intervals[name]
@@ -173,7 +176,7 @@ def _value(outcome: Outcome, name: str) -> str:
 
 
 def _by_cost(
-    outcomes: Sequence[Outcome], figure: str
+    outcomes: Sequence[Result], figure: str
 ) -> list[tuple[str, Sequence[tuple[float, float]], dict[float, float]]]:
     """(model, its points by steps, evaluations by steps)."""
     costs: dict[str, dict[float, float]] = {}
@@ -184,7 +187,7 @@ def _by_cost(
     return [(name, series[name], by_steps) for name, by_steps in costs.items()]
 
 
-def _by_steps(outcomes: Sequence[Outcome], figure: str) -> dict[str, list[tuple[float, float]]]:
+def _by_steps(outcomes: Sequence[Result], figure: str) -> dict[str, list[tuple[float, float]]]:
     series: dict[str, list[tuple[float, float]]] = {}
     for outcome in outcomes[1:]:  # the first is the teacher's full length, far to the right
         name, _, steps = outcome.label.rpartition(", ")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.data.files import replace_tensors, replace_text
-from fewstep.evaluation.compare import FIGURES, UNSEEN, Outcome, cell, lower_by, part_closed
+from fewstep.evaluation.compare import FIGURES, UNSEEN, Result, cell, gap_closed_by, lower_by
 from fewstep.evaluation.grids import image_grid
 from fewstep.reports.page import Page
 from fewstep.scenes64.scenes import Scenes
@@ -39,7 +39,7 @@ class Entry:
         model: what draws: a run's name without its seed, or "teacher, SAMPLER".
         seed: of its training; None for the teacher.
         steps: of its sampler.
-        figures, intervals: as `Outcome`'s; resampled: as `Measured.resampled`, the same draws for every entry.
+        figures, intervals: as `Result`'s; resampled: as `Measured.resampled`, the same draws for every entry.
         pictures: uint8 [n, 3, H, W], of the first prompts.
         facts: of the training: forward_equivalents, minutes, memory (bytes), steps, recipe, set, versions.
     """
@@ -54,7 +54,7 @@ class Entry:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, outcome: Outcome, model: str, seed: int | None, steps: int, facts: dict[str, Any]) -> Entry:
+    def of(cls, outcome: Result, model: str, seed: int | None, steps: int, facts: dict[str, Any]) -> Entry:
         """What `compare` found for one way."""
         seen = (outcome.pictures[:PICTURES].clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
         figures = {name: value for name, value in outcome.figures.items() if name != "to first"}
@@ -116,7 +116,7 @@ class Standings:
         None where the teacher has no loss to speak of at so many steps, or was not measured there.
         """
         few = self.few(entry)
-        return None if few is None else part_closed(figure, few, self.full, entry)
+        return None if few is None else gap_closed_by(figure, few, self.full, entry)
 
     def few(self, entry: Entry) -> Entry | None:
         """The teacher at as many steps as ``entry``, by the full one's sampler."""

@@ -30,9 +30,9 @@ from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Prompts, Source, WithPrompts
 from fewstep.planning.out_of_memory import explained
 from fewstep.recipe.schema import Recipe, RecipeError, as_yaml, count_pictures
-from fewstep.runs.setup import Job, prepare
+from fewstep.runs.setup import Run, prepare
 from fewstep.runs.teacher_samples import captions, pair_files, sample_teacher
-from fewstep.runs.validation import SampleGrid, Watch, asked_later, draw_exported
+from fewstep.runs.validation import SampleGrid, Validation, asked_later, draw_exported
 from fewstep.scenes64.latents import scene_latents
 from fewstep.students.student import CARD_FILE, save_student
 from fewstep.training import distributed
@@ -121,18 +121,18 @@ def _distill(
         return _train(job, resume, show_progress, stage, data)
 
 
-def _train(job: Job, resume: bool, show_progress: bool, stage: str, data: Path) -> Path:
+def _train(job: Run, resume: bool, show_progress: bool, stage: str, data: Path) -> Path:
     recipe, folder = job.recipe, job.folder
     pairs = _claim(job, show_progress, data if data != folder / "data" else None)
     job.sampled = 0.0 if pairs is None else pairs.cost
     source = _data(job, pairs, data, show_progress)
-    job.teacher.let_go(asked_later(recipe), autoencoder=not job.roles.helpers.look)
+    job.teacher.free_text_encoders(asked_later(recipe), autoencoder=not job.roles.helpers.look)
     hooks: list[tuple[int, Hook]] = [(recipe.sample.every, SampleGrid(job))]
     trainer = Trainer(
         job.method, job.roles, source, recipe.training,
         seed=recipe.seed, run_dir=folder, hooks=(), show_progress=show_progress, stage=stage,
     )  # fmt: skip
-    watch = Watch(job, trainer.cost) if recipe.evaluate.every else None
+    watch = Validation(job, trainer.cost) if recipe.evaluate.every else None
     if watch is not None:
         hooks.append((recipe.evaluate.every, watch))
     trainer.hooks = tuple(hooks)
@@ -167,7 +167,7 @@ def _is_finished(recipe: Recipe, folder: Path) -> bool:
     )
 
 
-def _claim(job: Job, show_progress: bool, shared: Path | None = None) -> PairSource | None:
+def _claim(job: Run, show_progress: bool, shared: Path | None = None) -> PairSource | None:
     """Make the folder this recipe's, which one that cannot run never does; returns the teacher's samples, if any."""
     files, mine = pair_files(job, shared), job.folder / "recipe.yaml"
     if distributed.first() and not mine.is_file():
@@ -175,7 +175,7 @@ def _claim(job: Job, show_progress: bool, shared: Path | None = None) -> PairSou
     return None if files is None else sample_teacher(job, files, show_progress)
 
 
-def _data(job: Job, pairs: PairSource | None, place: Path, show_progress: bool) -> Source:
+def _data(job: Run, pairs: PairSource | None, place: Path, show_progress: bool) -> Source:
     """What the run trains on: pictures, encoded now or before, or the teacher's samples; pairs for who wants them."""
     recipe, folder = job.recipe, job.folder
     of_teacher = pairs is not None and recipe.data.source == "teacher"
@@ -204,7 +204,7 @@ def _with_prompts(data: LatentSource | Buckets | Prompts, recipe: Recipe, of_tea
     return WithPrompts(data, texts)
 
 
-def _pictures(job: Job, place: Path, show_progress: bool) -> LatentSource | Buckets | Prompts:
+def _pictures(job: Run, place: Path, show_progress: bool) -> LatentSource | Buckets | Prompts:
     """The recipe's pictures, encoded now or before; the first process does it."""
     path, data, device, teacher = place / LATENTS, job.recipe.data, job.recipe.training.device, job.teacher
     loud = show_progress and distributed.first()

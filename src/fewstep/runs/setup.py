@@ -10,14 +10,14 @@ import torch
 
 from fewstep.checkpoints.load import lora_start, start_weights
 from fewstep.checkpoints.registry import checkpoints
-from fewstep.data.files import mark_of
+from fewstep.data.files import text_hash
 from fewstep.data.find import find_captions
 from fewstep.methods.base import Method
 from fewstep.models.families import Teacher
 from fewstep.models.lora_files import is_lora
 from fewstep.models.roles import Roles
 from fewstep.recipe.schema import DTYPES, Recipe, RecipeError, as_yaml
-from fewstep.sampling import DDIM
+from fewstep.sampling import DDIMSampler
 from fewstep.students.lineage import load_start, open_teacher, origin_of, student_folder
 from fewstep.students.student import Card, load_card, sampler_of
 from fewstep.training.optimizers import check_optimizer
@@ -26,7 +26,7 @@ from fewstep.training.trainer import build_roles, check_batch
 
 
 @dataclass
-class Job:
+class Run:
     """A run, made ready: its parts can be used one by one.
 
     Attributes:
@@ -47,7 +47,7 @@ class Job:
     @property
     def mark(self) -> str:
         """Of the recipe and of what it builds on."""
-        return mark_of("\n".join([as_yaml(self.recipe), *sorted(self.earlier)]))
+        return text_hash("\n".join([as_yaml(self.recipe), *sorted(self.earlier)]))
 
     @property
     def role(self) -> str:
@@ -84,7 +84,7 @@ class Job:
         )
 
 
-def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = None) -> Job:
+def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = None) -> Run:
     """Load the teacher and build the roles of a recipe; ``earlier`` as in `distill`.
 
     Raises:
@@ -109,10 +109,14 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
     student = recipe.student.build()
     roles = build_roles(teacher.denoiser, method, settings, student, recipe.seed, init, origin, helpers)
     _check_kind(recipe, roles, earlier or {})
-    job = Job(recipe, folder, teacher, method, roles, costs)
+    job = Run(recipe, folder, teacher, method, roles, costs)
     few = recipe.sample.num_inference_steps
     many = recipe.sample.teacher_steps
-    for sampler in (sampler_of(job.card(0)), DDIM(num_inference_steps=few), DDIM(num_inference_steps=many)):
+    for sampler in (
+        sampler_of(job.card(0)),
+        DDIMSampler(num_inference_steps=few),
+        DDIMSampler(num_inference_steps=many),
+    ):
         try:
             sampler.times(teacher.denoiser.schedule)
         except ValueError as error:
@@ -141,7 +145,7 @@ def _beginning(
     found = [folder for folder in (student_folder(Path(p)) for p in sorted(map(str, places))) if folder is not None]
     costs: dict[str, float] = {}
     for card in map(load_card, found):
-        costs |= card.costs or {mark_of(repr(card)): card.forward_equivalents}  # a card that does not keep them apart
+        costs |= card.costs or {text_hash(repr(card)): card.forward_equivalents}  # a card that does not keep them apart
     return teacher, begun, costs
 
 

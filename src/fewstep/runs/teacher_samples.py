@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.files import mark_of, only_one
+from fewstep.data.files import only_one, text_hash
 from fewstep.data.find import find_captions
 from fewstep.data.pairs import PairFiles, PairSource, noise_of
 from fewstep.models.cond import Cond
@@ -22,7 +22,7 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.lora import base_parameters
 from fewstep.models.quantize import plain
 from fewstep.recipe.schema import Recipe
-from fewstep.runs.setup import Job
+from fewstep.runs.setup import Run
 from fewstep.sampling import sample
 from fewstep.sampling.solvers import SOLVERS
 from fewstep.scenes64.scenes import Scenes
@@ -38,7 +38,7 @@ def pairs_folder(recipe: Recipe, run: Path) -> Path:
     return run / "data" / "pairs" if recipe.pairs.path is None else Path(recipe.pairs.path)
 
 
-def pair_files(job: Job, shared: Path | None = None) -> PairFiles | None:
+def pair_files(job: Run, shared: Path | None = None) -> PairFiles | None:
     """The files of the samples that ``job.recipe.pairs`` describes, made or not; None where the recipe wants none.
 
     Args:
@@ -58,7 +58,7 @@ def pair_files(job: Job, shared: Path | None = None) -> PairFiles | None:
     return files
 
 
-def sample_teacher(job: Job, files: PairFiles, show_progress: bool = False) -> PairSource:
+def sample_teacher(job: Run, files: PairFiles, show_progress: bool = False) -> PairSource:
     """The teacher's samples from their files; those that are missing are made.
 
     Sample i has the caption of picture i of the recipe's data, counted round, and noise of its own.
@@ -78,7 +78,7 @@ def sample_teacher(job: Job, files: PairFiles, show_progress: bool = False) -> P
 
 
 @torch.no_grad()
-def _make(job: Job, files: PairFiles, missing: list[int], show_progress: bool) -> None:
+def _make(job: Run, files: PairFiles, missing: list[int], show_progress: bool) -> None:
     """This process's share of the missing files."""
     distributed.wait()  # for the folder
     teacher, texts = job.roles.teacher.uncounted(), captions(job.recipe)
@@ -93,7 +93,7 @@ def _make(job: Job, files: PairFiles, missing: list[int], show_progress: bool) -
             advance(min(there, files.size))
 
 
-def _sampled(job: Job, teacher: Denoiser, rows: range, cond: Cond) -> Tensor:
+def _sampled(job: Run, teacher: Denoiser, rows: range, cond: Cond) -> Tensor:
     """Latents [rows, ...] as the recipe asks for them.
 
     Raises:
@@ -130,14 +130,14 @@ def captions(recipe: Recipe, count: int | None = None) -> list[str]:
     return [distinct[i % len(distinct)] for i in range(size)]
 
 
-def about(job: Job) -> dict[str, str | int | float]:
+def about(job: Run) -> dict[str, str | int | float]:
     """What decides every value of the samples, up to rounding: the device and its precision are not part of it."""
     settings = job.recipe.pairs.model_dump(exclude={"path"})
-    prompts = mark_of("\n".join(captions(job.recipe)))
+    prompts = text_hash("\n".join(captions(job.recipe)))
     return {**settings, "prompts": prompts, "teacher": fingerprint(job)}
 
 
-def fingerprint(job: Job) -> str:
+def fingerprint(job: Run) -> str:
     """A short name of the teacher: some values of every weight of its network and text encoders, kind and schedule.
 
     The weights are those of the frozen base, whatever adapters a student has put there.
@@ -153,7 +153,7 @@ def fingerprint(job: Job) -> str:
     return digest.hexdigest()
 
 
-def _weights(job: Job) -> Iterator[Tensor]:
+def _weights(job: Run) -> Iterator[Tensor]:
     yield from base_parameters(job.roles.base)
     for name, part in sorted(job.teacher.pipeline.components.items()):
         if name.startswith("text_encoder") and isinstance(part, nn.Module):

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from fewstep.evaluation.compare import UNSEEN, Way, questions, real_pictures, sample_way, unseen
+from fewstep.evaluation.compare import UNSEEN, Candidate, eval_inputs, real_pictures, sample_candidate, unseen
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.measured import Measured, Reference
 from fewstep.evaluation.reference import reference_of
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.recipe.schema import Recipe
-from fewstep.runs.setup import Job
-from fewstep.sampling import DDIM, sample
-from fewstep.scenes64.detector import load_reader
+from fewstep.runs.setup import Run
+from fewstep.sampling import DDIMSampler, sample
+from fewstep.scenes64.detector import load_detector
 from fewstep.scenes64.scenes import Scenes
 from fewstep.students.lineage import copy_student
 from fewstep.students.student import Card, load_card, load_weights, sampler_of, save_student
@@ -37,7 +37,7 @@ class SampleGrid:
     the teacher's at full length from the same noises, root mean square in latents, averaged over the prompts.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Run) -> None:
         self.job = job
         self._teacher_rows: list[torch.Tensor] | None = None
         self._teacher_difference = 0.0
@@ -49,7 +49,9 @@ class SampleGrid:
         few = settings.num_inference_steps
         if self._teacher_rows is None:
             full, again, short = (
-                sample(job.teacher.denoiser, DDIM(num_inference_steps=n), start, cond, settings.guidance_scale).x0
+                sample(
+                    job.teacher.denoiser, DDIMSampler(num_inference_steps=n), start, cond, settings.guidance_scale
+                ).x0
                 for n, start in ((settings.teacher_steps, noise), (settings.teacher_steps, other), (few, noise))
             )
             self._teacher_rows = [job.teacher.decode(full), job.teacher.decode(short)]
@@ -66,7 +68,7 @@ class SampleGrid:
         JsonLines(path.parent / "statistics.jsonl", step - 1).write({"step": step, "diversity": diversity})
 
 
-def draw_exported(job: Job, folder: Path) -> None:
+def draw_exported(job: Run, folder: Path) -> None:
     """``folder/samples.png``: the recipe's prompts drawn by what the student's files say, weights and card."""
     card, settings = load_card(folder), job.recipe.sample
     kind = card.prediction_type or None
@@ -78,14 +80,14 @@ def draw_exported(job: Job, folder: Path) -> None:
     image_grid([job.teacher.decode(drawn)], [label], settings.prompts).save(folder / "samples.png")
 
 
-def _noise(job: Job, number: int = 0) -> torch.Tensor:
+def _noise(job: Run, number: int = 0) -> torch.Tensor:
     """Where every prompt of the sample grid starts, by the run's seed plus ``number``."""
     generator = torch.Generator().manual_seed(job.recipe.seed + number)
     noise = torch.randn(len(job.recipe.sample.prompts), *job.teacher.latent_shape, generator=generator)
     return noise.to(job.recipe.training.device)
 
 
-def _drawn(job: Job, view: Denoiser, card: Card, cond: Cond, number: int = 0) -> torch.Tensor:
+def _drawn(job: Run, view: Denoiser, card: Card, cond: Cond, number: int = 0) -> torch.Tensor:
     """Latents of the sample grid's prompts, by a student as its card says, from the noise of that number."""
     return sample(
         view.uncounted(), sampler_of(card), _noise(job, number), cond, card.guidance_scale,
@@ -93,7 +95,7 @@ def _drawn(job: Job, view: Denoiser, card: Card, cond: Cond, number: int = 0) ->
     ).x0  # fmt: skip
 
 
-class Watch:
+class Validation:
     """Measures the student on unseen prompts; keeps the best one in ``best/``, and knows when to stop.
 
     All it remembers stands in ``evaluations.jsonl``, so an interrupted run decides as one that was left alone.
@@ -102,11 +104,11 @@ class Watch:
         cost: gives what the run has cost so far, in forward equivalents.
     """
 
-    def __init__(self, job: Job, cost: Callable[[], float]) -> None:
+    def __init__(self, job: Run, cost: Callable[[], float]) -> None:
         self.job, self.cost, self.settings = job, cost, job.recipe.evaluate
         self.path = job.folder / "evaluations.jsonl"
         self._log: JsonLines | None = None
-        self._reader = load_reader()
+        self._reader = load_detector()
         self._reference: Reference | None = None
 
     def __call__(self, step: int) -> bool:
@@ -148,12 +150,12 @@ class Watch:
         job = self.job
         card = job.card(step)
         student, scale = job.roles.views()[job.role].uncounted(), card.guidance_scale
-        way = Way("student", student, sampler_of(card), scale, card.guidance_embed)
+        way = Candidate("student", student, sampler_of(card), scale, card.guidance_embed)
         if self._reference is None:
             self._reference = reference_of(job.teacher) or self._real()
         seed = job.recipe.seed
-        asked, cond, noise = questions(job.teacher, self.settings.count, seed)
-        pictures = job.teacher.decode(sample_way(way, noise, cond, seed)).cpu()
+        asked, cond, noise = eval_inputs(job.teacher, self.settings.count, seed)
+        pictures = job.teacher.decode(sample_candidate(way, noise, cond, seed)).cpu()
         # `compare` would give these figures too, with intervals and floors that nobody looks at here
         figures = Measured.of(pictures, asked, self._reader.features, self._reader).figures(self._reference)
         return {name: figures[name] for name in ("FD", "detail FD", "accuracy")}

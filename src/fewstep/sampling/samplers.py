@@ -205,7 +205,7 @@ def only_first_order(schedule: Schedule, t: Time, s: Time) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LCM(Sampler):
+class LCMSampler(Sampler):
     """Jump to clean data, add fresh noise, repeat (Luo et al. 2023; Song et al. 2023, alg. 1).
 
     The public step re-noises the answer as if it were clean, though it lives at the schedule's end; ``exact`` takes
@@ -233,7 +233,7 @@ class LCM(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Renoise(Sampler):
+class RenoiseSampler(Sampler):
     """Jump to clean data, noise it anew, repeat: DMD2's own loop (Yin et al. 2024, sec. 4.4).
 
     LCM's sampler without the boundary condition of LCM's students: the two agree to 1e-6 on VP tables at times of 100
@@ -248,7 +248,7 @@ class Renoise(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TCD(Sampler):
+class TCDSampler(Sampler):
     """Strategic stochastic sampling (Zheng et al. 2024, alg. 4; diffusers' TCDScheduler).
 
     Jump past the next time to ``s = (1 - eta) next`` — scaled as a table index, rounded down, on VP — and diffuse
@@ -277,7 +277,7 @@ class TCD(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CTM(Sampler):
+class CTMSampler(Sampler):
     """Gamma sampling of consistency trajectory models (Kim et al. 2024, alg. 2, as their code has it).
 
     Jump to noise level ``sqrt(1 - eta^2) (next - end) + end`` and diffuse back up. ``eta`` is the paper's gamma and
@@ -295,8 +295,8 @@ class CTM(Sampler):
             return next_time
         if self.eta == 1:
             return float(schedule.end)
-        lowest = schedule.eta(schedule.end)
-        level = math.sqrt(1 - self.eta**2) * (schedule.eta(next_time) - lowest) + lowest
+        lowest = schedule.noise_to_signal(schedule.end)
+        level = math.sqrt(1 - self.eta**2) * (schedule.noise_to_signal(next_time) - lowest) + lowest
         return float(schedule.time_at(level))
 
     def step(self, at: Step) -> Tensor:
@@ -306,7 +306,7 @@ class CTM(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phased(Sampler):
+class PhasedSampler(Sampler):
     """Jumps between the edges of PCM's phases, where its students were trained (Wang et al. 2024, alg. 2).
 
     ``num_inference_steps`` is the number of phases. Other grids step off the edges and lose what was learned.
@@ -336,7 +336,7 @@ class Phased(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIM(Sampler):
+class DDIMSampler(Sampler):
     """Denoising diffusion implicit models (Song et al. 2021); ``eta`` = 1 is DDPM's noise."""
 
     eta: float = 0.0
@@ -348,7 +348,7 @@ class DDIM(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Euler(Sampler):
+class EulerSampler(Sampler):
     """Euler steps in sigma/alpha: diffusers' EulerDiscrete, and FlowMatchEulerDiscrete on flow schedules.
 
     The same jump as DDIM's; "linspace" keeps fractions here, as those schedulers do.
@@ -366,7 +366,7 @@ class Euler(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerAncestral(Euler):
+class EulerAncestralSampler(EulerSampler):
     """k-diffusion's ancestral Euler: SDXL-Turbo's sampler."""
 
     eta: float = 1.0
@@ -378,7 +378,7 @@ class EulerAncestral(Euler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heun(Euler):
+class HeunSampler(EulerSampler):
     """Heun's second-order steps (Karras et al. 2022, alg. 1), two calls each: in sigma/alpha; in t on flow schedules.
 
     First order where the step ends at clean data or starts at pure noise of a VP schedule.
@@ -395,7 +395,7 @@ class Heun(Euler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolverPP2M(Sampler):
+class DPMSolverPP2MSampler(Sampler):
     """DPM-Solver++ 2M, midpoint (Lu et al. 2022, alg. 2), as diffusers' DPMSolverMultistep has it by default.
 
     The first step is of first order, and so is the last one when it ends at clean data or n < 15.
@@ -439,12 +439,24 @@ class DPMSolverPP2M(Sampler):
     def _slope_ratio(schedule: Schedule, before: float, now: float, after: float) -> float:
         """(lambda_after - lambda_now) / (lambda_now - lambda_before), lambda = log(alpha/sigma); 0 after pure noise."""
         with np.errstate(divide="ignore"):
-            lambdas = [-float(np.log(schedule.eta(t))) for t in (before, now, after)]
+            lambdas = [-float(np.log(schedule.noise_to_signal(t))) for t in (before, now, after)]
         return (lambdas[2] - lambdas[1]) / (lambdas[1] - lambdas[0])
 
 
 SAMPLERS: dict[str, type[Sampler]] = {
-    cls.name: cls for cls in (LCM, Renoise, TCD, CTM, Phased, DDIM, Euler, EulerAncestral, Heun, DPMSolverPP2M)
+    cls.name: cls
+    for cls in (
+        LCMSampler,
+        RenoiseSampler,
+        TCDSampler,
+        CTMSampler,
+        PhasedSampler,
+        DDIMSampler,
+        EulerSampler,
+        EulerAncestralSampler,
+        HeunSampler,
+        DPMSolverPP2MSampler,
+    )
 }
 
 

@@ -13,10 +13,10 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.grids import check_decreasing
 from fewstep.sampling.sample import walk
-from fewstep.sampling.samplers import DDIM, DPMSolverPP2M, Heun, Sampler
+from fewstep.sampling.samplers import DDIMSampler, DPMSolverPP2MSampler, HeunSampler, Sampler
 
 Solver = Literal["ddim", "heun", "dpm++2m"]
-SOLVERS: dict[str, type[Sampler]] = {"ddim": DDIM, "heun": Heun, "dpm++2m": DPMSolverPP2M}
+SOLVERS: dict[str, type[Sampler]] = {"ddim": DDIMSampler, "heun": HeunSampler, "dpm++2m": DPMSolverPP2MSampler}
 
 
 @torch.no_grad()

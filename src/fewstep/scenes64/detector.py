@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.data.random import Rng
-from fewstep.models.detector import CELLS, ReaderNetwork
+from fewstep.models.detector import CELLS, DetectorNetwork
 from fewstep.scenes64.scenes import ATTRIBUTES, Mention, Scene, Scenes, place_of
 from fewstep.scenes64.train_detector import as_unit, autoencoder, through_vae
 
@@ -70,7 +70,7 @@ class Found:
 class Reader:
     """A trained network and what it says of pictures."""
 
-    def __init__(self, network: ReaderNetwork) -> None:
+    def __init__(self, network: DetectorNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -101,13 +101,13 @@ class Reader:
         return (batch.to(first.device, first.dtype) for batch in images.split(_BATCH))
 
 
-def load_reader(path: Path = ASSET, device: str = "cpu") -> Reader:
+def load_detector(path: Path = ASSET, device: str = "cpu") -> Reader:
     """The reader that ships with fewstep, or another one of its shape.
 
     Raises:
         ValueError: one sentence when the file is missing, damaged or of another shape.
     """
-    network = ReaderNetwork({name: len(values) for name, values in ATTRIBUTES.items()})
+    network = DetectorNetwork({name: len(values) for name, values in ATTRIBUTES.items()})
     remedy = "train one by 'python -m fewstep.scenes64.train_detector --export FILE'"
     if not path.is_file():
         raise ValueError(f"The reader's weights {path} are missing: {remedy}.")
@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=2000)
     given = parser.parse_args(arguments)
     vae = autoencoder(given.teacher) if given.teacher else None
-    for name, accuracy in ceilings(load_reader(given.reader), vae, given.scenes).items():
+    for name, accuracy in ceilings(load_detector(given.reader), vae, given.scenes).items():
         shares = "  ".join(f"{part} {100 * share:.2f}" for part, share in accuracy.share.items())
         print(f"{name:14s} n = {accuracy.pictures}: {shares} %")
 

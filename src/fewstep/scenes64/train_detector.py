@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fewstep.data import files
 from fewstep.data.random import Rng, stream_key
-from fewstep.models.detector import ReaderNetwork
+from fewstep.models.detector import DetectorNetwork
 from fewstep.models.encoders import EncoderNetwork
 from fewstep.models.families import load_teacher
 from fewstep.scenes64.fit import Fit, plan
@@ -36,8 +36,8 @@ from fewstep.scenes64.teacher_stages import CROWDED, as_tensor
 from fewstep.scenes64.train_teacher import TeacherSettings, train_vae
 from fewstep.training.settings import TrainingSettings
 
-NETWORKS: dict[str, tuple[type[ReaderNetwork | EncoderNetwork], int]] = {
-    "reader": (ReaderNetwork, 7001),
+NETWORKS: dict[str, tuple[type[DetectorNetwork | EncoderNetwork], int]] = {
+    "reader": (DetectorNetwork, 7001),
     "encoder": (EncoderNetwork, 9001),
 }
 """What can be trained here, and the seeds of those that ship."""
@@ -79,7 +79,7 @@ class ReaderStage:
 
     def __init__(
         self,
-        network: ReaderNetwork | EncoderNetwork,
+        network: DetectorNetwork | EncoderNetwork,
         settings: TrainingSettings,
         seed: int,
         pool: tuple[Tensor, Labels] | None = None,
@@ -188,7 +188,7 @@ def passed_pool(vae: Any, seed: int, size: int, device: str = "cpu") -> Tensor:
 # ---------------------------------------------------------------- the whole
 
 
-def build_network(name: str, seed: int) -> ReaderNetwork | EncoderNetwork:
+def build_network(name: str, seed: int) -> DetectorNetwork | EncoderNetwork:
     """One of `NETWORKS` with random weights of its own stream."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_key(seed, "weights", name))
@@ -198,7 +198,7 @@ def build_network(name: str, seed: int) -> ReaderNetwork | EncoderNetwork:
 
 def train_reader(
     out: Path, settings: ReaderSettings, vae: Any = None, minutes: float | None = None, show: bool = False
-) -> ReaderNetwork | EncoderNetwork:
+) -> DetectorNetwork | EncoderNetwork:
     """Train, or go on training, in ``out``; returns the averaged network.
 
     Args:
@@ -239,7 +239,7 @@ def _pool(out: Path, settings: ReaderSettings, vae: Any) -> tuple[Tensor, Labels
     return images, Labels.of([scenes.scene(i) for i in range(len(images))])
 
 
-def export(network: ReaderNetwork | EncoderNetwork, path: Path) -> int:
+def export(network: DetectorNetwork | EncoderNetwork, path: Path) -> int:
     """Write the weights in float16, and what the network tells of; returns the file's bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: t.to("cpu", torch.float16).contiguous() for name, t in network.state_dict().items()}

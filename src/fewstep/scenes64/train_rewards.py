@@ -21,7 +21,7 @@ from fewstep.data import files
 from fewstep.data.pictures import Picture, pixels
 from fewstep.data.preferences import Preference, Preferences, read_preferences
 from fewstep.data.random import Rng, stream_key
-from fewstep.models.detector import ReaderNetwork
+from fewstep.models.detector import DetectorNetwork
 from fewstep.models.encoders import EncoderNetwork
 from fewstep.models.rewards import About, RewardNetwork, reward_file
 from fewstep.scenes64.fit import Fit
@@ -105,7 +105,7 @@ def margins(network: RewardNetwork, seen: Seen) -> Tensor:
 def train_reward(
     folder: Path,
     out: Path,
-    trunk: EncoderNetwork | ReaderNetwork,
+    trunk: EncoderNetwork | DetectorNetwork,
     seed: int = 0,
     settings: TrainingSettings = SETTINGS,
     show: bool = False,
@@ -129,7 +129,7 @@ def train_reward(
         raise ValueError(f"{folder} holds {len(choices)} choices, too few to learn from: give 10 or more.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_key(seed, "reward"))
-        network = RewardNetwork(About("reader" if isinstance(trunk, ReaderNetwork) else "encoder", trunk.heads))
+        network = RewardNetwork(About("reader" if isinstance(trunk, DetectorNetwork) else "encoder", trunk.heads))
     network.trunk.load_state_dict(trunk.state_dict())
     network.trunk.eval().requires_grad_(False)
     with progress_bar(len(choices), 0, "looking", show) as advance:

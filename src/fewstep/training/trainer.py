@@ -78,7 +78,7 @@ def build_roles(
         roles.add_heads(heads.name, heads.build, heads.backbone, heads.conditioned)
     if init is not None:
         for spec in method.roles():
-            if spec.name == "student" or spec.begins_as == "student":
+            if spec.name == "student" or spec.init_from == "student":
                 roles.start(spec.name, init)
     follow(roles, method, settings)
     return roles

@@ -239,7 +239,7 @@ def _judged_rows(bench: Bench, method: LADD) -> list[Row]:
     rng = Rng(bench.seed, method.settings.warmup_steps, _POINTS, dtype=torch.float64)
     batch = bench.source.batch(rng)
     draws = method.draw(batch, rng, Progress(method.settings.warmup_steps, 10**9))
-    level = np.log(method.schedule.eta(method.judged_at(draws.ratio)))
+    level = np.log(method.schedule.noise_to_signal(method.judged_at(draws.ratio)))
     roles = bench.roles(method, torch.float64)
     shared = method.prepare(roles, batch, draws, {"student", "discriminator"})
     says = roles.heads["discriminator"](shared.fake, shared.condition)

@@ -20,7 +20,7 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.helpers import Helpers, PointEncoder, PointReward, one_hot_labels
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles
-from fewstep.sampling import Heun, sample
+from fewstep.sampling import HeunSampler, sample
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, follow
 
@@ -62,7 +62,7 @@ class Bench:
         """What the exact teacher makes of unit noise in 50 steps of Heun's solver, guided as the bench is."""
         noise = torch.stack([noise_of(self.seed, i, (self.mixture.dim,)) for i in range(STARTS)]).double()
         cond = self.starts[1]
-        x0 = sample(self.teacher.uncounted(), Heun(num_inference_steps=50), noise, cond, self.guidance_scale).x0
+        x0 = sample(self.teacher.uncounted(), HeunSampler(num_inference_steps=50), noise, cond, self.guidance_scale).x0
         return PairSource(x0, cond, self.seed)
 
     def source_of(self, method: Method) -> Source:

@@ -14,7 +14,7 @@ from fewstep.data.random import Rng, stream_key
 from fewstep.methods.base import Progress
 from fewstep.methods.ctm import CTM
 from fewstep.models.roles import Roles
-from fewstep.sampling import CTM as GammaSampler
+from fewstep.sampling import CTMSampler
 from fewstep.sampling.sample import walk
 from fewstep.verification.bench import Bench
 from fewstep.verification.fixed_points import CTMFixedPoint
@@ -37,7 +37,7 @@ def ctm_fixed_rows(bench: Bench, method: CTM) -> list[Row]:
     x, cond = x[:64], None if cond is None else cond[:64]
     times = method.grid.numpy()[::-1].copy()
     fewer = times[[0, len(times) // 2, -1]]
-    paths = [walk(student, GammaSampler(num_inference_steps=1), x, some, _no_noise, cond) for some in (times, fewer)]
+    paths = [walk(student, CTMSampler(num_inference_steps=1), x, some, _no_noise, cond) for some in (times, fewer)]
     apart = rms(paths[0][-1] - paths[1][-1])
     return [*rows, Row("its steps at eta 0: two and as many as hops, rms apart", 0.0, apart, 1e-9 * size)]
 

@@ -9,7 +9,7 @@ from fewstep.data.random import stream_key
 from fewstep.methods.base import Method
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
-from fewstep.sampling import DDIM, Sampler, make_sampler, sample
+from fewstep.sampling import DDIMSampler, Sampler, make_sampler, sample
 from fewstep.verification.bench import Bench
 from fewstep.verification.report import Row
 
@@ -28,7 +28,7 @@ def distribution_rows(bench: Bench, method: Method, roles: Roles) -> list[Row]:
     data, other = bench.data("data"), bench.data("other data")
     floor = sliced_w2(data, other)
     for n in (1, 4):
-        teacher = sliced_w2(_samples(bench, bench.teacher, DDIM(num_inference_steps=n)), data)
+        teacher = sliced_w2(_samples(bench, bench.teacher, DDIMSampler(num_inference_steps=n)), data)
         student = sliced_w2(_samples(bench, roles.student, make_sampler(method.sampler, num_inference_steps=n)), data)
         name = f"{n} step{'s' if n > 1 else ''}: sliced W2 to the data; limit: the teacher's"
         rows.append(Row(name, 0.0, student, teacher, floor))

@@ -18,7 +18,7 @@ from fewstep.methods.dmd import DMD, Draws, Shared
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
-from fewstep.sampling import DDIM, sample
+from fewstep.sampling import DDIMSampler, sample
 from fewstep.verification.bench import Bench
 from fewstep.verification.distribution import sliced_w2
 from fewstep.verification.report import Row
@@ -140,7 +140,7 @@ def dmd_rows(bench: Bench, method: DMD, roles: Roles) -> list[Row]:
     noise = torch.randn(
         len(bench.pairs.mean), bench.mixture.dim, generator=torch.Generator().manual_seed(stream_key(bench.seed, "new"))
     )
-    student = DDIM(timesteps=(method.timestep,))
+    student = DDIMSampler(timesteps=(method.timestep,))
     made = bench.pairs.pairs(Rng(bench.seed, 0, len(noise), dtype=torch.float64))
     met = sample(roles.student, student, made.noise.float(), made.cond).x0
     off = float((met - made.x0).square().sum(dim=1).mean().sqrt())
@@ -149,7 +149,7 @@ def dmd_rows(bench: Bench, method: DMD, roles: Roles) -> list[Row]:
         return rows
     drawn = sample(roles.student, student, noise, cond).x0
     data, other = (bench.data(name) for name in ("data", "other data"))
-    two = sample(bench.teacher.uncounted(), DDIM(num_inference_steps=2), noise, cond).x0
+    two = sample(bench.teacher.uncounted(), DDIMSampler(num_inference_steps=2), noise, cond).x0
     limit = sliced_w2(two, data) / 5
     row = Row("one step: sliced W2 to the data", 0.0, sliced_w2(drawn, data), limit, sliced_w2(data, other))
     return [row, *_mode_rows(bench, drawn), *rows]

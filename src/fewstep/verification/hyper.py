@@ -21,7 +21,7 @@ from fewstep.methods.hyper import Draws, Hyper
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
-from fewstep.sampling import Phased, sample
+from fewstep.sampling import PhasedSampler, sample
 from fewstep.verification.bench import Bench
 from fewstep.verification.contract import contract_rows, contract_rows_with_discriminator
 from fewstep.verification.fixed_points import CTMFixedPoint, TCDFixedPoint, compose
@@ -64,7 +64,7 @@ def hyper_rows(bench: Bench, method: Hyper, roles: Roles) -> list[Row]:
             rows.append(Row(name, 0.0, rms(jump - truth), 0.06 * bench.width, distance))
         x = compose(bench.teacher, x, grid[top - stride : top + 1][::-1], cond, bench.guidance_scale)
     start, cond = bench.starts
-    sampler = Phased(num_inference_steps=method.settings.segments, original_inference_steps=len(grid) - 1)
+    sampler = PhasedSampler(num_inference_steps=method.settings.segments, original_inference_steps=len(grid) - 1)
     times = sampler.times(method.schedule).tolist()
     with torch.no_grad():
         answer = _steps(roles.student, start.float(), times, cond, method.settings.tell_end).double()
@@ -114,7 +114,7 @@ def jump_rows(bench: Bench, stage: Hyper) -> list[Row]:
     worst = float((shared.landing - shared.target).square().mean(1).max())
     x, cond = bench.starts
     x, cond = x[:64], None if cond is None else cond[:64]
-    sampler = Phased(num_inference_steps=k, original_inference_steps=len(grid) - 1)
+    sampler = PhasedSampler(num_inference_steps=k, original_inference_steps=len(grid) - 1)
     steps = _steps(student, x, sampler.times(stage.schedule).tolist(), cond, True)
     apart = rms(steps - compose(bench.teacher, x, grid[::-1].tolist(), cond, bench.guidance_scale))
     size = max(1.0, rms(batch.x0))
@@ -132,7 +132,7 @@ def gaussian_row(stage: Hyper) -> Row:
     student = CTMFixedPoint(teacher, schedule.training_grid(hops), 1.0, "ddim").denoiser()
     k = stage.settings.segments
     ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    sampler = Phased(num_inference_steps=k, original_inference_steps=hops)
+    sampler = PhasedSampler(num_inference_steps=k, original_inference_steps=hops)
     low, high = sample(student, sampler, ends).x0[:, 0].tolist()
     name = f"k = {k}, a Gaussian: slope of its steps to the product of all hops'"
     return Row(name, _product(hops), high - low, 1e-12)

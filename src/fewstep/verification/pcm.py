@@ -16,7 +16,7 @@ from fewstep.methods.pcm import PCM, Draws, Shared
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
-from fewstep.sampling import Phased
+from fewstep.sampling import PhasedSampler
 from fewstep.verification.bench import Bench
 from fewstep.verification.contract import contract_rows_with_discriminator
 from fewstep.verification.fixed_points import PCMFixedPoint, compose
@@ -57,7 +57,7 @@ class _Path:
 
     def __init__(self, bench: Bench, method: PCM) -> None:
         self.bench, self.grid = bench, method.grid.numpy()
-        sampler = Phased(num_inference_steps=method.settings.num_phases,
+        sampler = PhasedSampler(num_inference_steps=method.settings.num_phases,
                          original_inference_steps=method.settings.num_grid_steps)  # fmt: skip
         self.edges: list[float] = sampler.times(method.schedule).tolist()
 

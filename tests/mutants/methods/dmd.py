@@ -128,8 +128,8 @@ MUTANTS = [
         ),
         (
             "dmd: fake scores begin as the teacher whatever is asked",
-            "begins_as=self.settings.fake_begins",
-            'begins_as="teacher"',
+            "init_from=self.settings.fake_begins",
+            'init_from="teacher"',
             "tests/methods/test_hyper.py::test_a_fake_score_may_begin_as_the_student",
         ),
     ),

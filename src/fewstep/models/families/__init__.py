@@ -6,7 +6,7 @@ diffusers and transformers are imported inside functions: `fewstep --help` must 
 from fewstep.models.families.family import CLIP_TOKENS, Family
 from fewstep.models.families.load import is_ours, load_teacher, parts_of, shipped
 from fewstep.models.families.network import TransformerNetwork
-from fewstep.models.families.teacher import Teacher, as_teacher, at_once, find_family
+from fewstep.models.families.teacher import Teacher, as_teacher, find_family, vae_batch_size
 from fewstep.models.families.unet import UNET_LORA_TARGETS, UNetNetwork
 
 __all__ = [
@@ -17,10 +17,10 @@ __all__ = [
     "TransformerNetwork",
     "UNetNetwork",
     "as_teacher",
-    "at_once",
     "find_family",
     "is_ours",
     "load_teacher",
     "parts_of",
     "shipped",
+    "vae_batch_size",
 ]

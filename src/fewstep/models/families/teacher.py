@@ -100,7 +100,7 @@ class Teacher:
             guided: False saves encoding the null where nothing will ask for it.
 
         Raises:
-            ValueError: the text encoders were let go (`let_go`), and these prompts were not among those kept.
+            ValueError: the text encoders were let go (`free_text_encoders`), and these prompts were not among those kept.
         """
         if tuple(prompts) in self._known and size is None:
             return self._known[tuple(prompts)]
@@ -109,7 +109,7 @@ class Teacher:
         with quiet():
             return self._family.conditions(prompts, batch_size, size, guided)
 
-    def let_go(self, later: Iterable[Sequence[str]] = (), autoencoder: bool = False) -> None:
+    def free_text_encoders(self, later: Iterable[Sequence[str]] = (), autoencoder: bool = False) -> None:
         """Give back the memory of the text encoders; only the lists of prompts in ``later`` can be encoded after that.
 
         Args:
@@ -144,7 +144,7 @@ class Teacher:
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] in [-1, 1] -> posterior (mean, standard deviation) of the scaled latents."""
         with self._autoencoder() as vae:
-            parts = [part.to(vae.device, vae.dtype) for part in images.split(at_once(images.shape[-1]))]
+            parts = [part.to(vae.device, vae.dtype) for part in images.split(vae_batch_size(images.shape[-1]))]
             posteriors = [vae.encode(part).latent_dist for part in parts]
         mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
         factor, shift = self.latent_scale
@@ -154,7 +154,7 @@ class Teacher:
     def decode(self, latents: Tensor, batch_size: int | None = None) -> Tensor:
         """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
         widths = self.pipeline.vae.config.block_out_channels
-        batch_size = batch_size or at_once(latents.shape[-1] * 2 ** (len(widths) - 1))
+        batch_size = batch_size or vae_batch_size(latents.shape[-1] * 2 ** (len(widths) - 1))
         with self._autoencoder():
             pieces = [self.pictures(part) for part in latents.split(batch_size)]
         return (torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1)
@@ -244,6 +244,6 @@ def _kind(pipeline: Any) -> str:
     return str(getattr(pipeline, "name", "")) or type(pipeline).__name__
 
 
-def at_once(side: int) -> int:
+def vae_batch_size(side: int) -> int:
     """How many pictures of ``side`` x ``side`` pixels an autoencoder is given together: 32 small ones, 2 of 1024."""
     return min(_MOST, max(1, _PIXELS // side**2))
