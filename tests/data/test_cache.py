@@ -120,8 +120,8 @@ def test_an_interrupted_encoding_goes_on_where_it_was(teacher, tmp_path, monkeyp
     assert asked == [0, 1, 2, 3] and len(list(tmp_path.iterdir())) == 1
     whole = picture_latents(tmp_path / "latents", teacher, collection())
     assert asked[4:] == [2, 3, 4]
-    vae_batch_size = picture_latents(tmp_path / "other", teacher, collection())
-    assert fingerprint(whole) == fingerprint(vae_batch_size) and len(whole.cond) == 5
+    at_once = picture_latents(tmp_path / "other", teacher, collection())
+    assert fingerprint(whole) == fingerprint(at_once) and len(whole.cond) == 5
     second = tmp_path / "latents-00001.safetensors"
     second.write_bytes(second.read_bytes()[:-5])
     asked.clear()

@@ -44,7 +44,7 @@ def run(tiny, tmp_path_factory):
 
 
 @pytest.fixture
-def vae_batch_size(monkeypatch):
+def in_this_process(monkeypatch):
     """The other process's work, done in this one: what it reads and compares is the same."""
 
     class Done:
@@ -84,7 +84,7 @@ def gap(a, b):
     return float((a - b).abs().max() / b.abs().max())
 
 
-def test_a_pipeline_folder_draws_right_with_nothing_set(run, vae_batch_size, tmp_path):
+def test_a_pipeline_folder_draws_right_with_nothing_set(run, in_this_process, tmp_path):
     """Another seed than the export's own check, and pictures that are not the teacher's."""
     made = export(run, "diffusers", tmp_path / "out")
     assert made.call == "num_inference_steps=4" and made.proof.gap <= 1e-5
@@ -105,7 +105,7 @@ def test_a_lora_in_a_process_of_its_own(run, tmp_path):
 
 
 @pytest.mark.parametrize("to, dtype, limit", [("lora", "float32", 1e-6), ("kohya", "float16", 1e-3)])
-def test_loras_hold_the_students_weights(to, dtype, limit, run, tiny, vae_batch_size, tmp_path):
+def test_loras_hold_the_students_weights(to, dtype, limit, run, tiny, in_this_process, tmp_path):
     made = export(run, to, tmp_path / "out", dtype)
     file = next((tmp_path / "out").glob("*.safetensors"))
     assert file.name == {"lora": "pytorch_lora_weights.safetensors", "kohya": "mine_comfy.safetensors"}[to]
@@ -117,7 +117,7 @@ def test_loras_hold_the_students_weights(to, dtype, limit, run, tiny, vae_batch_
         assert (value - wanted).abs().max() <= limit * wanted.abs().max()
 
 
-def test_a_merged_network_is_the_sum(run, tiny, vae_batch_size, tmp_path):
+def test_a_merged_network_is_the_sum(run, tiny, in_this_process, tmp_path):
     from diffusers import UNet2DConditionModel
 
     export(run, "merged", tmp_path / "out")
@@ -135,7 +135,7 @@ def test_a_merged_network_is_the_sum(run, tiny, vae_batch_size, tmp_path):
         torch.testing.assert_close(value, weights[name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_told_guidance_scale_is_fixed_in_the_weights(tiny, vae_batch_size, tmp_path):
+def test_a_told_guidance_scale_is_fixed_in_the_weights(tiny, in_this_process, tmp_path):
     card = replace(LCM, extra_inputs=("guidance_embed",), guidance_embed=3.0)
     run = finished(tmp_path / "run", tiny, card)
     made = export(run, "diffusers", tmp_path / "out")
@@ -152,7 +152,7 @@ def test_a_told_guidance_scale_is_fixed_in_the_weights(tiny, vae_batch_size, tmp
         assert not (tmp_path / to).exists()
 
 
-def test_guidance_and_eta_that_no_file_holds_are_said(tiny, vae_batch_size, tmp_path):
+def test_guidance_and_eta_that_no_file_holds_are_said(tiny, in_this_process, tmp_path):
     run = finished(tmp_path / "run", tiny, replace(LCM, sampler="tcd", eta=0.3, guidance_scale=2.0))
     made = export(run, "diffusers", tmp_path / "out")
     assert made.call == "num_inference_steps=4, eta=0.3, guidance_scale=2.0"
@@ -161,7 +161,7 @@ def test_guidance_and_eta_that_no_file_holds_are_said(tiny, vae_batch_size, tmp_
     assert made.call in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_what_stands_in_the_folder(run, vae_batch_size, tmp_path):
+def test_what_stands_in_the_folder(run, in_this_process, tmp_path):
     (run / "evaluations.jsonl").write_text('{"step": 7, "FD": 12.5, "accuracy": 0.75}\n')
     export(run, "lora", tmp_path / "out")
     found = {str(p.relative_to(tmp_path / "out")): p for p in (tmp_path / "out").rglob("*") if p.is_file()}
@@ -209,7 +209,7 @@ def test_a_lora_on_another_student_is_refused(run, tiny, tmp_path):
         export(other, "lora", tmp_path / "out")
 
 
-def test_an_export_that_draws_otherwise_is_no_export(run, vae_batch_size, tmp_path, monkeypatch):
+def test_an_export_that_draws_otherwise_is_no_export(run, in_this_process, tmp_path, monkeypatch):
     """A LoRA at half its scale, one with a layer too few, and a pipeline with another grid: nothing is left behind."""
     real = publish.peft_layout
 
@@ -247,7 +247,7 @@ def test_an_error_of_diffusers_is_said(monkeypatch):
         proof.prove(proof.Question("nowhere", 1, ("a",)), torch.zeros(1), 0, 1e-5)
 
 
-def test_the_command_line(run, vae_batch_size, tmp_path, monkeypatch, capsys):
+def test_the_command_line(run, in_this_process, tmp_path, monkeypatch, capsys):
     code, out, err = inside(monkeypatch, capsys, tmp_path, "export", run, "--to", "kohya", "--out", "there")
     assert code == 0, err
     assert "diffusers draws from it what fewstep does" in out and "All 115 LoRA layers" in out

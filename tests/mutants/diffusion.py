@@ -128,7 +128,7 @@ MUTANTS = [
         ),
         (
             "schedule: the time of no noise at all is index 0, not clean data",
-            "np.where(eta == 0, self.clean, time)",
+            "np.where(ratio == 0, self.clean, time)",
             "time",
             "test_time_at_of_other_families",
         ),

@@ -22,7 +22,12 @@ KINDS = ("epsilon", "v_prediction", "sample")
 
 # name -> (reference, sampler of n steps, start, arguments of the reference's step)
 CASES = {
-    "lcm": (Reference("scheduling_lcm", "LCMScheduler", **LATENT), lambda n: LCMSampler(num_inference_steps=n), "unit", {}),
+    "lcm": (
+        Reference("scheduling_lcm", "LCMScheduler", **LATENT),
+        lambda n: LCMSampler(num_inference_steps=n),
+        "unit",
+        {},
+    ),
     "tcd": (
         Reference("scheduling_tcd", "TCDScheduler", **LATENT, set_alpha_to_one=False),
         lambda n: TCDSampler(num_inference_steps=n, eta=0.3),

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from fewstep.data.random import Rng
 from fewstep.models.detector import CELLS, DetectorNetwork
 from fewstep.scenes64.architecture import build_vae
-from fewstep.scenes64.detector import JUDGED, SLACK, Found, Reader, ceilings, judge, load_detector, prompt_accuracy
+from fewstep.scenes64.detector import JUDGED, SLACK, Detector, Found, ceilings, judge, load_detector, prompt_accuracy
 from fewstep.scenes64.fit import Fit
 from fewstep.scenes64.labels import Labels, cell_middles, nearest, reading_loss
 from fewstep.scenes64.scenes import ATTRIBUTES, Mention, Scenes
@@ -146,7 +146,7 @@ def test_numbers(number):
 def test_captions_that_state_nothing_are_no_evidence():
     judged = judge([], scene())
     assert judged.counts == {} and not judged.stated
-    reader, images = Reader(build_network("reader", 0)), torch.zeros(2, 3, 64, 64)
+    reader, images = Detector(build_network("reader", 0)), torch.zeros(2, 3, 64, 64)
     accuracy = prompt_accuracy(reader, images, [scene(), scene(RED_STAR)])
     assert accuracy.pictures == 2 and accuracy.all_right[1] == 1
     assert accuracy.share.keys() == {"shape", "colour", "all"}
@@ -184,7 +184,7 @@ def test_every_caption_holds_of_its_own_scene_and_seldom_of_another():
 
 def test_cells_become_the_things_they_tell_of():
     scenes = [Scenes(5, numbers=(0.25,) * 4).scene(i) for i in range(200)]
-    read = Reader(Fixed(perfect_answers(Labels.of(scenes)))).read(torch.zeros(1, 3, 64, 64))
+    read = Detector(Fixed(perfect_answers(Labels.of(scenes)))).read(torch.zeros(1, 3, 64, 64))
     for things, one in zip(read, scenes, strict=True):
         wanted = sorted(one.things, key=lambda t: t.x)
         assert [(f.shape, f.colour, f.fill, f.size) for f in sorted(things, key=lambda f: f.x)] == [
@@ -199,9 +199,9 @@ def test_two_claims_to_one_thing_count_once():
     one = replace(one, things=(replace(one.things[0], x=0.5, y=0.5, radius=0.25),))
     answers = perfect_answers(Labels.of([one]))
     answers["near"][0, 5, 5] = 0.5  # a second maximum, three cells off, which means the same centre
-    assert len(Reader(Fixed(answers)).read(torch.zeros(1, 3, 64, 64))[0]) == 1
+    assert len(Detector(Fixed(answers)).read(torch.zeros(1, 3, 64, 64))[0]) == 1
     answers["geometry"][0, 5, 5, :2] = -3.0  # and one that means another
-    assert len(Reader(Fixed(answers)).read(torch.zeros(1, 3, 64, 64))[0]) == 2
+    assert len(Detector(Fixed(answers)).read(torch.zeros(1, 3, 64, 64))[0]) == 2
 
 
 def test_the_network_is_small_and_has_the_shapes_it_says():
@@ -218,7 +218,7 @@ def test_the_network_is_small_and_has_the_shapes_it_says():
 
 
 def test_reading_is_deterministic_and_knows_no_neighbours():
-    reader, images = Reader(build_network("reader", 0)), torch.rand(70, 3, 64, 64)
+    reader, images = Detector(build_network("reader", 0)), torch.rand(70, 3, 64, 64)
     features = reader.features(images)
     assert features.shape == (70, 64) and torch.equal(features, reader.features(images))
     assert torch.allclose(features[66:67], reader.features(images[66:67]), atol=1e-5)
@@ -230,7 +230,7 @@ def test_reading_is_deterministic_and_knows_no_neighbours():
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 3, 32, 32), (1, 1, 64, 64)])
 def test_pictures_of_another_shape_are_refused(shape):
-    reader = Reader(build_network("reader", 0))
+    reader = Detector(build_network("reader", 0))
     for call in (reader.read, reader.features):
         with pytest.raises(ValueError, match=r"\[N, 3, 64, 64\]"):
             call(torch.zeros(shape))
@@ -238,7 +238,7 @@ def test_pictures_of_another_shape_are_refused(shape):
 
 def test_as_many_captions_as_pictures():
     with pytest.raises(ValueError, match=r"2 pictures .* 1 captions"):
-        prompt_accuracy(Reader(build_network("reader", 0)), torch.zeros(2, 3, 64, 64), [scene()])
+        prompt_accuracy(Detector(build_network("reader", 0)), torch.zeros(2, 3, 64, 64), [scene()])
 
 
 # ---------------------------------------------------------------- the file
@@ -346,7 +346,7 @@ def test_spoiling_is_slight_keyed_and_spares_some():
 
 
 def test_ceilings_are_of_unseen_scenes():
-    rooms = ceilings(Reader(build_network("reader", 0)), number=8)
+    rooms = ceilings(Detector(build_network("reader", 0)), number=8)
     assert rooms.keys() == {"renders"} and rooms["renders"].pictures == 8
     assert set(rooms["renders"].share) <= {*JUDGED, "all"}
     assert ReaderSettings().seed not in (0, 990001)

@@ -19,7 +19,7 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.sampling import Sampler, sample
-from fewstep.scenes64.detector import Reader, load_detector
+from fewstep.scenes64.detector import Detector, load_detector
 from fewstep.scenes64.scenes import Scene, Scenes
 
 UNSEEN = 3
@@ -130,7 +130,7 @@ def compare(
     ways: Sequence[Candidate],
     count: int,
     seed: int = 0,
-    reader: Reader | None = None,
+    reader: Detector | None = None,
     advance: Callable[[int], None] | None = None,
     reference: Reference | None = None,
     per_prompt: int = 0,

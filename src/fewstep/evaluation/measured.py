@@ -20,7 +20,7 @@ from fewstep.evaluation.metrics import (
     kid,
     overlap,
 )
-from fewstep.scenes64.detector import Reader, judge
+from fewstep.scenes64.detector import Detector, judge
 from fewstep.scenes64.scenes import Scene
 
 GROUPS = 32
@@ -88,7 +88,7 @@ class Measured:
     attributes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, pictures: Tensor, scenes: Sequence[Scene], features: Features, reader: Reader | None) -> Measured:
+    def of(cls, pictures: Tensor, scenes: Sequence[Scene], features: Features, reader: Detector | None) -> Measured:
         """Look at pictures [N, 3, H, W] that were drawn for the captions of ``scenes``; no reader, no accuracy."""
         seen = features(pictures)
         groups = min(GROUPS, len(pictures))

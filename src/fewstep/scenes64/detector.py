@@ -67,7 +67,7 @@ class Found:
         return any(place_of(self.x + dx, self.y + dy) == place for dx in steps for dy in steps)
 
 
-class Reader:
+class Detector:
     """A trained network and what it says of pictures."""
 
     def __init__(self, network: DetectorNetwork) -> None:
@@ -101,7 +101,7 @@ class Reader:
         return (batch.to(first.device, first.dtype) for batch in images.split(_BATCH))
 
 
-def load_detector(path: Path = ASSET, device: str = "cpu") -> Reader:
+def load_detector(path: Path = ASSET, device: str = "cpu") -> Detector:
     """The reader that ships with fewstep, or another one of its shape.
 
     Raises:
@@ -115,7 +115,7 @@ def load_detector(path: Path = ASSET, device: str = "cpu") -> Reader:
         network.load_state_dict({name: t.float() for name, t in load_file(path).items()})
     except (SafetensorError, RuntimeError):
         raise ValueError(f"The file {path} does not hold a reader's weights: {remedy}.") from None
-    return Reader(network.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    return Detector(network.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 # ---------------------------------------------------------------- from cells to things
@@ -254,7 +254,7 @@ class Accuracy:
         return {name: right / stated for name, (right, stated) in rows.items() if stated}
 
 
-def prompt_accuracy(reader: Reader, images: Tensor, scenes: Sequence[Scene]) -> Accuracy:
+def prompt_accuracy(reader: Detector, images: Tensor, scenes: Sequence[Scene]) -> Accuracy:
     """Read pictures [N, 3, 64, 64] in [0, 1] and hold each against the caption of its scene.
 
     Raises:
@@ -277,7 +277,7 @@ UNSEEN = 990001
 """Seed of the scenes it is tested on."""
 
 
-def ceilings(reader: Reader, vae: Any = None, number: int = 2000) -> dict[str, Accuracy]:
+def ceilings(reader: Detector, vae: Any = None, number: int = 2000) -> dict[str, Accuracy]:
     """What the reader says of pictures that are right by construction: the most that generated ones can reach.
 
     Args:

@@ -100,7 +100,7 @@ class Teacher:
             guided: False saves encoding the null where nothing will ask for it.
 
         Raises:
-            ValueError: the text encoders were let go (`free_text_encoders`), and these prompts were not among those kept.
+            ValueError: the text encoders are freed (`free_text_encoders`), and these prompts were not among those kept.
         """
         if tuple(prompts) in self._known and size is None:
             return self._known[tuple(prompts)]
