@@ -217,8 +217,8 @@ def _step(
 
 
 def _backward(total: Tensor, inputs: Sequence[Tensor], keep: bool) -> None:
-    """``total.backward(inputs=inputs)`` without its front door: there every function mode steps aside, and `DeviceRules`
-    must stay for what activation checkpointing recomputes.
+    """``total.backward(inputs=inputs)`` without its front door: function modes step aside there, and `DeviceRules` must
+    stay for what activation checkpointing recomputes.
     """
     _engine_run_backward(
         (total,), (torch.ones_like(total),), keep, False, tuple(inputs), allow_unreachable=True, accumulate_grad=True
