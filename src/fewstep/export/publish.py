@@ -35,7 +35,17 @@ from fewstep.models.families import Teacher, is_ours, shipped
 from fewstep.models.lora_files import network_of
 from fewstep.sampling import sample
 from fewstep.students.lineage import first_teacher, student_folder, teacher_of
-from fewstep.students.student import CARD_FILE, LORA_FILE, Card, load_card, load_student, load_weights, sampler_of
+from fewstep.students.student import (
+    CARD_FILE,
+    LORA_FILE,
+    SAMPLES_FILE,
+    Card,
+    load_card,
+    load_student,
+    load_weights,
+    sampler_of,
+)
+from fewstep.training.run_files import RunFiles
 
 LAYOUTS = ("diffusers", "lora", "kohya", "merged")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -73,7 +83,7 @@ def export(run: Path, to: str, out: Path | None = None, dtype: str = "float32", 
     source = student_folder(run)
     if source is None:
         raise ValueError(f"{run} holds no finished student to export.")
-    folder = out or run / "export" / to
+    folder = out or RunFiles(run).export / to
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already: choose another --out.")
     card, tensors = load_card(source), load_weights(source)
@@ -210,9 +220,9 @@ def _describe(
     part: Path, to: str, title: str, base: str, lines: str, card: Card, plan: SchedulerPlan, source: Path, dtype: str,
     proof: RoundTrip, remarks: list[str], shift: float | None,
 ) -> None:  # fmt: skip
-    picture = source / "samples.png"
+    picture = source / SAMPLES_FILE
     if picture.is_file():
-        shutil.copyfile(picture, part / "samples.png")
+        shutil.copyfile(picture, part / SAMPLES_FILE)
     said = f"Read back by diffusers in a process of its own ({dtype} files): its latents are within {proof.gap:.1e} of "
     said += f"fewstep's{f', all {proof.layers} LoRA layers found' if proof.layers else ''}."
     extra = {

@@ -9,6 +9,7 @@ from typing import Any
 from fewstep.export.scheduler import SchedulerPlan
 from fewstep.models.families import shipped
 from fewstep.students.student import Card
+from fewstep.training.run_files import RunFiles
 
 BASE_LICENCES = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
@@ -79,7 +80,7 @@ def call(card: Card, plan: SchedulerPlan) -> str:
 
 def measured(run: Path) -> str:
     """What `evaluate` measured during the run, in words."""
-    file = run / "evaluations.jsonl"
+    file = RunFiles(run).evaluations
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
     if not lines:
         return "Not measured while it was trained; `fewstep report` measures a run."

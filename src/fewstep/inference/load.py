@@ -17,6 +17,7 @@ from fewstep.models.lora_files import add_loras, is_lora, network_of
 from fewstep.students.exported import find_export, open_export, read_whole
 from fewstep.students.lineage import first_teacher, is_pipeline, student_folder, teacher_of
 from fewstep.students.student import CARD_FILE, Card, load_card, load_student
+from fewstep.training.run_files import RunFiles
 
 Loras: TypeAlias = "Sequence[str | Path | tuple[str | Path, float]]"
 TEACHER = Card(method="", sampler="ddim", num_inference_steps=50, weights="full", teacher="")
@@ -123,7 +124,7 @@ def _student(folder: Path, base: str | None, styles: list[tuple[Path, float]], h
 def _whole(name: str, how: dict[str, Any]) -> Model:
     """A whole model: a teacher, or a student that was exported so."""
     path, first = Path(name), parts_of(name)[0]
-    if (path / "recipe.yaml").is_file():
+    if RunFiles(path).recipe.is_file():
         raise ValueError(f"The run {name} has no student yet: finish it with fewstep distill ... --resume.")
     if path.suffix == ".safetensors" and path.is_file() and is_lora(path):
         raise ValueError(

@@ -10,6 +10,7 @@ from fewstep.planning.plan import Change, cheaper, plan
 from fewstep.recipe.schema import Recipe
 from fewstep.training import checkpoint
 from fewstep.training.machine import asked_for, in_words, is_out_of_memory, memory
+from fewstep.training.run_files import RunFiles
 
 
 class OutOfMemory(ValueError):
@@ -62,5 +63,5 @@ def _kept(changes: list[Change]) -> str:
 
 
 def _where(folder: Path) -> str:
-    safe = checkpoint.latest(folder / "checkpoints")
+    safe = checkpoint.latest(RunFiles(folder).checkpoints)
     return f"The last checkpoint is {safe}." if safe else "No checkpoint was written yet."

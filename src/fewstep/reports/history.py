@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.training.logging import read_log
+from fewstep.training.run_files import RunFiles
 
 ENOUGH = 6  # lines of a statistic, below which nothing is said of it
 FAR = 1e40  # what float32 cannot hold: numbers beyond are cut to it, so that their squares and ratios are numbers
@@ -141,7 +142,8 @@ def read_history(run: Path) -> History:
     """
     if not run.is_dir():
         raise ValueError(f"There is no run directory {run}.")
-    log, recipe = run / "log.jsonl", run / "recipe.yaml"
+    files = RunFiles(run)
+    log, recipe = files.log, files.recipe
     if not log.is_file() and not recipe.is_file():
         raise ValueError(f"{run} is no run directory: it has neither log.jsonl nor recipe.yaml.")
     missing = []
@@ -151,7 +153,7 @@ def read_history(run: Path) -> History:
     settings = _read_recipe(recipe)
     if not settings:
         missing.append("recipe.yaml is missing or cannot be read: what depends on settings was not checked.")
-    samples = list(read_log(run / "samples" / "statistics.jsonl"))
+    samples = list(read_log(files.sample_statistics))
     return History([by_step[step] for step in sorted(by_step)], settings, samples, missing)
 
 

@@ -24,8 +24,9 @@ from fewstep.runs.chain import last_run
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.scenes import Scenes
 from fewstep.students.lineage import first_teacher, teacher_of
-from fewstep.students.student import load_card, load_student, sampler_of
+from fewstep.students.student import CARD_FILE, load_card, load_student, sampler_of
 from fewstep.training.logging import read_log
+from fewstep.training.run_files import RunFiles
 
 STEPS = (1, 2, 4, 8)
 
@@ -51,7 +52,7 @@ def report(
     runs = [last_run(run) for run in runs]
     labels = labels_of(runs)
     recipes = [_recipe(run) for run in runs]
-    names = {first_teacher(run / "student") for run in runs}
+    names = {first_teacher(RunFiles(run).student) for run in runs}
     if len(names) != 1:
         raise ValueError("A report compares runs of one teacher: make one report for each teacher.")
     first = recipes[0]
@@ -94,8 +95,9 @@ def candidates_of(teacher: Teacher, runs: Sequence[Path], recipes: Sequence[Reci
         for n in (many, *STEPS)
     ]
     for run, label in zip(runs, labels_of(runs), strict=True):
-        card = load_card(run / "student")
-        student = load_student(teacher_of(run / "student", card), run / "student", card)
+        folder = RunFiles(run).student
+        card = load_card(folder)
+        student = load_student(teacher_of(folder, card), folder, card)
         name = label if len(runs) > 1 else "student"
         for n in STEPS:
             sampler = sampler_of(card, num_inference_steps=n)
@@ -122,11 +124,11 @@ def _steps(n: int) -> str:
 
 
 def _recipe(run: Path) -> Recipe:
-    if not (run / "recipe.yaml").is_file():
+    if not RunFiles(run).recipe.is_file():
         raise RecipeError(f"{run} is no run directory: recipe.yaml is missing.")
-    if not (run / "student" / "few_step.json").is_file():
+    if not (RunFiles(run).student / CARD_FILE).is_file():
         raise RecipeError(f"The run {run} has no student yet: finish it with fewstep distill ... --resume.")
-    return load_recipe(run / "recipe.yaml")
+    return load_recipe(RunFiles(run).recipe)
 
 
 def by_steps_picture(comparison: Comparison, prompts: int = 3) -> Image.Image:
@@ -199,7 +201,7 @@ def _by_steps(outcomes: Sequence[Result], figure: str) -> dict[str, list[tuple[f
 
 def _training(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:
     page.heading("Training")
-    logs = {label: list(read_log(run / "log.jsonl")) for run, label in zip(runs, labels, strict=True)}
+    logs = {label: list(read_log(RunFiles(run).log)) for run, label in zip(runs, labels, strict=True)}
     losses = sorted({key for lines in logs.values() for line in lines for key in line if key.endswith("/loss")})
     for key in losses:
         series = {name: [(line["step"], line[key]) for line in lines if key in line] for name, lines in logs.items()}
@@ -219,7 +221,7 @@ def _by_time(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:
     """Where in time scores differ and a discriminator sees something: means of a log's last quarter."""
     series: dict[str, list[tuple[float, float]]] = {}
     for run, label in zip(runs, labels, strict=True):
-        lines = list(read_log(run / "log.jsonl"))
+        lines = list(read_log(RunFiles(run).log))
         for name, what in _TIMED.items():
             points = timed(lines[-max(1, len(lines) // 4) :], name, what)
             if points:
@@ -245,7 +247,7 @@ def timed(lines: Sequence[Mapping[str, Any]], name: str, what: str) -> list[tupl
 
 def _feedback(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:
     """Where rewards take part: what they say, the one that is held out among them, and what that may cost."""
-    logs = {label: list(read_log(run / "log.jsonl")) for run, label in zip(runs, labels, strict=True)}
+    logs = {label: list(read_log(RunFiles(run).log)) for run, label in zip(runs, labels, strict=True)}
     names = {key.removesuffix("_reached") for lines in logs.values() for line in lines for key in line
              if key.endswith("_reached")}  # fmt: skip
     if not names:
@@ -257,7 +259,7 @@ def _feedback(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None:
             key = f"{name}_{ending}"
             series[f"{label} {name.rpartition('/')[2]}"] = [(line["step"], line[key]) for line in lines if key in line]
         page.chart(series, "steps", what)
-    files = {label: run / "samples" / "statistics.jsonl" for run, label in zip(runs, labels, strict=True)}
+    files = {label: RunFiles(run).sample_statistics for run, label in zip(runs, labels, strict=True)}
     drawn = {label: [(line["step"], line["diversity"]) for line in read_log(file)] for label, file in files.items()}
     page.chart(drawn, "steps", "diversity within prompts, student over teacher")
 
@@ -275,6 +277,6 @@ def _provenance(page: Page, runs: Sequence[Path], labels: Sequence[str]) -> None
     page.heading("Settings and versions")
     for run, label in zip(runs, labels, strict=True):
         page.text(label)
-        page.code((run / "recipe.yaml").read_text(encoding="utf-8"))
-        page.code((run / "versions.json").read_text(encoding="utf-8"))
+        page.code(RunFiles(run).recipe.read_text(encoding="utf-8"))
+        page.code(RunFiles(run).versions.read_text(encoding="utf-8"))
     page.text(f"Made with torch {torch.__version__}.", note=True)

@@ -21,6 +21,7 @@ from fewstep.methods.base import Player
 from fewstep.training import checkpoint, distributed
 from fewstep.training.logging import JsonLines, Meter, Speed, progress_bar
 from fewstep.training.players import PlayerState
+from fewstep.training.run_files import RunFiles
 from fewstep.training.settings import TrainingSettings
 
 
@@ -49,7 +50,7 @@ class Fit:
         self.ema = {name: p.detach().clone() for name, p in self.weights.items()}
         self.player = PlayerState(Player(stage.name), list(parameters.values()), stage.settings)
         self.done = 0
-        newest = checkpoint.latest(folder / "checkpoints")
+        newest = checkpoint.latest(RunFiles(folder).checkpoints)
         if newest is not None:
             self._restore(newest)
 
@@ -57,7 +58,7 @@ class Fit:
         """Train to the last step."""
         settings, meter = self.stage.settings, Meter()
         first = distributed.first()
-        log = JsonLines(self.folder / "log.jsonl", self.done) if first else None
+        log = JsonLines(RunFiles(self.folder).log, self.done) if first else None
         speed, saved = Speed(self.done), time.monotonic()
         with progress_bar(settings.steps, self.done, self.stage.name, show_progress and first) as advance:
             while self.done < settings.steps:
@@ -106,7 +107,7 @@ class Fit:
         tensors = {f"weights/{name}": t for name, t in self.weights.items()}
         tensors |= {f"ema/{name}": t for name, t in self.ema.items()}
         tensors |= {f"optimizer/{name}": t for name, t in self.player.tensors().items()}
-        checkpoint.save(self.folder / "checkpoints", self.done, tensors, {"seed": self.seed})
+        checkpoint.save(RunFiles(self.folder).checkpoints, self.done, tensors, {"seed": self.seed})
 
     def _restore(self, path: Path) -> None:
         tensors, state = checkpoint.load(path)

@@ -34,6 +34,7 @@ from fewstep.scenes64.labels import Labels, reading_loss
 from fewstep.scenes64.scenes import ATTRIBUTES, Scenes
 from fewstep.scenes64.teacher_stages import CROWDED, as_tensor
 from fewstep.scenes64.train_teacher import TeacherSettings, train_vae
+from fewstep.training.run_files import RunFiles
 from fewstep.training.settings import TrainingSettings
 
 NETWORKS: dict[str, tuple[type[DetectorNetwork | EncoderNetwork], int]] = {
@@ -224,7 +225,7 @@ def autoencoder(teacher: str) -> Any:
     Raises:
         ValueError: when there is no such teacher.
     """
-    if (Path(teacher) / "vae" / "checkpoints").is_dir():
+    if RunFiles(Path(teacher) / "vae").checkpoints.is_dir():
         return train_vae(Path(teacher), TeacherSettings(), show=True)
     return load_teacher(teacher).pipeline.vae
 

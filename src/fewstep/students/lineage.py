@@ -19,18 +19,19 @@ from fewstep.models.quantize import quantize
 from fewstep.models.roles import Roles, Weights
 from fewstep.students.student import CARD_FILE, Card, load_card, load_weights, save_student, weights_file
 from fewstep.training import distributed
+from fewstep.training.run_files import RunFiles
 
 _SISTER = re.compile(r"\.\./\.\./[A-Za-z0-9][\w-]*/student")
 
 
 def student_folder(path: Path) -> Path | None:
     """Where the student of a run, of a run of several stages, or of its own folder is; None if there is none."""
-    stages = sorted(path.glob("[0-9][0-9]-*"))
-    if stages and (path / "recipe.yaml").is_file():
+    stages = RunFiles(path).stages()
+    if stages and RunFiles(path).recipe.is_file():
         path = stages[-1]
     if is_pipeline(path):  # an exported one: it has a card too, but is a model like any other
         return None
-    return next((folder for folder in (path, path / "student") if (folder / CARD_FILE).is_file()), None)
+    return next((folder for folder in (path, RunFiles(path).student) if (folder / CARD_FILE).is_file()), None)
 
 
 def is_pipeline(path: Path) -> bool:

@@ -34,6 +34,7 @@ from fewstep.training import distributed
 LORA_FILE = "pytorch_lora_weights.safetensors"
 OWN_FILE = "fewstep_student.safetensors"
 CARD_FILE = "few_step.json"
+SAMPLES_FILE = "samples.png"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from fewstep.models.sharding import whole
 from fewstep.training import checkpoint, distributed
 from fewstep.training.logging import JsonLines, Meter, Speed, progress_bar
 from fewstep.training.players import PlayerState
+from fewstep.training.run_files import RunFiles
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trackers import Tracker, open_trackers
 
@@ -245,7 +246,7 @@ class Trainer:
     def _open_logs(self) -> Iterator[None]:
         """The log and the trackers of this sitting, where the run has a folder."""
         if self.run_dir and distributed.first():
-            lines = JsonLines(self.run_dir / "log.jsonl", self.done)
+            lines = JsonLines(RunFiles(self.run_dir).log, self.done)
             self._logs = [lines, *open_trackers(self.settings.trackers, self.run_dir, self.done, lines.found_step)]
         try:
             yield
@@ -279,7 +280,7 @@ class Trainer:
             if bad != float("inf"):
                 for log in self._logs:
                     log.write(self._last_words(player.player.name, int(bad)))
-                safe = checkpoint.latest(self.run_dir / "checkpoints") if self.run_dir else None
+                safe = checkpoint.latest(RunFiles(self.run_dir).checkpoints) if self.run_dir else None
                 where = f"the last good checkpoint is {safe}" if safe else "no checkpoint was written yet"
                 raise NotFinite(
                     f"Step {int(bad)}: the gradient of '{player.player.name}' is not finite; {where}. "
@@ -314,12 +315,12 @@ class Trainer:
             "torch": torch.__version__,
             "forward_equivalents": self.cost(),
         }
-        folder = self.run_dir / "checkpoints"
+        folder = RunFiles(self.run_dir).checkpoints
         return checkpoint.save(folder, self.done, tensors, state, self.settings.keep_checkpoints)
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one; exact to the bit on the same kind of machine."""
-        newest = distributed.from_first(checkpoint.latest(self.run_dir / "checkpoints") if self.run_dir else None)
+        newest = distributed.from_first(checkpoint.latest(RunFiles(self.run_dir).checkpoints) if self.run_dir else None)
         if newest is None:
             return
         tensors, state = checkpoint.load(newest)
