@@ -32,8 +32,8 @@ MUTANTS = [
         ),
         (
             "rehearsal: what checkpointing recomputes is not as on the device",
-            "_backward(term, trained_by(player, roles), keep=term is not terms[-1])",
-            "term.backward(inputs=trained_by(player, roles))",
+            "learn(loss, partial(_backward, inputs=trained_by(player, roles)))",
+            "learn(loss, lambda term: term.total.backward(inputs=trained_by(player, roles)))",
             "test_estimate_and_measurement_agree[checkpointing in bf16]",
         ),
     ),

@@ -139,6 +139,10 @@ MUTANTS = [
             "a if a is None else a + weight * b",
             "tests/methods/test_ctm.py::test_a_term_alone_may_reach_a_weight",
         ),
+    ),
+    *planted(
+        "training/step.py",
+        "training/test_step.py",
         (
             "players: terms after the first one are not learnt from",
             "for term in loss.terms():",
@@ -150,6 +154,12 @@ MUTANTS = [
             "done.total += term.total.detach()",
             "done.total = term.total.detach()",
             "test_terms_that_go_backward_one_after_the_other_are_one_loss",
+        ),
+        (
+            "training: a method prepares for every player, due or not",
+            "method.prepare(roles, batch, draws, due)",
+            "method.prepare(roles, batch, draws, {player.name for player in method.players})",
+            "test_a_method_is_told_where_it_stands_and_who_is_due",
         ),
     ),
     *planted(
@@ -179,11 +189,11 @@ MUTANTS = [
         "training/test_step.py",
         (
             "training: the average takes the weights from before the step",
-            "            player.update(step)\n",
+            "            state.update(step)\n",
             (
-                "            for role in player.player.roles:\n"
+                "            for role in state.player.roles:\n"
                 "                self.roles.update_followers(role)\n"
-                "            player.update(step)\n"
+                "            state.update(step)\n"
                 "            continue\n"
             ),
             "test_steps_are_adamw_on_clipped_gradients_then_the_average",
@@ -222,12 +232,6 @@ MUTANTS = [
             "training: a method is told that it is always the first step",
             "progress = Progress(step, self.settings.steps, self.stage)",
             "progress = Progress(0, self.settings.steps, self.stage)",
-            "test_a_method_is_told_where_it_stands_and_who_is_due",
-        ),
-        (
-            "training: a method prepares for every player, due or not",
-            "self.method.prepare(self.roles, batch, draws, names)",
-            "self.method.prepare(self.roles, batch, draws, {p.player.name for p in self.players})",
             "test_a_method_is_told_where_it_stands_and_who_is_due",
         ),
         (
@@ -310,8 +314,8 @@ MUTANTS = [
         ),
         (
             "trainer: the clip rate counts gradients below the limit",
-            "(player.grad_norm > self.settings.max_grad_norm)",
-            "(player.grad_norm < self.settings.max_grad_norm)",
+            "(state.grad_norm > self.settings.max_grad_norm)",
+            "(state.grad_norm < self.settings.max_grad_norm)",
             "test_the_log_says_how_often_gradients_were_clipped_and_each_players_rate",
         ),
         (

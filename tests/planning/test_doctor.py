@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from fewstep import doctor
 from fewstep.methods.tcd import TCD
+from fewstep.planning import doctor
 from fewstep.planning.doctor import NOTE, OK, PROBLEM, difference, examine, lora_step, packages
 from fewstep.planning.out_of_memory import OutOfMemory, explained
 from fewstep.planning.plan import Change, Plan, _seconds, cheaper, describe, fits, plan

@@ -26,6 +26,7 @@ from fewstep.models.hub import short_error
 from fewstep.models.roles import Weights
 from fewstep.training.machine import in_words, memory
 from fewstep.training.settings import TrainingSettings
+from fewstep.training.step import losses, trained_by
 from fewstep.training.trainer import build_roles
 
 OK, NOTE, PROBLEM = "OK", "note", "problem"
@@ -219,12 +220,12 @@ def lora_step(device: str, precision: str) -> tuple[dict[str, Tensor], float]:
     draws.noise = draws.noise.to(device, settings.dtype)
     batch = Batch(x0.to(device, settings.dtype), prompts.to(device, settings.dtype))
     roles = build_roles(denoiser, method, settings, Weights("lora", rank=4))
-    taken = []
+    seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        shared = method.prepare(roles, batch, draws, {"student"})
-        loss = method.student(roles, batch, draws, shared).total
-        gradient = torch.autograd.grad(loss, roles.parameters("student"), allow_unused=True)
-        flat = torch.cat([g.flatten() for g in gradient if g is not None]).cpu()
-        taken.append(time.perf_counter() - start)
-    return {"loss": loss.detach(), "teacher": shared.x_u, "gradient": flat}, min(taken)
+        ((player, loss),) = losses(method, roles, batch, draws, {"student"})
+        gradient = torch.autograd.grad(loss.total, trained_by(player, roles), allow_unused=True)
+        flat = torch.cat([g.flatten() for g in gradient if g is not None]).cpu()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    x_u = method.prepare(roles, batch, draws, {"student"}).x_u
+    return {"loss": loss.total.detach(), "teacher": x_u, "gradient": flat}, min(seconds)

@@ -26,9 +26,10 @@ from fewstep.models.lora import lora_layers
 from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.models.quantize import Kind, saved_bytes
 from fewstep.models.roles import Roles, Weights
-from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, mean_cost, rehearse, size_of, trained_by
+from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, mean_cost, rehearse, size_of
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.settings import TrainingSettings
+from fewstep.training.step import trained_by
 from fewstep.training.trainer import Trainer, build_roles
 
 _STEP = ("gradients", "activations")

@@ -10,6 +10,7 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from fewstep.data.random import Rng
-from fewstep.methods.base import Method, Player, Progress
+from fewstep.methods.base import Loss, Method, Progress
 from fewstep.models.roles import Roles
 from fewstep.training.settings import TrainingSettings
+from fewstep.training.step import learn, losses, trained_by
 
 _BLOCK = 512  # bytes; an accelerator's allocator rounds up to it
 
@@ -207,24 +209,17 @@ def _step(
         rng = Rng(0, number, settings.batch_size, rows, "meta", settings.dtype)
         batch = source.batch(rng)
         draws = method.draw(batch, rng, Progress(number, settings.steps))
-        shared = method.prepare(roles, batch, draws, due)
-        for player in (p for p in method.players if p.name in due):
-            loss = getattr(method, player.name)(roles, batch, draws, shared)
-            for part in loss.terms():
-                terms = [part.total, *(balance.term for balance in part.balanced.values())]
-                for term in terms:
-                    _backward(term, trained_by(player, roles), keep=term is not terms[-1])
+        for player, loss in losses(method, roles, batch, draws, due):
+            learn(loss, partial(_backward, inputs=trained_by(player, roles)))
 
 
-def _backward(total: Tensor, inputs: Sequence[Tensor], keep: bool) -> None:
-    """``total.backward(inputs=inputs)`` without its front door: function modes step aside there, and `DeviceRules` must
-    stay for what activation checkpointing recomputes.
+def _backward(loss: Loss, inputs: Sequence[Tensor]) -> None:
+    """``backward(inputs=inputs)`` of a loss and its balanced terms without its front door: function modes step aside
+    there, and `DeviceRules` must stay for what activation checkpointing recomputes.
     """
-    _engine_run_backward(
-        (total,), (torch.ones_like(total),), keep, False, tuple(inputs), allow_unreachable=True, accumulate_grad=True
-    )
-
-
-def trained_by(player: Player, roles: Roles) -> Sequence[torch.nn.Parameter]:
-    """The parameters that a player updates."""
-    return [p for role in player.roles for p in roles.parameters(role)]
+    terms = [loss.total, *(balance.term for balance in loss.balanced.values())]
+    for term in terms:
+        _engine_run_backward(
+            (term,), (torch.ones_like(term),), term is not terms[-1], False, tuple(inputs),
+            allow_unreachable=True, accumulate_grad=True,
+        )  # fmt: skip

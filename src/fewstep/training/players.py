@@ -13,6 +13,7 @@ from fewstep.models.sharding import is_sharded, local, rows_of, whole
 from fewstep.training import distributed
 from fewstep.training.optimizers import load_state, make_optimizer, saved_state
 from fewstep.training.settings import TrainingSettings
+from fewstep.training.step import learn
 
 
 class PlayerState:
@@ -56,14 +57,8 @@ class PlayerState:
         self.weights: dict[str, Tensor] = {}
 
     def learn(self, loss: Loss, accumulation: int) -> Loss:
-        """`backward` of a loss and of all that follow it, one graph at a time; returns their sum, without a graph."""
-        done = Loss(torch.zeros_like(loss.total.detach()))
-        for term in loss.terms():
-            self.backward(term.total, accumulation, term.balanced)
-            done.total += term.total.detach()
-            done.parts |= term.parts
-            done.stats |= term.stats
-        return done
+        """`backward` of a loss and of all that follow it (`fewstep.training.step.learn`)."""
+        return learn(loss, lambda term: self.backward(term.total, accumulation, term.balanced))
 
     def backward(self, total: Tensor, accumulation: int, balanced: Mapping[str, Balanced] | None = None) -> None:
         """Add d(total / accumulation) to this player's gradients; those of balanced terms are kept apart."""

@@ -24,6 +24,7 @@ from fewstep.training.logging import JsonLines, Meter, Speed, progress_bar
 from fewstep.training.players import PlayerState
 from fewstep.training.run_files import RunFiles
 from fewstep.training.settings import TrainingSettings
+from fewstep.training.step import losses, trained_by
 from fewstep.training.trackers import Tracker, open_trackers
 
 Hook = Callable[[int], bool | None]
@@ -142,13 +143,7 @@ class Trainer:
         if settings.fsdp and distributed.count() > 1:
             roles.shard()
         self.players = [
-            PlayerState(
-                player,
-                [p for role in player.roles for p in roles.parameters(role)],
-                settings,
-                roles.leaves,
-                roles.probe(player.roles[0]),
-            )
+            PlayerState(player, trained_by(player, roles), settings, roles.leaves, roles.probe(player.roles[0]))
             for player in method.players
         ]
         self.done = 0
@@ -162,26 +157,18 @@ class Trainer:
 
     def step(self, step: int) -> None:
         """Draw, compute, backward for every due player, then update them; nothing here waits for the device."""
-        due = [p for p in self.players if p.player.due(step)]
-        names = {p.player.name for p in due}
+        due = {p.player.name: p for p in self.players if p.player.due(step)}
         progress = Progress(step, self.settings.steps, self.stage)
         torch.manual_seed(stream_key(self.seed, step, "dropout"))
         for rng in self._micro_batches(step):
             batch = self.source.batch(rng)
             draws = self.method.draw(batch, rng, progress)
-            shared = self.method.prepare(self.roles, batch, draws, names)
-            for player in due:
-                loss: Loss = getattr(self.method, player.player.name)(self.roles, batch, draws, shared)
-                self._note(player.player.name, player.learn(loss, self.settings.accumulation))
-        for player in due:
-            player.update(step)
-            self.meter.add(f"{player.player.name}/grad_norm", player.grad_norm)
-            for name, weight in player.weights.items():
-                self.meter.add(f"{player.player.name}/{name}_weight", weight)
-            if self.settings.max_grad_norm > 0:
-                clipped = (player.grad_norm > self.settings.max_grad_norm).to(player.grad_norm.dtype)
-                self.meter.add(f"{player.player.name}/clipped", clipped)
-            for role in player.player.roles:
+            for player, loss in losses(self.method, self.roles, batch, draws, due.keys()):
+                self._note(player.name, due[player.name].learn(loss, self.settings.accumulation))
+        for name, state in due.items():
+            state.update(step)
+            self._note_update(name, state)
+            for role in state.player.roles:
                 self.roles.update_followers(role)
 
     def _micro_batches(self, step: int) -> Iterator[Rng]:
@@ -196,6 +183,14 @@ class Trainer:
         self.meter.add(f"{player}/loss", loss.total)
         for name, value in {**loss.parts, **loss.stats}.items():
             self.meter.add(f"{player}/{name}", value)
+
+    def _note_update(self, player: str, state: PlayerState) -> None:
+        self.meter.add(f"{player}/grad_norm", state.grad_norm)
+        for name, weight in state.weights.items():
+            self.meter.add(f"{player}/{name}_weight", weight)
+        if self.settings.max_grad_norm > 0:
+            clipped = (state.grad_norm > self.settings.max_grad_norm).to(state.grad_norm.dtype)
+            self.meter.add(f"{player}/clipped", clipped)
 
     # ---------------------------------------------------------------- the loop
 

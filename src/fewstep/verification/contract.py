@@ -13,6 +13,7 @@ from fewstep.methods.base import Loss, Method, Progress
 from fewstep.models.roles import Roles
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
+from fewstep.training.step import losses, trained_by
 from fewstep.training.trainer import follow
 from fewstep.verification.bench import Bench
 from fewstep.verification.report import Row
@@ -46,9 +47,8 @@ def _losses(bench: Bench, method: Method, roles: Roles) -> tuple[dict[str, Loss]
     rng = Rng(bench.seed, 0, _BATCH, dtype=torch.float64)
     batch = bench.source_of(method).batch(rng)
     draws = method.draw(batch, rng, Progress(0, 1))
-    shared = method.prepare(roles, batch, draws, {player.name for player in method.players})
-    losses = {player.name: getattr(method, player.name)(roles, batch, draws, shared) for player in method.players}
-    return losses, draws
+    everybody = [player.name for player in method.players]
+    return {player.name: loss for player, loss in losses(method, roles, batch, draws, everybody)}, draws
 
 
 def _value(loss: Loss) -> float:
@@ -57,10 +57,7 @@ def _value(loss: Loss) -> float:
 
 def _gradient_rows(bench: Bench, method: Method, roles: Roles, settings: TrainingSettings) -> list[Row]:
     """Each player's loss must reach the weights that the player trains, and leave a gradient on no others."""
-    players = [
-        PlayerState(player, [p for role in player.roles for p in roles.parameters(role)], settings)
-        for player in method.players
-    ]
+    players = [PlayerState(player, trained_by(player, roles), settings) for player in method.players]
     rows = []
     for player in players:
         loss = _losses(bench, method, roles)[0][player.player.name]
@@ -82,8 +79,8 @@ def _call_rows(bench: Bench, method: Method, roles: Roles) -> list[Row]:
     """Counted network calls against those the method declares; roles that share one view count together."""
     views = roles.views()
     before = {name: view.cost.calls for name, view in views.items()}
-    losses, draws = _losses(bench, method, roles)
-    for loss in losses.values():
+    found, draws = _losses(bench, method, roles)
+    for loss in found.values():
         _value(loss)
     declared = method.calls(draws)
     shared: dict[int, list[str]] = {}
