@@ -1,10 +1,11 @@
 # Two commands: `make test` proves the installation, `make demo` shows the main job.
+# `make test-all` runs what `make test` leaves out, `make mutants` every planted defect.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install test unit lint types demo verify mutants clean
+.PHONY: install extras test test-all unit lint types demo verify mutants clean
 
 install: $(VENV)/.installed
 
@@ -17,7 +18,16 @@ test: install  # side by side: the type checker alone takes a minute of one core
 	@$(MAKE) --no-print-directory -j 3 lint types unit
 
 unit: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not needs"
+
+test-all: extras  # what `make test` leaves out: training to convergence, kills, every family x method, the extras
+	$(BIN)/python -m pytest -n 2 --dist load -m "slow or needs"
+
+extras: $(VENV)/.extras
+
+$(VENV)/.extras: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[app,data,lowmem,logging]'
+	touch $@
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks

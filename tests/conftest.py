@@ -2,6 +2,7 @@
 counts; a pipeline folder with random weights, and overrides of a recipe that distil it in seconds."""
 
 import signal
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -11,6 +12,14 @@ torch.set_num_threads(1)
 # A shell starts its background jobs with Ctrl-C ignored, and they would pass that on to the programs under test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """A test that needs packages of an extra is skipped where one is missing."""
+    for item in items:
+        missing = [name for mark in item.iter_markers("needs") for name in mark.args if find_spec(name) is None]
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=f"{missing[0]} is not installed"))
 
 
 @pytest.fixture(scope="session")

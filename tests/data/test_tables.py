@@ -13,8 +13,7 @@ from PIL import Image
 from fewstep.data.find import Place, find_captions, find_pictures
 from fewstep.data.pictures import pixels
 
-pyarrow = pytest.importorskip("pyarrow")
-parquet = pytest.importorskip("pyarrow.parquet")
+pytestmark = pytest.mark.needs("pyarrow", "datasets")  # of the extra `data`
 
 
 def png(colour="red", size=(64, 64)):
@@ -24,7 +23,10 @@ def png(colour="red", size=(64, 64)):
 
 
 def table(path, columns, rows_at_once=2):
-    parquet.write_table(pyarrow.table(columns), path, row_group_size=rows_at_once)
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=rows_at_once)
 
 
 def find(path, limit=None, source="parquet", **columns):
@@ -127,7 +129,8 @@ def test_what_is_wrong_with_tables_is_one_sentence(tmp_path, monkeypatch):
 @pytest.fixture
 def saved(tmp_path):
     """What `save_to_disk` makes of pictures, and of cells that only look like them, in two splits."""
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     datasets.disable_progress_bars()
     (tmp_path / "secret.png").write_bytes(png())
     cell = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
@@ -168,7 +171,6 @@ def test_a_saved_data_set_that_leads_elsewhere_is_refused(saved):
 
 
 def test_a_folder_with_a_script_or_a_name_that_is_none_is_refused(tmp_path):
-    pytest.importorskip("datasets")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "set.py").write_text("raise SystemExit('a script was run')")
     with pytest.raises(ValueError, match="was not made by save_to_disk"):

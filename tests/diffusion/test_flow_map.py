@@ -76,6 +76,7 @@ def test_products_of_lines_act_per_coordinate(route):
 # ------------------------------------------------------------------ quantiles
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINES)
 @pytest.mark.parametrize("route", ROUTES)
 def test_quantiles_agree_with_the_integrator(name, route):
@@ -143,6 +144,7 @@ def test_classes_with_absent_components():
 # ------------------------------------------------------------------ the integrated map
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mixture",
     [

@@ -96,6 +96,7 @@ DAMAGES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_distances_rise_with_damage(damage, reader, real):
     """By FD of the reader's features or by detail FD, each step of damage is farther from real scenes."""

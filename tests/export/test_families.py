@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fewstep
-from fewstep.export import round_trip as proof
+from fewstep.export import round_trip
 from fewstep.export.publish import export
 from fewstep.students.student import Card
 from tests.export.test_publish import LCM, finished, gap
@@ -69,7 +69,7 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("name, to", [("sd15", "diffusers"), ("sdxl", "kohya"), ("sd3", "diffusers"), ("flux", "lora")])
 def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):
     """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""
-    monkeypatch.setattr(proof.subprocess, "run", elsewhere)
+    monkeypatch.setattr(round_trip.subprocess, "run", elsewhere)
     made = export(runs / f"{name}-run", to, tmp_path / "out")
     assert made.proof.gap <= 1e-5
     assert (made.proof.layers >= 50) == (to in ("lora", "kohya"))
@@ -83,7 +83,7 @@ def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewh
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_lcm_on_a_flow_model(name, runs, elsewhere, tmp_path, monkeypatch):
     """Its fresh noises too are drawn as they are there: FLUX's for packed latents."""
-    monkeypatch.setattr(proof.subprocess, "run", elsewhere)
+    monkeypatch.setattr(round_trip.subprocess, "run", elsewhere)
     torch.manual_seed(0)
     card = replace(LCM, original_inference_steps=50, image_size=64 if name == "flux" else None)
     run = finished(tmp_path / "run", runs / name, card)

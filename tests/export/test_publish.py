@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fewstep.export import proof, publish
+from fewstep.export import publish, round_trip
 from fewstep.export.publish import export
 from fewstep.inference.generate import load_model
 from fewstep.models.families import load_teacher
@@ -52,10 +52,10 @@ def in_this_process(monkeypatch):
 
     def work(command, **_):
         question, answer = command[-2:]
-        save_file(proof.answer(json.loads(Path(question).read_text())), answer)
+        save_file(round_trip.answer(json.loads(Path(question).read_text())), answer)
         return Done()
 
-    monkeypatch.setattr(proof.subprocess, "run", work)
+    monkeypatch.setattr(round_trip.subprocess, "run", work)
 
 
 def pictures(run, seed=3, prompts=("a red star", "two shapes")):
@@ -242,9 +242,9 @@ def test_an_error_of_diffusers_is_said(monkeypatch):
     class Failed:
         returncode, stderr = 1, "Traceback\n  ...\nOSError: no such model\n"
 
-    monkeypatch.setattr(proof.subprocess, "run", lambda *_, **__: Failed())
+    monkeypatch.setattr(round_trip.subprocess, "run", lambda *_, **__: Failed())
     with pytest.raises(ValueError, match="does not work in diffusers: OSError: no such model"):
-        proof.prove(proof.Question("nowhere", 1, ("a",)), torch.zeros(1), 0, 1e-5)
+        round_trip.prove(round_trip.Question("nowhere", 1, ("a",)), torch.zeros(1), 0, 1e-5)
 
 
 def test_the_command_line(run, in_this_process, tmp_path, monkeypatch, capsys):

@@ -135,7 +135,6 @@ def wait(what, seconds=60):
 
 @pytest.fixture(scope="module")
 def served(run):
-    pytest.importorskip("gradio", reason="gradio (the app extra) is not installed")
     if DRIVER is None:
         pytest.skip("chromedriver and Chromium are not installed")
     port = free_port()
@@ -144,6 +143,7 @@ def served(run):
     blocks.close()
 
 
+@pytest.mark.needs("gradio")
 def test_the_page_draws_and_asks_nobody_else(served, tmp_path):
     address, port = served
     browser = Browser(tmp_path / "profile")
@@ -172,6 +172,7 @@ def test_the_page_draws_and_asks_nobody_else(served, tmp_path):
         browser.close()
 
 
+@pytest.mark.needs("gradio")
 def test_it_is_served_to_this_machine_alone(served):
     address, port = served
     with urllib.request.urlopen(address) as answer:

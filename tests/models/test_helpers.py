@@ -72,6 +72,7 @@ def test_labels_and_points_stand_for_prompts_and_pictures():
     assert helpers.decode(x) is x
 
 
+@pytest.mark.slow
 def test_a_plan_counts_decoder_and_encoder_without_their_weights():
     recipe = load_recipe("scenes-64-turbo", ["method.distillation_weight=0"])
     sketch = outline("scenes-64")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from fewstep.training.trainer import Trainer, build_roles
 from tests.models.pipelines import PROMPTS, SIZE, build
 
 KINDS = [
-    pytest.param(kind, marks=pytest.mark.skipif(find_spec(library) is None, reason=f"{library} is not installed"))
+    pytest.param(kind, marks=pytest.mark.needs(library))
     for kind, library in (("int8", "torchao"), ("nf4", "bitsandbytes"))
 ]
 FAMILIES = ["sdxl", "sd3", "flux"]

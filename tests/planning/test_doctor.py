@@ -100,6 +100,7 @@ def test_advice_is_ordered_by_what_it_saves(monkeypatch):
     assert str(last[0]) == "student.rank=1010 (saves about 1.0 kB)"
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_one_sentence_with_advice(short, tmp_path, monkeypatch, capsys):
     error = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096000000 bytes. Error code 12"
     calls = []

@@ -120,6 +120,7 @@ def unet_folder(folder, config):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_stable_diffusion_has_859_520_964_parameters(tmp_path):
     config = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "sample_size": 64}
     sketch = outline(unet_folder(tmp_path / "unet", config))
@@ -134,6 +135,7 @@ def test_stable_diffusion_has_859_520_964_parameters(tmp_path):
     assert sum(p.numel() for p in sketch.base.parameters()) == 859_520_964  # no adapters left behind
 
 
+@pytest.mark.slow
 def test_sdxl_has_788_layers_to_adapt(tmp_path):
     sketch = outline(unet_folder(tmp_path / "unet", SDXL), dtype=torch.bfloat16)
     assert sum(p.numel() for p in sketch.base.parameters()) == 2_567_463_684
@@ -212,9 +214,11 @@ def peak_of_a_step(trainer):
 
 @pytest.mark.parametrize("method, kind, changes", [
     pytest.param(TCD, "lora", {}, id="lora"),
-    pytest.param(TCD, "full", {"ema_decay": 0.9}, id="full"),
-    pytest.param(TCD, "lora", {"gradient_checkpointing": True, "precision": "bf16"}, id="checkpointing in bf16"),
-    pytest.param(LCM, "full", {"accumulation": 4, "precision": "fp64"}, id="accumulation in fp64"),
+    pytest.param(TCD, "full", {"ema_decay": 0.9}, id="full", marks=pytest.mark.slow),
+    pytest.param(TCD, "lora", {"gradient_checkpointing": True, "precision": "bf16"}, id="checkpointing in bf16",
+                 marks=pytest.mark.slow),
+    pytest.param(LCM, "full", {"accumulation": 4, "precision": "fp64"}, id="accumulation in fp64",
+                 marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_estimate_and_measurement_agree(method, kind, changes, small):
     settings = TrainingSettings(batch_size=8, **changes)
@@ -239,6 +243,7 @@ def test_estimate_and_measurement_agree(method, kind, changes, small):
     assert found.peak == max(sum(found.training.values()), found.encoding, found.sampling)
 
 
+@pytest.mark.slow
 def test_pairs_are_counted_where_a_method_learns_from_them(small):
     settings, weights = TrainingSettings(batch_size=4), Weights("lora", rank=4)
     found = estimate(small, DMD, DMD.Settings(), settings, weights, 8, pairs=6)
@@ -273,6 +278,7 @@ def test_a_player_that_plays_seldom_costs_its_share(small):
     assert found.equivalents == trainer.roles.cost().forward_equivalents / (3 * settings.batch_size)
 
 
+@pytest.mark.slow
 def test_a_loss_that_differentiates_on_its_own_is_rehearsed_under_checkpointing(small):
     """DMD2's game asks for its own gradient: what checkpointing recomputes there must be what ran forward."""
     settings = TrainingSettings(batch_size=4, gradient_checkpointing=True)

@@ -187,6 +187,7 @@ def test_the_demo_writes_a_picture_and_a_table(short, tmp_path, monkeypatch, cap
     assert again == trained
 
 
+@pytest.mark.slow
 def test_a_report_is_one_page(short, tmp_path, monkeypatch, capsys):
     made = inside(monkeypatch, capsys, tmp_path, "distill", "scenes-64-lcm", "--out", "run", *sets(short), "-q")
     assert made[0] == 0, made
@@ -218,6 +219,7 @@ def test_a_diagnosis_in_words_and_as_json(tmp_path, monkeypatch, capsys):
     assert code == 2 and errors.strip() == "Error: There is no run directory none."
 
 
+@pytest.mark.slow
 def test_verify_prints_every_quantity(tmp_path, monkeypatch, capsys):
     code, output, _ = inside(monkeypatch, capsys, tmp_path, "verify", "lcm", "--steps", "0", "-q")
     assert code == 0

@@ -173,6 +173,7 @@ def test_a_budget_sets_the_steps(work, short):
         within(recipe, 0.5 * per_step)
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_chain_is_that_of_the_stage_that_needs_most(short, work):
     """And what a row says is what `--dry-run` says of its recipe."""
     (row,) = [r for r in work.standings().rows() if (r["model"], r["seed"], r["steps"]) == ("tcd", 0, 1)]

@@ -18,7 +18,12 @@ def test_healthy_runs_are_called_healthy(case, seed, tmp_path):
     assert len(found.checked) >= 9
 
 
-@pytest.mark.parametrize("case", SPOILT)
+QUICK = ("data moved", "no adversary", "rate next to nothing")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in SPOILT]
+)
 def test_what_is_spoilt_is_named_first(case, tmp_path):
     method, settings, name = SPOILT[case]
     with contextlib.suppress(NotFinite):

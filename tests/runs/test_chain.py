@@ -145,6 +145,7 @@ def test_a_teachers_loras_are_part_of_it(run, tiny):
 # ---------------------------------------------------------------- resuming
 
 
+@pytest.mark.slow
 def test_resuming_enters_the_first_unfinished_stage(run, data, tmp_path, monkeypatch):
     """Stopped inside the third stage, and gone on with: the same students as of the run that was left alone."""
     folder = tmp_path / "run"
@@ -332,6 +333,7 @@ def test_the_best_student_is_kept_and_patience_ends_the_run(metric, data, tmp_pa
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_best_student_is_its_steps_own_and_the_last_one_may_be_kept(data, tmp_path, scripted):
     scripted({1: 3.0, 2: 1.0, 3: 1.0, 4: 2.0, 5: 0.5})
     kept = distill(watched(data, patience=2), tmp_path / "patience")

@@ -58,6 +58,7 @@ def test_shards_and_folders_of_the_same_pictures_are_the_same_data(short, tmp_pa
     assert len(known) == 1
 
 
+@pytest.mark.slow
 def test_a_run_in_buckets_is_resumed_to_the_bit_and_says_what_it_skipped(short, shaped, tmp_path, monkeypatch, capsys):
     more = [
         "data.source=folder",

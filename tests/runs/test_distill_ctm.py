@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from fewstep.inference.generate import draw, load_model
@@ -12,6 +13,7 @@ from fewstep.students.student import load_card, sampler_of
 from fewstep.training.checkpoint import latest, load
 
 
+@pytest.mark.slow
 def test_a_student_learns_its_ends_and_is_told_them_again(short, tmp_path):
     """A picture costs: student 1 + 2, 1, 1 + 2; the outer map 1 + 2 and 1; the teacher 2 for each of h hops and 2."""
     folder = distill(load_recipe("scenes-64-ctm", short), tmp_path / "run")

@@ -61,6 +61,7 @@ def test_what_scores_and_the_discriminator_say_is_logged_by_noise_level(run):
     assert timed([{"a/x_by_time/2": 1.0, "a/x_by_time/0": 0.0, "a/y_share_by_time/2": 0.25}], "x", "y") == [(0.25, 4.0)]
 
 
+@pytest.mark.slow
 def test_stopping_and_resuming_ends_in_the_same_weights_and_moments(run, tmp_path, monkeypatch):
     recipe, folder = run
     stop_and_go_on(monkeypatch, recipe, tmp_path / "run", 2)

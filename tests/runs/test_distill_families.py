@@ -29,6 +29,8 @@ TWENTY = ("sdxl", "sd3")
 """Families that take 20 steps under every method; others take 6."""
 CASES = [(family, method) for family in TWENTY for method in METHODS]
 CASES += [(f, m) for f in ("sd15", "sd2v", "flux") for m in EVERYWHERE if m in METHODS] + [("pixart", "lcm")]
+QUICK = {("sdxl", "lcm"), ("sd15", "dmd2"), ("sd2v", "tcd"), ("flux", "tcd"), ("pixart", "lcm")}
+"""What `make test` tries of them."""
 FEW = {"num_grid_steps": 4, "segments": 2, "num_phases": 2, "max_hops": 2, "encoder": "scenes-64"}
 SETTINGS = TrainingSettings(steps=20, batch_size=2, warmup_steps=1, learning_rate=1e-3, ema_decay=0.0)
 
@@ -60,7 +62,9 @@ def told(view):
     return {name: value for name, value in said.items() if name in view.accepts}
 
 
-@pytest.mark.parametrize("family, method", CASES)
+@pytest.mark.parametrize(
+    "family, method", [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+)
 def test_a_method_distils_a_family(family, method, tmp_path):
     teacher, source = teacher_of(family), source_of(family)
     taught = METHODS[method](teacher.denoiser.schedule, small(method))

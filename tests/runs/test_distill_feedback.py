@@ -19,9 +19,8 @@ from fewstep.runs.chain import load, parse_chain, run_chain
 from fewstep.runs.setup import prepare
 from fewstep.sampling import TCDSampler
 from fewstep.students.student import load_card, load_weights, sampler_of
+from tests.command_line import inside, output, stop_and_go_on, student
 from tests.rewards import taste
-
-from .conftest import inside, output, stop_and_go_on, student
 
 torch.set_num_threads(1)
 

@@ -114,6 +114,7 @@ def test_a_discriminator_has_no_decoder(run, tmp_path):
                                      ["mid"])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_stopped_in_every_stage_and_gone_on_with_it_ends_in_the_same_weights(run, tmp_path, monkeypatch):
     chain, folder = run
     step, place, stopped = Trainer.step, tmp_path / "run", set()

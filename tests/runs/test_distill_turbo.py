@@ -11,6 +11,7 @@ from fewstep.sampling import EulerAncestralSampler
 from fewstep.students.student import load_card, sampler_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parts"), [("turbo", {"adversarial", "distillation"}), ("ladd", {"adversarial"})])
 def test_a_run_from_recipe_to_picture(name, parts, short, tmp_path):
     """A picture costs 5: turbo's student 1 + 2 and the guided teacher 2; ladd's student 3, features 1/2 and 1/2 + 1."""

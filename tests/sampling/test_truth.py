@@ -184,6 +184,7 @@ def test_many_steps_reach_the_data(name, schedule, kind):
     assert kolmogorov(x0, schedule, schedule.end if name in ("tcd", "ctm") else schedule.clean) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 0.3, 0.7, 1.0])
 @pytest.mark.parametrize("cls", [TCDSampler, CTMSampler])
 @pytest.mark.parametrize("schedule", [VP, EDM, FLOW])

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from several import spawn
 
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
@@ -16,6 +15,7 @@ from fewstep.scenes64.teacher_stages import AutoencoderStage, TextToImageStage, 
 from fewstep.scenes64.train_teacher import Fit, TeacherSettings, export, train_unet, train_vae
 from fewstep.training import checkpoint
 from fewstep.training.settings import TrainingSettings
+from tests.training.several import spawn
 
 torch.set_num_threads(1)
 TINY = TrainingSettings(steps=4, batch_size=4, learning_rate=1e-3, warmup_steps=2, ema_decay=0.9, log_every=2)
@@ -201,6 +201,7 @@ def _train_a_part(folder, tensors):
     fit.run()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, pool, tokenizer):
     """Each takes half of every batch; weights agree but for rounding, and one of them writes."""
     alone = Fit(unet_stage(pool, tokenizer), tmp_path / "one", seed=0)

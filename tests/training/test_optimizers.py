@@ -20,11 +20,6 @@ from fewstep.training.trainer import NotFinite
 EIGHT = TrainingSettings(optimizer="adamw8bit", learning_rate=1e-2, weight_decay=0.1)
 
 
-@pytest.fixture
-def installed():
-    pytest.importorskip("bitsandbytes")
-
-
 def without_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     optimizers._adamw8bit.cache_clear()
@@ -45,7 +40,8 @@ def test_names_and_precisions_that_do_not_go_are_refused():
         TrainingSettings(optimizer="adamw8bit", precision="fp64")
 
 
-def test_a_bitsandbytes_that_does_nothing_is_refused(installed, monkeypatch):
+@pytest.mark.needs("bitsandbytes")
+def test_a_bitsandbytes_that_does_nothing_is_refused(monkeypatch):
     monkeypatch.setattr(optimizers._adamw8bit(), "update_step", lambda *_: None)
     with pytest.raises(ValueError, match="cannot update weights on cpu"):
         check_optimizer(EIGHT)
@@ -71,7 +67,8 @@ def run(optimizer, weights, steps, bad=()):
         optimizer.step()
 
 
-def test_it_walks_as_adamw_does(installed):
+@pytest.mark.needs("bitsandbytes")
+def test_it_walks_as_adamw_does():
     """Within a few per cent of the way; small tensors, whose moments stay in float32, to rounding."""
     mine, exact, start = parameters(), parameters(), parameters()
     eight = make_optimizer(mine, EIGHT)
@@ -86,7 +83,8 @@ def test_it_walks_as_adamw_does(installed):
     assert held == moment_bytes(mine, "adamw8bit") < 0.3 * moment_bytes(mine, "adamw")
 
 
-def test_a_bad_step_leaves_weights_and_moments(installed):
+@pytest.mark.needs("bitsandbytes")
+def test_a_bad_step_leaves_weights_and_moments():
     """NaN in the gradient, and all steps after it skipped: what a run without them has, to the bit."""
     mine, good = parameters(), parameters()
     broken, whole = make_optimizer(mine, EIGHT), make_optimizer(good, EIGHT)
@@ -98,7 +96,8 @@ def test_a_bad_step_leaves_weights_and_moments(installed):
         assert checkpoint.same(*states) and states[0]
 
 
-def test_the_guard_of_a_run_keeps_the_good_weights(installed, tmp_path):
+@pytest.mark.needs("bitsandbytes")
+def test_the_guard_of_a_run_keeps_the_good_weights(tmp_path):
     def tamper(step, batch):
         return Batch(batch.x0 * math.nan, batch.cond) if step == 7 else batch
 
@@ -124,7 +123,8 @@ def walk(state, first, last):
         state.update(step)
 
 
-def test_resumed_to_the_bit(installed, tmp_path):
+@pytest.mark.needs("bitsandbytes")
+def test_resumed_to_the_bit(tmp_path):
     """Through a checkpoint file; 8-bit tensors among the moments."""
     whole, first, resumed = player(parameters()), player(parameters()), player(parameters())
     walk(whole, 0, 9)
@@ -143,7 +143,8 @@ def test_resumed_to_the_bit(installed, tmp_path):
     assert {float(t) for key, t in whole.tensors().items() if key.endswith("step")} == {9.0}
 
 
-def test_a_run_resumes_to_the_bit(installed, tmp_path):
+@pytest.mark.needs("bitsandbytes")
+def test_a_run_resumes_to_the_bit(tmp_path):
     options = dict(kind="full", optimizer="adamw8bit", ema_decay=0.9, checkpoint_every=6)
     whole, cut = trainer("plain", steps=12, **options), trainer("plain", tmp_path, steps=6, **options)
     whole.run()
@@ -153,7 +154,8 @@ def test_a_run_resumes_to_the_bit(installed, tmp_path):
     assert resumed.done == 12 and checkpoint.same(resumed.tensors(), whole.tensors())
 
 
-def test_moments_of_the_other_optimiser_are_refused(installed):
+@pytest.mark.needs("bitsandbytes")
+def test_moments_of_the_other_optimiser_are_refused():
     plain, eight = (trainer("plain", steps=2, optimizer=name) for name in ("adamw", "adamw8bit"))
     for run_ in (plain, eight):
         run_.step(0)
@@ -162,7 +164,8 @@ def test_moments_of_the_other_optimiser_are_refused(installed):
             mine.players[0].load_tensors(other.players[0].tensors())
 
 
-def test_nothing_waits_for_the_device(installed):
+@pytest.mark.needs("bitsandbytes")
+def test_nothing_waits_for_the_device():
     state = player(parameters())
     walk(state, 0, 1)
     with Operators() as operators:

@@ -137,6 +137,7 @@ def _resume(folder):
     toy("full", Path(folder), fsdp=True).run(resume=True)
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_may_change_at_a_resume(together, tmp_path):
     """One process does half, two that share the weights go on, one finds what they left."""
     toy("full", tmp_path, steps=10).run()
@@ -163,6 +164,7 @@ def _stop(folder):
         toy("lora", Path(folder), _Stops()).run()
 
 
+@pytest.mark.slow
 def test_processes_stop_after_the_same_step(tmp_path):
     """Only one of them hears the request; all stop, and what was done is saved."""
     spawn(_stop, str(tmp_path))
@@ -175,6 +177,7 @@ def _uneven():
             toy("lora", None, **changes)
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_split_is_refused():
     spawn(_uneven)
 
@@ -187,6 +190,7 @@ def _leave():
     assert not [name for name in names if "gloo" in name], names
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux only")
 def test_no_thread_of_the_group_outlives_it():
     spawn(_leave)

@@ -34,7 +34,6 @@ def stopped_and_resumed(folder, tracker):
 
 
 def test_tensorboard_holds_the_log_and_no_step_twice_after_a_resume(tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     stopped_and_resumed(tmp_path, "tensorboard")
@@ -84,9 +83,9 @@ def test_trackio_gets_the_log_and_no_step_twice_after_a_resume(tmp_path, monkeyp
     ]
 
 
+@pytest.mark.needs("trackio")
 def test_the_real_trackio_if_it_is_here(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
-    pytest.importorskip("trackio")
     from trackio.sqlite_storage import SQLiteStorage
 
     stopped_and_resumed(tmp_path / "mine", "trackio")

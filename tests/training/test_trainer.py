@@ -70,6 +70,7 @@ def train_and_kill(case, folder):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", killable.CASES)
 def test_200_steps_are_100_steps_and_a_kill_and_the_rest_to_the_bit(case, tmp_path):
     train_and_kill(case, tmp_path / "killed")

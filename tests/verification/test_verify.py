@@ -20,7 +20,7 @@ from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 from fewstep.models.roles import Roles
-from fewstep.verification import adversarial, phased, segmented, trajectory
+from fewstep.verification import adversarial, ctm, hyper, pcm
 from fewstep.verification.bench import Bench
 from fewstep.verification.contract import contract_rows
 from fewstep.verification.distribution import sliced_w2
@@ -39,7 +39,6 @@ def test_lcm_learns_its_fixed_point():
     assert report["one step: 95th percentile"].measured < 0.05
 
 
-@pytest.mark.slow
 def test_tcd_learns_its_fixed_point():
     report = verify("tcd", LINE, seed=1, steps=900)
     assert report.passed, report
@@ -81,7 +80,7 @@ def test_hypers_segments_and_fixed_points_hold_on_every_schedule(name):
     """No empty segment, no end at its start; told ends lose nothing in 8, 4, 2 and 1; others are pulled nowhere."""
     schedule = SCHEDULES[name]
     method = Hyper(schedule, **Hyper.truth_settings, segments=4)
-    rows = {row.quantity: row for row in segmented.hyper_fixed_rows(Bench(LINE, schedule), method)}
+    rows = {row.quantity: row for row in hyper.hyper_fixed_rows(Bench(LINE, schedule), method)}
     assert all(row.passed for row in rows.values()), [row for row in rows.values() if not row.passed]
     for k in (8, 4, 2, 1):
         assert rows[f"k = {k}, told its end: largest loss of the composed teacher"].measured < 1e-20
@@ -92,7 +91,7 @@ def test_hypers_segments_and_fixed_points_hold_on_every_schedule(name):
 def test_hypers_fixed_points_hold_under_guidance():
     guided = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.4], class_weights=[[1.0, 0.0], [0.2, 0.8]])
     method = Hyper(SCHEDULES["vp"], **Hyper.truth_settings, segments=2, guidance_scale=2.5)
-    assert all(row.passed for row in segmented.hyper_fixed_rows(Bench(guided, SCHEDULES["vp"], 0, 2.5), method))
+    assert all(row.passed for row in hyper.hyper_fixed_rows(Bench(guided, SCHEDULES["vp"], 0, 2.5), method))
 
 
 def test_shorter_segments_leave_less_to_lose():
@@ -100,7 +99,7 @@ def test_shorter_segments_leave_less_to_lose():
     left = []
     for k in (1, 2, 4, 8):
         method = Hyper(SCHEDULES["vp"], **Hyper.truth_settings | {"mse_weight": 1.0}, segments=k)
-        left.append(segmented.loss_left(Bench(LINE, SCHEDULES["vp"]), method))
+        left.append(hyper.loss_left(Bench(LINE, SCHEDULES["vp"]), method))
     assert left[0] > 1.2 * left[1] > 1.2 * 5 * left[2] and left[3] < 1e-20
 
 
@@ -112,6 +111,7 @@ def test_hyper_learns_its_fixed_point(segments, jumps, steps):
     assert sum("rms error" in row.quantity for row in report) == jumps + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "steps"), [("cd", 800), ("ct", 600)])
 def test_cm_learns_its_fixed_point(variant, steps):
     report = verify("cm", seed=1, steps=steps, variant=variant)
@@ -136,6 +136,7 @@ def test_cm_is_verified_by_samples_where_its_fixed_point_is_not_known():
     assert verify("cm", guided, steps=0, guidance_scale=2.5).passed
 
 
+@pytest.mark.slow
 def test_ctm_learns_its_table():
     """Two modes on a line, eight hops: every jump of the grid within 0.02 (rms), and the diagonal near the teacher."""
     report = verify("ctm", seed=1, steps=400)
@@ -149,7 +150,7 @@ def test_ctm_learns_its_table():
 def test_ctms_contract_and_table_hold_on_every_schedule(settings, schedule):
     bench, method = Bench(LINE, schedule), CTM(schedule, **CTM.truth_settings | settings)
     assert all(row.passed for row in contract_rows(bench, method))
-    rows = {row.quantity: row for row in trajectory.ctm_fixed_rows(bench, method)}
+    rows = {row.quantity: row for row in ctm.ctm_fixed_rows(bench, method)}
     assert all(row.passed for row in rows.values())
     assert rows["largest loss at the exact fixed point, over all h, t and s"].measured < 1e-20
 
@@ -209,7 +210,7 @@ class EndsOneHopLower(CTM):
 
 
 def test_a_target_from_another_path_is_found_without_training():
-    rows = trajectory.ctm_fixed_rows(Bench(LINE, Schedule.edm()), EndsOneHopLower(Schedule.edm(), **CTM.truth_settings))
+    rows = ctm.ctm_fixed_rows(Bench(LINE, Schedule.edm()), EndsOneHopLower(Schedule.edm(), **CTM.truth_settings))
     assert not rows[0].passed and all(row.passed for row in rows[1:])
 
 
@@ -278,7 +279,7 @@ class BlindToItsPhase(PCM):
 def test_pcms_contract_oracle_and_game(schedule):
     bench = Bench(LINE, schedule)
     method = PCM(schedule, **PCM.truth_settings)
-    quiet = {row.quantity: row for row in phased.oracle_rows(bench, method)}
+    quiet = {row.quantity: row for row in pcm.oracle_rows(bench, method)}
     assert all(row.passed for row in quiet.values()) and quiet["loss at the exact fixed point"].measured < 1e-25
     game = PCM(schedule, **PCM.truth_settings | {"adversarial_weight": 0.1})
     assert all(row.passed for row in contract_rows(bench, game))
@@ -286,20 +287,20 @@ def test_pcms_contract_oracle_and_game(schedule):
 
 def test_the_oracle_finds_a_target_that_is_blind_to_its_phase():
     method = BlindToItsPhase(Schedule.flow(), **PCM.truth_settings)
-    assert not phased.oracle_rows(Bench(LINE, Schedule.flow()), method)[0].passed
+    assert not pcm.oracle_rows(Bench(LINE, Schedule.flow()), method)[0].passed
 
 
 def test_a_constant_discriminator_has_hinge_loss_2_and_no_pull():
     bench, schedule = Bench(LINE, Schedule.flow()), Schedule.flow()
     game = PCM(schedule, **PCM.truth_settings | {"adversarial_weight": 1.0, "huber_c": 1e-3})
-    oracle = phased.Oracle(bench, game)
+    oracle = pcm.Oracle(bench, game)
     heads = Roles(bench.teacher).add_heads("discriminator", game.heads()[0].build).double()
     with torch.no_grad():
         for name, p in heads.named_parameters():
             if name.endswith("outlet.weight"):
                 p.zero_()
     oracle.heads["discriminator"] = heads
-    step = phased.a_step(bench, game, oracle, 0, 64)
+    step = pcm.a_step(bench, game, oracle, 0, 64)
     assert game.discriminator(oracle, *step).total.item() == 2
     assert torch.autograd.grad(game.student(oracle, *step).total, oracle.shift)[0].abs().max() < 1e-15
 
