@@ -294,7 +294,7 @@ def test_a_fake_score_may_begin_as_the_student(cls, settings, kind):
     network, training = Network().double(), TrainingSettings(precision="fp64", ema_decay=0.0)
     began = {}
     for begins in ("teacher", "student"):
-        method = cls(SCHEDULES["vp"], fake_begins=begins, **settings)
+        method = cls(SCHEDULES["vp"], fake_init_from=begins, **settings)
 
         def build_on(init, method=method):
             return build_roles(Denoiser(copy.deepcopy(network), SCHEDULES["vp"]), method, training,
@@ -310,8 +310,8 @@ def test_a_fake_score_may_begin_as_the_student(cls, settings, kind):
     assert torch.allclose(fake, teacher, atol=1e-12) and not torch.allclose(student, teacher, atol=1e-3)
     student, fake, teacher = began["student"]
     assert torch.equal(fake, student) and not torch.allclose(fake, teacher, atol=1e-3)
-    with pytest.raises(ValueError, match="Unknown fake_begins 'noise': use teacher or student"):
-        cls(SCHEDULES["vp"], fake_begins="noise")
+    with pytest.raises(ValueError, match=r"fake_init_from: input should be .*, not 'noise'"):
+        cls(SCHEDULES["vp"], fake_init_from="noise")
 
 
 # ---------------------------------------------------------------- settings
@@ -332,16 +332,16 @@ def test_the_mean_square_leads_first_and_the_game_at_last():
     ("settings", "sentence"),
     [
         ({"segments": 3}, r"num_grid_steps \(40\) must be a multiple of segments \(3\)"),
-        ({"segments": 0}, r"must be a multiple of segments \(0\)"),
+        ({"segments": 0}, "segments: input should be greater than or equal to 1, not 0"),
         ({"segments": 80}, r"num_grid_steps \(40\) must be a multiple of segments \(80\)"),
-        ({"hop_by": "student"}, "Unknown hop_by 'student': use teacher or beginning"),
+        ({"hop_by": "student"}, r"hop_by: input should be .*, not 'student'"),
         ({"hop_by": "beginning", "guidance_scale": 3.0}, "hop_by beginning takes guidance_scale 1"),
-        ({"hop_by": "beginning", "tell_end": True}, "students that are told no end"),
-        ({"mse_weight": -1.0}, "mse_weight must be at least 0 and finite"),
-        ({"adversarial_weight": math.inf}, "adversarial_weight must be at least 0 and finite"),
-        ({"offset_noise": -0.1}, "offset_noise must be at least 0 and finite"),
-        ({"segments": 1, "halvings": -1}, "halvings must be at least 0"),
-        ({"segments": 1, "discriminator_weights": "half"}, "Unknown discriminator_weights 'half': use full, lora"),
+        ({"hop_by": "beginning", "tell_end": True}, "students without an end input"),
+        ({"mse_weight": -1.0}, "mse_weight: input should be greater than or equal to 0, not -1.0"),
+        ({"adversarial_weight": math.inf}, "adversarial_weight: input should be a finite number, not inf"),
+        ({"offset_noise": -0.1}, "offset_noise: input should be greater than or equal to 0, not -0.1"),
+        ({"segments": 1, "halvings": -1}, "halvings: input should be greater than or equal to 0, not -1"),
+        ({"segments": 1, "discriminator_weights": "half"}, r"discriminator_weights: input should be .*, not 'half'"),
         ({"guidance_scale": (2.0, 1.0)}, r"one number or \[low, high\]"),
     ],
 )

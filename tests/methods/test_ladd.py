@@ -147,9 +147,9 @@ def test_judged_levels_are_logit_normal_on_every_schedule(schedule):
     [
         ({"level_weights": (1.0, 0.0)}, "level_weights must be 4 weights, one for each of num_levels"),
         ({"warmup_weights": (0.0, 0.0, 0.0, 0.0)}, "warmup_weights must be 4 weights"),
-        ({"terminal": "zero"}, "Unknown terminal 'zero': use noise or table"),
-        ({"loss": "lsgan"}, "Unknown loss 'lsgan': use hinge or logistic"),
-        ({"ratio_std": -1.0}, "ratio_std must be at least 0 and finite, not -1.0"),
+        ({"terminal": "zero"}, r"terminal: input should be .*, not 'zero'"),
+        ({"loss": "lsgan"}, r"loss: input should be .*, not 'lsgan'"),
+        ({"ratio_std": -1.0}, "ratio_std: input should be greater than or equal to 0, not -1.0"),
     ],
 )
 def test_wrong_settings_are_one_sentence(settings, sentence):

@@ -99,9 +99,9 @@ def test_draws_cover_every_hop_and_the_whole_range_of_scales():
     ("settings", "sentence"),
     [
         ({"rank": 3}, "LCM has no setting 'rank'"),
-        ({"loss": "l1"}, "Unknown loss 'l1': use l2, huber"),
+        ({"loss": "l1"}, r"loss: input should be .*, not 'l1'"),
         ({"guidance_scale": (8.0, 2.0)}, r"one number or \[low, high\]"),
-        ({"num_grid_steps": 0}, "at least 1, not 0"),
+        ({"num_grid_steps": 0}, "num_grid_steps: input should be greater than or equal to 1, not 0"),
         ({"num_grid_steps": 1001}, "exceeds the 1000 training timesteps"),
     ],
 )

@@ -277,12 +277,12 @@ def test_students_want_as_many_steps_as_phases_and_guidance_only_if_they_were_tr
     ("settings", "sentence"),
     [
         ({"eta": 0.3}, "PCM has no setting 'eta'"),
-        ({"loss": "lpips"}, "Unknown loss 'lpips': use l2, huber"),
+        ({"loss": "lpips"}, r"loss: input should be .*, not 'lpips'"),
         ({"num_phases": 51, "num_grid_steps": 50}, "num_phases must be between 1 and the 50 steps"),
-        ({"num_phases": 0}, "num_phases must be between 1"),
-        ({"caption_dropout": 1.0}, "caption_dropout must be at least 0 and below 1, not 1.0"),
+        ({"num_phases": 0}, "num_phases: input should be greater than or equal to 1, not 0"),
+        ({"caption_dropout": 1.0}, "caption_dropout: input should be less than 1, not 1.0"),
         ({"caption_dropout": 0.1}, "normal-cfg form: set guidance_scale to 1"),
-        ({"adversarial_weight": -1.0}, "adversarial_weight must be at least 0 and finite, not -1.0"),
+        ({"adversarial_weight": -1.0}, "adversarial_weight: input should be greater than or equal to 0, not -1.0"),
     ],
 )
 def test_wrong_settings_are_one_sentence(settings, sentence):

@@ -84,7 +84,7 @@ def test_a_single_end_is_always_the_grids():
     ("settings", "sentence"),
     [
         ({"eta": 0.3}, "TCD has no setting 'eta'"),
-        ({"loss": "lpips"}, "Unknown loss 'lpips': use l2, huber"),
+        ({"loss": "lpips"}, r"loss: input should be .*, not 'lpips'"),
         ({"guidance_scale": (1.0, 2.0, 3.0)}, r"one number or \[low, high\]"),
     ],
 )

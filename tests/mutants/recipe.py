@@ -14,7 +14,7 @@ MUTANTS = [
         ),
         (
             "recipe: pairs are guided as the sample grid, not as the method",
-            "scale = float(own) if isinstance(own, int | float) else recipe.sample.guidance_scale",
+            "scale = guidance.low if guidance and guidance.fixed else recipe.sample.guidance_scale",
             "scale = recipe.sample.guidance_scale",
             "tests/runs/test_teacher_samples.py::test_what_a_recipe_leaves_out",
         ),

@@ -170,7 +170,7 @@ def test_shipped_chains_are_the_papers(model):
     assert [r.method_settings().guidance_scale != 1 for r in recipes] == [True, False, False, False, True, True]
     assert [r.method_settings().hop_by for r in recipes[:4]] == ["teacher", *["beginning"] * 3]
     assert recipes[4].method_settings().timestep == 800 and recipes[5].method_settings().timestep is None
-    assert all(r.method_settings().fake_begins == "student" for r in recipes[4:])
+    assert all(r.method_settings().fake_init_from == "student" for r in recipes[4:])
     assert len({r.teacher.path for r in recipes}) == 1
     if model != "scenes-64":
         assert {(r.training.batch_size, r.training.learning_rate) for r in recipes} == {(512, 1e-6)}

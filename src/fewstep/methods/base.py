@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.guidance import Guidance
 from fewstep.models.roles import Roles
 
 
@@ -77,12 +78,14 @@ class HeadSpec:
         build: from the channels of every tap of the backbone's network to the heads.
         backbone: the role whose features they read, or "encoder" (`Roles.encoder`).
         conditioned: ``build`` is given `fewstep.models.helpers.Helpers` too, for heads that see their vectors.
+        squares: whether they end in one logit of a 4x4 map, and so have no use for elongated images.
     """
 
     name: str
     build: Callable[..., nn.Module]
     backbone: str = "teacher"
     conditioned: bool = False
+    squares: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,10 +180,12 @@ class Method:
     players: tuple[Player, ...] = (Player("student"),)
     streams: ClassVar[tuple[str, ...]] = ("data",)
     sampler: str = "ddim"  # the sampler its students want
+    converts: bool = False  # whether its student learns to predict another quantity than its teacher does
     continues: ClassVar[bool] = False  # whether its teacher is a few-step student already, to be drawn from likewise
     encoder: str = ""  # through which frozen encoder of pictures its losses look: "scenes-64", a folder or a hub name
     rewards: tuple[str, ...] = ()  # which reward models its losses ask (`fewstep.models.rewards`), and
     measures: tuple[str, ...] = ()  # those which it only looks at
+    renamed: ClassVar[dict[str, str]] = {}  # settings of older recipes: the name then, the name now
     truth_settings: ClassVar[dict[str, Any]] = {}  # under which `fewstep verify` knows what it converges to
     truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # more settings: the command makes one report of each
 
@@ -191,9 +196,11 @@ class Method:
     def __init__(self, schedule: Schedule, settings: Any = None, **overrides: Any) -> None:
         self.schedule = schedule
         base = self.Settings() if settings is None else settings
-        known = {f.name for f in dataclasses.fields(base)}
-        for name in overrides.keys() - known:
-            raise ValueError(f"{type(self).__name__} has no setting '{name}': it has {', '.join(sorted(known))}.")
+        for name in overrides.keys() - set(self.setting_names()):
+            if name in self.renamed:
+                raise ValueError(f"The setting '{name}' of {self.name} is called '{self.renamed[name]}' now.")
+            known = ", ".join(sorted(self.setting_names()))
+            raise ValueError(f"{type(self).__name__} has no setting '{name}': it has {known}.")
         self.settings: Any = dataclasses.replace(base, **overrides)
 
     def roles(self) -> tuple[RoleSpec, ...]:
@@ -208,6 +215,49 @@ class Method:
     def sampling(cls, settings: Any) -> Sampling:
         """How a student trained under ``settings`` wants to be sampled, unless a recipe says otherwise."""
         return Sampling()
+
+    @classmethod
+    def teacher_guidance(cls, settings: Any) -> Guidance | None:
+        """The teacher's guidance in training: by default the setting ``guidance_scale``; None without that setting."""
+        scale = cls._named(settings, "guidance_scale")
+        return None if scale is None else Guidance.of(scale)
+
+    @classmethod
+    def original_inference_steps(cls, settings: Any) -> int | None:
+        """Solver steps of the training grid, from which LCM's and TCD's samplers take theirs.
+
+        By default the setting ``num_grid_steps``; None without that setting.
+        """
+        steps: int | None = cls._named(settings, "num_grid_steps")
+        return steps
+
+    @classmethod
+    def num_teacher_steps(cls, settings: Any) -> int | None:
+        """Steps that the teacher takes where it is a few-step student itself.
+
+        By default the setting ``num_teacher_steps``; None without that setting: any teacher will do.
+        """
+        steps: int | None = cls._named(settings, "num_teacher_steps")
+        return steps
+
+    @property
+    def head_needs_squares(self) -> bool:
+        """Whether a discriminator's head takes square images only (`HeadSpec`)."""
+        return any(spec.squares for spec in self.heads())
+
+    @property
+    def title(self) -> str:
+        """The method's name in a report, with its variant where it has several."""
+        return self.name or type(self).__name__
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """Names of the settings."""
+        return [field.name for field in dataclasses.fields(cls.Settings)]
+
+    @staticmethod
+    def _named(settings: Any, name: str) -> Any:
+        return getattr(settings, name, None)
 
     @classmethod
     def needs_pictures(cls, settings: Any) -> bool:

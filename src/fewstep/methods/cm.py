@@ -18,10 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fewstep.data.batch import Batch
@@ -29,17 +30,13 @@ from fewstep.data.random import Rng
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.schedule import Array, Schedule
 from fewstep.methods.base import Loss, Method, Progress, RoleSpec
-from fewstep.methods.parts.distances import Distance, check_distance, distance
+from fewstep.methods.guidance import OFF, Guidance
+from fewstep.methods.parts.distances import Distance, distance
 from fewstep.methods.parts.dropout import dropout_seed
-from fewstep.methods.parts.hops import Guidance, Hop, Solver, choose_solver, data_hop, guided_hop
+from fewstep.methods.parts.hops import Hop, Solver, choose_solver, data_hop, guided_hop
 from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.settings import Count, GuidanceScale, checked
 from fewstep.models.roles import Roles
-
-CHOICES = {
-    "variant": ("cd", "ct"),
-    "timestep_sampling": ("uniform", "lognormal"),
-    "weighting": ("uniform", "inverse"),
-}
 
 
 @dataclass
@@ -74,10 +71,11 @@ class CM(Method):
     name = "cm"
     summary = "Consistency models: one jump to clean data, learnt from a teacher's ODE (cd) or from data alone (ct)."
     sampler = "lcm"
+    renamed: ClassVar[dict[str, str]] = {"log_mean": "P_mean", "log_std": "P_std"}
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 10}
     truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({"variant": "cd"}, {"variant": "ct"})
 
-    @dataclass(frozen=True)
+    @checked
     class Settings:
         """Settings of CM.
 
@@ -85,8 +83,8 @@ class CM(Method):
             variant: "cd", hops by the teacher, or "ct", hops by the data.
             num_grid_steps: N, hops of the training grid (at its end, where it grows); the paper's 40 points are 39.
             first_grid_steps: N at the start; it doubles in equal stretches of training (iCT). None: N does not change.
-            timestep_sampling: "uniform" over the hops, or "lognormal", by the mass that log level ~ N(log_mean,
-                log_std^2) has within a hop (iCT).
+            timestep_sampling: "uniform" over the hops, or "lognormal", by the mass that log level ~ N(P_mean,
+                P_std^2) has within a hop (iCT).
             solver: of cd's hop: "heun", two calls, "ddim", one. None: heun on EDM schedules, ddim elsewhere.
             guidance_scale: of cd's teacher (1 = off: the papers), one number or [low, high], as in LCM.
             loss: "l2", "huber" or "sample-huber" (iCT), with huber_c. CT's fixed point is known for l2.
@@ -96,27 +94,40 @@ class CM(Method):
         """
 
         variant: Literal["cd", "ct"] = "cd"
-        num_grid_steps: int = 39
-        first_grid_steps: int | None = None
+        num_grid_steps: Count = 39
+        first_grid_steps: Count | None = None
         timestep_sampling: Literal["uniform", "lognormal"] = "uniform"
-        log_mean: float = -1.1
-        log_std: float = 2.0
+        P_mean: float = -1.1
+        P_std: Annotated[float, Field(gt=0)] = 2.0
         solver: Solver | None = None
-        guidance_scale: float | tuple[float, float] = 1.0
+        guidance_scale: GuidanceScale = 1.0
         loss: Distance = "l2"
         huber_c: float = 0.00054
         weighting: Literal["uniform", "inverse"] = "uniform"
         target_decay: float = 0.0
 
+        def __post_init__(self) -> None:
+            if self.variant == "ct" and Guidance.of(self.guidance_scale) != OFF:
+                raise ValueError("Consistency training (variant ct) asks no teacher: leave guidance_scale at 1.")
+            if self.first_grid_steps is not None and self.first_grid_steps > self.num_grid_steps:
+                raise ValueError(f"first_grid_steps must lie in 1 ... num_grid_steps, not {self.first_grid_steps}.")
+
     settings: Settings
 
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
-        check_distance(self.settings.loss)
         self.grid = self._grid(self.settings.num_grid_steps)
         self.guidance = Guidance.of(self.settings.guidance_scale)
         self.solver = choose_solver(self.settings.solver, schedule)
-        self._check()
+        if not self._cumulative(self.grid).isfinite().all():
+            where = f"N({self.settings.P_mean}, {self.settings.P_std}^2)"
+            raise ValueError(f"P_mean and P_std: {where} must have mass within the grid.")
+        if self.settings.weighting == "inverse" and not self._inverse(self.grid[1:], self.grid[:-1]).all():
+            raise ValueError("Weighting inverse is 0 where this schedule starts from pure noise: use uniform.")
+
+    @property
+    def title(self) -> str:
+        return f"{super().title} ({self.settings.variant})"
 
     def roles(self) -> tuple[RoleSpec, ...]:
         return RoleSpec("student"), RoleSpec("target", follows="student", decay=self.settings.target_decay)
@@ -176,27 +187,12 @@ class CM(Method):
         if self.settings.timestep_sampling == "uniform":
             return torch.arange(1, len(grid), dtype=torch.float64) / (len(grid) - 1)
         log_level = torch.from_numpy(self.schedule.noise_to_signal(grid)).log()
-        below = torch.erf((log_level - self.settings.log_mean) / (math.sqrt(2) * self.settings.log_std))
+        below = torch.erf((log_level - self.settings.P_mean) / (math.sqrt(2) * self.settings.P_std))
         return (below[1:] - below[0]) / (below[-1] - below[0])
 
     def _inverse(self, t: Tensor, u: Tensor) -> Array:
         level = (lambda time: time.numpy()) if self.schedule.family == "flow" else self.schedule.noise_to_signal
         return np.asarray(1 / (level(t) - level(u)))
-
-    def _check(self) -> None:
-        settings = self.settings
-        for name, known in CHOICES.items():
-            if getattr(settings, name) not in known:
-                raise ValueError(f"Unknown {name} '{getattr(settings, name)}': use {', '.join(known)}.")
-        if settings.variant == "ct" and self.guidance != Guidance(1.0, 1.0):
-            raise ValueError("Consistency training (variant ct) asks no teacher: leave guidance_scale at 1.")
-        if settings.first_grid_steps is not None and not 1 <= settings.first_grid_steps <= settings.num_grid_steps:
-            raise ValueError(f"first_grid_steps must lie in 1 ... num_grid_steps, not {settings.first_grid_steps}.")
-        if not settings.log_std > 0 or not self._cumulative(self.grid).isfinite().all():
-            where = f"N({settings.log_mean}, {settings.log_std}^2)"
-            raise ValueError(f"log_mean and log_std: {where} must have mass within the grid and a positive width.")
-        if settings.weighting == "inverse" and not self._inverse(self.grid[1:], self.grid[:-1]).all():
-            raise ValueError("Weighting inverse is 0 where this schedule starts from pure noise: use uniform.")
 
 
 ICT: dict[str, Any] = {

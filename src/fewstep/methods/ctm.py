@@ -36,10 +36,12 @@ from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Array, Schedule
 from fewstep.methods.base import Balanced, HeadSpec, Loss, Method, Player, Progress, RoleSpec
+from fewstep.methods.guidance import OFF, Guidance
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
-from fewstep.methods.parts.distances import Distance, check_distance, check_weights, distance, with_gradient
-from fewstep.methods.parts.hops import Guidance, Hop, Solver, choose_solver, roll_out
+from fewstep.methods.parts.distances import Distance, distance, with_gradient
+from fewstep.methods.parts.hops import Hop, Solver, choose_solver, roll_out
 from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.settings import Count, GuidanceScale, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 from fewstep.sampling.samplers import renoise
@@ -103,7 +105,7 @@ class CTM(Method):
     sampler = "ctm"
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 8, "max_hops": 4}
 
-    @dataclass(frozen=True)
+    @checked
     class Settings:
         """Settings of CTM.
 
@@ -120,14 +122,14 @@ class CTM(Method):
             target_decay: EMA decay of the target; 0 uses the student's own weights (the paper: 0.999).
         """
 
-        num_grid_steps: int = 40
-        max_hops: int = 10
+        num_grid_steps: Count = 40
+        max_hops: Count = 10
         solver: Solver | None = None
-        guidance_scale: float | tuple[float, float] = 1.0
+        guidance_scale: GuidanceScale = 1.0
         loss: Distance = "l2"
         huber_c: float = 1e-3
-        denoising_weight: float = 1.0
-        adversarial_weight: float = 0.0
+        denoising_weight: Weight = 1.0
+        adversarial_weight: Weight = 0.0
         adversarial_start: int = 0
         target_decay: float = 0.0
 
@@ -136,17 +138,15 @@ class CTM(Method):
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
         settings = self.settings
-        check_distance(settings.loss)
         self.grid = torch.from_numpy(np.unique(schedule.training_grid(settings.num_grid_steps)))
         self.end = float(self.grid[0])
         self.guidance = Guidance.of(settings.guidance_scale)
-        self.guided = self.guidance != Guidance(1.0, 1.0)
+        self.guided = self.guidance != OFF
         self.solver = choose_solver(settings.solver, schedule)
-        if not 1 <= settings.max_hops < len(self.grid):
+        if settings.max_hops >= len(self.grid):
             raise ValueError(
                 f"max_hops must lie in 1 ... {len(self.grid) - 1}, the hops of the grid, not {settings.max_hops}."
             )
-        check_weights(settings, "denoising_weight", "adversarial_weight")
         self.game = Discriminator("hinge") if settings.adversarial_weight else None
         if self.game is None:
             self.players = (Player("student"),)

@@ -31,9 +31,10 @@ from fewstep.data.batch import Batch, Pairs
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss, Method, Player, Progress, RoleSpec, Sampling
-from fewstep.methods.parts.distances import Distance, check_distance, check_weights, distance, feature_distance
-from fewstep.methods.parts.score_pair import ScorePair, Weighting, check_fake_begins, matching_loss
+from fewstep.methods.parts.distances import Distance, distance, feature_distance
+from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
 from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.settings import Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 from fewstep.sampling.sample import first_state
@@ -73,9 +74,10 @@ class DMD(Method):
     summary = "Distribution matching: two scores say where to move, pairs of the teacher hold the modes; one step."
     players = (Player("student"), Player("fake"))
     streams = ("data", "pairs")
+    renamed: ClassVar[dict[str, str]] = {"fake_begins": "fake_init_from"}
     truth_settings: ClassVar[dict[str, Any]] = {"guidance_scale": 1.0}
 
-    @dataclass(frozen=True)
+    @checked
     class Settings:
         """Settings of DMD.
 
@@ -84,8 +86,8 @@ class DMD(Method):
                 one-step student at 399, where an error of eps weighs 1.2 in x0 and not 14.6.
             guidance_scale: of the teacher in g (1 = off); pairs should be made with the same, and are by default.
             weighting: "l1", the code's, or "kl", the exact gradient of KL(q_t || p_t).
-            fake_begins: as what the fake score begins: "teacher", or "student", where ``init`` has moved that: the fake
-                score then knows the student's answers from the first step (Hyper-SD's one step).
+            fake_init_from: whose first weights the fake score has: "teacher", or "student", where ``init`` has moved
+                those: the fake score then knows the student's predictions from the first step (Hyper-SD's one step).
             regression_weight: of L_reg; 0.25 in all published runs of one guidance scale but unconditional CIFAR-10.
             regression: "l2" or "huber", element-wise with huber_c, on latents.
             regression_space: "latents", or "features" of the decoded pictures (`feature_distance`).
@@ -93,10 +95,10 @@ class DMD(Method):
         """
 
         timestep: float | None = None
-        guidance_scale: float = 3.0
+        guidance_scale: Weight = 3.0
         weighting: Weighting = "l1"
-        fake_begins: Literal["teacher", "student"] = "teacher"
-        regression_weight: float = 0.25
+        fake_init_from: Literal["teacher", "student"] = "teacher"
+        regression_weight: Weight = 0.25
         regression: Distance = "l2"
         huber_c: float = 1e-3
         regression_space: Literal["latents", "features"] = "latents"
@@ -106,11 +108,6 @@ class DMD(Method):
 
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
-        check_distance(self.settings.regression)
-        check_weights(self.settings, "regression_weight")
-        if self.settings.regression_space not in ("latents", "features"):
-            raise ValueError(f"Unknown regression_space '{self.settings.regression_space}': use latents or features.")
-        check_fake_begins(self.settings.fake_begins)
         if self.settings.regression_space == "features":
             self.encoder = self.settings.encoder
         given = self.settings.timestep
@@ -120,7 +117,7 @@ class DMD(Method):
         self.scores = ScorePair(schedule, self.settings.guidance_scale, self.settings.weighting)
 
     def roles(self) -> tuple[RoleSpec, ...]:
-        return RoleSpec("student"), RoleSpec("fake", init_from=self.settings.fake_begins)
+        return RoleSpec("student"), RoleSpec("fake", init_from=self.settings.fake_init_from)
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:

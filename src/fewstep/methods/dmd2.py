@@ -40,10 +40,11 @@ from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss, verdict
-from fewstep.methods.parts.distances import check_weights, with_gradient
+from fewstep.methods.parts.distances import with_gradient
 from fewstep.methods.parts.inputs import Inputs, Policy, Terminal
-from fewstep.methods.parts.score_pair import ScorePair, Weighting, check_fake_begins, matching_loss
+from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
 from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.settings import Count, Halvings, Weight, checked
 from fewstep.models.roles import Roles
 
 
@@ -94,12 +95,13 @@ class DMD2(Method):
     name = "dmd2"
     summary = "Distribution matching: a fake score follows the student, which closes its gap to the teacher's; a GAN."
     sampler = "renoise"
+    renamed: ClassVar[dict[str, str]] = {"fake_begins": "fake_init_from"}
     truth_settings: ClassVar[dict[str, Any]] = {
         "num_inference_steps": 1, "guidance_scale": 1.0, "student_every": 2, "weighting": "kl",
         "adversarial_weight": 0.0, "head": "residual",
     }  # fmt: skip
 
-    @dataclass(frozen=True)
+    @checked
     class Settings:
         """Settings of DMD2.
 
@@ -109,7 +111,8 @@ class DMD2(Method):
                 at a time where an error of eps weighs 1.2 in x0 and not 14.6.
             guidance_scale: the teacher's w in the matching (1 = off). The paper: 8 for SDXL, 1.75 for SD1.5.
             weighting: of the matching, "l1" or "kl" (`parts.score_pair`).
-            fake_begins: as what the fake score begins: "teacher", or "student", where ``init`` has moved that.
+            fake_init_from: whose first weights the fake score has: "teacher", or "student", where ``init`` has moved
+                those.
             student_every: R, steps of the critic to one of the student's: 5; 10 for SD1.5. The least that keeps the
                 answers' brightness from swinging (``student/x0_mean`` in the log); a higher rate of the critic in its
                 place is worse.
@@ -125,26 +128,25 @@ class DMD2(Method):
                 must come down to 4x4: 0 from 4x4 (scenes-64) or 8x8 with four logits, 1 for SD1.5, 3 for SDXL.
         """
 
-        num_inference_steps: int = 4
+        num_inference_steps: Count = 4
         timesteps: tuple[float, ...] | None = None
-        guidance_scale: float = 8.0
+        guidance_scale: Weight = 8.0
         weighting: Weighting = "l1"
-        fake_begins: Literal["teacher", "student"] = "teacher"
-        student_every: int = 5
+        fake_init_from: Literal["teacher", "student"] = "teacher"
+        student_every: Count = 5
         student_input: Policy = "simulated"
         terminal: Terminal = "noise"
-        adversarial_weight: float = 5e-3
-        discriminator_weight: float = 1e-2
+        adversarial_weight: Weight = 5e-3
+        discriminator_weight: Weight = 1e-2
         discriminator_backbone: Literal["fake", "teacher"] = "fake"
         head: Literal["conv", "residual"] = "conv"
-        halvings: int = 0
+        halvings: Halvings = 0
 
     settings: Settings
 
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
         settings = self.settings
-        _check(settings)
         grid = schedule.timesteps(settings.num_inference_steps) if settings.timesteps is None else settings.timesteps
         times = torch.as_tensor(grid, dtype=torch.float64)
         self.inputs = Inputs(schedule, times, settings.student_input, settings.terminal)
@@ -158,7 +160,7 @@ class DMD2(Method):
         self.players = (Player("student", every=settings.student_every), Player("critic", owns=owned))
 
     def roles(self) -> tuple[RoleSpec, ...]:
-        return RoleSpec("student"), RoleSpec("fake", init_from=self.settings.fake_begins)
+        return RoleSpec("student"), RoleSpec("fake", init_from=self.settings.fake_init_from)
 
     def heads(self) -> tuple[HeadSpec, ...]:
         return (self.game.spec(),) if self.game else ()
@@ -243,17 +245,3 @@ class DMD2(Method):
         assert self.game is not None and t is not None and noise is not None
         x_t = self.schedule.add_noise(x, noise, t)
         return self.game.logits(roles, self.game.features(roles, x_t, t, batch.cond))
-
-
-def _check(settings: DMD2.Settings) -> None:
-    if settings.timesteps is not None and not settings.timesteps:
-        raise ValueError("timesteps must be one or more times that decrease; leave it out for the trailing grid.")
-    if settings.student_every < 1:
-        raise ValueError(f"student_every must be at least 1, not {settings.student_every}.")
-    check_fake_begins(settings.fake_begins)
-    if settings.halvings < 0:
-        raise ValueError(f"halvings must be at least 0, not {settings.halvings}.")
-    check_weights(settings, "adversarial_weight", "discriminator_weight")
-    for name, known in (("discriminator_backbone", ("fake", "teacher")), ("head", ("conv", "residual"))):
-        if getattr(settings, name) not in known:
-            raise ValueError(f"Unknown {name} '{getattr(settings, name)}': use {' or '.join(known)}.")

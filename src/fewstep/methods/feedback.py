@@ -23,21 +23,22 @@ reads in the data for an annotation. ReFL's second term, diffusion on data, woul
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule, working
 from fewstep.methods.base import Loss, Method, Progress, Sampling
-from fewstep.methods.parts.distances import check_weights, distance
+from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.likeness import likeness_loss
 from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.settings import Count, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.rewards import short_name
@@ -46,7 +47,7 @@ from fewstep.sampling import SAMPLERS, make_sampler
 from fewstep.sampling.sample import first_state, walk
 
 
-@dataclass(frozen=True)
+@checked
 class Goal:
     """A reward that is to reach a threshold.
 
@@ -57,11 +58,9 @@ class Goal:
         name: what it is called in the log; by default `short_name`.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # a slip in a recipe's key is an error
-
     model: str
-    threshold: float
-    weight: float = 1.0
+    threshold: FiniteFloat
+    weight: Weight = 1.0
     name: str = ""
 
     @property
@@ -107,7 +106,7 @@ class Feedback(Method):
         "rewards": (Goal("points", 0.5, 0.4),), "num_inference_steps": 1, "anchor_weight": 1.0,
     }  # fmt: skip
 
-    @dataclass(frozen=True)
+    @checked
     class Settings:
         """Settings of human feedback.
 
@@ -127,20 +126,38 @@ class Feedback(Method):
         rewards: tuple[Goal, ...] = (Goal("pickscore", 0.25),)
         held_out: str = ""
         sampler: str = "tcd"
-        num_inference_steps: int = 4
+        num_inference_steps: Count = 4
         eta: float = 0.3
-        num_grid_steps: int = 50
-        first_exit: int = 0
-        perceptual_weight: float = 0.0
+        num_grid_steps: Count = 50
+        first_exit: Annotated[int, Field(ge=0)] = 0
+        perceptual_weight: Weight = 0.0
         encoder: str = "scenes-64"
-        anchor_weight: float = 0.0
+        anchor_weight: Weight = 0.0
+
+        def __post_init__(self) -> None:
+            if not self.rewards:
+                raise ValueError("rewards: name one or more, as in 'rewards: [{model: pickscore, threshold: 0.25}]'.")
+            labels = [goal.label for goal in self.rewards]
+            for goal in self.rewards:
+                if labels.count(goal.label) > 1 or goal.label in ("held_out", "perceptual", "anchor"):
+                    raise ValueError(f"Two terms of the loss are called {goal.label}: give the reward another name.")
+                if goal.model == self.held_out:
+                    raise ValueError(
+                        f"held_out is {self.held_out}, which is trained on: it must be another reward model."
+                    )
+            if self.first_exit >= self.num_inference_steps:
+                raise ValueError(
+                    f"first_exit must be one of the {self.num_inference_steps} calls, counted from 0, not "
+                    f"{self.first_exit}."
+                )
+            if self.perceptual_weight and self.num_inference_steps < 2:
+                raise ValueError("perceptual_weight needs a student of two steps or more: one starts from noise alone.")
 
     settings: Settings
 
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
         settings = self.settings
-        _check(settings)
         self.sampler = settings.sampler
         known = {field.name for field in fields(SAMPLERS[self.sampler])} if self.sampler in SAMPLERS else set()
         options = {"eta": settings.eta, "original_inference_steps": settings.num_grid_steps}
@@ -227,25 +244,3 @@ def reward_statistics(name: str, reward: Tensor) -> dict[str, Tensor]:
     """``<name>_mean`` and ``<name>_std`` of rewards [B], without a graph."""
     reward = working(reward.detach())
     return {f"{name}_mean": reward.mean(), f"{name}_std": reward.std(correction=0)}
-
-
-def _check(settings: Feedback.Settings) -> None:
-    check_weights(settings, "perceptual_weight", "anchor_weight")
-    if not settings.rewards:
-        raise ValueError("rewards: name one or more, as in 'rewards: [{model: pickscore, threshold: 0.25}]'.")
-    labels = [goal.label for goal in settings.rewards]
-    for goal in settings.rewards:
-        check_weights(goal, "weight")
-        if not math.isfinite(goal.threshold):
-            raise ValueError(f"The threshold of {goal.label} must be a finite number, not {goal.threshold}.")
-        if labels.count(goal.label) > 1 or goal.label in ("held_out", "perceptual", "anchor"):
-            raise ValueError(f"Two terms of the loss are called {goal.label}: give the reward another name.")
-        if goal.model == settings.held_out:
-            raise ValueError(f"held_out is {settings.held_out}, which is trained on: it must be another reward model.")
-    if not 0 <= settings.first_exit < settings.num_inference_steps:
-        raise ValueError(
-            f"first_exit must be one of the {settings.num_inference_steps} calls, counted from 0, not "
-            f"{settings.first_exit}."
-        )
-    if settings.perceptual_weight and settings.num_inference_steps < 2:
-        raise ValueError("perceptual_weight wants a student of two steps or more: one starts from noise alone.")

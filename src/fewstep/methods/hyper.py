@@ -38,10 +38,12 @@ from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
-from fewstep.methods.parts.distances import check_weights, distance
-from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
+from fewstep.methods.guidance import OFF, Guidance
+from fewstep.methods.parts.distances import distance
+from fewstep.methods.parts.hops import Hop, guided_hop
 from fewstep.methods.parts.landings import BACKBONE, Landings, Shown
 from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.settings import Count, GuidanceScale, Halvings, Held, Weight, checked
 from fewstep.models.roles import Roles
 
 
@@ -91,7 +93,7 @@ class Hyper(Method):
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 8, "adversarial_weight": 0.0, "target_decay": 0.0}
     truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({"segments": 4}, {"segments": 1})
 
-    @dataclass(frozen=True)
+    @checked
     class Settings:
         """Settings of Hyper-SD's TSCD.
 
@@ -111,17 +113,26 @@ class Hyper(Method):
                 down to 4x4: 0 for scenes-64, 1 for SD1.5 at 512 pixels, 3 for SDXL at 1024.
         """
 
-        segments: int = 8
-        num_grid_steps: int = 40
+        segments: Count = 8
+        num_grid_steps: Count = 40
         hop_by: Literal["teacher", "beginning"] = "teacher"
-        guidance_scale: float | tuple[float, float] = 1.0
-        mse_weight: float | None = None
-        adversarial_weight: float | None = None
+        guidance_scale: GuidanceScale = 1.0
+        mse_weight: Weight | None = None
+        adversarial_weight: Weight | None = None
         target_decay: float = 0.95
-        offset_noise: float = 0.0
+        offset_noise: Weight = 0.0
         tell_end: bool = False
-        discriminator_weights: Literal["full", "lora"] = "full"
-        halvings: int = 0
+        discriminator_weights: Held = "full"
+        halvings: Halvings = 0
+
+        def __post_init__(self) -> None:
+            k, n = self.segments, self.num_grid_steps
+            if n % k:
+                raise ValueError(f"num_grid_steps ({n}) must be a multiple of segments ({k}).")
+            if self.hop_by == "beginning" and self.tell_end:
+                raise ValueError("hop_by beginning is for students without an end input: take teacher with tell_end.")
+            if self.hop_by == "beginning" and Guidance.of(self.guidance_scale) != OFF:
+                raise ValueError("hop_by beginning takes guidance_scale 1: the student it begins with has it built in.")
 
     settings: Settings
 
@@ -129,7 +140,8 @@ class Hyper(Method):
         super().__init__(schedule, settings, **overrides)
         settings = self.settings
         self.guidance = Guidance.of(settings.guidance_scale)
-        _check(settings, self.guidance, schedule)
+        if settings.offset_noise and schedule.family == "flow":
+            raise ValueError("offset_noise is for VP and EDM schedules: set it to 0 for a flow model.")
         self.grid = torch.from_numpy(schedule.training_grid(settings.num_grid_steps))
         self.stride = settings.num_grid_steps // settings.segments
         mse, adversarial = _weights(settings.segments)
@@ -219,19 +231,3 @@ def _weights(segments: int) -> tuple[float, float]:
 
 
 _OURS = ((8, (1.0, 0.0)), (4, (1.0, 0.005)), (2, (0.5, 0.01)), (1, (0.3, 0.02)))
-
-
-def _check(settings: Hyper.Settings, guidance: Guidance, schedule: Schedule) -> None:
-    k, hops = settings.segments, settings.num_grid_steps
-    if k < 1 or hops < k or hops % k:
-        raise ValueError(f"num_grid_steps ({hops}) must be a multiple of segments ({k}).")
-    if settings.hop_by not in ("teacher", "beginning"):
-        raise ValueError(f"Unknown hop_by '{settings.hop_by}': use teacher or beginning.")
-    if settings.hop_by == "beginning" and settings.tell_end:
-        raise ValueError("hop_by beginning is for students that are told no end: take hop_by teacher with tell_end.")
-    if settings.hop_by == "beginning" and guidance != Guidance(1.0, 1.0):
-        raise ValueError("hop_by beginning takes guidance_scale 1: the student it begins with has it built in.")
-    check_weights(settings, *(n for n in ("mse_weight", "adversarial_weight") if getattr(settings, n) is not None))
-    check_weights(settings, "offset_noise")
-    if settings.offset_noise and schedule.family == "flow":
-        raise ValueError("offset_noise is for VP and EDM schedules: set it to 0 for a flow model.")

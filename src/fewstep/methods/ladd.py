@@ -33,10 +33,10 @@ from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, Sampling
 from fewstep.methods.parts.discriminators import AdversarialLoss, generator_loss
-from fewstep.methods.parts.distances import check_weights
-from fewstep.methods.parts.inputs import Terminal, check_terminal, noised_rows
+from fewstep.methods.parts.inputs import Terminal, noised_rows
 from fewstep.methods.parts.projection import ProjectionHeads, judge, projection_condition, taps_of, told
 from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.settings import Count, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.extras import sinusoid
 from fewstep.models.helpers import Helpers
@@ -82,7 +82,7 @@ class LADD(Method):
     players: tuple[Player, ...] = (Player("student"), Player("discriminator"))
     sampler = "euler-ancestral"
 
-    @dataclass(frozen=True)
+    @checked
     class Settings:
         """Settings of LADD.
 
@@ -96,33 +96,32 @@ class LADD(Method):
             r1_weight: of R1 at the heads' inputs on real latents; 0 is off.
         """
 
-        num_levels: int = 4
-        level_weights: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
-        warmup_weights: tuple[float, ...] = (0.0, 0.0, 0.5, 0.5)
+        num_levels: Count = 4
+        level_weights: tuple[Weight, ...] = (0.7, 0.1, 0.1, 0.1)
+        warmup_weights: tuple[Weight, ...] = (0.0, 0.0, 0.5, 0.5)
         warmup_steps: int = 500
         terminal: Terminal = "noise"
         loss: AdversarialLoss = "hinge"
         ratio_mean: float = 1.0
-        ratio_std: float = 1.0
-        r1_weight: float = 0.0
+        ratio_std: Weight = 1.0
+        r1_weight: Weight = 0.0
+
+        def __post_init__(self) -> None:
+            used = {"level_weights": self.level_weights}
+            if self.warmup_steps:
+                used["warmup_weights"] = self.warmup_weights
+            for name, weights in used.items():
+                if weights and (len(weights) != self.num_levels or not sum(weights) > 0):
+                    raise ValueError(
+                        f"{name} must be {self.num_levels} weights, one for each of num_levels, and not all 0, or "
+                        f"empty, not {list(weights)}."
+                    )
 
     settings: Settings
 
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
-        settings = self.settings
-        self.timesteps = schedule.timesteps(settings.num_levels).double()
-        for name in ("level_weights", *(("warmup_weights",) if settings.warmup_steps else ())):
-            weights = getattr(settings, name)
-            if weights and (len(weights) != settings.num_levels or min(weights) < 0 or not 0 < sum(weights) < np.inf):
-                raise ValueError(
-                    f"{name} must be {settings.num_levels} weights, one for each of num_levels, of at least 0 and not "
-                    f"all 0, or empty, not {list(weights)}."
-                )
-        check_terminal(settings.terminal)
-        if settings.loss not in ("hinge", "logistic"):
-            raise ValueError(f"Unknown loss '{settings.loss}': use hinge or logistic.")
-        check_weights(settings, "ratio_std", "r1_weight")
+        self.timesteps = schedule.timesteps(self.settings.num_levels).double()
 
     def heads(self) -> tuple[HeadSpec, ...]:
         return (HeadSpec("discriminator", _build, conditioned=True),)

@@ -23,9 +23,11 @@ from fewstep.data.random import Rng
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss, Method, Progress, RoleSpec
-from fewstep.methods.parts.distances import Distance, check_distance, distance
-from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
+from fewstep.methods.guidance import Guidance
+from fewstep.methods.parts.distances import Distance, distance
+from fewstep.methods.parts.hops import Hop, guided_hop
 from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.settings import Count, GuidanceScale, checked
 from fewstep.models.roles import Roles
 
 
@@ -60,7 +62,7 @@ class LCM(Method):
     sampler = "lcm"
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 10, "guidance_scale": 1.0, "loss": "l2"}
 
-    @dataclass(frozen=True)
+    @checked
     class Settings:
         """Settings of LCM.
 
@@ -73,8 +75,8 @@ class LCM(Method):
             target_decay: EMA decay of the target; 0 uses the student itself, as LCM-LoRA does.
         """
 
-        num_grid_steps: int = 50
-        guidance_scale: float | tuple[float, float] = 4.0
+        num_grid_steps: Count = 50
+        guidance_scale: GuidanceScale = 4.0
         guidance_embed: bool = False
         loss: Distance = "huber"
         huber_c: float = 1e-3
@@ -84,7 +86,6 @@ class LCM(Method):
 
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
-        check_distance(self.settings.loss)
         self.grid = torch.from_numpy(schedule.training_grid(self.settings.num_grid_steps))
         self.guidance = Guidance.of(self.settings.guidance_scale)
 

@@ -45,14 +45,14 @@ from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.distances import distance
-from fewstep.methods.parts.hops import Guidance, Hop, roll_out
+from fewstep.methods.parts.hops import Hop, roll_out
 from fewstep.methods.parts.inputs import Terminal, noised_rows
 from fewstep.methods.parts.landings import BACKBONE, Landings, Shown
 from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.settings import Count, Halvings, Held, Share, Weight, checked
 from fewstep.models.roles import Roles
 
 Objective: TypeAlias = Literal["mse", "conditional", "unconditional", "convert"]
-OBJECTIVES = ("mse", "conditional", "unconditional", "convert")
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Lightning(Method):
     sampler = "ddim"
     truth_settings: ClassVar[dict[str, Any]] = {"loss": "mse", "terminal": "table"}
 
-    @dataclass(frozen=True)
+    @checked
     class Settings:
         """Settings of Lightning.
 
@@ -114,17 +114,34 @@ class Lightning(Method):
                 pixels, 3 for SDXL at 1024.
         """
 
-        num_inference_steps: int = 4
-        num_teacher_steps: int = 8
-        num_start_times: int | None = None
+        num_inference_steps: Count = 4
+        num_teacher_steps: Count = 8
+        num_start_times: Count | None = None
         loss: Objective = "conditional"
-        guidance_scale: float = 1.0
+        guidance_scale: Weight = 1.0
         prediction_type: Literal["epsilon", "v_prediction", "sample", "flow"] | None = None
         terminal: Terminal = "noise"
-        renoise_times: tuple[float, ...] = (0.01, 0.25, 0.5, 0.75)
-        renoise_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
-        discriminator_weights: Literal["full", "lora"] = "full"
-        halvings: int = 0
+        renoise_times: tuple[Share, ...] = (0.01, 0.25, 0.5, 0.75)
+        renoise_weights: tuple[Weight, ...] = (1.0, 1.0, 1.0, 1.0)
+        discriminator_weights: Held = "full"
+        halvings: Halvings = 0
+
+        @property
+        def start_times(self) -> int:
+            """From how many times the student is trained."""
+            default = 4 if self.num_inference_steps in (1, 2) else self.num_inference_steps
+            return default if self.num_start_times is None else self.num_start_times
+
+        def __post_init__(self) -> None:
+            few, many, starts = self.num_inference_steps, self.num_teacher_steps, self.start_times
+            if many % few:
+                raise ValueError(f"num_teacher_steps ({many}) must be a multiple of num_inference_steps ({few}).")
+            if starts % few:
+                raise ValueError(f"num_start_times ({starts}) must be a multiple of num_inference_steps ({few}).")
+            if len(self.renoise_times) != len(self.renoise_weights) or not sum(self.renoise_weights) > 0:
+                raise ValueError(
+                    f"renoise_weights must be as many as renoise_times and not all 0, not {list(self.renoise_weights)}."
+                )
 
     settings: Settings
 
@@ -132,12 +149,11 @@ class Lightning(Method):
         super().__init__(schedule, settings, **overrides)
         settings = self.settings
         few = settings.num_inference_steps
-        default = 4 if few in (1, 2) else few
-        self.starts = default if settings.num_start_times is None else settings.num_start_times
-        _check(settings, self.starts, schedule)
+        self.starts, self.converts = settings.start_times, settings.loss == "convert"
+        if schedule.family == "edm":
+            raise ValueError("lightning needs trailing grids that lie in each other, and EDM schedules have none.")
         self.substeps = settings.num_teacher_steps // few
         self.grid = _grid(schedule, [settings.num_teacher_steps, self.starts, few])
-        self.guidance_scale = Guidance.of(settings.guidance_scale).low
         self.game: Landings | None = None
         if settings.loss in ("conditional", "unconditional"):
             self.game = Landings(
@@ -169,7 +185,7 @@ class Lightning(Method):
         times = self.way(draws.start)
         x_t = noised_rows(self.schedule, batch.x0, draws.noise, times[0], self.settings.terminal)
         steps = [times[0], times[-1]] if self.settings.loss == "convert" else times
-        hop = roll_out(roles, self.schedule, batch, draws.noise, steps, self.guidance_scale, x_t=x_t)
+        hop = roll_out(roles, self.schedule, batch, draws.noise, steps, self.settings.guidance_scale, x_t=x_t)
         said = roles.student(x_t, hop.t, batch.cond)
         shared = Shared(**vars(hop), x0=said.x0, landing=said.at(hop.u))
         if self.game:
@@ -218,16 +234,3 @@ def _grid(schedule: Schedule, steps: Sequence[int]) -> Tensor:
     for few in steps:
         grid[: n : n // few] = schedule.timesteps(few).double()
     return grid
-
-
-def _check(settings: Lightning.Settings, starts: int, schedule: Schedule) -> None:
-    few, many = settings.num_inference_steps, settings.num_teacher_steps
-    if schedule.family == "edm":
-        raise ValueError("lightning steps on trailing grids, which lie in each other: EDM schedules have none such.")
-    for name, known in (("loss", OBJECTIVES), ("terminal", ("noise", "table"))):
-        if getattr(settings, name) not in known:
-            raise ValueError(f"Unknown {name} '{getattr(settings, name)}': use {', '.join(known)}.")
-    if few < 1 or many < few or many % few:
-        raise ValueError(f"num_teacher_steps ({many}) must be a multiple of num_inference_steps ({few}).")
-    if starts < few or starts % few:
-        raise ValueError(f"num_start_times ({starts}) must be a multiple of num_inference_steps ({few}).")

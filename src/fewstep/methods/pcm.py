@@ -27,20 +27,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods.guidance import Guidance
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
-from fewstep.methods.parts.distances import Distance, check_distance, check_weights, distance
-from fewstep.methods.parts.hops import Guidance, Hop, guided_hop
+from fewstep.methods.parts.distances import Distance, distance
+from fewstep.methods.parts.hops import Hop, guided_hop
 from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.settings import Count, GuidanceScale, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 from fewstep.sampling.samplers import renoise
@@ -96,7 +99,7 @@ class PCM(Method):
         "num_grid_steps": 12, "guidance_scale": 1.0, "loss": "l2", "adversarial_weight": 0.0,
     }  # fmt: skip
 
-    @dataclass(frozen=True)
+    @checked
     class Settings:
         """Settings of PCM.
 
@@ -114,32 +117,30 @@ class PCM(Method):
             target_decay: EMA decay of the target; 0 uses the student itself (the paper: 0.99 for all weights, M = 1).
         """
 
-        num_phases: int = 4
-        num_grid_steps: int = 40
-        guidance_scale: float | tuple[float, float] = 5.0
-        caption_dropout: float = 0.0
+        num_phases: Count = 4
+        num_grid_steps: Count = 40
+        guidance_scale: GuidanceScale = 5.0
+        caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
         loss: Distance = "huber"
         huber_c: float = 1e-3
-        adversarial_weight: float = 0.1
+        adversarial_weight: Weight = 0.1
         target_decay: float = 0.0
+
+        def __post_init__(self) -> None:
+            if self.caption_dropout and self.guidance_scale != 1:
+                raise ValueError("caption_dropout belongs to PCM's normal-cfg form: set guidance_scale to 1 with it.")
 
     settings: Settings
 
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
         settings = self.settings
-        check_distance(settings.loss)
         grid = schedule.training_grid(settings.num_grid_steps)
         edges = schedule.phase_edges(settings.num_phases, settings.num_grid_steps)
         self.grid, self.edges = torch.from_numpy(grid), torch.from_numpy(edges)
         # A hop that lands on an edge belongs to the phase above that edge: it is what anchors the phase.
         self.phase = torch.from_numpy(np.searchsorted(edges, grid[:-1], side="right") - 1)
         self.guidance = Guidance.of(settings.guidance_scale)
-        if not 0 <= settings.caption_dropout < 1:
-            raise ValueError(f"caption_dropout must be at least 0 and below 1, not {settings.caption_dropout}.")
-        if settings.caption_dropout and settings.guidance_scale != 1:
-            raise ValueError("caption_dropout belongs to PCM's normal-cfg form: set guidance_scale to 1 with it.")
-        check_weights(settings, "adversarial_weight")
         self.game = Discriminator("hinge") if settings.adversarial_weight else None
         if self.game is None:
             self.players = (Player("student"),)

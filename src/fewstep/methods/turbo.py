@@ -49,19 +49,19 @@ from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Array, Schedule, expand
 from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, Sampling
-from fewstep.methods.parts.augment import POLICIES, augmented, check_policies, draw_augmentation
+from fewstep.methods.parts.augment import POLICIES, Policy, augmented, draw_augmentation
 from fewstep.methods.parts.discriminators import generator_loss
-from fewstep.methods.parts.distances import check_weights, distance
-from fewstep.methods.parts.inputs import Terminal, check_terminal, noised_rows, pure_rows
+from fewstep.methods.parts.distances import distance
+from fewstep.methods.parts.inputs import Terminal, noised_rows, pure_rows
 from fewstep.methods.parts.projection import ProjectionHeads, judge, projection_condition, taps_of, told
 from fewstep.methods.parts.score_pair import noise_levels
 from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.settings import Count, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles
 
 Weighting: TypeAlias = Literal["exponential", "sds", "nfsd"]
-WEIGHTINGS = ("exponential", "sds", "nfsd")
 EARLY = 0.2  # of the levels: below it NFSD keeps eps_0
 
 
@@ -109,7 +109,7 @@ class Turbo(Method):
     sampler = "euler-ancestral"
     truth_settings: ClassVar[dict[str, Any]] = {"guidance_scale": 1.0}
 
-    @dataclass(frozen=True)
+    @checked
     class Settings:
         """Settings of ADD.
 
@@ -126,32 +126,29 @@ class Turbo(Method):
             r1_weight: gamma of R1 on real pictures; 1e-2 suits points in the plane.
         """
 
-        num_levels: int = 4
+        num_levels: Count = 4
         terminal: Terminal = "noise"
-        adversarial_weight: float = 1.0
-        distillation_weight: float = 0.5
+        adversarial_weight: Weight = 1.0
+        distillation_weight: Weight = 0.5
         weighting: Weighting = "exponential"
         space: Literal["pixels", "latents"] = "pixels"
-        guidance_scale: float = 4.0
+        guidance_scale: Weight = 4.0
         encoder: str = "facebook/dinov2-small"
-        augment: tuple[str, ...] = POLICIES
-        r1_weight: float = 1e-5
+        augment: tuple[Policy, ...] = POLICIES
+        r1_weight: Weight = 1e-5
+
+        def __post_init__(self) -> None:
+            if not (self.adversarial_weight or self.distillation_weight):
+                raise ValueError(
+                    "adversarial_weight and distillation_weight are both 0: nothing is left to learn from."
+                )
 
     settings: Settings
 
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
         settings = self.settings
-        check_policies(settings.augment)
-        if settings.weighting not in WEIGHTINGS:
-            raise ValueError(f"Unknown weighting '{settings.weighting}': use {', '.join(WEIGHTINGS)}.")
-        if settings.space not in ("pixels", "latents"):
-            raise ValueError(f"Unknown space '{settings.space}': use pixels or latents.")
-        check_terminal(settings.terminal)
-        check_weights(settings, "adversarial_weight", "distillation_weight", "guidance_scale", "r1_weight")
         self.plays, self.asks = settings.adversarial_weight > 0, settings.distillation_weight > 0
-        if not (self.plays or self.asks):
-            raise ValueError("adversarial_weight and distillation_weight are both 0: there is nothing to learn from.")
         self.timesteps = schedule.timesteps(settings.num_levels).double()
         levels = noise_levels(schedule)
         self.levels = torch.from_numpy(levels[schedule.alpha_sigma(levels)[0] > 0])  # elsewhere no answer is to be seen
@@ -199,7 +196,8 @@ class Turbo(Method):
             terms["adversarial"] = generator_loss(told(roles, shared.condition)(shared.fake))
         if self.asks:
             terms["distillation"] = self.distillation(roles, batch.cond, draws, shared)
-        weights = {name: getattr(self.settings, f"{name}_weight") for name in terms}
+        settings = self.settings
+        weights = {"adversarial": settings.adversarial_weight, "distillation": settings.distillation_weight}
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         parts = {name: term.detach() for name, term in terms.items()}
         return Loss(total, parts, answer_statistics(shared.answer.detach(), batch.x0))

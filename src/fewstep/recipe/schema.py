@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from fewstep.data.find import Place, find_captions
 from fewstep.methods.base import Method, Sampling
 from fewstep.methods.registry import find_method
+from fewstep.methods.settings import explain
 from fewstep.models.roles import Weights
 from fewstep.sampling import SAMPLERS
 from fewstep.training.settings import TrainingSettings
@@ -212,8 +213,10 @@ class Recipe(BaseModel):
         """``method`` without its name as the method's own Settings, validated."""
         cls = self.method_class()
         given = {k: v for k, v in self.method.items() if k != "name"}
-        known = [f.name for f in dataclasses.fields(cls.Settings)]
+        known = cls.setting_names()
         for key in given:
+            if key in cls.renamed:
+                raise RecipeError(f"method.{key} is called method.{cls.renamed[key]} now.")
             if key not in known:
                 raise RecipeError(_unknown(f"method.{key}", key, [*known, "name"]))
         return validated(TypeAdapter(cls.Settings), given, "method")
@@ -285,9 +288,9 @@ def _with_pairs(recipe: Recipe) -> Recipe:
     """What the recipe does not say about the teacher's samples, where it needs them."""
     if not recipe.needs_pairs:
         return recipe
-    pairs, own = recipe.pairs, getattr(recipe.method_settings(), "guidance_scale", None)
+    pairs, guidance = recipe.pairs, recipe.method_class().teacher_guidance(recipe.method_settings())
     if pairs.guidance_scale is None:
-        scale = float(own) if isinstance(own, int | float) else recipe.sample.guidance_scale
+        scale = guidance.low if guidance and guidance.fixed else recipe.sample.guidance_scale
         pairs = pairs.model_copy(update={"guidance_scale": scale})
     if pairs.size is None:
         pairs = pairs.model_copy(update={"size": count_pictures(recipe)})
@@ -450,10 +453,7 @@ def _sentence(error: ValidationError, prefix: str) -> str:
         return f"{where} is missing: e.g. 'method: tcd'." if where == "method" else f"{where} is missing."
     if first["type"] in ("model_type", "dataclass_type"):
         return f"{where} must hold keys of its own, as in '{where}: {{key: value}}', not {first['input']!r:.80}."
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return message
-    return f"{where}: {message[0].lower()}{message[1:]}, not {first['input']!r:.80}."
+    return explain(error, prefix)
 
 
 def _unknown(where: str, key: str, known: list[str]) -> str:

@@ -173,7 +173,7 @@ def _check_fits(stages: Sequence[Stage]) -> None:
 
 def _check_steps(name: str, recipe: Recipe, teacher: Recipe | None) -> None:
     """A teacher of few steps is asked on its own grid, or not what it learnt."""
-    many = getattr(recipe.method_settings(), "num_teacher_steps", None)
+    many = recipe.method_class().num_teacher_steps(recipe.method_settings())
     if teacher is not None and many not in (None, teacher.sample.num_inference_steps):
         raise RecipeError(
             f"stages.{name}.method.num_teacher_steps is {many}, but '{recipe.teacher.path}' makes students of "

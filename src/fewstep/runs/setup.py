@@ -13,6 +13,7 @@ from fewstep.checkpoints.registry import checkpoints
 from fewstep.data.files import text_hash
 from fewstep.data.find import find_captions
 from fewstep.methods.base import Method
+from fewstep.methods.guidance import OFF
 from fewstep.models.families import Teacher
 from fewstep.models.lora_files import is_lora
 from fewstep.models.roles import Roles
@@ -58,9 +59,9 @@ class Run:
         """How to sample from the student after ``steps`` steps of training, which have cost ``cost``."""
         recipe, student = self.recipe, self.recipe.student
         spec = next(s for s in self.method.roles() if s.name == "student")
-        scale = getattr(self.method.settings, "guidance_scale", 1.0)
-        told = float(scale if isinstance(scale, int | float) else sum(scale) / 2)
-        wanted, few = self.method.sampling(self.method.settings), recipe.sample.num_inference_steps
+        method, settings = self.method, self.method.settings
+        guidance = method.teacher_guidance(settings) or OFF
+        wanted, few = method.sampling(settings), recipe.sample.num_inference_steps
         costs = {**self.earlier, self.mark: self.sampled + cost}
         told_when = wanted.timesteps if recipe.sample.sampler is None or len(wanted.timesteps) == few else ()
         return Card(
@@ -71,12 +72,12 @@ class Run:
             guidance_scale=wanted.guidance_scale,
             timesteps=told_when,
             prediction_type=self.roles.student.prediction_type,
-            original_inference_steps=getattr(self.method.settings, "num_grid_steps", 50),
+            original_inference_steps=method.original_inference_steps(settings) or Card.original_inference_steps,
             weights=student.weights,
             rank=student.rank if student.weights == "lora" else 0,
             teacher=self.teacher.name,
             extra_inputs=spec.extra_inputs,
-            guidance_embed=told if "guidance_embed" in spec.extra_inputs else self.teacher.guidance_embed,
+            guidance_embed=guidance.mean if "guidance_embed" in spec.extra_inputs else self.teacher.guidance_embed,
             image_size=self.teacher.size,
             steps=steps,
             forward_equivalents=sum(costs.values()),
@@ -108,7 +109,7 @@ def prepare(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = N
         origin = origin_of(str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path)))
     student = recipe.student.build()
     roles = build_roles(teacher.denoiser, method, settings, student, recipe.seed, init, origin, helpers)
-    _check_kind(recipe, roles, earlier or {})
+    _check_kind(recipe, roles, method.converts, earlier or {})
     job = Run(recipe, folder, teacher, method, roles, costs)
     few = recipe.sample.num_inference_steps
     many = recipe.sample.teacher_steps
@@ -151,21 +152,19 @@ def _beginning(
 
 def _check_buckets(recipe: Recipe, method: Method) -> None:
     """A head that ends in one logit of a 4x4 map has no use for elongated ones."""
-    settings = method.settings
-    squares = method.heads() and hasattr(settings, "halvings") and getattr(settings, "head", "conv") == "conv"
-    if recipe.data.aspect_buckets and squares:
-        instead = "set method.head to residual, or leave" if hasattr(settings, "head") else "leave"
+    if recipe.data.aspect_buckets and method.head_needs_squares:
+        instead = "set method.head to residual, or leave" if "head" in method.setting_names() else "leave"
         raise RecipeError(f"data.aspect_buckets: the discriminator of {method.name} sees squares: {instead} them out.")
 
 
-def _check_kind(recipe: Recipe, roles: Roles, earlier: Mapping[str, Path]) -> None:
+def _check_kind(recipe: Recipe, roles: Roles, converts: bool, earlier: Mapping[str, Path]) -> None:
     """Weights that were trained to predict one thing must not be read as another, unless that is what is trained."""
     mine, theirs = roles.student.prediction_type, roles.teacher.prediction_type
     found = None if recipe.init is None else student_folder(Path(earlier.get(recipe.init, recipe.init)))
     before = "" if found is None else load_card(found).prediction_type
     if before and before != mine:
         raise RecipeError(f"init: the student '{recipe.init}' predicts {before}, but this method's predicts {mine}.")
-    if recipe.init is None and mine != theirs and recipe.method.get("loss") != "convert":
+    if recipe.init is None and mine != theirs and not converts:
         raise RecipeError(
             f"init: a student that is to predict {mine} cannot begin with weights that predict {theirs}: train one "
             "with loss convert first, and begin with that."

@@ -40,7 +40,7 @@ def cm_fixed_point_rows(bench: Bench, method: CM, point: FixedPoint | None) -> l
         assert point is not None
         loss, _, x0 = _step(bench, method, point, 256)
         limit = 1e-20 * max(1.0, bench.width**2 + float(x0.square().mean()))
-        return [Row("loss at the exact fixed point", 0.0, loss, limit), *convergence_rows(bench, method)]
+        return [Row("loss at the exact fixed point", 0.0, loss, limit), *convergence_rows(bench, method.solver)]
     rows = _gaussian_rows(bench)
     if point is not None:
         _, (answer, target), _ = _step(bench, method, point, DRAWN)

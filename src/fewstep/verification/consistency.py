@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.diffusion.consistency import consistency
-from fewstep.methods.base import Method, Progress
+from fewstep.methods.base import Progress
 from fewstep.methods.lcm import LCM
 from fewstep.methods.tcd import TCD
 from fewstep.models.cond import Cond
@@ -82,7 +82,7 @@ def loss_rows(bench: Bench, method: LCM | TCD) -> list[Row]:
     return [Row("loss at the exact fixed point", 0.0, loss, 1e-20 * max(1.0, bench.width**2 + _square(batch.x0)))]
 
 
-def convergence_rows(bench: Bench, method: Method) -> list[Row]:
+def convergence_rows(bench: Bench, solver: Solver = "ddim") -> list[Row]:
     """The fixed point nears the flow map as the grid is refined: the error halves with the hop (by DDIM), or quarters.
 
     Tables of fewer than 500 steps have no such grids, and no such row.
@@ -92,7 +92,6 @@ def convergence_rows(bench: Bench, method: Method) -> list[Row]:
     x, cond = bench.starts
     x, cond = x[:1024], None if cond is None else cond[:1024]
     schedule = bench.schedule
-    solver: Solver = getattr(method, "solver", "ddim")
     exact = bench.flow(x, schedule.start, schedule.end, cond)
     errors = []
     for hops in (125, 250, 500):

@@ -19,7 +19,7 @@ from torch import Tensor
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule, expand
 from fewstep.methods.parts.inputs import Inputs, Policy
-from fewstep.methods.parts.score_pair import WEIGHTINGS, ScorePair, matching_loss
+from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.verification.report import Row
@@ -63,7 +63,8 @@ def _gradient_rows(schedule: Schedule) -> list[Row]:
 def _fixed_point_rows(schedule: Schedule) -> list[Row]:
     """Where gradient descent on mean and standard deviation ends: at the data's, whatever the weight."""
     rows = []
-    for weighting in WEIGHTINGS:
+    weightings: tuple[Weighting, ...] = ("l1", "kl")
+    for weighting in weightings:
         scores = ScorePair(schedule, weighting=weighting)
         teacher, times = normal(schedule, MEAN, VARIANCE**0.5), _levels(scores)
         mean, std = -0.7, 0.5

@@ -95,7 +95,7 @@ class Proof:
         if self.steps is not None:
             return self.steps
         per_hop = LINE_STEPS_PER_HOP if self.on_a_line and dim == 1 else STEPS_PER_HOP
-        return min(MAX_STEPS, per_hop * int(getattr(method.settings, "num_grid_steps", 10)))
+        return min(MAX_STEPS, per_hop * (method.original_inference_steps(method.settings) or 10))
 
 
 def proof_of(method: type[Method] | Method) -> Proof:
@@ -124,11 +124,11 @@ def _lightning_trained(bench: Bench, method: Lightning, roles: Roles) -> list[Ro
 
 PROOFS: dict[type[Method], Proof] = {
     CM: Proof(_cm_fixed, _cm_trained, mixture=LINE, on_a_line=True),
-    LCM: Proof(lambda bench, method: loss_rows(bench, method) + convergence_rows(bench, method), lcm_rows),
-    TCD: Proof(lambda bench, method: loss_rows(bench, method) + convergence_rows(bench, method), tcd_rows),
-    PCM: Proof(lambda bench, method: fixed_rows(bench, method) + convergence_rows(bench, method), trained_rows),
+    LCM: Proof(lambda bench, method: loss_rows(bench, method) + convergence_rows(bench), lcm_rows),
+    TCD: Proof(lambda bench, method: loss_rows(bench, method) + convergence_rows(bench), tcd_rows),
+    PCM: Proof(lambda bench, method: fixed_rows(bench, method) + convergence_rows(bench), trained_rows),
     CTM: Proof(
-        lambda bench, method: ctm_fixed_rows(bench, method) + convergence_rows(bench, method),
+        lambda bench, method: ctm_fixed_rows(bench, method) + convergence_rows(bench, method.solver),
         ctm_rows,
         mixture=LINE,
         on_a_line=True,
@@ -139,5 +139,5 @@ PROOFS: dict[type[Method], Proof] = {
     LADD: Proof(ladd_fixed_rows, steps=0),
     Lightning: Proof(lightning_fixed_rows, _lightning_trained),
     Feedback: Proof(feedback_fixed_rows, feedback_rows, FEEDBACK_STEPS, train_feedback, WIDE),
-    Hyper: Proof(lambda bench, method: hyper_fixed_rows(bench, method) + convergence_rows(bench, method), hyper_rows),
+    Hyper: Proof(lambda bench, method: hyper_fixed_rows(bench, method) + convergence_rows(bench), hyper_rows),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Method
+from fewstep.methods.guidance import OFF
 from fewstep.methods.registry import find_method
 from fewstep.verification.bench import Bench
 from fewstep.verification.contract import contract_rows
@@ -51,12 +51,11 @@ def verify(
         mixture = proof.mixture
     elif not isinstance(mixture, GaussianMixture):
         mixture = GaussianMixture.from_json(mixture)
-    scale = getattr(chosen.settings, "guidance_scale", 1.0)
-    if not isinstance(scale, int | float):
+    guidance = chosen.teacher_guidance(chosen.settings) or OFF
+    if not guidance.fixed:
         raise ValueError("verify wants one guidance_scale, not a range: the truth depends on it.")
-    bench = Bench(mixture, chosen.schedule, seed, float(scale))
-    variant = getattr(chosen.settings, "variant", "")
-    report = Report((chosen.name or type(chosen).__name__) + (f" ({variant})" if variant else ""))
+    bench = Bench(mixture, chosen.schedule, seed, guidance.low)
+    report = Report(chosen.title)
     started = time.process_time()
     report.rows += contract_rows(bench, chosen)
     report.rows += proof.fixed(bench, chosen)
@@ -71,5 +70,5 @@ def verify(
 def _instance(cls: type[Method] | Method, schedule: Schedule, settings: dict[str, Any]) -> Method:
     if isinstance(cls, Method):
         return cls if not settings else type(cls)(cls.schedule, cls.settings, **settings)
-    known = {f.name for f in dataclasses.fields(cls.Settings)}
+    known = set(cls.setting_names())
     return cls(schedule, **{k: v for k, v in cls.truth_settings.items() if k in known} | settings)

@@ -80,20 +80,20 @@ MUTANTS = [
         ),
         (
             "cm: lognormal hops have the variance for a standard deviation",
-            "(math.sqrt(2) * self.settings.log_std)",
-            "(math.sqrt(2) * self.settings.log_std**2)",
+            "(math.sqrt(2) * self.settings.P_std)",
+            "(math.sqrt(2) * self.settings.P_std**2)",
             "test_lognormal_hops_have_the_mass_of_their_log_levels",
         ),
         (
             "cm: the error function lacks its root of two",
-            "(math.sqrt(2) * self.settings.log_std)",
-            "self.settings.log_std",
+            "(math.sqrt(2) * self.settings.P_std)",
+            "self.settings.P_std",
             "test_lognormal_hops_have_the_mass_of_their_log_levels",
         ),
         (
             "cm: the mean of log levels has the wrong sign",
-            "(log_level - self.settings.log_mean)",
-            "(log_level + self.settings.log_mean)",
+            "(log_level - self.settings.P_mean)",
+            "(log_level + self.settings.P_mean)",
             "test_lognormal_hops_have_the_mass_of_their_log_levels",
         ),
         (

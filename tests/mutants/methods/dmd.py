@@ -128,7 +128,7 @@ MUTANTS = [
         ),
         (
             "dmd: fake scores begin as the teacher whatever is asked",
-            "init_from=self.settings.fake_begins",
+            "init_from=self.settings.fake_init_from",
             'init_from="teacher"',
             "tests/methods/test_hyper.py::test_a_fake_score_may_begin_as_the_student",
         ),

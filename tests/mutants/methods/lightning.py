@@ -68,8 +68,8 @@ MUTANTS = [
         ),
         (
             "lightning: students of two steps start from two times",
-            "default = 4 if few in (1, 2) else few",
-            "default = few",
+            "default = 4 if self.num_inference_steps in (1, 2) else self.num_inference_steps",
+            "default = self.num_inference_steps",
             "test_students_of_one_and_two_steps_start_from_four_times",
         ),
         (

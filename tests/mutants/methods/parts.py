@@ -4,6 +4,28 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
+        "methods/guidance.py",
+        "methods/test_lcm.py",
+        (
+            "methods: a drawn guidance scale is not what the teacher is given",
+            "return self.low if self.fixed else drawn",
+            "return self.low",
+            "tests/methods/test_lcm.py::test_a_step_is_the_papers[vp-epsilon-drawn scale-full-True]",
+        ),
+        (
+            "methods: a scale of 1 pays for a null branch",
+            "return self.low == self.high",
+            "return False",
+            "tests/training/test_step.py::test_a_scale_of_one_costs_no_null_branch",
+        ),
+        (
+            "methods: the guidance scale is drawn from 0 to the top of its range",
+            'rng.sample.uniform("guidance_scale", self.low, self.high)',
+            'rng.sample.uniform("guidance_scale", 0.0, self.high)',
+            "tests/methods/test_lcm.py::test_draws_cover_every_hop_and_the_whole_range_of_scales",
+        ),
+    ),
+    *planted(
         "methods/parts/hops.py",
         "methods/test_cm.py",
         (
@@ -23,24 +45,6 @@ MUTANTS = [
             "x_t = schedule.add_noise(batch.x0, noise, times[0])",
             "x_t = schedule.add_noise(batch.x0, noise, times[-1])",
             "tests/methods/test_lcm.py::test_a_step_is_the_papers",
-        ),
-        (
-            "methods: a drawn guidance scale is not what the teacher is given",
-            "return self.low if self.fixed else drawn",
-            "return self.low",
-            "tests/methods/test_lcm.py::test_a_step_is_the_papers[vp-epsilon-drawn scale-full-True]",
-        ),
-        (
-            "methods: a scale of 1 pays for a null branch",
-            "return self.low == self.high",
-            "return False",
-            "tests/training/test_step.py::test_a_scale_of_one_costs_no_null_branch",
-        ),
-        (
-            "methods: the guidance scale is drawn from 0 to the top of its range",
-            'rng.sample.uniform("guidance_scale", self.low, self.high)',
-            'rng.sample.uniform("guidance_scale", 0.0, self.high)',
-            "tests/methods/test_lcm.py::test_draws_cover_every_hop_and_the_whole_range_of_scales",
         ),
         (
             "cm: EDM teachers step by Euler",

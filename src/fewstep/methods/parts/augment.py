@@ -14,6 +14,8 @@ cutout       5, 6    a rectangle of half its height and width becomes zero
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,7 +24,8 @@ from torch import Tensor
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import expand
 
-POLICIES = ("color", "translation", "cutout")
+Policy: TypeAlias = Literal["color", "translation", "cutout"]
+POLICIES: tuple[Policy, ...] = ("color", "translation", "cutout")
 NUMBERS = 7
 
 
@@ -31,7 +34,7 @@ def draw_augmentation(rng: Rng, name: str) -> Tensor:
     return torch.stack([rng.sample.uniform(f"{name}/{i}") for i in range(NUMBERS)], dim=1)
 
 
-def augmented(pictures: Tensor, numbers: Tensor, policies: tuple[str, ...] = POLICIES) -> Tensor:
+def augmented(pictures: Tensor, numbers: Tensor, policies: tuple[Policy, ...] = POLICIES) -> Tensor:
     """The pictures [B, C, H, W] as ``numbers`` [B, 7] (host) say; data that are no pictures are left alone."""
     if pictures.ndim != 4:
         return pictures
@@ -48,13 +51,6 @@ def augmented(pictures: Tensor, numbers: Tensor, policies: tuple[str, ...] = POL
         rows, columns = (_cut(x.shape[dim], u[:, 3 + dim]) for dim in (2, 3))
         x = torch.where(_on(rows[:, None, :, None] & columns[:, None, None, :], x), 0.0, x)
     return x
-
-
-def check_policies(policies: tuple[str, ...]) -> None:
-    """Raises ValueError for an augmentation this library does not know."""
-    for policy in policies:
-        if policy not in POLICIES:
-            raise ValueError(f"Unknown augmentation '{policy}': use {', '.join(POLICIES)}.")
 
 
 def _moved(x: Tensor, u: npt.NDArray[np.float64], dim: int) -> Tensor:

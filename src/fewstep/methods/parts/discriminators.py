@@ -116,7 +116,7 @@ class Discriminator:
 
     def spec(self) -> HeadSpec:
         """What a method returns from `Method.heads`."""
-        return HeadSpec(self.name, self._build, self.backbone)
+        return HeadSpec(self.name, self._build, self.backbone, squares=self.head == "conv")
 
     def _build(self, channels: Mapping[str, int]) -> Heads:
         taps = list(channels)[-1:] if self.taps == "last" else self.taps or tuple(channels)

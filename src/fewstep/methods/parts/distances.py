@@ -13,7 +13,6 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Array, expand, working
 
 Distance: TypeAlias = Literal["l2", "huber", "sample-huber"]
-DISTANCES = ("l2", "huber", "sample-huber")
 
 
 def distance(a: Tensor, b: Tensor, kind: Distance = "l2", huber_c: float = 1e-3, weight: Array | None = None) -> Tensor:
@@ -51,16 +50,3 @@ def with_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
     It joins what is differentiated in two pieces: the value's gradient at x is known, x goes on with its graph.
     """
     return value.detach() + ((x - x.detach()) * gradient).sum()
-
-
-def check_weights(settings: object, *names: str) -> None:
-    """Raises ValueError unless these settings are at least 0 and finite, as weights of terms are."""
-    for name in names:
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise ValueError(f"{name} must be at least 0 and finite, not {getattr(settings, name)}.")
-
-
-def check_distance(kind: str) -> None:
-    """Raises ValueError for a distance this library does not know."""
-    if kind not in DISTANCES:
-        raise ValueError(f"Unknown loss '{kind}': use {', '.join(DISTANCES)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.roles import Roles
 from fewstep.sampling.samplers import heun
@@ -20,47 +18,8 @@ from fewstep.sampling.samplers import heun
 Solver: TypeAlias = Literal["heun", "ddim"]
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """A guidance scale w (1 = off): one number, or drawn per sample from [low, high].
-
-    Published LCM ranges count from 0; add one to each end.
-    """
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, value: float | tuple[float, float] | list[float]) -> Guidance:
-        """From a number or a pair; raises ValueError for anything else."""
-        pair = [value, value] if isinstance(value, int | float) else list(value)
-        if len(pair) != 2 or pair[0] > pair[1]:
-            raise ValueError(f"guidance_scale must be one number or [low, high], not {pair}.")
-        if not all(0 <= scale < math.inf for scale in pair):
-            raise ValueError(f"guidance_scale must be at least 0 and finite (1 is off), not {value}.")
-        return cls(float(pair[0]), float(pair[1]))
-
-    @property
-    def fixed(self) -> bool:
-        return self.low == self.high
-
-    def draw(self, rng: Rng) -> Tensor:
-        """[rows] host float64."""
-        return rng.sample.uniform("guidance_scale", self.low, self.high)
-
-    def scale(self, drawn: Tensor) -> float | Tensor:
-        """What the teacher is called with: the fixed number, or the drawn scales."""
-        return self.low if self.fixed else drawn
-
-
 def choose_solver(solver: Solver | None, schedule: Schedule) -> Solver:
-    """``solver``, or by default heun on EDM schedules, where the papers use it, and ddim elsewhere.
-
-    Raises:
-        ValueError: there is no such solver.
-    """
-    if solver not in (None, "heun", "ddim"):
-        raise ValueError(f"Unknown solver '{solver}': use heun, ddim.")
+    """``solver``, or by default heun on EDM schedules, where the papers use it, and ddim elsewhere."""
     return solver or ("heun" if schedule.family == "edm" else "ddim")
 
 

@@ -30,12 +30,6 @@ Policy: TypeAlias = Literal["simulated", "noised"]
 Terminal: TypeAlias = Literal["noise", "table"]
 
 
-def check_terminal(terminal: str) -> None:
-    """Raises ValueError for what cannot stand for noise at the first time."""
-    if terminal not in ("noise", "table"):
-        raise ValueError(f"Unknown terminal '{terminal}': use noise or table.")
-
-
 @dataclass(frozen=True)
 class Inputs:
     """States for a student that is sampled at ``timesteps``.
@@ -46,7 +40,7 @@ class Inputs:
         policy: "simulated" or "noised". terminal: "noise" or "table".
 
     Raises:
-        ValueError: an unknown policy or terminal; times that do not decrease, or lie outside the schedule.
+        ValueError: times that do not decrease, or lie outside the schedule.
     """
 
     schedule: Schedule
@@ -55,9 +49,6 @@ class Inputs:
     terminal: Terminal = "noise"
 
     def __post_init__(self) -> None:
-        if self.policy not in ("simulated", "noised"):
-            raise ValueError(f"Unknown student_input '{self.policy}': use simulated or noised.")
-        check_terminal(self.terminal)
         if self.timesteps.ndim != 1 or not len(self.timesteps) or (self.timesteps.diff() >= 0).any():
             raise ValueError(f"timesteps must be one or more times that decrease, not {self.timesteps.tolist()}.")
         if (self.schedule.alpha_sigma(self.timesteps)[1] == 0).any():

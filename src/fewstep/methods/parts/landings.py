@@ -8,10 +8,8 @@ time t* drawn from a few.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from fewstep.methods.base import HeadSpec, Loss, Player, RoleSpec
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
 from fewstep.methods.parts.distances import with_gradient
 from fewstep.methods.parts.score_pair import noise_levels
+from fewstep.methods.settings import Held
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 from fewstep.sampling.samplers import renoise
@@ -58,9 +57,6 @@ class Landings:
         held: "full", all weights of the encoder, or "lora".
         halvings: of the head, whose map must come down to 4x4.
         beside: whether it sees where they started, too.
-
-    Raises:
-        ValueError: one sentence, for values that make no sense; they are called as in the settings of the methods.
     """
 
     player = Player("discriminator", owns=(BACKBONE, HEADS))
@@ -70,11 +66,10 @@ class Landings:
         schedule: Schedule,
         times: Sequence[float] = (0.01, 0.25, 0.5, 0.75),
         weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
-        held: Literal["full", "lora"] = "full",
+        held: Held = "full",
         halvings: int = 0,
         beside: bool = False,
     ) -> None:
-        _check(times, weights, held, halvings)
         self.schedule = schedule
         self.levels = _levels(schedule, times)
         share = torch.tensor(weights, dtype=torch.float64)
@@ -147,14 +142,3 @@ def _levels(schedule: Schedule, shares: Sequence[float]) -> Tensor:
     levels = noise_levels(schedule)
     place = np.round(np.asarray(shares) * len(levels)).astype(np.int64) - 1
     return torch.from_numpy(levels[np.maximum(place, 0)])
-
-
-def _check(times: Sequence[float], weights: Sequence[float], held: str, halvings: int) -> None:
-    if held not in ("full", "lora"):
-        raise ValueError(f"Unknown discriminator_weights '{held}': use full, lora.")
-    if halvings < 0:
-        raise ValueError(f"halvings must be at least 0, not {halvings}.")
-    if not times or not all(0 < time < 1 for time in times):
-        raise ValueError(f"renoise_times must lie between 0 and 1, not {list(times)}.")
-    if len(times) != len(weights) or min(weights) < 0 or not 0 < sum(weights) < math.inf:
-        raise ValueError(f"renoise_weights must be as many as renoise_times and at least 0, not {list(weights)}.")

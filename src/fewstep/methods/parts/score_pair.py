@@ -26,7 +26,7 @@ turned to 0, because the trainer skips such a step and says so.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -35,13 +35,13 @@ from torch import Tensor
 from fewstep.data.random import Rng
 from fewstep.diffusion.prediction import Prediction, mix
 from fewstep.diffusion.schedule import Array, Schedule, expand, working
+from fewstep.methods.guidance import Guidance
 from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.statistics import by_time, fake_score_statistics
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 
 Weighting: TypeAlias = Literal["l1", "kl"]
-WEIGHTINGS: tuple[Weighting, ...] = ("l1", "kl")
 
 
 @dataclass
@@ -71,11 +71,9 @@ class ScorePair:
     """
 
     def __init__(self, schedule: Schedule, guidance_scale: float = 1.0, weighting: Weighting = "l1") -> None:
-        if weighting not in WEIGHTINGS:
-            raise ValueError(f"Unknown weighting '{weighting}': use {', '.join(WEIGHTINGS)}.")
-        if not 0 <= guidance_scale < float("inf"):
-            raise ValueError(f"guidance_scale must be at least 0 and finite (1 is off), not {guidance_scale}.")
-        self.schedule, self.guidance_scale, self.weighting = schedule, float(guidance_scale), weighting
+        if weighting not in get_args(Weighting):
+            raise ValueError(f"Unknown weighting '{weighting}': use {', '.join(get_args(Weighting))}.")
+        self.schedule, self.guidance_scale, self.weighting = schedule, Guidance.of(guidance_scale).low, weighting
         self.levels = torch.from_numpy(noise_levels(schedule))
 
     def draw_time(self, rng: Rng, name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -119,12 +117,6 @@ class ScorePair:
     def _weight_of_x0(self, alpha: Array, sigma: Array) -> Array:
         sigma_data = 0.5 if self.schedule.family == "edm" else 1.0
         return np.asarray((alpha / sigma) ** 2 + 1 / sigma_data**2)
-
-
-def check_fake_begins(role: str) -> None:
-    """Raises ValueError for a role that a fake score cannot begin as."""
-    if role not in ("teacher", "student"):
-        raise ValueError(f"Unknown fake_begins '{role}': use teacher or student.")
 
 
 def matching_loss(x: Tensor, gradient: Tensor) -> Tensor:
