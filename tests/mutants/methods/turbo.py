@@ -80,8 +80,8 @@ MUTANTS = [
         ),
         (
             "turbo: the distillation has the game's weight",
-            'weights = {name: getattr(self.settings, f"{name}_weight") for name in terms}',
-            "weights = {name: self.settings.adversarial_weight for name in terms}",
+            '"distillation": settings.distillation_weight}',
+            '"distillation": settings.adversarial_weight}',
             "test_both_players_steps_are_the_papers[vp-epsilon-the paper's]",
         ),
         (
