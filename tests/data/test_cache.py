@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from fewstep.data import cache
-from fewstep.data.cache import fingerprint, home, picture_latents, prompt_latents
-from fewstep.data.pictures import Collection, Picture, Skipped, pixels
+from fewstep.data.cache import fingerprint, home, image_latents, prompt_latents
+from fewstep.data.images import CaptionedImage, Collection, Skipped, pixels
 from fewstep.data.random import Rng
 from fewstep.data.sources import Buckets, LatentSource
 from fewstep.models.cond import Cond
@@ -28,7 +28,7 @@ def made(name, size=(64, 64), colour="red", caption="a red circle", stamp="0"):
         Image.new("RGB", size, colour).save(file, "PNG")
         return file.getvalue()
 
-    return Picture(name, caption, stamp, read)
+    return CaptionedImage(name, caption, stamp, read)
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +42,14 @@ def pictures():
 
 
 def changed(collection, number, **fields):
-    pictures = list(collection.pictures)
+    pictures = list(collection.images)
     pictures[number] = made(pictures[number].name, **fields)
     return Collection(tuple(pictures), collection.skipped)
 
 
 def test_latents_are_the_teachers_of_these_pictures(teacher, pictures, tmp_path):
-    source = picture_latents(tmp_path / "latents", teacher, pictures)
-    images = torch.stack([pixels(p, lambda height, width: (SIZE, SIZE)) for p in pictures.pictures]).float() / 127.5 - 1
+    source = image_latents(tmp_path / "latents", teacher, pictures)
+    images = torch.stack([pixels(p, lambda height, width: (SIZE, SIZE)) for p in pictures.images]).float() / 127.5 - 1
     mean, std = teacher.encode_images(images)
     torch.testing.assert_close(source.mean.float(), mean, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(source.std.float(), std, rtol=1e-3, atol=1e-3)
@@ -65,7 +65,7 @@ def test_a_changed_caption_picture_or_size_is_encoded_again(teacher, pictures, t
     path, encoded = tmp_path / "cache" / "latents", []
 
     def latents(found=pictures, by=teacher):
-        return picture_latents(path, by, found, advance=encoded.append)
+        return image_latents(path, by, found, advance=encoded.append)
 
     first = latents()
     assert encoded == [2] and torch.equal(latents().mean, first.mean) and encoded == [2]
@@ -81,20 +81,20 @@ def test_a_changed_caption_picture_or_size_is_encoded_again(teacher, pictures, t
 
 
 def test_what_cannot_be_read_is_passed_over_and_listed(teacher, pictures, tmp_path):
-    broken = Picture("x", "a red\ncircle", "0", lambda: b"no picture")
+    broken = CaptionedImage("x", "a red\ncircle", "0", lambda: b"no picture")
     tiny = made("y", size=(1, 1))
-    some = Collection((pictures.pictures[0], broken, tiny, pictures.pictures[1]), pictures.skipped)
+    some = Collection((pictures.images[0], broken, tiny, pictures.images[1]), pictures.skipped)
     for _ in range(2):  # encoded, and found again
-        source = picture_latents(tmp_path / "latents", teacher, some)
+        source = image_latents(tmp_path / "latents", teacher, some)
         assert len(source.mean) == len(source.cond) == 2
         assert (tmp_path / cache.SKIPPED).read_text().splitlines() == [
-            "c: it is odd", "x: it is damaged, or no picture", "y: its 1 x 1 pixels are too few",
+            "c: it is odd", "x: it is damaged, or no image", "y: its 1 x 1 pixels are too few",
         ]  # fmt: skip
-    assert torch.equal(source.mean, picture_latents(tmp_path / "good", teacher, pictures).mean)
-    picture_latents(tmp_path / "latents", teacher, Collection(pictures.pictures))
+    assert torch.equal(source.mean, image_latents(tmp_path / "good", teacher, pictures).mean)
+    image_latents(tmp_path / "latents", teacher, Collection(pictures.images))
     assert not (tmp_path / cache.SKIPPED).exists()
-    with pytest.raises(ValueError, match=r"none of the 2 pictures could be used, the first: x: it is damaged"):
-        picture_latents(tmp_path / "latents", teacher, Collection((broken, tiny)))
+    with pytest.raises(ValueError, match=r"none of the 2 images could be used, the first: x: it is damaged"):
+        image_latents(tmp_path / "latents", teacher, Collection((broken, tiny)))
 
 
 def test_an_interrupted_encoding_goes_on_where_it_was(teacher, tmp_path, monkeypatch):
@@ -110,22 +110,22 @@ def test_an_interrupted_encoding_goes_on_where_it_was(teacher, tmp_path, monkeyp
                 raise KeyboardInterrupt
             return made("a", colour=colours[number]).read()
 
-        return Picture(str(number), f"a {colours[number]} circle", "0", read)
+        return CaptionedImage(str(number), f"a {colours[number]} circle", "0", read)
 
     def collection(stop=None):
         return Collection(tuple(watched(i, i == stop) for i in range(5)))
 
     with pytest.raises(KeyboardInterrupt):
-        picture_latents(tmp_path / "latents", teacher, collection(stop=3))
+        image_latents(tmp_path / "latents", teacher, collection(stop=3))
     assert asked == [0, 1, 2, 3] and len(list(tmp_path.iterdir())) == 1
-    whole = picture_latents(tmp_path / "latents", teacher, collection())
+    whole = image_latents(tmp_path / "latents", teacher, collection())
     assert asked[4:] == [2, 3, 4]
-    at_once = picture_latents(tmp_path / "other", teacher, collection())
+    at_once = image_latents(tmp_path / "other", teacher, collection())
     assert fingerprint(whole) == fingerprint(at_once) and len(whole.cond) == 5
     second = tmp_path / "latents-00001.safetensors"
     second.write_bytes(second.read_bytes()[:-5])
     asked.clear()
-    assert fingerprint(picture_latents(tmp_path / "latents", teacher, collection())) == fingerprint(whole)
+    assert fingerprint(image_latents(tmp_path / "latents", teacher, collection())) == fingerprint(whole)
     assert asked == [2, 3]
     with safe_open(second, framework="pt") as file:
         assert file.metadata()["rows"] == "2 to 4 of 5"
@@ -136,7 +136,7 @@ def test_buckets_have_their_own_shapes_and_the_network_is_told_them(family, tmp_
     teacher = as_teacher(build(family), size=SIZE)
     shapes = [(64, 64), (120, 60), (60, 125), (128, 64), (64, 65)]
     some = Collection(tuple(made(str(i), size=(w, h)) for i, (h, w) in enumerate(shapes)))
-    source = picture_latents(tmp_path / "latents", teacher, some, buckets=True)
+    source = image_latents(tmp_path / "latents", teacher, some, buckets=True)
     assert isinstance(source, Buckets)
     down = SIZE // teacher.latent_shape[1]
     sizes = [tuple(side * down for side in part.mean.shape[-2:]) for part in source.sources]
@@ -153,9 +153,9 @@ def test_buckets_have_their_own_shapes_and_the_network_is_told_them(family, tmp_
         batch = part.batch(Rng(0, 0, 2))
         output = teacher.denoiser(batch.x0, teacher.denoiser.schedule.start, batch.cond, 2.0).output
         assert output.shape == batch.x0.shape and output.isfinite().all()
-    again = picture_latents(tmp_path / "latents", teacher, some, buckets=True)
+    again = image_latents(tmp_path / "latents", teacher, some, buckets=True)
     assert fingerprint(again) == fingerprint(source)
-    square = picture_latents(tmp_path / "latents", teacher, some)
+    square = image_latents(tmp_path / "latents", teacher, some)
     assert isinstance(square, LatentSource) and len(square.mean) == 5
 
 
@@ -164,8 +164,8 @@ def test_pixels_of_a_bucket_are_the_pictures_own(teacher, tmp_path):
     image = Image.linear_gradient("L").rotate(90).resize((128, 32))
     data = io.BytesIO()
     image.save(data, "PNG")
-    some = Collection((Picture("a", "a", "0", data.getvalue),))
-    source = picture_latents(tmp_path / "latents", teacher, some, buckets=True)
+    some = Collection((CaptionedImage("a", "a", "0", data.getvalue),))
+    source = image_latents(tmp_path / "latents", teacher, some, buckets=True)
     whole = torch.tensor([list(image.getdata())]).view(1, 1, 32, 128).expand(-1, 3, -1, -1).float() / 127.5 - 1
     torch.testing.assert_close(source.mean.float(), teacher.encode_images(whole)[0], rtol=2e-3, atol=2e-3)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fewstep.data.find import Place, find_captions, find_pictures
-from fewstep.data.pictures import Picture, Skipped
+from fewstep.data.find import Place, find_captions, find_images
+from fewstep.data.images import CaptionedImage, Skipped
 from fewstep.recipe.schema import RecipeError, parse_recipe
 
 
@@ -18,7 +18,7 @@ def picture(path, colour="red", size=(80, 64), **how):
 
 
 def find(folder, limit=None):
-    return find_pictures(Place("folder", str(folder)), limit)
+    return find_images(Place("folder", str(folder)), limit)
 
 
 def said(collection):
@@ -38,12 +38,12 @@ def folder(tmp_path):
 
 def test_captions_stand_beside_their_pictures_or_in_a_list(folder):
     found = find(folder)
-    assert [(p.name, p.caption) for p in found.pictures] == [("b.png", "a blue square"), ("more/a.jpg", "a red circle")]
-    assert found.skipped == () and find(folder, 1).pictures[0].name == "b.png" and len(find(folder, 1).pictures) == 1
-    assert found.pictures[1].read() == (folder / "more" / "a.jpg").read_bytes()
+    assert [(p.name, p.caption) for p in found.images] == [("b.png", "a blue square"), ("more/a.jpg", "a red circle")]
+    assert found.skipped == () and find(folder, 1).images[0].name == "b.png" and len(find(folder, 1).images) == 1
+    assert found.images[1].read() == (folder / "more" / "a.jpg").read_bytes()
     lines = [{"file_name": "more/a.jpg", "text": "one"}, {"file_name": "b.png", "text": "two"}]
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
-    assert [(p.name, p.caption) for p in find(folder).pictures] == [("b.png", "two"), ("more/a.jpg", "one")]
+    assert [(p.name, p.caption) for p in find(folder).images] == [("b.png", "two"), ("more/a.jpg", "one")]
     assert find_captions(Place("", str(folder))) == ("two", "one")
 
 
@@ -69,8 +69,8 @@ def test_what_has_no_usable_caption_is_passed_over_and_listed(folder):
         if caption is not None:
             (folder / f"{name}.txt").write_bytes(caption if isinstance(caption, bytes) else caption.encode())
     found = find(folder)
-    assert [p.name for p in found.pictures] == ["b.png", "g.png", "more/a.jpg"]
-    assert len(found.pictures[1].caption) == 9999
+    assert [p.name for p in found.images] == ["b.png", "g.png", "more/a.jpg"]
+    assert len(found.images[1].caption) == 9999
     assert said(found) == {
         "c.png": "it has no caption: write it to c.txt, or to metadata.jsonl",
         "d.png": "it has no caption",
@@ -98,7 +98,7 @@ def test_links_that_lead_outside_are_not_followed(folder, outside):
     (folder / "same.png").symlink_to(folder / "b.png")  # within the folder links are welcome
     (folder / "same.txt").write_text("the same")
     found = find(folder)
-    assert [p.name for p in found.pictures] == ["b.png", "more/a.jpg", "same.png"]
+    assert [p.name for p in found.images] == ["b.png", "more/a.jpg", "same.png"]
     assert said(found) == dict.fromkeys(("link.png", "own.png", "round.png"), "it lies outside the folder")
 
 
@@ -116,7 +116,7 @@ def test_a_list_that_leads_outside_is_not_followed(folder, outside):
     lines = [json.dumps(entry) for entry in entries] + ['{"file_name": 3}', "{", "[" * 10**5, '{"file_name": "b.png"}']
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     found = find(folder)
-    assert [p.name for p in found.pictures] == ["b.png"]
+    assert [p.name for p in found.images] == ["b.png"]
     why = said(found)
     assert len(why) == len(names) + 4
     for number, name in enumerate(names, 1):
@@ -135,7 +135,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(folder, tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
         find(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds no pictures that could be used \(\.png"):
+    with pytest.raises(ValueError, match=r"holds no images that could be used \(\.png"):
         find(tmp_path / "empty")
     (folder / "more" / "a.txt").unlink()
     (folder / "b.txt").unlink()
@@ -147,7 +147,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(folder, tmp_path):
 
 
 def test_entries_are_pictures_or_reasons(folder):
-    assert isinstance(find(folder).pictures[0], Picture)
+    assert isinstance(find(folder).images[0], CaptionedImage)
     assert str(Skipped("a.png", "it is blue")) == "a.png: it is blue"
     assert Path(folder / "b.png").is_file()
 

@@ -10,8 +10,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from fewstep.data.find import Place, find_captions, find_pictures
-from fewstep.data.pictures import pixels
+from fewstep.data.find import Place, find_captions, find_images
+from fewstep.data.images import pixels
 from fewstep.scenes64.scenes import Scenes, write_webdataset
 
 
@@ -35,7 +35,7 @@ def shard(path, members):
 
 
 def find(path, limit=None, **columns):
-    return find_pictures(Place("webdataset", str(path), **columns), limit)
+    return find_images(Place("webdataset", str(path), **columns), limit)
 
 
 def test_scenes_written_as_shards_are_read_back(tmp_path):
@@ -44,13 +44,13 @@ def test_scenes_written_as_shards_are_read_back(tmp_path):
     write_webdataset(tmp_path, scenes, 7, shard_size=3)
     found = find(tmp_path)
     assert found.skipped == ()
-    assert [p.caption for p in found.pictures] == [scenes.scene(i).caption for i in range(7)]
-    assert found.pictures[4].name == "scenes-000001.tar: 00000004"
+    assert [p.caption for p in found.images] == [scenes.scene(i).caption for i in range(7)]
+    assert found.images[4].name == "scenes-000001.tar: 00000004"
     rendered = scenes.render(range(7)).images
-    for picture, image in zip(found.pictures, rendered, strict=True):
+    for picture, image in zip(found.images, rendered, strict=True):
         assert (pixels(picture, lambda height, width: (16, 16)).permute(1, 2, 0).numpy() == image).all()
-    assert [p.name for p in find(tmp_path, 4).pictures] == [p.name for p in found.pictures[:4]]
-    assert [p.caption for p in find(tmp_path / "scenes-000002.tar").pictures] == [scenes.scene(6).caption]
+    assert [p.name for p in find(tmp_path, 4).images] == [p.name for p in found.images[:4]]
+    assert [p.caption for p in find(tmp_path / "scenes-000002.tar").images] == [scenes.scene(6).caption]
     assert find_captions(Place("", str(tmp_path)))[:2] == tuple(scenes.scene(i).caption for i in range(2))
 
 
@@ -64,11 +64,11 @@ def test_captions_are_text_or_a_key_of_json(tmp_path):
     members += [("c.png", png()), ("c.json", json.dumps({"title": "three", "n": 3}).encode())]
     shard(tmp_path / "x.tar", members)
     found = find(tmp_path)
-    assert [(p.name, p.caption) for p in found.pictures] == [("x.tar: a", "one"), ("x.tar: sub/b", "two")]
+    assert [(p.name, p.caption) for p in found.images] == [("x.tar: a", "one"), ("x.tar: sub/b", "two")]
     assert [str(s) for s in found.skipped] == [
         "x.tar: c: its JSON has no text by the name of text or caption or prompt"
     ]
-    assert [p.caption for p in find(tmp_path, caption_column="title").pictures] == ["one", "three"]
+    assert [p.caption for p in find(tmp_path, caption_column="title").images] == ["one", "three"]
 
 
 class _Trap:
@@ -101,15 +101,15 @@ def test_a_hostile_tar_gives_its_good_samples_and_reasons(tmp_path):
     ])  # fmt: skip
     before = sorted(tmp_path.rglob("*"))
     found = find(tmp_path)
-    assert [p.name for p in found.pictures] == ["x.tar: good", "x.tar: j"]
-    with pytest.raises(ValueError, match="damaged, or no picture"):
-        pixels(found.pictures[1], lambda height, width: (8, 8))
+    assert [p.name for p in found.images] == ["x.tar: good", "x.tar: j"]
+    with pytest.raises(ValueError, match="damaged, or no image"):
+        pixels(found.images[1], lambda height, width: (8, 8))
     why = {entry.name.removeprefix("x.tar: "): entry.why for entry in found.skipped}
-    assert why["a"] == "it has no picture, but pkl, txt"
+    assert why["a"] == "it has no image, but pkl, txt"
     assert why["../b.png"] == why["../b.txt"] == why[str(tmp_path / "c.png")] == "its name lies outside the folder"
     assert why["d.txt"] == why["e.png"] == why["i.png"] == "it is a link or a device"
     assert why["d"] == why["g"] == "it has no caption" and why["f"] == "its caption is not text in UTF-8"
-    assert why["h"] == "its JSON is damaged" and why["c"] == why["e"] == why["i"] == "it has no picture, but txt"
+    assert why["h"] == "its JSON is damaged" and why["c"] == why["e"] == why["i"] == "it has no image, but txt"
     assert len(why) == 14 and sorted(tmp_path.rglob("*")) == before  # nothing was unpacked
     assert "secret" not in repr(found)
 
@@ -122,11 +122,11 @@ def test_of_a_tar_cut_short_what_is_whole_is_kept(tmp_path, keep):
     assert keep < len(whole)
     (tmp_path / "b.tar").write_bytes(whole[:keep])
     found = find(tmp_path)
-    assert [p.name for p in found.pictures][:3] == ["a.tar: 0", "a.tar: 1", "a.tar: 2"]
-    mine = [p.name for p in found.pictures[3:]]
+    assert [p.name for p in found.images][:3] == ["a.tar: 0", "a.tar: 1", "a.tar: 2"]
+    mine = [p.name for p in found.images[3:]]
     assert mine == [f"b.tar: {i}" for i in range(len(mine))] and len(mine) < 3
     assert any("cut short" in entry.why for entry in found.skipped)
-    for picture in found.pictures:
+    for picture in found.images:
         pixels(picture, lambda height, width: (8, 8))
         assert picture.caption == "x" * 600
 
@@ -138,7 +138,7 @@ def test_a_tar_cut_between_members_is_noticed(tmp_path):
     assert not any(whole[end:])
     (tmp_path / "a.tar").write_bytes(whole[:end])
     found = find(tmp_path)
-    assert len(found.pictures) == 1
+    assert len(found.images) == 1
     assert [str(entry) for entry in found.skipped] == ["a.tar: it is cut short: it lacks the mark of its end"]
 
 

@@ -10,8 +10,8 @@ import sys
 import pytest
 from PIL import Image
 
-from fewstep.data.find import Place, find_captions, find_pictures
-from fewstep.data.pictures import pixels
+from fewstep.data.find import Place, find_captions, find_images
+from fewstep.data.images import pixels
 
 pytestmark = pytest.mark.needs("pyarrow", "datasets")  # of the extra `data`
 
@@ -30,7 +30,7 @@ def table(path, columns, rows_at_once=2):
 
 
 def find(path, limit=None, source="parquet", **columns):
-    return find_pictures(Place(source, str(path), **columns), limit)
+    return find_images(Place(source, str(path), **columns), limit)
 
 
 def shown(picture):
@@ -50,18 +50,18 @@ def test_rows_are_pictures_in_their_order_over_groups_and_files(tmp_path):
     )
     table(tmp_path / "b.parquet", {"jpg": [png("green")], "caption": ["another"], "other": [3]})
     found = find(tmp_path)
-    assert [p.caption for p in found.pictures] == [*(f"a {c} one" for c in colours), "another"]
-    assert [p.name for p in found.pictures][4:] == ["a.parquet: row 4", "b.parquet: row 0"]
-    assert [shown(p) for p in found.pictures] == [RED, BLUE, GREEN, RED, BLUE, GREEN]
-    assert shown(found.pictures[1]) == BLUE and found.skipped == ()  # in any order
-    assert len(find(tmp_path / "a.parquet", 3).pictures) == 3
+    assert [p.caption for p in found.images] == [*(f"a {c} one" for c in colours), "another"]
+    assert [p.name for p in found.images][4:] == ["a.parquet: row 4", "b.parquet: row 0"]
+    assert [shown(p) for p in found.images] == [RED, BLUE, GREEN, RED, BLUE, GREEN]
+    assert shown(found.images[1]) == BLUE and found.skipped == ()  # in any order
+    assert len(find(tmp_path / "a.parquet", 3).images) == 3
     assert find_captions(Place("", str(tmp_path)), 2) == ("a red one", "a blue one")
 
 
 def test_columns_can_be_named(tmp_path):
     table(tmp_path / "a.parquet", {"x": [png("blue")], "title": ["named"], "image": [png()], "text": ["usual"]})
     found = find(tmp_path, image_column="x", caption_column="title")
-    assert (found.pictures[0].caption, shown(found.pictures[0])) == ("named", BLUE)
+    assert (found.images[0].caption, shown(found.images[0])) == ("named", BLUE)
     with pytest.raises(
         ValueError, match=r"data\.image_column: there is no column 'y' in .*a\.parquet, which has x, title"
     ):
@@ -100,15 +100,15 @@ def test_a_hostile_table_gives_its_good_rows_and_reasons(tmp_path):
         "d.parquet: it lies outside the folder",
     ]
     said = []
-    for picture in found.pictures:
+    for picture in found.images:
         try:
             said.append(shown(picture))
         except ValueError as error:
             said.append(str(error))
     outside = "it lies outside the folder"
     assert said == [
-        RED, BLUE, outside, outside, outside, "it has no picture", "it is damaged, or no picture",
-        "its 1 x 1 pixels are too few", "it has no picture",
+        RED, BLUE, outside, outside, outside, "it has no image", "it is damaged, or no image",
+        "its 1 x 1 pixels are too few", "it has no image",
     ]  # fmt: skip
 
 
@@ -149,9 +149,9 @@ def saved(tmp_path):
 
 def test_a_saved_data_set_is_read_and_its_paths_stay_inside(saved):
     found = find(saved, source="datasets", split="test")
-    assert [(p.name, p.caption) for p in found.pictures] == [("row 0", "one"), ("row 1", "two")]
-    assert [shown(p) for p in found.pictures] == [RED, BLUE]
-    cells = find(saved, source="datasets", split="cells").pictures
+    assert [(p.name, p.caption) for p in found.images] == [("row 0", "one"), ("row 1", "two")]
+    assert [shown(p) for p in found.images] == [RED, BLUE]
+    cells = find(saved, source="datasets", split="cells").images
     with pytest.raises(ValueError, match="it lies outside the folder"):
         shown(cells[0])
     assert shown(cells[1]) == RED

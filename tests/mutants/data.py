@@ -237,8 +237,8 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "data/pictures.py",
-        "data/test_pictures.py",
+        "data/images.py",
+        "data/test_images.py",
         (
             "pictures: they lie on their side",
             "_rgb(ImageOps.exif_transpose(file))",
@@ -271,13 +271,13 @@ MUTANTS = [
         ),
         (
             "pictures: any number of pixels is decoded",
-            "if file.width * file.height > _MOST_PIXELS:",
-            "if file.width > _MOST_PIXELS:",
+            "if file.width * file.height > _MAX_PIXELS:",
+            "if file.width > _MAX_PIXELS:",
             "test_large_pictures_are_read_and_larger_ones_refused",
         ),
         (
             "pictures: one pixel is a picture",
-            "if min(sides) * _LEAST_PART < min(wanted):",
+            "if min(sides) * _MAX_ENLARGEMENT < min(wanted):",
             "if min(sides) < 1:",
             "test_what_cannot_be_used_is_said_in_a_few_words",
         ),
@@ -295,20 +295,20 @@ MUTANTS = [
         ),
         (
             "pictures: an empty caption is one",
-            ("    if not said:\n        raise"),
-            ("    if said is None:\n        raise"),
+            ("    if not caption:\n        raise"),
+            ("    if caption is None:\n        raise"),
             "tests/data/test_folder.py::test_what_has_no_usable_caption_is_passed_over_and_listed",
         ),
         (
             "pictures: a changed caption has the old fingerprint",
-            "repr((picture.name, picture.stamp, picture.caption))",
-            "repr((picture.name, picture.stamp))",
+            "repr((image.name, image.stamp, image.caption))",
+            "repr((image.name, image.stamp))",
             "tests/data/test_folder.py::test_a_fingerprint_knows_names_times_and_captions",
         ),
         (
             "pictures: a changed picture has the old fingerprint",
-            "repr((picture.name, picture.stamp, picture.caption))",
-            "repr((picture.name, picture.caption))",
+            "repr((image.name, image.stamp, image.caption))",
+            "repr((image.name, image.caption))",
             "tests/data/test_cache.py::test_a_changed_caption_picture_or_size_is_encoded_again",
         ),
     ),
@@ -357,7 +357,7 @@ MUTANTS = [
         ),
         (
             "tables: rows are counted anew in each group",
-            "            first += len(texts)\n",
+            "                first += len(texts)\n",
             "",
             "test_rows_are_pictures_in_their_order_over_groups_and_files",
         ),

@@ -72,7 +72,7 @@ def test_a_run_in_buckets_is_resumed_to_the_bit_and_says_what_it_skipped(short, 
     code, output, errors = inside(monkeypatch, capsys, tmp_path, *arguments)
     assert (code, errors) == (0, "")
     assert "1 of the pictures or captions could not be used: see run/data/skipped.txt." in output
-    assert (tmp_path / "run" / "data" / "skipped.txt").read_text() == "x.png: it is damaged, or no picture\n"
+    assert (tmp_path / "run" / "data" / "skipped.txt").read_text() == "x.png: it is damaged, or no image\n"
     stop_and_go_on(monkeypatch, wanted, tmp_path / "stopped", 3)
     first, second = (load(latest(tmp_path / name / "checkpoints"))[0] for name in ("run", "stopped"))
     assert same(first, second) and len(losses(tmp_path / "run")) == 2
@@ -130,6 +130,4 @@ def test_nothing_that_can_be_used_is_one_sentence(short, tmp_path, monkeypatch, 
     ]
     code, output, errors = inside(monkeypatch, capsys, tmp_path, *arguments)
     assert (code, output) == (2, "") and not (tmp_path / "run").exists()
-    assert errors.startswith(
-        "Error: data.path: a.tar holds no pictures that could be used, the first because a.tar: a: "
-    )
+    assert errors.startswith("Error: data.path: a.tar holds no images that could be used, the first because a.tar: a: ")

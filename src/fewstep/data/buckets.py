@@ -1,4 +1,4 @@
-"""Aspect buckets: sizes of about one area, so that pictures need not all be cut to squares.
+"""Aspect buckets: sizes of about one area, so that images need not all be cut to squares.
 
 A bucket's sides are multiples of a step and its area is at most the square's. For every side there is the longest other
 one, both ways round, down to four times as long as wide; at 1024 pixels in steps of 64 that gives sizes which SDXL was
@@ -29,5 +29,5 @@ def bucket_sizes(side: int, multiple: int) -> tuple[Size, ...]:
 
 
 def nearest(height: int, width: int, sizes: Sequence[Size]) -> Size:
-    """The bucket of the nearest shape, of which a picture of this size loses least: by the ratio of the ratios."""
+    """The bucket of the nearest shape, of which an image of this size loses least: by the ratio of the ratios."""
     return min(sizes, key=lambda size: (abs(math.log(size[0] * width / (size[1] * height))), -size[0] * size[1], size))

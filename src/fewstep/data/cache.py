@@ -1,7 +1,7 @@
-"""Pictures and captions, encoded once by the teacher's own VAE and text encoders, and kept on disk.
+"""Images and captions, encoded once by the teacher's own VAE and text encoders, and kept on disk.
 
-Files hold some hundred pictures each and are there whole or not at all: an interrupted encoding goes on where it was,
-and files of other pictures, captions, sizes or another teacher are made anew. ``skipped.txt`` beside them lists what
+Files hold some hundred images each and are there whole or not at all: an interrupted encoding goes on where it was,
+and files of other images, captions, sizes or another teacher are made anew. ``skipped.txt`` beside them lists what
 was passed over.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewstep.data.buckets import Size, bucket_sizes, nearest
 from fewstep.data.files import replace_tensors, replace_text, text_hash
-from fewstep.data.pictures import Collection, Skipped, pixels
+from fewstep.data.images import Collection, Skipped, pixels
 from fewstep.data.sources import Buckets, LatentSource, Prompts
 from fewstep.models.cond import Cond
 from fewstep.models.families import Teacher, vae_batch_size
@@ -29,10 +29,10 @@ _LARGEST = 2**31  # bytes that may stay on an accelerator; a batch of any size i
 SKIPPED = "skipped.txt"
 
 Advance = Callable[[int], None]
-"""Called with the number of pictures done."""
+"""Called with the number of images done."""
 
 
-def picture_latents(
+def image_latents(
     path: Path,
     teacher: Teacher,
     found: Collection,
@@ -40,10 +40,10 @@ def picture_latents(
     advance: Advance | None = None,
     buckets: bool = False,
 ) -> LatentSource | Buckets:
-    """Pictures of any data set as latents with prompt embeddings, from ``path`` if it holds just these.
+    """Images of any data set as latents with prompt embeddings, from ``path`` if it holds just these.
 
     Latents are kept as their posterior's mean and standard deviation, in float16, and sampled anew at every visit.
-    They are encoded again where any picture, or its caption, has changed.
+    They are encoded again where any image, or its caption, has changed.
 
     Args:
         buckets: cut each to the bucket nearest to its shape; otherwise all to squares.
@@ -55,14 +55,14 @@ def picture_latents(
     sizes = bucket_sizes(side, teacher.multiple) if buckets else ((side, side),)
 
     def read(rows: range) -> Iterator[Row | Skipped]:
-        for picture in found.pictures[rows.start : rows.stop]:
+        for image in found.images[rows.start : rows.stop]:
             try:
-                yield pixels(picture, lambda height, width: nearest(height, width, sizes)), picture.caption
+                yield pixels(image, lambda height, width: nearest(height, width, sizes)), image.caption
             except ValueError as error:
-                yield Skipped(picture.name, str(error))
+                yield Skipped(image.name, str(error))
 
     name = f"pictures {found.fingerprint()}{' in buckets' if buckets else ''}"
-    found_now = Encoding(path, teacher, name, len(found.pictures), read, found.skipped).load(device, advance)
+    found_now = Encoding(path, teacher, name, len(found.images), read, found.skipped).load(device, advance)
     assert not isinstance(found_now, Prompts)
     return found_now
 
@@ -70,7 +70,7 @@ def picture_latents(
 def prompt_latents(
     path: Path, teacher: Teacher, prompts: Sequence[str], device: str = "cpu", advance: Advance | None = None
 ) -> Prompts:
-    """Prompts without pictures, encoded likewise, for methods that look at none."""
+    """Prompts without images, encoded likewise, for methods that look at none."""
     digest = text_hash("\n".join(prompts))
 
     def read(rows: range) -> Iterator[Row]:
@@ -84,7 +84,7 @@ def prompt_latents(
 def home(device: str, size: int) -> str:
     """Where ``size`` bytes of encoded data are kept: ``device``, or the host where they would take too much of it.
 
-    T5's embeddings are megabytes a caption: 4,000 pictures for FLUX are 21 GB.
+    T5's embeddings are megabytes a caption: 4,000 images for FLUX are 21 GB.
     """
     return device if size <= _LARGEST else "cpu"
 
@@ -102,7 +102,7 @@ def fingerprint(source: LatentSource | Buckets | Prompts) -> str:
 Row = tuple[Tensor | None, str]
 """Pixels [3, height, width] in uint8, or none, and the caption."""
 _Parts = dict[Size, dict[str, Tensor]]
-"""Encoded rows by the size of their pictures: "mean", "std", and the condition's `Cond.flat`."""
+"""Encoded rows by the size of their images: "mean", "std", and the condition's `Cond.flat`."""
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Encoding:
             passed += without
         self._list(passed)
         if not any(pieces):
-            raise ValueError(f"data.path: none of the {self.size} pictures could be used, the first: {passed[0]}.")
+            raise ValueError(f"data.path: none of the {self.size} images could be used, the first: {passed[0]}.")
         return _source(_joined(pieces), device, self.teacher.latent_shape)
 
     def _about(self, rows: range) -> dict[str, str]:

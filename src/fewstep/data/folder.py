@@ -1,7 +1,7 @@
-"""A folder of pictures with captions, as people keep them.
+"""A folder of images with captions, as people keep them.
 
-    pictures/cat.jpg   cat.txt                     the caption beside its picture
-    pictures/metadata.jsonl                        or {"file_name": "cat.jpg", "text": "a cat"}, one line a picture
+    images/cat.jpg   cat.txt                     the caption beside its image
+    images/metadata.jsonl                        or {"file_name": "cat.jpg", "text": "a cat"}, one line an image
 
 Nothing outside the folder is read, whatever its links and its list say.
 """
@@ -12,13 +12,22 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from fewstep.data.pictures import KINDS, Picture, Skipped, caption_of, inside, read_text
+from fewstep.data.images import (
+    IMAGE_SUFFIXES,
+    CaptionedImage,
+    Skipped,
+    Unusable,
+    attempt,
+    caption_of,
+    inside,
+    read_text,
+)
 
 _METADATA = "metadata.jsonl"
 
 
-def folder_pictures(folder: Path) -> Iterator[Picture | Skipped]:
-    """The captioned pictures of ``folder`` and below it, in the order of their names, or of the list.
+def folder_images(folder: Path) -> Iterator[CaptionedImage | Skipped]:
+    """The captioned images of ``folder`` and below it, in the order of their names.
 
     Raises:
         ValueError: one sentence when there is no such folder.
@@ -28,23 +37,21 @@ def folder_pictures(folder: Path) -> Iterator[Picture | Skipped]:
     return _listed(folder) if (folder / _METADATA).is_file() else _beside(folder)
 
 
-def _beside(folder: Path) -> Iterator[Picture | Skipped]:
+def _beside(folder: Path) -> Iterator[CaptionedImage | Skipped]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in KINDS or path.is_dir():
-            continue
-        name, text = str(path.relative_to(folder)), path.with_suffix(".txt")
-        try:
-            there = inside(folder, name)
-            if not text.exists():
-                raise ValueError(f"it has no caption: write it to {text.name}, or to {_METADATA}")
-            caption = caption_of(read_text(inside(folder, str(text.relative_to(folder)))))
-        except (ValueError, OSError) as error:
-            yield Skipped(name, str(error))
-            continue
-        yield _picture(name, there, caption)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
+            yield attempt(str(path.relative_to(folder)), _with_text_file, folder, path)
 
 
-def _listed(folder: Path) -> Iterator[Picture | Skipped]:
+def _with_text_file(folder: Path, path: Path) -> CaptionedImage:
+    name, text = str(path.relative_to(folder)), path.with_suffix(".txt")
+    image = inside(folder, name)
+    if not text.exists():
+        raise Unusable(f"it has no caption: write it to {text.name}, or to {_METADATA}")
+    return _image(name, image, caption_of(read_text(inside(folder, str(text.relative_to(folder))))))
+
+
+def _listed(folder: Path) -> Iterator[CaptionedImage | Skipped]:
     try:
         lines = inside(folder, _METADATA).read_bytes().decode("utf-8").splitlines()
     except (ValueError, OSError) as error:
@@ -54,22 +61,25 @@ def _listed(folder: Path) -> Iterator[Picture | Skipped]:
     yield from sorted(found, key=lambda entry: entry.name)
 
 
-def _entry(folder: Path, number: int, line: str) -> Picture | Skipped:
+def _entry(folder: Path, number: int, line: str) -> CaptionedImage | Skipped:
     try:
         entry = json.loads(line)
         name, text = str(entry["file_name"]), entry["text"]
     except (ValueError, KeyError, TypeError, RecursionError):
         wanted = '{"file_name": "cat.jpg", "text": "a cat"}'
         return Skipped(f"line {number} of {_METADATA}", f"it is not like {wanted}")
-    try:
-        path = inside(folder, name)
-        if path.suffix.lower() not in KINDS:
-            raise ValueError(f"it is none of {', '.join(KINDS)}")
-        return _picture(name, path, caption_of("" if text is None else str(text)))
-    except (ValueError, OSError) as error:
-        return Skipped(f"{name} (line {number} of {_METADATA})", str(error))
+    return attempt(
+        f"{name} (line {number} of {_METADATA})", _with_text, folder, name, "" if text is None else str(text)
+    )
 
 
-def _picture(name: str, path: Path, caption: str) -> Picture:
+def _with_text(folder: Path, name: str, text: str) -> CaptionedImage:
+    path = inside(folder, name)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise Unusable(f"it is none of {', '.join(IMAGE_SUFFIXES)}")
+    return _image(name, path, caption_of(text))
+
+
+def _image(name: str, path: Path, caption: str) -> CaptionedImage:
     stat = path.stat()
-    return Picture(name, caption, f"{stat.st_size} {stat.st_mtime_ns}", path.read_bytes)
+    return CaptionedImage(name, caption, f"{stat.st_size} {stat.st_mtime_ns}", path.read_bytes)

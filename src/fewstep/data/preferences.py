@@ -1,4 +1,4 @@
-"""What people chose: pairs of pictures made for one prompt, in a folder with ``preferences.jsonl``, one line a choice.
+"""What people chose: pairs of images made for one prompt, in a folder with ``preferences.jsonl``, one line a choice.
 
 =============  =====================================================================================================
 layout         columns
@@ -8,7 +8,7 @@ Pick-a-Pic     ``caption``, ``jpg_0``, ``jpg_1``, ``label_0`` (1: the first was 
 HPDv2          ``prompt``, ``image_path`` (two of them), ``human_preference`` ([1, 0] or [0, 1])
 =============  =====================================================================================================
 
-Pictures are named relative to the folder, and lie in it. Ties teach nothing and are left out. Other columns are ignored
+Images are named relative to the folder, and lie in it. Ties teach nothing and are left out. Other columns are ignored
 but for ``probability``, which simulated raters state: how likely their choice was.
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.data.pictures import inside
+from fewstep.data.images import inside
 
 FILE = "preferences.jsonl"
 _LONGEST = 100_000  # characters of a line
@@ -32,7 +32,7 @@ class Preference:
     """One choice.
 
     Attributes:
-        prompt: what both pictures were made for.
+        prompt: what both images were made for.
         chosen, rejected: their files.
         probability: how likely the choice was, where that is known.
     """
@@ -56,7 +56,7 @@ def read_preferences(folder: Path) -> Preferences:
 
     Raises:
         ValueError: one sentence that names the line: there is no such folder or list, a line is of none of the layouts,
-            a picture is missing or outside of the folder.
+            an image is missing or outside of the folder.
     """
     file = folder / FILE
     if not file.is_file():
@@ -84,27 +84,27 @@ def _choice(line: str, root: Path, where: str) -> Preference | None:
         entry = None
     if not isinstance(entry, dict):
         raise ValueError(f"{where} is no JSON object of a choice.")
-    prompt, pictures, label = _columns(entry, where)
+    prompt, images, label = _columns(entry, where)
     if label == 0.5:
         return None
-    first, second = (_inside(root, name, where) for name in pictures)
+    first, second = (_inside(root, name, where) for name in images)
     if first == second:
-        raise ValueError(f"{where} chooses between a picture and itself.")
+        raise ValueError(f"{where} chooses between an image and itself.")
     chosen, rejected = (first, second) if label == 1 else (second, first)
     return Preference(prompt, chosen, rejected, _probability(entry.get("probability"), where))
 
 
 def _columns(entry: Mapping[str, Any], where: str) -> tuple[str, tuple[Any, Any], float]:
-    """(prompt, both pictures, 1 where the first was chosen, 0 or 0.5 for a tie), by any of the layouts."""
+    """(prompt, both images, 1 where the first was chosen, 0 or 0.5 for a tie), by any of the layouts."""
     if {"prompt", "chosen", "rejected"} <= entry.keys():
-        prompt, pictures, label = entry["prompt"], (entry["chosen"], entry["rejected"]), 1
+        prompt, images, label = entry["prompt"], (entry["chosen"], entry["rejected"]), 1
     elif {"caption", "jpg_0", "jpg_1", "label_0"} <= entry.keys():
-        prompt, pictures, label = entry["caption"], (entry["jpg_0"], entry["jpg_1"]), entry["label_0"]
+        prompt, images, label = entry["caption"], (entry["jpg_0"], entry["jpg_1"]), entry["label_0"]
     elif {"prompt", "image_path", "human_preference"} <= entry.keys():
         prompt, paths, votes = (entry[key] for key in ("prompt", "image_path", "human_preference"))
         if not (isinstance(paths, list) and len(paths) == 2) or votes not in ([1, 0], [0, 1]):
             raise ValueError(f"{where} must have two image_path, and human_preference [1, 0] or [0, 1].")
-        pictures, label = (paths[0], paths[1]), votes[0]
+        images, label = (paths[0], paths[1]), votes[0]
     else:
         raise ValueError(
             f"{where} must have prompt, chosen and rejected, or the columns of Pick-a-Pic (caption, jpg_0, jpg_1, "
@@ -114,13 +114,13 @@ def _columns(entry: Mapping[str, Any], where: str) -> tuple[str, tuple[Any, Any]
         raise ValueError(f"{where} has a prompt that is no text.")
     if isinstance(label, bool) or label not in (0, 0.5, 1):
         raise ValueError(f"{where} has a label_0 that is none of 1, 0 and 0.5.")
-    return prompt, pictures, float(label)
+    return prompt, images, float(label)
 
 
 def _inside(root: Path, name: Any, where: str) -> Path:
-    """The picture of that name in ``root``, wherever links lead."""
+    """The image of that name in ``root``, wherever links lead."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"{where} must name its pictures' files, as text.")
+        raise ValueError(f"{where} must name its images' files, as text.")
     try:
         return inside(root, name).resolve()
     except ValueError as error:

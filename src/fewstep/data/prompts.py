@@ -1,13 +1,13 @@
-"""Prompts without pictures, for methods that learn from the teacher alone: a text file, one a line, or JSON lines."""
+"""Prompts without images, for methods that learn from the teacher alone: a text file, one a line, or JSON lines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from fewstep.data.pictures import Skipped, caption_in, caption_of
+from fewstep.data.images import Skipped, attempt, caption_in, caption_of, usable
 
-KINDS = (".txt", ".jsonl")
+PROMPT_SUFFIXES = (".txt", ".jsonl")
 
 
 def read_prompts(
@@ -21,25 +21,15 @@ def read_prompts(
     Raises:
         ValueError: one sentence when there is no such file, or no prompt in it.
     """
-    if not path.is_file() or path.suffix.lower() not in KINDS:
-        raise ValueError(f"data.path: prompts are a file of {' or '.join(KINDS)}, one a line, not '{path}'.")
-    prompts: list[str] = []
-    skipped: list[Skipped] = []
-    for number, line in _lines(path):
-        if limit is not None and len(prompts) == limit:
-            break
-        try:
-            prompts.append(caption_of(line) if path.suffix.lower() == ".txt" else caption_in(line, caption_column))
-        except ValueError as error:
-            skipped.append(Skipped(f"line {number} of {path.name}", str(error)))
-    if not prompts:
-        reason = f", the first because {skipped[0]}" if skipped else ""
-        raise ValueError(f"data.path: {path} holds no prompts that could be used{reason}.")
-    return tuple(prompts), tuple(skipped)
+    if not path.is_file() or path.suffix.lower() not in PROMPT_SUFFIXES:
+        raise ValueError(f"data.path: prompts are a file of {' or '.join(PROMPT_SUFFIXES)}, one a line, not '{path}'.")
+    return usable(_prompts(path, caption_column), str(path), "prompts", limit)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _prompts(path: Path, column: str | None) -> Iterator[str | Skipped]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
+            name = f"line {number} of {path.name}"
             if line.strip():
-                yield number, line
+                json_lines = path.suffix.lower() == ".jsonl"
+                yield attempt(name, caption_in, line, column) if json_lines else attempt(name, caption_of, line)

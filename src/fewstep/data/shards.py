@@ -2,8 +2,8 @@
 
     000.tar    cat.jpg  cat.txt  dog.png  dog.json     a caption is in .txt or .caption, or in .json by its key
 
-Nothing is unpacked and no member but pictures and captions is ever decoded: whatever a tar's links, its absolute names
-or its pickles say, nobody listens. A shard is indexed once; pictures are then read where they lie.
+Nothing is unpacked, and no members but images and captions are decoded: links, absolute names and pickles in a tar have
+no effect. A shard is indexed once; images are then read where they lie.
 """
 
 from __future__ import annotations
@@ -13,18 +13,24 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from fewstep.data.pictures import KINDS, MOST_TEXT, Picture, Skipped, caption_in, caption_of, inside
+from fewstep.data.images import (
+    IMAGE_SUFFIXES,
+    MAX_TEXT,
+    CaptionedImage,
+    Skipped,
+    Unusable,
+    attempt,
+    caption_in,
+    caption_of,
+    from_files,
+)
 
+SHARD_SUFFIX = ".tar"
 _TEXTS = ("txt", "caption", "text", "json")
 _END = 1024  # zeros at the end of a whole tar file
 
 
-def shards_of(path: Path) -> list[Path]:
-    """The tar files that ``path`` is or holds."""
-    return [path] if path.is_file() else sorted(path.rglob("*.tar"))
-
-
-def shard_pictures(path: Path, caption_column: str | None = None) -> Iterator[Picture | Skipped]:
+def shard_images(path: Path, caption_column: str | None = None) -> Iterator[CaptionedImage | Skipped]:
     """The samples of a tar file, or of all in a folder and below it in the order of their names.
 
     Args:
@@ -33,25 +39,12 @@ def shard_pictures(path: Path, caption_column: str | None = None) -> Iterator[Pi
     Raises:
         ValueError: one sentence when there is no tar file.
     """
-    shards = shards_of(path) if path.exists() else []
-    if not shards:
-        raise ValueError(f"data.path: there are no shards (.tar) in '{path}'.")
-    return _all(path if path.is_dir() else path.parent, shards, caption_column)
+    return from_files(path, SHARD_SUFFIX, "shards", partial(_samples, column=caption_column))
 
 
-def _all(folder: Path, shards: list[Path], column: str | None) -> Iterator[Picture | Skipped]:
-    for shard in shards:
-        name = str(shard.relative_to(folder))
-        try:
-            inside(folder, name)
-        except ValueError as error:
-            yield Skipped(name, str(error))
-            continue
-        yield from _samples(name, shard, column)
-
-
-def _samples(name: str, shard: Path, column: str | None) -> Iterator[Picture | Skipped]:
-    """The samples of one shard; of one that is cut short those that are whole."""
+def _samples(folder: Path, name: str, column: str | None) -> Iterator[CaptionedImage | Skipped]:
+    """The samples of one shard; only the whole ones of a shard that is cut short."""
+    shard = folder / name
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     wrong: list[Skipped] = []
     size, stamp = shard.stat().st_size, shard.stat().st_mtime_ns
@@ -61,9 +54,9 @@ def _samples(name: str, shard: Path, column: str | None) -> Iterator[Picture | S
                 for member in tar:
                     if member.isdir():
                         continue
-                    why = _refused(member, size)
-                    if why:
-                        wrong.append(Skipped(f"{name}: {member.name}", why))
+                    refused = _refused(member, size)
+                    if refused:
+                        wrong.append(Skipped(f"{name}: {member.name}", refused))
                         continue
                     key, _, suffix = member.name.rpartition("/")[2].partition(".")
                     place = samples.setdefault(f"{member.name.rpartition('/')[0]}/{key}".lstrip("/"), {})
@@ -75,7 +68,7 @@ def _samples(name: str, shard: Path, column: str | None) -> Iterator[Picture | S
             if any(file.read()):
                 wrong.append(Skipped(name, "it is cut short: it lacks the mark of its end"))
         for key, members in samples.items():
-            yield _sample(f"{name}: {key}", shard, members, str(stamp), column)
+            yield attempt(f"{name}: {key}", _sample, f"{name}: {key}", shard, members, str(stamp), column)
     yield from wrong
 
 
@@ -90,20 +83,17 @@ def _refused(member: tarfile.TarInfo, size: int) -> str:
 
 def _sample(
     name: str, shard: Path, members: Mapping[str, tarfile.TarInfo], stamp: str, column: str | None
-) -> Picture | Skipped:
-    picture = next((member for suffix, member in members.items() if f".{suffix}".endswith(KINDS)), None)
-    try:
-        if picture is None:
-            raise ValueError(f"it has no picture, but {', '.join(sorted(members)) or 'nothing'}")
-        text = next((suffix for suffix in _TEXTS if suffix in members), None)
-        if text is None:
-            raise ValueError("it has no caption")
-        said = _read(shard, members[text].offset_data, min(members[text].size, MOST_TEXT + 1))
-        caption = caption_of(said) if text != "json" else caption_in(said, column)
-    except ValueError as error:
-        return Skipped(name, str(error))
-    read = partial(_read, shard, picture.offset_data, picture.size)
-    return Picture(name, caption, f"{stamp} {picture.offset_data} {picture.size}", read)
+) -> CaptionedImage:
+    image = next((member for suffix, member in members.items() if f".{suffix}".endswith(IMAGE_SUFFIXES)), None)
+    if image is None:
+        raise Unusable(f"it has no image, but {', '.join(sorted(members)) or 'nothing'}")
+    kind = next((suffix for suffix in _TEXTS if suffix in members), None)
+    if kind is None:
+        raise Unusable("it has no caption")
+    text = _read(shard, members[kind].offset_data, min(members[kind].size, MAX_TEXT + 1))
+    caption = caption_in(text, column) if kind == "json" else caption_of(text)
+    read = partial(_read, shard, image.offset_data, image.size)
+    return CaptionedImage(name, caption, f"{stamp} {image.offset_data} {image.size}", read)
 
 
 def _read(shard: Path, start: int, size: int) -> bytes:

@@ -49,7 +49,7 @@ class Order:
 
 
 class LatentSource:
-    """Encoded pictures with their conditions, sampled anew from each posterior at every visit.
+    """Encoded images with their conditions, sampled anew from each posterior at every visit.
 
     Args:
         mean, std: [N, ...] of the scaled latents' posterior.
@@ -79,14 +79,14 @@ class LatentSource:
 
 
 class Buckets:
-    """Pictures of several sizes: every batch is of one size, and all pictures are visited equally often.
+    """Images of several sizes: every batch is of one size, and all images are visited equally often.
 
-    A round is one batch for every ``batch_size`` pictures, in an order of its own; each size has as many of them as
-    its pictures make, and where they do not come out even the rest is taken up in a later round. So the size of any
+    A round is one batch for every ``batch_size`` images, in an order of its own; each size has as many of them as
+    its images make, and where they do not come out even the rest is taken up in a later round. So the size of any
     step, and which batch of that size it is, follow from the step alone.
 
     Args:
-        sources: the encoded pictures of each size.
+        sources: the encoded images of each size.
     """
 
     def __init__(self, sources: Sequence[LatentSource]) -> None:
@@ -136,7 +136,7 @@ class Buckets:
 
 
 class Prompts:
-    """Prompts without pictures, for methods that look at none: what stands for data is NaN, so that none can.
+    """Prompts without images, for methods that look at none: what stands for data is NaN, so that none can.
 
     Args:
         cond: of all prompts.

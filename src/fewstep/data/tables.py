@@ -1,6 +1,6 @@
-"""Tables of pictures and captions: parquet files, and Hugging Face datasets by the name or folder of one.
+"""Tables of images and captions: parquet files, and Hugging Face datasets by the name or folder of one.
 
-A cell holds a picture's bytes, or {"bytes": ..., "path": ...} as `datasets` writes it. A path is followed only where it
+A cell holds an image's bytes, or {"bytes": ..., "path": ...} as `datasets` writes it. A path is followed only where it
 leads to a file beside the table. Scripts of data sets are never run.
 """
 
@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from fewstep.data.pictures import CAPTION_KEYS, Picture, Skipped, caption_of, inside
+from fewstep.data.images import (
+    CAPTION_KEYS,
+    CaptionedImage,
+    Skipped,
+    Unusable,
+    attempt,
+    caption_of,
+    from_files,
+    inside,
+)
+from fewstep.models.hub import short_error
 
-_PICTURES = ("image", "jpg", "png", "webp", "img", "picture")
+TABLE_SUFFIX = ".parquet"
+_IMAGE_COLUMNS = ("image", "jpg", "png", "webp", "img", "picture")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_OLDEST = 4  # of datasets: before that it would run a data set's own script
+_OLDEST = 4  # version of `datasets`; earlier ones run a data set's own script
 
 
-def tables_of(path: Path) -> list[Path]:
-    """The parquet files that ``path`` is or holds."""
-    return [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-
-
-def parquet_pictures(
+def parquet_images(
     path: Path, image_column: str | None = None, caption_column: str | None = None
-) -> Iterator[Picture | Skipped]:
+) -> Iterator[CaptionedImage | Skipped]:
     """The rows of a parquet file, or of all in a folder and below it in the order of their names.
 
     Args:
@@ -40,66 +46,47 @@ def parquet_pictures(
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise ValueError("data.source: parquet files need pyarrow: pip install 'fewstep[data]'.") from None
-    tables = tables_of(path) if path.exists() else []
-    if not tables:
-        raise ValueError(f"data.path: there are no tables (.parquet) in '{path}'.")
-    return _all(path if path.is_dir() else path.parent, tables, image_column, caption_column)
+    return from_files(path, TABLE_SUFFIX, "tables", partial(_rows, image=image_column, caption=caption_column))
 
 
-def _all(folder: Path, tables: list[Path], image: str | None, caption: str | None) -> Iterator[Picture | Skipped]:
-    import pyarrow
-
-    for table in tables:
-        name = str(table.relative_to(folder))
-        try:
-            yield from _rows(folder, inside(folder, name), name, image, caption)
-        except (pyarrow.ArrowException, OSError):
-            yield Skipped(name, "it is cut short, damaged, or no parquet file")
-        except _NoColumn as error:
-            raise ValueError(f"{error} in {table}, which has {', '.join(error.columns)}.") from None
-        except ValueError as error:
-            yield Skipped(name, str(error))
-
-
-def _rows(folder: Path, table: Path, name: str, image: str | None, caption: str | None) -> Iterator[Picture | Skipped]:
+def _rows(folder: Path, name: str, image: str | None, caption: str | None) -> Iterator[CaptionedImage | Skipped]:
     import pyarrow.parquet
 
-    stamp, first = table.stat().st_mtime_ns, 0
-    with pyarrow.parquet.ParquetFile(table) as file:
-        columns = file.schema_arrow.names
-        image, caption = _columns(columns, image, caption)
-        for group in range(file.num_row_groups):
-            texts = file.read_row_group(group, columns=[caption]).column(0).to_pylist()
-            for row, text in enumerate(texts):
-                read = partial(_cell, folder, table, stamp, group, image, row)
-                yield _picture(f"{name}: row {first + row}", text, f"{stamp} {group} {row}", read)
-            first += len(texts)
-
-
-def _picture(name: str, text: Any, stamp: str, read: Any) -> Picture | Skipped:
+    table, first = folder / name, 0
     try:
-        return Picture(name, caption_of(text if isinstance(text, str) else ""), stamp, read)
-    except ValueError as error:
-        return Skipped(name, str(error))
+        stamp = table.stat().st_mtime_ns
+        with pyarrow.parquet.ParquetFile(table) as file:
+            image, caption = _columns(file.schema_arrow.names, image, caption, table)
+            for group in range(file.num_row_groups):
+                texts = file.read_row_group(group, columns=[caption]).column(0).to_pylist()
+                for row, text in enumerate(texts):
+                    read = partial(_cell, folder, table, stamp, group, image, row)
+                    yield _row(f"{name}: row {first + row}", text, f"{stamp} {group} {row}", read)
+                first += len(texts)
+    except (pyarrow.ArrowException, OSError):
+        yield Skipped(name, "it is cut short, damaged, or no parquet file")
 
 
-class _NoColumn(ValueError):
-    def __init__(self, message: str, columns: Sequence[str]) -> None:
-        super().__init__(message)
-        self.columns = columns
+def _row(name: str, text: Any, stamp: str, read: Callable[[], bytes]) -> CaptionedImage | Skipped:
+    caption = attempt(name, caption_of, text if isinstance(text, str) else "")
+    return caption if isinstance(caption, Skipped) else CaptionedImage(name, caption, stamp, read)
 
 
-def _columns(there: Sequence[str], image: str | None, caption: str | None) -> tuple[str, str]:
-    """The names of the two columns."""
+def _columns(there: Sequence[str], image: str | None, caption: str | None, table: Path | str) -> tuple[str, str]:
+    """The names of the two columns.
+
+    Raises:
+        ValueError: one sentence when the table has no such column.
+    """
 
     def pick(key: str, given: str | None, usual: Sequence[str]) -> str:
         found = next((name for name in ([given] if given is not None else usual) if name in there), None)
         if found is None:
             wanted = f"'{given}'" if given is not None else " or ".join(usual)
-            raise _NoColumn(f"data.{key}: there is no column {wanted}", there)
+            raise ValueError(f"data.{key}: there is no column {wanted} in {table}, which has {', '.join(there)}.")
         return found
 
-    return pick("image_column", image, _PICTURES), pick("caption_column", caption, CAPTION_KEYS)
+    return pick("image_column", image, _IMAGE_COLUMNS), pick("caption_column", caption, CAPTION_KEYS)
 
 
 def _cell(folder: Path, table: Path, stamp: int, group: int, column: str, row: int) -> bytes:
@@ -115,19 +102,19 @@ def _group(table: Path, stamp: int, group: int, column: str) -> Any:
         return file.read_row_group(group, columns=[column]).column(0)
 
 
-def _bytes(cell: Any, folders: Iterable[Path]) -> bytes:
+def _bytes(cell: Any, folders: Sequence[Path]) -> bytes:
     """What a cell holds or, beside the table, names.
 
     Raises:
-        ValueError: neither.
+        Unusable: neither.
     """
     if isinstance(cell, dict):
         data, path = cell.get("bytes"), cell.get("path")
         if data is None and isinstance(path, str):
-            return _beside(path, list(folders))
+            return _beside(path, folders)
         cell = data
     if not isinstance(cell, bytes):
-        raise ValueError("it has no picture")
+        raise Unusable("it has no image")
     return cell
 
 
@@ -135,7 +122,7 @@ def _beside(path: str, folders: Sequence[Path]) -> bytes:
     for folder in folders[:-1]:
         try:
             return inside(folder, path).read_bytes()
-        except ValueError:
+        except Unusable:
             continue
     return inside(folders[-1], path).read_bytes()
 
@@ -143,9 +130,9 @@ def _beside(path: str, folders: Sequence[Path]) -> bytes:
 # ---------------------------------------------------------------- Hugging Face datasets
 
 
-def dataset_pictures(
+def dataset_images(
     name: str, split: str = "train", image_column: str | None = None, caption_column: str | None = None
-) -> Iterator[Picture | Skipped]:
+) -> Iterator[CaptionedImage | Skipped]:
     """The rows of a data set of the hub, or of a folder that `datasets.Dataset.save_to_disk` made.
 
     Raises:
@@ -158,17 +145,14 @@ def dataset_pictures(
     if int(datasets.__version__.split(".")[0]) < _OLDEST:
         raise ValueError(f"data.source: datasets {datasets.__version__} may run scripts: install {_OLDEST} or newer.")
     data, folders = _opened(datasets, name, split)
-    try:
-        image, caption = _columns(data.column_names, image_column, caption_column)
-    except _NoColumn as error:
-        raise ValueError(f"{error} in {name}, which has {', '.join(error.columns)}.") from None
+    image, caption = _columns(data.column_names, image_column, caption_column, name)
     if isinstance(data.features[image], datasets.Image):
         data = data.cast_column(image, datasets.Image(decode=False))
     return _dataset_rows(data, folders, image, caption)
 
 
 def _opened(datasets: Any, name: str, split: str) -> tuple[Any, list[Path]]:
-    """(the data set, the folders in which its pictures may lie)."""
+    """(the data set, the folders in which its images may lie)."""
     try:
         if Path(name).is_dir():
             folder = _saved(Path(name), split)
@@ -177,8 +161,7 @@ def _opened(datasets: Any, name: str, split: str) -> tuple[Any, list[Path]]:
             raise ValueError(f"'{name}' is no folder and no hub name (owner/name)")
         found = datasets.load_dataset(name, split=split)
     except Exception as error:  # several libraries read these files, each with errors of its own
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"data.path: the data set '{name}' cannot be loaded: {said}.") from None
+        raise ValueError(f"data.path: the data set '{name}' cannot be loaded: {short_error(error)}.") from None
     return found, [Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_HUB_CACHE)]
 
 
@@ -200,11 +183,11 @@ def _saved(folder: Path, split: str) -> Path:
     return folder
 
 
-def _dataset_rows(data: Any, folders: list[Path], image: str, caption: str) -> Iterator[Picture | Skipped]:
-    name = str(data._fingerprint)
+def _dataset_rows(data: Any, folders: list[Path], image: str, caption: str) -> Iterator[CaptionedImage | Skipped]:
+    stamp = str(data._fingerprint)
     for row, text in enumerate(data[caption]):
-        yield _picture(f"row {row}", text, f"{name} {row}", partial(_row, data, row, image, folders))
+        yield _row(f"row {row}", text, f"{stamp} {row}", partial(_dataset_cell, data, row, image, folders))
 
 
-def _row(data: Any, row: int, image: str, folders: list[Path]) -> bytes:
+def _dataset_cell(data: Any, row: int, image: str, folders: list[Path]) -> bytes:
     return _bytes(data[row][image], folders)

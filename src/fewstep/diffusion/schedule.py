@@ -388,7 +388,7 @@ class Schedule:
 
     @staticmethod
     def shift_of_size(config: Mapping[str, Any], tokens: int) -> float:
-        """The flow shift for a picture of so many tokens, by a FlowMatchEulerDiscreteScheduler's config (FLUX).
+        """The flow shift for an image of so many tokens, by a FlowMatchEulerDiscreteScheduler's config (FLUX).
 
         It is exp(mu), or mu itself where ``time_shift_type`` is linear; mu is linear in the number of tokens.
         """

@@ -192,7 +192,7 @@ def _numbers(device: str) -> Finding:
     except Exception as error:  # whatever it is, the user must hear of it here and not in the middle of a run
         return Finding(PROBLEM, f"scenes-64 does not run on {device}: {short_error(error)}", "see the lines above")
     off = difference(mine, exact)
-    text = f"scenes-64 on {device}: a LoRA step of 4 pictures takes {1000 * seconds:.0f} ms"
+    text = f"scenes-64 on {device}: a LoRA step of 4 images takes {1000 * seconds:.0f} ms"
     if not off < _TOLERANCE:  # NaN is a problem too
         return Finding(PROBLEM, f"{text}, and its numbers are {off:.1%} off float64's", "update or reinstall torch")
     return Finding(OK, f"{text}; its numbers are float64's within {max(off, 1e-7):.0e}")

@@ -42,12 +42,12 @@ class Estimate:
     Attributes:
         device: where it will run.
         training: what is there at the peak of a training step, by part; the sum is the peak.
-        encoding, sampling: peaks while pictures are encoded and while sample grids are decoded (0: not known).
+        encoding, sampling: peaks while images are encoded and while sample grids are decoded (0: not known).
         parameters: of the teacher's network (a number).
         trainable: parameters by player.
         lora_layers: how many layers the student adapts; 0 for full weights.
         calls: network calls of a step by role.
-        equivalents: forward equivalents of a step per picture (forward 1, backward 2), in the mean over its players.
+        equivalents: forward equivalents of a step per image (forward 1, backward 2), in the mean over its players.
     """
 
     device: str
@@ -77,12 +77,12 @@ def estimate(
     method_settings: Any,
     settings: TrainingSettings,
     weights: Weights,
-    pictures: int,
+    images: int,
     prompts: int = 0,
     pairs: int = 0,
     quantization: Kind | None = None,
 ) -> Estimate:
-    """The estimate of distilling ``outline`` on ``pictures`` cached pictures, with grids of ``prompts`` prompts.
+    """The estimate of distilling ``outline`` on ``images`` cached images, with grids of ``prompts`` prompts.
 
     Args:
         pairs: of the teacher, where the method learns from them. quantization: of its network.
@@ -91,7 +91,7 @@ def estimate(
         ValueError: a teacher that fewstep cannot distil yet; settings that the method or the network refuses.
     """
     device = torch.device(settings.device).type
-    taught, roles, source, kept = _on_meta(outline, method, method_settings, settings, weights, pictures, pairs)
+    taught, roles, source, kept = _on_meta(outline, method, method_settings, settings, weights, images, pairs)
     players = {player.name: trained_by(player, roles) for player in taught.players}
     trained = [p for parameters in players.values() for p in parameters]
     peak, gradients = rehearse(taught, roles, source, settings), _size(trained, device)
@@ -111,7 +111,7 @@ def estimate(
     return Estimate(
         device=settings.device,
         training={**there, "gradients": gradients, "activations": max(peak - gradients, 0)},
-        encoding=_encoding(outline, encoding, pictures, device),
+        encoding=_encoding(outline, encoding, images, device),
         sampling=_sampling(outline, between + (vae if waits else 0), prompts, device),
         parameters=sum(p.numel() for p in outline.base.parameters()),
         trainable={name: sum(p.numel() for p in tensors) for name, tensors in players.items()},
@@ -138,12 +138,12 @@ def _parts(outline: MetaPipeline, kind: str, device: str) -> int:
 
 def _on_meta(
     outline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights,
-    pictures: int, pairs: int,
+    images: int, pairs: int,
 ) -> tuple[Method, Roles, Source, list[LatentSource]]:  # fmt: skip
     """Method, roles and data of a run without values, and the sets behind the data."""
     teacher = outline.denoiser()
     taught = method(teacher.schedule, method_settings)
-    source, kept = _data(outline, method, pictures, pairs)
+    source, kept = _data(outline, method, images, pairs)
     precision = "fp32" if settings.autocast else settings.precision  # meta has no autocast; the rehearsal imitates it
     on_meta = dataclasses.replace(settings, device="meta", precision=precision)
     rewards = (*taught.rewards, *taught.measures)
@@ -171,11 +171,11 @@ def _own(roles: Roles, device: str) -> dict[str, int]:
 
 
 def _data(
-    outline: MetaPipeline, method: type[Method], pictures: int, pairs: int, device: str = "meta"
+    outline: MetaPipeline, method: type[Method], images: int, pairs: int, device: str = "meta"
 ) -> tuple[Source, list[LatentSource]]:
     """What a method trains on, and the sets behind it."""
-    data = _latents(outline, pictures, device)
-    read: Source = WithPrompts(data, ["a picture"] * pictures) if "prompts" in method.streams else data
+    data = _latents(outline, images, device)
+    read: Source = WithPrompts(data, ["an image"] * images) if "prompts" in method.streams else data
     if "pairs" not in method.streams:
         return read, [data]
     like = _latents(outline, max(pairs, 1), device)
@@ -183,10 +183,10 @@ def _data(
     return WithPairs(read, made), [data, made]
 
 
-def _latents(outline: MetaPipeline, pictures: int, device: str = "meta") -> LatentSource:
+def _latents(outline: MetaPipeline, images: int, device: str = "meta") -> LatentSource:
     """A data set as `fewstep.data.cache` keeps it encoded, in float16, without its values."""
-    cond = outline.prompts(pictures, torch.float16, device)
-    mean, std = (torch.zeros(pictures, *outline.latent_shape, dtype=torch.float16, device=device) for _ in range(2))
+    cond = outline.prompts(images, torch.float16, device)
+    mean, std = (torch.zeros(images, *outline.latent_shape, dtype=torch.float16, device=device) for _ in range(2))
     return LatentSource(mean, std, cond)
 
 
@@ -210,7 +210,7 @@ def _size(tensors: Iterable[Tensor], device: str) -> int:
 
 
 @torch.no_grad()
-def _encoding(outline: MetaPipeline, between: int, pictures: int, device: str) -> int:
+def _encoding(outline: MetaPipeline, between: int, images: int, device: str) -> int:
     """Peak while the autoencoder encodes, batch after batch; the optimiser's moments are not there yet."""
     vae: Any = outline.parts.get("vae")
     if vae is None or outline.image_size is None:
@@ -218,13 +218,13 @@ def _encoding(outline: MetaPipeline, between: int, pictures: int, device: str) -
     ledger = MemoryTracker(device, _tensors(vae))
     side = outline.image_size
     with DeviceRules(device, None), ledger:
-        vae.encode(torch.empty(min(pictures, vae_batch_size(side)), 3, side, side, dtype=vae.dtype, device="meta"))
+        vae.encode(torch.empty(min(images, vae_batch_size(side)), 3, side, side, dtype=vae.dtype, device="meta"))
     return between + ledger.peak
 
 
 @torch.no_grad()
 def _sampling(outline: MetaPipeline, between: int, prompts: int, device: str) -> int:
-    """Peak while a sample grid's pictures are decoded."""
+    """Peak while a sample grid's images are decoded."""
     vae: Any = outline.parts.get("vae")
     if vae is None or outline.image_size is None or not prompts:
         return 0

@@ -162,14 +162,14 @@ def rehearse(method: Method, roles: Roles, source: Any, settings: TrainingSettin
 
 
 def mean_cost(method: Method, roles: Roles, source: Any, settings: TrainingSettings) -> float:
-    """Forward equivalents of a training step per picture, in the mean over a round of the players; without values.
+    """Forward equivalents of a training step per image, in the mean over a round of the players; without values.
 
     Arguments as for `rehearse`. Where calls are drawn at random, a step with nearly the mean number of them stands for
     all.
     """
     number, count = _typical(method, source, settings), math.lcm(*(player.every for player in method.players))
     rounds = Counter(frozenset(p.name for p in method.players if p.due(step)) for step in range(count))
-    pictures = settings.batch_size // settings.accumulation * min(settings.accumulation, 2)
+    images = settings.batch_size // settings.accumulation * min(settings.accumulation, 2)
     spent = 0.0
     for due, times in rounds.items():
         before = roles.cost().forward_equivalents
@@ -177,7 +177,7 @@ def mean_cost(method: Method, roles: Roles, source: Any, settings: TrainingSetti
             _step(method, roles, source, settings, number, due)
         spent += times * (roles.cost().forward_equivalents - before)
         _forget(roles)
-    return spent / count / pictures
+    return spent / count / images
 
 
 def _forget(roles: Roles) -> None:

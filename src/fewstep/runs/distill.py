@@ -23,9 +23,9 @@ from typing import Any
 
 import yaml
 
-from fewstep.data.cache import fingerprint, picture_latents, prompt_latents
+from fewstep.data.cache import fingerprint, image_latents, prompt_latents
 from fewstep.data.files import LOCK, only_one, replace_text
-from fewstep.data.find import find_captions, find_pictures
+from fewstep.data.find import find_captions, find_images
 from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Prompts, Source, WithPrompts
 from fewstep.planning.out_of_memory import explained
@@ -216,9 +216,9 @@ def _pictures(job: Run, place: Path, show_progress: bool) -> LatentSource | Buck
             prompts = find_captions(data.place, data.size)
             with progress_bar(len(prompts), 0, "encoding", loud) as advance:
                 return prompt_latents(path, teacher, prompts, device, advance)
-        found = find_pictures(data.place, data.size)
-        with progress_bar(len(found.pictures), 0, "encoding", loud) as advance:
-            return picture_latents(path, teacher, found, device, advance, data.aspect_buckets)
+        found = find_images(data.place, data.size)
+        with progress_bar(len(found.images), 0, "encoding", loud) as advance:
+            return image_latents(path, teacher, found, device, advance, data.aspect_buckets)
 
 
 def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:

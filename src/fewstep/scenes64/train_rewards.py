@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.data import files
-from fewstep.data.pictures import Picture, pixels
+from fewstep.data.images import CaptionedImage, pixels
 from fewstep.data.preferences import Preference, Preferences, read_preferences
 from fewstep.data.random import Rng, stream_key
 from fewstep.models.detector import DetectorNetwork
@@ -167,7 +167,7 @@ def look(network: RewardNetwork, choices: Sequence[Preference], advance: Callabl
 def _read(path: Path) -> Tensor:
     """uint8 [3, 64, 64]."""
     try:
-        return pixels(Picture(path.name, "", "", path.read_bytes), lambda height, width: (64, 64))
+        return pixels(CaptionedImage(path.name, "", "", path.read_bytes), lambda height, width: (64, 64))
     except ValueError as error:
         raise ValueError(f"The picture {path} cannot be learnt from: {error}.") from None
 

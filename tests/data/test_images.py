@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.data.pictures import Picture, pixels
+from fewstep.data.images import CaptionedImage, pixels
 
 
 def encoded(image, kind="PNG", **how):
@@ -22,7 +22,7 @@ def encoded(image, kind="PNG", **how):
 
 def seen(data, size=(32, 32)):
     """[3, height, width] from 0 to 1."""
-    return pixels(Picture("it", "a", "", lambda: data), lambda height, width: size).float() / 255
+    return pixels(CaptionedImage("it", "a", "", lambda: data), lambda height, width: size).float() / 255
 
 
 def halves(size, red, mode="RGB"):
@@ -57,7 +57,7 @@ def test_the_shape_that_decides_is_that_of_the_upright_picture():
 
     for how in ({}, {"exif": exif}):
         data = encoded(halves((60, 30), 24), **how)
-        assert pixels(Picture("it", "a", "", lambda data=data: data), size_for).shape == (3, 32, 16)
+        assert pixels(CaptionedImage("it", "a", "", lambda data=data: data), size_for).shape == (3, 32, 16)
     assert asked == [(30, 60), (60, 30)]
 
 
@@ -122,11 +122,11 @@ def test_what_cannot_be_used_is_said_in_a_few_words():
     whole = encoded(halves((64, 64), 32))
     gif = encoded(halves((64, 64), 32), "GIF")
     for data, says in (
-        (whole[: len(whole) // 2], "it is damaged, or no picture"),
-        (whole[:20], "it is damaged, or no picture"),
-        (b"", "it is damaged, or no picture"),
-        (pickle.dumps(_Trap()), "it is damaged, or no picture"),
-        (gif, "it is damaged, or no picture"),
+        (whole[: len(whole) // 2], "it is damaged, or no image"),
+        (whole[:20], "it is damaged, or no image"),
+        (b"", "it is damaged, or no image"),
+        (pickle.dumps(_Trap()), "it is damaged, or no image"),
+        (gif, "it is damaged, or no image"),
         (encoded(Image.new("RGB", (1, 1))), "its 1 x 1 pixels are too few"),
         (encoded(Image.new("RGB", (500, 3))), "its 500 x 3 pixels are too few"),
     ):
@@ -137,4 +137,4 @@ def test_what_cannot_be_used_is_said_in_a_few_words():
         raise FileNotFoundError
 
     with pytest.raises(ValueError, match=r"^it cannot be read$"):
-        pixels(Picture("it", "a", "", gone), lambda height, width: (8, 8))
+        pixels(CaptionedImage("it", "a", "", gone), lambda height, width: (8, 8))
