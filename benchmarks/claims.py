@@ -24,9 +24,10 @@ import torch
 from PIL import Image
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Figures, Result, lower_by, unseen
+from fewstep.evaluation.compare import Figures, Result, lower_by
 from fewstep.evaluation.grids import image_grid
 from fewstep.reports.results import IN_SHORT, PICTURES, Entry
+from fewstep.scenes64.prompts import unseen_captions
 
 load = cache(Entry.load)  # most entries are held against several others
 RESULTS = Path(__file__).parent / "results" / "claims.json"
@@ -125,9 +126,7 @@ def picture(folders: list[Path]) -> Image.Image:
     ways = [("teacher", 50), ("teacher", 4), *((job, steps) for steps in (1, 4) for job in SHOWN)]
     entries = [found[min(found, key=lambda seed: seed or 0)] for way in ways if (found := find(folders, way))]
     labels = [f"{e.model.split(',')[0]}, {e.steps} step{'s' if e.steps > 1 else ''}" for e in entries]
-    return image_grid(
-        [e.pictures.float() / 255 for e in entries], labels, [scene.caption for scene in unseen(PICTURES)]
-    )
+    return image_grid([e.pictures.float() / 255 for e in entries], labels, unseen_captions(PICTURES))
 
 
 def main() -> None:

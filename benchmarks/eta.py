@@ -16,9 +16,9 @@ import json
 from pathlib import Path
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Candidate, compare, table
-from fewstep.evaluation.reference import reference_of
+from fewstep.evaluation.compare import Candidate, compare, lower_by, table
 from fewstep.inference.generate import load_model
+from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.student import sampler_of
 
 FIGURES = ("FD", "detail FD", "accuracy")
@@ -40,12 +40,12 @@ def main() -> None:
             sampler = sampler_of(model.card, num_inference_steps=steps, eta=eta)
             scale, told = model.card.guidance_scale, model.card.guidance_embed
             ways.append(Candidate(f"{steps} steps, eta {eta:g}", model.denoiser, sampler, scale, told))
-    found = compare(model.teacher, ways, given.count, given.seed, reference=reference_of(model.teacher))
+    found = compare(model.teacher, ways, unseen_prompts(model.teacher, given.count), given.seed)
     print(table(found, ("evaluations", *FIGURES)))
-    rows = {o.label: {n: (o.figures[n], o.intervals[n]) for n in FIGURES} for o in found.outcomes}
+    rows = {r.label: {n: (r.figures[n], r.intervals[n]) for n in FIGURES} for r in found.results}
     etas = len(given.eta.split(","))
     for i, way in enumerate(ways):
-        better, (low, high) = found.better_by("detail FD", way=i, than=i - i % etas)
+        better, (low, high) = lower_by("detail FD", found.results[i], found.results[i - i % etas])
         rows[way.label]["repaired"] = (better, (low, high))
         print(f"{way.label}: detail FD lower than at the first eta by {better:.2f} [{low:.2f}, {high:.2f}]")
     given.out.parent.mkdir(parents=True, exist_ok=True)

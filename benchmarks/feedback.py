@@ -21,9 +21,9 @@ from torch import Tensor
 from fewstep.data.files import replace_text
 from fewstep.evaluation.compare import Candidate, Result, compare, lower_by
 from fewstep.evaluation.metrics import centred_interval
-from fewstep.evaluation.reference import reference_of
 from fewstep.models.families import load_teacher
 from fewstep.models.rewards import load_reward
+from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.lineage import teacher_of
 from fewstep.students.student import load_card, load_student, sampler_of
 
@@ -49,7 +49,7 @@ def row(found: dict[str, Result], rewards: dict[str, Path], threshold: float) ->
     after, before = found["after"], found["before"]
     line: dict[str, object] = {}
     for name, file in rewards.items():
-        now, then = (judged(file, outcome.pictures) for outcome in (after, before))
+        now, then = (judged(file, outcome.images) for outcome in (after, before))
         line[f"{name} reward"] = [float(then.mean()), float(now.mean())]
         line[f"{name} reward up by"] = paired(now, then)
         line[f"{name} reward above the threshold"] = [float((r >= threshold).double().mean()) for r in (then, now)]
@@ -77,14 +77,14 @@ def main() -> None:
         folder = options.run / stage / "student"
         card = load_card(folder)
         students[name] = load_student(teacher_of(folder, card), folder, card), card
-    reference = reference_of(teacher)
+    prompts = unseen_prompts(teacher, options.count)
     for steps in options.steps:
         ways = [
             Candidate(name, student, sampler_of(card, num_inference_steps=steps))
             for name, (student, card) in students.items()
         ]
-        found = compare(teacher, ways, options.count, reference=reference, per_prompt=4, floors=False)
-        rows[str(steps)] = row({o.label: o for o in found.outcomes}, rewards, options.threshold)
+        found = compare(teacher, ways, prompts, per_prompt=4, floors=False)
+        rows[str(steps)] = row({r.label: r for r in found.results}, rewards, options.threshold)
         print(json.dumps({"steps": steps, **rows[str(steps)]}), flush=True)
     about = {"prompts": options.count, "torch": torch.__version__, "threshold": options.threshold}
     replace_text(RESULTS, json.dumps({**about, "steps": rows}, indent=1) + "\n")

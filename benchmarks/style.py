@@ -24,11 +24,11 @@ from torch import Tensor
 
 import fewstep
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import UNSEEN
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.metrics import centred_interval
 from fewstep.recipe.schema import parse_recipe
 from fewstep.runs.distill import distill
+from fewstep.scenes64.prompts import unseen_captions
 from fewstep.scenes64.scenes import Scenes
 from fewstep.scenes64.scenes.write import write_image_folder
 
@@ -106,8 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/style"))
     options = parser.parse_args()
     lora = style_lora(options.out, options.steps)
-    scenes = Scenes(UNSEEN)
-    prompts = [scenes.scene(i).caption for i in range(options.prompts)]
+    prompts = unseen_captions(options.prompts)
     teacher = fewstep.load("scenes-64").teacher
     noise = torch.randn(len(prompts), *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     own, own_styled = (drawn("scenes-64", file, prompts, noise) for file in (None, lora))

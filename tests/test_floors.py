@@ -15,8 +15,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "fewstep"
 ORDER = (
-    ("diffusion",), ("models",), ("sampling", "data", "checkpoints"), ("methods",), ("training",),
-    ("scenes64", "students", "recipe", "verification"), ("evaluation", "planning", "export"), ("runs", "inference"),
+    ("diffusion",), ("models",), ("sampling", "data", "checkpoints"), ("methods",), ("training", "evaluation"),
+    ("scenes64", "students", "recipe", "verification"), ("planning", "export"), ("runs", "inference"),
     ("reports",), ("cli",), ("__main__",),
 )  # fmt: skip
 FLOORS = {name: height for height, names in enumerate(ORDER) for name in names}

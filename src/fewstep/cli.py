@@ -425,8 +425,8 @@ def report(
     out: Annotated[Path, typer.Option(help="Page to write; PNG and JSON appear beside it.")] = Path("report.html"),
     count: Annotated[int, typer.Option(min=8, help="Unseen prompts to measure on.")] = 256,
     features: Annotated[
-        str, typer.Option(help="For FD and KID: reader, or a DINOv2 or CLIP model (folder or hub name).")
-    ] = "reader",
+        str, typer.Option(help="For FD and KID: detector, or a DINOv2 or CLIP model (folder or hub name).")
+    ] = "detector",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """One self-contained page: pictures from the same noise, quality against steps, losses, settings."""
@@ -516,15 +516,16 @@ def teacher_measure(
 ) -> None:
     """What the teacher obeys and what it loses at few steps: 50, 8 and 4 steps of DDIM at several scales."""
     from fewstep.evaluation.compare import as_json, table
-    from fewstep.evaluation.reference import measure_teacher, recommended
+    from fewstep.scenes64.prompts import measure_teacher, recommended_guidance
     from fewstep.training.logging import progress_bar
 
     scales = _numbers(guidance, "--guidance wants numbers, e.g. 1,2,3") or []
     with progress_bar(3 * len(scales), 0, "sampling", True) as advance:
         comparison = measure_teacher(teacher, count, scales, seed, reference, advance)
-    names = ["FD", "detail FD", "accuracy", *(n for n in comparison.outcomes[0].figures if n.startswith("accuracy of"))]
+    names = ["FD", "detail FD", "accuracy", *(n for n in comparison.results[0].figures if n.startswith("accuracy of"))]
     typer.echo(table(comparison, names))
-    typer.echo(f"\nGuidance of lowest FD among those within a point of the best accuracy: {recommended(comparison):g}")
+    best = recommended_guidance(comparison)
+    typer.echo(f"\nGuidance of lowest FD among those within a point of the best accuracy: {best:g}")
     if out:
         from fewstep.data.files import replace_text
 
@@ -563,7 +564,7 @@ def reward_train(
         "runs/taste"
     ),
     trunk: Annotated[
-        str, typer.Option(help="What looks at the pictures: encoder, or reader for a model that only measures.")
+        str, typer.Option(help="Frozen network below it: encoder, or detector for a model that only measures.")
     ] = "encoder",
     seed: Annotated[int, typer.Option(help="Of weights and order, and of what is held out.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
@@ -574,8 +575,8 @@ def reward_train(
     from fewstep.scenes64.detector import load_detector
     from fewstep.scenes64.train_rewards import FILE, train_reward, with_steps
 
-    if trunk not in ("encoder", "reader"):
-        raise ValueError(f"Unknown --trunk '{trunk}': use encoder or reader.")
+    if trunk not in ("encoder", "detector", "reader"):  # "reader" is the detector's former name
+        raise ValueError(f"Unknown --trunk '{trunk}': use encoder or detector.")
     network = load_encoder() if trunk == "encoder" else load_detector().network
     result = train_reward(folder, out, network, seed, with_steps(steps), not quiet)
     typer.echo(f"{result}")

@@ -7,16 +7,16 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fewstep.evaluation.measured import RESAMPLINGS, Measured, Reference, gap_closed, interval
-from fewstep.evaluation.metrics import GroupedMoments, Moments, detail_fd, spread
-from fewstep.scenes64.detector import load_detector
+from fewstep.evaluation.measured import RESAMPLINGS, Measured, Reference, gap_closed
+from fewstep.evaluation.metrics import GroupedMoments, Moments, centred_interval, detail_fd, spread
+from fewstep.scenes64.detector import judge_of, load_detector
 from fewstep.scenes64.scenes import Scenes
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def reader():
+def detector():
     return load_detector()
 
 
@@ -26,8 +26,8 @@ def renders(seed, count):
 
 
 @pytest.fixture(scope="module")
-def real(reader):
-    return Reference.of(renders(11, 512)[0], reader.features)
+def real(detector):
+    return Reference.of(renders(11, 512)[0], detector.features)
 
 
 def normal(*shape, seed=0):
@@ -54,13 +54,13 @@ def test_spread_against_loops():
         spread(x, 5)
 
 
-def test_real_scenes_are_right_and_near_to_real_scenes(reader, real):
+def test_real_scenes_are_right_and_near_to_real_scenes(detector, real):
     pictures, scenes = renders(12, 256)
-    figures = Measured.of(pictures, scenes, reader.features, reader).figures(real)
+    figures = Measured.of(pictures, detector.features, judge_of(detector, scenes)).figures(real)
     assert figures["accuracy"] > 0.97
     assert all(figures[f"accuracy of {name}"] > 0.98 for name in ("number", "shape", "colour", "size", "place"))
     assert abs(figures["KID"]) < 0.02 and figures["coverage"] > 0.9
-    wrong = Measured.of(pictures, scenes[1:] + scenes[:1], reader.features, reader).figures(real)
+    wrong = Measured.of(pictures, detector.features, judge_of(detector, scenes[1:] + scenes[:1])).figures(real)
     assert wrong["accuracy"] < 0.3 and wrong["FD"] == pytest.approx(figures["FD"])
 
 
@@ -98,26 +98,26 @@ DAMAGES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_distances_rise_with_damage(damage, reader, real):
-    """By FD of the reader's features or by detail FD, each step of damage is farther from real scenes."""
-    pictures, scenes = renders(13, 512)
-    steps = [Measured.of(d(pictures), scenes, reader.features, None).figures(real) for d in DAMAGES[damage]]
+def test_distances_rise_with_damage(damage, detector, real):
+    """By FD of the detector's features or by detail FD, each step of damage is farther from real scenes."""
+    pictures, _ = renders(13, 512)
+    steps = [Measured.of(d(pictures), detector.features).figures(real) for d in DAMAGES[damage]]
     rises = {name: all(a[name] < b[name] for a, b in pairwise(steps)) for name in ("FD", "detail FD")}
     assert any(rises.values()), {name: [s[name] for s in steps] for name in rises}
 
 
-def test_intervals_hold_the_value_and_pairs_are_narrower(reader, real):
+def test_intervals_hold_the_value_and_pairs_are_narrower(detector, real):
     """The difference of two versions of the same pictures is known far better than either's distance."""
     pictures, scenes = renders(14, 128)
-    a, b = (Measured.of(x, scenes, reader.features, reader) for x in (pictures, blurred(pictures, 1.0)))
+    a, b = (Measured.of(x, detector.features, judge_of(detector, scenes)) for x in (pictures, blurred(pictures, 1.0)))
     plain, again = (m.figures(real) for m in (a, b))
     first, second = (m.resampled(real) for m in (a, b))
     for name in ("FD", "detail FD", "accuracy"):
         assert first[name].shape == (RESAMPLINGS,)
-        low, high = interval(first[name], plain[name])
+        low, high = centred_interval(first[name], plain[name])
         assert low <= plain[name] <= high
-    alone = interval(second["detail FD"], again["detail FD"])
-    low, high = interval(second["detail FD"] - first["detail FD"], again["detail FD"] - plain["detail FD"])
+    alone = centred_interval(second["detail FD"], again["detail FD"])
+    low, high = centred_interval(second["detail FD"] - first["detail FD"], again["detail FD"] - plain["detail FD"])
     assert low > 0 and high - low < alone[1] - alone[0]
 
 
@@ -127,12 +127,12 @@ def test_the_gap_is_closed_by_the_teacher_itself_and_not_by_a_copy():
     assert gap_closed(few, many, torch.tensor(5.0)) == 0.5
 
 
-def test_statistics_come_back_from_their_file(reader, real, tmp_path):
+def test_statistics_come_back_from_their_file(detector, real, tmp_path):
     real.save(tmp_path / "real.safetensors", {"scenes": "512"})
     again = Reference.load(tmp_path / "real.safetensors")
     assert torch.allclose(again.features, real.features, atol=2e-3) and again.detail.count == real.detail.count
-    pictures, scenes = renders(12, 64)
-    one = Measured.of(pictures, scenes, reader.features, None)
+    pictures, _ = renders(12, 64)
+    one = Measured.of(pictures, detector.features)
     before, after = one.figures(real), one.figures(again)
     assert after["detail FD"] == pytest.approx(before["detail FD"], rel=1e-3)
     assert after["detail FD"] == pytest.approx(detail_fd(pictures, renders(11, 512)[0]), rel=1e-3)

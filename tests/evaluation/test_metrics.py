@@ -9,19 +9,39 @@ from scipy import linalg
 
 from fewstep.evaluation.metrics import (
     Moments,
-    bootstrap,
+    centred_interval,
     detail_fd,
     fd,
     frechet_distance,
     kid,
     overlap,
-    split_half,
 )
 from fewstep.scenes64.scenes import Scenes
 
 
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def split_half(metric, features, seed=0, times=10):
+    """Mean of a metric between random halves of one set: its floor for equal distributions, at half the samples."""
+    generator = torch.Generator().manual_seed(seed)
+    half, values = len(features) // 2, []
+    for _ in range(times):
+        order = torch.randperm(len(features), generator=generator)
+        values.append(metric(features[order[:half]], features[order[half : 2 * half]]))
+    return sum(values) / times
+
+
+def bootstrap(metric, a, b, seed=0, times=100, level=0.95):
+    """Interval of a metric over resamplings of both sets, with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def again(x):
+        return x[torch.randint(len(x), (len(x),), generator=generator)]
+
+    values = torch.tensor([metric(again(a), again(b)) for _ in range(times)], dtype=torch.float64)
+    return centred_interval(values, metric(a, b), level)
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,8 @@ def test_weights_come_back_and_foreign_files_are_one_sentence(tmp_path):
     assert torch.allclose(again.embed(images), network.embed(images), atol=1e-2)
     assert not any(p.requires_grad for p in again.parameters())
     (tmp_path / "bad.safetensors").write_bytes(b"bad")
-    export(build_network("reader", 0), tmp_path / "reader.safetensors")
-    for name in ("missing", "bad", "reader"):
+    export(build_network("detector", 0), tmp_path / "detector.safetensors")
+    for name in ("missing", "bad", "detector"):
         with pytest.raises(ValueError, match="does not hold an encoder's weights"):
             load_encoder(tmp_path / f"{name}.safetensors")
 

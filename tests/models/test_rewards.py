@@ -207,13 +207,18 @@ def test_the_small_reward_by_hand(small):
 
 def test_what_measures_is_refused_in_a_loss(tmp_path):
     heads = load_encoder().heads
-    network = RewardNetwork(About("reader", heads))
+    network = RewardNetwork(About("detector", heads))
     assert isinstance(network.trunk, DetectorNetwork) and not any(p.requires_grad for p in network.trunk.parameters())
     save_tensors(tmp_path / "judge.safetensors", *reward_file(network))
     name = str(tmp_path / "judge.safetensors")
-    assert open_reward(name, measures=True).network.about.trunk == "reader"
-    with pytest.raises(ValueError, match="stands on the reader, which measures and must never stand in a loss"):
+    assert open_reward(name, measures=True).network.about.trunk == "detector"
+    with pytest.raises(ValueError, match="stands on the detector, which measures and must never stand in a loss"):
         open_reward(name)
+    tensors, header = reward_file(network)
+    former = {key: text.replace('"detector"', '"reader"') for key, text in header.items()}  # files of former versions
+    save_tensors(tmp_path / "former.safetensors", tensors, former)
+    with pytest.raises(ValueError, match="stands on the detector"):
+        open_reward(str(tmp_path / "former.safetensors"))
 
 
 def test_a_file_that_is_no_reward_is_one_sentence(small, tmp_path):

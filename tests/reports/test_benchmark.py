@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.data.files import held
-from fewstep.evaluation.compare import Candidate, compare
-from fewstep.evaluation.reference import reference_of
+from fewstep.evaluation.compare import Candidate, compare, lower_by
 from fewstep.models.families import load_teacher
 from fewstep.planning.plan import memory_of_step, plan
 from fewstep.recipe.schema import RecipeError, load_recipe
@@ -20,6 +19,7 @@ from fewstep.reports.benchmark import Benchmark, BenchmarkEntry, Run, every_meth
 from fewstep.reports.results import Entry, over_seeds
 from fewstep.runs.chain import load
 from fewstep.sampling import DDIMSampler
+from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.lineage import teacher_of
 from fewstep.students.student import load_card, load_student, sampler_of
 
@@ -62,13 +62,13 @@ def test_every_run_is_measured_once_and_on_the_same_prompts_and_noise(work, runs
         Candidate("few", teacher.denoiser, DDIMSampler(num_inference_steps=2), scale),
         Candidate("student", student, sampler_of(card, num_inference_steps=2)),
     ]
-    joint = compare(teacher, ways, COUNT, 0, reference=reference_of(teacher))
+    joint = compare(teacher, ways, unseen_prompts(teacher, COUNT))
     mine = next(e for e in found.entries if (e.model, e.seed, e.steps) == ("tcd", 1, 2))
     few = next(e for e in found.entries if (e.model, e.steps) == ("teacher, ddim", 2))
     for name in ("FD", "detail FD"):
-        assert mine.figures[name] == joint.outcomes[2].figures[name]
-        assert found.closed(mine, name) == joint.closed(name, few=1, many=0, student=2)
-        assert found.better_by(mine, few, name) == joint.better_by(name, way=2, than=1)
+        assert mine.figures[name] == joint.results[2].figures[name]
+        assert found.closed(mine, name) == joint.gap_closed(name, few=1, many=0, student=2)
+        assert found.better_by(mine, few, name) == lower_by(name, joint.results[2], joint.results[1])
 
 
 def test_figures_of_another_recipe_or_teacher_are_not_taken_for_these(work, runs):

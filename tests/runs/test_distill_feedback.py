@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def rewards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rewards")
-    return taste(folder / "taste.safetensors", "encoder"), taste(folder / "judge.safetensors", "reader")
+    return taste(folder / "taste.safetensors", "encoder"), taste(folder / "judge.safetensors", "detector")
 
 
 COMMON = {

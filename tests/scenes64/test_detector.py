@@ -1,4 +1,4 @@
-"""The reader: what it makes of cells, how captions are held against what was found, and that training resumes."""
+"""The detector: from cells to things, from things and captions to prompt accuracy, and that training resumes."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -10,19 +10,20 @@ from safetensors.torch import load_file
 from fewstep.data.random import Rng
 from fewstep.models.detector import CELLS, DetectorNetwork
 from fewstep.scenes64.architecture import build_vae
-from fewstep.scenes64.detector import JUDGED, SLACK, Detector, Found, ceilings, judge, load_detector, prompt_accuracy
+from fewstep.scenes64.detector import JUDGED, SLACK, Detector, Found, judge, load_detector, prompt_accuracy
 from fewstep.scenes64.fit import Fit
 from fewstep.scenes64.labels import Labels, cell_middles, nearest, reading_loss
 from fewstep.scenes64.scenes import ATTRIBUTES, Mention, Scenes
 from fewstep.scenes64.teacher_stages import CROWDED
 from fewstep.scenes64.train_detector import (
-    ReaderSettings,
-    ReaderStage,
+    DetectorSettings,
+    DetectorStage,
     as_unit,
     build_network,
+    ceilings,
     export,
     spoiled,
-    train_reader,
+    train_detector,
     turned,
 )
 from fewstep.training import checkpoint
@@ -146,9 +147,9 @@ def test_numbers(number):
 def test_captions_that_state_nothing_are_no_evidence():
     judged = judge([], scene())
     assert judged.counts == {} and not judged.stated
-    reader, images = Detector(build_network("reader", 0)), torch.zeros(2, 3, 64, 64)
-    accuracy = prompt_accuracy(reader, images, [scene(), scene(RED_STAR)])
-    assert accuracy.pictures == 2 and accuracy.all_right[1] == 1
+    detector, images = Detector(build_network("detector", 0)), torch.zeros(2, 3, 64, 64)
+    accuracy = prompt_accuracy(detector, images, [scene(), scene(RED_STAR)])
+    assert accuracy.images == 2 and accuracy.all_right[1] == 1
     assert accuracy.share.keys() == {"shape", "colour", "all"}
 
 
@@ -184,8 +185,8 @@ def test_every_caption_holds_of_its_own_scene_and_seldom_of_another():
 
 def test_cells_become_the_things_they_tell_of():
     scenes = [Scenes(5, numbers=(0.25,) * 4).scene(i) for i in range(200)]
-    read = Detector(Fixed(perfect_answers(Labels.of(scenes)))).read(torch.zeros(1, 3, 64, 64))
-    for things, one in zip(read, scenes, strict=True):
+    detected = Detector(Fixed(perfect_answers(Labels.of(scenes)))).detect(torch.zeros(1, 3, 64, 64))
+    for things, one in zip(detected, scenes, strict=True):
         wanted = sorted(one.things, key=lambda t: t.x)
         assert [(f.shape, f.colour, f.fill, f.size) for f in sorted(things, key=lambda f: f.x)] == [
             (t.shape, t.colour, t.fill, t.size) for t in wanted
@@ -199,13 +200,13 @@ def test_two_claims_to_one_thing_count_once():
     one = replace(one, things=(replace(one.things[0], x=0.5, y=0.5, radius=0.25),))
     answers = perfect_answers(Labels.of([one]))
     answers["near"][0, 5, 5] = 0.5  # a second maximum, three cells off, which means the same centre
-    assert len(Detector(Fixed(answers)).read(torch.zeros(1, 3, 64, 64))[0]) == 1
+    assert len(Detector(Fixed(answers)).detect(torch.zeros(1, 3, 64, 64))[0]) == 1
     answers["geometry"][0, 5, 5, :2] = -3.0  # and one that means another
-    assert len(Detector(Fixed(answers)).read(torch.zeros(1, 3, 64, 64))[0]) == 2
+    assert len(Detector(Fixed(answers)).detect(torch.zeros(1, 3, 64, 64))[0]) == 2
 
 
 def test_the_network_is_small_and_has_the_shapes_it_says():
-    network = build_network("reader", 0)
+    network = build_network("detector", 0)
     assert sum(p.numel() for p in network.parameters()) <= 450_000
     assert not list(network.buffers())  # `Fit` keeps parameters only
     images = torch.rand(3, 3, 64, 64)
@@ -218,48 +219,48 @@ def test_the_network_is_small_and_has_the_shapes_it_says():
 
 
 def test_reading_is_deterministic_and_knows_no_neighbours():
-    reader, images = Detector(build_network("reader", 0)), torch.rand(70, 3, 64, 64)
-    features = reader.features(images)
-    assert features.shape == (70, 64) and torch.equal(features, reader.features(images))
-    assert torch.allclose(features[66:67], reader.features(images[66:67]), atol=1e-5)
-    assert reader.read(images) == reader.read(images) and len(reader.read(images)) == 70
-    assert not reader.network.training and not any(p.requires_grad for p in reader.network.parameters())
-    assert torch.equal(*(next(build_network("reader", 0).parameters()) for _ in range(2)))
-    assert not torch.equal(next(build_network("reader", 0).parameters()), next(build_network("reader", 1).parameters()))
+    detector, images = Detector(build_network("detector", 0)), torch.rand(70, 3, 64, 64)
+    features = detector.features(images)
+    assert features.shape == (70, 64) and torch.equal(features, detector.features(images))
+    assert torch.allclose(features[66:67], detector.features(images[66:67]), atol=1e-5)
+    assert detector.detect(images) == detector.detect(images) and len(detector.detect(images)) == 70
+    assert not detector.network.training and not any(p.requires_grad for p in detector.network.parameters())
+    assert torch.equal(*(next(build_network("detector", 0).parameters()) for _ in range(2)))
+    assert not torch.equal(*(next(build_network("detector", seed).parameters()) for seed in (0, 1)))
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 3, 32, 32), (1, 1, 64, 64)])
-def test_pictures_of_another_shape_are_refused(shape):
-    reader = Detector(build_network("reader", 0))
-    for call in (reader.read, reader.features):
+def test_images_of_another_shape_are_refused(shape):
+    detector = Detector(build_network("detector", 0))
+    for call in (detector.detect, detector.features):
         with pytest.raises(ValueError, match=r"\[N, 3, 64, 64\]"):
             call(torch.zeros(shape))
 
 
-def test_as_many_captions_as_pictures():
-    with pytest.raises(ValueError, match=r"2 pictures .* 1 captions"):
-        prompt_accuracy(Detector(build_network("reader", 0)), torch.zeros(2, 3, 64, 64), [scene()])
+def test_as_many_captions_as_images():
+    with pytest.raises(ValueError, match=r"2 images .* 1 captions"):
+        prompt_accuracy(Detector(build_network("detector", 0)), torch.zeros(2, 3, 64, 64), [scene()])
 
 
 # ---------------------------------------------------------------- the file
 
 
 def test_weights_come_back_in_float32(tmp_path):
-    network = build_network("reader", 3)
-    size = export(network, tmp_path / "reader.safetensors")
+    network = build_network("detector", 3)
+    size = export(network, tmp_path / "detector.safetensors")
     assert size < 1e6
-    reader, images = load_detector(tmp_path / "reader.safetensors"), torch.rand(2, 3, 64, 64)
-    assert {p.dtype for p in reader.network.parameters()} == {torch.float32}
-    assert torch.allclose(reader.features(images), network.features(images), atol=1e-2)
+    detector, images = load_detector(tmp_path / "detector.safetensors"), torch.rand(2, 3, 64, 64)
+    assert {p.dtype for p in detector.network.parameters()} == {torch.float32}
+    assert torch.allclose(detector.features(images), network.features(images), atol=1e-2)
 
 
 def test_missing_or_foreign_weights_are_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"^The reader's weights .* are missing: train one by .*\.$"):
+    with pytest.raises(ValueError, match=r"^The detector's weights .* are missing: train one by .*\.$"):
         load_detector(tmp_path / "none.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     checkpoint.save_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(3)})
     for name in ("broken", "other"):
-        with pytest.raises(ValueError, match=r"^The file .* does not hold a reader's weights: [^\n]*$"):
+        with pytest.raises(ValueError, match=r"^The file .* does not hold a detector's weights: [^\n]*$"):
             load_detector(tmp_path / f"{name}.safetensors")
 
 
@@ -269,7 +270,7 @@ def test_missing_or_foreign_weights_are_one_sentence(tmp_path):
 def stage(settings=TINY):
     torch.manual_seed(1)
     pool = (torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8), Labels.of([Scenes(2).scene(i) for i in range(6)]))
-    return ReaderStage(DetectorNetwork(HEADS, (8, 8, 8)), settings, seed=0, pool=pool)
+    return DetectorStage(DetectorNetwork(HEADS, (8, 8, 8)), settings, seed=0, pool=pool)
 
 
 def test_an_interrupted_training_ends_in_the_same_weights(tmp_path):
@@ -283,21 +284,21 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path):
     assert again.done == 2
     again.run()
     assert checkpoint.same(whole.ema, again.ema) and checkpoint.same(whole.weights, again.weights)
-    assert not torch.equal(whole.ema["reader/stem.weight"], stage().network.stem.weight)
+    assert not torch.equal(whole.ema["detector/stem.weight"], stage().network.stem.weight)
 
 
 def test_from_an_autoencoder_to_a_file_and_on_again(tmp_path):
     """The whole way with networks of random weights; called again, nothing is left to do."""
     torch.manual_seed(0)
     vae = build_vae((8, 8, 8, 8)).to(memory_format=torch.channels_last).eval()
-    settings = ReaderSettings(training=replace(TINY, steps=2), pool=10)
-    network = train_reader(tmp_path, settings, vae)
+    settings = DetectorSettings(training=replace(TINY, steps=2), pool=10)
+    network = train_detector(tmp_path, settings, vae)
     pool = load_file(tmp_path / "passed.safetensors")["images"]
     assert pool.dtype == torch.uint8 and pool.shape == (10, 3, 64, 64)
-    again = train_reader(tmp_path, settings, vae)
+    again = train_detector(tmp_path, settings, vae)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
-    export(network, tmp_path / "reader.safetensors")
-    found = ceilings(load_detector(tmp_path / "reader.safetensors"), vae, number=8)
+    export(network, tmp_path / "detector.safetensors")
+    found = ceilings(load_detector(tmp_path / "detector.safetensors"), vae, number=8)
     assert found.keys() == {"renders", "after the VAE"}
 
 
@@ -346,13 +347,13 @@ def test_spoiling_is_slight_keyed_and_spares_some():
 
 
 def test_ceilings_are_of_unseen_scenes():
-    rooms = ceilings(Detector(build_network("reader", 0)), number=8)
-    assert rooms.keys() == {"renders"} and rooms["renders"].pictures == 8
+    rooms = ceilings(Detector(build_network("detector", 0)), number=8)
+    assert rooms.keys() == {"renders"} and rooms["renders"].images == 8
     assert set(rooms["renders"].share) <= {*JUDGED, "all"}
-    assert ReaderSettings().seed not in (0, 990001)
+    assert DetectorSettings().seed not in (0, 990001)
 
 
-def test_the_shipped_reader_reads_what_is_drawn():
+def test_the_shipped_detector_finds_what_is_drawn():
     """On 2,000 scenes everything stated is right on 99.6 % of renders, and on 98.0 % after the autoencoder."""
     from fewstep.models.families import load_teacher
 

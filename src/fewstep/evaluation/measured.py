@@ -1,4 +1,4 @@
-"""What is known of a set of pictures after it was looked at once: every figure, and its interval, follows from it."""
+"""Statistics of a set of images, computed in one pass: every figure and its interval follow from them."""
 
 from __future__ import annotations
 
@@ -14,41 +14,58 @@ from fewstep.data.files import replace_tensors
 from fewstep.evaluation.metrics import (
     GroupedMoments,
     Moments,
-    centred_interval,
     detail_features,
     distance_to,
     kid,
     overlap,
 )
-from fewstep.scenes64.detector import Detector, judge
-from fewstep.scenes64.scenes import Scene
 
 GROUPS = 32
-"""Into so many runs of neighbours pictures are divided; intervals come from drawing runs again."""
+"""Images are divided into this many groups of neighbours; intervals come from resampling the groups."""
 
 RESAMPLINGS = 200
 
 Features = Callable[[Tensor], Tensor]
-"""Pictures [N, 3, H, W] in [0, 1] -> [N, D]: the reader's, the encoder's, or those of a network of one's own."""
+"""Images [N, 3, H, W] in [0, 1] -> features [N, D]: a detector's, an encoder's, or those of any other network."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How one image agrees with its prompt.
+
+    Attributes:
+        counts: per attribute that the prompt states: (how often right, how often stated).
+        all_right: whether everything stated holds, and everything mentioned is there.
+        stated: whether the prompt states anything.
+    """
+
+    counts: dict[str, tuple[int, int]]
+    all_right: bool
+    stated: bool
+
+
+Judge = Callable[[Tensor], Sequence[Judgement]]
+"""Images [N, 3, H, W] in [0, 1], one of each of N prompts in their order -> a judgement of each."""
 
 
 @dataclass
 class Reference:
-    """Real pictures, to which distances are measured.
+    """Statistics of real images, to which distances are measured.
 
     Attributes:
-        features: [N, D]; detail: moments of their patches.
+        features: [N, D]; detail: moments of the images' patches.
     """
 
     features: Tensor
     detail: Moments
 
     @classmethod
-    def of(cls, pictures: Tensor, features: Features) -> Reference:
-        return cls(features(pictures), Moments.of(detail_features(pictures)))
+    def of(cls, images: Tensor, features: Features) -> Reference:
+        """From images [N, 3, H, W] in [0, 1]."""
+        return cls(features(images), Moments.of(detail_features(images)))
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
-        """Write a safetensors file; features in float16."""
+        """Write a safetensors file, features in float16."""
         detail = {"mean": self.detail.mean, "covariance": self.detail.covariance}
         tensors = {"features": self.features.half(), **{f"detail_{n}": t.float() for n, t in detail.items()}}
         count = {"detail_count": str(self.detail.count)}
@@ -56,7 +73,7 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """What `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             ValueError: when the file is missing, damaged or something else.
@@ -72,11 +89,11 @@ class Reference:
 
 @dataclass
 class Measured:
-    """A set of pictures as the metrics see it.
+    """A set of images as the metrics see it.
 
     Attributes:
         features: [N, D]; moments, detail: grouped moments of features and patches.
-        right, stated: bool [N], whether all that a caption states is shown, and whether it states anything.
+        right, stated: float64 [N], 1 where everything that a prompt states is shown, and where it states anything.
         attributes: per attribute (how often right, how often stated).
     """
 
@@ -88,12 +105,12 @@ class Measured:
     attributes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, pictures: Tensor, scenes: Sequence[Scene], features: Features, reader: Detector | None) -> Measured:
-        """Look at pictures [N, 3, H, W] that were drawn for the captions of ``scenes``; no reader, no accuracy."""
-        seen = features(pictures)
-        groups = min(GROUPS, len(pictures))
-        detail = GroupedMoments.join([detail_features(part) for part in pictures.tensor_split(groups)])
-        judged = [] if reader is None else [judge(f, s) for f, s in zip(reader.read(pictures), scenes, strict=True)]
+    def of(cls, images: Tensor, features: Features, judge: Judge | None = None) -> Measured:
+        """Measure images [N, 3, H, W] in [0, 1]; without a judge there is no accuracy."""
+        found = features(images)
+        groups = min(GROUPS, len(images))
+        detail = GroupedMoments.join([detail_features(part) for part in images.tensor_split(groups)])
+        judged = [] if judge is None else judge(images)
         attributes: dict[str, tuple[int, int]] = {}
         for judgement in judged:
             for name, counts in judgement.counts.items():
@@ -101,7 +118,7 @@ class Measured:
                 attributes[name] = (before[0] + counts[0], before[1] + counts[1])
         right = torch.tensor([j.all_right and j.stated for j in judged], dtype=torch.float64)
         stated = torch.tensor([j.stated for j in judged], dtype=torch.float64)
-        return cls(seen, GroupedMoments.of(seen, groups), detail, right, stated, attributes)
+        return cls(found, GroupedMoments.of(found, groups), detail, right, stated, attributes)
 
     def figures(self, real: Reference) -> dict[str, float]:
         """Distances to ``real``, overlap with it, and accuracy: all and per attribute."""
@@ -117,8 +134,8 @@ class Measured:
     def resampled(self, real: Reference, seed: int = 0) -> dict[str, Tensor]:
         """FD, detail FD and accuracy over resamplings of the groups, [RESAMPLINGS] each.
 
-        The draws depend on the seed and on how many pictures there are alone: sets made from the same prompts and the
-        same noise are resampled together, so their differences and ratios can be taken one by one.
+        The draws depend only on the seed and the number of images: sets that were generated from the same prompts and
+        the same noise are resampled together, so that differences and ratios can be taken resampling by resampling.
         """
         groups = len(self.moments.counts)
         generator = torch.Generator().manual_seed(seed)
@@ -132,7 +149,7 @@ class Measured:
         }
 
     def _curves(self, real: Reference) -> dict[str, Callable[[Tensor | None], float]]:
-        """Figures as functions of how often each group counts."""
+        """Figures as functions of how often each group counts (None: once)."""
         by_features, by_detail = distance_to(Moments.of(real.features)), distance_to(real.detail)
         found: dict[str, Callable[[Tensor | None], float]] = {
             "FD": lambda w: by_features(self.moments.moments(w)),
@@ -147,14 +164,9 @@ class Measured:
         return found
 
 
-def interval(values: Tensor, plain: float) -> tuple[float, float]:
-    """95 % interval of a figure from its `Measured.resampled` values."""
-    return centred_interval(values, plain)
-
-
 def gap_closed(few: Tensor, many: Tensor, student: Tensor) -> Tensor:
-    """Part of the teacher's loss between many and few steps that the student does not have: 1 is all, 0 none.
+    """Share of the gap between the teacher at few and at many steps that the student closes: 1 is all of it, 0 none.
 
-    Elementwise on figures or on resampled ones, of distances that are better when small.
+    Elementwise on figures or on resampled ones, of distances that are better when they are small.
     """
     return (few - student) / (few - many)

@@ -1,7 +1,7 @@
-"""Distances between two sets of pictures, given their features [N, D]; each says what it estimates and how.
+"""Distances between two sets of images, given their features [N, D].
 
-A distance is only as good as its features: `detail_features` sees blur, grain and colour, a trained reader sees
-meaning. Every distance of finite sets has a floor above 0 (or, unbiased, a spread around it): `split_half` measures it.
+A distance is only as good as its features: `detail_features` are sensitive to blur, grain and colour, those of a
+trained network to meaning. Every distance of finite sets has a floor above 0 (or, unbiased, a spread around it).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def fd(a: Tensor, b: Tensor) -> float:
 
 @dataclass
 class GroupedMoments:
-    """Sums over groups of pictures: the moments of any resampling of the groups follow without the features.
+    """Sums over groups of images: the moments of any resampling of the groups follow without the features.
 
     Attributes:
         counts: [G], samples in each group; sums: [G, D]; squares: [G, D, D], sums of outer products; all float64.
@@ -84,7 +84,7 @@ class GroupedMoments:
 
     @classmethod
     def of(cls, features: Tensor, groups: int) -> GroupedMoments:
-        """From features [N, D] in ``groups`` runs of neighbours."""
+        """From features [N, D], divided into ``groups`` groups of neighbours."""
         return cls.join(features.tensor_split(groups))
 
     @classmethod
@@ -131,7 +131,7 @@ def kid(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How two distributions overlap, by balls around samples that reach to their k-th neighbour.
+    """Overlap of two distributions, by balls around samples that reach to their k-th neighbour.
 
     Attributes:
         precision: share of generated samples inside a ball of a real one (Kynkaanniemi et al. 2019).
@@ -172,53 +172,25 @@ def _neighbour(x: Tensor, k: int) -> Tensor:
 
 
 def spread(features: Tensor, per_prompt: int) -> float:
-    """Diversity within a prompt: mean distance of two pictures of one prompt.
+    """Diversity within a prompt: mean distance of two images of one prompt.
 
     Args:
-        features: [P * per_prompt, D], the pictures of a prompt side by side; ``per_prompt`` at least 2.
+        features: [P * per_prompt, D], the images of a prompt side by side; ``per_prompt`` at least 2.
     """
     if per_prompt < 2 or len(features) % per_prompt:
-        raise ValueError(f"{len(features)} pictures are not {per_prompt} (two or more) of each prompt.")
+        raise ValueError(f"{len(features)} images are not {per_prompt} (two or more) of each prompt.")
     by_prompt = features.double().unflatten(0, (-1, per_prompt))
     total = torch.cdist(by_prompt, by_prompt).sum(dim=(1, 2)) / (per_prompt * (per_prompt - 1))
     return float(total.mean())
 
 
-# ---------------------------------------------------------------- floors and intervals
-
-
-def split_half(metric: Callable[[Tensor, Tensor], float], features: Tensor, seed: int = 0, times: int = 10) -> float:
-    """Mean of a metric between random halves of one set: what it says of equals, at half the samples."""
-    generator = torch.Generator().manual_seed(seed)
-    half, values = len(features) // 2, []
-    for _ in range(times):
-        order = torch.randperm(len(features), generator=generator)
-        values.append(metric(features[order[:half]], features[order[half : 2 * half]]))
-    return sum(values) / times
-
-
-def bootstrap(
-    metric: Callable[[Tensor, Tensor], float],
-    a: Tensor,
-    b: Tensor,
-    seed: int = 0,
-    times: int = 100,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Interval of a metric over samples drawn again with replacement from both sets (`centred_interval`)."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def again(x: Tensor) -> Tensor:
-        return x[torch.randint(len(x), (len(x),), generator=generator)]
-
-    values = torch.tensor([metric(again(a), again(b)) for _ in range(times)], dtype=torch.float64)
-    return centred_interval(values, metric(a, b), level)
+# ---------------------------------------------------------------- intervals
 
 
 def centred_interval(values: Tensor, plain: float, level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of bootstrap ``values`` [times], shifted so that its middle is the plain value.
 
-    Repeated samples look alike, so a distance that counts spread comes out higher on resampled sets.
+    Resampled sets repeat samples and so have less spread; a distance that counts spread is higher on them.
     """
     tail = (1 - level) / 2
     shift = plain - float(values.median())
@@ -228,17 +200,17 @@ def centred_interval(values: Tensor, plain: float, level: float = 0.95) -> tuple
 # ---------------------------------------------------------------- detail
 
 
-def detail_features(pictures: Tensor) -> Tensor:
-    """All `PATCH` x `PATCH` patches of pictures [N, C, H, W] in [0, 1] at a stride of half a patch, float64 [M, D].
+def detail_features(images: Tensor) -> Tensor:
+    """All `PATCH` x `PATCH` patches of images [N, C, H, W] in [0, 1] at a stride of half a patch, float64 [M, D].
 
-    Pixels in units of 0.1. Their moments see what features of meaning overlook: blur, grain, colour shifts.
+    Pixels are in units of 0.1. The patches' moments show blur, grain and colour shifts, which semantic features miss.
     """
-    if pictures.ndim != 4 or min(pictures.shape[2:]) < PATCH:
-        raise ValueError(f"Pictures must be [N, C, H, W] of at least {PATCH} pixels, not {list(pictures.shape)}.")
-    patches = pictures.double().unfold(2, PATCH, PATCH // 2).unfold(3, PATCH, PATCH // 2)
-    return patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, pictures.shape[1] * PATCH * PATCH) * 10
+    if images.ndim != 4 or min(images.shape[2:]) < PATCH:
+        raise ValueError(f"Images must be [N, C, H, W] of at least {PATCH} pixels, not {list(images.shape)}.")
+    patches = images.double().unfold(2, PATCH, PATCH // 2).unfold(3, PATCH, PATCH // 2)
+    return patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * PATCH * PATCH) * 10
 
 
 def detail_fd(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of the patches of two sets of pictures [N, C, H, W] in [0, 1]."""
+    """Frechet distance of the patches of two sets of images [N, C, H, W] in [0, 1]."""
     return fd(detail_features(a), detail_features(b))

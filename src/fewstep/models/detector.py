@@ -1,7 +1,7 @@
-"""The reader's network: finds the things in a picture of scenes-64 and tells what each of them is.
+"""The detector's network: it finds the things in an image of scenes-64, and the attributes of each.
 
-A picture becomes a grid of cells of 4x4 pixels. Each cell says whether a thing's centre is near, where exactly, and
-what that thing is, in the manner of CenterNet (Zhou et al. 2019).
+An image becomes a grid of cells of 4x4 pixels. Each cell predicts whether a thing's centre is near, where exactly, and
+the attributes of that thing, in the manner of CenterNet (Zhou et al. 2019).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GEOMETRY = 3
 
 
 class DetectorNetwork(nn.Module):
-    """Residual blocks at 32x32, 16x16 and 8x8, and once more at 16x16, where the answers are given.
+    """Residual blocks at 32x32, 16x16 and 8x8, and once more at 16x16, where the predictions are made.
 
     Args:
         heads: attributes and how many values each can take.
@@ -45,7 +45,7 @@ class DetectorNetwork(nn.Module):
             self.answers.bias[0] = -3.0  # most cells are empty
 
     def grid(self, images: Tensor) -> Tensor:
-        """What the answers are read from, [N, C, 16, 16], for images [N, 3, 64, 64] in [0, 1]."""
+        """Features [N, C, 16, 16] behind the predictions, of images [N, 3, 64, 64] in [0, 1]."""
         fine = self.fine(self.stem(images.contiguous(memory_format=torch.channels_last) * 4 - 2))
         middle = self.middle(self.down_middle(fine))
         coarse = self.coarse(self.down_coarse(middle))
@@ -54,7 +54,7 @@ class DetectorNetwork(nn.Module):
         return grid
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Answers of every cell.
+        """Predictions of every cell.
 
         Returns:
             ``near``: logits [N, 16, 16] of a centre being near; ``geometry``: [N, 16, 16, 3], the centre's x and y from
@@ -65,7 +65,7 @@ class DetectorNetwork(nn.Module):
         return {"near": parts[0].squeeze(-1), "geometry": parts[1], **dict(zip(self.heads, parts[2:], strict=True))}
 
     def features(self, images: Tensor) -> Tensor:
-        """Means of `grid` over its cells, [N, C]: what is in the picture, roughly regardless of where."""
+        """Means of `grid` over its cells, [N, C]: the content of an image, roughly regardless of places."""
         return self.grid(images).mean(dim=(2, 3))
 
 

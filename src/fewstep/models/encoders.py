@@ -1,7 +1,7 @@
 """Encoders of pictures: the small one of scenes-64, and DINOv2, CLIP and their like through transformers.
 
 What serves in a loss must not measure: a model could learn to please it. On scenes-64 the encoder serves in losses
-(turbo's discriminator, perceptual distances), and the reader measures; they share neither training scenes nor shape.
+(turbo's discriminator, perceptual distances), and the detector measures; they share neither training scenes nor shape.
 """
 
 from __future__ import annotations

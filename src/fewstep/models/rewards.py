@@ -36,7 +36,7 @@ PICKSCORE, PICKSCORE_WORDS = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-
 HEAD_FILE = "aesthetic.safetensors"
 TRUNKS: dict[str, Callable[[Mapping[str, int]], EncoderNetwork | DetectorNetwork]] = {
     "encoder": EncoderNetwork,
-    "reader": DetectorNetwork,
+    "detector": DetectorNetwork,
 }
 _HEADER = "fewstep_reward"
 _TRAIN = "train one by 'fewstep reward train'"
@@ -49,7 +49,7 @@ def open_reward(name: str, device: str = "cpu", measures: bool = False) -> Small
     """The reward model of that name (see the table above); on the device "meta" it has shapes alone.
 
     Args:
-        measures: it is only looked at. One that stands on the reader may be, and must not stand in a loss.
+        measures: it is only looked at. One that stands on the detector may be, and must not stand in a loss.
 
     Raises:
         ValueError: one sentence when it is not there, is no reward model, or must not be trained on.
@@ -62,10 +62,10 @@ def open_reward(name: str, device: str = "cpu", measures: bool = False) -> Small
     if device == "meta" and not Path(name).exists():  # a plan may come before what it plans with
         return SmallReward(RewardNetwork(About("encoder", load_encoder().heads))).to("meta")
     reward = SmallReward(load_reward(Path(name))).to(device)
-    if reward.network.about.trunk == "reader" and not measures:
+    if reward.network.about.trunk == "detector" and not measures:
         raise ValueError(
-            f"The reward model {name} stands on the reader, which measures and must never stand in a loss: take it as "
-            "held_out, and train another one for the loss."
+            f"The reward model {name} stands on the detector, which measures and must never stand in a loss: take it "
+            "as held_out, and train another one for the loss."
         )
     return reward
 
@@ -84,11 +84,11 @@ class About:
     """What a `RewardNetwork` is made of.
 
     Attributes:
-        trunk: "encoder" or "reader", whose answers it reads.
+        trunk: "encoder" or "detector", whose answers it reads.
         heads: attributes that the trunk tells, and how many values each can take.
     """
 
-    trunk: Literal["encoder", "reader"]
+    trunk: Literal["encoder", "detector"]
     heads: Mapping[str, int]
 
 
@@ -157,7 +157,8 @@ def load_reward(path: Path) -> RewardNetwork:
         with safe_open(path, framework="pt") as file:
             said = json.loads(file.metadata()[_HEADER])
             heads = {str(name): int(count) for name, count in said["heads"].items()}
-            network = RewardNetwork(About(said["trunk"], heads))
+            former = said["trunk"] == "reader"  # the detector's former name
+            network = RewardNetwork(About("detector" if former else said["trunk"], heads))
             network.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError):
         raise ValueError(f"The file {path} does not hold a reward model: {_TRAIN}.") from None

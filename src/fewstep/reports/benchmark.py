@@ -31,7 +31,6 @@ from pydantic.dataclasses import dataclass as checked
 
 from fewstep.data.files import held, replace_text, text_hash
 from fewstep.evaluation.compare import Candidate, compare
-from fewstep.evaluation.reference import reference_of
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.planning.plan import cost_of_pairs, cost_of_step, memory_of_step
@@ -41,6 +40,7 @@ from fewstep.runs.chain import Chain, chain_yaml, load
 from fewstep.runs.chain import run as distil
 from fewstep.runs.distill import versions
 from fewstep.sampling import make_sampler
+from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.lineage import model_behind, student_folder, teacher_of
 from fewstep.students.student import load_card, load_student, sampler_of
 from fewstep.training import distributed
@@ -415,11 +415,10 @@ class Benchmark:
             return True
         if self._is_over():
             return False
-        found = compare(
-            teacher, [way], self.count, NOISE, reference=reference_of(teacher), per_prompt=4, floors=seed is None
-        )
+        prompts = unseen_prompts(teacher, self.count)
+        found = compare(teacher, [way], prompts, NOISE, per_prompt=4, floors=seed is None)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Entry.of(found.outcomes[0], model, seed, steps, facts | {"floors": found.floors}).save(path)
+        Entry.of(found.results[0], model, seed, steps, facts | {"floors": found.floors}).save(path)
         return True
 
     def _holds(self, path: Path, mark: str) -> bool:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Candidate, Comparison, as_json, compare, picture
-from fewstep.evaluation.reference import reference_of
+from fewstep.evaluation.compare import Candidate, Comparison, as_json, compare, comparison_grid
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.recipe.schema import Recipe, load_recipe
 from fewstep.runs.distill import distill
 from fewstep.sampling import DDIMSampler
+from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.lineage import teacher_of
 from fewstep.students.student import load_card, load_student, sampler_of
 from fewstep.training.logging import progress_bar
@@ -31,7 +31,7 @@ class Demo:
 
     def closed(self, figure: str) -> str:
         """How much of the teacher's loss at few steps the student avoids, in words."""
-        found = self.comparison.closed(figure, few=1, many=0, student=2)
+        found = self.comparison.gap_closed(figure, few=1, many=0, student=2)
         if found is None:
             return f"{figure}: the teacher loses nothing measurable at few steps"
         share, (low, high) = found
@@ -68,8 +68,8 @@ def demo(folder: Path, recipe: Recipe | None = None, count: int = 256, show_prog
     student_folder = distill(recipe, folder, resume=True, show_progress=show_progress)
     teacher, ways = against_teacher(recipe, student_folder)
     with progress_bar(len(ways), 0, "comparing", show_progress) as advance:
-        comparison = compare(teacher, ways, count, recipe.seed, advance=advance, reference=reference_of(teacher))
+        comparison = compare(teacher, ways, unseen_prompts(teacher, count), recipe.seed, advance)
     shown = folder / "demo.png"
-    picture(comparison).save(shown)
+    comparison_grid(comparison).save(shown)
     replace_text(folder / "demo.json", as_json(comparison))
     return Demo(folder, shown, comparison)

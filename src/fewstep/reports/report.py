@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,8 @@ import torch
 from PIL import Image
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import FIGURES, UNSEEN, Candidate, Comparison, Result, as_json, compare, picture
+from fewstep.evaluation.compare import FIGURES, Candidate, Comparison, Result, as_json, compare, comparison_grid
 from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.reference import reference_of
 from fewstep.methods.parts.statistics import BINS
 from fewstep.models.encoders import load_pretrained_encoder
 from fewstep.models.families import Teacher, load_teacher
@@ -22,7 +22,7 @@ from fewstep.reports.diagnose import diagnose
 from fewstep.reports.page import Page
 from fewstep.runs.chain import last_run
 from fewstep.sampling import DDIMSampler
-from fewstep.scenes64.scenes import Scenes
+from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.lineage import first_teacher, teacher_of
 from fewstep.students.student import CARD_FILE, load_card, load_student, sampler_of
 from fewstep.training.logging import read_log
@@ -36,7 +36,7 @@ def report(
     out: Path,
     count: int = 256,
     advance: Callable[[int], None] | None = None,
-    features: str = "reader",
+    features: str = "detector",
 ) -> Comparison:
     """Write ``out`` (HTML), and beside it the pictures (PNG) and the figures (JSON).
 
@@ -44,7 +44,7 @@ def report(
         runs: finished run directories; all of one teacher.
         count: unseen prompts that every way is measured on.
         advance: called with the number of ways sampled, of `candidates_of`.
-        features: "reader", or a DINOv2, CLIP or similar model (folder or hub name) for FD, KID and overlap.
+        features: "detector", or a DINOv2, CLIP or similar model (folder or hub name) for FD, KID and overlap.
 
     Raises:
         ValueError: a run that is not finished, or of another teacher.
@@ -58,17 +58,10 @@ def report(
     first = recipes[0]
     (name,) = names
     teacher = load_teacher(name, loras=first.teacher.loras)
-    own = features == "reader"
-    comparison = compare(
-        teacher,
-        candidates_of(teacher, runs, recipes),
-        count,
-        first.seed,
-        advance=advance,
-        reference=reference_of(teacher) if own else None,
-        per_prompt=4,
-        features=None if own else load_pretrained_encoder(features),
-    )
+    prompts = unseen_prompts(teacher, count)
+    if features not in ("detector", "reader"):  # "reader" is the detector's former name
+        prompts = replace(prompts, features=load_pretrained_encoder(features), reference=None)
+    comparison = compare(teacher, candidates_of(teacher, runs, recipes), prompts, first.seed, advance, per_prompt=4)
     shown = by_steps_picture(comparison)
     page = Page("Few-step report: " + ", ".join(labels))
     page.text(f"{count} unseen prompts, seed {first.seed}; teacher {name}.", note=True)
@@ -133,30 +126,29 @@ def _recipe(run: Path) -> Recipe:
 
 def by_steps_picture(comparison: Comparison, prompts: int = 3) -> Image.Image:
     """A few prompts, each at 1, 2, 4 and 8 steps from left to right: the teacher at full length, then every model."""
-    full, *others = comparison.outcomes
+    full, *others = comparison.results
     models = list(dict.fromkeys(o.label.rpartition(", ")[0] for o in others))
     by_label = {o.label: o for o in others}
-    captions = [Scenes(UNSEEN).scene(i).caption for i in range(prompts)]
-    rows = [full.pictures[:prompts].repeat_interleave(len(STEPS), dim=0)]
+    rows = [full.images[:prompts].repeat_interleave(len(STEPS), dim=0)]
     for model in models:
-        columns = [by_label[f"{model}, {_steps(n)}"].pictures[:prompts] for n in STEPS]
+        columns = [by_label[f"{model}, {_steps(n)}"].images[:prompts] for n in STEPS]
         rows.append(torch.stack(columns, dim=1).flatten(0, 1))
-    above = [f"{_steps(n)}: {caption}" for caption in captions for n in STEPS]
+    above = [f"{_steps(n)}: {caption}" for caption in comparison.captions[:prompts] for n in STEPS]
     return image_grid(rows, [full.label, *models], above)
 
 
 def _pictures(page: Page, shown: Image.Image, comparison: Comparison) -> None:
     page.heading("Pictures")
     page.picture(shown, "Every row starts from the same noise and the same prompts.")
-    page.picture(picture(comparison), "Eight prompts, all ways.")
+    page.picture(comparison_grid(comparison), "Eight prompts, all ways.")
 
 
 def _quality(page: Page, comparison: Comparison) -> None:
-    outcomes = comparison.outcomes
+    outcomes = comparison.results
     page.heading("Quality")
     names = list(outcomes[0].figures)
     rows = [[o.label, *(_value(o, name) for name in names)] for o in outcomes]
-    rows.append(["real scenes", *(f"{comparison.floors[n]:.4g}" if n in comparison.floors else "" for n in names)])
+    rows.append(["real images", *(f"{comparison.floors[n]:.4g}" if n in comparison.floors else "" for n in names)])
     page.table(["", *names], rows)
     page.text(f"{comparison.count} pictures of each; in brackets 95 % intervals, resampled over pictures.", note=True)
     for name in names:

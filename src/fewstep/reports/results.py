@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.data.files import replace_tensors, replace_text
-from fewstep.evaluation.compare import FIGURES, UNSEEN, Result, cell, gap_closed_by, lower_by
+from fewstep.evaluation.compare import FIGURES, Result, cell, gap_closed_by, lower_by
 from fewstep.evaluation.grids import image_grid
 from fewstep.reports.page import Page
-from fewstep.scenes64.scenes import Scenes
+from fewstep.scenes64.prompts import unseen_captions
 from fewstep.training.machine import in_words
 
 SHOWN = ("FD", "KID", "detail FD", "recall", "accuracy", "spread")
@@ -56,7 +56,7 @@ class Entry:
     @classmethod
     def of(cls, outcome: Result, model: str, seed: int | None, steps: int, facts: dict[str, Any]) -> Entry:
         """What `compare` found for one way."""
-        seen = (outcome.pictures[:PICTURES].clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
+        seen = (outcome.images[:PICTURES].clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
         figures = {name: value for name, value in outcome.figures.items() if name != "to first"}
         return cls(model, seed, steps, figures, dict(outcome.intervals), outcome.resampled, seen, facts)
 
@@ -193,9 +193,8 @@ class Standings:
     def grid(self) -> Image.Image:
         """A row for each entry from the same prompts and noise; of a model's seeds the first."""
         shown = [e for e in [self.full, *self.entries] if e.seed in (None, self._first_seed(e))]
-        captions = [Scenes(UNSEEN).scene(i).caption for i in range(PICTURES)]
         labels = [f"{e.model}, {e.steps}" for e in shown]
-        return image_grid([e.pictures.float() / 255 for e in shown], labels, captions)
+        return image_grid([e.pictures.float() / 255 for e in shown], labels, unseen_captions(PICTURES))
 
     def page(self) -> Page:
         """The table, quality against steps and against cost, the grid."""

@@ -7,17 +7,15 @@ from pathlib import Path
 
 import torch
 
-from fewstep.evaluation.compare import UNSEEN, Candidate, eval_inputs, real_pictures, sample_candidate, unseen
+from fewstep.evaluation.compare import Candidate, eval_inputs, sample_candidate
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.measured import Measured, Reference
-from fewstep.evaluation.reference import reference_of
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.recipe.schema import Recipe
 from fewstep.runs.setup import Run
 from fewstep.sampling import DDIMSampler, sample
-from fewstep.scenes64.detector import load_detector
-from fewstep.scenes64.scenes import Scenes
+from fewstep.scenes64.prompts import REFERENCE_FIRST, unseen_captions, unseen_prompts
 from fewstep.students.lineage import copy_student
 from fewstep.students.student import Card, load_card, load_weights, sampler_of, save_student
 from fewstep.training import distributed
@@ -27,7 +25,7 @@ from fewstep.training.logging import JsonLines, read_log
 def asked_later(recipe: Recipe) -> list[list[str]]:
     """The lists of prompts that are encoded while a recipe runs."""
     count = recipe.evaluate.count if recipe.evaluate.every else 0
-    return [list(recipe.sample.prompts), *([[scene.caption for scene in unseen(count)]] if count else [])]
+    return [list(recipe.sample.prompts), *([unseen_captions(count)] if count else [])]
 
 
 class SampleGrid:
@@ -108,7 +106,7 @@ class Validation:
         self.job, self.cost, self.settings = job, cost, job.recipe.evaluate
         self.path = job.folder / "evaluations.jsonl"
         self._log: JsonLines | None = None
-        self._reader = load_detector()
+        self._prompts = unseen_prompts(job.teacher, self.settings.count)
         self._reference: Reference | None = None
 
     def __call__(self, step: int) -> bool:
@@ -150,21 +148,14 @@ class Validation:
         job = self.job
         card = job.card(step)
         student, scale = job.roles.views()[job.role].uncounted(), card.guidance_scale
-        way = Candidate("student", student, sampler_of(card), scale, card.guidance_embed)
-        if self._reference is None:
-            self._reference = reference_of(job.teacher) or self._real()
-        seed = job.recipe.seed
-        asked, cond, noise = eval_inputs(job.teacher, self.settings.count, seed)
-        pictures = job.teacher.decode(sample_candidate(way, noise, cond, seed)).cpu()
-        # `compare` would give these figures too, with intervals and floors that nobody looks at here
-        figures = Measured.of(pictures, asked, self._reader.features, self._reader).figures(self._reference)
+        candidate = Candidate("student", student, sampler_of(card), scale, card.guidance_embed)
+        prompts, seed = self._prompts, job.recipe.seed
+        self._reference = self._reference or prompts.reference_from(REFERENCE_FIRST)
+        cond, noise = eval_inputs(job.teacher, prompts.captions, seed)
+        images = job.teacher.decode(sample_candidate(candidate, noise, cond, seed)).cpu()
+        # `compare` would compute intervals and floors too, which nobody reads here
+        figures = Measured.of(images, prompts.features, prompts.judge).figures(self._reference)
         return {name: figures[name] for name in ("FD", "detail FD", "accuracy")}
-
-    def _real(self) -> Reference:
-        """As many real scenes as are measured, other ones."""
-        scenes = Scenes(UNSEEN, size=self.job.teacher.image_size)
-        indices = range(10_000, 10_000 + self.settings.count)
-        return Reference.of(real_pictures(self.job.teacher, scenes, indices), self._reader.features)
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:

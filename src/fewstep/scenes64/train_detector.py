@@ -29,6 +29,7 @@ from fewstep.data.random import Rng, stream_key
 from fewstep.models.detector import DetectorNetwork
 from fewstep.models.encoders import EncoderNetwork
 from fewstep.models.families import load_teacher
+from fewstep.scenes64.detector import Accuracy, Detector, prompt_accuracy
 from fewstep.scenes64.fit import Fit, plan
 from fewstep.scenes64.labels import Labels, reading_loss
 from fewstep.scenes64.scenes import ATTRIBUTES, Scenes
@@ -38,14 +39,16 @@ from fewstep.training.run_files import RunFiles
 from fewstep.training.settings import TrainingSettings
 
 NETWORKS: dict[str, tuple[type[DetectorNetwork | EncoderNetwork], int]] = {
-    "reader": (DetectorNetwork, 7001),
+    "detector": (DetectorNetwork, 7001),
     "encoder": (EncoderNetwork, 9001),
 }
 """What can be trained here, and the seeds of those that ship."""
+UNSEEN = 990001
+"""Seed of the scenes on which the detector is tested."""
 
 
 @dataclass(frozen=True)
-class ReaderSettings:
+class DetectorSettings:
     """How the shipped reader and encoder are trained.
 
     Attributes:
@@ -56,8 +59,8 @@ class ReaderSettings:
         save_seconds: at most so long between checkpoints; they have no influence on the result.
     """
 
-    network: str = "reader"
-    seed: int = NETWORKS["reader"][1]
+    network: str = "detector"
+    seed: int = NETWORKS["detector"][1]
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(
             steps=12000, batch_size=32, learning_rate=3e-3, warmup_steps=200, lr_schedule="cosine",
@@ -68,7 +71,7 @@ class ReaderSettings:
     save_seconds: float = 120.0
 
 
-class ReaderStage:
+class DetectorStage:
     """Trains the reader on renders and on pictures that passed an autoencoder.
 
     Args:
@@ -76,7 +79,7 @@ class ReaderStage:
         pool: uint8 pictures [n, 3, 64, 64] and their labels, or None for renders alone.
     """
 
-    name = "reader"
+    name = "detector"
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class ReaderStage:
         seed: int,
         pool: tuple[Tensor, Labels] | None = None,
     ) -> None:
-        self.networks: dict[str, nn.Module] = {"reader": network}
+        self.networks: dict[str, nn.Module] = {"detector": network}
         self.network, self.settings, self.pool = network, settings, pool
         self.scenes = Scenes(seed, numbers=CROWDED)
 
@@ -197,8 +200,8 @@ def build_network(name: str, seed: int) -> DetectorNetwork | EncoderNetwork:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def train_reader(
-    out: Path, settings: ReaderSettings, vae: Any = None, minutes: float | None = None, show: bool = False
+def train_detector(
+    out: Path, settings: DetectorSettings, vae: Any = None, minutes: float | None = None, show: bool = False
 ) -> DetectorNetwork | EncoderNetwork:
     """Train, or go on training, in ``out``; returns the averaged network.
 
@@ -208,7 +211,7 @@ def train_reader(
     """
     pool = None if vae is None else _pool(out, settings, vae)
     network = build_network(settings.network, settings.seed).to(settings.training.device)
-    fit = Fit(ReaderStage(network, settings.training, settings.seed, pool), out, settings.seed)
+    fit = Fit(DetectorStage(network, settings.training, settings.seed, pool), out, settings.seed)
     plan(fit, minutes)
     fit.run(settings.save_seconds, show)
     fit.use_average()
@@ -230,7 +233,7 @@ def autoencoder(teacher: str) -> Any:
     return load_teacher(teacher).pipeline.vae
 
 
-def _pool(out: Path, settings: ReaderSettings, vae: Any) -> tuple[Tensor, Labels]:
+def _pool(out: Path, settings: DetectorSettings, vae: Any) -> tuple[Tensor, Labels]:
     path, seed = out / "passed.safetensors", settings.seed + 1
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,6 +241,24 @@ def _pool(out: Path, settings: ReaderSettings, vae: Any) -> tuple[Tensor, Labels
     images = load_file(path)["images"]
     scenes = Scenes(seed, numbers=CROWDED)
     return images, Labels.of([scenes.scene(i) for i in range(len(images))])
+
+
+def ceilings(detector: Detector, vae: Any = None, number: int = 2000) -> dict[str, Accuracy]:
+    """Prompt accuracy of images that are right by construction: the most that generated ones can reach.
+
+    Args:
+        vae: the teacher's autoencoder; with it, accuracy is measured ``after the VAE`` too, beside the ``renders``.
+        number: of scenes; nothing is trained on them.
+    """
+    rendered = Scenes(UNSEEN).render(range(number))
+    images = as_unit(rendered.images)
+    found = {"renders": prompt_accuracy(detector, images, rendered.scenes)}
+    if vae is not None:
+        noise = Rng(UNSEEN, 0, number).sample.normal("posterior", (16, 8, 8))
+        pairs = zip(images.split(64), noise.split(64), strict=True)
+        passed = torch.cat([through_vae(vae, *pair) for pair in pairs])
+        found["after the VAE"] = prompt_accuracy(detector, passed, rendered.scenes)
+    return found
 
 
 def export(network: DetectorNetwork | EncoderNetwork, path: Path) -> int:
@@ -253,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="run directory; an unfinished run in it is continued")
     parser.add_argument("--teacher", help="scenes-64, a diffusers folder, or a run directory of the teacher's training")
     parser.add_argument("--minutes", type=float, help="length of the training (default: its number of steps)")
-    parser.add_argument("--network", choices=tuple(NETWORKS), default="reader")
+    parser.add_argument("--network", choices=tuple(NETWORKS), default="detector")
     parser.add_argument("--seed", type=int, help="default: that of the shipped one")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
@@ -262,10 +283,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     seed = NETWORKS[given.network][1] if given.seed is None else given.seed
-    settings = ReaderSettings(given.network, seed)
+    settings = DetectorSettings(given.network, seed)
     settings = replace(settings, training=replace(settings.training, device=given.device))
     vae = autoencoder(given.teacher) if given.teacher else None
-    network = train_reader(given.out, settings, vae, given.minutes, show=True)
+    network = train_detector(given.out, settings, vae, given.minutes, show=True)
     if given.export:
         print(f"Wrote {given.export} ({export(network, given.export) / 1e6:.2f} MB).")
 

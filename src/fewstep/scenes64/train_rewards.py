@@ -115,7 +115,7 @@ def train_reward(
     The same call continues an interrupted run.
 
     Args:
-        trunk: what looks at the pictures, frozen. One of the reader makes a model that measures and nothing else.
+        trunk: what looks at the pictures, frozen. The detector's makes a model that measures and nothing else.
         seed: of weights, of the order, and of which pairs are held out.
         show: progress bars.
 
@@ -129,7 +129,7 @@ def train_reward(
         raise ValueError(f"{folder} holds {len(choices)} choices, too few to learn from: give 10 or more.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_key(seed, "reward"))
-        network = RewardNetwork(About("reader" if isinstance(trunk, DetectorNetwork) else "encoder", trunk.heads))
+        network = RewardNetwork(About("detector" if isinstance(trunk, DetectorNetwork) else "encoder", trunk.heads))
     network.trunk.load_state_dict(trunk.state_dict())
     network.trunk.eval().requires_grad_(False)
     with progress_bar(len(choices), 0, "looking", show) as advance:

@@ -539,8 +539,8 @@ MUTANTS = [
             "test_aesthetic_is_a_chain_of_layers_on_a_unit_vector",
         ),
         (
-            "rewards: one that stands on the reader may be trained on",
-            'if reward.network.about.trunk == "reader" and not measures:',
+            "rewards: one that stands on the detector may be trained on",
+            'if reward.network.about.trunk == "detector" and not measures:',
             "if False:",
             "test_what_measures_is_refused_in_a_loss",
         ),
