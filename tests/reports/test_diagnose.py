@@ -1,14 +1,15 @@
-"""Every rule on made-up logs, on both sides of its limit; folders that lack things; what is said and in which order."""
+"""Every check on synthetic logs, on both sides of its limit; incomplete folders; the sentences and their order."""
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
+from fewstep.reports.checks import CHECKS
 from fewstep.reports.diagnose import diagnose, examine
 from fewstep.reports.history import ENOUGH, History, Series, columns, read_history
-from fewstep.reports.rules import RULES
 
 LINES = 30
 SOUND = {  # one value for all lines, or a function of the share of the run that is done
@@ -60,7 +61,7 @@ def lines_at(rows, value, otherwise):
 
 GAN = {"critic__d_accuracy": 0.7}
 LATE = 20  # of 30 lines: the first of the last third
-# rule -> columns just beyond its limit, columns just within.
+# check -> columns just beyond its limit, columns just within.
 SIDES = [
     ("learning rate too high",
      {"student__x0_std": lines_at({0}, 10.3, 0.9), "student__grad_norm": lines_at({0}, 11.0, 1.0)},
@@ -161,18 +162,22 @@ def test_sound_logs_are_sound():
         found = examine(History(records(**extra), RECIPE))
         assert found.findings == () and found.healthy
     assert len(SIDES) >= 30 and {name for name, *_ in SIDES} | {"average far behind", "unfinished"} == {
-        rule.name for rule in RULES
+        check.name for check in CHECKS
     }
 
 
-@pytest.mark.parametrize("side", range(len(SIDES)), ids=[f"{i} {row[0]}" for i, row in enumerate(SIDES)])
-def test_a_rule_speaks_beyond_its_limit_and_not_within(side):
-    name, beyond, within = SIDES[side]
+KINDS = [row[0] for row in SIDES]
+
+
+@pytest.mark.parametrize(
+    ("name", "beyond", "within"), SIDES, ids=[f"{kind} {KINDS[:i].count(kind) + 1}" for i, kind in enumerate(KINDS)]
+)
+def test_a_check_finds_a_problem_beyond_its_limit_and_not_within(name, beyond, within):
     assert name in names(**beyond)
     assert name not in names(**within)
 
 
-def test_rules_that_read_the_recipe():
+def test_checks_that_read_the_recipe():
     def training(**changes):
         return RECIPE | {"training": RECIPE["training"] | changes}
 
@@ -218,7 +223,7 @@ def test_what_is_only_worth_knowing_is_not_wrong():
     assert "Nothing stands out" in found.sentences()[0] and "worth knowing" in found.sentences()[1]
 
 
-def test_what_was_not_logged_is_said():
+def test_statistics_that_were_not_logged_are_named():
     found = examine(History(records(student__saturation=None), RECIPE))
     assert found.unchecked["saturation"] == "not logged: saturation"
     assert found.unchecked["fake score lagging"] == "not logged: fake_error, teacher_fake_error"
@@ -234,14 +239,20 @@ def test_findings_name_figures_and_steps():
     found = examine(History(records(student__mean_shift=from_line(10, 4.0, 0.0)), RECIPE)).findings[0]
     assert (found.first, found.last) == (110, 300)
     assert "2 standard deviations" in found.sentence and "steps 110 to 300" in found.sentence
-    drift = next(rule for rule in RULES if rule.name == "drift of the mean")
-    assert found.sentence.startswith(drift.wrong) and drift.advice[1:] in found.sentence
+    drift = next(check for check in CHECKS if check.name == "drift of the mean")
+    assert found.sentence.startswith(drift.problem) and drift.advice[1:] in found.sentence
 
 
-def test_every_rule_gives_its_reason():
-    for rule in RULES:
-        assert len(rule.reason) > 20 and len(rule.advice) > 20 and rule.looks_at
-    assert len({rule.name for rule in RULES}) == len(RULES)
+def test_every_check_gives_its_reason():
+    for check in CHECKS:
+        assert len(check.reason) > 20 and len(check.advice) > 20 and check.needs
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+def test_sentences_name_keys_of_recipes_and_nothing_of_the_code():
+    for check in CHECKS:
+        named = re.findall(r"[a-z_]+\.[a-z_]+", f"{check.problem} {check.advice}")
+        assert {name.split(".")[0] for name in named} <= {"training", "method", "data"}, named
 
 
 # ---------------------------------------------------------------- folders

@@ -1,8 +1,8 @@
-"""`fewstep diagnose`: what is wrong with a run, in words, from its log alone.
+"""`fewstep diagnose`: the problems of a run, in words, from its log alone.
 
     print(diagnose(Path("runs/mine")))
 
-Rules and their limits are in `rules`; the names they look for are a contract with methods (docs/training.md).
+The checks and their limits are in `checks`; methods log the statistics that they need (docs/training.md).
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep.reports.checks import CHECKS, Check
 from fewstep.reports.history import ENOUGH, History, read_history
-from fewstep.reports.rules import RULES, Rule
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that stands out.
+    """A problem that a check has found.
 
     Attributes:
-        name: of the rule. fatal: whether it is wrong, or only worth knowing.
-        sentence: what is wrong, the figures, and what to do.
+        name: of the check. fatal: whether it is wrong, or only worth knowing.
+        sentence: the problem, the figures, and what to do.
         first, last: the steps between which it holds.
     """
 
@@ -35,14 +35,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found in a run's folder, the likeliest cause first.
+    """The findings in a run's folder, the likeliest cause first.
 
     Attributes:
-        run: the folder. step: steps done.
-        findings: causes before what follows from them, what is only worth knowing last.
-        checked: rules that were applied and found nothing.
-        unchecked: rule -> the statistics it lacks, or that there are too few lines of them.
-        missing: what the folder lacks, in sentences.
+        run: the folder. step: the last logged step.
+        findings: causes before their consequences, those that are only worth knowing last.
+        checked: checks without a finding.
+        unchecked: check -> why it could not be made: statistics that are missing, or too few lines of them.
+        missing: sentences about what the folder lacks.
     """
 
     run: str
@@ -54,7 +54,7 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is wrong; what is only worth knowing does not count."""
+        """Whether nothing is wrong; findings that are only worth knowing do not count."""
         return not any(finding.fatal for finding in self.findings)
 
     def as_json(self) -> str:
@@ -63,66 +63,60 @@ class Diagnosis:
 
     def sentences(self) -> list[str]:
         """Everything, for people."""
-        said = [] if not self.healthy else [self._nothing()]
+        lines = []
+        if self.healthy:
+            nothing = f"Nothing stands out in the {self.step} steps of this run."
+            lines.append(nothing if self.checked else "This run has logged too little to be checked.")
         for finding in self.findings:
             kind = finding.name if finding.fatal else f"{finding.name} (worth knowing, not wrong)"
-            said.append(f"{kind[0].upper()}{kind[1:]}: {finding.sentence}")
-        said += self.missing
+            lines.append(f"{_capital(kind)}: {finding.sentence}")
+        lines += self.missing
         if self.checked:
-            said.append(f"Checked without a finding: {', '.join(self.checked)}.")
+            lines.append(f"Checked without a finding: {', '.join(self.checked)}.")
         reasons: dict[str, list[str]] = {}
         for name, reason in self.unchecked.items():
             reasons.setdefault(reason, []).append(name)
-        said += [f"Could not be checked ({reason}): {', '.join(names)}." for reason, names in reasons.items()]
-        return said
-
-    def _nothing(self) -> str:
-        if not self.checked:
-            return "Nothing can be said of this run yet."
-        return f"Nothing stands out in the {self.step} steps of this run."
+        return [*lines, *(f"Could not be checked ({reason}): {', '.join(found)}." for reason, found in reasons.items())]
 
     def __str__(self) -> str:
         return "\n".join([f"{self.run}, {self.step} steps", *self.sentences()])
 
 
 def diagnose(run: Path) -> Diagnosis:
-    """Apply every rule to the run in the folder ``run``.
+    """Apply every check to the run in the folder ``run``.
 
     Raises:
         ValueError: it is no run directory.
     """
-    history = read_history(run)
-    return examine(history, str(run))
+    return examine(read_history(run), str(run))
 
 
 def examine(history: History, run: str = "") -> Diagnosis:
-    """Apply every rule to a history."""
+    """Apply every check to a history."""
     findings, checked, unchecked = [], [], {}
-    for rule in RULES:
-        seen = rule.see(history, rule.limit)
-        lacks = _lacks(history, rule)
-        if seen is not None:
-            figures, first, last = seen
-            held = f"at step {last}" if first == last else f"steps {first} to {last}"
-            sentence = f"{rule.wrong}: {figures} ({held}). {rule.advice[0].upper()}{rule.advice[1:]}."
-            findings.append(Finding(rule.name, rule.fatal, sentence, first, last))
+    for check in CHECKS:
+        evidence, lacks = check(history), _lacks(history, check)
+        if evidence is not None:
+            figures, first, last = evidence
+            steps = f"at step {last}" if first == last else f"steps {first} to {last}"
+            sentence = f"{check.problem}: {figures} ({steps}). {_capital(check.advice)}."
+            findings.append(Finding(check.name, check.fatal, sentence, first, last))
         elif lacks:
-            unchecked[rule.name] = lacks
+            unchecked[check.name] = lacks
         else:
-            checked.append(rule.name)
+            checked.append(check.name)
     findings.sort(key=lambda finding: not finding.fatal)
     return Diagnosis(run, history.step, tuple(findings), tuple(checked), unchecked, tuple(history.missing))
 
 
-def _lacks(history: History, rule: Rule) -> str:
-    """Why a rule cannot be applied, in words; empty where it can."""
-    settings = {"ema_decay": "ema_decay", "steps": "steps"}
+def _lacks(history: History, check: Check) -> str:
+    """Why a check cannot be made, in words; empty where it can."""
     absent, few = [], []
-    for name in rule.looks_at:
-        if name in settings:
-            absent += [] if history.setting("training", name) is not None else [f"training.{name}"]
+    for name in check.needs:
+        if "." in name:  # a key of the recipe
+            absent += [name] if history.setting(*name.split(".")) is None else []
         elif name == "learning_rate":
-            few += [] if len(history.series(name)) >= 3 else [name]
+            few += [name] if len(history.series(name)) < 3 else []
         elif not history.names(name):
             absent.append(name)
         elif not any(history.series(found).enough for found in history.names(name)):
@@ -130,3 +124,7 @@ def _lacks(history: History, rule: Rule) -> str:
     if absent:
         return f"not logged: {', '.join(absent)}"
     return f"fewer than {ENOUGH} lines in the log" if few else ""
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
