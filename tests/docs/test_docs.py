@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from pydantic import TypeAdapter
 from fewstep.cli import app
 from fewstep.methods.registry import METHODS
 from fewstep.recipe.schema import Recipe
+from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -172,7 +174,7 @@ def known_key(key):
 def test_keys_that_are_set_exist(page):
     wrong = []
     for words in command_lines(page):
-        for option, value in zip(words, words[1:], strict=False):
+        for option, value in pairwise(words):
             if option == "--set" and "=" in value and not known_key(value.partition("=")[0]):
                 wrong.append(value)
     assert wrong == []
@@ -319,3 +321,11 @@ def test_first_paragraph_says_for_whom(page):
         return
     first = text_of(page).split("\n\n")[1]
     assert first.startswith("For people who"), first
+
+
+# ---------------------------------------------------------------- architecture
+
+
+def test_the_table_of_rooms_is_the_house():
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", text_of(DOCS / "architecture.md"), re.MULTILINE)
+    assert {room: int(floor) for room, floor in rows} == {room: height + 1 for room, height in FLOORS.items()}

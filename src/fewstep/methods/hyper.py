@@ -22,7 +22,7 @@ two of its times a jump from the upper one would be a target and never be traine
 weights of both terms and the decay of the target were not published: the defaults here are ours.
 
 Human feedback is a stage of its own, and the one-step student is `dmd` with ``fake_begins: student``: on all weights at
-``timestep: 800``, or as the LoRA that `tcd`'s sampler takes on to eight steps (docs/methods.md).
+``timestep: 800``, or as the LoRA that `tcd`'s sampler takes on to eight steps (docs/methods/hyper.md).
 """
 
 from __future__ import annotations

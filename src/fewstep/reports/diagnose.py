@@ -2,7 +2,7 @@
 
     print(diagnose(Path("runs/mine")))
 
-The checks and their limits are in `checks`; methods log the statistics that they need (docs/training.md).
+The checks and their limits are in `checks`; methods log the statistics that they need (docs/diagnosing.md).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What methods say about themselves beside their losses: statistics that `fewstep diagnose` reads.
 
-Everything stays on the device as detached scalars; the names are a contract (docs/training.md). Ratios are formed of
+Everything stays on the device as detached scalars; the names are a contract (docs/diagnosing.md). Ratios are formed of
 means over many steps, when a log is read, wherever a ratio of one batch would be noise.
 """
 
