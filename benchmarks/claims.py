@@ -7,8 +7,8 @@
 For each sentence: by how much the one is better than the other (FD and detail FD lower, accuracy higher), on the same
 prompts and noise, with the 95 % interval of that difference, in the mean over the seeds that both have and for each of
 them. "yes": better beyond the interval in every seed; "no": worse beyond it in every seed; else "open". A sentence
-whose students are not in the folders keeps its former answer. What needs another statistic stands in benchmarks/methods.md
-with its own command.
+whose students are not in the folders keeps its former answer. What needs another statistic stands in
+benchmarks/methods.md with its own command.
 """
 
 from __future__ import annotations
