@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from fewstep.cli import app
 from fewstep.methods.registry import METHODS
 from fewstep.recipe.schema import Recipe
+from fewstep.reports.checks import CHECKS
 from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -189,7 +190,11 @@ def test_scripts_modules_and_tests_exist(page):
         elif words[:2] == ["python", "-m"] or (words[0] == "torchrun" and "-m" in words):
             module = words[words.index("-m") + 1].replace(".", "/")
             homes = [ROOT / module, ROOT / f"{module}.py", ROOT / "src" / module, ROOT / "src" / f"{module}.py"]
-            lost += [] if any(home.exists() for home in homes) else [module]
+            found = [home for home in homes if home.exists()]
+            lost += [] if found else [module]
+            if found and found[0].suffix == ".py":  # a script with options of its own
+                options = [word for word in words[words.index("-m") + 2 :] if word.startswith("--")]
+                lost += [option for option in options if f'"{option}"' not in text_of(found[0])]
         elif words[0] == "python" and words[1:] and words[1].endswith(".py"):
             lost += _lost_script(words[1:])
         elif words[0] == "make":
@@ -303,6 +308,21 @@ def test_pages_of_methods_have_the_same_sections(name):
     wanted = ["The idea", "The loss", "Settings", "Cost", "When to choose it", "Signs that it fails", "Our figures"]
     places = [text.find(f"\n## {heading}\n") for heading in wanted]
     assert min(places) > 0 and places == sorted(places)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_checks_that_signs_name_exist(name):
+    """The middle column of "Signs that it fails" holds names of checks of `fewstep diagnose`, or a dash."""
+    table = text_of(DOCS / "methods" / f"{name}.md").split("| Sign | Check of `fewstep diagnose` |")[1].split("\n\n")[0]
+    named = {part.strip() for row in table.splitlines()[2:] for part in row.split("|")[2].split(",")} - {"–"}
+    assert named and named <= {check.name for check in CHECKS}
+
+
+def test_the_table_of_checks_is_the_checks():
+    table = text_of(DOCS / "diagnosing.md").split("| Check | Limit |")[1].split("\n\n")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines()[2:]]
+    truth = [(check.name + ("" if check.fatal else " (worth knowing)"), f"{check.limit:g}") for check in CHECKS]
+    assert [(name.strip(), limit.strip()) for name, limit in rows] == truth
 
 
 # ---------------------------------------------------------------- words
