@@ -212,12 +212,12 @@ def test_what_measures_is_refused_in_a_loss(tmp_path):
     save_tensors(tmp_path / "judge.safetensors", *reward_file(network))
     name = str(tmp_path / "judge.safetensors")
     assert open_reward(name, measures=True).network.about.trunk == "detector"
-    with pytest.raises(ValueError, match="stands on the detector, which measures and must never stand in a loss"):
+    with pytest.raises(ValueError, match="is built on the detector, which measures and must never serve in a loss"):
         open_reward(name)
     tensors, header = reward_file(network)
     former = {key: text.replace('"detector"', '"reader"') for key, text in header.items()}  # files of former versions
     save_tensors(tmp_path / "former.safetensors", tensors, former)
-    with pytest.raises(ValueError, match="stands on the detector"):
+    with pytest.raises(ValueError, match="is built on the detector"):
         open_reward(str(tmp_path / "former.safetensors"))
 
 

@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_one_sentence_before_anything_is_written(run, rewar
     for changes, said in (
         ({"sampler": "lcm"}, "method.sampler is lcm, but its teacher .* is a student that is drawn from by tcd"),
         ({"rewards": [{"model": "no.safetensors", "threshold": 1}]}, "There is no reward model 'no.safetensors'"),
-        ({"rewards": [{"model": str(rewards[1]), "threshold": 1}], "held_out": ""}, "must never stand in a loss"),
+        ({"rewards": [{"model": str(rewards[1]), "threshold": 1}], "held_out": ""}, "must never serve in a loss"),
         ({"held_out": str(rewards[0])}, "which is trained on"),
         ({"rewards": [{"model": "pickscore"}]}, r"method.rewards.0.threshold is missing\."),
         ({"rewards": [{"model": "pickscore", "threshold": 1, "wait": 2}]}, "method.rewards.0.wait: unexpected keyword"),

@@ -1,7 +1,8 @@
-"""Encoders of pictures: the small one of scenes-64, and DINOv2, CLIP and their like through transformers.
+"""Image encoders: the small one of scenes-64, and DINOv2, CLIP and similar models through transformers.
 
-What serves in a loss must not measure: a model could learn to please it. On scenes-64 the encoder serves in losses
-(turbo's discriminator, perceptual distances), and the detector measures; they share neither training scenes nor shape.
+A network that serves in a loss must not measure the result: the student could learn to please it. On scenes-64 the
+encoder serves in losses (turbo's discriminator, perceptual distances) and the detector measures; they share neither
+training scenes nor architecture.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fewstep.models.denoiser import check_taps
 from fewstep.models.detector import ResidualBlock
+from fewstep.models.pretrained import from_pretrained, loading, pixel_statistics, pooled, read_network
 
 ASSET = Path(__file__).parent.parent / "assets" / "encoder.safetensors"
 
@@ -41,20 +42,16 @@ def load_encoder(path: Path = ASSET, device: str = "cpu") -> EncoderNetwork:
     Raises:
         ValueError: one sentence when the file is missing, damaged or of another shape.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            network = EncoderNetwork(json.loads(file.metadata()["heads"]))
-            network.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"{path} does not hold an encoder's weights: train one by "
-            "'python -m fewstep.scenes64.train_detector --network encoder --export FILE'."
-        ) from None
+    refusal = (
+        f"{path} does not hold an encoder's weights: train one by "
+        "'python -m fewstep.scenes64.train_detector --network encoder --export FILE'."
+    )
+    network = read_network(path, lambda metadata: EncoderNetwork(json.loads(metadata["heads"])), refusal)
     return network.eval().requires_grad_(False).to(device)
 
 
 class EncoderNetwork(nn.Module):
-    """The encoder of scenes-64, trained to tell what is drawn.
+    """The encoder of scenes-64, trained to find the shapes in an image and their attributes.
 
     Residual blocks at 32x32, 16x16, 8x8 and 4x4, each twice as coarse as the one before.
 
@@ -83,16 +80,16 @@ class EncoderNetwork(nn.Module):
         return found
 
     def embed(self, images: Tensor) -> Tensor:
-        """One vector for each picture, [N, C]: the coarsest features' mean and largest values."""
+        """One vector for each image, [N, 2 C]: the coarsest features' mean and largest values."""
         last = self.taps(images)[-1]
         return torch.cat([last.mean(dim=(2, 3)), last.amax(dim=(2, 3))], dim=1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """What it was trained to tell: as `fewstep.models.detector.DetectorNetwork`, for cells of 8x8 pixels."""
+        """Its own predictions: as `fewstep.models.detector.DetectorNetwork`, for cells of 8x8 pixels."""
         middle, coarse = self.taps(images)[-2:]
         grid = torch.cat([middle, F.interpolate(coarse, scale_factor=2.0, mode="nearest")], dim=1)
-        told = self.answers(F.silu(self.norm(grid))).permute(0, 2, 3, 1)
-        parts = told.split([1, _GEOMETRY, *self.heads.values()], dim=-1)
+        predicted = self.answers(F.silu(self.norm(grid))).permute(0, 2, 3, 1)
+        parts = predicted.split([1, _GEOMETRY, *self.heads.values()], dim=-1)
         return {"near": parts[0].squeeze(-1), "geometry": parts[1], **dict(zip(self.heads, parts[2:], strict=True))}
 
 
@@ -104,39 +101,39 @@ class SmallEncoder:
 
     @property
     def tap_channels(self) -> dict[str, int]:
-        """Its features at 1/2, 1/4, 1/8 and 1/16 of the pictures' side."""
+        """Its features at 1/2, 1/4, 1/8 and 1/16 of the images' side."""
         return {f"level{i}": c for i, c in enumerate(self.network.channels)}
 
     @property
     def summary_width(self) -> int:
         return 2 * self.network.channels[-1]
 
-    def features(self, pictures: Tensor, taps: Iterable[str]) -> list[Tensor]:
-        """[B, C, h, w] of pictures from -1 to 1."""
-        found = dict(zip(self.tap_channels, self.network.taps(self._seen(pictures)), strict=True))
+    def features(self, images: Tensor, taps: Iterable[str]) -> list[Tensor]:
+        """[B, C, h, w] of images from -1 to 1."""
+        found = dict(zip(self.tap_channels, self.network.taps(self._seen(images)), strict=True))
         return [found[tap] for tap in check_taps(taps, found)]
 
-    def summary(self, pictures: Tensor) -> Tensor:
-        """[B, `summary_width`] of pictures from -1 to 1."""
-        return self.network.embed(self._seen(pictures))
+    def summary(self, images: Tensor) -> Tensor:
+        """[B, `summary_width`] of images from -1 to 1."""
+        return self.network.embed(self._seen(images))
 
-    def instances(self, pictures: Tensor) -> dict[str, Tensor]:
-        """What it tells of the things in pictures from -1 to 1, cell by cell (`EncoderNetwork.forward`)."""
-        return cast("dict[str, Tensor]", self.network(self._seen(pictures)))
+    def instances(self, images: Tensor) -> dict[str, Tensor]:
+        """Predictions of the shapes in images from -1 to 1, cell by cell (`EncoderNetwork.forward`)."""
+        return cast("dict[str, Tensor]", self.network(self._seen(images)))
 
-    def _seen(self, pictures: Tensor) -> Tensor:
-        return (pictures / 2 + 0.5).to(next(self.network.parameters()).dtype)
+    def _seen(self, images: Tensor) -> Tensor:
+        return (images / 2 + 0.5).to(next(self.network.parameters()).dtype)
 
 
 class PretrainedEncoder:
-    """A vision model of transformers as pictures -> features: measuring, by call; in losses, by taps and a summary.
+    """A vision model of transformers: called, it gives a metric's features; in losses, features at taps and a summary.
 
-    Its taps are the patch embedding and the blocks after each quarter of its depth: 2, 5, 8 and 11 of twelve, as
-    StyleGAN-T has them (Sauer et al. 2023). They give tokens, [B, C, patches], the class token added to each of them.
+    Its taps are the patch embedding and the blocks after each quarter of its depth: 2, 5, 8 and 11 of twelve, as in
+    StyleGAN-T (Sauer et al. 2023, arXiv 2301.09515). They give tokens [B, C, patches], each plus the class token.
 
     Args:
         model: with ``get_image_features`` (CLIP's kind) or ``pooler_output`` (DINOv2's kind).
-        size: side of the pictures that it sees; mean, std: [3], of its pixels.
+        size: side of the images that it sees; mean, std: [3], of its pixels.
     """
 
     def __init__(self, model: Any, size: int, mean: Tensor, std: Tensor) -> None:
@@ -159,10 +156,10 @@ class PretrainedEncoder:
         clip = hasattr(self.model, "get_image_features")
         return int(self.model.config.projection_dim if clip else self._config.hidden_size)
 
-    def features(self, pictures: Tensor, taps: Iterable[str]) -> list[Tensor]:
-        """[B, C, patches] of pictures from -1 to 1, which are resized to the model's own size."""
+    def features(self, images: Tensor, taps: Iterable[str]) -> list[Tensor]:
+        """[B, C, patches] of images from -1 to 1, which are resized to the model's own size."""
         vision = getattr(self.model, "vision_model", self.model)
-        hidden = vision(pixel_values=self._seen(pictures), output_hidden_states=True).hidden_states
+        hidden = vision(pixel_values=self._seen(images), output_hidden_states=True).hidden_states
         others = 1 + int(getattr(self._config, "num_register_tokens", 0))
         found = []
         for tap in check_taps(taps, self.tap_channels):
@@ -170,31 +167,27 @@ class PretrainedEncoder:
             found.append((tokens[:, others:] + tokens[:, :1]).transpose(1, 2))
         return found
 
-    def summary(self, pictures: Tensor) -> Tensor:
-        """What it says of the whole picture: DINOv2's class token, CLIP's image features."""
-        return self._asked(self._seen(pictures))
+    def summary(self, images: Tensor) -> Tensor:
+        """[B, `summary_width`], one vector for the whole image: DINOv2's class token, CLIP's image features."""
+        return self._pooled(self._seen(images))
 
-    def _seen(self, pictures: Tensor) -> Tensor:
-        kind = {"mode": "area"} if pictures.shape[-1] > self.size else {"mode": "bicubic", "antialias": True}
-        sized = F.interpolate(pictures / 2 + 0.5, (self.size, self.size), **kind)  # type: ignore[arg-type]
-        return ((sized - self.mean.to(sized)) / self.std.to(sized)).to(self.model.dtype)
+    def _seen(self, images: Tensor) -> Tensor:
+        kind = {"mode": "area"} if images.shape[-1] > self.size else {"mode": "bicubic", "antialias": True}
+        return self._normalised(F.interpolate(images / 2 + 0.5, (self.size, self.size), **kind))  # type: ignore[arg-type]
 
-    def _asked(self, pixels: Tensor) -> Tensor:
-        if hasattr(self.model, "get_image_features"):
-            answer = self.model.get_image_features(pixel_values=pixels)
-        else:
-            answer = self.model(pixel_values=pixels)
-        return cast(Tensor, answer if isinstance(answer, Tensor) else answer.pooler_output)
+    def _normalised(self, images: Tensor) -> Tensor:
+        return ((images - self.mean.to(images)) / self.std.to(images)).to(self.model.dtype)
+
+    def _pooled(self, pixels: Tensor) -> Tensor:
+        return pooled(getattr(self.model, "get_image_features", self.model)(pixel_values=pixels))
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor, batch_size: int = 64) -> Tensor:
-        """float32 [N, D] on the host for pictures [N, 3, H, W] in [0, 1], resized by antialiased bicubic."""
-        device, dtype = self.model.device, self.model.dtype
+    def __call__(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """float32 [N, D] on the host for images [N, 3, H, W] in [0, 1], resized by antialiased bicubic."""
         found = []
-        for part in pictures.split(batch_size):
-            part = F.interpolate(part.to(device), (self.size, self.size), mode="bicubic", antialias=True)
-            pixels = ((part - self.mean.to(device)) / self.std.to(device)).to(dtype)
-            found.append(self._asked(pixels).float().cpu())
+        for part in images.split(batch_size):
+            resized = F.interpolate(part.to(self.model.device), (self.size, self.size), mode="bicubic", antialias=True)
+            found.append(self._pooled(self._normalised(resized)).float().cpu())
         return torch.cat(found)
 
 
@@ -206,31 +199,9 @@ def load_pretrained_encoder(name: str, device: str = "cpu") -> PretrainedEncoder
     """
     from transformers import AutoConfig, AutoModel
 
-    from fewstep.models.hub import short_error
-
-    try:
-        if device == "meta":
-            with torch.device("meta"):
-                model = AutoModel.from_config(AutoConfig.from_pretrained(name), trust_remote_code=False)
-        else:
-            model = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"The encoder '{name}' cannot be loaded: {short_error(error)}") from None
-    config = getattr(model.config, "vision_config", model.config)
-    size = getattr(config, "image_size", None)
+    with loading(f"The encoder '{name}'"):
+        model = from_pretrained(AutoModel, AutoConfig, name, device)
+    size = getattr(getattr(model.config, "vision_config", model.config), "image_size", None)
     if not isinstance(size, int):
         raise ValueError(f"The encoder '{name}' is no vision model: give DINOv2, CLIP or another one of their kind.")
-    pixels = pixel_statistics(Path(name), hasattr(model, "get_image_features"))
-    return PretrainedEncoder(model.to(device), size, *pixels)
-
-
-def pixel_statistics(folder: Path, like_clip: bool) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of pixels, from the model's own file where there is one, else its family's."""
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    if like_clip:
-        mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    file = folder / "preprocessor_config.json"
-    if file.is_file():
-        said = json.loads(file.read_text(encoding="utf-8"))
-        mean, std = said.get("image_mean", mean), said.get("image_std", std)
-    return cast("tuple[Tensor, Tensor]", (torch.tensor(mean), torch.tensor(std)))
+    return PretrainedEncoder(model, size, *pixel_statistics(Path(name), hasattr(model, "get_image_features")))

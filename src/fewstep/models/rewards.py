@@ -1,4 +1,4 @@
-"""Reward models: what people like, as one number for a picture and its prompt; frozen, with a gradient to the picture.
+"""Reward models: how much people like an image, given its prompt; frozen, with a gradient to the image.
 
 ==================  ==================================================================================================
 name                what it is
@@ -8,9 +8,9 @@ name                what it is
 ``aesthetic:PLACE`` LAION's aesthetic predictor: PLACE holds a CLIP model and its head, ``aesthetic.safetensors``
 ==================  ==================================================================================================
 
-Each sees pictures as it saw them in its own training: cut to [0, 1] first, because no file of a picture holds more,
-then resized and normalised, all differentiable. ImageReward and HPSv2 are not here: their weights are pickles of
-networks that transformers does not have.
+Each takes images as in its own training: clamped to [0, 1] first, because an image file holds nothing beyond, then
+resized and normalised, all differentiable. ImageReward and HPSv2 are missing: their weights are pickles of networks
+that transformers does not have.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import working
 from fewstep.models.detector import DetectorNetwork
-from fewstep.models.encoders import EncoderNetwork, load_encoder, pixel_statistics
+from fewstep.models.encoders import EncoderNetwork, load_encoder
+from fewstep.models.pretrained import from_pretrained, loading, pixel_statistics, pooled, read_network
 
 PICKSCORE, PICKSCORE_WORDS = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 HEAD_FILE = "aesthetic.safetensors"
@@ -49,7 +49,7 @@ def open_reward(name: str, device: str = "cpu", measures: bool = False) -> Small
     """The reward model of that name (see the table above); on the device "meta" it has shapes alone.
 
     Args:
-        measures: it is only looked at. One that stands on the detector may be, and must not stand in a loss.
+        measures: it only measures. A model on the detector's trunk may, and must not serve in a loss.
 
     Raises:
         ValueError: one sentence when it is not there, is no reward model, or must not be trained on.
@@ -64,7 +64,7 @@ def open_reward(name: str, device: str = "cpu", measures: bool = False) -> Small
     reward = SmallReward(load_reward(Path(name))).to(device)
     if reward.network.about.trunk == "detector" and not measures:
         raise ValueError(
-            f"The reward model {name} stands on the detector, which measures and must never stand in a loss: take it "
+            f"The reward model {name} is built on the detector, which measures and must never serve in a loss: take it "
             "as held_out, and train another one for the loss."
         )
     return reward
@@ -84,8 +84,8 @@ class About:
     """What a `RewardNetwork` is made of.
 
     Attributes:
-        trunk: "encoder" or "detector", whose answers it reads.
-        heads: attributes that the trunk tells, and how many values each can take.
+        trunk: "encoder" or "detector", whose predictions it reads.
+        heads: attributes that the trunk predicts, and how many values each can take.
     """
 
     trunk: Literal["encoder", "detector"]
@@ -93,11 +93,11 @@ class About:
 
 
 class RewardNetwork(nn.Module):
-    """How much a picture of scenes-64 is liked, from what a trained network finds in it, whatever its prompt.
+    """How much an image of scenes-64 is liked, from what a trained network finds in it, whatever its prompt.
 
-    The trunk is frozen; what it tells of every cell is averaged over the cells where it sees things, and the surest
-    cell of every value is kept too. A linear form reads that. The number is in standard deviations of the pictures that
-    it was trained on, from their mean.
+    The trunk is frozen. Its predictions are averaged over the cells where it sees shapes, the largest value of every
+    attribute over all cells is kept too, and a linear form reads both. The reward is in standard deviations from the
+    mean of the images that it was trained on.
     """
 
     def __init__(self, about: About) -> None:
@@ -111,10 +111,10 @@ class RewardNetwork(nn.Module):
         self.scale = nn.Parameter(torch.tensor([0.0, 1.0]), requires_grad=False)
 
     def seen(self, images: Tensor) -> Tensor:
-        """[B, F] of images [B, 3, 64, 64] in [0, 1]: how many things there are, mean and most of every value."""
-        told = self.trunk(images)
-        there = told["near"].sigmoid().flatten(1)
-        values = torch.cat([told[name].softmax(dim=-1) for name in self.about.heads], dim=-1).flatten(1, 2)
+        """[B, F] of images [B, 3, 64, 64] in [0, 1]: how many shapes there are, mean and maximum of every value."""
+        predicted = self.trunk(images)
+        there = predicted["near"].sigmoid().flatten(1)
+        values = torch.cat([predicted[name].softmax(dim=-1) for name in self.about.heads], dim=-1).flatten(1, 2)
         weighted = there[..., None] * values
         mass = there.sum(dim=1, keepdim=True)
         return torch.cat([mass, weighted.sum(dim=1) / mass.clamp_min(1e-6), weighted.amax(dim=1)], dim=1)
@@ -138,8 +138,8 @@ class SmallReward:
         self.network.to(device)
         return self
 
-    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        images = _in_range(pictures).to(self.network.scale.dtype)
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        images = _in_range(images).to(self.network.scale.dtype)
         if images.shape[-1] != 64 or images.shape[-2] != 64:
             images = F.interpolate(images, (64, 64), mode="bicubic", antialias=True)
         return cast(Tensor, self.network(images))
@@ -153,16 +153,13 @@ def load_reward(path: Path) -> RewardNetwork:
     """
     if not path.is_file():
         raise ValueError(f"There is no reward model '{path}': give a file, pickscore or aesthetic:FOLDER, or {_TRAIN}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            said = json.loads(file.metadata()[_HEADER])
-            heads = {str(name): int(count) for name, count in said["heads"].items()}
-            former = said["trunk"] == "reader"  # the detector's former name
-            network = RewardNetwork(About("detector" if former else said["trunk"], heads))
-            network.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError):
-        raise ValueError(f"The file {path} does not hold a reward model: {_TRAIN}.") from None
-    return network
+
+    def build(metadata: Mapping[str, str]) -> RewardNetwork:
+        about = json.loads(metadata[_HEADER])
+        trunk = "detector" if about["trunk"] == "reader" else about["trunk"]  # its name in files of former versions
+        return RewardNetwork(About(trunk, {str(name): int(count) for name, count in about["heads"].items()}))
+
+    return read_network(path, build, f"The file {path} does not hold a reward model: {_TRAIN}.")
 
 
 def reward_file(network: RewardNetwork) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -176,7 +173,7 @@ def reward_file(network: RewardNetwork) -> tuple[dict[str, Tensor], dict[str, st
 
 
 class PickScore:
-    """The cosine between picture and prompt of a CLIP that was trained on people's choices (published as PickScore).
+    """The cosine between image and prompt of a CLIP that was trained on people's choices (published as PickScore).
 
     Official scores are this times exp(logit_scale), about 100; tables give them as here, 0.2 to 0.24.
     """
@@ -194,26 +191,27 @@ class PickScore:
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
         own = any((Path(place) / file).is_file() for file in ("tokenizer.json", "vocab.json"))
-        with _loading(f"pickscore:{place}"):
-            model = _model(CLIPModel, CLIPConfig, place, device)
+        with loading(f"The reward 'pickscore:{place}'"):
+            model = from_pretrained(CLIPModel, CLIPConfig, place, device)
             tokenizer = AutoTokenizer.from_pretrained(place if own else PICKSCORE_WORDS, trust_remote_code=False)
-        return cls(model, tokenizer, pixel_statistics(Path(place), like_clip=True))
+        return cls(model, tokenizer, pixel_statistics(Path(place), clip=True))
 
     @property
     def network(self) -> nn.Module:
         return cast(nn.Module, self.model)
 
-    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        pixels = as_clip_sees(pictures, self.model.config.vision_config.image_size, *self.pixels)
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B] cosines, for images [B, 3, H, W] from -1 to 1 and B prompts."""
+        pixels = as_clip_sees(images, self.model.config.vision_config.image_size, *self.pixels)
         tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=77, return_tensors="pt")
-        shown = _pooled(self.model.get_image_features(pixel_values=pixels.to(self.model.dtype)))
+        of_image = pooled(self.model.get_image_features(pixel_values=pixels.to(self.model.dtype)))
         with torch.no_grad():  # padding comes after the token that is read, and the text encoder is causal: no mask
-            said = _pooled(self.model.get_text_features(input_ids=tokens["input_ids"].to(self.model.device)))
-        return F.cosine_similarity(working(shown), working(said), dim=1)
+            of_prompt = pooled(self.model.get_text_features(input_ids=tokens["input_ids"].to(self.model.device)))
+        return F.cosine_similarity(working(of_image), working(of_prompt), dim=1)
 
 
 class Aesthetic:
-    """LAION's aesthetic predictor, about 1 to 10: layers without activations on CLIP's picture, a unit vector.
+    """LAION's aesthetic predictor, about 1 to 10: linear layers without activations on CLIP's unit image vector.
 
     Args:
         model: CLIPVisionModelWithProjection.
@@ -225,7 +223,7 @@ class Aesthetic:
 
     @classmethod
     def load(cls, place: str, device: str = "cpu") -> Aesthetic:
-        """From a folder with a CLIP model and ``aesthetic.safetensors``: the published head, its names kept
+        """From a folder with a CLIP model and ``aesthetic.safetensors``: the published head under its own names
         (``layers.0.weight``, ``layers.0.bias``, ``layers.2.weight``, ...).
 
         Raises:
@@ -233,39 +231,41 @@ class Aesthetic:
         """
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+        what = f"The reward 'aesthetic:{place}'"
         if not place:
-            raise ValueError(f"The reward 'aesthetic' wants its place: aesthetic:FOLDER, with CLIP and {HEAD_FILE}.")
-        with _loading(f"aesthetic:{place}"):
+            raise ValueError(f"The reward 'aesthetic' needs its folder: aesthetic:FOLDER, with CLIP and {HEAD_FILE}.")
+        with loading(what):
             layers = _layers(load_file(Path(place) / HEAD_FILE, device="cpu"))
-            model = _model(CLIPVisionModelWithProjection, CLIPVisionConfig, place, device)
+            model = from_pretrained(CLIPVisionModelWithProjection, CLIPVisionConfig, place, device)
         width = model.config.projection_dim
         for weight, _ in layers:
             if weight.shape[1] != width:
-                raise ValueError(f"The reward 'aesthetic:{place}' has a head that does not fit its CLIP model.")
+                raise ValueError(f"{what} has a head that does not fit its CLIP model.")
             width = weight.shape[0]
         if width != 1:
-            raise ValueError(f"The reward 'aesthetic:{place}' has a head that gives {width} numbers, not one.")
-        on = [(weight.to(device), bias.to(device)) for weight, bias in layers]
-        return cls(model, on, pixel_statistics(Path(place), like_clip=True))
+            raise ValueError(f"{what} has a head that gives {width} numbers, not one.")
+        on_device = [(weight.to(device), bias.to(device)) for weight, bias in layers]
+        return cls(model, on_device, pixel_statistics(Path(place), clip=True))
 
     @property
     def network(self) -> nn.Module:
         return cast(nn.Module, self.model)
 
-    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        pixels = as_clip_sees(pictures, self.model.config.image_size, *self.pixels)
-        x = F.normalize(working(_pooled(self.model(pixel_values=pixels.to(self.model.dtype)))), dim=1)
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B] scores, for images [B, 3, H, W] from -1 to 1; prompts are ignored."""
+        pixels = as_clip_sees(images, self.model.config.image_size, *self.pixels)
+        x = F.normalize(working(pooled(self.model(pixel_values=pixels.to(self.model.dtype)))), dim=1)
         for weight, bias in self.layers:
             x = F.linear(x, weight.to(x), bias.to(x))
         return x.squeeze(1)
 
 
-def as_clip_sees(pictures: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
-    """CLIP's own transform with a gradient: pictures [B, 3, H, W] from -1 to 1 -> pixels [B, 3, size, size].
+def as_clip_sees(images: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """CLIP's own transform with a gradient: images [B, 3, H, W] from -1 to 1 -> pixels [B, 3, size, size].
 
     The shorter side is resized to ``size`` by antialiased bicubic, the middle square is kept.
     """
-    images = _in_range(pictures)
+    images = _in_range(images)
     height, width = images.shape[-2:]
     short = min(height, width)
     sides = (int(size * height / short), int(size * width / short))
@@ -275,17 +275,9 @@ def as_clip_sees(pictures: Tensor, size: int, mean: Tensor, std: Tensor) -> Tens
     return (images - mean.to(images)[:, None, None]) / std.to(images)[:, None, None]
 
 
-def _in_range(pictures: Tensor) -> Tensor:
-    """From -1 ... 1 and beyond to [0, 1], as files hold them; nothing pulls at what lies beyond."""
-    return (pictures / 2 + 0.5).clamp(0, 1)
-
-
-def _pooled(answer: Any) -> Tensor:
-    """transformers gives a tensor, or an output that holds it."""
-    if isinstance(answer, Tensor):
-        return answer
-    found = getattr(answer, "image_embeds", None)
-    return cast(Tensor, answer.pooler_output if found is None else found)
+def _in_range(images: Tensor) -> Tensor:
+    """From -1 ... 1 and beyond to [0, 1], as files hold them; the gradient is 0 beyond."""
+    return (images / 2 + 0.5).clamp(0, 1)
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -295,26 +287,3 @@ def _layers(tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     if not found or len(tensors) != 2 * len(found) or any(weight.ndim != 2 for weight, _ in found):
         raise ValueError(f"{HEAD_FILE} holds no layers.<n>.weight and layers.<n>.bias.")
     return found
-
-
-def _model(kind: Any, config: Any, place: str, device: str) -> Any:
-    if device == "meta":
-        with torch.device("meta"):
-            return kind(config.from_pretrained(place))
-    return kind.from_pretrained(place, use_safetensors=True, trust_remote_code=False).to(device)
-
-
-class _loading:
-    """Turns what libraries say of a missing or damaged model into one sentence."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        from fewstep.models.hub import short_error
-
-        if isinstance(error, OSError | ValueError | KeyError | RuntimeError | SafetensorError):
-            raise ValueError(f"The reward '{self.name}' cannot be loaded: {short_error(error)}") from None

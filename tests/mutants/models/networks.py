@@ -484,8 +484,8 @@ MUTANTS = [
         ),
         (
             "encoders: the small one sees pictures from -1 to 1 as they are",
-            "return (pictures / 2 + 0.5).to(next(self.network.parameters()).dtype)",
-            "return pictures.to(next(self.network.parameters()).dtype)",
+            "return (images / 2 + 0.5).to(next(self.network.parameters()).dtype)",
+            "return images.to(next(self.network.parameters()).dtype)",
             "test_the_shipped_encoder_sees_what_its_taps_see",
         ),
     ),
@@ -504,14 +504,14 @@ MUTANTS = [
         "models/test_rewards.py",
         (
             "rewards: pictures are not cut to what files hold",
-            "return (pictures / 2 + 0.5).clamp(0, 1)",
-            "return pictures / 2 + 0.5",
+            "return (images / 2 + 0.5).clamp(0, 1)",
+            "return images / 2 + 0.5",
             "test_gradients_reach_what_a_file_could_hold_and_stay_in_no_weight[small]",
         ),
         (
             "rewards: pictures are taken to be from 0 to 1 already",
-            "return (pictures / 2 + 0.5).clamp(0, 1)",
-            "return pictures.clamp(0, 1)",
+            "return (images / 2 + 0.5).clamp(0, 1)",
+            "return images.clamp(0, 1)",
             "test_the_small_reward_by_hand",
         ),
         (
@@ -528,8 +528,8 @@ MUTANTS = [
         ),
         (
             "rewards: the aesthetic head sees CLIP's vector as it is",
-            "x = F.normalize(working(_pooled(self.model(pixel_values=pixels.to(self.model.dtype)))), dim=1)",
-            "x = working(_pooled(self.model(pixel_values=pixels.to(self.model.dtype))))",
+            "x = F.normalize(working(pooled(self.model(pixel_values=pixels.to(self.model.dtype)))), dim=1)",
+            "x = working(pooled(self.model(pixel_values=pixels.to(self.model.dtype))))",
             "test_aesthetic_is_a_chain_of_layers_on_a_unit_vector",
         ),
         (
