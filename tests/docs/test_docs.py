@@ -249,6 +249,16 @@ def test_names_that_are_imported_exist(page):
     assert lost == []
 
 
+@pytest.mark.parametrize("name", ["sampling", "training-from-python", "scenes-64"])
+def test_examples_run(name, tmp_path, monkeypatch):
+    """Python blocks that need neither a run of the user's nor diffusers."""
+    monkeypatch.chdir(tmp_path)
+    bodies = [body for body in blocks(DOCS / f"{name}.md", "python") if "from diffusers import" not in body]
+    assert bodies
+    for body in bodies:
+        exec(compile(body, f"{name}.md", "exec"), {"__name__": f"example_{name}"})
+
+
 def recipes_in(page):
     """Every recipe that a page shows, stages apart, with a method where the fragment names none."""
     for body in blocks(page, "yaml"):
@@ -308,6 +318,17 @@ def test_pages_of_methods_have_the_same_sections(name):
     wanted = ["The idea", "The loss", "Settings", "Cost", "When to choose it", "Signs that it fails", "Our figures"]
     places = [text.find(f"\n## {heading}\n") for heading in wanted]
     assert min(places) > 0 and places == sorted(places)
+
+
+def test_figures_on_the_pages_are_the_committed_table():
+    """Every cell of a method's row in benchmarks/results/table/table.md stands on its page and in the comparison."""
+    summary = text_of(ROOT / "benchmarks" / "results" / "table" / "table.md").split("\n\n")[0]
+    comparison = " ".join(text_of(ROOT / "benchmarks" / "methods.md").split())
+    for row in summary.splitlines()[2:]:
+        name, *cells = [cell.strip() for cell in row.strip("|").split("|")][:-1]
+        if not name.startswith("teacher"):
+            page = " ".join(text_of(DOCS / "methods" / f"{name.removesuffix('-1step')}.md").split())
+            assert [cell for cell in cells if cell not in page or cell not in comparison] == []
 
 
 @pytest.mark.parametrize("name", METHODS)
