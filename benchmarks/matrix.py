@@ -24,7 +24,8 @@ from fewstep.inference.generate import load_model
 from fewstep.methods.registry import METHODS
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.hub import quiet
-from fewstep.recipe.schema import Recipe, parse_recipe
+from fewstep.recipe.load import parse_recipe
+from fewstep.recipe.schema import Recipe
 from fewstep.runs.distill import distill
 from fewstep.runs.setup import Job, prepare
 from fewstep.training.checkpoint import latest, load, split

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from fewstep.data.pairs import PairSource, WithPairs
-from fewstep.planning.plan import plan
-from fewstep.recipe.schema import Recipe, load_recipe
-from fewstep.runs.setup import prepare
+from fewstep.recipe.load import load_recipe
+from fewstep.recipe.schema import Recipe
+from fewstep.runs.plan import plan
+from fewstep.runs.setup import setup
 from fewstep.scenes64.latents import scene_latents
 from fewstep.training.trainer import Source, Trainer
 
@@ -86,7 +87,7 @@ class CudaPeak:
 
 def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
     """All that a run of ``recipe`` holds; its pairs, where it wants some, are its pictures: only their size counts."""
-    job = prepare(recipe, folder)
+    job = setup(recipe, folder)
     source: Source = scene_latents(folder / "latents", job.teacher, recipe.data.size, 1, recipe.training.device)
     if "pairs" in job.method.streams:
         source = WithPairs(source, PairSource(source.mean, source.cond, seed=1))

@@ -11,7 +11,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from fewstep.recipe.schema import load_recipe
+from fewstep.recipe.load import load_recipe
 from fewstep.runs.distill import distill
 
 

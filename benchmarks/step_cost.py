@@ -26,8 +26,9 @@ from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.methods.base import Loss, Method, Progress
 from fewstep.models.roles import Roles
-from fewstep.recipe.schema import Recipe, load_recipe, shipped_recipes
-from fewstep.runs.chain import Chain, load
+from fewstep.recipe.chain import Chain, load
+from fewstep.recipe.load import load_recipe, shipped_recipes
+from fewstep.recipe.schema import Recipe
 from fewstep.training.trainer import Trainer
 
 PLAIN = "fine-tuning"

@@ -26,7 +26,7 @@ import fewstep
 from fewstep.data.files import replace_text
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.metrics import centred_interval
-from fewstep.recipe.schema import parse_recipe
+from fewstep.recipe.load import parse_recipe
 from fewstep.runs.distill import distill
 from fewstep.scenes64.prompts import unseen_captions
 from fewstep.scenes64.scenes import Scenes

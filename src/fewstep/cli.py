@@ -68,11 +68,12 @@ def distill(
     """
     folder = out or Path("runs") / Path(recipe).stem
     if dry_run:
-        from fewstep.runs.chain import load
+        from fewstep.recipe.chain import load
 
         typer.echo(_plan(load(recipe, overrides or ())))
         return
-    from fewstep.runs.chain import load, run
+    from fewstep.recipe.chain import load
+    from fewstep.runs.chain import run
     from fewstep.training import distributed
 
     several = {folder / f"seed-{n}": [f"seed={n}"] for n in _whole(seeds, "--seeds")}
@@ -100,8 +101,9 @@ def prepare(
 
     Interrupted, the same command goes on: finished files are kept. Recipes share the teacher's samples by `pairs.path`.
     """
-    from fewstep.recipe.schema import load_recipe
+    from fewstep.recipe.load import load_recipe
     from fewstep.runs.distill import prepare_data
+    from fewstep.runs.folder import RunFolder
     from fewstep.runs.teacher_samples import pairs_folder
     from fewstep.training import distributed
 
@@ -112,7 +114,7 @@ def prepare(
     if distributed.first():
         _say_skipped(folder)
         if made is not None:
-            place, cost = pairs_folder(resolved, folder), f"{made.cost:,.0f} forward equivalents"
+            place, cost = pairs_folder(resolved, RunFolder(folder)), f"{made.cost:,.0f} forward equivalents"
             typer.echo(f"{len(made.mean):,} samples of the teacher are in {place} ({cost}).")
         typer.echo("Go on with: " + _command("distill", recipe, *rest, "--resume"))
 
@@ -274,10 +276,10 @@ def doctor(
 ) -> None:
     """Look at this machine: what it has, what it lacks, whether its numbers are right. Exit code 1 on a problem."""
     if plan is not None:
-        from fewstep.planning.plan import advise, describe, fits
-        from fewstep.planning.plan import plan as make
-        from fewstep.recipe.schema import RecipeError
-        from fewstep.runs.chain import Chain, load
+        from fewstep.recipe.chain import Chain, load
+        from fewstep.recipe.validate import RecipeError
+        from fewstep.runs.plan import advise, describe, fits
+        from fewstep.runs.plan import plan as make
 
         recipe = load(plan, overrides or ())
         if isinstance(recipe, Chain):
@@ -316,7 +318,7 @@ def recipes(context: typer.Context) -> None:
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Name and purpose of every shipped recipe."""
-    from fewstep.recipe.schema import shipped_recipes
+    from fewstep.recipe.load import shipped_recipes
 
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").splitlines()[0]
@@ -326,7 +328,7 @@ def recipes_list() -> None:
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="A shipped recipe's name, or a file.")]) -> None:
     """Print a recipe; `fewstep distill NAME --dry-run` adds every default and what it will cost."""
-    from fewstep.recipe.schema import find_recipe
+    from fewstep.recipe.load import find_recipe
 
     typer.echo(find_recipe(name).read_text(encoding="utf-8").rstrip())
 
@@ -338,7 +340,7 @@ def recipes_copy(
 ) -> None:
     """Write a shipped recipe to a file of your own."""
     from fewstep.data.files import replace_text
-    from fewstep.recipe.schema import find_recipe
+    from fewstep.recipe.load import find_recipe
 
     text, target = find_recipe(name).read_text(encoding="utf-8"), to or Path(f"{Path(name).stem}.yaml")
     if target.exists():
@@ -358,7 +360,7 @@ def demo(
 ) -> None:
     """Distil the shipped model into a 4-step LoRA on this machine, and compare it with its teacher. Minutes."""
     from fewstep.evaluation.compare import table
-    from fewstep.recipe.schema import load_recipe
+    from fewstep.recipe.load import load_recipe
     from fewstep.reports.demo import RECIPE
     from fewstep.reports.demo import demo as run
 
@@ -446,9 +448,9 @@ def diagnose(
 ) -> None:
     """Say in words what is wrong with a run, from its log; exit code 1 if anything is."""
     from fewstep.reports.diagnose import diagnose as examine
-    from fewstep.runs.chain import last_run
+    from fewstep.training.run_files import RunFiles
 
-    found = examine(last_run(run))
+    found = examine(RunFiles(run).last())
     typer.echo(found.as_json() if as_json else str(found))
     if not found.healthy:
         raise typer.Exit(1)
@@ -649,16 +651,14 @@ def _sets(overrides: list[str] | None) -> list[str]:
 
 def _plan(recipe: Any) -> str:
     """What --dry-run prints: the resolved recipe, and in comments what it, or each of its stages, needs."""
-    from fewstep.planning.plan import describe, plan
-    from fewstep.recipe.schema import as_yaml
-    from fewstep.runs.chain import Chain, chain_yaml
+    from fewstep.recipe.chain import Chain
+    from fewstep.runs.plan import describe, plan
 
+    lines = [recipe.as_yaml().rstrip()]
     if not isinstance(recipe, Chain):
-        return "\n".join([as_yaml(recipe).rstrip(), *(f"# {line}" for line in describe(plan(recipe)))])
-    lines = [chain_yaml(recipe).rstrip()]
-    for stage in recipe.stages:
-        if stage.recipe is not None:
-            lines += [f"# stage {stage.name}", *(f"#   {line}" for line in describe(plan(recipe.alone(stage))))]
+        return "\n".join([*lines, *(f"# {line}" for line in describe(plan(recipe)))])
+    for name, stage in recipe.on_first_teacher().items():
+        lines += [f"# stage {name}", *(f"#   {line}" for line in describe(plan(stage)))]
     return "\n".join(lines)
 
 

@@ -19,8 +19,8 @@ from fewstep.inference.model import Model
 from fewstep.models.families import as_teacher, load_teacher
 from fewstep.models.lora_files import network_of, read_lora
 from fewstep.models.roles import Roles, Weights
-from fewstep.recipe.schema import parse_recipe
-from fewstep.runs.setup import prepare
+from fewstep.recipe.load import parse_recipe
+from fewstep.runs.setup import setup
 from fewstep.sampling import TCDSampler, sample
 from fewstep.scenes64.architecture import build_unet
 from fewstep.students.student import Card
@@ -146,9 +146,9 @@ def test_a_recipe_starts_from_one(weights, rank, match, tiny, teacher, lora, fil
     })  # fmt: skip
     if match:
         with pytest.raises(ValueError, match=match):
-            prepare(recipe, tmp_path)
+            setup(recipe, tmp_path)
         return
-    job = prepare(recipe, tmp_path)
+    job = setup(recipe, tmp_path)
     x, cond = torch.randn(2, *teacher.latent_shape), teacher.encode_prompts(["a", "b"])
     wanted = load_teacher(str(tiny))
     wanted.pipeline.unet.load_state_dict(added(teacher.pipeline.unet, lora))
@@ -159,7 +159,7 @@ def test_a_recipe_starts_from_one(weights, rank, match, tiny, teacher, lora, fil
 
 def test_a_foreign_lora_file_starts_a_student_too(tiny, lora, file, tmp_path):
     recipe = {"method": "tcd", "teacher": str(tiny), "init": str(file), "student": {"rank": 4}}
-    job = prepare(parse_recipe({**recipe, "training": {"steps": 2, "batch_size": 2}}), tmp_path)
+    job = setup(parse_recipe({**recipe, "training": {"steps": 2, "batch_size": 2}}), tmp_path)
     mine = job.roles.tensors_of("student")
     for name, (a, b) in lora.items():
         torch.testing.assert_close(mine[f"unet.{name}.lora_A.weight"], a)

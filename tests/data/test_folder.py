@@ -10,7 +10,8 @@ from PIL import Image
 
 from fewstep.data.find import Place, find_captions, find_images
 from fewstep.data.images import CaptionedImage, Skipped
-from fewstep.recipe.schema import RecipeError, parse_recipe
+from fewstep.recipe.load import parse_recipe
+from fewstep.recipe.validate import RecipeError
 
 
 def picture(path, colour="red", size=(80, 64), **how):

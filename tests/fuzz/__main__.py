@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from fewstep.cli import main as fewstep
-from fewstep.recipe.schema import shipped_recipes
+from fewstep.recipe.load import shipped_recipes
 from fewstep.scenes64 import architecture as scenes64
 from fewstep.scenes64.scenes import WORDS
 from tests.fuzz import mutate
@@ -116,7 +116,7 @@ def recipes(runner: Runner, count: int, seed: int, folder: Path, teacher: Path) 
 
 def _small(path: Path) -> bool:
     """Whether the recipe, if it is one, asks for seconds of work: large numbers are no mistake, only long."""
-    from fewstep.runs.chain import Chain, load
+    from fewstep.recipe.chain import Chain, load
 
     try:
         recipe = load(path)

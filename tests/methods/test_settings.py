@@ -19,7 +19,8 @@ from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.registry import METHODS
 from fewstep.methods.tcd import TCD
-from fewstep.recipe.schema import RecipeError, parse_recipe
+from fewstep.recipe.load import parse_recipe
+from fewstep.recipe.validate import RecipeError
 
 SOURCE = Path(__file__).parent.parent.parent / "src" / "fewstep"
 VP = Schedule.scaled_linear()

@@ -10,7 +10,7 @@ from fewstep.models.families import load_teacher
 from fewstep.models.helpers import Helpers, PointEncoder, one_hot_labels, pooled_prompt
 from fewstep.models.meta_pipeline import outline
 from fewstep.planning.estimate import estimate
-from fewstep.recipe.schema import load_recipe
+from fewstep.recipe.load import load_recipe
 
 torch.set_num_threads(1)
 

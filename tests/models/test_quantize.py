@@ -14,7 +14,8 @@ from fewstep.models.families import as_teacher, load_teacher
 from fewstep.models.meta_pipeline import outline
 from fewstep.models.quantize import is_quantized, plain, quantizable, quantize, saved_bytes
 from fewstep.models.roles import Weights
-from fewstep.recipe.schema import RecipeError, load_recipe, parse_recipe
+from fewstep.recipe.load import load_recipe, parse_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.students.lineage import open_teacher
 from fewstep.students.student import Card, load_student, save_student
 from fewstep.training.settings import TrainingSettings
@@ -141,7 +142,7 @@ def test_what_does_not_go_together_is_refused(monkeypatch):
 
 
 def test_a_plan_knows_of_it():
-    from fewstep.planning.plan import plan
+    from fewstep.runs.plan import plan
 
     sizes = {}
     for kind in (None, "nf4"):

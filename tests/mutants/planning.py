@@ -54,16 +54,6 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "planning/plan.py",
-        "planning/test_doctor.py",
-        (
-            "plan: the least effective advice comes first",
-            "key=lambda change: -change.saves",
-            "key=lambda change: change.saves",
-            "test_advice_is_ordered_by_what_it_saves",
-        ),
-    ),
-    *planted(
         "planning/doctor.py",
         "planning/test_doctor.py",
         (

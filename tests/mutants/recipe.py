@@ -4,12 +4,12 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
-        "recipe/schema.py",
+        "recipe/load.py",
         "runs/test_distill_hyper.py",
         (
             "recipe: a method's own sampling is forgotten",
-            'update={"sample": recipe.sample.model_copy(update=own)}',
-            'update={"sample": recipe.sample}',
+            'update={"sample": given.model_copy(update=own)}',
+            'update={"sample": given}',
             "tests/runs/test_distill_pcm.py::test_what_a_recipe_leaves_out_is_the_methods_own",
         ),
         (
@@ -20,10 +20,14 @@ MUTANTS = [
         ),
         (
             "recipe: another sampler must take the method's steps",
-            "bound = wanted.no_other_steps and recipe.sample.sampler is None",
+            "bound = wanted.no_other_steps and given.sampler is None",
             "bound = wanted.no_other_steps",
             "test_a_sampler_of_the_recipes_own",
         ),
+    ),
+    *planted(
+        "recipe/schema.py",
+        "runs/test_distill_hyper.py",
         (
             "recipe: any word is a sampler",
             "if value is not None and value not in SAMPLERS:",

@@ -4,7 +4,7 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
-        "runs/chain.py",
+        "recipe/chain.py",
         "runs/test_chain.py",
         (
             "stages: keys above win over the stage's own",
@@ -14,7 +14,7 @@ MUTANTS = [
         ),
         (
             "stages: another method inherits the settings of the one above",
-            "not _other(key, old, value)",
+            "not _names_another(key, old, value)",
             "True",
             "test_keys_above_hold_for_every_stage_and_overrides_reach_each",
         ),
@@ -30,8 +30,8 @@ MUTANTS = [
         "runs/test_chain.py",
         (
             "stages: earlier ones cost nothing",
-            ("    costs: dict[str, float] = {}\n    for card in map(load_card, found):"),
-            ("    costs: dict[str, float] = {}\n    for card in ():"),
+            "filter(None, (student_folder(Path(place)) for place in sorted(places)))",
+            "filter(None, ())",
             "test_every_stage_leaves_a_student",
         ),
         (
@@ -94,30 +94,34 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "runs/folder.py",
+        "runs/test_distill.py",
+        (
+            "resume: a run made longer passes for finished",
+            "            (self.student / CARD_FILE).unlink(missing_ok=True)\n",
+            "",
+            "test_a_run_made_longer_and_interrupted_is_not_finished",
+        ),
+    ),
+    *planted(
         "runs/distill.py",
         "runs/test_teacher_samples.py",
         (
-            "resume: a run made longer passes for finished",
-            '        (folder / "student" / CARD_FILE).unlink(missing_ok=True)\n',
-            "",
-            "tests/runs/test_distill.py::test_a_run_made_longer_and_interrupted_is_not_finished",
-        ),
-        (
             "distill: pairs cost nothing",
-            "job.sampled = 0.0 if pairs is None else pairs.cost",
-            "job.sampled = 0.0",
+            "run.sampled = pairs.cost",
+            "run.sampled = 0.0",
             "test_a_run_that_needs_pairs_makes_them_first_and_counts_them",
         ),
         (
             "distill: the folder is claimed before its pairs are looked at",
-            'files, mine = pair_files(job, shared), job.folder / "recipe.yaml"\n',
-            (
-                'mine = job.folder / "recipe.yaml"\n'
-                "    replace_text(mine, as_yaml(job.recipe))\n"
-                "    files = pair_files(job, shared)\n"
-            ),
+            "    wanted = pair_files(run, shared)\n    run.folder.claim(run.recipe.as_yaml())\n",
+            "    run.folder.claim(run.recipe.as_yaml())\n    wanted = pair_files(run, shared)\n",
             "test_stale_samples_are_refused_and_the_folder_is_left_alone",
         ),
+    ),
+    *planted(
+        "runs/dataset.py",
+        "runs/test_teacher_samples.py",
         (
             "distill: the teacher's samples as data are pictures after all",
             'of_teacher = pairs is not None and recipe.data.source == "teacher"',
@@ -126,7 +130,7 @@ MUTANTS = [
         ),
         (
             "distil: rewards get no captions",
-            '_with_prompts(data, recipe, of_teacher) if "prompts" in job.method.streams else data',
+            '_with_prompts(data, run, of_teacher) if "prompts" in streams else data',
             "data",
             "tests/runs/test_distill_feedback.py::test_prompts_of_the_pictures_reach_the_rewards",
         ),
@@ -154,8 +158,8 @@ MUTANTS = [
         ),
         (
             "prepare: a student's adapters change the teacher's name",
-            "yield from base_parameters(job.roles.base)",
-            "yield from job.roles.base.parameters()",
+            "yield from base_parameters(run.roles.base)",
+            "yield from run.roles.base.parameters()",
             "test_a_teachers_fingerprint_is_its_weights_kind_and_schedule",
         ),
         (
@@ -184,8 +188,8 @@ MUTANTS = [
         ),
         (
             "prepare: every stage samples the teacher for itself",
-            "if shared is not None and job.recipe.pairs.path is None:",
-            "if shared is None and job.recipe.pairs.path is None:",
+            "if shared is not None and run.recipe.pairs.path is None:",
+            "if shared is None and run.recipe.pairs.path is None:",
             "tests/runs/test_distill_hyper.py::test_stages_share_the_samples_of_the_teacher_that_both_want",
         ),
         (
@@ -193,6 +197,16 @@ MUTANTS = [
             "json.dumps(wanted, sort_keys=True)",
             "json.dumps(sorted(wanted), sort_keys=True)",
             "tests/runs/test_distill_hyper.py::test_stages_share_the_samples_of_the_teacher_that_both_want",
+        ),
+    ),
+    *planted(
+        "runs/plan.py",
+        "planning/test_doctor.py",
+        (
+            "plan: the least effective advice comes first",
+            "key=lambda change: -change.saves",
+            "key=lambda change: change.saves",
+            "test_advice_is_ordered_by_what_it_saves",
         ),
     ),
 ]

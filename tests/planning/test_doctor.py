@@ -16,10 +16,10 @@ import yaml
 from fewstep.methods.tcd import TCD
 from fewstep.planning import doctor
 from fewstep.planning.doctor import NOTE, OK, PROBLEM, difference, examine, lora_step, packages
-from fewstep.planning.out_of_memory import OutOfMemory, explained
-from fewstep.planning.plan import Change, Plan, _seconds, cheaper, describe, fits, plan
-from fewstep.recipe.schema import as_yaml, load_recipe, parse_recipe
+from fewstep.recipe.load import load_recipe, parse_recipe
 from fewstep.runs.distill import distill
+from fewstep.runs.out_of_memory import OutOfMemory, explained
+from fewstep.runs.plan import Change, Plan, _seconds, cheaper, describe, fits, plan
 from tests.command_line import inside, sets
 
 # ------------------------------------------------------------------ dry run and plan
@@ -32,20 +32,21 @@ def test_a_dry_run_is_a_recipe_with_remarks(tmp_path, monkeypatch, capsys):
     assert (code, errors) == (0, "")
     assert not any(tmp_path.iterdir())
     again = parse_recipe(yaml.safe_load(output))
-    assert as_yaml(again) == as_yaml(load_recipe("scenes-64-tcd", ["training.batch_size=4"]))
+    assert again.as_yaml() == load_recipe("scenes-64-tcd", ["training.batch_size=4"]).as_yaml()
     remarks = [line for line in output.splitlines() if line.startswith("# ")]
     assert output.endswith("\n".join(remarks) + "\n")  # the recipe first, then what it needs
     said = "\n".join(remarks)
     for words in (
         "unet 2,515,592",
         "student 1,253,632 (LoRA of rank 32 on 115 layers)",
-        "network calls per step: student 1, teacher 1, target 1; 6 forward equivalents per picture",
+        "network calls per step: student 1, teacher 1, target 1; cost per image: 6 forward passes "
+        "(a backward pass counts as 2)",
         "10.1 MB  the teacher's network",
         "41.0 MB  encoded data",
         "10.0 MB  optimiser",
     ):
         assert words in said
-    assert re.search(r"1,000 steps of 4 pictures: about \d+(\.\d)? (seconds|minutes|hours) on this cpu", said)
+    assert re.search(r"1,000 steps of 4 images: about \d+(\.\d)? (seconds|minutes|hours) on this cpu", said)
 
 
 def test_a_plan_of_what_cannot_be_distilled_counts_parameters(tmp_path, monkeypatch, capsys):
@@ -61,7 +62,7 @@ def test_a_plan_of_what_cannot_be_distilled_counts_parameters(tmp_path, monkeypa
 def test_what_does_not_fit_is_said_and_parts_add_up(monkeypatch):
     planned = plan(load_recipe("scenes-64-tcd"), timed=False)
     assert fits(planned) and not any("DOES NOT FIT" in line for line in describe(planned))
-    monkeypatch.setattr("fewstep.planning.plan.memory", lambda device: (100_000_000, 200_000_000))
+    monkeypatch.setattr("fewstep.runs.plan.memory", lambda device: (100_000_000, 200_000_000))
     assert not fits(planned) and "THIS DOES NOT FIT: 135 MB are needed and 100 MB are free" in describe(planned)
     assert _seconds(planned.recipe, planned.outline, planned.estimate) is None  # and no step is tried then
     monkeypatch.undo()
@@ -82,7 +83,7 @@ def test_advice_is_ordered_by_what_it_saves(monkeypatch):
         cost += {"fp32": 70, "bf16": 0}[t.precision] + {"adamw": 1, "adamw8bit": 0}[t.optimizer] + recipe.student.rank
         return SimpleNamespace(training={"all": cost})
 
-    monkeypatch.setattr("fewstep.planning.plan._estimate", price)
+    monkeypatch.setattr("fewstep.runs.plan._estimate", price)
 
     def advice(*changes):
         recipe = load_recipe("scenes-64-tcd", ["training.batch_size=6", *changes])
@@ -121,7 +122,7 @@ def test_out_of_memory_is_one_sentence_with_advice(short, tmp_path, monkeypatch,
     assert last.startswith("Error: Out of memory on cpu: 4.10 GB more were asked for (")
     assert re.search(r"This run needs about \d+(\.\d)? MB at its peak", last)
     assert "training.accumulation=2 (saves about" in last
-    assert "with --resume" not in last and "a run may go on by --resume" in last
+    assert "with --resume" not in last and "a run may be resumed" in last
     assert os.path.join("run", "checkpoints", "step-0000002") in last
     saved = [float(size) for size in re.findall(r"saves about ([\d.]+) MB", last)]
     assert len(saved) >= 2 and saved == sorted(saved, reverse=True)
@@ -131,16 +132,16 @@ def test_out_of_memory_is_one_sentence_with_advice(short, tmp_path, monkeypatch,
 
 
 def test_cuda_says_it_in_its_own_way(tmp_path, monkeypatch):
-    changes = [Change("training.accumulation", "2", 9 * 10**9, True), Change("student.rank", "16", 10**8, False)]
-    monkeypatch.setattr("fewstep.planning.out_of_memory.plan", lambda recipe, timed: SimpleNamespace(estimate=None))
-    monkeypatch.setattr("fewstep.planning.out_of_memory.cheaper", lambda planned: changes)
+    changes = [Change("training.accumulation", "2", 9 * 10**9), Change("student.rank", "16", 10**8)]
+    monkeypatch.setattr("fewstep.runs.out_of_memory.plan", lambda recipe, timed: SimpleNamespace(estimate=None))
+    monkeypatch.setattr("fewstep.runs.out_of_memory.cheaper", lambda planned: changes)
     recipe = load_recipe("scenes-64-tcd", ["training.device=cuda"])
     with pytest.raises(OutOfMemory) as caught, explained(recipe, tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.81 GiB. GPU 0 has 24 GiB")
     assert str(caught.value) == (
         "Out of memory on cuda: 4.09 GB more were asked for. What helps, most effective first: "
         "training.accumulation=2 (saves about 9.00 GB), student.rank=16 (saves about 100 MB); with "
-        "training.accumulation a run may go on by --resume, the others need another --out. "
+        "training.accumulation a run may be resumed, the others need another --out. "
         "No checkpoint was written yet."
     )
 
@@ -149,8 +150,8 @@ def test_memory_may_run_out_while_encoding(short, tmp_path, monkeypatch):
     def encode(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr("fewstep.runs.distill.scene_latents", encode)
-    monkeypatch.setattr("fewstep.planning.out_of_memory.cheaper", lambda planned: [])
+    monkeypatch.setattr("fewstep.runs.dataset.scene_latents", encode)
+    monkeypatch.setattr("fewstep.runs.out_of_memory.cheaper", lambda planned: [])
     with pytest.raises(OutOfMemory, match=r"^Out of memory on cpu \(.* free\)\. .*No checkpoint was written yet\.$"):
         distill(load_recipe("scenes-64-tcd", short), tmp_path / "run")
 
@@ -159,7 +160,7 @@ def test_other_errors_pass(short, tmp_path, monkeypatch):
     def encode(*arguments):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr("fewstep.runs.distill.scene_latents", encode)
+    monkeypatch.setattr("fewstep.runs.dataset.scene_latents", encode)
     with pytest.raises(RuntimeError, match="something else"):
         distill(load_recipe("scenes-64-tcd", short), tmp_path / "run")
 

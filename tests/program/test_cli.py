@@ -13,7 +13,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from fewstep.recipe.schema import load_recipe
+from fewstep.recipe.load import load_recipe
 from fewstep.training.checkpoint import same
 from tests.command_line import inside, sets
 
@@ -100,7 +100,8 @@ def test_several_seeds_are_several_runs(short, tmp_path, monkeypatch, capsys):
     (["distill", "scenes-64-tcd", "--set", "training.stepz=5"],
      "Unknown key 'training.stepz': did you mean 'steps'?"),
     (["distill", "scenes-64-tcd", "--set", "method.guidance_scal=5"], "did you mean 'guidance_scale'?"),
-    (["distill", "scenes-64-tcd", "--set", "training.steps=0"], "training.steps must be at least 1, not 0."),
+    (["distill", "scenes-64-tcd", "--set", "training.steps=0"],
+     "training.steps: input should be greater than or equal to 1, not 0."),
     (["distill", "scenes-64-tcd", "--set", "training.steps=many"], "training.steps"),
     (["distill", "scenes-64-tcd", "--set", "student.rank=large"], "student.rank"),
     (["distill", "scenes-64-tcd", "--set", "method=tdc"], "Unknown method 'tdc'"),

@@ -10,7 +10,8 @@ import pytest
 
 from fewstep.cli import _command
 from fewstep.inference.generate import draw, load_model
-from fewstep.recipe.schema import RecipeError, load_recipe
+from fewstep.recipe.load import load_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
 from fewstep.runs.setup import check_device
 from fewstep.students.student import CARD_FILE, load_card

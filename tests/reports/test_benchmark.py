@@ -13,11 +13,12 @@ import pytest
 from fewstep.data.files import held
 from fewstep.evaluation.compare import Candidate, compare, lower_by
 from fewstep.models.families import load_teacher
-from fewstep.planning.plan import memory_of_step, plan
-from fewstep.recipe.schema import RecipeError, load_recipe
+from fewstep.recipe.chain import load
+from fewstep.recipe.load import load_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.reports.benchmark import Benchmark, BenchmarkEntry, Run, every_method, within
 from fewstep.reports.results import Entry, over_seeds
-from fewstep.runs.chain import load
+from fewstep.runs.plan import memory_of_step, plan
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.lineage import teacher_of
@@ -180,7 +181,7 @@ def test_the_memory_of_a_chain_is_that_of_the_stage_that_needs_most(short, work)
     assert row["memory"] == sum(plan(work.runs[0].recipe, timed=False).estimate.training.values()) > 0
     chain = load("scenes-64-lightning", [f"teacher={short[0].partition('=')[2]}", "training.batch_size=4"])
     run = Run(work.runs[0].job, 0, chain, ())
-    needs = {stage.name: memory_of_step(chain.alone(stage)) for stage in chain.stages}
+    needs = {name: memory_of_step(recipe) for name, recipe in chain.on_first_teacher().items()}
     assert run.memory == max(needs.values()) == needs["conditional"] > needs["unconditional"]
 
 

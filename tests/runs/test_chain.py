@@ -9,14 +9,17 @@ import yaml
 from safetensors.torch import load_file
 
 from fewstep.models.families import load_teacher
-from fewstep.recipe.schema import RecipeError, load_recipe, parse_recipe
+from fewstep.recipe.chain import Chain, load, parse_chain
+from fewstep.recipe.load import load_recipe, parse_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.reports.report import labels_of
-from fewstep.runs.chain import Chain, last_run, load, parse_chain, run_chain
+from fewstep.runs.chain import run_chain
 from fewstep.runs.distill import distill
-from fewstep.runs.setup import prepare
+from fewstep.runs.setup import setup
 from fewstep.students.lineage import first_teacher, open_teacher, student_folder
 from fewstep.students.student import load_card, load_weights
 from fewstep.training.checkpoint import same
+from fewstep.training.run_files import RunFiles
 from fewstep.training.trainer import TrainingStopped
 from tests.command_line import output, student
 
@@ -94,7 +97,7 @@ def test_init_is_where_the_student_starts(kind, run, data, tmp_path):
         "student": {"rank": 4, "alpha": 2.0 if kind == "lora" else None, "weights": kind},
         "training": {**COMMON["training"], "ema_decay": 0.9},
     })  # fmt: skip
-    job = prepare(recipe, tmp_path)
+    job = setup(recipe, tmp_path)
     wanted = student(run / "01-coarse" / "student")
     for name in ("student", "target", "ema"):
         assert torch.allclose(output(getattr(job.roles, name), job.teacher), wanted, atol=1e-5)
@@ -106,7 +109,7 @@ def test_a_start_from_a_lora_on_another_teacher_is_what_that_student_says(run, d
 
     def start(**student):
         keys = {"teacher": str(run / "02-whole"), "method": "tcd", "init": str(run / "03-fine"), "student": student}
-        return prepare(parse_recipe({**COMMON, **keys}), tmp_path)
+        return setup(parse_recipe({**COMMON, **keys}), tmp_path)
 
     job = start(weights="full")
     assert torch.allclose(output(job.roles.student, job.teacher), student(run / "03-fine" / "student"), atol=1e-5)
@@ -117,7 +120,7 @@ def test_a_start_from_a_lora_on_another_teacher_is_what_that_student_says(run, d
 def test_a_start_that_does_not_fit_is_refused(run, data, tmp_path):
     def start(init, **changes):
         recipe = {**COMMON, "teacher": data["teacher"], "method": "tcd", "init": str(init), **changes}
-        return prepare(parse_recipe(recipe), tmp_path)
+        return setup(parse_recipe(recipe), tmp_path)
 
     for init, changes in (
         (run / "01-coarse", {"student": {"rank": 8}}),
@@ -154,7 +157,7 @@ def test_resuming_enters_the_first_unfinished_stage(run, data, tmp_path, monkeyp
 
     class Stops(module.SampleGrid):
         def __call__(self, step):
-            if self.job.folder.name == "03-fine":
+            if self.run.folder.path.name == "03-fine":
                 raise TrainingStopped("Stopped.", step)
 
     monkeypatch.setattr(module, "SampleGrid", Stops)
@@ -212,7 +215,7 @@ def test_a_chain_leaves_a_run_of_one_recipe_alone(run, data, tmp_path):
 
 
 def test_reports_tell_stages_of_the_same_name_apart(run, tmp_path):
-    assert last_run(run) == run / "04-full"
+    assert RunFiles(run).last() == run / "04-full"
     assert labels_of([run / "03-fine", run / "04-full"]) == ["03-fine", "04-full"]
     other = tmp_path / "other" / "04-full"
     assert labels_of([run / "04-full", other]) == ["run/04-full", "other/04-full"]
@@ -235,7 +238,10 @@ def test_reports_tell_stages_of_the_same_name_apart(run, tmp_path):
         ([{"name": "scenes-64", "method": "lcm"}], "stage 1 needs a name of letters"),
         ([{"name": "a", "method": "lcm"}] * 2, "two stages are called 'a'"),
         ([{"name": "a", "merge": "b"}], "stages.a.merge: there is no earlier stage 'b'"),
-        ([{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a", "seed": 1}], "takes its name, 'merge', "),
+        (
+            [{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a", "seed": 1}],
+            "Unknown key 'stages.b.seed': known keys are merge, ",
+        ),
         ([{"name": "a", "method": "lcm", "teacher": "a"}], "stages.a: a teacher or init has this name too"),
         (
             [{"name": "a", "method": "lcm"}, {"name": "b", "merge": "a"}, {"name": "c", "merge": "b"}],

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from fewstep.data.random import Rng
-from fewstep.recipe.schema import RecipeError, load_recipe, parse_recipe
+from fewstep.recipe.load import load_recipe, parse_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill, prepare_data
-from fewstep.runs.setup import prepare
+from fewstep.runs.setup import setup
 from fewstep.scenes64.scenes import Scenes, write_image_folder, write_webdataset
 from fewstep.training.checkpoint import latest, load, same
 from tests.command_line import inside, sets, stop_and_go_on
@@ -82,8 +83,8 @@ def test_a_run_in_buckets_is_resumed_to_the_bit_and_says_what_it_skipped(short, 
 def test_a_discriminator_of_squares_takes_no_buckets(tiny, shaped, tmp_path, name, says):
     data = {"source": "folder", "path": str(shaped), "aspect_buckets": True}
     wanted = parse_recipe({"method": {"name": name}, "teacher": str(tiny), "data": data})
-    with pytest.raises(RecipeError, match=f"the discriminator of {name} sees squares: {says} them out"):
-        prepare(wanted, tmp_path / "run")
+    with pytest.raises(RecipeError, match=f"the discriminator of {name} needs squares: {says} them out"):
+        setup(wanted, tmp_path / "run")
 
 
 def test_methods_that_look_at_no_pictures_learn_from_prompts(short, tmp_path):
@@ -110,7 +111,7 @@ def test_the_teacher_can_be_sampled_on_prompts(short, tmp_path):
     ]
     wanted = recipe(short, *more)
     made = prepare_data(wanted, tmp_path / "run", from_teacher=True)
-    job = prepare(wanted, tmp_path / "run")
+    job = setup(wanted, tmp_path / "run")
     cond = job.teacher.encode_prompts(["a red circle", "two shapes"])
     torch.testing.assert_close(made.cond["prompt_embeds"].float(), cond["prompt_embeds"], rtol=1e-3, atol=1e-3)
     assert made.batch(Rng(0, 0, 2)).has_data

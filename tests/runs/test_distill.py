@@ -15,10 +15,11 @@ from fewstep.data.cache import fingerprint
 from fewstep.data.files import only_one
 from fewstep.inference.generate import draw, load_model
 from fewstep.models.families import load_teacher
-from fewstep.recipe.schema import RecipeError, as_yaml, load_recipe
+from fewstep.recipe.load import load_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.reports.diagnose import diagnose
 from fewstep.runs.distill import distill
-from fewstep.runs.setup import prepare
+from fewstep.runs.setup import setup
 from fewstep.sampling import TCDSampler, sample
 from fewstep.scenes64.latents import scene_latents
 from fewstep.students.student import load_card, load_student, sampler_of
@@ -47,7 +48,7 @@ def test_a_run_directory_holds_everything(run):
         "checkpoints/step-0000002/state.json", "checkpoints/step-0000002/tensors.safetensors",
         "checkpoints/step-0000004/state.json", "checkpoints/step-0000004/tensors.safetensors",
     }  # fmt: skip
-    assert as_yaml(load_recipe(folder / "recipe.yaml")) == as_yaml(run[0])
+    assert load_recipe(folder / "recipe.yaml").as_yaml() == run[0].as_yaml()
     assert set(json.loads((folder / "versions.json").read_text())) >= {"torch", "diffusers", "peft", "data"}
 
 
@@ -151,7 +152,7 @@ def test_the_exported_student_is_the_trained_one(run):
     recipe, folder = run
     teacher = load_teacher(recipe.teacher.path)
     student = load_student(teacher, folder / "student")
-    job = prepare(recipe, folder)
+    job = setup(recipe, folder)
     trainer = Trainer(job.method, job.roles, None, recipe.training, seed=recipe.seed, run_dir=folder)
     trainer.resume()
     x = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -287,10 +288,10 @@ def test_the_students_picture_is_drawn_from_its_files(run, tmp_path):
     shutil.copytree(folder / "student", tmp_path / "student")
     path = tmp_path / "student" / "pytorch_lora_weights.safetensors"
     save_file({name: 3 * t for name, t in load_file(path).items()}, path)
-    draw_exported(prepare(recipe, tmp_path), tmp_path / "student")
+    draw_exported(setup(recipe, tmp_path), tmp_path / "student")
     theirs, ours = (Image.open(place / "student" / "samples.png") for place in (tmp_path, folder))
     assert theirs.size == ours.size and theirs.tobytes() != ours.tobytes()
-    draw_exported(prepare(recipe, tmp_path), folder / "student")
+    draw_exported(setup(recipe, tmp_path), folder / "student")
     assert Image.open(folder / "student" / "samples.png").tobytes() == ours.tobytes()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.inference.generate import draw, load_model
-from fewstep.recipe.schema import load_recipe
+from fewstep.recipe.load import load_recipe
 from fewstep.runs.distill import distill
 from fewstep.sampling import CTMSampler
 from fewstep.students.student import load_card, sampler_of

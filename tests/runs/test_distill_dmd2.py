@@ -7,11 +7,12 @@ import torch
 
 from fewstep.data.random import Rng
 from fewstep.inference.generate import draw, load_model
-from fewstep.recipe.schema import RecipeError, load_recipe
+from fewstep.recipe.load import load_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.reports.diagnose import diagnose
 from fewstep.reports.report import timed
 from fewstep.runs.distill import distill
-from fewstep.runs.setup import prepare
+from fewstep.runs.setup import setup
 from fewstep.sampling import RenoiseSampler
 from fewstep.students.student import load_card, sampler_of
 from fewstep.training.checkpoint import latest, load, same, split
@@ -74,7 +75,7 @@ def test_stopping_and_resuming_ends_in_the_same_weights_and_moments(run, tmp_pat
 
 def test_a_student_of_its_own_times_is_drawn_there(short, tmp_path):
     recipe = load_recipe("scenes-64-dmd2-1step", [*short, "method.timesteps=[399]"])
-    card = prepare(recipe, tmp_path).card(0)
+    card = setup(recipe, tmp_path).card(0)
     assert (card.num_inference_steps, card.timesteps) == (1, (399,))
     for asked in ({}, {"num_inference_steps": 1}):
         assert torch.as_tensor(sampler_of(card, **asked).timesteps).tolist() == [399]

@@ -16,7 +16,7 @@ from fewstep.inference.generate import load_model
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import as_teacher, load_teacher
 from fewstep.models.roles import Weights
-from fewstep.recipe.schema import load_recipe, parse_recipe
+from fewstep.recipe.load import load_recipe, parse_recipe
 from fewstep.runs.distill import distill
 from fewstep.students.student import LORA_FILE, Card, load_card, load_student, save_student
 from fewstep.training.settings import TrainingSettings

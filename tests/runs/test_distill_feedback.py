@@ -11,12 +11,14 @@ from fewstep.data.preferences import read_preferences
 from fewstep.export.publish import check_form
 from fewstep.models.families import load_teacher
 from fewstep.models.lora import merge
-from fewstep.planning.plan import plan
-from fewstep.recipe.schema import RecipeError, load_recipe, parse_recipe
+from fewstep.recipe.chain import load, parse_chain
+from fewstep.recipe.load import load_recipe, parse_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.reports.page import Page
 from fewstep.reports.report import _feedback
-from fewstep.runs.chain import load, parse_chain, run_chain
-from fewstep.runs.setup import prepare
+from fewstep.runs.chain import run_chain
+from fewstep.runs.plan import plan
+from fewstep.runs.setup import setup
 from fewstep.sampling import TCDSampler
 from fewstep.students.student import load_card, load_weights, sampler_of
 from tests.command_line import inside, output, stop_and_go_on, student
@@ -145,7 +147,7 @@ def test_prompts_of_the_pictures_reach_the_rewards(run, rewards, tmp_path, monke
 def test_what_does_not_fit_is_one_sentence_before_anything_is_written(run, rewards, data, tmp_path):
     base = {**COMMON, "teacher": str(run / "01-student")}
     for changes, said in (
-        ({"sampler": "lcm"}, "method.sampler is lcm, but its teacher .* is a student that is drawn from by tcd"),
+        ({"sampler": "lcm"}, "method.sampler is lcm, but its teacher .* is a student for the sampler tcd"),
         ({"rewards": [{"model": "no.safetensors", "threshold": 1}]}, "There is no reward model 'no.safetensors'"),
         ({"rewards": [{"model": str(rewards[1]), "threshold": 1}], "held_out": ""}, "must never serve in a loss"),
         ({"held_out": str(rewards[0])}, "which is trained on"),
@@ -153,22 +155,28 @@ def test_what_does_not_fit_is_one_sentence_before_anything_is_written(run, rewar
         ({"rewards": [{"model": "pickscore", "threshold": 1, "wait": 2}]}, "method.rewards.0.wait: unexpected keyword"),
     ):
         with pytest.raises((RecipeError, ValueError), match=said):
-            prepare(parse_recipe({**base, "method": feedback(rewards, **changes)}), tmp_path / "run")
+            setup(parse_recipe({**base, "method": feedback(rewards, **changes)}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_merging_is_refused_where_it_makes_no_sense(run, data):
     first, second = data["stages"][:2]
     for stages, said in (
-        ([first, {"name": "m", "merge": "student", "weights": "lora"}], "stands on no stage's LoRA"),
-        ([first, {"name": "m", "merge": "student", "scale": "much"}], "stages.m.scale must be a number"),
-        ([first, {"name": "m", "merge": "student", "scale": float("nan")}], "stages.m.scale must be a number"),
-        ([first, {"name": "m", "merge": "student", "weights": "half"}], "stages.m.weights must be full or lora"),
+        ([first, {"name": "m", "merge": "student", "weights": "lora"}], "is no stage with a LoRA"),
+        ([first, {"name": "m", "merge": "student", "scale": "much"}], "stages.m.scale: input should be a valid number"),
+        (
+            [first, {"name": "m", "merge": "student", "scale": float("nan")}],
+            "stages.m.scale: input should be a finite number",
+        ),
+        (
+            [first, {"name": "m", "merge": "student", "weights": "half"}],
+            "stages.m.weights: input should be 'full' or 'lora'",
+        ),
     ):
         with pytest.raises(RecipeError, match=said):
             parse_chain({**data, "stages": stages})
     changed = [first, second, {"name": "half", "merge": "liked", "scale": 0.7, "weights": "lora"}, data["stages"][3]]
-    with pytest.raises(RecipeError, match=r"03-half was merged otherwise: delete it"):
+    with pytest.raises(RecipeError, match=r"03-half was merged with other settings: delete it"):
         run_chain(parse_chain({**data, "stages": changed}), run, resume=True)
     assert run_chain(parse_chain(data), run, resume=True) == run / "04-full" / "student"
 
@@ -177,7 +185,7 @@ def test_the_shipped_recipe_is_planned_before_its_reward_models_are_there(monkey
     monkeypatch.chdir(tmp_path)
     chain = load("scenes-64-feedback")
     stage = next(stage for stage in chain.stages if stage.name == "feedback")
-    planned = plan(chain.alone(stage), timed=False)
+    planned = plan(chain.on_first_teacher()[stage.name], timed=False)
     assert planned.estimate.calls == {"student": 3.5, "teacher": 1} and planned.estimate.equivalents > 0
     assert stage.recipe.sample.num_inference_steps == 4 and stage.recipe.sample.eta == 0.3
     first = next(s.recipe for s in chain.stages if s.name == "student")

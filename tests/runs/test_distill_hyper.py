@@ -8,9 +8,11 @@ import torch
 from fewstep.export.readme import usage_hint
 from fewstep.export.scheduler import plan_scheduler
 from fewstep.inference.generate import draw, load_model
-from fewstep.recipe.schema import RecipeError, parse_recipe
-from fewstep.runs.chain import Chain, load, run_chain
-from fewstep.runs.setup import prepare
+from fewstep.recipe.chain import Chain, load
+from fewstep.recipe.load import parse_recipe
+from fewstep.recipe.validate import RecipeError
+from fewstep.runs.chain import run_chain
+from fewstep.runs.setup import setup
 from fewstep.runs.teacher_samples import pair_files
 from fewstep.sampling import LCMSampler, PhasedSampler, TCDSampler
 from fewstep.students.lineage import load_start, teacher_of
@@ -42,7 +44,7 @@ def run(tiny, tmp_path_factory):
 def unified(run, tmp_path_factory):
     """The last stage, made ready."""
     made = {"one": run[1] / NAMES[2] / "student"}
-    return prepare(run[0]["unified"].recipe, tmp_path_factory.mktemp("unified"), made)
+    return setup(run[0]["unified"].recipe, tmp_path_factory.mktemp("unified"), made)
 
 
 def test_every_stage_leaves_a_student_of_its_own_steps(run, unified, tiny):
@@ -61,7 +63,7 @@ def test_a_later_stage_goes_on_from_the_one_before_and_asks_its_student(run, tmp
     """Its student, its target and who hops are the earlier student; the teacher is the first model; no guidance."""
     stages, folder = run
     made = folder / NAMES[0] / "student"
-    job, wanted = prepare(stages["four"].recipe, tmp_path, {"eight": made}), student(made)
+    job, wanted = setup(stages["four"].recipe, tmp_path, {"eight": made}), student(made)
     for role in ("student", "target", "beginning"):
         assert torch.allclose(output(getattr(job.roles, role), job.teacher), wanted, atol=1e-5)
     assert not torch.allclose(output(job.roles.teacher, job.teacher), wanted, atol=1e-5)
@@ -117,7 +119,7 @@ def ready(tiny, tmp_path_factory):
 
     def make(key, **keys):
         changed = getattr(recipe, key).model_copy(update=keys)
-        return prepare(recipe.model_copy(update={key: changed}), tmp_path_factory.mktemp("ready"))
+        return setup(recipe.model_copy(update={key: changed}), tmp_path_factory.mktemp("ready"))
 
     return make
 

@@ -8,9 +8,11 @@ import torch
 
 from fewstep.inference.generate import draw, load_model
 from fewstep.models.families import load_teacher
-from fewstep.recipe.schema import RecipeError, parse_recipe
-from fewstep.runs.chain import load, parse_chain, run_chain
-from fewstep.runs.setup import prepare
+from fewstep.recipe.chain import load, parse_chain
+from fewstep.recipe.load import parse_recipe
+from fewstep.recipe.validate import RecipeError
+from fewstep.runs.chain import run_chain
+from fewstep.runs.setup import setup
 from fewstep.sampling import DDIMSampler
 from fewstep.students.lineage import open_teacher, teacher_of
 from fewstep.students.student import load_card, load_student, load_weights, sampler_of
@@ -91,7 +93,7 @@ def test_a_step_costs_what_the_documents_say(run):
 def test_a_discriminator_begins_as_the_first_model_whoever_teaches(run, tiny, tmp_path):
     chain, folder = run
     recipe = chain.stages[2].recipe
-    job = prepare(recipe, tmp_path, {"eight": folder / NAMES[0] / "student", "four": folder / NAMES[1] / "student"})
+    job = setup(recipe, tmp_path, {"eight": folder / NAMES[0] / "student", "four": folder / NAMES[1] / "student"})
     first = dict(load_teacher(str(tiny)).denoiser.network.named_parameters())
     found = job.roles.tensors_of("discriminator")
     assert all(torch.equal(tensor, first[name]) for name, tensor in found.items())
@@ -102,7 +104,7 @@ def test_a_discriminator_begins_as_the_first_model_whoever_teaches(run, tiny, tm
 
 def test_a_discriminator_has_no_decoder(run, tmp_path):
     chain, folder = run
-    job = prepare(chain.stages[3].recipe, tmp_path, {"eight": folder / NAMES[0] / "student",
+    job = setup(chain.stages[3].recipe, tmp_path, {"eight": folder / NAMES[0] / "student",
                                                      "conditional": folder / NAMES[2] / "student"})  # fmt: skip
     names = job.roles.tensors_of("discriminator")
     assert any(name.startswith("unet.mid_block") for name in names)
@@ -171,9 +173,9 @@ def test_weights_of_one_kind_are_not_read_as_another(whole, tmp_path):
     method = {"name": "lightning", "loss": "conditional", "num_inference_steps": 1, "num_teacher_steps": 4}
     recipe = {**COMMON, "teacher": str(whole / "03-full"), "student": {"weights": "full"}}
     with pytest.raises(RecipeError, match=r"predicts sample, but this method's predicts epsilon"):
-        prepare(parse_recipe({**recipe, "method": method, "init": str(whole / "04-converted")}), tmp_path)
+        setup(parse_recipe({**recipe, "method": method, "init": str(whole / "04-converted")}), tmp_path)
     with pytest.raises(RecipeError, match=r"predict sample cannot begin .* convert"):
-        prepare(parse_recipe({**recipe, "method": {**method, "prediction_type": "sample"}}), tmp_path)
+        setup(parse_recipe({**recipe, "method": {**method, "prediction_type": "sample"}}), tmp_path)
 
 
 def test_other_steps_than_its_own_are_refused():

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fewstep.inference.generate import draw, load_model
-from fewstep.recipe.schema import RecipeError, load_recipe, parse_recipe
+from fewstep.recipe.load import load_recipe, parse_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
-from fewstep.runs.setup import prepare
+from fewstep.runs.setup import setup
 from fewstep.sampling import PhasedSampler
 from fewstep.students.student import load_card, sampler_of
 from fewstep.training.checkpoint import latest, load, same, split
@@ -46,7 +47,7 @@ def test_stopping_and_resuming_ends_in_the_same_heads_and_moments(run, tmp_path,
     mine, theirs = (load(latest(where / "checkpoints"))[0] for where in (tmp_path / "run", folder))
     assert same(mine, theirs)
     heads, moments = split(mine, "roles/discriminator"), split(mine, "optimizer/discriminator")
-    fresh = {k: t.detach() for k, t in prepare(recipe, tmp_path / "other").roles.tensors_of("discriminator").items()}
+    fresh = {k: t.detach() for k, t in setup(recipe, tmp_path / "other").roles.tensors_of("discriminator").items()}
     assert heads.keys() == fresh.keys() and moments
     assert all(not torch.equal(t, fresh[k]) and t.dtype == torch.float32 for k, t in heads.items())
 

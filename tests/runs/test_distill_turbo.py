@@ -5,7 +5,8 @@ import json
 import pytest
 
 from fewstep.inference.generate import draw, load_model
-from fewstep.recipe.schema import RecipeError, load_recipe
+from fewstep.recipe.load import load_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
 from fewstep.sampling import EulerAncestralSampler
 from fewstep.students.student import load_card, sampler_of

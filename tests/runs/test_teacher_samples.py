@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from fewstep.data.pairs import PairFiles, noise_of
 from fewstep.models.families import load_teacher
-from fewstep.planning.plan import describe, plan
-from fewstep.recipe.schema import RecipeError, load_recipe, parse_recipe
+from fewstep.recipe.load import load_recipe, parse_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill, prepare_data
-from fewstep.runs.setup import prepare
+from fewstep.runs.plan import describe, plan
+from fewstep.runs.setup import setup
 from fewstep.runs.teacher_samples import _make as make_files
 from fewstep.runs.teacher_samples import fingerprint, pair_files
 from fewstep.scenes64 import architecture as scenes64
@@ -86,7 +87,7 @@ def test_samples_are_the_guided_teachers_from_their_noise_and_captions(made, sha
 
 def test_processes_share_the_files_out(made, options, tmp_path, monkeypatch):
     """Each in its turn, here: the first of two makes every other file, the second the rest."""
-    job = prepare(load_recipe("scenes-64-dmd", options), tmp_path / "run")
+    job = setup(load_recipe("scenes-64-dmd", options), tmp_path / "run")
     files = pair_files(job)
     files.claim()
     monkeypatch.setattr(distributed, "count", lambda: 2)
@@ -180,7 +181,7 @@ def test_stale_samples_are_refused_and_the_folder_is_left_alone(made, options, t
 def test_a_teachers_fingerprint_is_its_weights_kind_and_schedule(options, tmp_path):
     recipe = load_recipe("scenes-64-dmd", options)
     lora, full = (
-        prepare(recipe.model_copy(update={"student": recipe.student.model_copy(update={"weights": kind})}), tmp_path)
+        setup(recipe.model_copy(update={"student": recipe.student.model_copy(update={"weights": kind})}), tmp_path)
         for kind in ("lora", "full")
     )
     name = fingerprint(lora)
@@ -207,7 +208,7 @@ def test_running_out_of_memory_says_what_to_lower(options, tmp_path, monkeypatch
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr("fewstep.runs.teacher_samples.sample", too_large)
-    with pytest.raises(ValueError, match=r"while the teacher was sampled, 4 pictures at once: lower pairs.batch_size"):
+    with pytest.raises(ValueError, match=r"while the teacher was sampled, 4 images at once: lower pairs.batch_size"):
         prepare_data(load_recipe("scenes-64-dmd", options), tmp_path / "run", from_teacher=True)
 
 
@@ -231,7 +232,7 @@ def test_what_a_recipe_leaves_out():
 
 def test_prepare_says_what_it_cannot_do(tmp_path, monkeypatch, capsys):
     code, _, errors = inside(monkeypatch, capsys, tmp_path, "prepare", "scenes-64-tcd", "--from-teacher")
-    assert code == 2 and "This recipe wants no samples of its teacher: set data.source to teacher" in errors
+    assert code == 2 and "This recipe needs no samples of its teacher: set data.source to teacher" in errors
     (tmp_path / "two.yaml").write_text("stages: [{name: a, method: dmd}]")
     code, _, errors = inside(monkeypatch, capsys, tmp_path, "prepare", "two.yaml")
     assert code == 2 and "has stages" in errors
@@ -239,5 +240,5 @@ def test_prepare_says_what_it_cannot_do(tmp_path, monkeypatch, capsys):
 
 def test_a_plan_counts_the_pairs(options):
     said = "\n".join(describe(plan(load_recipe("scenes-64-dmd", options), timed=False)))
-    assert "before that the teacher is sampled: 10 pictures of 2 steps, up to 40 forward equivalents" in said
-    assert "network calls per step: student 1, teacher 1, fake 2; 12 forward equivalents per picture" in said
+    assert "before training, the teacher generates 10 samples in 2 steps each: up to 40 forward passes" in said
+    assert "network calls per step: student 1, teacher 1, fake 2; cost per image: 12 forward passes" in said

@@ -34,7 +34,7 @@ def test_without_bitsandbytes_it_is_one_sentence(monkeypatch):
 
 
 def test_names_and_precisions_that_do_not_go_are_refused():
-    with pytest.raises(ValueError, match="use adamw or adamw8bit"):
+    with pytest.raises(ValueError, match="optimizer: input should be 'adamw' or 'adamw8bit', not 'adam'"):
         TrainingSettings(optimizer="adam")
     with pytest.raises(ValueError, match="does not go with training"):
         TrainingSettings(optimizer="adamw8bit", precision="fp64")

@@ -26,24 +26,27 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import Field, PositiveInt, TypeAdapter, field_validator
+from pydantic import Field, PositiveInt, field_validator
 from pydantic.dataclasses import dataclass as checked
 
 from fewstep.data.files import held, replace_text, text_hash
 from fewstep.evaluation.compare import Candidate, compare
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher, load_teacher
-from fewstep.planning.plan import cost_of_pairs, cost_of_step, memory_of_step
-from fewstep.recipe.schema import DTYPES, Recipe, RecipeError, as_yaml, shipped_recipes, validated
+from fewstep.recipe.chain import Chain, load
+from fewstep.recipe.load import shipped_recipes
+from fewstep.recipe.schema import Recipe
+from fewstep.recipe.validate import RecipeError, validated
 from fewstep.reports.results import DISTANCES, Entry, Standings, in_order
-from fewstep.runs.chain import Chain, chain_yaml, load
 from fewstep.runs.chain import run as distil
-from fewstep.runs.distill import versions
+from fewstep.runs.dataset import versions
+from fewstep.runs.plan import cost_of_pairs, cost_of_step, memory_of_step
 from fewstep.sampling import make_sampler
 from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.lineage import model_behind, student_folder, teacher_of
 from fewstep.students.student import load_card, load_student, sampler_of
 from fewstep.training import distributed
+from fewstep.training.settings import DTYPES
 from fewstep.training.trainer import TrainingStopped
 
 NOISE = 0
@@ -99,7 +102,7 @@ class BenchmarkEntry:
             raise RecipeError(f"{path}: a job has no key '{key}': it has {', '.join(sorted(known - {'name'}))}.")
         data = {"name": path.stem} | data | {key: value for key, value in given.items() if value is not None}
         try:
-            job: BenchmarkEntry = validated(TypeAdapter(cls), data, "")
+            job = validated(cls, data)
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from None
         return job
@@ -132,8 +135,7 @@ class Run:
     @property
     def mark(self) -> str:
         """Of the resolved recipe: figures of any other one are measured again."""
-        text = as_yaml(self.recipe) if isinstance(self.recipe, Recipe) else chain_yaml(self.recipe)
-        return text_hash(text)
+        return text_hash(self.recipe.as_yaml())
 
     @property
     def steps(self) -> int:
@@ -166,9 +168,7 @@ def every_method() -> list[str]:
 
 def _alone(recipe: Recipe | Chain) -> list[Recipe]:
     """The recipe, or those of a chain's trained stages on the model that the chain began with."""
-    if isinstance(recipe, Recipe):
-        return [recipe]
-    return [recipe.alone(stage) for stage in recipe.stages if stage.recipe is not None]
+    return [recipe] if isinstance(recipe, Recipe) else list(recipe.on_first_teacher().values())
 
 
 # ---------------------------------------------------------------- one cost for all
@@ -221,7 +221,7 @@ def _as_long(recipe: Recipe | Chain, steps: dict[str, int]) -> Recipe | Chain:
     """The recipe, or each stage of a chain, with its ``steps``, and warm-up in proportion."""
     if isinstance(recipe, Chain):
         return Chain(tuple(
-            stage if stage.recipe is None else replace(stage, recipe=_so_long(stage.recipe, steps[stage.name]))
+            stage if stage.recipe is None else replace(stage, does=_so_long(stage.recipe, steps[stage.name]))
             for stage in recipe.stages
         ))  # fmt: skip
     return _so_long(recipe, steps[""])

@@ -10,7 +10,8 @@ from pathlib import Path
 from fewstep.data.files import replace_text
 from fewstep.evaluation.compare import Candidate, Comparison, as_json, compare, comparison_grid
 from fewstep.models.families import Teacher, load_teacher
-from fewstep.recipe.schema import Recipe, load_recipe
+from fewstep.recipe.load import load_recipe
+from fewstep.recipe.schema import Recipe
 from fewstep.runs.distill import distill
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.prompts import unseen_prompts

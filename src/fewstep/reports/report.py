@@ -17,10 +17,11 @@ from fewstep.evaluation.grids import image_grid
 from fewstep.methods.parts.statistics import BINS
 from fewstep.models.encoders import load_pretrained_encoder
 from fewstep.models.families import Teacher, load_teacher
-from fewstep.recipe.schema import Recipe, RecipeError, load_recipe
+from fewstep.recipe.load import load_recipe
+from fewstep.recipe.schema import Recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.reports.diagnose import diagnose
 from fewstep.reports.page import Page
-from fewstep.runs.chain import last_run
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.lineage import first_teacher, teacher_of
@@ -49,7 +50,7 @@ def report(
     Raises:
         ValueError: a run that is not finished, or of another teacher.
     """
-    runs = [last_run(run) for run in runs]
+    runs = [RunFiles(run).last() for run in runs]
     labels = labels_of(runs)
     recipes = [_recipe(run) for run in runs]
     names = {first_teacher(RunFiles(run).student) for run in runs}

@@ -1,6 +1,7 @@
-"""The teacher's own samples for a recipe: made file by file before training, kept, and found again.
+"""The teacher's samples for a recipe: generated file by file before training, kept, and found again.
 
-Every process of torchrun makes its share. What is finished stays, whatever happens; the rest ends in the same bits.
+Each process of torchrun generates its share. An interrupted run keeps the finished files, and a resumed one generates
+the rest to the same bits.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.lora import base_parameters
 from fewstep.models.quantize import plain
 from fewstep.recipe.schema import Recipe
+from fewstep.runs.folder import RunFolder
 from fewstep.runs.setup import Run
 from fewstep.sampling import sample
 from fewstep.sampling.solvers import SOLVERS
@@ -30,27 +32,27 @@ from fewstep.training import distributed
 from fewstep.training.logging import progress_bar
 from fewstep.training.machine import is_out_of_memory
 
-_SEEN = 1024  # values of each weight that its fingerprint holds
+_SEEN = 1024  # values of each weight that enter the fingerprint
 
 
-def pairs_folder(recipe: Recipe, run: Path) -> Path:
-    """Where the teacher's samples of a run are kept."""
-    return run / "data" / "pairs" if recipe.pairs.path is None else Path(recipe.pairs.path)
+def pairs_folder(recipe: Recipe, folder: RunFolder) -> Path:
+    """The folder of a run's samples of its teacher."""
+    return folder.pairs if recipe.pairs.path is None else Path(recipe.pairs.path)
 
 
-def pair_files(job: Run, shared: Path | None = None) -> PairFiles | None:
-    """The files of the samples that ``job.recipe.pairs`` describes, made or not; None where the recipe wants none.
+def pair_files(run: Run, shared: Path | None = None) -> PairFiles | None:
+    """The files of the samples that ``run.recipe.pairs`` describes, existing or not; None where it needs none.
 
     Args:
-        shared: where the stages of one run keep their data: those that want the same samples find one folder there.
+        shared: data folder of a run of several stages, where stages that need the same samples share one folder.
 
     Raises:
         ValueError: the folder holds other samples, or something else.
     """
-    if not job.recipe.needs_pairs:
+    if not run.recipe.needs_pairs:
         return None
-    wanted, place = about(job), pairs_folder(job.recipe, job.folder)
-    if shared is not None and job.recipe.pairs.path is None:
+    wanted, place = about(run), pairs_folder(run.recipe, run.folder)
+    if shared is not None and run.recipe.pairs.path is None:
         name = hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=4).hexdigest()
         place = shared / f"pairs-{name}"
     files = PairFiles(place, wanted)
@@ -58,58 +60,59 @@ def pair_files(job: Run, shared: Path | None = None) -> PairFiles | None:
     return files
 
 
-def sample_teacher(job: Run, files: PairFiles, show_progress: bool = False) -> PairSource:
-    """The teacher's samples from their files; those that are missing are made.
+def sample_teacher(run: Run, files: PairFiles, show_progress: bool = False) -> PairSource:
+    """The teacher's samples from their files; missing ones are generated.
 
-    Sample i has the caption of picture i of the recipe's data, counted round, and noise of its own.
+    Sample i has the caption of image i of the recipe's data, which start again after the last, and noise of its own.
 
     Raises:
-        ValueError: somebody else works there; the teacher gives NaN.
+        ValueError: another program works there; the teacher gives NaN.
     """
     missing = files.missing()
-    distributed.wait()  # nobody may find the others' files before it has looked
+    distributed.wait()  # every process must have looked before one of them creates files
     if missing:
         if distributed.first():
             files.claim()
         with only_one(files.place) if distributed.first() else nullcontext():
-            _make(job, files, missing, show_progress)
+            _generate(run, files, missing, show_progress)
             distributed.wait()
-    return files.load(job.recipe.training.device)
+    return files.load(run.recipe.training.device)
 
 
 @torch.no_grad()
-def _make(job: Run, files: PairFiles, missing: list[int], show_progress: bool) -> None:
-    """This process's share of the missing files."""
+def _generate(run: Run, files: PairFiles, missing: list[int], show_progress: bool) -> None:
+    """Generate this process's share of the missing files."""
     distributed.wait()  # for the folder
-    teacher, texts = job.roles.teacher.uncounted(), captions(job.recipe)
+    teacher, texts = run.roles.teacher.uncounted(), captions(run.recipe)
     there = files.size - sum(len(files.rows(number)) for number in missing)
     with progress_bar(files.size, there, "sampling the teacher", show_progress and distributed.first()) as advance:
         for number in missing[distributed.rank() :: distributed.count()]:
             rows, before = files.rows(number), teacher.cost.forward_equivalents
-            cond = job.teacher.encode_prompts([texts[i] for i in rows])
-            x0 = _sampled(job, teacher, rows, cond)
+            cond = run.teacher.encode_prompts([texts[i] for i in rows])
+            x0 = _sample(run, teacher, rows, cond)
             files.write(number, x0, cond, teacher.cost.forward_equivalents - before)
             there += distributed.count() * len(rows)
             advance(min(there, files.size))
 
 
-def _sampled(job: Run, teacher: Denoiser, rows: range, cond: Cond) -> Tensor:
-    """Latents [rows, ...] as the recipe asks for them.
+def _sample(run: Run, teacher: Denoiser, rows: range, cond: Cond) -> Tensor:
+    """Latents [rows, ...] for these captions, by the solver and guidance scale of the recipe.
 
     Raises:
         ValueError: they are not finite in float16, or memory does not suffice.
     """
-    settings, shape = job.recipe.pairs, job.teacher.latent_shape
+    settings, shape = run.recipe.pairs, run.teacher.latent_shape
     assert settings.guidance_scale is not None
-    noise = torch.stack([noise_of(settings.seed, i, shape) for i in rows]).to(job.recipe.training.device)
+    noise = torch.stack([noise_of(settings.seed, i, shape) for i in rows]).to(run.recipe.training.device)
     solver = SOLVERS[settings.solver](num_inference_steps=settings.num_inference_steps)
     try:
         x0 = sample(teacher, solver, noise, cond, settings.guidance_scale).x0
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        asked = f"{len(rows)} pictures at once"
-        raise ValueError(f"Out of memory while the teacher was sampled, {asked}: lower pairs.batch_size.") from None
+        raise ValueError(
+            f"Out of memory while the teacher was sampled, {len(rows)} images at once: lower pairs.batch_size."
+        ) from None
     if not x0.half().isfinite().all():
         raise ValueError(
             f"The teacher's samples {rows[0]} to {rows[-1]} are not finite: lower pairs.guidance_scale, or try another "
@@ -119,7 +122,7 @@ def _sampled(job: Run, teacher: Denoiser, rows: range, cond: Cond) -> Tensor:
 
 
 def captions(recipe: Recipe, count: int | None = None) -> list[str]:
-    """One caption for every pair, or for each of ``count`` pictures."""
+    """One caption for every pair, or for each of ``count`` images."""
     data, size = recipe.data, recipe.pairs.size if count is None else count
     assert size is not None
     if data.place is not None:
@@ -130,20 +133,20 @@ def captions(recipe: Recipe, count: int | None = None) -> list[str]:
     return [distinct[i % len(distinct)] for i in range(size)]
 
 
-def about(job: Run) -> dict[str, str | int | float]:
-    """What decides every value of the samples, up to rounding: the device and its precision are not part of it."""
-    settings = job.recipe.pairs.model_dump(exclude={"path"})
-    prompts = text_hash("\n".join(captions(job.recipe)))
-    return {**settings, "prompts": prompts, "teacher": fingerprint(job)}
+def about(run: Run) -> dict[str, str | int | float]:
+    """Everything that determines the samples, up to rounding: the device and its precision are not part of it."""
+    settings = run.recipe.pairs.model_dump(exclude={"path"})
+    prompts = text_hash("\n".join(captions(run.recipe)))
+    return {**settings, "prompts": prompts, "teacher": fingerprint(run)}
 
 
-def fingerprint(job: Run) -> str:
-    """A short name of the teacher: some values of every weight of its network and text encoders, kind and schedule.
+def fingerprint(run: Run) -> str:
+    """Hash of the teacher: some values of every weight of its network and text encoders, its prediction and schedule.
 
-    The weights are those of the frozen base, whatever adapters a student has put there.
+    The weights are those of the frozen base, whatever adapters a student has added to it.
     """
-    denoiser, digest = job.teacher.denoiser, hashlib.blake2b(digest_size=8)
-    for weight in _weights(job):
+    denoiser, digest = run.teacher.denoiser, hashlib.blake2b(digest_size=8)
+    for weight in _weights(run):
         flat = plain(weight.detach()).reshape(-1)
         seen = flat[:: max(1, flat.numel() // _SEEN)].float().cpu()
         digest.update(f"{tuple(weight.shape)}".encode() + seen.numpy().tobytes())
@@ -153,8 +156,8 @@ def fingerprint(job: Run) -> str:
     return digest.hexdigest()
 
 
-def _weights(job: Run) -> Iterator[Tensor]:
-    yield from base_parameters(job.roles.base)
-    for name, part in sorted(job.teacher.pipeline.components.items()):
+def _weights(run: Run) -> Iterator[Tensor]:
+    yield from base_parameters(run.roles.base)
+    for name, part in sorted(run.teacher.pipeline.components.items()):
         if name.startswith("text_encoder") and isinstance(part, nn.Module):
             yield from part.parameters()

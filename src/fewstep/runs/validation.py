@@ -1,4 +1,4 @@
-"""What is looked at while a run trains: sample grids, and measurements that keep the best student and end the run."""
+"""Validation during training: sample grids, and measurements that keep the best student and may end the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fewstep.runs.setup import Run
 from fewstep.sampling import DDIMSampler, sample
 from fewstep.scenes64.prompts import REFERENCE_FIRST, unseen_captions, unseen_prompts
 from fewstep.students.lineage import copy_student
-from fewstep.students.student import Card, load_card, load_weights, sampler_of, save_student
+from fewstep.students.student import SAMPLES_FILE, Card, load_card, load_weights, sampler_of, save_student
 from fewstep.training import distributed
 from fewstep.training.logging import JsonLines, read_log
 
@@ -35,61 +35,60 @@ class SampleGrid:
     the teacher's at full length from the same noises, root mean square in latents, averaged over the prompts.
     """
 
-    def __init__(self, job: Run) -> None:
-        self.job = job
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self._teacher_rows: list[torch.Tensor] | None = None
         self._teacher_difference = 0.0
 
     def __call__(self, step: int) -> None:
-        job, settings = self.job, self.job.recipe.sample
-        cond = job.teacher.encode_prompts(settings.prompts)
-        noise, other = (_noise(job, i) for i in range(2))
+        run, settings = self.run, self.run.recipe.sample
+        cond = run.teacher.encode_prompts(settings.prompts)
+        noise, other = (_noise(run, i) for i in range(2))
         few = settings.num_inference_steps
         if self._teacher_rows is None:
             full, again, short = (
                 sample(
-                    job.teacher.denoiser, DDIMSampler(num_inference_steps=n), start, cond, settings.guidance_scale
+                    run.teacher.denoiser, DDIMSampler(num_inference_steps=n), start, cond, settings.guidance_scale
                 ).x0
                 for n, start in ((settings.teacher_steps, noise), (settings.teacher_steps, other), (few, noise))
             )
-            self._teacher_rows = [job.teacher.decode(full), job.teacher.decode(short)]
+            self._teacher_rows = [run.teacher.decode(full), run.teacher.decode(short)]
             self._teacher_difference = _difference(full, again)
-        student, again = (_drawn(job, job.roles.views()[job.role], job.card(step), cond, i) for i in range(2))
+        student, again = (_drawn(run, run.roles.views()[run.role], run.card(step), cond, i) for i in range(2))
         diversity = _difference(student, again) / max(self._teacher_difference, 1e-30)
-        rows = [*self._teacher_rows, job.teacher.decode(student)]
+        rows = [*self._teacher_rows, run.teacher.decode(student)]
         labels = [f"teacher, {settings.teacher_steps} steps", f"teacher, {few} steps", f"student, {few} steps"]
         if not distributed.first():
             return
-        path = job.folder / "samples" / f"step-{step:07d}.png"
-        path.parent.mkdir(exist_ok=True)
-        image_grid(rows, labels, settings.prompts).save(path)
-        JsonLines(path.parent / "statistics.jsonl", step - 1).write({"step": step, "diversity": diversity})
+        run.folder.samples.mkdir(exist_ok=True)
+        image_grid(rows, labels, settings.prompts).save(run.folder.grid(step))
+        JsonLines(run.folder.sample_statistics, step - 1).write({"step": step, "diversity": diversity})
 
 
-def draw_exported(job: Run, folder: Path) -> None:
+def draw_exported(run: Run, folder: Path) -> None:
     """``folder/samples.png``: the recipe's prompts drawn by what the student's files say, weights and card."""
-    card, settings = load_card(folder), job.recipe.sample
+    card, settings = load_card(folder), run.recipe.sample
     kind = card.prediction_type or None
-    weights = job.recipe.student.build()
-    view = job.roles.add("exported", weights, extra_inputs=card.extra_inputs, prediction_type=kind)
-    job.roles.start("exported", load_weights(folder))
-    drawn = _drawn(job, view, card, job.teacher.encode_prompts(settings.prompts))
+    weights = run.recipe.student.build()
+    view = run.roles.add("exported", weights, extra_inputs=card.extra_inputs, prediction_type=kind)
+    run.roles.start("exported", load_weights(folder))
+    drawn = _drawn(run, view, card, run.teacher.encode_prompts(settings.prompts))
     label = f"{card.method}, {card.num_inference_steps} steps"
-    image_grid([job.teacher.decode(drawn)], [label], settings.prompts).save(folder / "samples.png")
+    image_grid([run.teacher.decode(drawn)], [label], settings.prompts).save(folder / SAMPLES_FILE)
 
 
-def _noise(job: Run, number: int = 0) -> torch.Tensor:
+def _noise(run: Run, number: int = 0) -> torch.Tensor:
     """Where every prompt of the sample grid starts, by the run's seed plus ``number``."""
-    generator = torch.Generator().manual_seed(job.recipe.seed + number)
-    noise = torch.randn(len(job.recipe.sample.prompts), *job.teacher.latent_shape, generator=generator)
-    return noise.to(job.recipe.training.device)
+    generator = torch.Generator().manual_seed(run.recipe.seed + number)
+    noise = torch.randn(len(run.recipe.sample.prompts), *run.teacher.latent_shape, generator=generator)
+    return noise.to(run.recipe.training.device)
 
 
-def _drawn(job: Run, view: Denoiser, card: Card, cond: Cond, number: int = 0) -> torch.Tensor:
+def _drawn(run: Run, view: Denoiser, card: Card, cond: Cond, number: int = 0) -> torch.Tensor:
     """Latents of the sample grid's prompts, by a student as its card says, from the noise of that number."""
     return sample(
-        view.uncounted(), sampler_of(card), _noise(job, number), cond, card.guidance_scale,
-        guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(job.recipe.seed + number),
+        view.uncounted(), sampler_of(card), _noise(run, number), cond, card.guidance_scale,
+        guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(run.recipe.seed + number),
     ).x0  # fmt: skip
 
 
@@ -102,11 +101,11 @@ class Validation:
         cost: gives what the run has cost so far, in forward equivalents.
     """
 
-    def __init__(self, job: Run, cost: Callable[[], float]) -> None:
-        self.job, self.cost, self.settings = job, cost, job.recipe.evaluate
-        self.path = job.folder / "evaluations.jsonl"
+    def __init__(self, run: Run, cost: Callable[[], float]) -> None:
+        self.run, self.cost, self.settings = run, cost, run.recipe.evaluate
+        self.path = run.folder.evaluations
         self._log: JsonLines | None = None
-        self._prompts = unseen_prompts(job.teacher, self.settings.count)
+        self._prompts = unseen_prompts(run.teacher, self.settings.count)
         self._reference: Reference | None = None
 
     def __call__(self, step: int) -> bool:
@@ -117,7 +116,7 @@ class Validation:
             self._log.write(record)
         distributed.wait()
         if self.settings.keep_best and self._best(step) == step:
-            save_student(self.job.folder / "best", self.job.roles, self.job.card(step, self.cost()), self.job.role)
+            save_student(self.run.folder.best, self.run.roles, self.run.card(step, self.cost()), self.run.role)
         return self.enough(step)
 
     def enough(self, step: int) -> bool:
@@ -128,11 +127,11 @@ class Validation:
 
     def keep(self) -> bool:
         """Make the best student the run's; False when none was kept."""
-        best = self.job.folder / "best"
+        best = self.run.folder.best
         if not (self.settings.keep_best and best.is_dir()):
             return False
         if distributed.first():
-            copy_student(best, self.job.folder / "student")
+            copy_student(best, self.run.folder.student)
         return True
 
     def _best(self, step: int) -> int | None:
@@ -145,14 +144,14 @@ class Validation:
         return [line for line in read_log(self.path) if line["step"] <= step and self.settings.metric in line]
 
     def _measure(self, step: int) -> dict[str, float]:
-        job = self.job
-        card = job.card(step)
-        student, scale = job.roles.views()[job.role].uncounted(), card.guidance_scale
+        run = self.run
+        card = run.card(step)
+        student, scale = run.roles.views()[run.role].uncounted(), card.guidance_scale
         candidate = Candidate("student", student, sampler_of(card), scale, card.guidance_embed)
-        prompts, seed = self._prompts, job.recipe.seed
+        prompts, seed = self._prompts, run.recipe.seed
         self._reference = self._reference or prompts.reference_from(REFERENCE_FIRST)
-        cond, noise = eval_inputs(job.teacher, prompts.captions, seed)
-        images = job.teacher.decode(sample_candidate(candidate, noise, cond, seed)).cpu()
+        cond, noise = eval_inputs(run.teacher, prompts.captions, seed)
+        images = run.teacher.decode(sample_candidate(candidate, noise, cond, seed)).cpu()
         # `compare` would compute intervals and floors too, which nobody reads here
         figures = Measured.of(images, prompts.features, prompts.judge).figures(self._reference)
         return {name: figures[name] for name in ("FD", "detail FD", "accuracy")}

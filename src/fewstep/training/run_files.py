@@ -85,3 +85,8 @@ class RunFiles:
     def stages(self) -> list[Path]:
         """The run directories of the stages that exist, in their order."""
         return sorted(self.path.glob("[0-9][0-9]-*"))
+
+    def last(self) -> Path:
+        """The directory itself, or that of the last stage that trains: it has the log and the recipe of the result."""
+        trained = [stage for stage in self.stages() if RunFiles(stage).recipe.is_file()]
+        return trained[-1] if trained and self.recipe.is_file() else self.path

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, field_validator
 
-from fewstep.training.trackers import PACKAGES
+from fewstep.methods.settings import Count, checked
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The words for number formats, in recipes and on the command line."""
 
 
-@dataclass(frozen=True)
+@checked
 class TrainingSettings:
     """How to optimise.
 
@@ -30,70 +36,53 @@ class TrainingSettings:
         fsdp: spread the frozen base and full-weight networks over torchrun's processes (FSDP2); LoRAs stay whole.
         log_every, checkpoint_every: in steps; statistics stay on the device in between.
         keep_checkpoints: how many checkpoints to keep.
-        trackers: programs that get every line of the log too, "tensorboard" and "trackio". They stand here, beside
-            log_every, because they say how a run is watched, and may change when it is resumed.
+        trackers: programs that receive every line of the log too. The key stands here, beside log_every, because it
+            concerns how a run is monitored, and may change when the run is resumed.
         device: "cpu", "cuda", ...
+
+    Raises:
+        ValueError: one sentence that names the setting.
     """
 
-    steps: int = 1000
-    batch_size: int = 16
-    accumulation: int = 1
-    learning_rate: float = 1e-4
-    critic_learning_rate: float | None = None
-    warmup_steps: int = 0
+    steps: Count = 1000
+    batch_size: Count = 16
+    accumulation: Count = 1
+    learning_rate: Positive = 1e-4
+    critic_learning_rate: Positive | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    critic_betas: tuple[float, float] | None = None
-    weight_decay: float = 0.0
-    eps: float = 1e-8
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.0
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    critic_betas: tuple[Decay, Decay] | None = None
+    weight_decay: AtLeast0 = 0.0
+    eps: Positive = 1e-8
+    max_grad_norm: AtLeast0 = 1.0
+    ema_decay: Decay = 0.0
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     gradient_checkpointing: bool = False
     fsdp: bool = False
-    log_every: int = 25
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    trackers: tuple[str, ...] = ()
+    log_every: Count = 25
+    checkpoint_every: Count = 500
+    keep_checkpoints: Count = 2
+    trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
     device: str = "cpu"
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _refuse_fp16(cls, value: object) -> object:
+        if value == "fp16":
+            raise ValueError("training.precision fp16 diverges in distillation: use bf16 or fp32.")
+        return value
+
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} must be at least 1, not {getattr(self, name)}.")
+        """Check what concerns several settings at once; pydantic has checked each alone."""
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"training.accumulation ({self.accumulation}) must divide training.batch_size ({self.batch_size})."
             )
-        for name in ("learning_rate", "critic_learning_rate", "eps"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"training.{name} must be positive and finite, not {value}.")
-        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"training.{name} must be at least 0 and finite, not {getattr(self, name)}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"training.ema_decay must be in [0, 1), not {self.ema_decay}.")
-        for name in ("betas", "critic_betas"):
-            betas = getattr(self, name)
-            if betas is not None and not all(0 <= beta < 1 for beta in betas):
-                raise ValueError(f"training.{name} must be two numbers in [0, 1), not {list(betas)}.")
-        if self.precision == "fp16":
-            raise ValueError("training.precision fp16 diverges in distillation: use bf16 or fp32.")
-        if self.precision not in ("fp32", "bf16", "fp64"):
-            raise ValueError(f"Unknown training.precision '{self.precision}': use fp32, bf16 or fp64.")
-        if self.optimizer not in ("adamw", "adamw8bit"):
-            raise ValueError(f"Unknown training.optimizer '{self.optimizer}': use adamw or adamw8bit.")
-        if self.optimizer == "adamw8bit" and self.precision == "fp64":
-            raise ValueError("training.optimizer adamw8bit does not go with training.precision fp64: use adamw.")
-        if self.optimizer == "adamw8bit" and self.fsdp:
-            raise ValueError("training.optimizer adamw8bit does not go with training.fsdp: use adamw.")
-        for name in self.trackers:
-            if name not in PACKAGES:
-                raise ValueError(f"Unknown tracker '{name}' in training.trackers: use {' or '.join(PACKAGES)}.")
-        if self.lr_schedule not in ("constant", "cosine"):
-            raise ValueError(f"Unknown training.lr_schedule '{self.lr_schedule}': use constant or cosine.")
+        for other, is_on in (("training.precision fp64", self.precision == "fp64"), ("training.fsdp", self.fsdp)):
+            if self.optimizer == "adamw8bit" and is_on:
+                raise ValueError(f"training.optimizer adamw8bit does not go with {other}: use adamw.")
 
     @property
     def dtype(self) -> torch.dtype:

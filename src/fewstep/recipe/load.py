@@ -1,0 +1,153 @@
+"""Recipes from YAML files and shipped names, with overrides on top."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fewstep.recipe.schema import Recipe
+from fewstep.recipe.validate import RecipeError, number, validated
+
+SHORT_FORMS = {"method": "name", "teacher": "path"}
+"""Sections that a string alone may stand for, and the key that it then is."""
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a YAML file or a shipped name, with ``a.b=c`` overrides on top.
+
+    Raises:
+        RecipeError: one sentence: what is wrong, where, what to do.
+    """
+    return parse_recipe(read_recipe(source, overrides))
+
+
+def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain data of a recipe, overridden but not validated."""
+    data = spelled_out(_read(find_recipe(source)))
+    for item in overrides:
+        _override(data, item)
+    if not _is_small(data):
+        raise RecipeError(f"The recipe {source} is no recipe: it has more than 100,000 entries, or holds itself.")
+    return data
+
+
+def parse_recipe(data: Mapping[str, Any]) -> Recipe:
+    """A validated recipe from plain data, with what it leaves open taken from its method and its data."""
+    if "stages" in data:
+        raise RecipeError("This recipe has stages: run it with fewstep distill.")
+    return _with_pairs(_with_sampling(validated(Recipe, dict(data))))
+
+
+def _with_sampling(recipe: Recipe) -> Recipe:
+    """The recipe with its method's number of steps and eta where it gives none; another sampler has no fixed number."""
+    wanted, given = recipe.method_class().sampling(recipe.method_settings()), recipe.sample
+    own = {key: getattr(wanted, key) for key in {"num_inference_steps", "eta"} - given.model_fields_set}
+    steps = given.num_inference_steps
+    bound = wanted.no_other_steps and given.sampler is None
+    if bound and "num_inference_steps" not in own and steps != wanted.num_inference_steps:
+        raise RecipeError(
+            f"sample.num_inference_steps is {steps}, but this method's students take {wanted.num_inference_steps}: "
+            "leave it out, or change the method's own number."
+        )
+    return recipe.model_copy(update={"sample": given.model_copy(update=own)})
+
+
+def _with_pairs(recipe: Recipe) -> Recipe:
+    """The recipe with number and guidance scale of the teacher's samples, where it needs these."""
+    if not recipe.needs_pairs:
+        return recipe
+    pairs, guidance = recipe.pairs, recipe.method_class().teacher_guidance(recipe.method_settings())
+    if pairs.guidance_scale is None:
+        scale = guidance.low if guidance and guidance.fixed else recipe.sample.guidance_scale
+        pairs = pairs.model_copy(update={"guidance_scale": scale})
+    if pairs.size is None:
+        pairs = pairs.model_copy(update={"size": recipe.data.count()})
+    return recipe.model_copy(update={"pairs": pairs})
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The file of a recipe given by path or by the name of a shipped one."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    named = shipped_recipes()
+    if str(source) in named:
+        return named[str(source)]
+    near = difflib.get_close_matches(str(source), named, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else f" Shipped recipes: {', '.join(named)}."
+    raise RecipeError(f"There is no recipe '{source}'.{hint}")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> file of the recipes that come with the package."""
+    return {p.stem: p for p in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}.") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"The recipe {path} is not valid YAML{where}.") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise RecipeError(f"The recipe {path} must be a mapping that starts with 'method: ...'.")
+    return data
+
+
+def _is_small(data: Any, limit: int = 100_000) -> bool:
+    """Whether the data end: a few lines of YAML anchors can stand for billions of entries, or for themselves."""
+    waiting = [data]
+    while waiting and limit > 0:
+        entry = waiting.pop()
+        limit -= 1
+        if isinstance(entry, Mapping):
+            waiting += entry.values()
+        elif isinstance(entry, list):
+            waiting += entry
+    return not waiting
+
+
+def spelled_out(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with ``method: tcd`` as ``method: {name: tcd}``, and the teacher likewise."""
+    return {k: {SHORT_FORMS[k]: v} if k in SHORT_FORMS and isinstance(v, str) else v for k, v in data.items()}
+
+
+def _override(data: dict[str, Any], item: str) -> None:
+    """Set one ``a.b=value`` of the command line in ``data``."""
+    path, equals, text = item.partition("=")
+    if not equals or not path or any(not part for part in path.split(".")):
+        raise RecipeError(f"--set needs key.subkey=value, not '{item}'.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {path}: the value '{text}' is not valid YAML.") from None
+    *parents, last = path.split(".")
+    place, parents = _stage(data, path, parents)
+    value = number(value) if isinstance(value, str) else value
+    if not parents:
+        value = spelled_out({last: value})[last]
+    for key in parents:
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {path}: '{key}' has no sub-keys.")
+    place[last] = value
+
+
+def _stage(data: dict[str, Any], path: str, parents: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Where an override begins: ``stages.NAME.key`` inside the stage of that name, anything else at the top."""
+    stages = data.get("stages")
+    if not parents or parents[0] != "stages" or not isinstance(stages, list):
+        return data, parents
+    for stage in stages:
+        if isinstance(stage, dict) and len(parents) > 1 and stage.get("name") == parents[1]:
+            stage.update(spelled_out(stage))
+            return stage, parents[2:]
+    names = [str(stage.get("name")) for stage in stages if isinstance(stage, dict)]
+    raise RecipeError(f"--set {path}: there is no such stage: the stages are {', '.join(names)}.")

@@ -1,0 +1,121 @@
+"""One run directory: who may start, resume or finish a run in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+from fewstep.data.files import LOCK, only_one, replace_text
+from fewstep.recipe.schema import MAY_CHANGE, Recipe
+from fewstep.recipe.validate import RecipeError
+from fewstep.students.student import CARD_FILE
+from fewstep.training import distributed
+from fewstep.training.run_files import RunFiles
+
+
+class RunFolder(RunFiles):
+    """A run directory with the rules for what may run in it; `RunFiles` names its files."""
+
+    def check(self, recipe: Recipe, resume: bool) -> None:
+        """Refuse in one sentence a directory that holds something else than a run of ``recipe``."""
+        if self.holds_run(resume):
+            self.may_resume(recipe)
+
+    def holds_run(self, resume: bool) -> bool:
+        """Whether a run is there to resume, of one recipe or of several stages.
+
+        Raises:
+            RecipeError: a run is there without ``resume``, or the path is a file or holds something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RecipeError(f"{self.path} is a file: choose another --out.")
+        if self.recipe.is_file():
+            if not resume:
+                raise RecipeError(
+                    f"{self.path} already holds a run: add --resume to continue it, or choose another --out."
+                )
+            return True
+        if self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir()):
+            raise RecipeError(f"{self.path} is not empty and holds no run: choose another --out.")
+        return False
+
+    def may_resume(self, recipe: Recipe) -> None:
+        """Compare ``recipe`` with the stored one: a run may be made longer, but not become another run.
+
+        Raises:
+            RecipeError: names the first key that must not change, or the stored recipe is damaged.
+        """
+        stored = self._stored_for(recipe)
+        if "stages" in stored:
+            raise RecipeError(f"{self.path} holds a run of several stages, not of one recipe: choose another --out.")
+        before, now = _flat(stored), _flat(recipe.as_data())
+        for key in sorted(before.keys() | now.keys()):
+            free = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+            if not free and before.get(key) != now.get(key):
+                raise RecipeError(
+                    f"{self.path} was started with {key} = {before.get(key)}, not {now.get(key)}: "
+                    "resume with the recipe it was started with, or choose another --out."
+                )
+
+    def stored(self) -> dict[str, Any]:
+        """The plain data of the recipe that the directory keeps.
+
+        Raises:
+            RecipeError: the file is damaged.
+        """
+        try:
+            data = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError):
+            data = None
+        if not isinstance(data, dict):
+            raise RecipeError(f"{self.recipe} is damaged: restore it, or choose another --out.")
+        return data
+
+    def _stored_for(self, recipe: Recipe) -> dict[str, Any]:
+        """`stored`, where settings of the method that had another name once have their present one."""
+        stored, renamed = self.stored(), recipe.method_class().renamed
+        method = stored.get("method")
+        return {**stored, "method": {renamed.get(k, k): v for k, v in method.items()}} if method else stored
+
+    def is_finished(self, recipe: Recipe) -> bool:
+        """Whether exactly this recipe has run to its end here."""
+        return (
+            (self.student / CARD_FILE).is_file()
+            and self.recipe.is_file()
+            and self._stored_for(recipe) == recipe.as_data()
+        )
+
+    def claim(self, text: str) -> None:
+        """Store the recipe ``text``, which makes the directory that recipe's, unless one is stored already."""
+        if distributed.first() and not self.recipe.is_file():
+            replace_text(self.recipe, text)
+
+    def reopen(self, recipe: Recipe) -> None:
+        """Store a changed recipe. The student of fewer steps must not pass for its result, so its card goes."""
+        if distributed.first() and self.stored() != recipe.as_data():
+            (self.student / CARD_FILE).unlink(missing_ok=True)
+            replace_text(self.recipe, recipe.as_yaml())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within this block no other program works in the directory, which is made if it does not exist."""
+        distributed.wait()  # every process must have looked before one of them creates files
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not distributed.first():
+            yield
+            return
+        with only_one(self.path):
+            yield
+
+
+def _flat(data: object, prefix: str = "") -> dict[str, object]:
+    """Nested data as one level of dotted keys."""
+    if not isinstance(data, dict):
+        return {prefix: data}
+    found: dict[str, object] = {}
+    for key, value in data.items():
+        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found

@@ -1,0 +1,237 @@
+"""What a recipe needs, estimated before it starts: `fewstep distill --dry-run` and `fewstep doctor --plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fewstep.methods.base import Method
+from fewstep.models.meta_pipeline import MetaPipeline, outline
+from fewstep.models.roles import Weights
+from fewstep.planning.estimate import Estimate, estimate, seconds_of_step, step_cost
+from fewstep.recipe.schema import MAY_CHANGE, Recipe
+from fewstep.students.lineage import model_behind
+from fewstep.training.machine import in_words, memory
+from fewstep.training.settings import DTYPES, TrainingSettings
+
+_LARGEST_TIMED = 100_000_000  # parameters; on a CPU a step of a larger network would take long
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, its teacher without weights, and what the run needs.
+
+    Attributes:
+        outline: the teacher's pipeline on the meta device.
+        estimate: memory and network calls; None where the teacher's family cannot be distilled.
+        why_not: the reason, a sentence, where there is no estimate.
+        seconds: time of all training steps; None where no step was timed.
+    """
+
+    recipe: Recipe
+    outline: MetaPipeline
+    estimate: Estimate | None
+    why_not: str
+    seconds: float | None
+
+
+def plan(recipe: Recipe, timed: bool = True) -> Plan:
+    """Trace the memory of a step without weights, and time one on the recipe's device. No weights are read or written.
+
+    Raises:
+        ValueError: what the run itself would refuse.
+    """
+    teacher = _outline(recipe)
+    try:
+        teacher.denoiser()
+    except ValueError as error:
+        return Plan(recipe, teacher, None, str(error), None)
+    found = _estimate(recipe, teacher)
+    return Plan(recipe, teacher, found, "", _seconds(recipe, teacher, found) if timed else None)
+
+
+def cost_of_step(recipe: Recipe) -> float:
+    """Forward passes of one training step, of its whole batch; a backward pass counts as 2.
+
+    Raises:
+        ValueError: what the run itself would refuse.
+    """
+    return recipe.training.batch_size * step_cost(_outline(recipe), *_training(recipe))
+
+
+def cost_of_pairs(recipe: Recipe) -> int:
+    """Forward passes of the teacher's samples that a recipe needs before it trains; 0 where it needs none."""
+    return recipe.pairs.cost if recipe.needs_pairs else 0
+
+
+def memory_of_step(recipe: Recipe) -> int:
+    """Bytes at the peak of a training step on the recipe's device, with everything that stays between steps.
+
+    Raises:
+        ValueError: what the run itself would refuse.
+    """
+    return sum(_estimate(recipe, _outline(recipe)).training.values())
+
+
+def _outline(recipe: Recipe) -> MetaPipeline:
+    """The teacher without weights; of a student, the model that it came from."""
+    teacher = recipe.teacher
+    return outline(model_behind(teacher.path), teacher.size, DTYPES[teacher.dtype], teacher.config)
+
+
+def _training(recipe: Recipe) -> tuple[type[Method], Any, TrainingSettings, Weights]:
+    """The sections of a recipe that determine a training step."""
+    return recipe.method_class(), recipe.method_settings(), recipe.training, recipe.student.build()
+
+
+def _estimate(recipe: Recipe, teacher: MetaPipeline) -> Estimate:
+    return estimate(
+        teacher, *_training(recipe),
+        recipe.data.count(), len(recipe.sample.prompts), recipe.pairs.size or 0, recipe.teacher.quantize,
+    )  # fmt: skip
+
+
+def _seconds(recipe: Recipe, teacher: MetaPipeline, found: Estimate) -> float | None:
+    room = memory(recipe.training.device)
+    if room is None or found.peak > room[0]:
+        return None
+    if torch.device(recipe.training.device).type == "cpu" and found.parameters > _LARGEST_TIMED:
+        return None
+    return recipe.training.steps * seconds_of_step(teacher, *_training(recipe))
+
+
+# ---------------------------------------------------------------- what would need less
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a recipe that lowers the peak memory of a training step.
+
+    Attributes:
+        key, value: as for --set.
+        saves: bytes.
+    """
+
+    key: str
+    value: str
+    saves: int
+
+    @property
+    def same_run(self) -> bool:
+        """Whether a run that has begun may be resumed with it."""
+        return self.key in MAY_CHANGE
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value} (saves about {in_words(self.saves)})"
+
+
+def cheaper(planned: Plan) -> list[Change]:
+    """Changes that would lower the peak of this recipe's training step, the most effective first, each traced alone."""
+    if planned.estimate is None:
+        return []
+    now = sum(planned.estimate.training.values())
+    changes = []
+    for key, value in _candidates(planned.recipe):
+        changed = _estimate(_changed(planned.recipe, key, value), planned.outline)
+        less = now - sum(changed.training.values())
+        if less > 0.005 * now:
+            changes.append(Change(key, str(value).lower(), less))
+    return sorted(changes, key=lambda change: -change.saves)
+
+
+def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    settings, student = recipe.training, recipe.student
+    finer = (n for n in range(settings.accumulation + 1, settings.batch_size + 1) if settings.batch_size % n == 0)
+    accumulation = next(finer, None)
+    if accumulation is not None:
+        yield "training.accumulation", accumulation
+    if not settings.gradient_checkpointing:
+        yield "training.gradient_checkpointing", True
+    if student.weights == "full":
+        yield "student.weights", "lora"
+    elif student.rank > 8:
+        yield "student.rank", student.rank // 2
+    if settings.optimizer == "adamw" and settings.precision != "fp64":
+        yield "training.optimizer", "adamw8bit"
+    if settings.precision != "bf16":
+        yield "training.precision", {"fp64": "fp32", "fp32": "bf16"}[settings.precision]
+
+
+def _changed(recipe: Recipe, key: str, value: Any) -> Recipe:
+    section, name = key.split(".")
+    if section == "training":
+        return recipe.model_copy(update={"training": dataclasses.replace(recipe.training, **{name: value})})
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={name: value})})
+
+
+# ---------------------------------------------------------------- in words
+
+
+def describe(planned: Plan) -> list[str]:
+    """The plan as lines of text."""
+    recipe, found, teacher = planned.recipe, planned.estimate, planned.outline
+    parts = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,}" for name, part in teacher.parts.items())
+    lines = [f"parameters of {teacher.name} ({teacher.kind}): {parts}"]
+    if found is None:
+        return [*lines, planned.why_not]
+    trained = ", ".join(f"{player} {count:,}" for player, count in found.trainable.items())
+    how = f"LoRA of rank {recipe.student.rank} on {found.lora_layers} layers" if found.lora_layers else "all weights"
+    calls = ", ".join(f"{role} {count:g}" for role, count in found.calls.items())
+    lines += [
+        f"parameters in training: {trained} ({how})",
+        f"network calls per step: {calls}; cost per image: {found.equivalents:.3g} forward passes (a backward pass "
+        "counts as 2)",
+        f"{recipe.training.steps:,} steps of {recipe.training.batch_size} images: {_time(planned)}",
+    ]
+    if cost := cost_of_pairs(recipe):
+        lines.append(
+            f"before training, the teacher generates {recipe.pairs.size:,} samples in "
+            f"{recipe.pairs.num_inference_steps} steps each: up to {cost:,} forward passes"
+        )
+    return lines + _memory(found)
+
+
+def fits(planned: Plan) -> bool:
+    """Whether the run fits into the memory that is free on this device; True where that is not known."""
+    found = planned.estimate
+    if found is None:
+        return False
+    room = memory(found.device)
+    return room is None or found.peak <= room[0]
+
+
+def advise(planned: Plan) -> list[str]:
+    """Changes that would lower the peak of a step, as lines of text."""
+    changes = cheaper(planned)
+    if not changes:
+        return []
+    return ["each of these alone would lower the step's peak:", *(f"  --set {change}" for change in changes)]
+
+
+def _time(planned: Plan) -> str:
+    if planned.seconds is None:
+        return "no step was timed here, so the duration is not known"
+    minutes = planned.seconds / 60
+    about = f"{minutes:.0f} minutes" if minutes >= 2 else f"{planned.seconds:.0f} seconds"
+    if minutes >= 120:
+        about = f"{minutes / 60:.1f} hours"
+    return f"about {about} on this {planned.recipe.training.device}, without encoding the data and sample grids"
+
+
+def _memory(found: Estimate) -> list[str]:
+    peak = sum(found.training.values())
+    room = memory(found.device)
+    there = "" if room is None else f", of {in_words(room[0])} free"
+    lines = [f"memory on {found.device}, at the peak of a training step: {in_words(peak)}{there}"]
+    lines += [f"  {in_words(size):>9}  {name}" for name, size in found.training.items()]
+    if found.encoding:
+        lines.append(f"while images are encoded: {in_words(found.encoding)}")
+    if found.sampling:
+        lines.append(f"while a sample grid is decoded: {in_words(found.sampling)}")
+    if room is not None and found.peak > room[0]:
+        lines.append(f"THIS DOES NOT FIT: {in_words(found.peak)} are needed and {in_words(room[0])} are free")
+    return lines
