@@ -237,7 +237,7 @@ def test_more_threads_than_processors_are_noticed(monkeypatch):
 
 def test_a_wrong_number_is_a_problem(monkeypatch):
     line = doctor._numbers("cpu")
-    assert line.level == OK and "a LoRA step of 4 pictures takes" in line.text
+    assert line.level == OK and "a LoRA step of 4 images takes" in line.text
     silu = torch.nn.functional.silu
 
     def wrong(x, inplace=False):  # a kernel that is 2 % off, in single precision alone

@@ -152,7 +152,10 @@ def test_what_does_not_fit_is_one_sentence_before_anything_is_written(run, rewar
         ({"rewards": [{"model": str(rewards[1]), "threshold": 1}], "held_out": ""}, "must never serve in a loss"),
         ({"held_out": str(rewards[0])}, "which is trained on"),
         ({"rewards": [{"model": "pickscore"}]}, r"method.rewards.0.threshold is missing\."),
-        ({"rewards": [{"model": "pickscore", "threshold": 1, "wait": 2}]}, "method.rewards.0.wait: unexpected keyword"),
+        (
+            {"rewards": [{"model": "pickscore", "threshold": 1, "wait": 2}]},
+            "Unknown key 'method.rewards.0.wait': did you mean 'weight'",
+        ),
     ):
         with pytest.raises((RecipeError, ValueError), match=said):
             setup(parse_recipe({**base, "method": feedback(rewards, **changes)}), tmp_path / "run")
@@ -163,14 +166,14 @@ def test_merging_is_refused_where_it_makes_no_sense(run, data):
     first, second = data["stages"][:2]
     for stages, said in (
         ([first, {"name": "m", "merge": "student", "weights": "lora"}], "is no stage with a LoRA"),
-        ([first, {"name": "m", "merge": "student", "scale": "much"}], "stages.m.scale: input should be a valid number"),
+        ([first, {"name": "m", "merge": "student", "scale": "much"}], "stages.m.scale: input should be a valid"),
         (
             [first, {"name": "m", "merge": "student", "scale": float("nan")}],
-            "stages.m.scale: input should be a finite number",
+            "m.scale: input should be a finite",
         ),
         (
             [first, {"name": "m", "merge": "student", "weights": "half"}],
-            "stages.m.weights: input should be 'full' or 'lora'",
+            "m.weights: input should be 'full' or",
         ),
     ):
         with pytest.raises(RecipeError, match=said):

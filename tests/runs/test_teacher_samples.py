@@ -17,8 +17,7 @@ from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill, prepare_data
 from fewstep.runs.plan import describe, plan
 from fewstep.runs.setup import setup
-from fewstep.runs.teacher_samples import _make as make_files
-from fewstep.runs.teacher_samples import fingerprint, pair_files
+from fewstep.runs.teacher_samples import _generate, fingerprint, pair_files
 from fewstep.scenes64 import architecture as scenes64
 from fewstep.scenes64.scenes import WORDS, Scenes
 from fewstep.students.student import load_card
@@ -94,7 +93,7 @@ def test_processes_share_the_files_out(made, options, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "wait", lambda: None)
     for rank, left in ((1, [0, 2]), (0, [])):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        make_files(job, files, [0, 1, 2], False)
+        _generate(job, files, [0, 1, 2], False)
         assert files.missing() == left
     assert same_files(tmp_path / "run", made)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -61,7 +61,7 @@ def _sentence(error: ValidationError, of: type, prefix: str) -> str:
 def _keys(of: Any, path: tuple[int | str, ...]) -> list[str]:
     """The keys that are known under ``path``."""
     for part in path:
-        of = of.model_fields[part].annotation
+        of = get_args(of)[0] if isinstance(part, int) else of.__pydantic_fields__[part].annotation
     return [field.name for field in dataclasses.fields(of)] if dataclasses.is_dataclass(of) else list(of.model_fields)
 
 

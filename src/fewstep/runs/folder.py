@@ -78,15 +78,14 @@ class RunFolder(RunFiles):
         """`stored`, where settings of the method that had another name once have their present one."""
         stored, renamed = self.stored(), recipe.method_class().renamed
         method = stored.get("method")
-        return {**stored, "method": {renamed.get(k, k): v for k, v in method.items()}} if method else stored
+        if isinstance(method, dict):
+            stored["method"] = {renamed.get(key, key): value for key, value in method.items()}
+        return stored
 
     def is_finished(self, recipe: Recipe) -> bool:
         """Whether exactly this recipe has run to its end here."""
-        return (
-            (self.student / CARD_FILE).is_file()
-            and self.recipe.is_file()
-            and self._stored_for(recipe) == recipe.as_data()
-        )
+        done = (self.student / CARD_FILE).is_file() and self.recipe.is_file()
+        return done and self._stored_for(recipe) == recipe.as_data()
 
     def claim(self, text: str) -> None:
         """Store the recipe ``text``, which makes the directory that recipe's, unless one is stored already."""
