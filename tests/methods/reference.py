@@ -322,7 +322,7 @@ def played(p):
     loss = p.method.student(p.roles, p.batch, p.draws, shared)
     step = SimpleNamespace(**vars(shared), loss=loss.total, parts=loss.parts, stats=loss.stats, critic=None, players={})
     step.gradients = gradients(loss.total, p.roles, "student")
-    if p.method.game:
+    if p.method.gan:
         step.critic = p.method.discriminator(p.roles, p.batch, p.draws, shared).total
         for role in ("discriminator", "heads"):
             step.players |= {f"{role}/{key}": v for key, v in gradients(step.critic, p.roles, role).items()}

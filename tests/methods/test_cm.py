@@ -216,16 +216,16 @@ def test_icts_own_distribution():
 
 def test_the_grid_doubles_in_equal_stretches_of_training():
     method = CM(reference.SCHEDULES["edm"], **ICT)
-    hops = [method.num_hops(Progress(k, 800)) for k in range(800)]
+    hops = [method.grid_steps(Progress(k, 800)) for k in range(800)]
     assert hops[::100] == [10, 20, 40, 80, 160, 320, 640, 1280]  # eight stretches of 100
     assert all(hops[k] == hops[k // 100 * 100] for k in range(800))
-    assert method.num_hops(Progress(10**6, 10**6 + 1)) == 1280
+    assert method.grid_steps(Progress(10**6, 10**6 + 1)) == 1280
     uneven = CM(reference.SCHEDULES["edm"], first_grid_steps=10, num_grid_steps=50)
-    hops = [uneven.num_hops(Progress(k, 1000)) for k in (0, 300, 301, 601, 602, 902, 903, 999)]
+    hops = [uneven.grid_steps(Progress(k, 1000)) for k in (0, 300, 301, 601, 602, 902, 903, 999)]
     assert hops == [10, 10, 20, 20, 40, 40, 50, 50]  # 1000 / (log2(5) + 1) = 301.03
     first, last = drawn(method, 2000, 0, 800), drawn(method, 2000, 799, 800)
     assert len(first.t.unique()) <= 10 and len(last.t.unique()) > 300
-    short = method.num_hops(Progress(0, 3))  # fewer steps than stretches
+    short = method.grid_steps(Progress(0, 3))  # fewer steps than stretches
     assert short == 10
 
 

@@ -58,7 +58,7 @@ def by_hand(p, random, outer="map", detach_target=True):
     """
     settings, text, x0 = p.method.settings, p.batch.cond["text"], p.batch.x0
     times = grid(p.name).astype(np.float64)
-    index, h, end = random.index.numpy(), random.hops, times[0]
+    index, h, end = random.index.numpy(), random.num_steps, times[0]
     t, s = times[index], times[random.end_index.numpy()]
     alpha, sigma = alpha_sigma(p.name, t)
     x_t = alpha * x0 + sigma * random.noise
@@ -121,7 +121,7 @@ def by_hand(p, random, outer="map", detach_target=True):
         data = 0.5 if p.name == "edm" else 1.0
         error = (g(student, x, at, {"end": torch.from_numpy(at)})[0] - wanted) ** 2
         terms["denoising"] = ((a**2 / sa**2 + 1 / data**2) * error).mean()
-    step = SimpleNamespace(x_t=x_t, x_u=x_u, landing=landing, answer=answer, target=target, critic=None, heads={})
+    step = SimpleNamespace(x_t=x_t, x_u=x_u, x_s=landing, x_est=answer, target=target, critic=None, heads={})
     if settings.adversarial_weight:
         heads = {k: w.detach().clone().requires_grad_() for k, w in p.roles.tensors_of("discriminator").items()}
         tau = times[random.judged.numpy()]
@@ -150,7 +150,7 @@ def actual(p, random):
     for name, term in terms.items():
         found = torch.autograd.grad(term, student.values(), retain_graph=True)
         step.gradients[name] = dict(zip(student, found, strict=True))
-    if p.method.game:
+    if p.method.gan:
         heads = p.roles.tensors_of("discriminator")
         step.critic = p.method.discriminator(p.roles, p.batch, random, shared).total
         step.heads = dict(zip(heads, torch.autograd.grad(step.critic, heads.values(), retain_graph=True), strict=True))
@@ -167,7 +167,7 @@ def build(schedule, kind, variant, weights="full", native=True):
 def test_both_players_steps_are_the_papers(schedule, kind, variant, weights, native):
     p, random = build(schedule, kind, variant, weights, native), draws(schedule, variant)
     mine, theirs = actual(p, random), by_hand(p, random)
-    for field in ("x_t", "x_u", "landing", "answer", "target"):
+    for field in ("x_t", "x_u", "x_s", "x_est", "target"):
         for row, wanted in zip(getattr(mine, field), getattr(theirs, field), strict=True):
             assert off(row, wanted) <= 1e-10, field
     assert mine.terms.keys() == theirs.terms.keys() == mine.gradients.keys()
@@ -274,8 +274,8 @@ def test_jumps_that_end_where_they_start_are_the_identity_to_the_bit():
         p, random = build(schedule, kind, "guided"), draws(schedule, "guided")
         step = actual(p, random)
         at_end = random.end_index == 0
-        assert torch.equal((step.answer == step.landing).flatten(1).all(1), at_end)
-        anchored = at_end & (random.end_index == random.index - random.hops)
+        assert torch.equal((step.x_est == step.x_s).flatten(1).all(1), at_end)
+        anchored = at_end & (random.end_index == random.index - random.num_steps)
         assert torch.equal((step.target == step.x_u).flatten(1).all(1), anchored) and anchored.tolist() == [
             True, False, False, False, False, True,
         ]  # fmt: skip
@@ -310,16 +310,16 @@ def drawn(method, n, step=0):
 
 def test_hops_are_one_for_the_batch_in_proportion_to_their_number():
     method = CTM(SCHEDULES["vp"], num_grid_steps=HOPS, max_hops=4)
-    counts = torch.bincount(torch.tensor([drawn(method, 2, step).hops for step in range(2000)]), minlength=5)
+    counts = torch.bincount(torch.tensor([drawn(method, 2, step).num_steps for step in range(2000)]), minlength=5)
     wanted = 200.0 * torch.arange(5)
     assert ((counts - wanted).abs() <= 5 * wanted.sqrt()).all() and counts.sum() == 2000 and len(counts) == 5
     rows = [method.draw(Batch(torch.zeros(2, 2)), Rng(3, 7, 8, slice(i, i + 2)), Progress(7, 9)) for i in (0, 2, 6)]
-    assert len({row.hops for row in rows}) == 1
+    assert len({row.num_steps for row in rows}) == 1
 
 
 def test_draws_cover_every_start_and_every_end_below_the_landing():
     method = CTM(SCHEDULES["vp"], num_grid_steps=HOPS, max_hops=4)
-    step = next(step for step in range(100) if drawn(method, 2, step).hops == 3)
+    step = next(step for step in range(100) if drawn(method, 2, step).num_steps == 3)
     random = drawn(method, 30_000, step)
     assert set(random.index.tolist()) == {3, 4, 5}
     for index in (3, 4, 5):

@@ -88,7 +88,7 @@ def problem(name, kind, variant="guided", weights="full"):
 class Step:
     """What a step must come to; gradients of the student's loss and of the fake score's, by name."""
 
-    answer: torch.Tensor
+    x0_student: torch.Tensor
     reference: torch.Tensor
     matching: torch.Tensor
     regression: torch.Tensor
@@ -176,7 +176,14 @@ def actual(p):
     of_fake = {key: leaf.grad for key, leaf in p.roles.tensors_of("fake").items()}
     parts = loss.parts
     return Step(
-        shared.answer, shared.reference, parts["matching"], parts["regression"], loss.total, lost, of_student, of_fake
+        shared.x0_student,
+        shared.reference,
+        parts["matching"],
+        parts["regression"],
+        loss.total,
+        lost,
+        of_student,
+        of_fake,
     )
 
 
@@ -186,7 +193,7 @@ def actual(p):
 def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
     p = problem(schedule, kind, variant, weights)
     theirs, mine = by_hand(p), actual(p)
-    for field in ("answer", "reference", "matching", "regression", "student", "fake"):
+    for field in ("x0_student", "reference", "matching", "regression", "student", "fake"):
         assert off(getattr(mine, field), getattr(theirs, field)) <= 1e-9, field
     for field in ("of_student", "of_fake"):
         found, wanted = getattr(mine, field), getattr(theirs, field)

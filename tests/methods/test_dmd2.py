@@ -144,7 +144,9 @@ def by_hand(p, d):
     scale = (x - guided).abs().mean(dim=(1, 2, 3), keepdim=True)
     g = (gap / scale if settings.weighting == "l1" else (alpha / sigma) ** 2 * gap).detach()
     loss = 0.5 * ((x - (x - g).detach()) ** 2).mean()
-    step = SimpleNamespace(x_t=x_t, answer=x, errors=[((fake_x0 - x) ** 2).mean() for fake_x0 in (gap + guided, real)])
+    step = SimpleNamespace(
+        x_t=x_t, x0_student=x, errors=[((fake_x0 - x) ** 2).mean() for fake_x0 in (gap + guided, real)]
+    )
     if heads:
         said = logits(p, backbone, heads, noised(x, d.played_noise, d.played_time.numpy()), d.played_time, text)
         loss = loss + settings.adversarial_weight * softplus(-said).mean()
@@ -185,7 +187,7 @@ def actual(p, d):
     step.critic_loss = player(p, "critic").learn(p.method.critic(p.roles, p.batch, d, shared), 1)
     step.loss, step.critic = step.student.total, step.critic_loss.total
     of = {role: {k: w.grad for k, w in p.roles.tensors_of(role).items()} for role in ("student", "fake")}
-    heads = p.roles.tensors_of("discriminator") if p.method.game else {}
+    heads = p.roles.tensors_of("discriminator") if p.method.gan else {}
     step.gradients, step.fake, step.heads = of["student"], of["fake"], {k: w.grad for k, w in heads.items()}
     return step
 
@@ -197,7 +199,7 @@ def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
     p = build(schedule, kind, variant, weights)
     d = draws(schedule, variant, 0 if SETTINGS[variant].get("num_inference_steps") == 1 else 2)
     mine, theirs = actual(p, d), by_hand(p, d)
-    for field in ("x_t", "answer"):
+    for field in ("x_t", "x0_student"):
         for row, wanted in zip(getattr(mine, field), getattr(theirs, field), strict=True):
             assert off(row, wanted) <= 1e-10, field
     assert off(mine.loss, theirs.loss) <= 1e-10 and off(mine.critic, theirs.critic) <= 1e-10
@@ -321,7 +323,7 @@ def test_one_graph_of_a_network_at_a_time():
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved[0]):
         shared = method.prepare(roles, batch, random, {"critic"})
-        assert not kept and not shared.answer.requires_grad  # the student is not due
+        assert not kept and not shared.x0_student.requires_grad  # the student is not due
         loss = method.critic(roles, batch, random, shared)
         first = len(kept)
         loss.total.backward(inputs=roles.parameters("fake"))
@@ -336,7 +338,7 @@ def test_no_graph_leads_from_the_critics_losses_to_the_student():
     method, roles, batch = fresh(1.0)
     random = method.draw(batch, Rng(1, 0, 6, dtype=torch.float64), Progress(0, 1))
     shared = method.prepare(roles, batch, random, {"student", "critic"})
-    assert shared.answer.requires_grad
+    assert shared.x0_student.requires_grad
     for term in method.critic(roles, batch, random, shared).terms():
         found = torch.autograd.grad(term.total, roles.parameters("student"), allow_unused=True, retain_graph=True)
         assert not any(gradient is not None for gradient in found)

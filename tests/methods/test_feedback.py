@@ -102,7 +102,7 @@ def build(name, kind, variant, weights):
     p = Problem(name, kind, method, roles, base, *captioned(ROWS))
     p.batch.prompts = PROMPTS
     with torch.no_grad():
-        pictures = decode(p.method.prepare(roles, p.batch, draws(variant), {"student"}).answer)
+        pictures = decode(p.method.prepare(roles, p.batch, draws(variant), {"student"}).x0_student)
     goals = method.settings.rewards
     halves = [float(REWARDS[goal.model](pictures, PROMPTS).sort().values[2:4].mean()) for goal in goals]
     goals = tuple(dataclasses.replace(goal, threshold=half) for goal, half in zip(goals, halves, strict=True))
@@ -166,7 +166,7 @@ def by_hand(p, variant, d):
         before = asked({}, x, times[d.exit])[0]
         loss = loss + settings.anchor_weight * ((answer - before) ** 2).mean()
     gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-    return SimpleNamespace(x_t=x, answer=answer, loss=loss, gradients=gradients, stats=found)
+    return SimpleNamespace(x_t=x, x0_student=answer, loss=loss, gradients=gradients, stats=found)
 
 
 def actual(p, d):
@@ -184,8 +184,8 @@ def test_a_step_is_the_papers(schedule, kind, variant, weights):
     p, d = build(schedule, kind, variant, weights), draws(variant)
     assert p.method.times[:-1].tolist() == pytest.approx(student_times(schedule, variant), rel=1e-12)
     mine, theirs = actual(p, d), by_hand(p, variant, d)
-    assert not mine.x_t.requires_grad and mine.answer.requires_grad
-    for field in ("x_t", "answer"):
+    assert not mine.x_t.requires_grad and mine.x0_student.requires_grad
+    for field in ("x_t", "x0_student"):
         for row, wanted in zip(getattr(mine, field), getattr(theirs, field), strict=True):
             assert off(row, wanted) <= 1e-10, field
     assert off(mine.loss, theirs.loss) <= 1e-9
@@ -222,7 +222,7 @@ def test_nothing_pulls_once_every_picture_is_liked_enough():
     """Exactly nothing, on every weight; and a picture pulls alone where it alone is missing something."""
     p = build("vp", "epsilon", "renoise, one step", "full")
     d = draws("renoise, one step")
-    rewards = REWARDS["grey"](decode(p.method.prepare(p.roles, p.batch, d, {"student"}).answer), PROMPTS)
+    rewards = REWARDS["grey"](decode(p.method.prepare(p.roles, p.batch, d, {"student"}).x0_student), PROMPTS)
     for missing, threshold in enumerate(rewards.detach().sort().values.tolist()):
         p.method = Feedback(SCHEDULES["vp"], **SETTINGS["renoise, one step"] | {"rewards": (Goal("grey", threshold),)})
         for weight in p.roles.tensors_of("student").values():

@@ -69,14 +69,14 @@ def build(name, kind, variant, weights="full"):
     roles = roles_on(network, name, kind, method, weights, origin=Denoiser(origin, SCHEDULES[name], kind))
     shake(roles.tensors().values())
     with torch.no_grad():
-        for tensor in roles.tensors_of("heads").values() if method.game else ():
+        for tensor in roles.tensors_of("heads").values() if method.gan else ():
             tensor.mul_(2)
     batch, null = captioned(6)
     scale = settings.get("guidance_scale", 1.0)
     scales = torch.linspace(*scale, 6) if isinstance(scale, tuple) else torch.full((6,), scale)
     generator = torch.Generator().manual_seed(1)
     noise, level_noise = (torch.randn(6, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
-    game = (torch.tensor(LEVEL, dtype=torch.float64), level_noise) if method.game else (None, None)
+    game = (torch.tensor(LEVEL, dtype=torch.float64), level_noise) if method.gan else (None, None)
     draws = Draws(torch.tensor(HOPS) - 1, torch.tensor(ENDS[settings["segments"]]), noise, scales.double(), *game)
     return SimpleNamespace(name=name, kind=kind, method=method, roles=roles, base=base, first=first, batch=batch,
                            null=null, draws=draws, settings=settings)  # fmt: skip
@@ -99,7 +99,7 @@ def by_hand(p):
     alpha, sigma = alpha_sigma(p.name, t)
     x_t = alpha * p.batch.x0 + sigma * draws.noise
 
-    def pair(tensors, x, t, text=text, told=None):
+    def pair(tensors, x, t, text=text, end=None):
         return x0_epsilon(p.name, p.kind, x, ask(p.base, tensors, p.name, x, t, text, told), t)
 
     def landed(said, s):
@@ -116,10 +116,10 @@ def by_hand(p):
     told = {"end": torch.from_numpy(s)} if settings.get("tell_end") else None
     student = {key: v.detach().clone().requires_grad_() for key, v in p.roles.tensors_of("student").items()}
     follower = p.roles.tensors_of("target" if settings.get("target_decay", 0.95) else "student")
-    landing = landed(pair(student, x_t, t, told=told), s)
+    landing = landed(pair(student, x_t, t, end=told), s)
     still = torch.from_numpy(s == u).reshape(-1, 1, 1, 1)
-    target = torch.where(still, x_u, landed(pair(follower, x_u, u, told=told), s)).detach()
-    step = SimpleNamespace(x_t=x_t, x_u=x_u, landing=landing, target=target, critic=None, players={})
+    target = torch.where(still, x_u, landed(pair(follower, x_u, u, end=told), s)).detach()
+    step = SimpleNamespace(x_t=x_t, x_u=x_u, x_s=landing, target=target, critic=None, players={})
     step.error = (landing - target).square().mean()
     step.loss = settings.get("mse_weight", 1.0) * step.error  # of four segments: 1
     if settings["adversarial_weight"]:
@@ -136,7 +136,7 @@ def judge(p, step, s):
     (alpha_s, sigma_s), (alpha, sigma) = alpha_sigma(p.name, s), alpha_sigma(p.name, at)
     kept = alpha / alpha_s
     added = (sigma**2 - (kept * sigma_s) ** 2).clamp_min(0).sqrt()
-    fake, real = (torch.where(low, kept * x + added * p.draws.level_noise, x) for x in (step.landing, step.target))
+    fake, real = (torch.where(low, kept * x + added * p.draws.level_noise, x) for x in (step.x_s, step.target))
     mine = {f"{role}/{key}": v.detach().clone().requires_grad_()
             for role in ("discriminator", "heads") for key, v in p.roles.tensors_of(role).items()}  # fmt: skip
     backbone = {key.removeprefix("discriminator/"): v for key, v in mine.items() if key.startswith("discriminator/")}
@@ -157,7 +157,7 @@ def judge(p, step, s):
 def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
     p = build(schedule, kind, variant, weights)
     mine, theirs = played(p), by_hand(p)
-    for field in ("x_t", "x_u", "landing", "target"):
+    for field in ("x_t", "x_u", "x_s", "target"):
         pairs = zip(getattr(mine, field), getattr(theirs, field), strict=True)
         assert max(off(row, wanted) for row, wanted in pairs) <= 1e-9, field
     assert off(mine.loss, theirs.loss) <= 1e-9 and off(mine.parts["consistency"], theirs.error) <= 1e-9
@@ -186,7 +186,7 @@ def test_both_pulls_are_the_norms_of_the_terms_gradients():
     p = build("vp", "epsilon", "later")
     shared = p.method.prepare(p.roles, p.batch, p.draws, {"student", "discriminator"})
     loss, theirs = p.method.student(p.roles, p.batch, p.draws, shared), by_hand(p)
-    (of_error,) = torch.autograd.grad(0.3 * theirs.error, theirs.landing, retain_graph=True)
+    (of_error,) = torch.autograd.grad(0.3 * theirs.error, theirs.x_s, retain_graph=True)
     (of_game,) = torch.autograd.grad(theirs.loss - 0.3 * theirs.error, theirs.seen, retain_graph=True)
     assert loss.stats["consistency_pull"] == pytest.approx(of_error.norm().item())
     assert loss.stats["adversarial_pull"] == pytest.approx(of_game.norm().item())
@@ -325,7 +325,7 @@ def test_the_mean_square_leads_first_and_the_game_at_last():
     assert [p.name for p in stages[8].players] == ["student"] and stages[8].heads() == ()
     assert [p.roles for p in stages[4].players] == [("student",), ("discriminator", "heads")]
     own = Hyper(SCHEDULES["vp"], segments=1, mse_weight=0.4, adversarial_weight=0.0)
-    assert (own.mse_weight, own.adversarial_weight, own.game) == (0.4, 0.0, None)
+    assert (own.mse_weight, own.adversarial_weight, own.gan) == (0.4, 0.0, None)
 
 
 @pytest.mark.parametrize(

@@ -62,13 +62,13 @@ def level_sines(name, t):
 
 def by_hand(p, random):
     settings, student, weights = p.method.settings, p.leaves("student"), p.leaves("discriminator")
-    x_s, answer = hand.student_answer(p, student, random.noise, random.level, settings.terminal)
+    x_s, x0_student = hand.student_answer(p, student, random.noise, random.level, settings.terminal)
     t = judged_at(p.name, random.ratio)
     alpha, sigma = alpha_sigma(p.name, t)
-    fake = features(p, alpha * answer + sigma * random.fake_noise, t)
+    fake = features(p, alpha * x0_student + sigma * random.fake_noise, t)
     real = features(p, alpha * p.batch.x0 + sigma * random.real_noise, t)
     condition = torch.cat([hand.sized(x) for x in (p.batch.cond["text"], level_sines(p.name, t))], dim=1)
-    step = SimpleNamespace(x_s=x_s, answer=answer)
+    step = SimpleNamespace(x_s=x_s, x0_student=x0_student)
     said = hand.heads(weights, fake, condition)
     kept = hand.heads(weights, {tap: f.detach() for tap, f in fake.items()}, condition)
     says = hand.heads(weights, real, condition)
@@ -89,7 +89,7 @@ def test_both_players_steps_are_the_papers(schedule, kind, variant):
     weights = "lora" if variant == "logistic" else "full"
     p, random = problem(LADD, schedule, kind, weights, **SETTINGS[variant]), draws()
     mine, theirs = actual(p, random), by_hand(p, random)
-    for field in ("x_s", "answer"):
+    for field in ("x_s", "x0_student"):
         for row, wanted in zip(getattr(mine, field), getattr(theirs, field), strict=True):
             assert off(row, wanted) <= 1e-10, field
     assert off(mine.loss, theirs.loss) <= 1e-9 and off(mine.critic, theirs.critic) <= 1e-9
@@ -104,7 +104,7 @@ def test_the_answer_feels_every_logit_and_the_teacher_none(schedule):
     p, random = problem(LADD, schedule, "v_prediction"), draws()
     shared = p.method.prepare(p.roles, p.batch, random, {"student", "discriminator"})
     for head in p.roles.heads["discriminator"](shared.fake, shared.condition):
-        (slope,) = torch.autograd.grad(head.sum(), shared.answer, retain_graph=True)
+        (slope,) = torch.autograd.grad(head.sum(), shared.x0_student, retain_graph=True)
         assert (slope.flatten(1).abs().sum(1) > 0).all()
     assert not any(x.requires_grad for x in (*shared.real, shared.condition, shared.x_s))
     p.method.student(p.roles, p.batch, random, shared).total.backward(inputs=p.roles.parameters("student"))

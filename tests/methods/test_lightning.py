@@ -69,14 +69,14 @@ def build(name, kind, variant, weights="full", **changes):
     roles = roles_on(network, name, kind, method, weights, origin=Denoiser(origin, SCHEDULES[name], kind))
     shake(roles.tensors().values())
     with torch.no_grad():
-        for tensor in roles.tensors_of("heads").values() if method.game else ():
+        for tensor in roles.tensors_of("heads").values() if method.gan else ():
             tensor.mul_(2)
     batch, null = captioned(BATCH)
     start = torch.tensor(STARTS.get(variant, [0, 1, 2, 3, 3, 0]))
     generator = torch.Generator().manual_seed(1)
     noise, level_noise = (torch.randn(BATCH, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     level = torch.tensor([0.1, 0.3, 0.6, 0.8, 0.1, 0.99], dtype=torch.float64)
-    draws = Draws(start, noise, *((level, level_noise) if method.game else (None, None)))
+    draws = Draws(start, noise, *((level, level_noise) if method.gan else (None, None)))
     student = settings.get("prediction_type") or ("sample" if settings["loss"] == "convert" else kind)
     return SimpleNamespace(name=name, kind=kind, student_kind=student, method=method, roles=roles, base=base,
                            first=first, batch=batch, null=null, draws=draws)  # fmt: skip
@@ -115,7 +115,7 @@ def by_hand(p, variant):
     student = {key: v.detach().clone().requires_grad_() for key, v in p.roles.tensors_of("student").items()}
     said = x0_epsilon(p.name, p.student_kind, x_t, ask(p.base, student, p.name, x_t, t, text), t)
     landing = landed(p.name, said, u)
-    step = SimpleNamespace(x_t=x_t, x_u=x, landing=landing, critic=None, players={})
+    step = SimpleNamespace(x_t=x_t, x_u=x, x_student=landing, critic=None, players={})
     if settings.loss == "convert":
         step.loss = (said[0] - teacher(x_t, t)[0]).square().mean()
     elif settings.loss == "mse":
@@ -171,7 +171,7 @@ def landed(name, pair, u):
 def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
     p = build(schedule, kind, variant, weights)
     mine, theirs = played(p), by_hand(p, variant)
-    for field in ("x_t", "x_u", "landing"):
+    for field in ("x_t", "x_u", "x_student"):
         if variant != "convert" or field != "x_u":  # a conversion looks at where it starts alone
             pairs = zip(getattr(mine, field), getattr(theirs, field), strict=True)
             assert max(off(row, wanted) for row, wanted in pairs) <= 1e-9, field
@@ -180,7 +180,7 @@ def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
     if theirs.critic is not None:
         assert off(mine.critic, theirs.critic) <= 1e-9
         assert abs(mine.critic.item() - 2 * math.log(2)) > 0.05
-        assert mine.stats["landing_error"] == pytest.approx((theirs.landing - theirs.x_u).square().mean().item())
+        assert mine.stats["landing_error"] == pytest.approx((theirs.x_student - theirs.x_u).square().mean().item())
     for key, wanted in {**theirs.gradients, **theirs.players}.items():
         assert wanted.abs().max() > 0, key
         assert off({**mine.gradients, **mine.players}[key], wanted) <= 1e-9, key
@@ -200,7 +200,7 @@ def test_a_student_learns_where_it_will_be_sampled_and_its_teacher_was(name, sta
     method = Lightning(
         SCHEDULES[name], num_teacher_steps=many, num_inference_steps=few, num_start_times=few, loss="mse"
     )
-    ways = torch.stack(method.way(torch.arange(few)), dim=1)
+    ways = torch.stack(method.teacher_times(torch.arange(few)), dim=1)
     sampled = DDIMSampler(num_inference_steps=few).times(SCHEDULES[name])
     assert ways[:, 0].tolist() == sampled[:-1].tolist() and ways[:, -1].tolist() == sampled[1:].tolist()
     taught = DDIMSampler(num_inference_steps=many).times(SCHEDULES[name])
@@ -214,13 +214,13 @@ def test_a_student_learns_where_it_will_be_sampled_and_its_teacher_was(name, sta
 def test_students_of_one_and_two_steps_start_from_four_times():
     """250, 500, 750 and 1000 of 1,000; a way that would pass clean data ends there."""
     two = Lightning(SCHEDULES["vp"], num_teacher_steps=4, num_inference_steps=2)
-    assert [t.tolist() for t in two.way(torch.arange(4))] == [
+    assert [t.tolist() for t in two.teacher_times(torch.arange(4))] == [
         [999, 749, 499, 249],
         [749, 499, 249, -1],
         [499, 249, -1, -1],
     ]
     one = Lightning(SCHEDULES["vp"], num_teacher_steps=2, num_inference_steps=1)
-    assert [t.tolist() for t in one.way(torch.arange(4))] == [
+    assert [t.tolist() for t in one.teacher_times(torch.arange(4))] == [
         [999, 749, 499, 249],
         [499, 249, -1, -1],
         [-1, -1, -1, -1],
@@ -235,15 +235,15 @@ def test_students_of_one_and_two_steps_start_from_four_times():
 @pytest.mark.parametrize(("name", "times"), [("vp", [9, 249, 499, 749]), ("flow", [3 / 102, 0.5, 0.75, 0.9])])
 def test_landings_on_clean_data_are_judged_where_the_paper_says(name, times):
     method = Lightning(SCHEDULES[name], renoise_weights=(5, 1, 1, 1))
-    assert method.game.levels.tolist() == pytest.approx(times)
+    assert method.gan.levels.tolist() == pytest.approx(times)
     draws = method.draw(Batch(torch.zeros(20_000, 2)), Rng(3, 0, 20_000), Progress(0, 1))
     assert (torch.bincount(draws.start, minlength=4) - 5000).abs().max() < 5 * 5000**0.5
-    above = method.game.judged_at(
+    above = method.gan.judged_at(
         torch.full((20_000,), 0.3 if name == "flow" else 249.0, dtype=torch.float64), draws.level
     )
     assert above.unique().tolist() == [0.3 if name == "flow" else 249.0]
-    at = method.game.judged_at(torch.full((20_000,), method.schedule.clean, dtype=torch.float64), draws.level)
-    counts = torch.stack([(at == t).sum() for t in method.game.levels]).double()
+    at = method.gan.judged_at(torch.full((20_000,), method.schedule.clean, dtype=torch.float64), draws.level)
+    counts = torch.stack([(at == t).sum() for t in method.gan.levels]).double()
     assert counts.sum() == 20_000 and (counts / 2500 - torch.tensor([5.0, 1, 1, 1])).abs().max() < 0.12
     noises = torch.stack([draws.noise, draws.level_noise]).flatten(1)
     assert abs(torch.corrcoef(noises)[0, 1]) < 0.02 and (noises.std(dim=1) - 1).abs().max() < 0.02
@@ -252,14 +252,14 @@ def test_landings_on_clean_data_are_judged_where_the_paper_says(name, times):
 def test_both_landings_have_one_noise_and_those_above_clean_data_none():
     p = build("vp", "epsilon", "unconditional")
     shared = p.method.prepare(p.roles, p.batch, p.draws, {"student"})
-    fake, shown = shared.shown.seen, shared.shown
-    real = renoise(p.method.schedule, shared.x_u, shared.u, shown.at, shown.noise)
+    fake, judged = shared.judged.seen, shared.judged
+    real = renoise(p.method.schedule, shared.x_u, shared.u, judged.at, judged.noise)
     clean = shared.u == -1
     assert clean.any() and not clean.all()
-    assert torch.equal(fake[~clean], shared.landing[~clean]) and torch.equal(real[~clean], shared.x_u[~clean])
-    kept = alpha_sigma("vp", shown.at)[0]
+    assert torch.equal(fake[~clean], shared.x_student[~clean]) and torch.equal(real[~clean], shared.x_u[~clean])
+    kept = alpha_sigma("vp", judged.at)[0]
     torch.testing.assert_close(
-        (fake - real)[clean], (kept * (shared.landing - shared.x_u))[clean], rtol=1e-10, atol=1e-12
+        (fake - real)[clean], (kept * (shared.x_student - shared.x_u))[clean], rtol=1e-10, atol=1e-12
     )
 
 
@@ -318,7 +318,7 @@ def test_wrong_settings_are_one_sentence(settings, sentence):
 
 
 def test_edm_schedules_have_no_such_grids():
-    with pytest.raises(ValueError, match="EDM schedules have none such"):
+    with pytest.raises(ValueError, match="EDM schedules have none"):
         Lightning(SCHEDULES["edm"])
 
 

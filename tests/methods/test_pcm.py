@@ -102,7 +102,7 @@ def by_hand(p, draws, detach_target=True):
     a, b = answer(student, x_t, t), answer(followed, x_u, u)
     b = b.detach() if detach_target else b
     loss = distance(a, b, settings.loss, settings.huber_c)
-    step = SimpleNamespace(x_t=x_t, x_u=x_u, answer=a, target=b, critic=None, heads={})
+    step = SimpleNamespace(x_t=x_t, x_u=x_u, x_edge=a, target=b, critic=None, heads={})
     if settings.adversarial_weight:
         heads = {k: w.detach().clone().requires_grad_() for k, w in p.roles.tensors_of("discriminator").items()}
         at = noised_time(p.name, phase, draws.height.numpy())
@@ -135,7 +135,7 @@ def actual(p, draws):
 def build(schedule, kind, variant, weights="full"):
     p = problem(PCM, schedule, kind, weights, num_phases=PHASES, **SETTINGS[variant])
     with torch.no_grad():
-        for tensor in p.roles.tensors_of("discriminator").values() if p.method.game else ():
+        for tensor in p.roles.tensors_of("discriminator").values() if p.method.gan else ():
             tensor.mul_(2)  # some logits past the hinge's margins, on both sides
     return p
 
@@ -146,7 +146,7 @@ def build(schedule, kind, variant, weights="full"):
 def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
     p, random = build(schedule, kind, variant, weights), draws(SETTINGS[variant])
     mine, theirs = actual(p, random), by_hand(p, random)
-    for field in ("x_t", "x_u", "answer", "target"):
+    for field in ("x_t", "x_u", "x_edge", "target"):
         for row, wanted in zip(getattr(mine, field), getattr(theirs, field), strict=True):
             assert off(row, wanted) <= 1e-10, field
     assert off(mine.loss, theirs.loss) <= 1e-10

@@ -1,4 +1,4 @@
-"""Heads that know the prompt: their norms, their rows, what they are told, and R1 at their inputs."""
+"""Heads that know the prompt: their norms, their rows, what they are condition, and R1 at their inputs."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from fewstep.methods.parts.projection import (
     ProjectionHeads,
     SpectralConv,
     circular,
-    judge,
     projection_condition,
+    projection_loss,
 )
 from fewstep.models.cond import Cond
 from fewstep.models.helpers import Helpers
@@ -71,13 +71,17 @@ def test_one_number_alone_cannot_be_normed():
 @pytest.mark.parametrize("dims", [1, 2])
 def test_a_map_head_looks_at_every_picture_by_itself_and_a_token_head_at_groups(dims):
     torch.manual_seed(0)
-    head, x, told = ProjectionHead(6, 3, dims).double(), torch.randn(8, 6, 4, 4).double(), torch.randn(8, 3).double()
+    head, x, condition = (
+        ProjectionHead(6, 3, dims).double(),
+        torch.randn(8, 6, 4, 4).double(),
+        torch.randn(8, 3).double(),
+    )
     changed = torch.cat([x[:1], torch.randn(7, 6, 4, 4).double()])
-    same = torch.allclose(head(x, told)[0], head(changed, told)[0], rtol=1e-9)
-    assert same == (dims == 2) and head(x, told).shape == (8, 16)
+    same = torch.allclose(head(x, condition)[0], head(changed, condition)[0], rtol=1e-9)
+    assert same == (dims == 2) and head(x, condition).shape == (8, 16)
     tokens = x.flatten(2)  # a square row of tokens is a map, and a map in rows is a row
-    torch.testing.assert_close(head(tokens, told), head(x, told), rtol=1e-12, atol=1e-12)
-    assert head(x[:, :, 0, 0], told).shape == (8, 1)
+    torch.testing.assert_close(head(tokens, condition), head(x, condition), rtol=1e-12, atol=1e-12)
+    assert head(x[:, :, 0, 0], condition).shape == (8, 1)
 
 
 def test_logits_are_linear_in_the_condition_and_need_none():
@@ -92,10 +96,10 @@ def test_logits_are_linear_in_the_condition_and_need_none():
 def test_what_heads_are_told_has_one_scale_and_zeros_stay():
     helpers = Helpers(pool=lambda cond: cond["text"], pooled_width=2)
     cond, other = Cond({"text": torch.tensor([[300.0, 400.0], [3e-3, 4e-3]])}), torch.tensor([[2.0], [0.0]]).double()
-    told = projection_condition(helpers, cond, other)
+    condition = projection_condition(helpers, cond, other)
     root = 2**0.5
     wanted = torch.tensor([[0.6 * root, 0.8 * root, 1.0], [0.6 * root, 0.8 * root, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(told, wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(condition, wanted, rtol=1e-6, atol=0)
     assert projection_condition(Helpers(), None) is None
 
 
@@ -106,16 +110,16 @@ def test_r1_is_the_slope_at_the_heads_inputs_and_goes_no_further(dims):
     with torch.no_grad():
         for p in heads.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    pictures, told = torch.randn(6, 5, 4, 4).double().requires_grad_(), torch.randn(6, 3).double()
+    pictures, condition = torch.randn(6, 5, 4, 4).double().requires_grad_(), torch.randn(6, 3).double()
     features = [pictures.sin(), pictures[:, :4].cos()]
     shaped = {"a": features[0], "b": features[1]} if dims == 2 else {
         "a": features[0].flatten(2), "b": features[1].flatten(2)}  # fmt: skip
-    wanted = slopes_at_heads(dict(heads.named_parameters()), shaped, told)
-    found = r1(lambda f: heads(f, told), features)
+    wanted = slopes_at_heads(dict(heads.named_parameters()), shaped, condition)
+    found = r1(lambda f: heads(f, condition), features)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=0)
     assert torch.autograd.grad(found, pictures, allow_unused=True, retain_graph=True)[0] is None
     kernel = heads.heads["a"].middle[0].weight
     assert torch.autograd.grad(found, kernel)[0].abs().max() > 0
-    loss = judge(lambda f: heads(f, told), features, features, "hinge", 0.5)
+    loss = projection_loss(lambda f: heads(f, condition), features, features, "hinge", 0.5)
     assert loss.total.item() == pytest.approx((loss.parts["hinge"] + 0.5 * loss.parts["r1"]).item())
     assert loss.stats["d_accuracy"].item() == pytest.approx(0.5)

@@ -10,11 +10,11 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.parts.score_pair import noise_levels
 from fewstep.methods.parts.statistics import (
-    answer_statistics,
     by_time,
     discriminator_statistics,
     fake_score_statistics,
     mean_shift,
+    student_statistics,
 )
 
 
@@ -29,7 +29,7 @@ def numbers(found):
 
 def test_answers_against_numpy():
     x0, data, teacher = 3 * normal(6, 3, 4, 5) + 0.4, normal(6, 3, 4, 5, seed=1) - 0.2, 2 * normal(6, 3, 4, 5, seed=2)
-    found = numbers(answer_statistics(x0.requires_grad_(), data, teacher))
+    found = numbers(student_statistics(x0.requires_grad_(), data, teacher))
     x, d, t = (value.detach().numpy() for value in (x0, data, teacher))
     away = [np.abs(v - v.mean(axis=(0, 2, 3), keepdims=True)) for v in (x, d, t)]
     limit = 1.5 * np.sort(away[1].ravel())[-2]  # 0.5 % of 360 elements are 2
@@ -53,13 +53,13 @@ def test_answers_against_numpy():
 
 
 def test_one_row_has_no_spread():
-    found = answer_statistics(normal(1, 3, 4), normal(1, 3, 4))
+    found = student_statistics(normal(1, 3, 4), normal(1, 3, 4))
     assert {"x0_spread", "data_spread", "mean_shift"}.isdisjoint(found) and "saturation" in found
     assert all(value.isfinite() for value in found.values())
 
 
 def test_one_picture_for_all_has_contrast_but_no_spread():
-    found = numbers(answer_statistics(normal(1, 3, 8, 8).expand(4, -1, -1, -1), normal(4, 3, 8, 8, seed=1)))
+    found = numbers(student_statistics(normal(1, 3, 8, 8).expand(4, -1, -1, -1), normal(4, 3, 8, 8, seed=1)))
     assert found["x0_spread"] == pytest.approx(0, abs=1e-12) and found["x0_std"] > 0.8
     assert found["data_spread"] == pytest.approx(1, abs=0.1)
 
@@ -67,8 +67,8 @@ def test_one_picture_for_all_has_contrast_but_no_spread():
 def test_a_shift_of_all_channels_does_not_saturate_and_a_scale_does():
     data = normal(64, 2, seed=3)
     moved = data + torch.tensor([3.0, -3.0])
-    assert numbers(answer_statistics(moved, data))["saturation"] == 0
-    assert numbers(answer_statistics(3 * data, data))["saturation"] > 0.05
+    assert numbers(student_statistics(moved, data))["saturation"] == 0
+    assert numbers(student_statistics(3 * data, data))["saturation"] > 0.05
 
 
 def test_the_shift_of_means_is_without_bias():
@@ -87,7 +87,7 @@ def test_an_exact_teacher_explains_all_variance(t):
     ring, schedule = GaussianMixture.ring(6, 1.0, 0.3, num_classes=3), Schedule.scaled_linear()
     batch = MixtureSource(ring).batch(Rng(0, 0, 40_000, dtype=torch.float64))
     x_t = schedule.add_noise(batch.x0, normal(40_000, 2), t)
-    found = numbers(answer_statistics(x_t, batch.x0, ring.x0(x_t, *schedule.alpha_sigma(t))))
+    found = numbers(student_statistics(x_t, batch.x0, ring.x0(x_t, *schedule.alpha_sigma(t))))
     assert found["teacher_error"] + found["teacher_variance"] == pytest.approx(1, abs=0.02)
     assert found["teacher_error"] < 1
 

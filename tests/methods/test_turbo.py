@@ -50,37 +50,37 @@ def weight(name, kind, t):
     return (alpha if kind == "exponential" else alpha * sigma / 2).flatten()
 
 
-def advice(p, settings, answer, random):
+def advice(p, settings, x0_student, random):
     """(times, x_psi), both of which nothing flows into."""
     t = teacher_times(p.name, random.teacher_level)
     alpha, sigma = alpha_sigma(p.name, t)
-    answer = answer.detach()
-    x_t = alpha * answer + sigma * random.teacher_noise
+    x0_student = x0_student.detach()
+    x_t = alpha * x0_student + sigma * random.teacher_noise
     given, without = hand.teacher(p, x_t, t)
     if settings.weighting != "nfsd":
         return t, without[0] + settings.guidance_scale * (given[0] - without[0])
     low = random.teacher_level < (200 if p.name != "flow" else 199)  # of 999 levels there: alpha is 0 at the last
     direction = settings.guidance_scale * (given[1] - without[1])
     direction = direction + low.reshape(-1, 1, 1, 1) * without[1]
-    return t, answer - sigma / alpha * direction
+    return t, x0_student - sigma / alpha * direction
 
 
 def by_hand(p, random):
     settings, (decode, encoder) = p.method.settings, p.roles.helpers.networks
     student = p.leaves("student")
-    x_s, answer = hand.student_answer(p, student, random.noise, random.level, settings.terminal)
-    step = SimpleNamespace(x_s=x_s, answer=answer, critic=None, heads={})
+    x_s, x0_student = hand.student_answer(p, student, random.noise, random.level, settings.terminal)
+    step = SimpleNamespace(x_s=x_s, x0_student=x0_student, critic=None, heads={})
     pixels = settings.space == "pixels"
-    seen = decode(answer) if pixels else answer
+    seen = decode(x0_student) if pixels else x0_student
     step.loss = 0
     if settings.distillation_weight:
-        t, target = advice(p, settings, answer, random)
+        t, target = advice(p, settings, x0_student, random)
         away = (seen - (decode(target) if pixels else target)) ** 2
         each = weight(p.name, settings.weighting, t) * away.flatten(1).mean(1)
         step.loss = step.loss + settings.distillation_weight * each.mean()
     if settings.adversarial_weight:
         weights, data = p.leaves("discriminator"), decode(p.batch.x0)
-        sides = (decode(answer), random.fake_augment), (data, random.real_augment)
+        sides = (decode(x0_student), random.fake_augment), (data, random.real_augment)
         views = [hand.augmented(x, numbers, settings.augment) for x, numbers in sides]
         fake, real = (dict(zip(("rows", "maps"), encoder.features(x, ("rows", "maps")), strict=True)) for x in views)
         fake, real = ({tap: f.flatten(2) for tap, f in side.items()} for side in (fake, real))
@@ -103,7 +103,7 @@ def test_both_players_steps_are_the_papers(schedule, kind, variant):
     weights = "lora" if variant.startswith("guided") else "full"
     p, random = problem(Turbo, schedule, kind, weights, **SETTINGS[variant]), draws(SETTINGS[variant])
     mine, theirs = actual(p, random), by_hand(p, random)
-    for field in ("x_s", "answer"):
+    for field in ("x_s", "x0_student"):
         for row, wanted in zip(getattr(mine, field), getattr(theirs, field), strict=True):
             assert off(row, wanted) <= 1e-10, field
     assert off(mine.loss, theirs.loss) <= 1e-9
@@ -117,12 +117,12 @@ def test_both_players_steps_are_the_papers(schedule, kind, variant):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_gradients_pass_through_decoder_and_encoder_and_stay_in_neither(schedule):
-    """The answer feels every logit; the frozen networks, the target and the other side feel nothing."""
+    """The x0_student feels every logit; the frozen networks, the target and the other side feel nothing."""
     p, random = problem(Turbo, schedule, "v_prediction", guidance_scale=3.0), draws({})
     shared = p.method.prepare(p.roles, p.batch, random, {"student", "discriminator"})
     logits = p.roles.heads["discriminator"](shared.fake, shared.condition)
     for head in logits:
-        (slope,) = torch.autograd.grad(head.sum(), shared.answer, retain_graph=True)
+        (slope,) = torch.autograd.grad(head.sum(), shared.x0_student, retain_graph=True)
         assert (slope.flatten(1).abs().sum(1) > 0).all()
     assert not any(x.requires_grad for x in (*shared.real, shared.condition, shared.x_s))
     p.method.student(p.roles, p.batch, random, shared).total.backward(inputs=p.roles.parameters("student"))
@@ -141,10 +141,10 @@ def test_in_latents_sds_has_the_gradient_of_score_distillation(schedule):
     random = draws({})
     shared = p.method.prepare(p.roles, p.batch, random, {"student"})
     loss = p.method.distillation(p.roles, p.batch.cond, random, shared)
-    (found,) = torch.autograd.grad(loss * shared.answer.numel(), shared.answer)
+    (found,) = torch.autograd.grad(loss * shared.x0_student.numel(), shared.x0_student)
     t = teacher_times(schedule, random.teacher_level)
     alpha, sigma = alpha_sigma(schedule, t)
-    x_t = alpha * shared.answer.detach() + sigma * random.teacher_noise
+    x_t = alpha * shared.x0_student.detach() + sigma * random.teacher_noise
     given, without = hand.teacher(p, x_t, t)
     epsilon = without[1] + 5 * (given[1] - without[1])
     share = sigma**2 / (1 + sigma**2) if schedule == "edm" else sigma**2
@@ -229,6 +229,6 @@ def test_what_is_missing_is_one_sentence():
         roles = Roles(Denoiser(lambda x, t, cond: x, SCHEDULES["vp"], "sample"))
         roles.add_heads("discriminator", method.heads()[0].build, "encoder", True)
     p = problem(Turbo, "vp", "epsilon", weighting="nfsd", adversarial_weight=0.0)
-    shared = SimpleNamespace(answer=p.batch.x0, seen=p.batch.x0)
+    shared = SimpleNamespace(x0_student=p.batch.x0, seen=p.batch.x0)
     with pytest.raises(ValueError, match="nfsd needs data with a condition"):
         p.method.distillation(p.roles, None, draws({"adversarial_weight": 0}), shared)

@@ -17,9 +17,9 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss, Method, Player, RoleSpec
 from fewstep.methods.lcm import LCM
 from fewstep.methods.parts.statistics import (
-    answer_statistics,
     discriminator_statistics,
     fake_score_statistics,
+    student_statistics,
 )
 from fewstep.methods.tcd import TCD
 from fewstep.models.denoiser import Denoiser
@@ -82,7 +82,7 @@ class Duel(Method):
             guess = roles.teacher(x_t, times, batch.cond).x0
         distil = (shared - guess).square().mean()
         total = self.settings.adversary * adversarial + self.settings.distil * distil
-        return Loss(total, {"adversarial": adversarial.detach()}, answer_statistics(shared.detach(), batch.x0))
+        return Loss(total, {"adversarial": adversarial.detach()}, student_statistics(shared.detach(), batch.x0))
 
     def critic(self, roles, batch, draws, shared):
         noises, times = draws
@@ -126,7 +126,7 @@ class Match(Method):
             real = real + self.settings.bias
             g = (fake - real) / (shared - real).abs().mean(1, keepdim=True).clamp_min(1e-3)
         loss = 0.5 * (shared - (shared - g).detach()).square().mean()
-        return Loss(loss, {"matching": loss.detach()}, answer_statistics(shared.detach(), batch.x0))
+        return Loss(loss, {"matching": loss.detach()}, student_statistics(shared.detach(), batch.x0))
 
     def critic(self, roles, batch, draws, shared):
         noises, times = draws

@@ -42,7 +42,7 @@ class Wrong(DMD):
 
     def student(self, roles, batch, draws, shared):
         loss = super().student(roles, batch, draws, shared)
-        loss.total = loss.total - 2 * score_pair.matching_loss(shared.answer, shared.answer.detach() * 0 + 1)
+        loss.total = loss.total - 2 * score_pair.matching_loss(shared.x0_student, shared.x0_student.detach() * 0 + 1)
         return loss
 
 

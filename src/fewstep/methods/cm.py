@@ -33,8 +33,8 @@ from fewstep.methods.base import Loss, Method, Progress, RoleSpec
 from fewstep.methods.guidance import OFF, Guidance
 from fewstep.methods.parts.distances import Distance, distance
 from fewstep.methods.parts.dropout import dropout_seed
-from fewstep.methods.parts.hops import Hop, Solver, choose_solver, data_hop, guided_hop
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.solver_step import Solver, SolverStep, choose_solver, data_step, solver_step
+from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, GuidanceScale, checked
 from fewstep.models.roles import Roles
 
@@ -58,7 +58,7 @@ class Draws:
 
 
 @dataclass
-class Shared(Hop):
+class Shared(SolverStep):
     """The hop, the target's answer at its lower end, [B, ...], without a graph, and lambda, host [B] (None: all 1)."""
 
     target: Tensor
@@ -133,7 +133,7 @@ class CM(Method):
         return RoleSpec("student"), RoleSpec("target", follows="student", decay=self.settings.target_decay)
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
-        grid = self._grid(self.num_hops(progress))
+        grid = self._grid(self.grid_steps(progress))
         index = torch.searchsorted(self._cumulative(grid), rng.sample.uniform("hop"), right=True)
         return Draws(
             t=grid[index + 1],
@@ -144,24 +144,24 @@ class CM(Method):
         )
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
-        hop = self._hop(roles, batch, draws)
+        step = self._solver_step(roles, batch, draws)
         with torch.no_grad(), self._same_dropout(draws):
-            target = consistency(roles.target(hop.x_u, hop.u, batch.cond))
-        weight = None if self.settings.weighting == "uniform" else self._inverse(hop.t, hop.u)
-        return Shared(**vars(hop), target=target, weight=weight)
+            target = consistency(roles.target(step.x_u, step.u, batch.cond))
+        weight = None if self.settings.weighting == "uniform" else self._inverse(step.t, step.u)
+        return Shared(**vars(step), target=target, weight=weight)
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
         with self._same_dropout(draws):
-            answer = consistency(roles.student(shared.x_t, shared.t, batch.cond))
-        loss = distance(answer, shared.target, self.settings.loss, self.settings.huber_c, shared.weight)
-        stats = answer_statistics(answer, batch.x0, shared.teacher_x0)
+            x0_student = consistency(roles.student(shared.x_t, shared.t, batch.cond))
+        loss = distance(x0_student, shared.target, self.settings.loss, self.settings.huber_c, shared.weight)
+        stats = student_statistics(x0_student, batch.x0, shared.teacher_x0)
         return Loss(loss, parts={"consistency": loss.detach()}, stats=stats)
 
     def calls_per_step(self) -> dict[str, int]:
         teacher = {} if self.settings.variant == "ct" else {"teacher": 2 if self.solver == "heun" else 1}
         return {"student": 1, **teacher, "target": 1}
 
-    def num_hops(self, progress: Progress) -> int:
+    def grid_steps(self, progress: Progress) -> int:
         """N at a step: first_grid_steps, doubled after every K / (log2(last / first) + 1) steps (iCT)."""
         first, last = self.settings.first_grid_steps, self.settings.num_grid_steps
         if first is None:
@@ -169,18 +169,18 @@ class CM(Method):
         stretch = max(1, int(progress.total / (math.log2(last // first) + 1)))
         return int(min(first * 2 ** (progress.step // stretch), last))
 
-    def _hop(self, roles: Roles, batch: Batch, draws: Draws) -> Hop:
+    def _solver_step(self, roles: Roles, batch: Batch, draws: Draws) -> SolverStep:
         if self.settings.variant == "ct":
-            return data_hop(self.schedule, batch, draws.noise, draws.t, draws.u)
+            return data_step(self.schedule, batch, draws.noise, draws.t, draws.u)
         scale = self.guidance.scale(draws.guidance_scale)
-        return guided_hop(roles, self.schedule, batch, draws.noise, draws.t, draws.u, scale, self.solver)
+        return solver_step(roles, self.schedule, batch, draws.noise, draws.t, draws.u, scale, self.solver)
 
     def _same_dropout(self, draws: Draws) -> Any:
         return dropout_seed(int(draws.dropout.numpy()[0]), draws.noise.device)
 
-    def _grid(self, num_hops: int) -> Tensor:
+    def _grid(self, grid_steps: int) -> Tensor:
         """[N + 1] increasing times; a table of N steps gives index 0 twice, which is no hop."""
-        return torch.from_numpy(np.unique(self.schedule.training_grid(num_hops)))
+        return torch.from_numpy(np.unique(self.schedule.training_grid(grid_steps)))
 
     def _cumulative(self, grid: Tensor) -> Tensor:
         """[N] chances of the hops, added up from the cleanest to exactly 1."""

@@ -39,8 +39,8 @@ from fewstep.methods.base import Balanced, HeadSpec, Loss, Method, Player, Progr
 from fewstep.methods.guidance import OFF, Guidance
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
 from fewstep.methods.parts.distances import Distance, distance, with_gradient
-from fewstep.methods.parts.hops import Hop, Solver, choose_solver, roll_out
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.solver_step import Solver, SolverStep, choose_solver, solve_along
+from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, GuidanceScale, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
@@ -66,7 +66,7 @@ class Draws:
         playing: whether the student plays already (adversarial_start).
     """
 
-    hops: int
+    num_steps: int
     index: Tensor
     end_index: Tensor
     noise: Tensor
@@ -80,7 +80,7 @@ class Draws:
 
 
 @dataclass
-class Shared(Hop):
+class Shared(SolverStep):
     """The teacher's way from t to u; s [B] (host); where the student lands, and both answers at the grid's end.
 
     ``landing`` has the student's graph, ``x_s`` is the same point as a leaf, from which ``answer`` (a) has a graph;
@@ -88,9 +88,9 @@ class Shared(Hop):
     """
 
     s: Tensor
-    landing: Tensor
     x_s: Tensor
-    answer: Tensor
+    x_s_leaf: Tensor
+    x_est: Tensor
     target: Tensor
     fake: list[Tensor] | None = None
     real: list[Tensor] | None = None
@@ -147,8 +147,8 @@ class CTM(Method):
             raise ValueError(
                 f"max_hops must lie in 1 ... {len(self.grid) - 1}, the hops of the grid, not {settings.max_hops}."
             )
-        self.game = Discriminator("hinge") if settings.adversarial_weight else None
-        if self.game is None:
+        self.gan = Discriminator("hinge") if settings.adversarial_weight else None
+        if self.gan is None:
             self.players = (Player("student"),)
 
     def roles(self) -> tuple[RoleSpec, ...]:
@@ -156,92 +156,92 @@ class CTM(Method):
         return RoleSpec("student", ("end",)), RoleSpec("target", follows="student", decay=decay)
 
     def heads(self) -> tuple[HeadSpec, ...]:
-        return (self.game.spec(),) if self.game else ()
+        return (self.gan.spec(),) if self.gan else ()
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
         shape, last = batch.x0.shape[1:], len(self.grid) - 1
-        hops = 1 + rng.shared.choice("hops", range(1, self.settings.max_hops + 1))
-        index = rng.sample.integers("index", hops, last + 1)
+        num_steps = 1 + rng.shared.choice("hops", range(1, self.settings.max_hops + 1))
+        index = rng.sample.integers("index", num_steps, last + 1)
         return Draws(
-            hops=hops,
+            num_steps=num_steps,
             index=index,
-            end_index=(rng.sample.uniform("end") * (index - hops + 1)).to(torch.int64),
+            end_index=(rng.sample.uniform("end") * (index - num_steps + 1)).to(torch.int64),
             noise=rng.sample.normal("noise", shape),
             guidance_scale=self.guidance.draw(rng),
             diagonal=self._diagonal_times(rng),
             diagonal_noise=rng.sample.normal("diagonal_noise", shape),
-            judged=rng.sample.integers("judged", 1, last + 1) if self.game else None,
-            fake_noise=rng.sample.normal("fake_noise", shape) if self.game else None,
-            real_noise=rng.sample.normal("real_noise", shape) if self.game else None,
+            judged=rng.sample.integers("judged", 1, last + 1) if self.gan else None,
+            fake_noise=rng.sample.normal("fake_noise", shape) if self.gan else None,
+            real_noise=rng.sample.normal("real_noise", shape) if self.gan else None,
             playing=progress.step >= self.settings.adversarial_start,
         )
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
-        times = [self.grid[draws.index - k] for k in range(draws.hops + 1)]
+        times = [self.grid[draws.index - k] for k in range(draws.num_steps + 1)]
         scale = self.guidance.scale(draws.guidance_scale)
-        hop = roll_out(roles, self.schedule, batch, draws.noise, times, scale, self.solver)
+        step = solve_along(roles, self.schedule, batch, draws.noise, times, scale, self.solver)
         s = self.grid[draws.end_index]
-        landing = roles.student(hop.x_t, hop.t, batch.cond, end=s).at(s)
-        x_s = landing.detach().requires_grad_()
-        answer = self._to_end(roles, x_s, s, batch.cond)
+        x_s = roles.student(step.x_t, step.t, batch.cond, end=s).at(s)
+        x_s_leaf = x_s.detach().requires_grad_()
+        x_est = self._to_end(roles, x_s_leaf, s, batch.cond)
         with torch.no_grad():
-            below = roles.student(hop.x_u, hop.u, batch.cond, end=s).at(s)
+            below = roles.student(step.x_u, step.u, batch.cond, end=s).at(s)
             target = self._to_end(roles, below, s, batch.cond)
-        shared = Shared(**vars(hop), s=s, landing=landing, x_s=x_s, answer=answer, target=target)
-        if self.game and draws.judged is not None:
+        shared = Shared(**vars(step), s=s, x_s=x_s, x_s_leaf=x_s_leaf, x_est=x_est, target=target)
+        if self.gan and draws.judged is not None:
             assert draws.fake_noise is not None and draws.real_noise is not None
             tau = self.grid[draws.judged]
-            fake = renoise(self.schedule, answer, self.end, tau, draws.fake_noise)
-            shared.fake = self.game.features(roles, fake, tau, batch.cond)
+            fake = renoise(self.schedule, x_est, self.end, tau, draws.fake_noise)
+            shared.fake = self.gan.features(roles, fake, tau, batch.cond)
             with torch.no_grad():
                 real = self.schedule.add_noise(batch.x0, draws.real_noise, tau)
-                shared.real = self.game.features(roles, real, tau, batch.cond)
+                shared.real = self.gan.features(roles, real, tau, batch.cond)
         return shared
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
         settings = self.settings
-        loss = distance(shared.answer, shared.target, settings.loss, settings.huber_c)
+        loss = distance(shared.x_est, shared.target, settings.loss, settings.huber_c)
         parts, balanced = {"consistency": loss.detach()}, {}
         if settings.denoising_weight:
             denoising = self._denoising(roles, batch, draws)
             parts["denoising"] = denoising.detach()
             balanced["denoising"] = Balanced(denoising, settings.denoising_weight)
-        if self.game and shared.fake is not None and draws.playing:
-            adversarial = generator_loss(self.game.logits(roles, shared.fake), self.game.loss)
+        if self.gan and shared.fake is not None and draws.playing:
+            adversarial = generator_loss(self.gan.logits(roles, shared.fake), self.gan.loss)
             parts["adversarial"] = adversarial.detach()
-            pull = self._through_landing(adversarial, shared)
-            balanced["adversarial"] = Balanced(pull, settings.adversarial_weight, low=0.01, high=10.0)
-        total = self._through_landing(loss, shared)
-        stats = answer_statistics(shared.answer.detach(), batch.x0, shared.teacher_x0)
+            grad = self._through_x_s(adversarial, shared)
+            balanced["adversarial"] = Balanced(grad, settings.adversarial_weight, low=0.01, high=10.0)
+        total = self._through_x_s(loss, shared)
+        stats = student_statistics(shared.x_est.detach(), batch.x0, shared.teacher_x0)
         return Loss(total, parts, stats, balanced)
 
     def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        assert self.game is not None
-        return self.game.judge(roles, shared.real, shared.fake)
+        assert self.gan is not None
+        return self.gan.player_loss(roles, shared.real, shared.fake)
 
     def calls(self, draws: Draws) -> dict[str, float]:
-        return self._calls(draws.hops)
+        return self._calls(draws.num_steps)
 
     def calls_per_step(self) -> dict[str, float]:
         return self._calls((2 * self.settings.max_hops + 1) / 3)  # the mean of h ~ 1 ... H in proportion to h
 
-    def _calls(self, hops: float) -> dict[str, float]:
+    def _calls(self, num_steps: float) -> dict[str, float]:
         diagonal = self.settings.denoising_weight > 0
-        teacher = hops * (2 if self.solver == "heun" else 1)
-        teacher += (2 if self.game else 0) + (1 if diagonal and self.guided else 0)
+        teacher = num_steps * (2 if self.solver == "heun" else 1)
+        teacher += (2 if self.gan else 0) + (1 if diagonal and self.guided else 0)
         return {"student": 3 if diagonal else 2, "teacher": teacher, "target": 2}
 
     def _to_end(self, roles: Roles, x: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
         """The target's jump from s on to the grid's end, where answers are compared; x itself where s is the end."""
         return roles.target(x, s, cond, end=self.end).at(self.end)
 
-    def _through_landing(self, loss: Tensor, shared: Shared) -> Tensor:
+    def _through_x_s(self, loss: Tensor, shared: Shared) -> Tensor:
         """``loss``, a function of x_s, with a graph that leads to the student's landing there and nowhere else.
 
         The outer map's weights may be the student's own: the gradient passes through it to its input only.
         """
-        (pull,) = torch.autograd.grad(loss, shared.x_s, retain_graph=self.game is not None)
-        return with_gradient(loss, shared.landing, pull)
+        (grad,) = torch.autograd.grad(loss, shared.x_s_leaf, retain_graph=self.gan is not None)
+        return with_gradient(loss, shared.x_s, grad)
 
     def _denoising(self, roles: Roles, batch: Batch, draws: Draws) -> Tensor:
         """Denoising score matching at s = t, EDM's weight: data of standard deviation 0.5 there, 1 elsewhere."""
@@ -251,8 +251,8 @@ class CTM(Method):
             if self.guided:
                 scale = self.guidance.scale(draws.guidance_scale)
                 wanted = roles.teacher(x, t, batch.cond, guidance_scale=scale).x0
-        said = roles.student(x, t, batch.cond, end=t).x0
-        return distance(said, wanted, "l2", weight=self._denoising_weight(t))
+        pred = roles.student(x, t, batch.cond, end=t).x0
+        return distance(pred, wanted, "l2", weight=self._denoising_weight(t))
 
     def _denoising_weight(self, t: Tensor) -> Array:
         (alpha, sigma), data = self.schedule.alpha_sigma(t), 0.5 if self.schedule.family == "edm" else 1.0
@@ -272,8 +272,8 @@ class CTM(Method):
 
     def _time_at(self, height: Tensor) -> Tensor:
         """Times [B] at ``height`` of the grid, 0 its end and 1 its start."""
-        hops = len(self.grid) - 1
-        times = torch.from_numpy(np.interp(height.numpy() * hops, np.arange(hops + 1), self.grid.numpy()))
+        num_steps = len(self.grid) - 1
+        times = torch.from_numpy(np.interp(height.numpy() * num_steps, np.arange(num_steps + 1), self.grid.numpy()))
         if self.schedule.family == "vp":
             return times.floor()
         return times.clamp_min(1 / self.schedule.num_train_timesteps) if self.schedule.family == "flow" else times

@@ -33,7 +33,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.distances import Distance, distance, feature_distance
 from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
@@ -63,7 +63,7 @@ class Draws:
 class Shared:
     """The student's clean answers x and x_ref, [B, ...] each, with their graph."""
 
-    answer: Tensor
+    x0_student: Tensor
     reference: Tensor
 
 
@@ -147,7 +147,7 @@ class DMD(Method):
         return Shared(x[: len(draws.start)], x[len(draws.start) :])
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        settings, x = self.settings, shared.answer
+        settings, x = self.settings, shared.x0_student
         found = self.scores.matching(roles, x, draws.noise, draws.time, batch.cond)
         matching = matching_loss(x, found.gradient)
         wanted = _pairs(batch).x0
@@ -156,11 +156,11 @@ class DMD(Method):
         return Loss(
             matching + settings.regression_weight * regression,
             parts,
-            stats=answer_statistics(x.detach(), wanted) | found.stats,
+            stats=student_statistics(x.detach(), wanted) | found.stats,
         )
 
     def fake(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        return Loss(self.scores.denoising_loss(roles, shared.answer, draws.fake_noise, draws.fake_time, batch.cond))
+        return Loss(self.scores.denoising_loss(roles, shared.x0_student, draws.fake_noise, draws.fake_time, batch.cond))
 
     def _regression(self, roles: Roles, reference: Tensor, wanted: Tensor) -> Tensor:
         """The distance of answers to what the teacher made of the same noise, [B, ...] each."""

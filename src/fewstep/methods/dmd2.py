@@ -39,11 +39,11 @@ from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
-from fewstep.methods.parts.discriminators import Discriminator, generator_loss, verdict
+from fewstep.methods.parts.discriminators import Discriminator, generator_loss, logged_discriminator_loss
 from fewstep.methods.parts.distances import with_gradient
 from fewstep.methods.parts.inputs import Inputs, Policy, Terminal
 from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, Halvings, Weight, checked
 from fewstep.models.roles import Roles
 
@@ -86,7 +86,7 @@ class Shared:
 
     t: float
     x_t: Tensor
-    answer: Tensor
+    x0_student: Tensor
 
 
 class DMD2(Method):
@@ -151,19 +151,19 @@ class DMD2(Method):
         times = torch.as_tensor(grid, dtype=torch.float64)
         self.inputs = Inputs(schedule, times, settings.student_input, settings.terminal)
         self.scores = ScorePair(schedule, settings.guidance_scale, settings.weighting)
-        self.game: Discriminator | None = None
+        self.gan: Discriminator | None = None
         owned: tuple[str, ...] = ("fake",)
         if settings.adversarial_weight:
             backbone, head, halvings = settings.discriminator_backbone, settings.head, settings.halvings
-            self.game = Discriminator("logistic", backbone, taps="last", head=head, halvings=halvings)
-            owned = ("fake", self.game.name)
+            self.gan = Discriminator("logistic", backbone, taps="last", head=head, halvings=halvings)
+            owned = ("fake", self.gan.name)
         self.players = (Player("student", every=settings.student_every), Player("critic", owns=owned))
 
     def roles(self) -> tuple[RoleSpec, ...]:
         return RoleSpec("student"), RoleSpec("fake", init_from=self.settings.fake_init_from)
 
     def heads(self) -> tuple[HeadSpec, ...]:
-        return (self.game.spec(),) if self.game else ()
+        return (self.gan.spec(),) if self.gan else ()
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
@@ -184,7 +184,7 @@ class DMD2(Method):
             fake_time=self.scores.draw_time(rng, "fake_time"),
             fake_noise=rng.sample.normal("fake_noise", shape),
         )
-        for name in ("played", "judged", "data") if self.game else ():
+        for name in ("played", "judged", "data") if self.gan else ():
             setattr(draws, f"{name}_time", self.scores.draw_time(rng, f"{name}_time"))
             setattr(draws, f"{name}_noise", rng.sample.normal(f"{name}_noise", shape))
         return draws
@@ -196,36 +196,37 @@ class DMD2(Method):
             return Shared(t, x_t, roles.student(x_t, t, batch.cond).x0)
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        x = shared.answer
+        x = shared.x0_student
         matched = self.scores.matching(roles, x, draws.matching_noise, draws.matching_time, batch.cond)
         loss = matching_loss(x, matched.gradient)
         parts, stats = {"matching": loss.detach()}, dict(matched.stats)
         if batch.has_data:
-            stats |= answer_statistics(x, batch.x0)
+            stats |= student_statistics(x, batch.x0)
         stats["matching_pull"] = matched.gradient.norm() / x.numel()
-        if self.game is None:
+        if self.gan is None:
             return Loss(loss, parts, stats)
         leaf = x.detach().requires_grad_()
-        said = self._judged(roles, batch, leaf, draws.played_time, draws.played_noise)
-        adversarial = generator_loss(said, "logistic")
-        (pull,) = torch.autograd.grad(self.settings.adversarial_weight * adversarial, leaf)
-        stats["adversarial_pull"] = pull.norm()
-        game = with_gradient(self.settings.adversarial_weight * adversarial, x, pull)
-        return Loss(loss + game, parts | {"adversarial": adversarial.detach()}, stats)
+        logits = self._judged(roles, batch, leaf, draws.played_time, draws.played_noise)
+        adversarial = generator_loss(logits, "logistic")
+        (grad,) = torch.autograd.grad(self.settings.adversarial_weight * adversarial, leaf)
+        stats["adversarial_pull"] = grad.norm()
+        gan = with_gradient(self.settings.adversarial_weight * adversarial, x, grad)
+        return Loss(loss + gan, parts | {"adversarial": adversarial.detach()}, stats)
 
     def critic(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        answers = shared.answer.detach()
-        loss = self.scores.denoising_loss(roles, answers, draws.fake_noise, draws.fake_time, batch.cond)
+        x0 = shared.x0_student.detach()
+        loss = self.scores.denoising_loss(roles, x0, draws.fake_noise, draws.fake_time, batch.cond)
 
-        def judge() -> Loss:
+        def discriminator_term() -> Loss:
             real = self._judged(roles, batch, batch.x0, draws.data_time, draws.data_noise)
-            fake = self._judged(roles, batch, answers, draws.judged_time, draws.judged_noise)
+            fake = self._judged(roles, batch, x0, draws.judged_time, draws.judged_noise)
             assert draws.data_time is not None and draws.judged_time is not None
-            told_apart = verdict(real, fake, "logistic", (draws.data_time, draws.judged_time), self.scores.levels)
-            weighted = self.settings.discriminator_weight * told_apart.total
-            return Loss(weighted, {"discriminator": told_apart.total.detach()}, told_apart.stats)
+            times = draws.data_time, draws.judged_time
+            gan_loss = logged_discriminator_loss(real, fake, "logistic", times, self.scores.levels)
+            weighted = self.settings.discriminator_weight * gan_loss.total
+            return Loss(weighted, {"discriminator": gan_loss.total.detach()}, gan_loss.stats)
 
-        return Loss(loss, {"denoising": loss.detach()}, then=judge if self.game else None)
+        return Loss(loss, {"denoising": loss.detach()}, then=discriminator_term if self.gan else None)
 
     def calls(self, draws: Draws) -> dict[str, float]:
         return self._calls(draws.exit if self.settings.student_input == "simulated" else 0)
@@ -236,12 +237,12 @@ class DMD2(Method):
 
     def _calls(self, exit: float) -> dict[str, float]:
         calls: dict[str, float] = {"student": 1 + exit, "teacher": 1, "fake": 2}
-        if self.game:
-            calls[self.game.backbone] += 3
+        if self.gan:
+            calls[self.gan.backbone] += 3
         return calls
 
     def _judged(self, roles: Roles, batch: Batch, x: Tensor, t: Tensor | None, noise: Tensor | None) -> list[Tensor]:
         """The discriminator's logits of x [B, ...], noised to t."""
-        assert self.game is not None and t is not None and noise is not None
+        assert self.gan is not None and t is not None and noise is not None
         x_t = self.schedule.add_noise(x, noise, t)
-        return self.game.logits(roles, self.game.features(roles, x_t, t, batch.cond))
+        return self.gan.logits(roles, self.gan.features(roles, x_t, t, batch.cond))

@@ -36,8 +36,8 @@ from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule, working
 from fewstep.methods.base import Loss, Method, Progress, Sampling
 from fewstep.methods.parts.distances import distance
-from fewstep.methods.parts.likeness import likeness_loss
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.perceptual import perceptual_loss
+from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
@@ -91,7 +91,7 @@ class Shared:
 
     t: float
     x_t: Tensor
-    answer: Tensor
+    x0_student: Tensor
 
 
 class Feedback(Method):
@@ -197,10 +197,10 @@ class Feedback(Method):
             return walk(student, self.own_sampler, x, self.times, iter(others).__next__, cond, until=draws.exit)[-1]
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        settings, pictures = self.settings, roles.decode(shared.answer)
-        terms, stats = {}, answer_statistics(shared.answer, batch.x0) if batch.has_data else {}
+        settings, images = self.settings, roles.decode(shared.x0_student)
+        terms, stats = {}, student_statistics(shared.x0_student, batch.x0) if batch.has_data else {}
         for goal in settings.rewards:
-            reward = working(roles.reward(goal.model)(pictures, batch.prompts))
+            reward = working(roles.reward(goal.model)(images, batch.prompts))
             terms[f"{goal.label}_missing"] = (goal.weight, torch.relu(goal.threshold - reward).mean())
             stats |= reward_statistics(goal.label, reward) | {
                 f"{goal.label}_reached": (reward.detach() >= goal.threshold).to(reward.dtype).mean()
@@ -210,10 +210,10 @@ class Feedback(Method):
         if settings.anchor_weight:
             with torch.no_grad():
                 before = roles.teacher(shared.x_t, shared.t, batch.cond).x0
-            terms["anchor"] = (settings.anchor_weight, distance(shared.answer, before))
+            terms["anchor"] = (settings.anchor_weight, distance(shared.x0_student, before))
         if settings.held_out:
             with torch.no_grad():
-                stats |= reward_statistics("held_out", roles.reward(settings.held_out)(pictures, batch.prompts))
+                stats |= reward_statistics("held_out", roles.reward(settings.held_out)(images, batch.prompts))
         total = torch.stack([weight * term for weight, term in terms.values()]).sum()
         return Loss(total, {name: term.detach() for name, (_, term) in terms.items()}, stats)
 
@@ -224,10 +224,10 @@ class Feedback(Method):
             raise ValueError("perceptual_weight wants pictures to compare with: train on some, or leave it at 0.")
         t = torch.from_numpy(self.times)[draws.level]
         x_t = self.schedule.add_noise(batch.x0, draws.level_noise, t)
-        answer = roles.student(x_t, t, batch.cond).x0
+        x0_student = roles.student(x_t, t, batch.cond).x0
         with torch.no_grad():
             data = roles.decode(batch.x0)
-        return likeness_loss(roles.encoder, roles.decode(answer), data)
+        return perceptual_loss(roles.encoder, roles.decode(x0_student), data)
 
     def calls(self, draws: Draws) -> dict[str, float]:
         return self._calls(draws.exit)

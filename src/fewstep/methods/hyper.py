@@ -12,8 +12,8 @@ the student of the one before (a recipe's `init`). Each step (algorithm 1):
 One epsilon(x, t) has to serve every s of a segment, so that TSCD like TCF(1) cannot reach zero loss, but comes the
 nearer the shorter its segments are: at one hop each it can. `tell_end` lifts that. With one segment and no D: `tcd`.
 
-D is Lightning's (`parts/landings.py`): encoder and middle of the first model, of the landing alone, noised first where
-s is the schedule's end.
+D is Lightning's (`parts/trajectory_discriminator.py`): encoder and middle of the first model, which see the jump's end
+alone, noised first where s is the schedule's end.
 
 Where the paper is silent, or errs. It prints the segment's floor as floor(t_n / (T / k)) T / k, by which t_n = T, the
 time that counts most, and every other boundary is its own floor and no s is left; the ceiling less one is meant. N must
@@ -40,9 +40,9 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.guidance import OFF, Guidance
 from fewstep.methods.parts.distances import distance
-from fewstep.methods.parts.hops import Hop, guided_hop
-from fewstep.methods.parts.landings import BACKBONE, Landings, Shown
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.solver_step import SolverStep, solver_step
+from fewstep.methods.parts.statistics import student_statistics
+from fewstep.methods.parts.trajectory_discriminator import BACKBONE, Judged, TrajectoryDiscriminator
 from fewstep.methods.settings import Count, GuidanceScale, Halvings, Held, Weight, checked
 from fewstep.models.roles import Roles
 
@@ -70,7 +70,7 @@ class Draws:
 
 
 @dataclass
-class Shared(Hop):
+class Shared(SolverStep):
     """The hop, its ends s [B] (host), what the student says x0 is, and both landings at s, [B, ...].
 
     The target's has no graph. ``shown`` is the student's before the discriminator, where there is one.
@@ -78,9 +78,9 @@ class Shared(Hop):
 
     s: Tensor
     x0: Tensor
-    landing: Tensor
+    x_s: Tensor
     target: Tensor
-    shown: Shown | None = None
+    judged: Judged | None = None
 
 
 class Hyper(Method):
@@ -88,7 +88,7 @@ class Hyper(Method):
 
     name = "hyper"
     summary = "Trajectory consistency inside 8, 4, 2, then 1 segments of time, a stage for each; adversarial help."
-    players: tuple[Player, ...] = (Player("student"), Landings.player)
+    players: tuple[Player, ...] = (Player("student"), TrajectoryDiscriminator.player)
     sampler = "phased"
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 8, "adversarial_weight": 0.0, "target_decay": 0.0}
     truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({"segments": 4}, {"segments": 1})
@@ -149,21 +149,22 @@ class Hyper(Method):
         self.adversarial_weight = adversarial if settings.adversarial_weight is None else settings.adversarial_weight
         if settings.segments == 1:
             self.sampler = "tcd"
-        self.game: Landings | None = None
+        self.gan: TrajectoryDiscriminator | None = None
         if self.adversarial_weight:
-            self.game = Landings(schedule, held=settings.discriminator_weights, halvings=settings.halvings)
+            held, halvings = settings.discriminator_weights, settings.halvings
+            self.gan = TrajectoryDiscriminator(schedule, held=held, halvings=halvings)
         else:
             self.players = (Player("student"),)
 
     def roles(self) -> tuple[RoleSpec, ...]:
-        told = ("end",) if self.settings.tell_end else ()
-        roles = [RoleSpec("student", told), RoleSpec("target", follows="student", decay=self.settings.target_decay)]
+        end = ("end",) if self.settings.tell_end else ()
+        roles = [RoleSpec("student", end), RoleSpec("target", follows="student", decay=self.settings.target_decay)]
         if self.settings.hop_by == "beginning":
             roles.append(RoleSpec("beginning", follows="student", decay=1.0))
-        return (*roles, self.game.role) if self.game else tuple(roles)
+        return (*roles, self.gan.role) if self.gan else tuple(roles)
 
     def heads(self) -> tuple[HeadSpec, ...]:
-        return (self.game.heads(),) if self.game else ()
+        return (self.gan.heads(),) if self.gan else ()
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
@@ -187,42 +188,42 @@ class Hyper(Method):
             floor + (rng.sample.uniform("end") * (index + 1 - floor)).to(torch.int64),
             noise,
             self.guidance.draw(rng),
-            *(self.game.draw(rng, shape) if self.game else (None, None)),
+            *(self.gan.draw(rng, shape) if self.gan else (None, None)),
         )
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
         t, u, s = self.grid[draws.index + 1], self.grid[draws.index], self.grid[draws.end_index]
-        scale, told = self.guidance.scale(draws.guidance_scale), s if self.settings.tell_end else None
-        hop = guided_hop(roles, self.schedule, batch, draws.noise, t, u, scale, by=self.settings.hop_by)
-        said = roles.student(hop.x_t, t, batch.cond, end=told)
+        scale, end = self.guidance.scale(draws.guidance_scale), s if self.settings.tell_end else None
+        step = solver_step(roles, self.schedule, batch, draws.noise, t, u, scale, by=self.settings.hop_by)
+        pred = roles.student(step.x_t, t, batch.cond, end=end)
         with torch.no_grad():
-            target = roles.target(hop.x_u, u, batch.cond, end=told).at(s)
-        shared = Shared(**vars(hop), s=s, x0=said.x0.detach(), landing=said.at(s), target=target)
-        if self.game:
-            shared.shown = self.game.show(roles, shared.landing, s, draws.level, draws.level_noise, batch.cond)
+            target = roles.target(step.x_u, u, batch.cond, end=end).at(s)
+        shared = Shared(**vars(step), s=s, x0=pred.x0.detach(), x_s=pred.at(s), target=target)
+        if self.gan:
+            shared.judged = self.gan.judge(roles, shared.x_s, s, draws.level, draws.level_noise, batch.cond)
         return shared
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        error = distance(shared.landing, shared.target)
-        stats = answer_statistics(shared.x0, batch.x0, shared.teacher_x0)
+        error = distance(shared.x_s, shared.target)
+        stats = student_statistics(shared.x0, batch.x0, shared.teacher_x0)
         loss, parts = self.mse_weight * error, {"consistency": error.detach()}
-        if self.game is None or shared.shown is None:
+        if self.gan is None or shared.judged is None:
             return Loss(loss, parts, stats)
-        adversarial, pull = self.game.student(roles, shared.shown)
+        adversarial, grad = self.gan.student(roles, shared.judged)
         with torch.no_grad():  # of both weighted terms, each where it looks at the landing
-            away = (shared.landing - shared.target).norm()
-            stats["consistency_pull"] = 2 * self.mse_weight * away / shared.landing.numel()
-            stats["adversarial_pull"] = self.adversarial_weight * pull.norm()
+            away = (shared.x_s - shared.target).norm()
+            stats["consistency_pull"] = 2 * self.mse_weight * away / shared.x_s.numel()
+            stats["adversarial_pull"] = self.adversarial_weight * grad.norm()
         total = loss + self.adversarial_weight * adversarial
         return Loss(total, parts | {"adversarial": adversarial.detach()}, stats)
 
     def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        assert self.game is not None and shared.shown is not None
-        return self.game.discriminator(roles, shared.target, shared.s, shared.shown, batch.cond)
+        assert self.gan is not None and shared.judged is not None
+        return self.gan.discriminator(roles, shared.target, shared.s, shared.judged, batch.cond)
 
     def calls_per_step(self) -> dict[str, int]:
         calls = {"student": 1, self.settings.hop_by: 1, "target": 1}
-        return calls | ({BACKBONE: self.game.calls} if self.game else {})
+        return calls | ({BACKBONE: self.gan.calls} if self.gan else {})
 
 
 def _weights(segments: int) -> tuple[float, float]:

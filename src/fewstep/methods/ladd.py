@@ -34,8 +34,14 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, Sampling
 from fewstep.methods.parts.discriminators import AdversarialLoss, generator_loss
 from fewstep.methods.parts.inputs import Terminal, noised_rows
-from fewstep.methods.parts.projection import ProjectionHeads, judge, projection_condition, taps_of, told
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.projection import (
+    ProjectionHeads,
+    conditioned_heads,
+    projection_condition,
+    projection_loss,
+    taps_of,
+)
+from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.extras import sinusoid
@@ -68,7 +74,7 @@ class Shared:
     """The student's state x_s [B, ...], its answer x, the teacher's features of both sides, what the heads are told."""
 
     x_s: Tensor
-    answer: Tensor
+    x0_student: Tensor
     fake: list[Tensor]
     real: list[Tensor]
     condition: Tensor | None
@@ -146,23 +152,22 @@ class LADD(Method):
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
         s, t = self.timesteps[draws.level], self.judged_at(draws.ratio)
         x_s = noised_rows(self.schedule, batch.x0, draws.noise, s, self.settings.terminal)
-        answer = roles.student(x_s, s, batch.cond).x0
+        x0_student = roles.student(x_s, s, batch.cond).x0
         taps = taps_of(roles)
-        fake = self.schedule.add_noise(answer, draws.fake_noise, t)
+        fake = self.schedule.add_noise(x0_student, draws.fake_noise, t)
         features = roles.teacher.features(fake, t, batch.cond, taps)
         with torch.no_grad():
             real = roles.teacher.features(self.schedule.add_noise(batch.x0, draws.real_noise, t), t, batch.cond, taps)
-            condition = self._condition(roles, batch.cond, t, answer)
-        return Shared(x_s, answer, features, real, condition)
+            condition = self._condition(roles, batch.cond, t, x0_student)
+        return Shared(x_s, x0_student, features, real, condition)
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        loss = generator_loss(told(roles, shared.condition)(shared.fake), self.settings.loss)
-        return Loss(loss, {"adversarial": loss.detach()}, answer_statistics(shared.answer.detach(), batch.x0))
+        loss = generator_loss(conditioned_heads(roles, shared.condition)(shared.fake), self.settings.loss)
+        return Loss(loss, {"adversarial": loss.detach()}, student_statistics(shared.x0_student.detach(), batch.x0))
 
     def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        return judge(
-            told(roles, shared.condition), shared.real, shared.fake, self.settings.loss, self.settings.r1_weight
-        )
+        heads, settings = conditioned_heads(roles, shared.condition), self.settings
+        return projection_loss(heads, shared.real, shared.fake, settings.loss, settings.r1_weight)
 
     def calls_per_step(self) -> dict[str, int]:
         return {"student": 1, "teacher": 2}

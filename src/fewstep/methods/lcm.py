@@ -25,8 +25,8 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss, Method, Progress, RoleSpec
 from fewstep.methods.guidance import Guidance
 from fewstep.methods.parts.distances import Distance, distance
-from fewstep.methods.parts.hops import Hop, guided_hop
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.solver_step import SolverStep, solver_step
+from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, GuidanceScale, checked
 from fewstep.models.roles import Roles
 
@@ -47,7 +47,7 @@ class Draws:
 
 
 @dataclass
-class Shared(Hop):
+class Shared(SolverStep):
     """The hop and the target's answer at its lower end, [B, ...], without a graph."""
 
     target: Tensor
@@ -90,8 +90,8 @@ class LCM(Method):
         self.guidance = Guidance.of(self.settings.guidance_scale)
 
     def roles(self) -> tuple[RoleSpec, ...]:
-        told = ("guidance_embed",) if self.settings.guidance_embed else ()
-        return RoleSpec("student", told), RoleSpec("target", follows="student", decay=self.settings.target_decay)
+        inputs = ("guidance_embed",) if self.settings.guidance_embed else ()
+        return RoleSpec("student", inputs), RoleSpec("target", follows="student", decay=self.settings.target_decay)
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
         return Draws(
@@ -102,16 +102,16 @@ class LCM(Method):
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
         t, u = self.grid[draws.index + 1], self.grid[draws.index]
-        hop = guided_hop(roles, self.schedule, batch, draws.noise, t, u, self.guidance.scale(draws.guidance_scale))
+        step = solver_step(roles, self.schedule, batch, draws.noise, t, u, self.guidance.scale(draws.guidance_scale))
         embed = draws.guidance_scale if self.settings.guidance_embed else None
         with torch.no_grad():
-            target = consistency(roles.target(hop.x_u, u, batch.cond, guidance_embed=embed))
-        return Shared(**vars(hop), target=target, embed=embed)
+            target = consistency(roles.target(step.x_u, u, batch.cond, guidance_embed=embed))
+        return Shared(**vars(step), target=target, embed=embed)
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        answer = consistency(roles.student(shared.x_t, shared.t, batch.cond, guidance_embed=shared.embed))
-        loss = distance(answer, shared.target, self.settings.loss, self.settings.huber_c)
-        stats = answer_statistics(answer, batch.x0, shared.teacher_x0)
+        x0_student = consistency(roles.student(shared.x_t, shared.t, batch.cond, guidance_embed=shared.embed))
+        loss = distance(x0_student, shared.target, self.settings.loss, self.settings.huber_c)
+        stats = student_statistics(x0_student, batch.x0, shared.teacher_x0)
         return Loss(loss, parts={"consistency": loss.detach()}, stats=stats)
 
     def calls_per_step(self) -> dict[str, int]:

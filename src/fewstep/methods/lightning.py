@@ -45,10 +45,10 @@ from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
 from fewstep.methods.parts.distances import distance
-from fewstep.methods.parts.hops import Hop, roll_out
 from fewstep.methods.parts.inputs import Terminal, noised_rows
-from fewstep.methods.parts.landings import BACKBONE, Landings, Shown
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.solver_step import SolverStep, solve_along
+from fewstep.methods.parts.statistics import student_statistics
+from fewstep.methods.parts.trajectory_discriminator import BACKBONE, Judged, TrajectoryDiscriminator
 from fewstep.methods.settings import Count, Halvings, Held, Share, Weight, checked
 from fewstep.models.roles import Roles
 
@@ -73,15 +73,15 @@ class Draws:
 
 
 @dataclass
-class Shared(Hop):
+class Shared(SolverStep):
     """The teacher's way from t to u; what the student says x0 is, and where it lands, [B, ...], with its graph.
 
     ``shown`` is that landing before the discriminator, where there is one.
     """
 
     x0: Tensor
-    landing: Tensor
-    shown: Shown | None = None
+    x_student: Tensor
+    judged: Judged | None = None
 
 
 class Lightning(Method):
@@ -89,7 +89,7 @@ class Lightning(Method):
 
     name = "lightning"
     summary = "Progressive distillation, one stage at a time, adversarial where a mean square error would blur."
-    players: tuple[Player, ...] = (Player("student"), Landings.player)
+    players: tuple[Player, ...] = (Player("student"), TrajectoryDiscriminator.player)
     sampler = "ddim"
     truth_settings: ClassVar[dict[str, Any]] = {"loss": "mse", "terminal": "table"}
 
@@ -154,9 +154,9 @@ class Lightning(Method):
             raise ValueError("lightning needs trailing grids that lie in each other, and EDM schedules have none.")
         self.substeps = settings.num_teacher_steps // few
         self.grid = _grid(schedule, [settings.num_teacher_steps, self.starts, few])
-        self.game: Landings | None = None
+        self.gan: TrajectoryDiscriminator | None = None
         if settings.loss in ("conditional", "unconditional"):
-            self.game = Landings(
+            self.gan = TrajectoryDiscriminator(
                 schedule, settings.renoise_times, settings.renoise_weights, settings.discriminator_weights,
                 settings.halvings, beside=settings.loss == "conditional",
             )  # fmt: skip
@@ -167,10 +167,10 @@ class Lightning(Method):
         settings = self.settings
         kind = settings.prediction_type or ("sample" if settings.loss == "convert" else None)
         student = RoleSpec("student", prediction_type=kind)
-        return (student, self.game.role) if self.game else (student,)
+        return (student, self.gan.role) if self.gan else (student,)
 
     def heads(self) -> tuple[HeadSpec, ...]:
-        return (self.game.heads(),) if self.game else ()
+        return (self.gan.heads(),) if self.gan else ()
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
@@ -179,44 +179,44 @@ class Lightning(Method):
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
         shape = batch.x0.shape[1:]
         start, noise = rng.sample.integers("start", 0, self.starts), rng.sample.normal("noise", shape)
-        return Draws(start, noise, *(self.game.draw(rng, shape) if self.game else (None, None)))
+        return Draws(start, noise, *(self.gan.draw(rng, shape) if self.gan else (None, None)))
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
-        times = self.way(draws.start)
+        times = self.teacher_times(draws.start)
         x_t = noised_rows(self.schedule, batch.x0, draws.noise, times[0], self.settings.terminal)
         steps = [times[0], times[-1]] if self.settings.loss == "convert" else times
-        hop = roll_out(roles, self.schedule, batch, draws.noise, steps, self.settings.guidance_scale, x_t=x_t)
-        said = roles.student(x_t, hop.t, batch.cond)
-        shared = Shared(**vars(hop), x0=said.x0, landing=said.at(hop.u))
-        if self.game:
-            shared.shown = self.game.show(
-                roles, shared.landing, hop.u, draws.level, draws.level_noise, batch.cond, start=(x_t, hop.t)
+        step = solve_along(roles, self.schedule, batch, draws.noise, steps, self.settings.guidance_scale, x_t=x_t)
+        pred = roles.student(x_t, step.t, batch.cond)
+        shared = Shared(**vars(step), x0=pred.x0, x_student=pred.at(step.u))
+        if self.gan:
+            shared.judged = self.gan.judge(
+                roles, shared.x_student, step.u, draws.level, draws.level_noise, batch.cond, start=(x_t, step.t)
             )
         return shared
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        stats = answer_statistics(shared.x0.detach(), batch.x0, shared.teacher_x0)
+        stats = student_statistics(shared.x0.detach(), batch.x0, shared.teacher_x0)
         if self.settings.loss == "convert":
             assert shared.teacher_x0 is not None
             loss = distance(shared.x0, shared.teacher_x0)
             return Loss(loss, {"convert": loss.detach()}, stats)
-        error = distance(shared.landing, shared.x_u)
+        error = distance(shared.x_student, shared.x_u)
         stats["landing_error"] = error.detach()
-        if self.game is None:
+        if self.gan is None:
             return Loss(error, {"mse": error.detach()}, stats)
-        assert shared.shown is not None
-        adversarial, _ = self.game.student(roles, shared.shown)
+        assert shared.judged is not None
+        adversarial, _ = self.gan.student(roles, shared.judged)
         return Loss(adversarial, {"adversarial": adversarial.detach()}, stats)
 
     def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        assert self.game is not None and shared.shown is not None
-        return self.game.discriminator(roles, shared.x_u, shared.u, shared.shown, batch.cond)
+        assert self.gan is not None and shared.judged is not None
+        return self.gan.discriminator(roles, shared.x_u, shared.u, shared.judged, batch.cond)
 
     def calls_per_step(self) -> dict[str, int]:
         calls = {"student": 1, "teacher": 1 if self.settings.loss == "convert" else self.substeps}
-        return calls | ({BACKBONE: self.game.calls} if self.game else {})
+        return calls | ({BACKBONE: self.gan.calls} if self.gan else {})
 
-    def way(self, start: Tensor) -> list[Tensor]:
+    def teacher_times(self, start: Tensor) -> list[Tensor]:
         """The teacher's n + 1 times [B] from the student's, clean data at last if it would step past them."""
         last = len(self.grid) - 1
         first, stride = start * (last // self.starts), last // self.settings.num_teacher_steps

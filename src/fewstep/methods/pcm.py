@@ -41,8 +41,8 @@ from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleS
 from fewstep.methods.guidance import Guidance
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
 from fewstep.methods.parts.distances import Distance, distance
-from fewstep.methods.parts.hops import Hop, guided_hop
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.solver_step import SolverStep, solver_step
+from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, GuidanceScale, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
@@ -72,7 +72,7 @@ class Draws:
 
 
 @dataclass
-class Shared(Hop):
+class Shared(SolverStep):
     """The hop, the edge [B] (host) it is for, what the student says x0 is, and both answers at the edge, [B, ...].
 
     The target's answer has no graph.
@@ -82,7 +82,7 @@ class Shared(Hop):
 
     edge: Tensor
     x0: Tensor
-    answer: Tensor
+    x_edge: Tensor
     target: Tensor
     fake: list[Tensor] | None = None
     real: list[Tensor] | None = None
@@ -141,15 +141,15 @@ class PCM(Method):
         # A hop that lands on an edge belongs to the phase above that edge: it is what anchors the phase.
         self.phase = torch.from_numpy(np.searchsorted(edges, grid[:-1], side="right") - 1)
         self.guidance = Guidance.of(settings.guidance_scale)
-        self.game = Discriminator("hinge") if settings.adversarial_weight else None
-        if self.game is None:
+        self.gan = Discriminator("hinge") if settings.adversarial_weight else None
+        if self.gan is None:
             self.players = (Player("student"),)
 
     def roles(self) -> tuple[RoleSpec, ...]:
         return RoleSpec("student"), RoleSpec("target", follows="student", decay=self.settings.target_decay)
 
     def heads(self) -> tuple[HeadSpec, ...]:
-        return (self.game.spec(),) if self.game else ()
+        return (self.gan.spec(),) if self.gan else ()
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
@@ -163,46 +163,46 @@ class PCM(Method):
             noise=rng.sample.normal("noise", shape),
             guidance_scale=self.guidance.draw(rng),
             dropped=rng.sample.uniform("caption") < dropout if dropout else None,
-            height=rng.sample.uniform("height") if self.game else None,
-            fake_noise=rng.sample.normal("fake_noise", shape) if self.game else None,
-            real_noise=rng.sample.normal("real_noise", shape) if self.game else None,
+            height=rng.sample.uniform("height") if self.gan else None,
+            fake_noise=rng.sample.normal("fake_noise", shape) if self.gan else None,
+            real_noise=rng.sample.normal("real_noise", shape) if self.gan else None,
         )
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
         batch = dataclasses.replace(batch, cond=self._captions(batch.cond, draws.dropped))
         t, u, phase = self.grid[draws.index + 1], self.grid[draws.index], self.phase[draws.index]
-        hop = guided_hop(roles, self.schedule, batch, draws.noise, t, u, self.guidance.scale(draws.guidance_scale))
+        step = solver_step(roles, self.schedule, batch, draws.noise, t, u, self.guidance.scale(draws.guidance_scale))
         edge = self.edges[phase]
-        said = roles.student(hop.x_t, t, batch.cond)
-        answer = said.at(edge)
+        pred = roles.student(step.x_t, t, batch.cond)
+        x_edge = pred.at(edge)
         with torch.no_grad():
-            target = roles.target(hop.x_u, u, batch.cond).at(edge)
-        shared = Shared(**vars(hop), edge=edge, x0=said.x0.detach(), answer=answer, target=target)
-        if self.game and draws.height is not None:
+            target = roles.target(step.x_u, u, batch.cond).at(edge)
+        shared = Shared(**vars(step), edge=edge, x0=pred.x0.detach(), x_edge=x_edge, target=target)
+        if self.gan and draws.height is not None:
             assert draws.fake_noise is not None and draws.real_noise is not None
             noised = self.noised_time(phase, draws.height)
-            fake = renoise(self.schedule, answer, edge, noised, draws.fake_noise)
+            fake = renoise(self.schedule, x_edge, edge, noised, draws.fake_noise)
             real = renoise(self.schedule, target, edge, noised, draws.real_noise)
-            shared.fake = self.game.features(roles, fake, noised, batch.cond)
+            shared.fake = self.gan.features(roles, fake, noised, batch.cond)
             with torch.no_grad():
-                shared.real = self.game.features(roles, real, noised, batch.cond)
+                shared.real = self.gan.features(roles, real, noised, batch.cond)
         return shared
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        loss = distance(shared.answer, shared.target, self.settings.loss, self.settings.huber_c)
-        parts, stats = {"consistency": loss.detach()}, answer_statistics(shared.x0, batch.x0, shared.teacher_x0)
-        if self.game is None or shared.fake is None:
+        loss = distance(shared.x_edge, shared.target, self.settings.loss, self.settings.huber_c)
+        parts, stats = {"consistency": loss.detach()}, student_statistics(shared.x0, batch.x0, shared.teacher_x0)
+        if self.gan is None or shared.fake is None:
             return Loss(loss, parts, stats)
-        adversarial = generator_loss(self.game.logits(roles, shared.fake), self.game.loss)
+        adversarial = generator_loss(self.gan.logits(roles, shared.fake), self.gan.loss)
         total = loss + self.settings.adversarial_weight * adversarial
         return Loss(total, parts | {"adversarial": adversarial.detach()}, stats)
 
     def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        assert self.game is not None
-        return self.game.judge(roles, shared.real, shared.fake)
+        assert self.gan is not None
+        return self.gan.player_loss(roles, shared.real, shared.fake)
 
     def calls_per_step(self) -> dict[str, int]:
-        return {"student": 1, "teacher": 3 if self.game else 1, "target": 1}
+        return {"student": 1, "teacher": 3 if self.gan else 1, "target": 1}
 
     def noised_time(self, phase: Tensor, height: Tensor) -> Tensor:
         """Times [B] from the lower edge of a phase up to, but not, the next one: even over table indices (VP).

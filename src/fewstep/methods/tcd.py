@@ -26,8 +26,8 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss, Method, Progress, RoleSpec, Sampling
 from fewstep.methods.guidance import Guidance
 from fewstep.methods.parts.distances import Distance, distance
-from fewstep.methods.parts.hops import Hop, guided_hop
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.solver_step import SolverStep, solver_step
+from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, GuidanceScale, checked
 from fewstep.models.roles import Roles
 
@@ -50,12 +50,12 @@ class Draws:
 
 
 @dataclass
-class Shared(Hop):
+class Shared(SolverStep):
     """The hop, its end times s [B] (host), and the target's jump to s, [B, ...], without a graph."""
 
     s: Tensor
     target: Tensor
-    told: Tensor | None
+    end: Tensor | None
 
 
 class TCD(Method):
@@ -95,8 +95,8 @@ class TCD(Method):
         self.guidance = Guidance.of(self.settings.guidance_scale)
 
     def roles(self) -> tuple[RoleSpec, ...]:
-        told = ("end",) if self.settings.tell_end else ()
-        return RoleSpec("student", told), RoleSpec("target", follows="student", decay=self.settings.target_decay)
+        end = ("end",) if self.settings.tell_end else ()
+        return RoleSpec("student", end), RoleSpec("target", follows="student", decay=self.settings.target_decay)
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
@@ -114,17 +114,17 @@ class TCD(Method):
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
         t, u, s = self.grid[draws.index + 1], self.grid[draws.index], self.grid[draws.end_index]
-        hop = guided_hop(roles, self.schedule, batch, draws.noise, t, u, self.guidance.scale(draws.guidance_scale))
-        told = s if self.settings.tell_end else None
+        step = solver_step(roles, self.schedule, batch, draws.noise, t, u, self.guidance.scale(draws.guidance_scale))
+        end = s if self.settings.tell_end else None
         with torch.no_grad():
-            target = roles.target(hop.x_u, u, batch.cond, end=told).at(s)
-        return Shared(**vars(hop), s=s, target=target, told=told)
+            target = roles.target(step.x_u, u, batch.cond, end=end).at(s)
+        return Shared(**vars(step), s=s, target=target, end=end)
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        said = roles.student(shared.x_t, shared.t, batch.cond, end=shared.told)
-        loss = distance(said.at(shared.s), shared.target, self.settings.loss, self.settings.huber_c)
+        pred = roles.student(shared.x_t, shared.t, batch.cond, end=shared.end)
+        loss = distance(pred.at(shared.s), shared.target, self.settings.loss, self.settings.huber_c)
         with torch.no_grad():
-            stats = answer_statistics(said.x0, batch.x0, shared.teacher_x0)
+            stats = student_statistics(pred.x0, batch.x0, shared.teacher_x0)
         return Loss(loss, parts={"consistency": loss.detach()}, stats=stats)
 
     def calls_per_step(self) -> dict[str, int]:

@@ -53,9 +53,15 @@ from fewstep.methods.parts.augment import POLICIES, Policy, augmented, draw_augm
 from fewstep.methods.parts.discriminators import generator_loss
 from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.inputs import Terminal, noised_rows, pure_rows
-from fewstep.methods.parts.projection import ProjectionHeads, judge, projection_condition, taps_of, told
+from fewstep.methods.parts.projection import (
+    ProjectionHeads,
+    conditioned_heads,
+    projection_condition,
+    projection_loss,
+    taps_of,
+)
 from fewstep.methods.parts.score_pair import noise_levels
-from fewstep.methods.parts.statistics import answer_statistics
+from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.helpers import Helpers
@@ -93,7 +99,7 @@ class Shared:
     """
 
     x_s: Tensor
-    answer: Tensor
+    x0_student: Tensor
     seen: Tensor
     fake: list[Tensor]
     real: list[Tensor]
@@ -178,10 +184,10 @@ class Turbo(Method):
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
         settings, s = self.settings, self.timesteps[draws.level]
         x_s = noised_rows(self.schedule, batch.x0, draws.noise, s, settings.terminal)
-        answer = roles.student(x_s, s, batch.cond).x0
-        shared = Shared(x_s, answer, self._seen(roles, answer), [], [], None)
+        x0_student = roles.student(x_s, s, batch.cond).x0
+        shared = Shared(x_s, x0_student, self._seen(roles, x0_student), [], [], None)
         if draws.fake_augment is not None and draws.real_augment is not None:
-            y = shared.seen if settings.space == "pixels" else roles.decode(answer)
+            y = shared.seen if settings.space == "pixels" else roles.decode(x0_student)
             taps = taps_of(roles)
             shared.fake = roles.encoder.features(augmented(y, draws.fake_augment, settings.augment), taps)
             with torch.no_grad():
@@ -193,24 +199,25 @@ class Turbo(Method):
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
         terms = {}
         if self.plays:
-            terms["adversarial"] = generator_loss(told(roles, shared.condition)(shared.fake))
+            terms["adversarial"] = generator_loss(conditioned_heads(roles, shared.condition)(shared.fake))
         if self.asks:
             terms["distillation"] = self.distillation(roles, batch.cond, draws, shared)
         settings = self.settings
         weights = {"adversarial": settings.adversarial_weight, "distillation": settings.distillation_weight}
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         parts = {name: term.detach() for name, term in terms.items()}
-        return Loss(total, parts, answer_statistics(shared.answer.detach(), batch.x0))
+        return Loss(total, parts, student_statistics(shared.x0_student.detach(), batch.x0))
 
     def discriminator(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        return judge(told(roles, shared.condition), shared.real, shared.fake, "hinge", self.settings.r1_weight)
+        heads = conditioned_heads(roles, shared.condition)
+        return projection_loss(heads, shared.real, shared.fake, "hinge", self.settings.r1_weight)
 
     def distillation(self, roles: Roles, cond: Cond | None, draws: Draws, shared: Shared) -> Tensor:
         """Mean over the batch of c(t) times the mean square of y - decode(x_psi)."""
         t = self.levels[draws.teacher_level]
         with torch.no_grad():
-            x_t = self.schedule.add_noise(shared.answer, draws.teacher_noise, t)
-            target = self._seen(roles, self._advice(roles, cond, x_t, t, shared.answer))
+            x_t = self.schedule.add_noise(shared.x0_student, draws.teacher_noise, t)
+            target = self._seen(roles, self._teacher_x0(roles, cond, x_t, t, shared.x0_student))
         return distance(shared.seen, target, "l2", weight=self.weight(t))
 
     def weight(self, t: Tensor) -> Array:
@@ -225,7 +232,7 @@ class Turbo(Method):
     def _seen(self, roles: Roles, latents: Tensor) -> Tensor:
         return roles.decode(latents) if self.settings.space == "pixels" else latents
 
-    def _advice(self, roles: Roles, cond: Cond | None, x_t: Tensor, t: Tensor, answer: Tensor) -> Tensor:
+    def _teacher_x0(self, roles: Roles, cond: Cond | None, x_t: Tensor, t: Tensor, x0_student: Tensor) -> Tensor:
         """x_psi [B, ...], what the teacher would have in the answer's place."""
         scale = self.settings.guidance_scale
         if self.settings.weighting != "nfsd":
@@ -235,7 +242,7 @@ class Turbo(Method):
         without, given = (roles.teacher(x_t, t, c).epsilon for c in (cond.null(), cond))
         early = expand((t < self.levels[int(EARLY * len(self.levels))]).double().numpy(), x_t)
         alpha, sigma = self.schedule.alpha_sigma(t)
-        return answer - expand(np.asarray(sigma / alpha), x_t) * (scale * (given - without) + early * without)
+        return x0_student - expand(np.asarray(sigma / alpha), x_t) * (scale * (given - without) + early * without)
 
     def _condition(self, roles: Roles, cond: Cond | None, data: Tensor, s: Tensor) -> Tensor | None:
         """The pooled prompt and the summary of the data, zero where the student has not seen them."""

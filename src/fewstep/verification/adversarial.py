@@ -192,7 +192,7 @@ def _advice(method: Turbo, x: Tensor) -> Tensor:
     terms = []
     for sign in (1, -1):
         draws: Any = SimpleNamespace(teacher_level=torch.zeros(len(x), dtype=torch.int64), teacher_noise=sign * noise)
-        shared: Any = SimpleNamespace(answer=x, seen=x)
+        shared: Any = SimpleNamespace(x0_student=x, seen=x)
         terms.append(method.distillation(roles, None, draws, shared))
     return torch.stack(terms).mean()
 
@@ -223,7 +223,7 @@ def _score_rows(bench: Bench, method: Turbo) -> list[Row]:
     draws = sds.draw(batch, rng, Progress(0, 1))
     answer = batch.x0.clone().requires_grad_()
     roles: Any = SimpleNamespace(teacher=bench.teacher)
-    shared: Any = SimpleNamespace(answer=answer, seen=answer)
+    shared: Any = SimpleNamespace(x0_student=answer, seen=answer)
     (slope,) = torch.autograd.grad(sds.distillation(roles, batch.cond, draws, shared) * answer.numel(), answer)
     t = sds.levels[draws.teacher_level]
     x_t = sds.schedule.add_noise(batch.x0, draws.teacher_noise, t)
@@ -243,7 +243,7 @@ def _judged_rows(bench: Bench, method: LADD) -> list[Row]:
     roles = bench.roles(method, torch.float64)
     shared = method.prepare(roles, batch, draws, {"student", "discriminator"})
     says = roles.heads["discriminator"](shared.fake, shared.condition)
-    felt = [torch.autograd.grad(F.softplus(s).sum(), shared.answer, retain_graph=True)[0] for s in says]
+    felt = [torch.autograd.grad(F.softplus(s).sum(), shared.x0_student, retain_graph=True)[0] for s in says]
     share = float(torch.stack([(slope != 0).any(dim=1) for slope in felt]).double().mean())
     return [
         Row("median of log(sigma/alpha) where both sides are judged", method.settings.ratio_mean,

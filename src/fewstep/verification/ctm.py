@@ -82,11 +82,11 @@ def _worst_loss(bench: Bench, method: CTM, student: Any, hops: int) -> float:
     batch = bench.source.batch(rng)
     draws = method.draw(batch, rng, Progress(0, 1))
     index, end = torch.tensor(pairs).T
-    draws = dataclasses.replace(draws, hops=hops, index=index, end_index=end)
+    draws = dataclasses.replace(draws, num_steps=hops, index=index, end_index=end)
     roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=student)
     quiet = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=0.0))
     shared = quiet.prepare(roles, batch, draws, {"student"})
-    return float((shared.answer - shared.target).detach().square().mean(1).max())
+    return float((shared.x_est - shared.target).detach().square().mean(1).max())
 
 
 def _diagonal_rows(bench: Bench, method: CTM, student: Any) -> list[Row]:

@@ -35,7 +35,7 @@ _SAMPLES = 16
 
 def hyper_fixed_rows(bench: Bench, method: Hyper) -> list[Row]:
     """What holds without training a student, in the stages 8, 4, 2 and 1 of the method's grid."""
-    rows = [] if method.game else contract_rows_with_discriminator(bench, method)
+    rows = [] if method.gan else contract_rows_with_discriminator(bench, method)
     if method.settings.hop_by == "teacher" and bench.guidance_scale == 1.0 and not method.settings.tell_end:
         settings = dataclasses.replace(method.settings, hop_by="beginning", adversarial_weight=1.0)
         later = type(method)(method.schedule, settings)  # with its game: untrained, it agrees with itself
@@ -111,7 +111,7 @@ def jump_rows(bench: Bench, stage: Hyper) -> list[Row]:
     batch, draws, _ = _all_ends(bench, told)
     roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=student, beginning=bench.teacher)
     shared = told.prepare(roles, batch, draws, {"student"})
-    worst = float((shared.landing - shared.target).square().mean(1).max())
+    worst = float((shared.x_s - shared.target).square().mean(1).max())
     x, cond = bench.starts
     x, cond = x[:64], None if cond is None else cond[:64]
     sampler = PhasedSampler(num_inference_steps=k, original_inference_steps=len(grid) - 1)

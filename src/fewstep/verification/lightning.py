@@ -51,7 +51,7 @@ def lightning_rows(bench: Bench, method: Lightning, roles: Roles) -> list[Row]:
     last = len(method.grid) - 1
     few, rows = method.settings.num_inference_steps, []
     for k in range(few):
-        way = [float(t[0]) for t in method.way(torch.tensor([k * method.starts // few]))]
+        way = [float(t[0]) for t in method.teacher_times(torch.tensor([k * method.starts // few]))]
         landing = compose(bench.teacher, x, way, cond, bench.guidance_scale)
         with torch.no_grad():
             jump = roles.student(x.float(), way[0], cond).at(way[-1]).double()
@@ -209,10 +209,10 @@ def pull_ratio() -> float:
     game, roles = _game("conditional", a)
     batch, draws = _drawn(game, 0)
     shared = game.prepare(roles, batch, draws, {"student"})
-    (found,) = torch.autograd.grad(game.student(roles, batch, draws, shared).total, shared.landing)
+    (found,) = torch.autograd.grad(game.student(roles, batch, draws, shared).total, shared.x_student)
     ideal = roles.heads["heads"]
-    assert shared.shown is not None
-    (logit,) = ideal([torch.cat([shared.shown.seen.detach(), shared.x_t], dim=1)])
+    assert shared.judged is not None
+    (logit,) = ideal([torch.cat([shared.judged.seen.detach(), shared.x_t], dim=1)])
     of_mse = -(ideal.alpha**2) / ideal.sigma**2 * (_PHI - a) * shared.x_t / len(shared.x_t)
     return float((found / (functional.sigmoid(-logit) * of_mse) - 1).abs().max())
 
@@ -240,8 +240,8 @@ def _game(loss: str, a: float) -> tuple[Lightning, Any]:
     teacher = Denoiser(lambda x, t, cond=None: _PHI * x, schedule, "sample")
     roles = _roles(teacher, Denoiser(lambda x, t, cond=None: slope * x, schedule, "sample"))
     roles.slope, roles.discriminator = slope, Denoiser(_Sees(), schedule, "sample")
-    assert game.game is not None
-    alpha, sigma = (float(c) for c in schedule.alpha_sigma(game.game.levels[0]))
+    assert game.gan is not None
+    alpha, sigma = (float(c) for c in schedule.alpha_sigma(game.gan.levels[0]))
     roles.heads = {"heads": Ideal(alpha, sigma, a)}
     return game, roles
 
@@ -261,9 +261,9 @@ class _Sees:
 def _drawn(game: Lightning, step: int) -> tuple[Batch, Draws]:
     generator = torch.Generator().manual_seed(stream_key("lightning", step) % 2**63)
     noise, level_noise = (torch.randn(_DRAWN, 1, generator=generator, dtype=torch.float64) for _ in range(2))
-    level = torch.zeros(_DRAWN, dtype=torch.float64) if game.game else None
+    level = torch.zeros(_DRAWN, dtype=torch.float64) if game.gan else None
     start = torch.arange(_DRAWN) % game.starts
-    return Batch(torch.zeros_like(noise)), Draws(start, noise, level, level_noise if game.game else None)
+    return Batch(torch.zeros_like(noise)), Draws(start, noise, level, level_noise if game.gan else None)
 
 
 def _step(

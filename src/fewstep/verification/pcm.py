@@ -28,7 +28,7 @@ _GAME_STEPS, _GAME_BATCH = 120, 256
 
 def fixed_rows(bench: Bench, method: PCM) -> list[Row]:
     """What holds without training a student: the loss at the fixed point, its path, the game's rules and its end."""
-    rows = [] if method.game else contract_rows_with_discriminator(bench, method)
+    rows = [] if method.gan else contract_rows_with_discriminator(bench, method)
     return [*oracle_rows(bench, method), *rows, *game_rows(bench, method)]
 
 
@@ -111,12 +111,12 @@ def game_rows(bench: Bench, method: PCM) -> list[Row]:
     settings = method.settings
     hops = min(settings.num_grid_steps, 2 * settings.num_phases)
     game = type(method)(method.schedule, dataclasses.replace(settings, num_grid_steps=hops, adversarial_weight=1.0))
-    loss, pull = play(bench, game, 0.0)
-    loss_beside, pull_beside = play(bench, game, 3 * bench.width)
+    loss, grad = play(bench, game, 0.0)
+    loss_beside, grad_beside = play(bench, game, 3 * bench.width)
     return [
         Row("hinge loss of a discriminator against the exact student", 2.0, loss, 0.05),
         Row("the same, three widths off: below 2 by", 1.0, 2 - loss_beside, 0.9),
-        Row("its pull on the exact student, over that three widths off", 0.0, pull / pull_beside, 0.6),
+        Row("its pull on the exact student, over that three widths off", 0.0, grad / grad_beside, 0.6),
     ]
 
 

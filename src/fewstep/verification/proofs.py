@@ -114,7 +114,7 @@ def _cm_trained(bench: Bench, method: CM, roles: Roles) -> list[Row]:
 
 
 def _dmd2_fixed(bench: Bench, method: DMD2) -> list[Row]:
-    rows = [] if method.game else contract_rows_with_discriminator(bench, method)
+    rows = [] if method.gan else contract_rows_with_discriminator(bench, method)
     return rows + matching_rows(bench.schedule)
 
 

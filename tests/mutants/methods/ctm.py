@@ -8,20 +8,20 @@ MUTANTS = [
         "methods/test_ctm.py",
         (
             "ctm: the outer map carries no gradient to its input",
-            "return with_gradient(loss, shared.landing, pull)",
-            "return with_gradient(loss, shared.landing, torch.ones_like(pull))",
+            "return with_gradient(loss, shared.x_s, grad)",
+            "return with_gradient(loss, shared.x_s, torch.ones_like(grad))",
             "test_the_gradient_passes_through_the_outer_map_to_its_input_only[edm-0.0]",
         ),
         (
             "ctm: the student's landing is compared as it is, not carried to the end",
-            "answer = self._to_end(roles, x_s, s, batch.cond)",
-            "answer = x_s + 0",
+            "x_est = self._to_end(roles, x_s_leaf, s, batch.cond)",
+            "x_est = x_s_leaf + 0",
             "test_both_players_steps_are_the_papers[edm-sample-heun-full-True]",
         ),
         (
             "ctm: the outer map's own weights learn",
-            ("retain_graph=self.game is not None)\n        return with_gradient(loss, shared.landing, pull)"),
-            ("retain_graph=True)\n        return with_gradient(loss, shared.landing, pull) + loss - loss.detach()"),
+            ("retain_graph=self.gan is not None)\n        return with_gradient(loss, shared.x_s, grad)"),
+            ("retain_graph=True)\n        return with_gradient(loss, shared.x_s, grad) + loss - loss.detach()"),
             "test_the_gradient_passes_through_the_outer_map_to_its_input_only[edm-0.0]",
         ),
         (
@@ -32,8 +32,8 @@ MUTANTS = [
         ),
         (
             "ctm: the lagging target makes the inner jump too",
-            "below = roles.student(hop.x_u",
-            "below = roles.target(hop.x_u",
+            "below = roles.student(step.x_u",
+            "below = roles.target(step.x_u",
             "test_both_players_steps_are_the_papers[edm-sample-lagging, a game-full-True]",
         ),
         (
@@ -50,20 +50,20 @@ MUTANTS = [
         ),
         (
             "ctm: the student is told where the teacher landed",
-            "landing = roles.student(hop.x_t, hop.t, batch.cond, end=s)",
-            "landing = roles.student(hop.x_t, hop.t, batch.cond, end=hop.u)",
+            "x_s = roles.student(step.x_t, step.t, batch.cond, end=s)",
+            "x_s = roles.student(step.x_t, step.t, batch.cond, end=step.u)",
             "test_both_players_steps_are_the_papers[edm-sample-heun-full-True]",
         ),
         (
             "ctm: from the landing the target jumps as if still at t",
-            "roles.student(hop.x_u, hop.u, batch.cond, end=s)",
-            "roles.student(hop.x_u, hop.t, batch.cond, end=s)",
+            "roles.student(step.x_u, step.u, batch.cond, end=s)",
+            "roles.student(step.x_u, step.t, batch.cond, end=s)",
             "test_jumps_that_end_where_they_start_are_the_identity_to_the_bit",
         ),
         (
             "ctm: the teacher goes one hop only",
-            "times = [self.grid[draws.index - k] for k in range(draws.hops + 1)]",
-            "times = [self.grid[draws.index], self.grid[draws.index - draws.hops]]",
+            "times = [self.grid[draws.index - k] for k in range(draws.num_steps + 1)]",
+            "times = [self.grid[draws.index], self.grid[draws.index - draws.num_steps]]",
             "test_both_players_steps_are_the_papers[edm-sample-heun-full-True]",
         ),
         (
@@ -74,20 +74,20 @@ MUTANTS = [
         ),
         (
             "ctm: the grid's start is never drawn",
-            'rng.sample.integers("index", hops, last + 1)',
-            'rng.sample.integers("index", hops, last)',
+            'rng.sample.integers("index", num_steps, last + 1)',
+            'rng.sample.integers("index", num_steps, last)',
             "test_draws_cover_every_start_and_every_end_below_the_landing",
         ),
         (
             "ctm: jumps never end where the teacher landed",
-            '(rng.sample.uniform("end") * (index - hops + 1))',
-            '(rng.sample.uniform("end") * (index - hops))',
+            '(rng.sample.uniform("end") * (index - num_steps + 1))',
+            '(rng.sample.uniform("end") * (index - num_steps))',
             "test_draws_cover_every_start_and_every_end_below_the_landing",
         ),
         (
             "ctm: on the diagonal the student is told the grid's end",
-            "said = roles.student(x, t, batch.cond, end=t).x0",
-            "said = roles.student(x, t, batch.cond, end=self.end).x0",
+            "pred = roles.student(x, t, batch.cond, end=t).x0",
+            "pred = roles.student(x, t, batch.cond, end=self.end).x0",
             "test_both_players_steps_are_the_papers[edm-sample-heun-full-True]",
         ),
         (
@@ -122,8 +122,8 @@ MUTANTS = [
         ),
         (
             "ctm: real and fake change places",
-            "self.game.judge(roles, shared.real, shared.fake)",
-            "self.game.judge(roles, shared.fake, shared.real)",
+            "self.gan.player_loss(roles, shared.real, shared.fake)",
+            "self.gan.player_loss(roles, shared.fake, shared.real)",
             "test_both_players_steps_are_the_papers[vp-epsilon-lagging, a game-full-True]",
         ),
         (

@@ -86,7 +86,7 @@ MUTANTS = [
         ),
         (
             "dmd: the fake score learns from the pairs' answers",
-            "denoising_loss(roles, shared.answer,",
+            "denoising_loss(roles, shared.x0_student,",
             "denoising_loss(roles, shared.reference,",
             "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
         ),

@@ -56,20 +56,20 @@ MUTANTS = [
         ),
         (
             "feedback: rewards see latents",
-            "pictures = self.settings, roles.decode(shared.answer)",
-            "pictures = self.settings, shared.answer",
+            "images = self.settings, roles.decode(shared.x0_student)",
+            "images = self.settings, shared.x0_student",
             "test_a_step_is_the_papers[vp-v_prediction-tcd, two rewards-lora]",
         ),
         (
             "feedback: pictures are detached before they are judged",
-            "pictures = self.settings, roles.decode(shared.answer)",
-            "pictures = self.settings, roles.decode(shared.answer.detach())",
+            "images = self.settings, roles.decode(shared.x0_student)",
+            "images = self.settings, roles.decode(shared.x0_student.detach())",
             "test_a_step_is_the_papers[vp-v_prediction-tcd, two rewards-lora]",
         ),
         (
             "feedback: rewards are not told the prompts",
-            "(roles.reward(goal.model)(pictures, batch.prompts))",
-            '(roles.reward(goal.model)(pictures, ("",) * len(pictures)))',
+            "(roles.reward(goal.model)(images, batch.prompts))",
+            '(roles.reward(goal.model)(images, ("",) * len(images)))',
             "test_a_step_is_the_papers[vp-v_prediction-tcd, two rewards-lora]",
         ),
         (
@@ -98,15 +98,15 @@ MUTANTS = [
         ),
         (
             "feedback: data are compared with themselves",
-            "return likeness_loss(roles.encoder, roles.decode(answer), data)",
-            "return likeness_loss(roles.encoder, roles.decode(batch.x0 + 0 * answer), data)",
+            "return perceptual_loss(roles.encoder, roles.decode(x0_student), data)",
+            "return perceptual_loss(roles.encoder, roles.decode(batch.x0 + 0 * x0_student), data)",
             "test_a_step_is_the_papers[vp-v_prediction-ddim, perceptual and anchor-lora]",
         ),
         (
             "feedback: what is held out is trained on",
             ('            with torch.no_grad():\n                stats |= reward_statistics("held_out"'),
             (
-                '            terms["judge"] = (1.0, -roles.reward(settings.held_out)(pictures, batch.prompts).mea'
+                '            terms["judge"] = (1.0, -roles.reward(settings.held_out)(images, batch.prompts).mea'
                 "n())\n"
                 "            with torch.no_grad():\n"
                 '                stats |= reward_statistics("held_out"'

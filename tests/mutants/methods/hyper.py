@@ -44,8 +44,8 @@ MUTANTS = [
         ),
         (
             "hyper: the target is asked where the student is",
-            "roles.target(hop.x_u, u, batch.cond, end=told)",
-            "roles.target(hop.x_t, t, batch.cond, end=told)",
+            "roles.target(step.x_u, u, batch.cond, end=end)",
+            "roles.target(step.x_t, t, batch.cond, end=end)",
             "test_both_players_steps_are_the_papers[vp-epsilon-first-full]",
         ),
         (
@@ -56,8 +56,8 @@ MUTANTS = [
         ),
         (
             "hyper: the student jumps to where the hop lands",
-            "landing=said.at(s), target=target)",
-            "landing=said.at(u), target=target)",
+            "x_s=pred.at(s), target=target)",
+            "x_s=pred.at(u), target=target)",
             "test_both_players_steps_are_the_papers[vp-epsilon-first-full]",
         ),
         (
@@ -92,14 +92,14 @@ MUTANTS = [
         ),
         (
             "hyper: landings are judged where the hop lands",
-            "self.game.show(roles, shared.landing, s, draws.level",
-            "self.game.show(roles, shared.landing, u, draws.level",
+            "self.gan.judge(roles, shared.x_s, s, draws.level",
+            "self.gan.judge(roles, shared.x_s, u, draws.level",
             "test_both_players_steps_are_the_papers[vp-epsilon-later-full]",
         ),
         (
             "hyper: the discriminator takes the teacher's landing for the real one",
-            "self.game.discriminator(roles, shared.target, shared.s",
-            "self.game.discriminator(roles, shared.x_u, shared.s",
+            "self.gan.discriminator(roles, shared.target, shared.s",
+            "self.gan.discriminator(roles, shared.x_u, shared.s",
             "test_both_players_steps_are_the_papers[vp-epsilon-later-full]",
         ),
         (

@@ -8,8 +8,8 @@ MUTANTS = [
         "methods/test_ladd.py",
         (
             "ladd: the answer is detached before it is judged",
-            "fake = self.schedule.add_noise(answer, draws.fake_noise, t)",
-            "fake = self.schedule.add_noise(answer.detach(), draws.fake_noise, t)",
+            "fake = self.schedule.add_noise(x0_student, draws.fake_noise, t)",
+            "fake = self.schedule.add_noise(x0_student.detach(), draws.fake_noise, t)",
             "test_the_answer_feels_every_logit_and_the_teacher_none[vp]",
         ),
         (
@@ -38,8 +38,8 @@ MUTANTS = [
         ),
         (
             "ladd: the answer is the network's output",
-            "answer = roles.student(x_s, s, batch.cond).x0",
-            "answer = roles.student(x_s, s, batch.cond).output",
+            "x0_student = roles.student(x_s, s, batch.cond).x0",
+            "x0_student = roles.student(x_s, s, batch.cond).output",
             "test_both_players_steps_are_the_papers[vp-epsilon-the paper's]",
         ),
         (
@@ -68,8 +68,8 @@ MUTANTS = [
         ),
         (
             "ladd: the game is always the hinge's",
-            "generator_loss(told(roles, shared.condition)(shared.fake), self.settings.loss)",
-            "generator_loss(told(roles, shared.condition)(shared.fake))",
+            "generator_loss(conditioned_heads(roles, shared.condition)(shared.fake), self.settings.loss)",
+            "generator_loss(conditioned_heads(roles, shared.condition)(shared.fake))",
             "test_both_players_steps_are_the_papers[vp-epsilon-logistic]",
         ),
         (

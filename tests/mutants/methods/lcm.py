@@ -26,14 +26,14 @@ MUTANTS = [
         ),
         (
             "lcm: the target is the student, not its average",
-            "consistency(roles.target(hop.x_u, u",
-            "consistency(roles.student(hop.x_u, u",
+            "consistency(roles.target(step.x_u, u",
+            "consistency(roles.student(step.x_u, u",
             "test_the_ema_target_is_the_lagging_weights_not_the_student",
         ),
         (
             "lcm: the target answers at the upper time",
-            "consistency(roles.target(hop.x_u, u, batch.cond",
-            "consistency(roles.target(hop.x_u, t, batch.cond",
+            "consistency(roles.target(step.x_u, u, batch.cond",
+            "consistency(roles.target(step.x_u, t, batch.cond",
             "test_the_lowest_hop_is_anchored_to_the_teacher_to_the_bit",
         ),
         (

@@ -8,8 +8,8 @@ MUTANTS = [
         "methods/test_lightning.py",
         (
             "lightning: the student jumps to the teacher's first step",
-            "landing=said.at(hop.u)",
-            "landing=said.at(times[1])",
+            "x_student=pred.at(step.u)",
+            "x_student=pred.at(times[1])",
             "test_both_players_steps_are_the_papers[vp-epsilon-unconditional-full]",
         ),
         (
@@ -38,14 +38,14 @@ MUTANTS = [
         ),
         (
             "lightning: the loss is in x0, not where both land",
-            "error = distance(shared.landing, shared.x_u)",
+            "error = distance(shared.x_student, shared.x_u)",
             "error = distance(shared.x0, shared.teacher_x0)",
             "test_both_players_steps_are_the_papers[vp-epsilon-mse-full]",
         ),
         (
             "lightning: a conversion compares landings",
             "loss = distance(shared.x0, shared.teacher_x0)",
-            "loss = distance(shared.landing, shared.x_u)",
+            "loss = distance(shared.x_student, shared.x_u)",
             "test_both_players_steps_are_the_papers[vp-epsilon-convert-full]",
         ),
         (

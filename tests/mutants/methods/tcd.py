@@ -14,8 +14,8 @@ MUTANTS = [
         ),
         (
             "tcd: the target stays where the teacher landed",
-            "batch.cond, end=told).at(s)",
-            "batch.cond, end=told).at(u)",
+            "batch.cond, end=end).at(s)",
+            "batch.cond, end=end).at(u)",
             "test_a_step_is_the_papers",
         ),
         (
@@ -38,14 +38,14 @@ MUTANTS = [
         ),
         (
             "tcd: the student is told u instead of s",
-            "told = s if self.settings.tell_end else None",
-            "told = u if self.settings.tell_end else None",
+            "end = s if self.settings.tell_end else None",
+            "end = u if self.settings.tell_end else None",
             "test_a_step_is_the_papers[vp-epsilon-told end-full-True]",
         ),
         (
             "tcd: the student jumps to u",
-            "distance(said.at(shared.s), shared.target",
-            "distance(said.at(shared.u), shared.target",
+            "distance(pred.at(shared.s), shared.target",
+            "distance(pred.at(shared.u), shared.target",
             "test_a_step_is_the_papers",
         ),
     ),

@@ -26,8 +26,8 @@ MUTANTS = [
         ),
         (
             "turbo: the student's own noise is the teacher's too",
-            "x_t = self.schedule.add_noise(shared.answer, draws.teacher_noise, t)",
-            "x_t = self.schedule.add_noise(shared.answer, draws.noise, t)",
+            "x_t = self.schedule.add_noise(shared.x0_student, draws.teacher_noise, t)",
+            "x_t = self.schedule.add_noise(shared.x0_student, draws.noise, t)",
             "test_both_players_steps_are_the_papers[vp-epsilon-advice alone]",
         ),
         (
@@ -62,8 +62,8 @@ MUTANTS = [
         ),
         (
             "turbo: the answer's pictures are detached before they are judged",
-            'y = shared.seen if settings.space == "pixels" else roles.decode(answer)',
-            "y = roles.decode(answer).detach()",
+            'y = shared.seen if settings.space == "pixels" else roles.decode(x0_student)',
+            "y = roles.decode(x0_student).detach()",
             "test_gradients_pass_through_decoder_and_encoder_and_stay_in_neither[vp]",
         ),
         (
@@ -86,8 +86,8 @@ MUTANTS = [
         ),
         (
             "turbo: the discriminator is spared R1",
-            '"hinge", self.settings.r1_weight)',
-            '"hinge")',
+            'shared.real, shared.fake, "hinge", self.settings.r1_weight)',
+            'shared.real, shared.fake, "hinge")',
             "test_both_players_steps_are_the_papers[vp-epsilon-the paper's]",
         ),
         (

@@ -34,11 +34,11 @@ def draw_augmentation(rng: Rng, name: str) -> Tensor:
     return torch.stack([rng.sample.uniform(f"{name}/{i}") for i in range(NUMBERS)], dim=1)
 
 
-def augmented(pictures: Tensor, numbers: Tensor, policies: tuple[Policy, ...] = POLICIES) -> Tensor:
+def augmented(images: Tensor, numbers: Tensor, policies: tuple[Policy, ...] = POLICIES) -> Tensor:
     """The pictures [B, C, H, W] as ``numbers`` [B, 7] (host) say; data that are no pictures are left alone."""
-    if pictures.ndim != 4:
-        return pictures
-    u, x = numbers.numpy(), pictures
+    if images.ndim != 4:
+        return images
+    u, x = numbers.numpy(), images
     if "color" in policies:
         x = x + expand(u[:, 0] - 0.5, x)
         grey = x.mean(dim=1, keepdim=True)

@@ -53,7 +53,7 @@ def generator_loss(fake: Logits, kind: AdversarialLoss = "hinge") -> Tensor:
     return _mean([(-f if kind == "hinge" else F.softplus(-f)).mean() for f in fake])
 
 
-def verdict(
+def logged_discriminator_loss(
     real: Logits, fake: Logits, kind: AdversarialLoss = "hinge",
     times: tuple[Tensor, Tensor] | None = None, levels: Tensor | None = None,
 ) -> Loss:  # fmt: skip
@@ -135,14 +135,15 @@ class Discriminator:
         """What it says of these features, [B, positions] for every head."""
         return cast("list[Tensor]", self._heads(roles)(features))
 
-    def judge(self, roles: Roles, real: Sequence[Tensor] | None, fake: Sequence[Tensor] | None) -> Loss:
-        """The loss of the player that trains the heads, from features of both sides; nothing reaches the student."""
-        assert real is not None and fake is not None
-        return self.verdict(self.logits(roles, real), self.logits(roles, [feature.detach() for feature in fake]))
+    def player_loss(self, roles: Roles, real: Sequence[Tensor] | None, fake: Sequence[Tensor] | None) -> Loss:
+        """The loss of the player that trains the heads, from features of both sides; no gradient reaches the student.
 
-    def verdict(self, real: Logits, fake: Logits) -> Loss:
-        """The discriminator's loss of what it said (`verdict`)."""
-        return verdict(real, fake, self.loss)
+        Args:
+            real, fake: features of data and of the student's samples, as `features` returns them.
+        """
+        assert real is not None and fake is not None
+        of_real, of_fake = self.logits(roles, real), self.logits(roles, [feature.detach() for feature in fake])
+        return logged_discriminator_loss(of_real, of_fake, self.loss)
 
     def _heads(self, roles: Roles) -> Heads:
         return cast(Heads, roles.heads[self.name])

@@ -75,8 +75,8 @@ class Inputs:
         x = first_state(self.schedule, noise[:, 0], float(self.timesteps[0]), start)
         with torch.no_grad():
             for i in range(exit):
-                answer = student(x, self.timesteps[i], cond).x0
-                x = self.schedule.add_noise(answer, noise[:, i + 1], self.timesteps[i + 1])
+                x0_student = student(x, self.timesteps[i], cond).x0
+                x = self.schedule.add_noise(x0_student, noise[:, i + 1], self.timesteps[i + 1])
         return x
 
 

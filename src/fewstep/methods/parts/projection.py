@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import working
 from fewstep.methods.base import Loss
-from fewstep.methods.parts.discriminators import AdversarialLoss, Judge, r1, verdict
+from fewstep.methods.parts.discriminators import AdversarialLoss, Judge, logged_discriminator_loss, r1
 from fewstep.methods.parts.heads import Heads, groups_of
 from fewstep.models.cond import Cond
 from fewstep.models.helpers import Helpers
@@ -131,11 +131,11 @@ class ProjectionHead(nn.Module):
         """[B, C, ...] and [B, condition_width] -> logits [B, positions]."""
         h = self.inlet(self._shaped(features))
         h = (h + self.middle(h)) / math.sqrt(2)
-        said = self.outlet(h).flatten(2)
+        logits = self.outlet(h).flatten(2)
         if self.condition is None or condition is None:
-            return cast(Tensor, said.squeeze(1))
-        asked = self.condition(condition.to(said.dtype))
-        return torch.einsum("bcl,bc->bl", said, asked) / math.sqrt(CONDITION_WIDTH)
+            return cast(Tensor, logits.squeeze(1))
+        asked = self.condition(condition.to(logits.dtype))
+        return torch.einsum("bcl,bc->bl", logits, asked) / math.sqrt(CONDITION_WIDTH)
 
     def _shaped(self, features: Tensor) -> Tensor:
         """[B, C] and maps as rows, [B, C, L]; or [B, C] and square rows of tokens as maps, [B, C, h, w]."""
@@ -185,17 +185,18 @@ def taps_of(roles: Roles) -> tuple[str, ...]:
     return cast(ProjectionHeads, roles.heads["discriminator"]).taps
 
 
-def told(roles: Roles, condition: Tensor | None) -> Judge:
+def conditioned_heads(roles: Roles, condition: Tensor | None) -> Judge:
     """The discriminator's heads, told the condition of a batch."""
     return partial(roles.heads["discriminator"], condition=condition)
 
 
-def judge(
+def projection_loss(
     heads: Judge, real: Sequence[Tensor], fake: Sequence[Tensor], kind: AdversarialLoss, r1_weight: float = 0.0
 ) -> Loss:
     """The loss of the player that trains the heads, with R1 at their inputs on real ones; none for the student."""
-    said = verdict(heads(real), heads([feature.detach() for feature in fake]), kind)
+    gan = logged_discriminator_loss(heads(real), heads([feature.detach() for feature in fake]), kind)
     if not r1_weight:
-        return said
-    loss, penalty = said.total, r1(heads, real)
-    return Loss(loss + r1_weight * penalty, {kind: loss.detach(), "r1": penalty.detach()}, said.stats)
+        return gan
+    penalty = r1(heads, real)
+    parts = {kind: gan.total.detach(), "r1": penalty.detach()}
+    return Loss(gan.total + r1_weight * penalty, parts, gan.stats)

@@ -107,12 +107,12 @@ class ScorePair:
     def denoising_loss(self, roles: Roles, x: Tensor, noise: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """What the fake score minimises at answers x [B, ...], noised to t [B] (host); nothing reaches the student."""
         x = working(x.detach())
-        said = roles.fake(self.schedule.add_noise(x, noise, t), t, cond)
+        pred = roles.fake(self.schedule.add_noise(x, noise, t), t, cond)
         alpha, sigma = self.schedule.alpha_sigma(t)
-        p, q = mix(said.prediction_type, alpha, sigma)
+        p, q = mix(pred.prediction_type, alpha, sigma)
         target = expand(p, x) * x + expand(q, x) * noise
-        weight = self._weight_of_x0(alpha, sigma) if said.prediction_type == "sample" else None
-        return distance(said.output, target, "l2", weight=weight)
+        weight = self._weight_of_x0(alpha, sigma) if pred.prediction_type == "sample" else None
+        return distance(pred.output, target, "l2", weight=weight)
 
     def _weight_of_x0(self, alpha: Array, sigma: Array) -> Array:
         sigma_data = 0.5 if self.schedule.family == "edm" else 1.0

@@ -18,7 +18,7 @@ TAIL, MARGIN = 0.005, 1.5  # the data's range: the distance from their channel's
 
 
 @torch.no_grad()
-def answer_statistics(x0: Tensor, data: Tensor, teacher_x0: Tensor | None = None) -> dict[str, Tensor]:
+def student_statistics(x0: Tensor, data: Tensor, teacher_x0: Tensor | None = None) -> dict[str, Tensor]:
     """A student's clean answers beside the data of the same batch (and its teacher's at the same points).
 
     ``x0_mean``, ``x0_std``, ``data_mean``, ``data_std``: over all elements. ``saturation``: the share of answers
@@ -84,16 +84,16 @@ def discriminator_statistics(real_logits: Tensor, fake_logits: Tensor) -> dict[s
 
 
 @torch.no_grad()
-def fake_score_statistics(fake_x0: Tensor, teacher_x0: Tensor, answers: Tensor) -> dict[str, Tensor]:
+def fake_score_statistics(fake_x0: Tensor, teacher_x0: Tensor, x0_student: Tensor) -> dict[str, Tensor]:
     """How well the fake score denoises the student's answers, beside the teacher on the same noised answers.
 
     ``fake_error``, ``teacher_fake_error``: mean squares, of [B, ...] predictions against the answers. A fake score that
     keeps up is the better of the two: it is trained on these, the teacher on data.
     """
-    answers = working(answers)
+    x0_student = working(x0_student)
     return {
-        "fake_error": (working(fake_x0) - answers).square().mean(),
-        "teacher_fake_error": (working(teacher_x0) - answers).square().mean(),
+        "fake_error": (working(fake_x0) - x0_student).square().mean(),
+        "teacher_fake_error": (working(teacher_x0) - x0_student).square().mean(),
     }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule, Time
 from fewstep.methods.base import HeadSpec, Loss, Player, RoleSpec
-from fewstep.methods.parts.discriminators import Discriminator, generator_loss
+from fewstep.methods.parts.discriminators import Discriminator, generator_loss, logged_discriminator_loss
 from fewstep.methods.parts.distances import with_gradient
 from fewstep.methods.parts.score_pair import noise_levels
 from fewstep.methods.settings import Held
@@ -30,7 +30,7 @@ BACKBONE, HEADS = "discriminator", "heads"
 
 
 @dataclass
-class Shown:
+class Judged:
     """A student's landing before the discriminator.
 
     Attributes:
@@ -48,7 +48,7 @@ class Shown:
     beside: list[Tensor] | None = None
 
 
-class Landings:
+class TrajectoryDiscriminator:
     """The game of both landings.
 
     Args:
@@ -76,65 +76,65 @@ class Landings:
         self.shares = (share / share.sum()).cumsum(0)[:-1]
         self.role = RoleSpec(BACKBONE, features_only=True, weights=held)
         pictures = 2 if beside else 1
-        self.game = Discriminator("logistic", BACKBONE, HEADS, "last", "conv", halvings, pictures)
+        self.gan = Discriminator("logistic", BACKBONE, HEADS, "last", "conv", halvings, pictures)
 
     @property
     def calls(self) -> int:
         """How often the encoder is asked in a step."""
-        return 1 + self.game.pictures
+        return 1 + self.gan.pictures
 
     def heads(self) -> HeadSpec:
         """What a method returns from `Method.heads`."""
-        return self.game.spec()
+        return self.gan.spec()
 
     def draw(self, rng: Rng, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """[B] numbers in [0, 1), which t* it is, and [B, *shape] unit normals that both landings are noised with."""
         return rng.sample.uniform("level"), rng.sample.normal("level_noise", shape)
 
-    def show(
+    def judge(
         self,
         roles: Roles,
-        landing: Tensor,
+        x_s: Tensor,
         s: Tensor,
         level: Tensor | None,
         noise: Tensor | None,
         cond: Cond | None,
         start: tuple[Tensor, Time] | None = None,
-    ) -> Shown:
+    ) -> Judged:
         """What the discriminator makes of a student's landing [B, ...] at s [B], from ``start`` (x_t, t)."""
         assert level is not None and noise is not None
         at = self.judged_at(s, level)
-        seen = renoise(self.schedule, landing, s, at, noise)
+        seen = renoise(self.schedule, x_s, s, at, noise)
         leaf = seen.detach().requires_grad_()
-        shown = Shown(at, noise, seen, leaf, self.game.features(roles, leaf, at, cond))
-        if self.game.pictures == 2:  # where they started: as it is, at its own time
+        judged = Judged(at, noise, seen, leaf, self.gan.features(roles, leaf, at, cond))
+        if self.gan.pictures == 2:  # where they started: as it is, at its own time
             assert start is not None
-            shown.beside = self.game.features(roles, *start, cond)
-        return shown
+            judged.beside = self.gan.features(roles, *start, cond)
+        return judged
 
-    def student(self, roles: Roles, shown: Shown) -> tuple[Tensor, Tensor]:
+    def student(self, roles: Roles, judged: Judged) -> tuple[Tensor, Tensor]:
         """softplus(-D), which the student minimises, and its gradient at what was seen, [B, ...].
 
         That gradient is formed at once: the graph of the features stays for the discriminator's own loss.
         """
-        adversarial = generator_loss(self._logits(roles, shown.features, shown), "logistic")
-        (pull,) = torch.autograd.grad(adversarial, shown.leaf, retain_graph=True)
-        return with_gradient(adversarial, shown.seen, pull), pull
+        adversarial = generator_loss(self._logits(roles, judged.features, judged), "logistic")
+        (grad,) = torch.autograd.grad(adversarial, judged.leaf, retain_graph=True)
+        return with_gradient(adversarial, judged.seen, grad), grad
 
-    def discriminator(self, roles: Roles, real: Tensor, s: Tensor, shown: Shown, cond: Cond | None) -> Loss:
+    def discriminator(self, roles: Roles, real: Tensor, s: Tensor, judged: Judged, cond: Cond | None) -> Loss:
         """softplus(-D(real)) + softplus(D(fake)); real: [B, ...] where the student should have landed, at s [B]."""
-        seen = renoise(self.schedule, real, s, shown.at, shown.noise)
-        logits = self._logits(roles, self.game.features(roles, seen, shown.at, cond), shown)
-        return self.game.verdict(logits, self._logits(roles, shown.features, shown))
+        seen = renoise(self.schedule, real, s, judged.at, judged.noise)
+        logits = self._logits(roles, self.gan.features(roles, seen, judged.at, cond), judged)
+        return logged_discriminator_loss(logits, self._logits(roles, judged.features, judged), "logistic")
 
     def judged_at(self, s: Tensor, level: Tensor) -> Tensor:
         """s [B] itself, or t* where s is the schedule's end, or clean."""
         return torch.where(s <= self.schedule.end, self.levels[torch.searchsorted(self.shares, level, right=True)], s)
 
-    def _logits(self, roles: Roles, features: Sequence[Tensor], shown: Shown) -> list[Tensor]:
-        if shown.beside is not None:
-            features = [torch.cat(pair, dim=1) for pair in zip(features, shown.beside, strict=True)]
-        return self.game.logits(roles, features)
+    def _logits(self, roles: Roles, features: Sequence[Tensor], judged: Judged) -> list[Tensor]:
+        if judged.beside is not None:
+            features = [torch.cat(pair, dim=1) for pair in zip(features, judged.beside, strict=True)]
+        return self.gan.logits(roles, features)
 
 
 def _levels(schedule: Schedule, shares: Sequence[float]) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.methods.parts.distances import feature_distance
-from fewstep.methods.parts.likeness import instance_loss, likeness_loss
+from fewstep.methods.parts.perceptual import instance_loss, perceptual_loss
 from fewstep.models.encoders import open_encoder
 from fewstep.models.helpers import PointEncoder
 from fewstep.scenes64.scenes import Scenes
@@ -54,18 +54,18 @@ def test_the_encoder_tells_scenes_apart_and_gradients_come_back():
     encoder = open_encoder("scenes-64")
     images = torch.from_numpy(Scenes(6).render(range(4)).images).permute(0, 3, 1, 2).float() / 127.5 - 1
     one, other = images[:2], images[2:]
-    assert float(likeness_loss(encoder, one, one)) == pytest.approx(0, abs=1e-5)
+    assert float(perceptual_loss(encoder, one, one)) == pytest.approx(0, abs=1e-5)
     dimmed = (0.9 * one).requires_grad_()
-    loss = likeness_loss(encoder, dimmed, one)
-    assert 0 < float(loss) < float(likeness_loss(encoder, other, one)) / 5
+    loss = perceptual_loss(encoder, dimmed, one)
+    assert 0 < float(loss) < float(perceptual_loss(encoder, other, one)) / 5
     (slope,) = torch.autograd.grad(loss, dimmed)
     assert (slope.flatten(1).abs().sum(dim=1) > 0).all()
     leaf = one.clone().requires_grad_()
-    assert not torch.autograd.grad(likeness_loss(encoder, dimmed, leaf), leaf, allow_unused=True)[0]
+    assert not torch.autograd.grad(perceptual_loss(encoder, dimmed, leaf), leaf, allow_unused=True)[0]
 
 
 def test_other_encoders_compare_features_at_all_taps():
     encoder, a, b = PointEncoder(2), torch.randn(3, 2), torch.randn(3, 2)
     taps = ("products", "long", "short")
     wanted = feature_distance(encoder.features(a, taps), encoder.features(b, taps))
-    assert torch.equal(likeness_loss(encoder, a, b), wanted) and float(wanted) > 0
+    assert torch.equal(perceptual_loss(encoder, a, b), wanted) and float(wanted) > 0

@@ -24,7 +24,7 @@ def choose_solver(solver: Solver | None, schedule: Schedule) -> Solver:
 
 
 @dataclass
-class Hop:
+class SolverStep:
     """x_t [B, ...] at native times t [B], where it lands, x_u at u [B] (host times), and the teacher's x0 at t.
 
     Without a teacher there is no such x0.
@@ -37,7 +37,7 @@ class Hop:
     teacher_x0: Tensor | None
 
 
-def guided_hop(
+def solver_step(
     roles: Roles,
     schedule: Schedule,
     batch: Batch,
@@ -47,7 +47,7 @@ def guided_hop(
     guidance_scale: float | Tensor,
     solver: Solver = "ddim",
     by: str = "teacher",
-) -> Hop:
+) -> SolverStep:
     """Noise ``batch.x0`` to t and take one guided step of the teacher to u, without a graph; Heun's takes two calls.
 
     ``by`` names another role to take the step.
@@ -55,10 +55,10 @@ def guided_hop(
     The step is a jump in (x0, epsilon), whatever the teacher predicts; the public LCM scripts treat its raw output
     as epsilon, which is wrong for v-prediction.
     """
-    return roll_out(roles, schedule, batch, noise, [t, u], guidance_scale, solver, by=by)
+    return solve_along(roles, schedule, batch, noise, [t, u], guidance_scale, solver, by=by)
 
 
-def roll_out(
+def solve_along(
     roles: Roles,
     schedule: Schedule,
     batch: Batch,
@@ -68,7 +68,7 @@ def roll_out(
     solver: Solver = "ddim",
     x_t: Tensor | None = None,
     by: str = "teacher",
-) -> Hop:
+) -> SolverStep:
     """The same over several hops: from ``times[0]`` through every one of ``times``, [B] each, to the last (CTM).
 
     ``x_t`` stands in for the noised data. A row whose time does not change stays where it is.
@@ -82,12 +82,12 @@ def roll_out(
             if solver == "heun":
                 x = heun(first, teacher(x, u, batch.cond, guidance_scale=guidance_scale))
             teacher_x0 = first.x0 if teacher_x0 is None else teacher_x0
-    return Hop(times[0], times[-1], x_t, x, teacher_x0)
+    return SolverStep(times[0], times[-1], x_t, x, teacher_x0)
 
 
-def data_hop(schedule: Schedule, batch: Batch, noise: Tensor, t: Tensor, u: Tensor) -> Hop:
+def data_step(schedule: Schedule, batch: Batch, noise: Tensor, t: Tensor, u: Tensor) -> SolverStep:
     """A hop that needs no teacher: the same data under the same noise at both times (Song et al. 2023, sec. 5).
 
     It is the Euler step of sigma/alpha with E[x0 | x_t] replaced by x0 itself: right in the mean over x0, not for each.
     """
-    return Hop(t, u, schedule.add_noise(batch.x0, noise, t), schedule.add_noise(batch.x0, noise, u), None)
+    return SolverStep(t, u, schedule.add_noise(batch.x0, noise, t), schedule.add_noise(batch.x0, noise, u), None)
