@@ -19,7 +19,7 @@ from fewstep.data.files import replace_text
 from fewstep.evaluation.compare import Candidate, compare, lower_by, table
 from fewstep.inference.generate import load_model
 from fewstep.scenes64.prompts import unseen_prompts
-from fewstep.students.student import sampler_of
+from fewstep.students.card import sampler_of
 
 FIGURES = ("FD", "detail FD", "accuracy")
 

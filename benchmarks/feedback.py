@@ -24,8 +24,9 @@ from fewstep.evaluation.metrics import centred_interval
 from fewstep.models.families import load_teacher
 from fewstep.models.rewards import load_reward
 from fewstep.scenes64.prompts import unseen_prompts
+from fewstep.students.card import load_card, sampler_of
 from fewstep.students.lineage import teacher_of
-from fewstep.students.student import load_card, load_student, sampler_of
+from fewstep.students.student import load_student
 
 RESULTS = Path(__file__).parent / "results" / "feedback.json"
 STAGES = {"before": "01-student", "after": "02-feedback"}

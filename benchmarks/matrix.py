@@ -101,7 +101,7 @@ def exported(folder: Path, student: Path) -> dict[str, Any]:
     for to in ("lora", "diffusers"):
         try:
             made = export(student, to, folder / to)
-            return {"export": to, "gap": made.proof.gap, "layers": made.proof.layers}
+            return {"export": to, "gap": made.round_trip.gap, "layers": made.round_trip.layers}
         except ValueError as error:
             why = str(error)
     return {"export": f"refused: {why}"}

@@ -10,8 +10,9 @@ import torch
 
 from fewstep.cli import main
 from fewstep.runs.distill import distill
+from fewstep.students.card import load_card
 from fewstep.students.lineage import teacher_of
-from fewstep.students.student import load_card, load_student
+from fewstep.students.student import load_student
 from fewstep.training.trainer import Trainer, TrainingStopped
 
 SHORT = [

@@ -215,9 +215,9 @@ def export(
     from fewstep.export.publish import export as write
 
     made = write(run, to, out, dtype, device)
-    typer.echo(f"Wrote {made.folder}; diffusers draws from it what fewstep does (gap {made.proof.gap:.1e}).")
-    if made.proof.layers:
-        typer.echo(f"All {made.proof.layers} LoRA layers were found.")
+    typer.echo(f"Wrote {made.folder}; diffusers draws from it what fewstep does (gap {made.round_trip.gap:.1e}).")
+    if made.round_trip.layers:
+        typer.echo(f"All {made.round_trip.layers} LoRA layers were found.")
     for line in made.remarks:
         typer.echo(line)
     typer.echo(f"In diffusers: pipe(prompt, {made.call}); the README says more.")

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from fewstep.checkpoints.explain import code, comfy, explain, licence_notice, table, warnings
-from fewstep.checkpoints.load import FAMILIES, load_checkpoint
+from fewstep.checkpoints.load import load_checkpoint
 from fewstep.checkpoints.registry import FILE, checkpoints, find_checkpoint
-from fewstep.checkpoints.sampling import SAMPLERS, sampler_of, schedule_of
+from fewstep.checkpoints.sampling import sampler_class, sampler_of, schedule_of
+from fewstep.models.families import family_named
 from tests.checkpoints.test_sampling import base_of
 
 ENTRIES = checkpoints()
@@ -63,7 +64,7 @@ def follow(entry, monkeypatch):
     loader = SimpleNamespace(from_pretrained=loaded)
     fakes = SimpleNamespace(
         DiffusionPipeline=loader, LatentConsistencyModelPipeline=loader, UNet2DConditionModel=UNet,
-        **{n: getattr(diffusers, n) for n in (*SAMPLERS, "SCMScheduler")},
+        **{n: getattr(diffusers, n) for n in {e.scheduler for e in ENTRIES.values() if sampler_class(e.scheduler)}},
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "diffusers", fakes)
     monkeypatch.setattr(torch, "load", lambda path, weights_only: path if weights_only else None)
@@ -89,7 +90,7 @@ def test_sana_sprints_lines_give_its_pipeline_the_angles_that_we_take(monkeypatc
     np.testing.assert_allclose(mine, np.sin(angles) / (np.sin(angles) + np.cos(angles)), atol=1e-5)
 
 
-SET_BY_NUMBER = [n for n, e in ENTRIES.items() if e.scheduler in SAMPLERS and e.scheduler != "SCMScheduler"]
+SET_BY_NUMBER = [n for n, e in ENTRIES.items() if sampler_class(e.scheduler) and e.scheduler != "SCMScheduler"]
 
 
 @pytest.mark.parametrize("name", SET_BY_NUMBER)
@@ -179,10 +180,10 @@ def test_what_cannot_be_sampled_here_says_so():
         with pytest.raises(ValueError, match="not built in here"):
             sampler_of(ENTRIES[name], {})
     for entry in ENTRIES.values():
-        if entry.family not in FAMILIES:  # known by its family, before anything is downloaded
+        if family_named(entry.family) is None:  # known by its family, before anything is downloaded
             with pytest.raises(ValueError, match=f"{entry.id} cannot be sampled here, .* --code"):
                 load_checkpoint(entry)
-    assert sum(e.family in FAMILIES for e in ENTRIES.values()) == 69
+    assert sum(family_named(e.family) is not None for e in ENTRIES.values()) == 69
     with pytest.raises(ValueError, match="which has no eta"):
         sampler_of(LCM, {}, eta=0.5)
     assert "no scheduler for ctm-imagenet64" in code(ENTRIES["ctm-imagenet64"])

@@ -16,14 +16,14 @@ from fewstep.checkpoints.load import load_checkpoint, start_weights
 from fewstep.checkpoints.registry import checkpoints, find_checkpoint
 from fewstep.inference.load import load_published
 from fewstep.inference.model import Model
-from fewstep.models.families import as_teacher, load_teacher
-from fewstep.models.lora_files import network_of, read_lora
+from fewstep.models.families import as_teacher, find_family, load_teacher
+from fewstep.models.lora_files import read_lora
 from fewstep.models.roles import Roles, Weights
 from fewstep.recipe.load import parse_recipe
 from fewstep.runs.setup import setup
 from fewstep.sampling import TCDSampler, sample
 from fewstep.scenes64.architecture import build_unet
-from fewstep.students.student import Card
+from fewstep.students.card import Card
 from tests.checkpoints.tiny import added, kohya, lora_of, peft
 from tests.command_line import inside
 from tests.models.pipelines import SIZE, build
@@ -175,7 +175,8 @@ def test_any_kind_of_entry_is_the_beginning_of_a_student(name, family, weights, 
     """LoRAs of every family at their scale, peft's own folders, whole networks and pipelines: the student's answer."""
     entry, pipeline = find_checkpoint(name), copy.deepcopy(build(family))
     teacher = as_teacher(pipeline, size=SIZE)
-    part, network = network_of(pipeline)
+    kind = find_family(pipeline)
+    part, network = kind.part, kind.base
     x, cond = torch.randn(1, *teacher.latent_shape), teacher.encode_prompts(["a"])
     time = 0.5 if entry.flow else 500
     if entry.is_lora:
@@ -189,7 +190,7 @@ def test_any_kind_of_entry_is_the_beginning_of_a_student(name, family, weights, 
         wanted = {k: t + 0.01 * torch.randn_like(t) for k, t in network.state_dict().items()}
         save_file(wanted, tmp_path / "x.safetensors")
         other = copy.deepcopy(pipeline)
-        network_of(other)[1].load_state_dict(wanted)
+        find_family(other).base.load_state_dict(wanted)
         monkeypatch.setattr(load, "load_teacher", lambda *_, **__: as_teacher(
             other if entry.kind == "pipeline" else copy.deepcopy(pipeline), size=SIZE))  # fmt: skip
     begun = start_weights(entry, teacher, weights, 4, None if entry.kind == "pipeline" else tmp_path / "x.safetensors")
@@ -198,7 +199,7 @@ def test_any_kind_of_entry_is_the_beginning_of_a_student(name, family, weights, 
     roles.start("student", begun)
     with torch.no_grad():
         got, before = (view(x, time, cond).output for view in (roles.student, roles.teacher))
-        network_of(pipeline)[1].requires_grad_(False)
+        find_family(pipeline).base.requires_grad_(False)
         expected = as_teacher(with_network(family, wanted), size=SIZE).denoiser(x, time, cond).output
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
     assert (before - expected).abs().max() > 1e-3 * expected.abs().max()
@@ -206,7 +207,7 @@ def test_any_kind_of_entry_is_the_beginning_of_a_student(name, family, weights, 
 
 def with_network(family, state):
     pipeline = copy.deepcopy(build(family))
-    network_of(pipeline)[1].load_state_dict(state)
+    find_family(pipeline).base.load_state_dict(state)
     return pipeline
 
 
@@ -231,7 +232,7 @@ def test_a_network_that_is_told_its_guidance_starts_nothing_that_is_not(tmp_path
     others = copy.deepcopy(build("sdxl"))
     others.unet.time_embedding.cond_proj = torch.nn.Identity()  # as a role's own w-embedding leaves it
     monkeypatch.setattr(load, "load_teacher", lambda *_, **__: as_teacher(others, size=SIZE))
-    with pytest.raises(ValueError, match="init: lcm-sdxl is told its guidance scale"):
+    with pytest.raises(ValueError, match="init: lcm-sdxl has a guidance-scale embedding"):
         start_weights(find_checkpoint("lcm-sdxl"), teacher, "full", 4, tmp_path / "x.safetensors")
 
 

@@ -13,7 +13,7 @@ import torch
 import fewstep
 from fewstep.export import round_trip
 from fewstep.export.publish import export
-from fewstep.students.student import Card
+from fewstep.students.card import Card
 from tests.export.test_publish import LCM, finished, gap
 from tests.models.pipelines import PROMPTS, build
 
@@ -28,11 +28,11 @@ LOOP = """
 import json, sys
 from pathlib import Path
 from safetensors.torch import save_file
-from fewstep.export.round_trip import answer
+from fewstep.export.round_trip import sample_in_diffusers
 for line in sys.stdin:
-    question, place = line.split()
+    request, place = line.split()
     try:
-        save_file(answer(json.loads(Path(question).read_text())), place)
+        save_file(sample_in_diffusers(json.loads(Path(request).read_text())), place)
         print("done", flush=True)
     except Exception as error:
         print(type(error).__name__, *str(error).split(), flush=True)
@@ -41,7 +41,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def elsewhere():
-    """Stands for `subprocess.run`: one child of its own interpreter answers all eval_inputs, one after the other."""
+    """Stands for `subprocess.run`: one child of its own interpreter serves all requests, one after the other."""
     child = subprocess.Popen(
         [sys.executable, "-c", LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -71,8 +71,8 @@ def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewh
     """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""
     monkeypatch.setattr(round_trip.subprocess, "run", elsewhere)
     made = export(runs / f"{name}-run", to, tmp_path / "out")
-    assert made.proof.gap <= 1e-5
-    assert (made.proof.layers >= 50) == (to in ("lora", "kohya"))
+    assert made.round_trip.gap <= 1e-5
+    assert (made.round_trip.layers >= 50) == (to in ("lora", "kohya"))
     expected = fewstep.load(runs / f"{name}-run").sample(PROMPTS, output_type="latent", seed=2)
     read = fewstep.load(tmp_path / "out")
     assert gap(read.sample(PROMPTS, output_type="latent", seed=2), expected) <= 1e-5
@@ -88,4 +88,4 @@ def test_lcm_on_a_flow_model(name, runs, elsewhere, tmp_path, monkeypatch):
     card = replace(LCM, original_inference_steps=50, image_size=64 if name == "flux" else None)
     run = finished(tmp_path / "run", runs / name, card)
     made = export(run, "lora", tmp_path / "out")
-    assert made.proof.gap <= 1e-5 and "sigmas" in made.call
+    assert made.round_trip.gap <= 1e-5 and "sigmas" in made.call

@@ -17,6 +17,7 @@ from fewstep.export.lora import ADAPTER_METADATA, kohya_layout, layers, peft_lay
 from fewstep.models.families import UNET_LORA_TARGETS
 from fewstep.models.families.flux import FluxNetwork
 from fewstep.models.families.sd3 import SD3Network
+from fewstep.models.families.unet import StableDiffusion
 from fewstep.models.lora import matching
 from tests.export.comfy import SD15, SDXL, flux_names, sd3_names, unet_names
 
@@ -44,6 +45,7 @@ PIPELINES = {
     "SD1.5": diffusers.StableDiffusionPipeline, "SDXL": diffusers.StableDiffusionXLPipeline,
     "SD3": diffusers.StableDiffusion3Pipeline, "FLUX": diffusers.FluxPipeline,
 }  # fmt: skip
+PREFIX = StableDiffusion.kohya_prefix
 COUNT = {"SD1.5": 278, "SDXL": 788, "SD3": 340, "FLUX": 504}
 COMFY = {
     "SD1.5": lambda: unet_names(**SD15), "SDXL": lambda: unet_names(**SDXL), "SD3": sd3_names, "FLUX": flux_names
@@ -69,7 +71,7 @@ def lora(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_comfyui_finds_every_layer(name):
-    keys, _ = (kohya_layout if name in ("SD1.5", "SDXL") else peft_layout)(lora(name))
+    keys, _ = kohya_layout(lora(name), PREFIX) if name in ("SD1.5", "SDXL") else peft_layout(lora(name))
     known = COMFY[name]()
     mine = {key.removesuffix(".alpha").split(".lora_")[0] for key in keys}
     assert len(mine) == COUNT[name] == len(layers(lora(name)))
@@ -83,9 +85,9 @@ def test_diffusers_finds_every_layer(name, layout):
     """What diffusers' loader makes of the file's keys, name by name, and of the scale that goes with them."""
     if layout == "kohya" and name in CLASSES:
         with pytest.raises(ValueError, match="one of UNets"):
-            kohya_layout(lora(name))
+            kohya_layout(lora(name), "")
         return
-    keys, _ = (peft_layout if layout == "lora" else kohya_layout)(lora(name))
+    keys, _ = peft_layout(lora(name)) if layout == "lora" else kohya_layout(lora(name), PREFIX)
     place = "transformer" if name in CLASSES else "unet"
     told = {"unet_config": network(name).config} if name == "SDXL" else {}
     found, alphas = PIPELINES[name].lora_state_dict(dict(keys), **told), {}
@@ -114,7 +116,7 @@ def test_the_header_says_rank_as_alpha():
 def test_kohya_names_that_fall_together_are_refused():
     pair = {f"unet.{n}.lora_{k}.weight": torch.zeros(1, 1) for n in ("a.b_c", "a_b.c") for k in "AB"}
     with pytest.raises(ValueError, match="one name, lora_unet_a_b_c"):
-        kohya_layout(pair)
+        kohya_layout(pair, PREFIX)
 
 
 def test_a_network_of_no_pipeline_has_no_layout():

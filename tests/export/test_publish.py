@@ -19,7 +19,8 @@ from fewstep.models.families import load_teacher
 from fewstep.models.lora_files import read_lora
 from fewstep.models.roles import Roles, Weights
 from fewstep.sampling import sample
-from fewstep.students.student import Card, load_card, load_student, sampler_of, save_student
+from fewstep.students.card import Card, load_card, sampler_of
+from fewstep.students.student import load_student, save_student
 from tests.command_line import inside
 
 LCM = Card("lcm", "lcm", 4, "lora", "", rank=4, steps=7)
@@ -51,8 +52,8 @@ def in_this_process(monkeypatch):
         returncode, stderr = 0, ""
 
     def work(command, **_):
-        question, answer = command[-2:]
-        save_file(round_trip.answer(json.loads(Path(question).read_text())), answer)
+        request, latents = command[-2:]
+        save_file(round_trip.sample_in_diffusers(json.loads(Path(request).read_text())), latents)
         return Done()
 
     monkeypatch.setattr(round_trip.subprocess, "run", work)
@@ -87,7 +88,7 @@ def gap(a, b):
 def test_a_pipeline_folder_draws_right_with_nothing_set(run, in_this_process, tmp_path):
     """Another seed than the export's own check, and pictures that are not the teacher's."""
     made = export(run, "diffusers", tmp_path / "out")
-    assert made.call == "num_inference_steps=4" and made.proof.gap <= 1e-5
+    assert made.call == "num_inference_steps=4" and made.round_trip.gap <= 1e-5
     expected = pictures(run)
     assert gap(drawn(tmp_path / "out"), expected) <= 1e-5
     assert gap(drawn(tmp_path / "out", guidance_scale=1.0), expected) <= 1e-5
@@ -100,18 +101,18 @@ def test_a_pipeline_folder_draws_right_with_nothing_set(run, in_this_process, tm
 
 def test_a_lora_in_a_process_of_its_own(run, tmp_path):
     """The one place where the other process really is one; the rest of this file does its work here."""
-    made = export(run, "lora", tmp_path / "out", "float16")
-    assert 1e-7 < made.proof.gap < 1e-2 and made.proof.layers == 115
+    made = export(run, "lora", tmp_path / "out", "fp16")
+    assert 1e-7 < made.round_trip.gap < 1e-2 and made.round_trip.layers == 115
 
 
-@pytest.mark.parametrize("to, dtype, limit", [("lora", "float32", 1e-6), ("kohya", "float16", 1e-3)])
+@pytest.mark.parametrize("to, dtype, limit", [("lora", "fp32", 1e-6), ("kohya", "float16", 1e-3)])
 def test_loras_hold_the_students_weights(to, dtype, limit, run, tiny, in_this_process, tmp_path):
     made = export(run, to, tmp_path / "out", dtype)
     file = next((tmp_path / "out").glob("*.safetensors"))
     assert file.name == {"lora": "pytorch_lora_weights.safetensors", "kohya": "mine_comfy.safetensors"}[to]
     student = load_file(run / "student" / "pytorch_lora_weights.safetensors")
     found = read_lora(load_teacher(str(tiny)).pipeline, file)
-    assert {f"unet.{k}" for k in found} == student.keys() and made.proof.layers == len(found) // 2
+    assert {f"unet.{k}" for k in found} == student.keys() and made.round_trip.layers == len(found) // 2
     for key, value in found.items():
         wanted = student[f"unet.{key}"]
         assert (value - wanted).abs().max() <= limit * wanted.abs().max()
@@ -139,7 +140,7 @@ def test_a_told_guidance_scale_is_fixed_in_the_weights(tiny, in_this_process, tm
     card = replace(LCM, extra_inputs=("guidance_embed",), guidance_embed=3.0)
     run = finished(tmp_path / "run", tiny, card)
     made = export(run, "diffusers", tmp_path / "out")
-    assert any("3 is fixed in these weights" in line for line in made.remarks)
+    assert any("the scale 3 is fixed in these weights" in line for line in made.remarks)
     assert gap(drawn(tmp_path / "out"), pictures(run)) <= 1e-5
     teacher = load_teacher(str(tiny))
     student, cond = load_student(teacher, run / "student"), teacher.encode_prompts([""])
@@ -147,7 +148,7 @@ def test_a_told_guidance_scale_is_fixed_in_the_weights(tiny, in_this_process, tm
     with torch.no_grad():  # it does hear the scale
         assert gap(*(student(x, 500, cond, guidance_embed=w).output for w in (3.0, 6.0))) > 1e-3
     for to in ("lora", "kohya"):
-        with pytest.raises(ValueError, match="told its guidance scale"):
+        with pytest.raises(ValueError, match="has a guidance-scale embedding"):
             export(run, to, tmp_path / to)
         assert not (tmp_path / to).exists()
 
@@ -190,7 +191,7 @@ def test_what_stands_in_the_folder(run, in_this_process, tmp_path):
 
 
 @pytest.mark.parametrize("card, to, match", [
-    (dict(extra_inputs=("end",)), "diffusers", "told its target time"),
+    (dict(extra_inputs=("end",)), "diffusers", "conditioned on the target time"),
     (dict(weights="full", rank=0), "kohya", "it is no LoRA"),
     (dict(), "onnx", "Unknown --to 'onnx'"),
 ])  # fmt: skip
@@ -221,7 +222,7 @@ def test_an_export_that_draws_otherwise_is_no_export(run, in_this_process, tmp_p
         gone = sorted(lora)[0].rsplit(".lora_", 1)[0]
         return real({k: t for k, t in lora.items() if not k.startswith(gone)})
 
-    for layout, match in ((half, "draws something else"), (fewer, "found 114 of the export's 115")):
+    for layout, match in ((half, "are not fewstep's"), (fewer, "found 114 of the export's 115")):
         monkeypatch.setattr(publish, "peft_layout", layout)
         with pytest.raises(ValueError, match=match):
             export(run, "lora", tmp_path / "out")
@@ -233,7 +234,7 @@ def test_an_export_that_draws_otherwise_is_no_export(run, in_this_process, tmp_p
         return replace(made, config={**made.config, "original_inference_steps": 20})
 
     monkeypatch.setattr(publish, "plan_scheduler", other)
-    with pytest.raises(ValueError, match="draws something else"):
+    with pytest.raises(ValueError, match="are not fewstep's"):
         export(run, "diffusers", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -244,7 +245,7 @@ def test_an_error_of_diffusers_is_said(monkeypatch):
 
     monkeypatch.setattr(round_trip.subprocess, "run", lambda *_, **__: Failed())
     with pytest.raises(ValueError, match="does not work in diffusers: OSError: no such model"):
-        round_trip.prove(round_trip.Question("nowhere", 1, ("a",)), torch.zeros(1), 0, 1e-5)
+        round_trip.check_round_trip(round_trip.Request("nowhere", "unet", 1, ("a",)), torch.zeros(1), 0, 1e-5)
 
 
 def test_the_command_line(run, in_this_process, tmp_path, monkeypatch, capsys):

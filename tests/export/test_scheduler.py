@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.export.scheduler import few_step_shift, plan_scheduler
+from fewstep.export.scheduler import build_scheduler, few_step_shift, plan_scheduler
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.families.flux import Flux
+from fewstep.models.families.sd3 import StableDiffusion3
+from fewstep.models.families.unet import StableDiffusion
 from fewstep.sampling import (
     CTMSampler,
     DDIMSampler,
@@ -28,7 +31,7 @@ from tests.sampling.conftest import noise, noises, toy  # noqa: F401
 
 BASE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)
 VP, FLOW = Schedule.scaled_linear(), Schedule.flow(shift=3.0)
-SD, SD3, FLUX = "StableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline"
+SD, SD3, FLUX = StableDiffusion, StableDiffusion3, Flux
 
 # sampler, what the call must say beside the number of steps
 CASES = {
@@ -98,7 +101,7 @@ def test_the_bases_own_defaults_do_not_come_back():
     base = dict(diffusers.DDIMScheduler(clip_sample=False).config)  # beta_start 0.0001, linear
     assert base["_use_default_values"]
     schedule = Schedule.from_diffusers(diffusers.DDIMScheduler(clip_sample=False))
-    built = plan_scheduler(LCMSampler(num_inference_steps=4), schedule, base, "epsilon", SD).build()
+    built = build_scheduler(plan_scheduler(LCMSampler(num_inference_steps=4), schedule, base, "epsilon", SD))
     np.testing.assert_allclose(built.alphas_cumprod.numpy(), schedule.alphas_cumprod, rtol=1e-5)
 
 
@@ -138,7 +141,7 @@ def test_flow_samplers_step_like_us(sampler, call, noise, noises, monkeypatch): 
 def test_flux_lays_the_fractions_itself():
     """Its pipeline hands over 1, 3/4, 1/2, 1/4: the scheduler must shift them, once and by a fixed shift."""
     plan = plan_scheduler(EulerSampler(num_inference_steps=4), FLOW, {"use_dynamic_shifting": True}, "flow", FLUX)
-    scheduler = plan.build()
+    scheduler = build_scheduler(plan)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 4, 4))
     np.testing.assert_allclose(scheduler.sigmas.numpy(), [1, 0.9, 0.75, 0.5, 0], atol=1e-6)
 

@@ -14,16 +14,8 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.extras import sinusoid
 from fewstep.models.lora import live
 from fewstep.models.roles import Roles, Weights
-from fewstep.students.student import (
-    CARD_FILE,
-    LORA_FILE,
-    OWN_FILE,
-    Card,
-    load_card,
-    load_student,
-    sampler_of,
-    save_student,
-)
+from fewstep.students.card import CARD_FILE, Card, load_card, sampler_of
+from fewstep.students.student import LORA_FILE, OWN_FILE, load_student, save_student
 
 VP = Schedule.scaled_linear()
 CARD = Card("tcd", "tcd", 4, "lora", "small", eta=0.2, original_inference_steps=40, rank=4, steps=7)

@@ -15,7 +15,7 @@ from fewstep.export.pipeline import close_guidance
 from fewstep.inference.images import as_masks, cells
 from fewstep.inference.model import Model
 from fewstep.models.families import as_teacher
-from fewstep.students.student import Card
+from fewstep.students.card import Card
 from tests.export.test_publish import finished, gap
 from tests.models.pipelines import PROMPTS, SIZE, build
 
@@ -173,7 +173,7 @@ def test_an_exported_folder_is_drawn_from_pictures_by_diffusers_alike(tmp_path, 
 
     build("sd15").save_pretrained(tmp_path / "base")
     run = finished(tmp_path / "run", tmp_path / "base")
-    monkeypatch.setattr(publish, "prove", lambda question, expected, layers, limit: publish.Proof(0.0, layers))
+    monkeypatch.setattr(publish, "check_round_trip", lambda _, __, layers, ___: publish.RoundTrip(0.0, layers))
     publish.export(run, "diffusers", tmp_path / "out")
     pipe = LatentConsistencyModelImg2ImgPipeline.from_pretrained(tmp_path / "out")
     pipe.set_progress_bar_config(disable=True)

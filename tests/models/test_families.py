@@ -8,13 +8,14 @@ import torch
 
 from fewstep.models.cond import Cond
 from fewstep.models.families import Teacher, as_teacher, load_teacher
+from fewstep.models.families.unet import StableDiffusion
 
 
 class Autoencoder:
     """Four times down by means; the posterior's deviation is a third."""
 
     device, dtype = torch.device("cpu"), torch.float32
-    config = SimpleNamespace(scaling_factor=0.25, shift_factor=0.5, block_out_channels=(1, 1, 1))
+    config = SimpleNamespace(latent_channels=4, scaling_factor=0.25, shift_factor=0.5, block_out_channels=(1, 1, 1))
 
     def encode(self, images):
         mean = torch.nn.functional.avg_pool2d(images, 4)
@@ -24,12 +25,18 @@ class Autoencoder:
         return (torch.nn.functional.interpolate(latents, scale_factor=4),)
 
 
+def small(vae):
+    """A teacher with this autoencoder and a network that nobody calls."""
+    unet = SimpleNamespace(config=SimpleNamespace(in_channels=4), device=torch.device("cpu"))
+    return Teacher(None, StableDiffusion(SimpleNamespace(vae=vae, unet=unet)), "small")
+
+
 def test_latents_are_shifted_and_scaled_and_back():
-    teacher = Teacher(None, SimpleNamespace(vae=Autoencoder()), "small")
-    small = torch.linspace(-1, 1, 24).reshape(2, 3, 2, 2)
-    images = torch.nn.functional.interpolate(small, scale_factor=4)
+    teacher = small(Autoencoder())
+    values = torch.linspace(-1, 1, 24).reshape(2, 3, 2, 2)
+    images = torch.nn.functional.interpolate(values, scale_factor=4)
     mean, std = teacher.encode_images(images)
-    torch.testing.assert_close(mean, (small - 0.5) * 0.25)
+    torch.testing.assert_close(mean, (values - 0.5) * 0.25)
     torch.testing.assert_close(std, torch.full_like(mean, 0.25 / 3))
     torch.testing.assert_close(teacher.decode(mean, batch_size=1), images / 2 + 0.5)
     assert teacher.decode(mean * 100).max() == 1 and teacher.decode(mean * 100).min() == 0
@@ -74,7 +81,7 @@ def test_large_pictures_are_decoded_and_encoded_few_at_a_time():
     vae = Autoencoder()
     vae.encode = lambda images: seen.append(len(images)) or Autoencoder.encode(vae, images)
     vae.decode = lambda latents, return_dict: seen.append(len(latents)) or Autoencoder.decode(vae, latents, return_dict)
-    teacher = Teacher(None, SimpleNamespace(vae=vae), "small")
+    teacher = small(vae)
     mean, _ = teacher.encode_images(torch.zeros(5, 3, 1024, 1024))
     assert len(mean) == 5 and len(teacher.decode(mean)) == 5
     assert seen == [2, 2, 1, 2, 2, 1]

@@ -16,8 +16,9 @@ from fewstep.models.quantize import is_quantized, plain, quantizable, quantize, 
 from fewstep.models.roles import Weights
 from fewstep.recipe.load import load_recipe, parse_recipe
 from fewstep.recipe.validate import RecipeError
+from fewstep.students.card import Card
 from fewstep.students.lineage import open_teacher
-from fewstep.students.student import Card, load_student, save_student
+from fewstep.students.student import load_student, save_student
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
 from tests.models.pipelines import PROMPTS, SIZE, build

@@ -18,7 +18,8 @@ from fewstep.models.families import as_teacher, is_ours, load_teacher
 from fewstep.models.families.single_file import config_of
 from fewstep.models.meta_pipeline import outline
 from fewstep.models.roles import Weights
-from fewstep.students.student import Card, save_student
+from fewstep.students.card import Card
+from fewstep.students.student import save_student
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import build_roles
 from tests.models.pipelines import PROMPTS, SIZE, build
@@ -141,7 +142,7 @@ def test_a_student_of_a_file_is_exported_and_proved(files, tmp_path):
         pytest.skip("one family is enough")
     teacher = load_teacher(str(file), config=str(configs), size=SIZE)
     made = export(student_of(teacher, tmp_path / "student"), "lora", tmp_path / "lora")
-    assert made.proof.gap < 1e-5 and made.proof.layers > 20
+    assert made.round_trip.gap < 1e-5 and made.round_trip.layers > 20
     assert file.name in (tmp_path / "lora" / "README.md").read_text()
     named = json.loads((tmp_path / "student" / "few_step.json").read_text()) | {"teacher": f"{teacher.name}+style"}
     (tmp_path / "student" / "few_step.json").write_text(json.dumps(named))

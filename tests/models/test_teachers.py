@@ -16,7 +16,8 @@ from fewstep.models.families.flux import pack, places, unpack
 from fewstep.models.lora import matching
 from fewstep.models.roles import Roles, Weights
 from fewstep.sampling import DDIMSampler, EulerSampler, sample
-from fewstep.students.student import Card, save_student
+from fewstep.students.card import Card
+from fewstep.students.student import save_student
 from tests.models.pipelines import BUILD, PROMPTS, SIZE, build
 
 FAMILIES, STEPS = tuple(BUILD), 4
@@ -173,7 +174,7 @@ def test_flux_is_told_a_scale_even_when_nobody_says_one():
     assert not torch.allclose(told, network(noise, 0.5, cond, guidance_embed=1.0).output, atol=1e-5)
     other = teacher_of("flux", guidance_embed=1.0)
     assert torch.equal(other.denoiser(noise, 0.5, cond).output, network(noise, 0.5, cond, guidance_embed=1.0).output)
-    with pytest.raises(ValueError, match="UNet2DConditionModel is told no guidance scale"):
+    with pytest.raises(ValueError, match="UNet2DConditionModel has no guidance-scale embedding"):
         teacher_of("sd15", guidance_embed=2.0)
 
 

@@ -48,7 +48,7 @@ MUTANTS = [
         ),
         (
             "checkpoints: Euler starts from unit noise",
-            '"table" if entry.scheduler.startswith("Euler") else "unit"',
+            '"unit" if cls is None or entry.flow else cls.diffusers_start',
             '"unit"',
             "test_an_entry_samples_as_diffusers_does[sdxl-turbo]",
         ),
@@ -57,12 +57,6 @@ MUTANTS = [
             '"clean" if config.get("set_alpha_to_one", True) else "end"',
             '"clean"',
             "test_an_entry_samples_as_diffusers_does[pcm-sdxl-4step-smallcfg]",
-        ),
-        (
-            "checkpoints: FLUX's tokens are too many",
-            "_FLUX_TOKENS = 16 * 16",
-            "_FLUX_TOKENS = 8 * 8",
-            "test_an_entry_samples_as_diffusers_does[hyper-flux-8step]",
         ),
         (
             "checkpoints: the entry's eta is forgotten",
@@ -100,7 +94,7 @@ MUTANTS = [
         ),
         (
             "checkpoints: the lines leave SD3's levels to diffusers",
-            'entry.sigmas or (entry.flow and entry.family == "sd3")',
+            "entry.sigmas or (entry.flow and not _passes_sigmas(entry))",
             "entry.sigmas",
             "test_the_lines_for_diffusers_do_what_the_entry_says[hyper-sd3-4step-cfg]",
         ),

@@ -37,7 +37,7 @@ MUTANTS = [
             "test_multistep_consistency_on_edm_follows_algorithm_1",
         ),
         (
-            "sampling: LCM's student is told to land at clean data",
+            "sampling: LCM's student is conditioned on clean data's time",
             ("        return float(schedule.end)\n\n    def step"),
             ("        return float(schedule.clean)\n\n    def step"),
             "test_a_student_of_lcm_is_told_the_schedules_end",
@@ -199,6 +199,40 @@ MUTANTS = [
             "if self.strength == 1 or False and (",
             "tests/sampling/test_strength.py::test_lcms_times_are_built_from_the_strength",
         ),
+        (
+            "export: students that re-noise have no scheduler",
+            "if times[-2] >= 100 else iter(())",
+            "if times[-2] < 0 else iter(())",
+            "tests/export/test_scheduler.py::test_what_is_saved_steps_like_us[dmd2-epsilon]",
+        ),
+        (
+            "export: what re-noises on a flow model jumps on",
+            ('("SCMScheduler",)\n    flow_scheduler: ClassVar[str] = "FlowMatchLCMScheduler"\n'),
+            ('("SCMScheduler",)\n    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"\n'),
+            "tests/export/test_scheduler.py::test_flow_samplers_step_like_us",
+        ),
+        (
+            "export: TCD's eta is left to the pipeline",
+            'call = {"eta": self.eta}',
+            "call: dict[str, Any] = {}",
+            "tests/export/test_scheduler.py::test_what_is_saved_steps_like_us[tcd-epsilon]",
+        ),
+    ),
+    *planted(
+        "sampling/diffusers_schedulers.py",
+        "export/test_scheduler.py",
+        (
+            "export: diffusers' DDIM at three steps",
+            "if 1000 % (len(times) - 1) == 0:",
+            "if True:",
+            "test_what_is_saved_steps_like_us[ddim 3-epsilon]",
+        ),
+        (
+            "export: phases end at clean data",
+            '"final_sigmas_type": last',
+            '"final_sigmas_type": "zero"',
+            "test_what_is_saved_steps_like_us[phased 4-epsilon]",
+        ),
     ),
     *planted(
         "sampling/sample.py",
@@ -222,9 +256,9 @@ MUTANTS = [
             "test_starts",
         ),
         (
-            "sampling: a student is told the next time, not where the sampler lands",
-            "end = sampler.end(denoiser.schedule, time, next_time, last) if told else None",
-            "end = next_time if told else None",
+            "sampling: a student is conditioned on the next time, not on the sampler's target time",
+            "end = sampler.end(denoiser.schedule, time, next_time, last) if conditioned else None",
+            "end = next_time if conditioned else None",
             "test_a_student_is_told_where_to_land_and_its_guidance",
         ),
         (

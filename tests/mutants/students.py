@@ -31,6 +31,16 @@ MUTANTS = [
             "test_a_lora_answers_as_before_whatever_its_alpha",
         ),
         (
+            "export: a student is loaded as its teacher's kind",
+            "prediction_type=card.prediction_type or None",
+            "prediction_type=None",
+            "tests/runs/test_distill_lightning.py::test_a_student_may_predict_another_kind_than_its_teacher",
+        ),
+    ),
+    *planted(
+        "students/card.py",
+        "export/test_student.py",
+        (
             "export: the card's eta is not the sampler's",
             'for key in {"eta", "original_inference_steps"} &',
             'for key in {"original_inference_steps"} &',
@@ -41,12 +51,6 @@ MUTANTS = [
             'given.get("num_inference_steps") in (None, len(card.timesteps))',
             'given.get("num_inference_steps") is None',
             "test_a_card_with_timesteps_leads_there_unless_the_user_says_otherwise",
-        ),
-        (
-            "export: a student is loaded as its teacher's kind",
-            "prediction_type=card.prediction_type or None",
-            "prediction_type=None",
-            "tests/runs/test_distill_lightning.py::test_a_student_may_predict_another_kind_than_its_teacher",
         ),
     ),
     *planted(
@@ -72,8 +76,8 @@ MUTANTS = [
         ),
         (
             "chain: a student becomes a teacher of its own teacher's kind",
-            "kind = card.prediction_type or teacher.denoiser.prediction_type",
-            "kind = teacher.denoiser.prediction_type",
+            "with_denoiser(name=name, kind=card.prediction_type)",
+            "with_denoiser(name=name)",
             "tests/runs/test_distill_lightning.py::test_a_student_may_predict_another_kind_than_its_teacher",
         ),
         (

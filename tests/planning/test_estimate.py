@@ -171,7 +171,7 @@ def test_transformers_have_every_linear_layer_adapted(config, parameters, layers
 
 
 @pytest.mark.parametrize("content, says", [
-    ({}, "cannot be outlined"), ({"_class_name": "Nonsense"}, "cannot be outlined"), ([], "cannot be outlined"),
+    ({}, "cannot be built"), ({"_class_name": "Nonsense"}, "cannot be built"), ([], "cannot be built"),
 ])  # fmt: skip
 def test_a_folder_without_sense_is_one_sentence(content, says, tmp_path):
     with pytest.raises(ValueError, match=says) as caught:

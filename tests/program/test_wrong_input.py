@@ -14,7 +14,7 @@ from fewstep.recipe.load import load_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
 from fewstep.runs.setup import check_device
-from fewstep.students.student import CARD_FILE, load_card
+from fewstep.students.card import CARD_FILE, load_card
 from fewstep.training.logging import JsonLines
 
 

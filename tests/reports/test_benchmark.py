@@ -21,8 +21,9 @@ from fewstep.reports.results import Entry, over_seeds
 from fewstep.runs.plan import memory_of_step, plan
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.prompts import unseen_prompts
+from fewstep.students.card import load_card, sampler_of
 from fewstep.students.lineage import teacher_of
-from fewstep.students.student import load_card, load_student, sampler_of
+from fewstep.students.student import load_student
 
 COUNT, CURVES = 8, ("ddim",)
 

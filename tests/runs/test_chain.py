@@ -16,8 +16,9 @@ from fewstep.reports.report import labels_of
 from fewstep.runs.chain import run_chain
 from fewstep.runs.distill import distill
 from fewstep.runs.setup import setup
+from fewstep.students.card import load_card
 from fewstep.students.lineage import first_teacher, open_teacher, student_folder
-from fewstep.students.student import load_card, load_weights
+from fewstep.students.student import load_weights
 from fewstep.training.checkpoint import same
 from fewstep.training.run_files import RunFiles
 from fewstep.training.trainer import TrainingStopped

@@ -22,7 +22,8 @@ from fewstep.runs.distill import distill
 from fewstep.runs.setup import setup
 from fewstep.sampling import TCDSampler, sample
 from fewstep.scenes64.latents import scene_latents
-from fewstep.students.student import load_card, load_student, sampler_of
+from fewstep.students.card import load_card, sampler_of
+from fewstep.students.student import load_student
 from fewstep.training.checkpoint import same
 from fewstep.training.trainer import Trainer
 from tests.command_line import stop_and_go_on

@@ -9,7 +9,7 @@ from fewstep.inference.generate import draw, load_model
 from fewstep.recipe.load import load_recipe
 from fewstep.runs.distill import distill
 from fewstep.sampling import CTMSampler
-from fewstep.students.student import load_card, sampler_of
+from fewstep.students.card import load_card, sampler_of
 from fewstep.training.checkpoint import latest, load
 
 

@@ -14,7 +14,7 @@ from fewstep.reports.report import timed
 from fewstep.runs.distill import distill
 from fewstep.runs.setup import setup
 from fewstep.sampling import RenoiseSampler
-from fewstep.students.student import load_card, sampler_of
+from fewstep.students.card import load_card, sampler_of
 from fewstep.training.checkpoint import latest, load, same, split
 from tests.command_line import stop_and_go_on
 

@@ -18,7 +18,8 @@ from fewstep.models.families import as_teacher, load_teacher
 from fewstep.models.roles import Weights
 from fewstep.recipe.load import load_recipe, parse_recipe
 from fewstep.runs.distill import distill
-from fewstep.students.student import LORA_FILE, Card, load_card, load_student, save_student
+from fewstep.students.card import Card, load_card
+from fewstep.students.student import LORA_FILE, load_student, save_student
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
 from tests.models.pipelines import PROMPTS, SIZE, build

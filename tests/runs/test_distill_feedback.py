@@ -20,7 +20,8 @@ from fewstep.runs.chain import run_chain
 from fewstep.runs.plan import plan
 from fewstep.runs.setup import setup
 from fewstep.sampling import TCDSampler
-from fewstep.students.student import load_card, load_weights, sampler_of
+from fewstep.students.card import load_card, sampler_of
+from fewstep.students.student import load_weights
 from tests.command_line import inside, output, stop_and_go_on, student
 from tests.rewards import taste
 

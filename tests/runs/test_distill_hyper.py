@@ -15,8 +15,8 @@ from fewstep.runs.chain import run_chain
 from fewstep.runs.setup import setup
 from fewstep.runs.teacher_samples import pair_files
 from fewstep.sampling import LCMSampler, PhasedSampler, TCDSampler
+from fewstep.students.card import load_card, sampler_of
 from fewstep.students.lineage import load_start, teacher_of
-from fewstep.students.student import load_card, sampler_of
 from fewstep.training.checkpoint import latest, same, split
 from fewstep.training.checkpoint import load as read
 from tests.command_line import output, stop_and_go_on, student
@@ -84,7 +84,7 @@ def test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers(run
     assert sampler_of(card) == sampler_of(card, num_inference_steps=1) == LCMSampler(timesteps=(800,))
     teacher = teacher_of(folder / "student", card)
     schedule, config = teacher.denoiser.schedule, dict(teacher.pipeline.scheduler.config)
-    plan = plan_scheduler(sampler_of(card), schedule, config, "epsilon", type(teacher.pipeline).__name__)
+    plan = plan_scheduler(sampler_of(card), schedule, config, "epsilon", type(teacher.family))
     assert (plan.scheduler, plan.call) == ("LCMScheduler", {"timesteps": [800]})
     assert usage_hint(card, plan) == "1 steps, cfg 1, sampler lcm, the sigmas of timesteps 800"
     x = torch.randn(1, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))

@@ -14,8 +14,9 @@ from fewstep.recipe.validate import RecipeError
 from fewstep.runs.chain import run_chain
 from fewstep.runs.setup import setup
 from fewstep.sampling import DDIMSampler
+from fewstep.students.card import load_card, sampler_of
 from fewstep.students.lineage import open_teacher, teacher_of
-from fewstep.students.student import load_card, load_student, load_weights, sampler_of
+from fewstep.students.student import load_student, load_weights
 from fewstep.training.checkpoint import latest, same
 from fewstep.training.checkpoint import load as read
 from fewstep.training.trainer import Trainer, TrainingStopped

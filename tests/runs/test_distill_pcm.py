@@ -11,7 +11,7 @@ from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
 from fewstep.runs.setup import setup
 from fewstep.sampling import PhasedSampler
-from fewstep.students.student import load_card, sampler_of
+from fewstep.students.card import load_card, sampler_of
 from fewstep.training.checkpoint import latest, load, same, split
 from tests.command_line import stop_and_go_on
 

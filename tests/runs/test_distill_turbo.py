@@ -9,7 +9,7 @@ from fewstep.recipe.load import load_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
 from fewstep.sampling import EulerAncestralSampler
-from fewstep.students.student import load_card, sampler_of
+from fewstep.students.card import load_card, sampler_of
 
 
 @pytest.mark.slow

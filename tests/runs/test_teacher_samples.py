@@ -20,7 +20,7 @@ from fewstep.runs.setup import setup
 from fewstep.runs.teacher_samples import _generate, fingerprint, pair_files
 from fewstep.scenes64 import architecture as scenes64
 from fewstep.scenes64.scenes import WORDS, Scenes
-from fewstep.students.student import load_card
+from fewstep.students.card import load_card
 from fewstep.training import distributed
 from fewstep.training.checkpoint import latest, load, same
 from tests.command_line import SHORT, inside, sets

@@ -17,7 +17,7 @@ from fewstep.methods.pcm import PCM
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling import DDIMSampler, PhasedSampler, TCDSampler, sample
-from fewstep.students.student import Card, sampler_of
+from fewstep.students.card import Card, sampler_of
 from fewstep.verification.fixed_points import (
     CDFixedPoint,
     CTFixedPoint,

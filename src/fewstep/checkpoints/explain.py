@@ -1,10 +1,11 @@
-"""An entry in words: what it is, what it wants, the lines for diffusers, the settings for ComfyUI, and warnings."""
+"""An entry in words: what it is, its settings, the code for diffusers, the settings for ComfyUI, and warnings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from fewstep.checkpoints.registry import Checkpoint, checkpoints
+from fewstep.models.families import Family, family_named
 
 _KINDS = {
     "lora": "a LoRA",
@@ -23,11 +24,10 @@ _STATUS = {
     "partly": "read in part from its authors' card or config",
     "second-hand": "taken from third parties' lists",
 }
-_PIPELINES = {"lcm-dreamshaper-v7": "LatentConsistencyModelPipeline"}
 
 
 def table(entries: Iterable[Checkpoint] | None = None) -> str:
-    """One line for every entry: name, what it is for, steps, guidance."""
+    """One line for every entry: name, method, family, kind, steps, guidance."""
     chosen = list(checkpoints().values() if entries is None else entries)
     width = max(len(e.id) for e in chosen)
     return "\n".join(
@@ -37,7 +37,7 @@ def table(entries: Iterable[Checkpoint] | None = None) -> str:
 
 
 def explain(entry: Checkpoint) -> str:
-    """Everything there is to know about an entry, one thing a line."""
+    """All that is known of an entry, one thing a line."""
     lines = [
         f"{entry.id}: {_KINDS[entry.kind]} ({entry.method}), hub {entry.repo}{': ' + entry.file if entry.file else ''}",
         f"  base        {entry.base or 'its own'} ({entry.family}), {entry.resolution} px",
@@ -55,24 +55,24 @@ def explain(entry: Checkpoint) -> str:
 
 
 def licence_notice(entry: Checkpoint) -> str:
-    """One sentence that is said whenever the file is used."""
+    """One sentence to print whenever the file is used."""
     return f"Licence of {entry.id}: {entry.licence}; {_COMMERCIAL[entry.commercial]}."
 
 
 def comfy(entry: Checkpoint) -> str:
     """ComfyUI's settings in one line."""
-    if entry.guidance == "embedded" and entry.family in ("sd1", "sdxl"):
-        return "cannot load it: its network is told the guidance scale"
+    if entry.guidance == "embedded" and not _family(entry).comfyui_embeds_guidance:
+        return "cannot load it: its network has a guidance-scale embedding"
     words = {
         "file": "file {}", "sampler": "sampler {}", "scheduler": "scheduler {}", "node": "node {}", "cfg": "cfg {:g}",
         "flux_guidance": "FluxGuidance {:g}", "lora_strength": "strength_model {:g}", "model_sampling": "{}",
     }  # fmt: skip
-    said = [text.format(entry.comfy[key]) for key, text in words.items() if entry.comfy.get(key) not in (None, "")]
-    return ", ".join([*said, f"steps {entry.default_steps}"]) if said else "settings are not known here"
+    known = [text.format(entry.comfy[key]) for key, text in words.items() if entry.comfy.get(key) not in (None, "")]
+    return ", ".join([*known, f"steps {entry.default_steps}"]) if known else "settings are not known here"
 
 
 def code(entry: Checkpoint) -> str:
-    """Lines for diffusers that sample from it as it wants; comments where there is no such way."""
+    """Lines of Python that sample from it with diffusers; a comment where diffusers cannot."""
     if not entry.scheduler:
         return f"# diffusers has no scheduler for {entry.id}. {entry.note}"
     lines = ["import torch", f"from diffusers import {_imports(entry)}", "", *_loading(entry)]
@@ -83,20 +83,20 @@ def code(entry: Checkpoint) -> str:
 
 
 def warnings(entry: Checkpoint, base: str, family: str, steps: int, guidance_scale: float | None) -> list[str]:
-    """What is wrong with the user's wishes, a sentence each; nothing where the entry's own settings are kept.
+    """A sentence for each of the user's settings that differs from the entry's own.
 
     Args:
-        base: the model it is to stand on. family: that model's, empty if unknown.
-        guidance_scale: None where it is left to the entry.
+        base: the model it is put on. family: that model's, empty if unknown.
+        guidance_scale: None for the entry's.
     """
     found = []
     if steps not in entry.steps:
         bound = "is bound to" if entry.steps_exact else "is known to work at"
-        found.append(f"{entry.id} {bound} {_steps(entry)} steps, not {steps}: pictures will be worse.")
+        found.append(f"{entry.id} {bound} {_steps(entry)} steps, not {steps}: images will be worse.")
     low, high = entry.guidance_range or (entry.guidance_scale or 1.0,) * 2
     if guidance_scale is not None and not low <= max(1.0, guidance_scale) <= high:
-        wish = "without guidance (scale 1)" if high == 1 else f"at guidance {_span(low, high)}"
-        found.append(f"{entry.id} wants to be sampled {wish}, not {guidance_scale:g}: colours will be off.")
+        right = "without guidance (scale 1)" if high == 1 else f"at guidance {_span(low, high)}"
+        found.append(f"{entry.id} is made to be sampled {right}, not {guidance_scale:g}: colours will be off.")
     if family and family != entry.family:
         found.append(f"{entry.id} was made for {entry.family} models; {base} is of another family ({family}).")
     elif entry.base and base not in (entry.base, entry.repo):
@@ -104,10 +104,21 @@ def warnings(entry: Checkpoint, base: str, family: str, steps: int, guidance_sca
     return found
 
 
+def _family(entry: Checkpoint) -> type[Family]:
+    """The entry's family; for one that is not built in, what most families have in common."""
+    return family_named(entry.family) or Family
+
+
+def _passes_sigmas(entry: Checkpoint) -> bool:
+    """Whether the pipeline passes the levels n/n, ..., 1/n by itself, as those of families not built in do."""
+    family = family_named(entry.family)
+    return family is None or family.passes_sigmas
+
+
 def _loading(entry: Checkpoint) -> list[str]:
-    base, where = entry.base or entry.repo, ", torch_dtype=torch.float16"
+    base, where, part = entry.base or entry.repo, ", torch_dtype=torch.float16", _family(entry).part
     if entry.kind == "pipeline":
-        return [f'pipe = {_pipeline(entry)}.from_pretrained("{entry.repo}"{where})']
+        return [f'pipe = {entry.pipeline}.from_pretrained("{entry.repo}"{where})']
     if entry.kind == "lora":
         name = f', weight_name="{entry.file}"' if entry.file else ""
         lines = [
@@ -116,43 +127,39 @@ def _loading(entry: Checkpoint) -> list[str]:
         ]
         return [*lines, f"pipe.fuse_lora(lora_scale={entry.lora_scale})"] if entry.lora_scale != 1 else lines
     if entry.kind == "lora-peft":
-        part = "unet" if entry.family in ("sd1", "sd2", "sdxl") else "transformer"
         return [
             f'pipe = DiffusionPipeline.from_pretrained("{base}"{where})',
             f'pipe.{part} = PeftModel.from_pretrained(pipe.{part}, "{entry.repo}")',
         ]
-    config = f'UNet2DConditionModel.load_config("{base}", subfolder="unet")'
+    network, pipe = (
+        _family(entry).network_class,
+        f'pipe = DiffusionPipeline.from_pretrained("{base}", {part}={part}{where})',
+    )
     if entry.guidance == "embedded":  # the repository is the network, config and all
-        return [
-            f'unet = UNet2DConditionModel.from_pretrained("{entry.repo}"{where}, variant="fp16")',
-            f'pipe = DiffusionPipeline.from_pretrained("{base}", unet=unet{where})',
-        ]
+        return [f'{part} = {network}.from_pretrained("{entry.repo}"{where}, variant="fp16")', pipe]
+    config, download = f'"{base}", subfolder="{part}"', f'hf_hub_download("{entry.repo}", "{entry.file}")'
+    safe = entry.file.endswith(".safetensors")
+    weights = f"load_file({download})" if safe else f"torch.load({download}, weights_only=True)"
     return [
-        f"unet = UNet2DConditionModel.from_config({config}).to(torch.float16)",
-        f'unet.load_state_dict(load_file(hf_hub_download("{entry.repo}", "{entry.file}")))'
-        if entry.file.endswith(".safetensors")
-        else f'unet.load_state_dict(torch.load(hf_hub_download("{entry.repo}", "{entry.file}"), weights_only=True))',
-        f'pipe = DiffusionPipeline.from_pretrained("{base}", unet=unet{where})',
+        f"{part} = {network}.from_config({network}.load_config({config})).to(torch.float16)",
+        f"{part}.load_state_dict({weights})",
+        pipe,
     ]
 
 
-def _pipeline(entry: Checkpoint) -> str:
-    return _PIPELINES.get(entry.id, "DiffusionPipeline")
-
-
 def _imports(entry: Checkpoint) -> str:
-    names = {_pipeline(entry)}
+    names = {entry.pipeline}
     if entry.kind != "pipeline" or entry.scheduler_overrides:
         names.add(entry.scheduler)
     if entry.kind == "lora-peft":
         return f"{', '.join(sorted(names))}\nfrom peft import PeftModel"
     if entry.kind != "unet":
         return ", ".join(sorted(names))
-    text = ", ".join(sorted({*names, "UNet2DConditionModel"}))
+    text = ", ".join(sorted({*names, _family(entry).network_class}))
     if entry.guidance == "embedded":
         return text
-    reader = "\nfrom safetensors.torch import load_file" if entry.file.endswith(".safetensors") else ""
-    return f"{text}\nfrom huggingface_hub import hf_hub_download{reader}"
+    loader = "\nfrom safetensors.torch import load_file" if entry.file.endswith(".safetensors") else ""
+    return f"{text}\nfrom huggingface_hub import hf_hub_download{loader}"
 
 
 def _call(entry: Checkpoint) -> str:
@@ -160,16 +167,16 @@ def _call(entry: Checkpoint) -> str:
     words = [f"num_inference_steps={n}"]
     if entry.timesteps:
         words = [f"timesteps={list(entry.timesteps)}"]
-    elif entry.sigmas or (entry.flow and entry.family == "sd3"):
+    elif entry.sigmas or (entry.flow and not _passes_sigmas(entry)):
         words.append(f"sigmas={list(entry.sigmas) if entry.sigmas else [(n - i) / n for i in range(n)]}")
     if entry.guidance_scale is not None:
         off = entry.guidance == "cfg" and entry.guidance_scale == 1
-        key = "true_cfg_scale" if entry.family == "qwen-image" else "guidance_scale"
+        key = entry.guidance_argument
         words.append(f"{key}={0.0 if off and key == 'guidance_scale' else entry.guidance_scale}")
     if entry.scheduler == "SCMScheduler" and n != 2:  # the pipeline's own default is right for two steps alone
         words.append("intermediate_timesteps=None")
     words += [f"eta={entry.eta}"] if entry.eta is not None else []
-    words += ["max_sequence_length=256"] if entry.id == "flux1-schnell" else []
+    words += [f"{key}={value!r}" for key, value in entry.call.items()]
     return ", ".join(words)
 
 
@@ -190,7 +197,7 @@ def _guidance(entry: Checkpoint) -> str:
     if entry.guidance_scale == 1 and entry.guidance_range is None:
         return "off"
     span = f" ({_span(*entry.guidance_range)})" if entry.guidance_range else ""
-    return f"{entry.guidance_scale:g}{span}" + (", told to the network" if entry.guidance == "embedded" else "")
+    return f"{entry.guidance_scale:g}{span}" + (", embedded in the network" if entry.guidance == "embedded" else "")
 
 
 def _span(low: float, high: float) -> str:

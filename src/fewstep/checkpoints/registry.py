@@ -1,4 +1,4 @@
-"""Published few-step checkpoints: what each file is, what it stands on, and the settings it wants."""
+"""Published few-step checkpoints: what each file is, what it stands on, and its settings."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ class Checkpoint:
     """A published file and how to sample from it.
 
     Attributes:
-        id: the name users type. method: what trained it.
-        repo, file: where it is on the hub; ``file`` is empty for a whole pipeline, or where nobody here has read it.
-        base: the model it was made for, empty if it has none. family: that model's architecture.
+        id: the name users type. method: the method that trained it.
+        repo, file: where it is on the hub; ``file`` is empty for a whole pipeline, or where it is not known.
+        base: the model it was made for, empty if it has none. family: that model's (`Family.names`).
         kind: "lora", "lora-peft" (peft's own folder), "unet" (all weights of the network), "pipeline", or "unet-edm".
         scheduler: class in diffusers, empty where diffusers has none; scheduler_overrides: on top of the base's config.
         steps: numbers of steps it is known to work with; default_steps: one of them. steps_exact: no others work.
         timesteps, sigmas: its own instead of a spaced grid; sigmas are those before the shift.
-        guidance: "cfg", or "embedded" where the network is told the scale. guidance_scale: 1 is off; None: it has none.
-        guidance_range: what is known to work, ends included. eta: of TCD. lora_scale: None unless it is a LoRA.
+        guidance: "cfg", or "embedded" where the network has a guidance-scale embedding.
+        guidance_scale: 1 is off; None: it has none. guidance_range: known to work, ends included.
+        eta: of TCD. lora_scale: None unless it is a LoRA.
+        pipeline: class in diffusers. guidance_argument: of its call. call: more arguments of its call.
         resolution: side in pixels. comfy: ComfyUI's settings, empty where unknown.
         licence: in words; commercial: whether it allows commercial use. sha256: of the file, from a third party's list.
         status: "checked", "partly" or "second-hand": how the settings are known. note: what else there is to know.
@@ -55,6 +57,9 @@ class Checkpoint:
     guidance_scale: float | None = None
     guidance_range: tuple[float, float] | None = None
     eta: float | None = None
+    pipeline: str = "DiffusionPipeline"
+    guidance_argument: str = "guidance_scale"
+    call: dict[str, Any] = field(default_factory=dict)
     lora_scale: float | None = None
     comfy: dict[str, Any] = field(default_factory=dict)
     sha256: str | None = None

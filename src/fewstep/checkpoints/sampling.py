@@ -1,4 +1,4 @@
-"""An entry's settings as a sampler of ours, and as the scheduler of diffusers that it stands for."""
+"""An entry's settings as a sampler of ours, which steps like the entry's scheduler in diffusers."""
 
 from __future__ import annotations
 
@@ -11,26 +11,18 @@ from torch import Tensor
 
 from fewstep.checkpoints.registry import Checkpoint
 from fewstep.diffusion.schedule import Schedule
-from fewstep.sampling import (
-    DDIMSampler,
-    EulerAncestralSampler,
-    EulerSampler,
-    LCMSampler,
-    RenoiseSampler,
-    Sampler,
-    TCDSampler,
-)
+from fewstep.models.families import Family, family_named
+from fewstep.sampling import SAMPLERS, DDIMSampler, Sampler
 from fewstep.sampling.samplers import Step
 
 _SCM, _SCM_SECOND = "SCMScheduler", 1.3
-_FLUX_TOKENS = 16 * 16  # pixels behind one token of a picture: 8x down, patches of 2x2
 
 
 @dataclass(frozen=True, kw_only=True)
 class StridedDDIM(DDIMSampler):
     """DDIM as diffusers steps: from t to t - T // n, which misses the next time where n does not divide T.
 
-    At 12 steps a state is thus up to one index off what the network is told; these files were published for that.
+    At 12 steps a state is thus up to one index off the network's time; these files were published for that.
     """
 
     def step(self, at: Step) -> Tensor:
@@ -40,15 +32,21 @@ class StridedDDIM(DDIMSampler):
         return super().step(replace(at, next=at.time - stride))
 
 
+def sampler_class(scheduler: str) -> type[Sampler] | None:
+    """The sampler that steps like a scheduler of diffusers; None where none does."""
+    classes: tuple[type[Sampler], ...] = (StridedDDIM, *SAMPLERS.values())  # the first one named after a scheduler
+    return next((cls for cls in classes if scheduler in cls.diffusers_names), None)
+
+
 def scheduler_config(entry: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
-    """The base model's scheduler config with the entry's overrides on top: what diffusers' ``from_config`` is given."""
+    """The base model's scheduler config with the entry's overrides on top, for diffusers' ``from_config``."""
     return {**base, **entry.scheduler_overrides}
 
 
 def schedule_of(entry: Checkpoint, base: Mapping[str, Any]) -> Schedule:
-    """The noise schedule that the entry runs on."""
+    """The entry's noise schedule."""
     config = {**scheduler_config(entry, base), "_class_name": entry.scheduler}
-    if entry.scheduler == _SCM:  # SANA-Sprint's network is told flow's time and state: only its scheduler turns them
+    if entry.scheduler == _SCM:  # SANA-Sprint's network takes flow's time and state: only its scheduler turns them
         return Schedule.flow()
     return Schedule.from_diffusers(config)
 
@@ -67,23 +65,25 @@ def sampler_of(
     Args:
         base: config of the base model's scheduler.
         num_inference_steps: the entry's default if None. timesteps: the user's own, in native time.
-        eta: of TCD and DDIM, the entry's if None. strength: of the noise a picture gets first (`Sampler`).
+        eta: of TCD and DDIM, the entry's if None. strength: share of the noise that an image gets first (`Sampler`).
 
     Raises:
-        ValueError: one sentence: a scheduler that is not in diffusers or not rebuilt here; eta where there is none.
+        ValueError: one sentence: a scheduler that is not in diffusers or not built in here; eta where there is none.
     """
     config, name = scheduler_config(entry, base), entry.scheduler
-    if name not in SAMPLERS:
+    cls = sampler_class(name)
+    if cls is None:
         word = f"is sampled by {name}" if name else "has a sampler of its authors' own"
-        raise ValueError(f"{entry.id} {word}, which is not built in here: `fewstep checkpoints {entry.id}` says more.")
-    cls = SAMPLERS[name]
-    options: dict[str, Any] = _grid(entry, config, num_inference_steps, timesteps)
-    if cls in (TCDSampler, StridedDDIM):
+        raise ValueError(
+            f"{entry.id} {word}, which is not built in here: `fewstep checkpoints {entry.id}` prints its settings."
+        )
+    options: dict[str, Any] = _grid(entry, cls, config, num_inference_steps, timesteps)
+    if cls.diffusers_eta:
         options["eta"] = eta if eta is not None else (entry.eta or 0.0)
         options["final"] = "clean" if config.get("set_alpha_to_one", True) else "end"
     elif eta is not None:
         raise ValueError(f"{entry.id} is sampled by {name}, which has no eta.")
-    if cls in (LCMSampler, TCDSampler):
+    if "original_inference_steps" in cls.options():
         options["original_inference_steps"] = int(config.get("original_inference_steps", 50))
     if strength is not None:
         options["strength"] = strength
@@ -91,14 +91,15 @@ def sampler_of(
 
 
 def start_of(entry: Checkpoint) -> Literal["unit", "table"]:
-    """Where sampling starts: diffusers' Euler schedulers scale unit noise by sigma."""
-    return "table" if entry.scheduler.startswith("Euler") else "unit"
+    """How sampling starts (`fewstep.sampling.sample`), as the entry's scheduler does."""
+    cls = sampler_class(entry.scheduler)
+    return "unit" if cls is None or entry.flow else cls.diffusers_start
 
 
 def flow_sigmas(entry: Checkpoint, base: Mapping[str, Any], n: int) -> list[float]:
     """The n levels before the shift: the entry's own, or 1, (n-1)/n, ..., 1/n.
 
-    They are always given: left to itself diffusers ends four steps of SD3 at 0.009, not at 0.5.
+    They are always given: by itself diffusers ends four steps of SD3 at 0.009, not at 0.5.
     """
     own = entry.sigmas
     return list(own) if own is not None and len(own) == n else [(n - i) / n for i in range(n)]
@@ -109,12 +110,18 @@ def shift_of(entry: Checkpoint, base: Mapping[str, Any]) -> float:
     config = scheduler_config(entry, base)
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift", 1.0))
-    return Schedule.shift_of_size(config, entry.resolution**2 // _FLUX_TOKENS)
+    family = family_named(entry.family) or Family
+    return Schedule.shift_of_size(config, entry.resolution**2 // family.pixels_per_token)
 
 
 def _grid(
-    entry: Checkpoint, config: Mapping[str, Any], steps: int | None, timesteps: Sequence[float] | None
+    entry: Checkpoint,
+    cls: type[Sampler],
+    config: Mapping[str, Any],
+    steps: int | None,
+    timesteps: Sequence[float] | None,
 ) -> dict[str, Any]:
+    """The sampler's options that choose its times."""
     if timesteps is not None:
         return {"timesteps": tuple(timesteps)}
     n = entry.default_steps if steps is None else steps
@@ -126,7 +133,7 @@ def _grid(
         return {"sigmas": Schedule.flow(shift_of(entry, config)).shifted(flow_sigmas(entry, config, n))}
     if entry.timesteps is not None and n == len(entry.timesteps):
         return {"timesteps": entry.timesteps}
-    if entry.scheduler in ("LCMScheduler", "TCDScheduler"):
+    if "original_inference_steps" in cls.options():  # a grid of its own, picked from a training grid
         return {"num_inference_steps": n}
     spacing = config.get("timestep_spacing", "linspace")
     return {
@@ -144,16 +151,3 @@ def _scm_times(n: int) -> tuple[float, ...]:
     angles = np.array([np.pi / 2, _SCM_SECOND]) if n == 2 else np.linspace(np.pi / 2, 0, n + 1)[:-1]
     times = np.sin(angles) / (np.cos(angles) + np.sin(angles))
     return tuple(np.minimum(times, 1.0).tolist())
-
-
-SAMPLERS: dict[str, type[Sampler]] = {
-    "LCMScheduler": LCMSampler,
-    "TCDScheduler": TCDSampler,
-    "DDIMScheduler": StridedDDIM,
-    "EulerDiscreteScheduler": EulerSampler,
-    "EulerAncestralDiscreteScheduler": EulerAncestralSampler,
-    "FlowMatchEulerDiscreteScheduler": EulerSampler,
-    "FlowMatchLCMScheduler": LCMSampler,
-    "SCMScheduler": RenoiseSampler,
-}
-"""Schedulers of diffusers that samplers of ours step like."""

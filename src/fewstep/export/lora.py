@@ -1,12 +1,12 @@
 """LoRA layouts that other programs read: PEFT's for diffusers and DiTs, kohya's for UNets everywhere else.
 
-A student's tensors are ``unet.<layer>.lora_A.weight`` or ``transformer.<layer>...``, its scale folded into B, so alpha
-is the rank in every layout: readers that know no alpha and readers that take rank for it agree.
+A student's tensors are ``unet.<layer>.lora_A.weight`` or ``transformer.<layer>...`` with the scale folded into B, so
+alpha is the rank in every layout: programs that ignore alpha and programs that divide by the rank agree.
 
     lora     unet.down_blocks.0.attentions.0.proj_in.lora_A.weight         diffusers; ComfyUI too for transformers
     kohya    lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight ComfyUI, A1111/Forge, InvokeAI, diffusers
 
-No layout of a UNet works everywhere: of SDXL's 788 layers ComfyUI finds 228 in PEFT's.
+No layout of a UNet works everywhere: ComfyUI finds 228 of SDXL's 788 layers in PEFT's.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fewstep.models.lora_files import NETWORKS
+from fewstep.models.families.registry import parts
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 _PARTS = {"lora_A": "lora_down", "lora_B": "lora_up"}
 
 
 def layers(names: Iterable[str]) -> list[str]:
-    """The adapted layers, with the network's name in front, in order."""
+    """The adapted layers, sorted, with the network's part of the pipeline in front."""
     return sorted({name.rsplit(".lora_", 1)[0] for name in names if ".lora_" in name})
 
 
 def network_name(names: Iterable[str]) -> str:
-    """``unet`` or ``transformer``.
+    """The pipeline's part that the layers are of: ``unet`` or ``transformer``.
 
     Raises:
         ValueError: the layers are not those of a diffusers pipeline.
     """
     found = {layer.split(".", 1)[0] for layer in layers(names)}
-    if len(found) != 1 or not found <= set(NETWORKS):
+    if len(found) != 1 or not found <= set(parts()):
         raise ValueError(
-            "This student's network is none of a diffusers pipeline (unet, transformer): its LoRA has no layout that "
-            "another program reads."
+            f"This student's network is none of a diffusers pipeline ({', '.join(parts())}): its LoRA has no layout "
+            "that another program reads."
         )
     return found.pop()
 
@@ -56,21 +56,25 @@ def peft_layout(lora: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
         "alpha_pattern": other,
         "target_modules": [name.removeprefix(f"{network}.") for name in ranks],
     }
-    said = {f"{network}.{key}": value for key, value in config.items()}
-    return dict(lora), {ADAPTER_METADATA: json.dumps(said, sort_keys=True)}
+    settings = {f"{network}.{key}": value for key, value in config.items()}
+    return dict(lora), {ADAPTER_METADATA: json.dumps(settings, sort_keys=True)}
 
 
-def kohya_layout(lora: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def kohya_layout(lora: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, header) as kohya's trainer writes them, with diffusers' names of a UNet's layers.
 
+    Args:
+        prefix: how the names begin, the family's `kohya_prefix`.
+
     Raises:
-        ValueError: a transformer, whose PEFT layout is what everybody reads; or names that fall together.
+        ValueError: the family has no such layout, or two layers get the same name.
     """
-    if network_name(lora) != "unet":
+    part = f"{network_name(lora)}."
+    if not prefix:
         raise ValueError("kohya's layout is one of UNets; ComfyUI and diffusers read a transformer's LoRA --to lora.")
     found: dict[str, Tensor] = {}
     for layer in layers(lora):
-        key = f"lora_{layer.replace('.', '_')}"
+        key = f"{prefix}{layer.removeprefix(part).replace('.', '_')}"
         if f"{key}.alpha" in found:
             raise ValueError(f"kohya's layout has one name, {key}, for two layers of this network: export --to lora.")
         found |= {f"{key}.{name}.weight": lora[f"{layer}.{part}.weight"] for part, name in _PARTS.items()}

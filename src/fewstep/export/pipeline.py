@@ -1,4 +1,4 @@
-"""A student as ordinary weights: its network alone, or a whole pipeline that draws right with nothing set."""
+"""A student as ordinary weights: its network alone, or a whole pipeline that needs no settings but the steps."""
 
 from __future__ import annotations
 
@@ -13,65 +13,60 @@ from fewstep.models.extras import EMBED_WIDTH, sinusoid
 from fewstep.models.families import Teacher
 from fewstep.models.hub import quiet
 from fewstep.models.lora import merge
-from fewstep.models.lora_files import network_of
-from fewstep.students.student import Card
+from fewstep.students.card import Card
 
 _W = "extras.project.guidance_embed.weight"
-_CLOSED = 4  # width of the embedding that closes guidance; diffusers divides by half of it less one
+_CLOSED = 4  # width of the embedding that `close_guidance` adds; diffusers divides by half of it less one
 
 
 @torch.no_grad()
-def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> nn.Module:
-    """The student's weights into the teacher's own network, in place; returns the pipeline's network.
+def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> None:
+    """Put the student's weights into the teacher's own network, in place.
 
-    A student that is told its guidance scale gets it for good: what the scale adds to the time embedding's input
-    passes one linear layer, whose bias can hold it.
+    A guidance-scale embedding is fixed at the card's scale: it is added to the time embedding's input, which passes
+    one linear layer, whose bias can hold it.
 
     Raises:
-        ValueError: the student is told its target time, which no weights can hold.
+        ValueError: the student is conditioned on s, which no weights can hold.
     """
-    refuse_end(card)
-    network = network_of(teacher.pipeline)[1]
-    own: Any = teacher.denoiser.network
-    mine = dict(own.named_parameters())
+    refuse_target_time(card)
+    network: Any = teacher.denoiser.network
+    mine = dict(network.named_parameters())
     if card.weights == "lora":
         merge(mine, {name: t for name, t in tensors.items() if ".lora_" in name})
     else:
         for name, weight in mine.items():
             weight.copy_(tensors[name])
     if card.guidance_embed is not None and _W in tensors:
-        named: Any = network
-        embedding = getattr(named, "time_embedding", None) or named.time_text_embed.timestep_embedder
-        first: Any = embedding.linear_1
-        told = sinusoid(torch.tensor([1000 * (card.guidance_embed - 1)]), EMBED_WIDTH)
-        first.bias += first.weight @ (tensors[_W] @ told[0])
-    return network
+        first = network.time_embedder.linear_1
+        embedded = sinusoid(torch.tensor([1000 * (card.guidance_embed - 1)]), EMBED_WIDTH)
+        first.bias += first.weight @ (tensors[_W] @ embedded[0])
 
 
-def refuse_end(card: Card) -> None:
-    """One sentence for a student that no other program can sample from.
+def refuse_target_time(card: Card) -> None:
+    """Refuse a student that no other program can sample from.
 
     Raises:
-        ValueError: it is told its target time.
+        ValueError: one sentence: it is conditioned on its target time.
     """
     if "end" in card.extra_inputs:
         raise ValueError(
-            "This student is told its target time at every step, which no other program can do: draw with "
-            "fewstep sample, or train one with tell_end off."
+            "This student is conditioned on the target time of every step, which no other program supports: sample "
+            "with fewstep sample, or train one with tell_end off."
         )
 
 
-def close_guidance(network: nn.Module) -> None:
-    """A UNet that draws without classifier-free guidance whatever a pipeline is told; its output is the same.
+def close_guidance(teacher: Teacher) -> None:
+    """Make the pipeline sample without guidance at any guidance_scale; the network's output stays the same.
 
-    diffusers' pipelines leave guidance to a UNet that is told the scale. Such a UNet has one layer more, and this one's
-    is zero: the scale of 7.5 that a pipeline has by default then changes nothing.
+    diffusers' pipelines leave guidance to a UNet that has a guidance-scale embedding. This adds one whose weights are
+    zero: the scale of 7.5 that a pipeline has by default then changes nothing.
     """
-    embedding: Any = network.time_embedding
-    like = embedding.linear_1.weight
+    network, embedder = teacher.family.base, teacher.denoiser.network.time_embedder  # type: ignore[attr-defined]
+    like = embedder.linear_1.weight
     layer = nn.Linear(_CLOSED, like.shape[1], bias=False, device=like.device, dtype=like.dtype)
     nn.init.zeros_(layer.weight)
-    embedding.cond_proj = layer.requires_grad_(False)
+    embedder.cond_proj = layer.requires_grad_(False)
     _config(network, time_cond_proj_dim=_CLOSED)
 
 
@@ -80,11 +75,11 @@ def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
     with quiet():
         pipeline.to(dtype)
         pipeline.save_pretrained(folder, safe_serialization=True)
-    for config in folder.glob("*/config.json"):
-        said = json.loads(config.read_text(encoding="utf-8"))
-        if said.keys() & {"dtype", "torch_dtype"}:  # transformers' own; diffusers reads float32 anyway
-            said = {key: value for key, value in said.items() if key != "torch_dtype"} | {"dtype": "float32"}
-            config.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.keys() & {"dtype", "torch_dtype"}:  # transformers' own; diffusers reads float32 anyway
+            config = {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": "float32"}
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def save_network(network: Any, folder: Path, dtype: torch.dtype) -> None:

@@ -1,8 +1,8 @@
-"""An export is read back by diffusers alone, in a process of its own, and must draw what fewstep draws.
+"""An export is read back by diffusers alone, in a process of its own, and must sample what fewstep samples.
 
-    python -m fewstep.export.round_trip QUESTION.json ANSWER.safetensors
+    python -m fewstep.export.round_trip REQUEST.json LATENTS.safetensors
 
-The child knows none of this package's code: it does what the README tells its readers to do.
+The other process uses none of this package's code: it does what the README tells its readers to do.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-LIMITS = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+LIMITS = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 5e-2}
 """Largest gap by the weights' dtype: beyond it a file is wrong, not rounded."""
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """What the other process does.
 
     Attributes:
-        pipeline: folder or hub name. lora, network: what is put on it, empty for nothing.
+        pipeline: folder or hub name. part: the attribute of its network.
+        lora, network: files that are put on it, empty for none.
         scheduler: folder of the scheduler's config that replaces the pipeline's, empty for its own; scheduler_class.
-        steps, call: of the pipeline's call. prompts, seed: what is drawn. size: side in pixels, None for its own.
+        steps, call: of the pipeline's call. prompts, seed: of the samples. size: side in pixels, None for its own.
     """
 
     pipeline: str
+    part: str
     steps: int
     prompts: tuple[str, ...]
     lora: str = ""
@@ -60,75 +62,76 @@ class RoundTrip:
     layers: int
 
 
-def prove(question: Question, expected: Tensor, layers: int, limit: float) -> RoundTrip:
-    """Ask another process and compare; ``expected`` are latents [B, C, h, w] that fewstep drew from the same seed.
+def check_round_trip(request: Request, expected: Tensor, layers: int, limit: float) -> RoundTrip:
+    """Sample in another process and compare with ``expected``, latents [B, C, h, w] of fewstep from the same seed.
 
     Args:
-        layers: LoRA layers that must have been found. limit: of the gap.
+        layers: LoRA layers that diffusers must find. limit: of the gap.
 
     Raises:
-        ValueError: one sentence when the export does not load, or draws something else.
+        ValueError: one sentence when the export does not load, or its samples differ.
     """
-    with tempfile.TemporaryDirectory(prefix="fewstep-proof-") as name:
-        asked, answer = Path(name) / "question.json", Path(name) / "answer.safetensors"
-        asked.write_text(json.dumps(asdict(question)), encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="fewstep-round-trip-") as name:
+        asked, latents = Path(name) / "request.json", Path(name) / "latents.safetensors"
+        asked.write_text(json.dumps(asdict(request)), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-m", "fewstep.export.round_trip", str(asked), str(answer)],
+            [sys.executable, "-m", "fewstep.export.round_trip", str(asked), str(latents)],
             capture_output=True, text=True, check=False,
             env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads()))},
         )  # fmt: skip
         if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
             raise ValueError(f"The export does not work in diffusers: {last[:300]}")
-        read = load_file(answer)
-    found, drawn = int(read["layers"]), read["latents"]
+        read = load_file(latents)
+    found, sampled = int(read["layers"]), read["latents"]
     if found != layers:
         raise ValueError(f"diffusers found {found} of the export's {layers} LoRA layers.")
-    if drawn.shape != expected.shape:
-        raise ValueError(f"The export draws latents {tuple(drawn.shape)} where fewstep draws {tuple(expected.shape)}.")
-    gap = float((drawn - expected.float()).abs().max() / expected.abs().max())
+    if sampled.shape != expected.shape:
+        shapes = f"{tuple(sampled.shape)} where fewstep's are {tuple(expected.shape)}"
+        raise ValueError(f"The export's latents in diffusers are {shapes}.")
+    gap = float((sampled - expected.float()).abs().max() / expected.abs().max())
     if not gap <= limit:
-        raise ValueError(f"The export draws something else than fewstep in diffusers: the gap is {gap:.1e}.")
+        raise ValueError(f"The export's samples in diffusers are not fewstep's: the gap is {gap:.1e}.")
     return RoundTrip(gap, found)
 
 
-def answer(question: dict[str, Any]) -> dict[str, Tensor]:
-    """What diffusers draws: latents [B, C, h, w] in float32, and how many LoRA layers it found."""
+def sample_in_diffusers(request: dict[str, Any]) -> dict[str, Tensor]:
+    """The other process: latents [B, C, h, w] in float32, and how many LoRA layers diffusers found."""
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
-    parts = {"safety_checker": None} if _has_checker(question["pipeline"]) else {}
-    pipe: Any = diffusers.DiffusionPipeline.from_pretrained(question["pipeline"], use_safetensors=True, **parts)
-    network = "unet" if hasattr(pipe, "unet") else "transformer"
-    if question["lora"]:
-        path = Path(question["lora"])
+    parts = {"safety_checker": None} if _has_checker(request["pipeline"]) else {}
+    pipe: Any = diffusers.DiffusionPipeline.from_pretrained(request["pipeline"], use_safetensors=True, **parts)
+    part = request["part"]
+    if request["lora"]:
+        path = Path(request["lora"])
         pipe.load_lora_weights(str(path.parent), weight_name=path.name)
-    if question["network"]:
-        setattr(pipe, network, type(getattr(pipe, network)).from_pretrained(question["network"], use_safetensors=True))
-    if question["scheduler"]:
-        pipe.scheduler = getattr(diffusers, question["scheduler_class"]).from_pretrained(question["scheduler"])
-    pipe.to(question["device"])
+    if request["network"]:
+        setattr(pipe, part, type(getattr(pipe, part)).from_pretrained(request["network"], use_safetensors=True))
+    if request["scheduler"]:
+        pipe.scheduler = getattr(diffusers, request["scheduler_class"]).from_pretrained(request["scheduler"])
+    pipe.to(request["device"])
     pipe.set_progress_bar_config(disable=True)
-    generator = torch.manual_seed(question["seed"])  # the global one: SD3's pipeline hands schedulers no generator
-    call = {**question["call"], "num_inference_steps": question["steps"]}
+    generator = torch.manual_seed(request["seed"])  # the global one: some pipelines hand schedulers no generator
+    call = {**request["call"], "num_inference_steps": request["steps"]}
     if call.keys() & {"timesteps", "sigmas"}:
         del call["num_inference_steps"]
-    if question["size"] is not None:
-        call |= {"height": question["size"], "width": question["size"]}
-    drawn = pipe(list(question["prompts"]), generator=generator, output_type="latent", **call).images
-    if drawn.ndim == 3:  # FLUX packs patches of 2x2 into tokens
-        side = question["size"] or pipe.default_sample_size * pipe.vae_scale_factor
-        drawn = pipe._unpack_latents(drawn, side, side, pipe.vae_scale_factor)
-    layers = sum(hasattr(m, "lora_A") and len(m.lora_A) > 0 for m in getattr(pipe, network).modules())
-    return {"latents": drawn.float().cpu().contiguous(), "layers": torch.tensor(layers)}
+    if request["size"] is not None:
+        call |= {"height": request["size"], "width": request["size"]}
+    latents = pipe(list(request["prompts"]), generator=generator, output_type="latent", **call).images
+    if latents.ndim == 3:  # packed into tokens
+        side = request["size"] or pipe.default_sample_size * pipe.vae_scale_factor
+        latents = pipe._unpack_latents(latents, side, side, pipe.vae_scale_factor)
+    layers = sum(hasattr(m, "lora_A") and len(m.lora_A) > 0 for m in getattr(pipe, part).modules())
+    return {"latents": latents.float().cpu().contiguous(), "layers": torch.tensor(layers)}
 
 
 def _has_checker(name: str) -> bool:
-    """A checker of pictures blackens what random students draw; latents need none."""
+    """Whether a pipeline has a safety checker, which blackens images of random students; latents need none."""
     index = Path(name) / "model_index.json"
     return index.is_file() and "safety_checker" in json.loads(index.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    save_file(answer(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))), sys.argv[2])
+    save_file(sample_in_diffusers(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))), sys.argv[2])

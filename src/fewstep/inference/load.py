@@ -10,18 +10,18 @@ from typing import Any, TypeAlias
 
 from fewstep.checkpoints.load import load_checkpoint
 from fewstep.checkpoints.registry import Checkpoint, checkpoints, find_checkpoint
-from fewstep.export.publish import DTYPES
 from fewstep.inference.model import Model
 from fewstep.models.families import load_teacher, parts_of, shipped
-from fewstep.models.lora_files import add_loras, is_lora, network_of
+from fewstep.models.hub import DTYPES, dtype_word
+from fewstep.models.lora_files import add_loras, is_lora
+from fewstep.students.card import CARD_FILE, Card, load_card
 from fewstep.students.exported import find_export, open_export, read_whole
 from fewstep.students.lineage import first_teacher, is_pipeline, student_folder, teacher_of
-from fewstep.students.student import CARD_FILE, Card, load_card, load_student
+from fewstep.students.student import load_student
 from fewstep.training.run_files import RunFiles
 
 Loras: TypeAlias = "Sequence[str | Path | tuple[str | Path, float]]"
 TEACHER = Card(method="", sampler="ddim", num_inference_steps=50, weights="full", teacher="")
-_GUIDANCE = 3.0  # of teachers that are told none
 
 
 def load(
@@ -32,7 +32,7 @@ def load(
     loras: Loras = (),
     size: int | None = None,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str = "fp32",
 ) -> Model:
     """A model to draw with: ``fewstep.load("runs/mine").sample("a red star")``.
 
@@ -44,7 +44,7 @@ def load(
         file: a published checkpoint's file, if it is on this machine.
         loras: style LoRAs on top, files of any layout; (file, scale) where the scale is not 1.
         size: side of the pictures in pixels, the model's own if None.
-        device, dtype: where its networks are and what their weights are held in (float32, float16, bfloat16).
+        device, dtype: where its networks are and what their weights are held in (fp32, fp16, bf16).
 
     Warns:
         UserWarning: the licence of a published file.
@@ -67,12 +67,10 @@ def load_model(
     published: bool = False,
     size: int | None = None,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str = "fp32",
 ) -> Model:
     """As `load`, which says the licence as well. ``published``: the name can only be a published checkpoint's."""
-    if dtype not in DTYPES:
-        raise ValueError(f"Unknown dtype '{dtype}': use {', '.join(DTYPES)}.")
-    how: dict[str, Any] = {"device": device, "dtype": DTYPES[dtype]}
+    how: dict[str, Any] = {"device": device, "dtype": DTYPES[dtype_word(dtype, "dtype")]}
     how |= {} if size is None else {"size": size}
     styles, path = [_scaled(lora) for lora in loras], Path(name)
     known = not path.exists() and str(name) in checkpoints()
@@ -116,8 +114,7 @@ def _student(folder: Path, base: str | None, styles: list[tuple[Path, float]], h
         add_loras(teacher.pipeline, styles)
     student: Any = load_student(teacher, folder, card)
     if card.weights == "full" and styles:
-        part = network_of(teacher.pipeline)[0]
-        add_loras(teacher.pipeline, styles, getattr(student.network.network, part))
+        add_loras(teacher.pipeline, styles, getattr(student.network.network, teacher.family.part))
     return Model(teacher, student, card, card.guidance_scale, base=base or first_teacher(folder))
 
 
@@ -141,7 +138,7 @@ def _whole(name: str, how: dict[str, Any]) -> Model:
         teacher, card, origin = read_whole(path, **how)
         return Model(teacher, teacher.denoiser, card, card.guidance_scale, base=origin)
     teacher = load_teacher(name, **how)
-    return Model(teacher, teacher.denoiser, TEACHER, _GUIDANCE if teacher.guidance_embed is None else 1.0)
+    return Model(teacher, teacher.denoiser, TEACHER, teacher.guidance_scale)
 
 
 def _with(styles: list[tuple[Path, float]], model: Model) -> Model:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fewstep.checkpoints import explain
-from fewstep.checkpoints.load import family_of
 from fewstep.checkpoints.registry import Checkpoint
 from fewstep.checkpoints.sampling import sampler_of as published_sampler
 from fewstep.checkpoints.sampling import start_of
@@ -21,9 +20,8 @@ from fewstep.inference.images import Pictures, as_images, as_list, as_masks, cel
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
-from fewstep.models.lora_files import network_of
 from fewstep.sampling import Sampler, sample
-from fewstep.students.student import Card, sampler_of
+from fewstep.students.card import Card, sampler_of
 
 
 class Wishes(TypedDict, total=False):
@@ -237,9 +235,8 @@ class Model:
         """What is unusual about the user's wishes for a published file, a sentence each."""
         if self.published is None:
             return []
-        family = family_of(self.teacher.pipeline)
         steps = steps or self.published.default_steps
-        return explain.warnings(self.published, self.base, family, steps, guidance_scale)
+        return explain.warnings(self.published, self.base, self.teacher.family.name, steps, guidance_scale)
 
     @property
     def licence(self) -> str:
@@ -294,4 +291,4 @@ class Model:
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents must have the shape {shape}, not {tuple(latents.shape)}.")
         noise = torch.randn(*shape, generator=generator) if latents is None else latents
-        return noise.to(next(network_of(self.teacher.pipeline)[1].parameters()).device), generator
+        return noise.to(next(self.teacher.family.base.parameters()).device), generator

@@ -1,10 +1,14 @@
-"""What loading a model from a folder or from the Hub has in common: errors in one sentence, and silence."""
+"""What loading models has in common: errors in one sentence, silenced libraries, and words for dtypes."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def short_error(error: BaseException) -> str:
@@ -15,7 +19,7 @@ def short_error(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without diffusers' and transformers' remarks about missing extras and long prompts."""
+    """Within this block diffusers and transformers do not warn of missing extras and long prompts."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -31,3 +35,15 @@ def quiet() -> Iterator[None]:
     finally:
         diffusers_logging.set_verbosity(levels[0])
         transformers_logging.set_verbosity(levels[1])
+
+
+def dtype_word(word: str, option: str) -> str:
+    """A key of `DTYPES`: ``word`` itself, or the one for torch's name (float32, float16, bfloat16).
+
+    Raises:
+        ValueError: one sentence that names ``option``, for any other word.
+    """
+    found = next((key for key, dtype in DTYPES.items() if word in (key, str(dtype).removeprefix("torch."))), None)
+    if found is None:
+        raise ValueError(f"Unknown {option} '{word}': use {', '.join(DTYPES)}.")
+    return found

@@ -1,7 +1,7 @@
-"""A teacher known by its configs alone: networks on the meta device, which have shapes and take no memory.
+"""A teacher from its configs alone: networks on the meta device, which have shapes and take no memory.
 
-Enough to count parameters exactly and to rehearse a training step. No weights are read, so a pipeline of any size is
-outlined in about a second on any machine.
+That is enough to count parameters exactly and to measure the memory of a training step. No weights are read, so a
+pipeline of any size is built in about a second on any machine.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,15 +20,11 @@ from torch import nn
 
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, parts_of, shipped
+from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, parts_of, registry, shipped
 from fewstep.models.families.single_file import config_of, is_single_file
 from fewstep.models.helpers import Helpers
 from fewstep.models.hub import short_error
 from fewstep.models.rewards import open_reward
-
-_BASES = ("unet", "transformer")  # the part that is distilled, whichever a pipeline has
-_ANY_SCHEDULER = {"unet": {"beta_schedule": "scaled_linear"}, "transformer": {"shift": 1.0}}
-"""For a network's folder alone: shapes do not depend on the schedule."""
 
 
 @dataclass
@@ -37,11 +33,11 @@ class MetaPipeline:
 
     Attributes:
         name: where it came from.
-        kind: the pipeline's class, or the network's where there is no pipeline around it.
+        kind: class of the pipeline, or of the network where there is no pipeline around it.
         parts: the networks by their folders' names.
         scheduler: the scheduler's config; empty where there is none.
         tokens: length of a prompt that CLIP has encoded.
-        size: side of the pictures in pixels; None takes the model's own.
+        size: side of the images in pixels; None takes the model's own.
     """
 
     name: str
@@ -53,8 +49,8 @@ class MetaPipeline:
 
     @property
     def part(self) -> str:
-        """Which of the parts is distilled."""
-        return next(part for part in _BASES if part in self.parts)
+        """Name of the network that is distilled."""
+        return next(part for part in registry.parts() if part in self.parts)
 
     @property
     def base(self) -> Any:
@@ -65,31 +61,38 @@ class MetaPipeline:
         """The family, around ``base`` in the place of its own network.
 
         Raises:
-            ValueError: what fewstep cannot distil, in the words of `fewstep.models.families.as_teacher`.
+            ValueError: as `fewstep.models.families.as_teacher`.
         """
-        parts = {**self.parts, self.part: self.base if base is None else base}
-        scheduler = SimpleNamespace(config=self.scheduler or _ANY_SCHEDULER[self.part])
-        return find_family(SimpleNamespace(**parts, scheduler=scheduler, name=self.kind), self.size)
+        return find_family(self._pipeline({} if base is None else {self.part: base}), self.size)
+
+    def _pipeline(self, other: Mapping[str, Any]) -> Any:
+        """An object with the parts of a pipeline as attributes, with those of ``other`` in the place of its own.
+
+        A network's folder has no scheduler; it gets its family's `any_scheduler`, on which shapes do not depend.
+        """
+        made = SimpleNamespace(**{**self.parts, **other}, name=self.kind)
+        made.scheduler = SimpleNamespace(config=self.scheduler or registry.class_of(made).any_scheduler)
+        return made
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the latents.
 
         Raises:
-            ValueError: when the network's config does not tell it.
+            ValueError: the network's config does not give the height and width.
         """
         return self.family().latent_shape
 
     @property
     def image_size(self) -> int | None:
-        """Side of the pictures in pixels; None without an autoencoder."""
+        """Side of the images in pixels; None without an autoencoder."""
         return self.latent_shape[1] * self.family().down if "vae" in self.parts else None
 
     def denoiser(self) -> Denoiser:
-        """The teacher as methods see it, on a copy of the base: roles may give it adapters.
+        """The teacher's denoiser, on a copy of the base: roles may add adapters to it.
 
         Raises:
-            ValueError: what fewstep cannot distil.
+            ValueError: as `fewstep.models.families.as_teacher`.
         """
         family = self.family(copy.deepcopy(self.base))
         family.base.eval().requires_grad_(False)
@@ -102,21 +105,21 @@ class MetaPipeline:
         vae: nn.Module | None = None,
         rewards: Sequence[str] = (),
     ) -> Helpers:
-        """What losses look through, on the meta device, or where ``vae`` is, a copy of this one with weights.
+        """`Teacher.helpers` on the meta device, or on that of ``vae``, a copy of the autoencoder with weights.
 
         Args:
-            rewards: reward models by name, of which shapes alone are taken.
+            rewards: names of reward models, of which only the shapes are used.
 
         Raises:
-            ValueError: there is no autoencoder to decode what is to be seen, or no such encoder or reward model.
+            ValueError: there is no autoencoder to decode images with, or no such encoder or reward model.
         """
         if "vae" not in self.parts:
             if encoder or rewards:
-                raise ValueError(f"{self.name} has no autoencoder: a method that looks at pictures needs a pipeline.")
+                raise ValueError(f"{self.name} has no autoencoder: a method that decodes images needs a pipeline.")
             return Helpers()
-        scheduler = SimpleNamespace(config=self.scheduler or _ANY_SCHEDULER[self.part])
-        pipeline = SimpleNamespace(**{**self.parts, "vae": vae or self.parts["vae"]}, scheduler=scheduler)
-        found = as_teacher(pipeline, size=self.size).helpers(encoder, gradient_checkpointing)
+        found = as_teacher(self._pipeline({"vae": vae or self.parts["vae"]}), size=self.size).helpers(
+            encoder, gradient_checkpointing
+        )
         liked = {name: open_reward(name, "meta", measures=True) for name in rewards}
         if vae is not None:
             for reward in liked.values():
@@ -125,19 +128,19 @@ class MetaPipeline:
         return replace(found, rewards=liked, networks=behind)
 
     def prompts(self, count: int, dtype: torch.dtype, device: str = "meta") -> Cond:
-        """``count`` encoded prompts of zeros, and their null."""
+        """``count`` encoded prompts of zeros, with the null condition."""
         return self.family().zeros(count, self.tokens, dtype, device)
 
 
 def outline(
     name: str, size: int | None = None, dtype: torch.dtype = torch.float32, config: str | None = None
 ) -> MetaPipeline:
-    """The outline of ``scenes-64`` (shipped), a diffusers folder, a network's folder, a single file, or a hub name.
+    """`MetaPipeline` of ``scenes-64`` (shipped), a diffusers folder, a network's folder, a single file, or a hub name.
 
-    Weights need not be there. Of a hub model only its configs are fetched.
+    Weights need not be there: only the configs of a hub model are downloaded.
 
     Raises:
-        ValueError: one sentence when there are no configs, or of a kind that diffusers does not know.
+        ValueError: one sentence when there are no configs, or diffusers has no such class.
     """
     name, config, _ = parts_of(name, config)
     folder = config_of(Path(name), config) if is_single_file(name) else shipped(name) or _folder(name)
@@ -146,19 +149,19 @@ def outline(
             found = _pipeline(name, folder)
         else:
             network = _network(folder, "diffusers", "")
-            part = "unet" if "UNet" in type(network).__name__ else "transformer"
-            found = MetaPipeline(name, type(network).__name__, {part: network}, {}, CLIP_TOKENS)
+            parts = {registry.part_of(network): network}
+            found = MetaPipeline(name, type(network).__name__, parts, {}, CLIP_TOKENS)
     except (OSError, KeyError, TypeError, AttributeError, ImportError, json.JSONDecodeError) as error:
-        raise ValueError(f"The teacher '{name}' cannot be outlined from its configs: {short_error(error)}") from None
+        raise ValueError(f"The teacher '{name}' cannot be built from its configs: {short_error(error)}") from None
     found.size = size
     for network in found.parts.values():
-        nn.Module.to(network, dtype)  # diffusers' own .to talks about layers that are to stay in float32
+        nn.Module.to(network, dtype)  # diffusers' own .to warns about layers that should stay in float32
     return found
 
 
 @torch.no_grad()
 def _empty(network: nn.Module, device: str) -> None:
-    """Zeros in the place of shapes: what a call takes does not depend on them."""
+    """Zeros in the place of meta tensors: the memory of a call does not depend on the values."""
     network.to_empty(device=device)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.zero_()
@@ -184,8 +187,9 @@ def _pipeline(name: str, folder: Path) -> MetaPipeline:
     index = _read(folder / "model_index.json")
     named = {part: kind for part, kind in index.items() if isinstance(kind, list) and kind[-1]}
     found = {part: kind for part, kind in named.items() if (folder / part / "config.json").is_file()}
-    if not found.keys() & set(_BASES):
-        raise ValueError(f"{index.get('_class_name')} is not supported as a teacher: it has no unet or transformer.")
+    if not found.keys() & set(registry.parts()):
+        wanted = " or ".join(registry.parts())
+        raise ValueError(f"{index.get('_class_name')} is not supported as a teacher: it has no {wanted}.")
     parts = {part: _network(folder / part, *kind) for part, kind in found.items()}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     tokenizer = folder / "tokenizer" / "tokenizer_config.json"

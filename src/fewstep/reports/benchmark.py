@@ -43,8 +43,9 @@ from fewstep.runs.dataset import versions
 from fewstep.runs.plan import cost_of_pairs, cost_of_step, memory_of_step
 from fewstep.sampling import make_sampler
 from fewstep.scenes64.prompts import unseen_prompts
+from fewstep.students.card import load_card, sampler_of
 from fewstep.students.lineage import model_behind, student_folder, teacher_of
-from fewstep.students.student import load_card, load_student, sampler_of
+from fewstep.students.student import load_student
 from fewstep.training import distributed
 from fewstep.training.settings import DTYPES
 from fewstep.training.trainer import TrainingStopped

@@ -15,8 +15,9 @@ from fewstep.recipe.schema import Recipe
 from fewstep.runs.distill import distill
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.prompts import unseen_prompts
+from fewstep.students.card import load_card, sampler_of
 from fewstep.students.lineage import teacher_of
-from fewstep.students.student import load_card, load_student, sampler_of
+from fewstep.students.student import load_student
 from fewstep.training.logging import progress_bar
 
 RECIPE = "scenes-64-tcd"

@@ -24,8 +24,9 @@ from fewstep.reports.diagnose import diagnose
 from fewstep.reports.page import Page
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.prompts import unseen_prompts
+from fewstep.students.card import CARD_FILE, load_card, sampler_of
 from fewstep.students.lineage import first_teacher, teacher_of
-from fewstep.students.student import CARD_FILE, load_card, load_student, sampler_of
+from fewstep.students.student import load_student
 from fewstep.training.logging import read_log
 from fewstep.training.run_files import RunFiles
 

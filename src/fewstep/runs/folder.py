@@ -11,7 +11,7 @@ import yaml
 from fewstep.data.files import LOCK, only_one, replace_text
 from fewstep.recipe.schema import MAY_CHANGE, Recipe
 from fewstep.recipe.validate import RecipeError
-from fewstep.students.student import CARD_FILE
+from fewstep.students.card import CARD_FILE
 from fewstep.training import distributed
 from fewstep.training.run_files import RunFiles
 

@@ -21,8 +21,8 @@ from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.folder import RunFolder
 from fewstep.sampling import DDIMSampler
+from fewstep.students.card import Card, load_card, sampler_of
 from fewstep.students.lineage import load_start, open_teacher, origin_of, student_folder
-from fewstep.students.student import Card, load_card, sampler_of
 from fewstep.training.optimizers import check_optimizer
 from fewstep.training.settings import DTYPES
 from fewstep.training.trackers import check_trackers

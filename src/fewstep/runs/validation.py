@@ -16,8 +16,9 @@ from fewstep.recipe.schema import Recipe
 from fewstep.runs.setup import Run
 from fewstep.sampling import DDIMSampler, sample
 from fewstep.scenes64.prompts import REFERENCE_FIRST, unseen_captions, unseen_prompts
+from fewstep.students.card import Card, load_card, sampler_of
 from fewstep.students.lineage import copy_student
-from fewstep.students.student import SAMPLES_FILE, Card, load_card, load_weights, sampler_of, save_student
+from fewstep.students.student import SAMPLES_FILE, load_weights, save_student
 from fewstep.training import distributed
 from fewstep.training.logging import JsonLines, read_log
 

@@ -1,4 +1,4 @@
-"""At which times a sampler asks the network: public grids by the names people know, or the user's own numbers."""
+"""Time grids: public ones by their usual names, or the user's own numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GRIDS = ("trailing", "leading", "linspace", "karras", "lcm", "lcm-v1", "turbo", 
 
 
 FROM_STRENGTH = ("lcm", "lcm-v1")
-"""Grids that are picked anew from the part of the training grid that a strength below 1 leaves; others are cut."""
+"""Grids that a strength below 1 picks from the lowest part of the training grid; others are cut."""
 
 
 def spaced_times(
@@ -32,10 +32,10 @@ def spaced_times(
     lcm           999, 759, 499, 259: a subset of ``original_steps``, as diffusers has it now
     lcm-v1        999, 759, 519, 279: the stride of LCM's first release
     turbo         999, 899, 799, 699: SDXL-Turbo's own demo and ComfyUI's SDTurboScheduler (at most ten)
-    phases        999, 739, 499, 239: the upper edges of ``n`` phases, where PCM students were trained
+    phases        999, 739, 499, 239: the upper edges of ``n`` phases, where PCM students are trained
     ============  ================================================================================
 
-    ``strength`` is heard by the grids of `FROM_STRENGTH` alone.
+    ``strength`` changes the grids of `FROM_STRENGTH` only.
 
     Raises:
         ValueError: for an unknown name, or more steps than the grid has.
@@ -45,7 +45,7 @@ def spaced_times(
         return host(schedule.timesteps(n, cast(Spacing, spacing), steps_offset))
     if spacing == "karras":
         times = schedule.time_at(schedule.karras(n))
-        times[0] = schedule.start  # the way through a logarithm and back may miss it by a rounding
+        times[0] = schedule.start  # computed through logarithms, it may be off by a rounding
         return times
     if spacing in FROM_STRENGTH:
         return host(schedule.lcm_timesteps(n, original_steps, cast(LCMGrid, spacing), strength))
@@ -75,7 +75,11 @@ def times_of_sigmas(schedule: Schedule, sigmas: Numbers) -> Array:
 
 
 def check_decreasing(times: Array, what: str, landing: float) -> Array:
-    """``times`` if they are one decreasing row that stays above the landing time, else one clear sentence."""
+    """``times``, one decreasing row of them.
+
+    Raises:
+        ValueError: they do not decrease, or do not stay above the last state's time ``landing``.
+    """
     if times.ndim != 1 or not len(times):
         raise ValueError(f"{what} must be a list of at least one number.")
     if not np.isfinite(times).all() or (np.diff(times) >= 0).any():

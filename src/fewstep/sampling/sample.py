@@ -22,10 +22,10 @@ class Trajectory:
     """A sampling run.
 
     Attributes:
-        x0: where it ended, [B, ...].
-        states: n + 1 of them in the schedule's own coordinates, the start first, x0 last; times sqrt(1 + sigma^2)
-            with sigma = sigma/alpha, a VP state is that of diffusers' Euler schedulers.
-        timesteps: [n] float64, the native times at which the network was asked.
+        x0: the last state, [B, ...].
+        states: all n + 1 in the schedule's own coordinates, the start first, x0 last; a VP state multiplied by
+            sqrt(1 + (sigma/alpha)^2) is that of diffusers' Euler schedulers.
+        timesteps: [n] float64, the native times of the network's calls.
     """
 
     x0: Tensor
@@ -35,10 +35,10 @@ class Trajectory:
 
 @dataclass
 class Kept:
-    """What inpainting holds fast: outside the mask a state is the picture, noised by one noise to the state's time.
+    """Inpainting: outside the mask a state is the image, noised to the state's time by one noise.
 
     Attributes:
-        image: clean data [B, ...]. mask: broadcasts over it; 1 is drawn anew, 0 is kept. noise: unit normal [B, ...].
+        image: clean data [B, ...]. mask: broadcasts over it; 1 is sampled anew, 0 is kept. noise: unit normal [B, ...].
     """
 
     image: Tensor
@@ -51,7 +51,7 @@ class Kept:
 
 
 class _Draws:
-    """Unit normals: those the caller injected, in order, else new ones."""
+    """Unit normals: the caller's own, in order, or new ones."""
 
     def __init__(
         self, noises: Sequence[Tensor] | None, generator: torch.Generator | None, like: Tensor,
@@ -99,8 +99,8 @@ def sample(
         start: "unit" starts from the noise itself, "table" from sigma times it, 0.9977 on Stable Diffusion's table, as
             diffusers' Euler schedulers do. On EDM schedules both are sigma times the noise.
         image: clean data [B, ...] to start from, noised to the sampler's first time (its ``strength``).
-        mask: where the image is drawn anew (1); where it is 0 it is kept, at every step. Broadcasts over the image.
-        guidance_embed: guidance scale that a student is told (1 is off).
+        mask: where the image is sampled anew (1); where it is 0 it is kept, at every step. Broadcasts over the image.
+        guidance_embed: scale for the network's guidance-scale embedding, where it has one (1 is off).
         generator: of the sampler's draws; torch's global one when None.
         callback: called with the number of steps done and the state.
 
@@ -111,7 +111,7 @@ def sample(
     times = sampler.times(schedule)
     if image is None and (sampler.strength < 1 or mask is not None):
         raise ValueError("A strength below 1 and a mask need an image to start from.")
-    if image is None or (mask is not None and sampler.strength == 1):  # all of it anew: nothing of the image shows
+    if image is None or (mask is not None and sampler.strength == 1):  # nothing of the image is left
         x = first_state(schedule, working(noise), float(times[0]), start)
     else:
         x = schedule.add_noise(image.to(noise), noise, float(times[0]))
@@ -134,13 +134,13 @@ def walk(
     keep: Kept | None = None,
     until: int | None = None,
 ) -> list[Tensor]:
-    """Take a state x at times[0] down to times[-1], or ``until`` steps on that way; returns all states, x first."""
-    told = "end" in denoiser.accepts
+    """Take a state x from times[0] down to times[-1], or the first ``until`` steps; returns all states, x first."""
+    conditioned = "end" in denoiser.accepts
     embed = guidance_embed if "guidance_embed" in denoiser.accepts else None
     states, before = [x], None
     for i, (time, next_time) in enumerate(list(pairwise(times.tolist()))[:until]):
         last = i == len(times) - 2
-        end = sampler.end(denoiser.schedule, time, next_time, last) if told else None
+        end = sampler.end(denoiser.schedule, time, next_time, last) if conditioned else None
 
         def ask(x: Tensor, t: float, end: float | None = end) -> Prediction:
             return denoiser(x, t, cond, guidance_scale, end=end, guidance_embed=embed)

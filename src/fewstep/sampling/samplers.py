@@ -1,15 +1,17 @@
-"""Samplers: where the network is asked, and how its answer becomes the next state. All are jumps and re-noising.
+"""Samplers: at which times the network is called, and how its prediction becomes the next state.
 
 A sampler is a frozen dataclass. It is given ``num_inference_steps``, or ``timesteps`` (native times), or ``sigmas``;
-`times` says where it asks on a schedule, `step` makes one step. Running it is `fewstep.sampling.sample`.
+`times` are those of its run on a schedule, `step` makes one step: a jump along the prediction, and re-noising.
+`fewstep.sampling.sample` runs it. A new sampler is one class and one line in `SAMPLERS`: its class variables and
+`diffusers_schedulers` say how other programs sample like it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,19 +20,20 @@ from torch import Tensor
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Array, Schedule, Time, expand, host
+from fewstep.sampling.diffusers_schedulers import SchedulerPlan, ancestral_noise, ddim, jumps, on_training_grids
 from fewstep.sampling.grids import FROM_STRENGTH, Numbers, check_decreasing, spaced_times, times_of_sigmas
 
 
 @dataclass
 class Step:
-    """What a sampler knows when it steps.
+    """The inputs of one step of a sampler.
 
     Attributes:
-        prediction: the network's answer at (x_t, t).
-        time, next: native times t and where the step leads.
+        prediction: the network's prediction at (x_t, t).
+        time, next: native times t and of the next state.
         last: whether this is the last step.
         draw: returns the next unit normal of the state's shape.
-        ask: asks the network again, ``ask(x, t)``.
+        ask: calls the network again, ``ask(x, t)``.
         before: time and x0 of the step before, None in the first.
     """
 
@@ -59,12 +62,25 @@ class Sampler:
         steps_offset: of the leading grid.
         final: "clean" ends at alpha = 1, sigma = 0; "end" at the schedule's end (VP index 0, EDM sigma_min), which is
             diffusers' ``set_alpha_to_one=False`` and ``final_sigmas_type="sigma_min"``. Empty takes the sampler's own.
-        strength: how much of the noise a picture gets before it is drawn anew (image-to-image), 1 for all of it.
+        strength: share of the noise that an image gets before it is sampled anew (image-to-image), 1 for all of it.
             Grids picked from a training grid (LCM's, TCD's) are picked from its lowest part, with all their steps;
             of all others the last part is left, rounded down, and up on flow schedules, as diffusers' pipelines do.
 
     Raises:
-        ValueError: unless exactly one of the first three is given, and for options that make no sense.
+        ValueError: unless exactly one of the first three is given, and for options out of range.
+
+    Attributes:
+        name: in recipes and on the command line.
+        spacing: the grid of ``num_inference_steps`` when no ``timestep_spacing`` is given.
+        lands: "clean" or "end", the ``final`` when none is given.
+        multistep: whether a step uses the prediction of the step before.
+        diffusers_names: schedulers of diffusers whose published files this sampler can run.
+        diffusers_start: how those start (`sample`): Euler schedulers scale unit noise by the first sigma.
+        diffusers_eta: whether those take ``eta`` in every step, and ``set_alpha_to_one`` (``final``) in their config.
+        flow_scheduler: the scheduler of diffusers that steps like it, without fresh noise of its own, on flow
+            schedules; empty if there is none.
+        comfyui_name, comfyui_schedule: ComfyUI's settings.
+        comfyui_eta: whether ComfyUI's sampler has to be given ``eta``.
     """
 
     num_inference_steps: int | None = None
@@ -78,7 +94,23 @@ class Sampler:
     name: ClassVar[str] = ""
     spacing: ClassVar[str] = "trailing"
     lands: ClassVar[str] = "clean"
-    multistep: ClassVar[bool] = False  # whether a step looks back at the one before
+    multistep: ClassVar[bool] = False
+    diffusers_names: ClassVar[tuple[str, ...]] = ()
+    diffusers_start: ClassVar[Literal["unit", "table"]] = "unit"
+    diffusers_eta: ClassVar[bool] = False
+    flow_scheduler: ClassVar[str] = ""
+    comfyui_name: ClassVar[str] = "euler"
+    comfyui_schedule: ClassVar[str] = "sgm_uniform"
+    comfyui_eta: ClassVar[bool] = False
+
+    @classmethod
+    def options(cls) -> frozenset[str]:
+        """Names of its settings; not every sampler has ``eta`` and ``original_inference_steps``."""
+        return frozenset(f.name for f in fields(cls))
+
+    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
+        """Schedulers of diffusers that may step like it at these ``times`` of a VP schedule, the best first."""
+        return iter(())
 
     def __post_init__(self) -> None:
         given = [k for k in ("num_inference_steps", "timesteps", "sigmas") if getattr(self, k) is not None]
@@ -89,14 +121,13 @@ class Sampler:
             )
         if self.final not in ("", "clean", "end"):
             raise ValueError(f"Unknown final '{self.final}': use clean or end.")
-        eta = getattr(self, "eta", 0.0)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be between 0 and 1, not {eta}.")
+        if not 0 <= self.fresh_noise <= 1:
+            raise ValueError(f"eta must be between 0 and 1, not {self.fresh_noise:g}.")
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength must be above 0 and at most 1, not {self.strength:g}.")
 
     def times(self, schedule: Schedule) -> Array:
-        """The n + 1 decreasing native times of a run: n network calls, then where it lands."""
+        """The n + 1 decreasing native times of a run: those of n network calls, then the last state's."""
         landing = float(schedule.clean if (self.final or self.lands) == "clean" else schedule.end)
         if self.timesteps is not None:
             times, what = np.atleast_1d(host(self.timesteps)), "timesteps"
@@ -105,7 +136,7 @@ class Sampler:
         else:
             assert self.num_inference_steps is not None
             times, what = self._spaced(schedule, self.num_inference_steps), "The grid"
-            if times[-1] == landing:  # a grid that ends where this sampler lands has one point too few
+            if times[-1] == landing:  # the network would be called at the last state's own time
                 times = self._spaced(schedule, self.num_inference_steps + 1)[:-1]
         schedule.alpha_sigma(times)  # raises for times outside the schedule
         return np.append(self._part(check_decreasing(times, what, landing), schedule), landing)
@@ -134,8 +165,13 @@ class Sampler:
     def _original(self) -> int:
         return int(getattr(self, "original_inference_steps", 50))
 
+    @property
+    def fresh_noise(self) -> float:
+        """``eta``, its share of fresh noise; 0 for samplers without that option."""
+        return float(getattr(self, "eta", 0.0))
+
     def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
-        """The target time that a network with an ``end`` input is told."""
+        """The target time s for a network conditioned on it (input ``end``)."""
         return next_time
 
     def step(self, at: Step) -> Tensor:
@@ -158,7 +194,7 @@ def renoise(schedule: Schedule, x: Tensor, s: Time, t: Time, z: Tensor) -> Tenso
 
 
 def ancestral(at: Step, eta: float) -> Tensor:
-    """Jump to ``at.next``, a part of the noise made anew: DDIM's eta (Song et al. 2021, eq. 16), in any schedule.
+    """Jump to ``at.next`` with a part of the noise drawn anew: DDIM's eta (Song et al. 2021, eq. 16), on any schedule.
 
     eta = 1 is the posterior of the forward process, and the same as k-diffusion's ancestral step.
     """
@@ -172,10 +208,10 @@ def ancestral(at: Step, eta: float) -> Tensor:
 
 
 def heun(first: Prediction, second: Prediction) -> Tensor:
-    """From x at first.t to second.t by the mean of two slopes; ``second`` was asked where the first one's jump lands.
+    """From x at first.t to second.t by the mean of two slopes; ``second`` is the prediction after the first one's jump.
 
-    Slopes of t on flow schedules, of sigma/alpha elsewhere; times are numbers or [B]. Rows that `only_first_order`
-    marks stay where the jump lands.
+    Slopes in t on flow schedules, in sigma/alpha elsewhere; times are numbers or [B]. Rows of `only_first_order` keep
+    the state after the jump.
     """
     schedule, x = first.schedule, first.x
     euler = only_first_order(schedule, first.t, second.t)
@@ -196,7 +232,7 @@ def heun(first: Prediction, second: Prediction) -> Tensor:
 
 
 def only_first_order(schedule: Schedule, t: Time, s: Time) -> Any:
-    """Where Heun's step from t to s has no second slope: to clean data, or from pure noise of a VP schedule."""
+    """Whether Heun's step from t to s has no second slope: to clean data, or from pure noise of a VP schedule."""
     alpha_t, sigma = schedule.alpha_sigma(t)[0], schedule.alpha_sigma(s)[1]
     return np.asarray((sigma == 0) | ((alpha_t == 0) & (schedule.family != "flow")))
 
@@ -208,11 +244,11 @@ def only_first_order(schedule: Schedule, t: Time, s: Time) -> Any:
 class LCMSampler(Sampler):
     """Jump to clean data, add fresh noise, repeat (Luo et al. 2023; Song et al. 2023, alg. 1).
 
-    The public step re-noises the answer as if it were clean, though it lives at the schedule's end; ``exact`` takes
-    that into account (on EDM schedules both are the published ``sqrt(t^2 - sigma_min^2)``).
+    The public step re-noises the prediction as if it were clean, though its time is the schedule's end; ``exact``
+    takes that into account (on EDM schedules both are the published ``sqrt(t^2 - sigma_min^2)``).
 
     Args:
-        original_inference_steps: of the grids "lcm" (diffusers' LCMScheduler, the default) and "lcm-v1".
+        original_inference_steps: N of the training grid of "lcm" (diffusers' LCMScheduler, the default) and "lcm-v1".
     """
 
     original_inference_steps: int = 50
@@ -220,6 +256,13 @@ class LCMSampler(Sampler):
 
     name: ClassVar[str] = "lcm"
     spacing: ClassVar[str] = "lcm"
+    diffusers_names: ClassVar[tuple[str, ...]] = ("LCMScheduler", "FlowMatchLCMScheduler")
+    flow_scheduler: ClassVar[str] = "FlowMatchLCMScheduler"
+    comfyui_name: ClassVar[str] = "sampler lcm"
+    comfyui_schedule: ClassVar[str] = "sgm_uniform with ModelSamplingDiscrete lcm"
+
+    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
+        return on_training_grids("LCMScheduler", self.original_inference_steps, times, {})
 
     def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
         return float(schedule.end)
@@ -234,13 +277,18 @@ class LCMSampler(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class RenoiseSampler(Sampler):
-    """Jump to clean data, noise it anew, repeat: DMD2's own loop (Yin et al. 2024, sec. 4.4).
+    """Jump to clean data, add fresh noise, repeat: DMD2's own loop (Yin et al. 2024, sec. 4.4).
 
     LCM's sampler without the boundary condition of LCM's students: the two agree to 1e-6 on VP tables at times of 100
-    and above, so that other programs' LCM samplers serve, given these times.
+    and above, so other programs' LCM samplers step alike there, given these times.
     """
 
     name: ClassVar[str] = "renoise"
+    diffusers_names: ClassVar[tuple[str, ...]] = ("SCMScheduler",)
+    flow_scheduler: ClassVar[str] = "FlowMatchLCMScheduler"
+
+    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
+        return on_training_grids("LCMScheduler", 50, times, {}) if times[-2] >= 100 else iter(())
 
     def step(self, at: Step) -> Tensor:
         x0 = at.prediction.x0
@@ -261,6 +309,18 @@ class TCDSampler(Sampler):
     name: ClassVar[str] = "tcd"
     spacing: ClassVar[str] = "lcm"
     lands: ClassVar[str] = "end"
+    diffusers_names: ClassVar[tuple[str, ...]] = ("TCDScheduler",)
+    diffusers_eta: ClassVar[bool] = True
+    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
+    comfyui_name: ClassVar[str] = "ComfyUI-TCD's sampler"
+    comfyui_schedule: ClassVar[str] = "its own"
+    comfyui_eta: ClassVar[bool] = True
+
+    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
+        if self.eta == 0:
+            return jumps(self.original_inference_steps, times)
+        call = {"eta": self.eta}
+        return on_training_grids("TCDScheduler", self.original_inference_steps, times, call, set_alpha_to_one=False)
 
     def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
         s = (1 - self.eta) * next_time
@@ -289,6 +349,10 @@ class CTMSampler(Sampler):
     name: ClassVar[str] = "ctm"
     spacing: ClassVar[str] = "trailing"
     lands: ClassVar[str] = "end"
+    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
+
+    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
+        return jumps(50, times) if self.eta == 0 else iter(())
 
     def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
         if last or self.eta == 0:
@@ -309,7 +373,7 @@ class CTMSampler(Sampler):
 class PhasedSampler(Sampler):
     """Jumps between the edges of PCM's phases, where its students were trained (Wang et al. 2024, alg. 2).
 
-    ``num_inference_steps`` is the number of phases. Other grids step off the edges and lose what was learned.
+    ``num_inference_steps`` is the number of phases. Other grids leave the edges, where the student is not trained.
 
     Args:
         eta: share of fresh noise: ``alpha x0 + sigma (sqrt(1 - eta^2) eps + eta z)``, the paper's eq. 44 with
@@ -323,6 +387,10 @@ class PhasedSampler(Sampler):
     name: ClassVar[str] = "phased"
     spacing: ClassVar[str] = "phases"
     lands: ClassVar[str] = "end"
+    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
+
+    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
+        return jumps(self.original_inference_steps, times) if self.eta == 0 else iter(())
 
     def step(self, at: Step) -> Tensor:
         if at.last or self.eta == 0:
@@ -342,6 +410,14 @@ class DDIMSampler(Sampler):
     eta: float = 0.0
 
     name: ClassVar[str] = "ddim"
+    diffusers_names: ClassVar[tuple[str, ...]] = ("DDIMScheduler",)
+    diffusers_eta: ClassVar[bool] = True
+    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
+
+    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
+        if self.eta == 0:
+            return jumps(50, times)
+        return ancestral_noise() if self.eta == 1 and times[-1] < 0 else ddim(times, {"eta": self.eta})
 
     def step(self, at: Step) -> Tensor:
         return ancestral(at, self.eta)
@@ -355,10 +431,16 @@ class EulerSampler(Sampler):
     """
 
     name: ClassVar[str] = "euler"
+    diffusers_names: ClassVar[tuple[str, ...]] = ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
+    diffusers_start: ClassVar[Literal["unit", "table"]] = "table"
+    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
+
+    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
+        return jumps(50, times)
 
     def _spaced(self, schedule: Schedule, n: int) -> Array:
         if schedule.family == "vp" and self.timestep_spacing == "linspace":
-            return np.linspace(0, schedule.start, n)[::-1].copy()  # one step asks at index 0, as it does there
+            return np.linspace(0, schedule.start, n)[::-1].copy()  # a single step is at index 0, as it is there
         return super()._spaced(schedule, n)
 
     def step(self, at: Step) -> Tensor:
@@ -372,6 +454,12 @@ class EulerAncestralSampler(EulerSampler):
     eta: float = 1.0
 
     name: ClassVar[str] = "euler-ancestral"
+    diffusers_names: ClassVar[tuple[str, ...]] = ("EulerAncestralDiscreteScheduler",)
+    flow_scheduler: ClassVar[str] = ""
+    comfyui_name: ClassVar[str] = "sampler euler_ancestral"
+
+    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
+        return ancestral_noise() if self.eta == 1 and times[-1] < 0 else iter(())
 
     def step(self, at: Step) -> Tensor:
         return ancestral(at, self.eta)
@@ -385,6 +473,11 @@ class HeunSampler(EulerSampler):
     """
 
     name: ClassVar[str] = "heun"
+    diffusers_names: ClassVar[tuple[str, ...]] = ()
+    flow_scheduler: ClassVar[str] = ""
+
+    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
+        return iter(())
 
     def step(self, at: Step) -> Tensor:
         jump = at.prediction.at(at.next)
@@ -405,7 +498,7 @@ class DPMSolverPP2MSampler(Sampler):
     multistep: ClassVar[bool] = True
 
     def _spaced(self, schedule: Schedule, n: int) -> Array:
-        """diffusers lays n + 1 points for this solver's leading and linspace grids, and drops the lowest."""
+        """diffusers makes n + 1 points for this solver's leading and linspace grids, and drops the lowest."""
         total = schedule.num_train_timesteps
         if schedule.family == "vp" and self.timestep_spacing == "linspace":
             return np.linspace(0, total - 1, n + 1).round()[:0:-1]
@@ -431,7 +524,7 @@ class DPMSolverPP2MSampler(Sampler):
 
     @property
     def num_steps(self) -> int | None:
-        """How many steps were asked for, before a closing 0 of ``sigmas`` is dropped."""
+        """Number of steps, before a closing 0 of ``sigmas`` is dropped."""
         given = self.timesteps if self.timesteps is not None else self.sigmas
         return self.num_inference_steps if given is None else len(given)
 
@@ -461,14 +554,14 @@ SAMPLERS: dict[str, type[Sampler]] = {
 
 
 def make_sampler(name: str, **options: Any) -> Sampler:
-    """The sampler of that name; options that this sampler does not have are an error of one sentence.
+    """The sampler of that name with these options.
 
     Raises:
-        ValueError: unknown name or option.
+        ValueError: one sentence for an unknown name, or an option that this sampler does not have.
     """
     if name not in SAMPLERS:
         raise ValueError(f"Unknown sampler '{name}': use {', '.join(SAMPLERS)}.")
-    known = {f.name for f in fields(SAMPLERS[name])}
+    known = SAMPLERS[name].options()
     for option in options.keys() - known:
         raise ValueError(f"The sampler {name} has no option '{option}': it has {', '.join(sorted(known))}.")
     return SAMPLERS[name](**options)

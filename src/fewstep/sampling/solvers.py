@@ -1,8 +1,8 @@
-"""The teacher's probability-flow ODE, solved along any grid: what students learn to shorten."""
+"""Solvers of the teacher's probability-flow ODE along any grid."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.grids import check_decreasing
 from fewstep.sampling.sample import walk
-from fewstep.sampling.samplers import DDIMSampler, DPMSolverPP2MSampler, HeunSampler, Sampler
+from fewstep.sampling.samplers import SAMPLERS
 
 Solver = Literal["ddim", "heun", "dpm++2m"]
-SOLVERS: dict[str, type[Sampler]] = {"ddim": DDIMSampler, "heun": HeunSampler, "dpm++2m": DPMSolverPP2MSampler}
+SOLVERS = {name: SAMPLERS[name] for name in get_args(Solver)}
 
 
 @torch.no_grad()

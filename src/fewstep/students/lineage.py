@@ -1,4 +1,4 @@
-"""Students as the beginning of other runs: as a teacher, as first weights, or merged into full weights."""
+"""Students as the start of other runs: as a teacher, as first weights, or merged into full weights."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from fewstep.models.families import Teacher, load_teacher
 from fewstep.models.lora import merge
 from fewstep.models.quantize import quantize
 from fewstep.models.roles import Roles, Weights
-from fewstep.students.student import CARD_FILE, Card, load_card, load_weights, save_student, weights_file
+from fewstep.students.card import CARD_FILE, Card, load_card
+from fewstep.students.student import load_weights, save_student, weights_file
 from fewstep.training import distributed
 from fewstep.training.run_files import RunFiles
 
-_SISTER = re.compile(r"\.\./\.\./[A-Za-z0-9][\w-]*/student")
+_EARLIER_STAGE = re.compile(r"\.\./\.\./[A-Za-z0-9][\w-]*/student")
 
 
 def student_folder(path: Path) -> Path | None:
-    """Where the student of a run, of a run of several stages, or of its own folder is; None if there is none."""
+    """The folder of the student of a run, of a run of several stages, or of itself; None if there is none."""
     stages = RunFiles(path).stages()
     if stages and RunFiles(path).recipe.is_file():
         path = stages[-1]
-    if is_pipeline(path):  # an exported one: it has a card too, but is a model like any other
+    if is_pipeline(path):  # an exported one has a card too, but is a model like any other
         return None
     return next((folder for folder in (path, RunFiles(path).student) if (folder / CARD_FILE).is_file()), None)
 
@@ -39,18 +40,18 @@ def is_pipeline(path: Path) -> bool:
     return (path / "model_index.json").is_file()
 
 
-def teacher_of(folder: Path, card: Card, device: str = "cpu", **how: Any) -> Teacher:
-    """The teacher that the student in ``folder`` stands on: a model, or another student; as `open_teacher`."""
-    return open_teacher(_place(folder, card), device=device, **{"size": card.image_size, **how})
+def teacher_of(folder: Path, card: Card, device: str = "cpu", **options: Any) -> Teacher:
+    """The teacher that the student in ``folder`` stands on, a model or another student; arguments as `open_teacher`."""
+    return open_teacher(_teacher_name(folder, card), device=device, **{"size": card.image_size, **options})
 
 
 def first_teacher(folder: Path) -> str:
     """Name of the model that the student in ``folder`` was distilled from, past all students in between."""
-    return model_behind(_place(folder, load_card(folder)))
+    return model_behind(_teacher_name(folder, load_card(folder)))
 
 
 def model_behind(name: str) -> str:
-    """The model that ``name`` was distilled from, past all students in between; of a model its own name."""
+    """The model that ``name`` was distilled from, past all students in between; a model's own name."""
     student = student_folder(Path(name))
     return name if student is None else first_teacher(student)
 
@@ -61,47 +62,46 @@ def origin_of(name: str) -> Denoiser | None:
     return None if folder is None else load_teacher(first_teacher(folder)).denoiser
 
 
-def _place(folder: Path, card: Card) -> str:
-    """Where a card's teacher is: an earlier stage of the same run is beside it, wherever the run is now."""
-    return str(Path(folder, card.teacher).resolve()) if _SISTER.fullmatch(card.teacher) else card.teacher
+def _teacher_name(folder: Path, card: Card) -> str:
+    """Name or folder of a card's teacher; an earlier stage of the same run is beside it, wherever the run is now."""
+    return str(Path(folder, card.teacher).resolve()) if _EARLIER_STAGE.fullmatch(card.teacher) else card.teacher
 
 
-def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **how: Any) -> Teacher:
+def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **options: Any) -> Teacher:
     """A teacher by name or folder; a finished run's student becomes one, its LoRA merged into its own teacher.
 
     Args:
         loras: LoRA files or hub names that are merged too.
-        how: other arguments of `load_teacher`.
+        options: other arguments of `load_teacher`.
 
     Raises:
-        ValueError: one sentence when there is none, or it wants inputs that a teacher is not given.
+        ValueError: one sentence when there is none, or it needs inputs that a teacher is not given.
     """
     folder = student_folder(Path(name))
     if folder is None:
-        return load_teacher(name, device=device, loras=loras, **how)
+        return load_teacher(name, device=device, loras=loras, **options)
     if loras:
         raise ValueError(f"teacher.loras go with a model, not with a finished run such as {name}.")
     card = load_card(folder)
     if card.extra_inputs:
         raise ValueError(
-            f"The student in {folder} must be told {' and '.join(card.extra_inputs)} and cannot be a teacher: "
-            "train it without, or let it be the init of the next run."
+            f"The student in {folder} has the extra inputs {' and '.join(card.extra_inputs)} and cannot be a teacher: "
+            "train it without them, or let it be the init of the next run."
         )
-    said = {"size": card.image_size, "guidance_embed": card.guidance_embed}
-    how |= {key: value for key, value in said.items() if how.get(key) is None}
-    quantization = how.pop("quantization", None)  # once the student's weights are in
-    teacher = open_teacher(_place(folder, card), device=device, **how)
-    _put(dict(teacher.denoiser.network.named_parameters()), load_weights(folder), folder)  # type: ignore[attr-defined]
+    own = {"size": card.image_size, "guidance_embed": card.guidance_embed}
+    options |= {key: value for key, value in own.items() if options.get(key) is None}
+    quantization = options.pop("quantization", None)  # only once the student's weights are in
+    teacher = open_teacher(_teacher_name(folder, card), device=device, **options)
+    network: Any = teacher.denoiser.network
+    _load_into(dict(network.named_parameters()), load_weights(folder), folder)
     if quantization is not None:
-        quantize(teacher.denoiser.network, quantization)  # type: ignore[arg-type]
-    kind = card.prediction_type or teacher.denoiser.prediction_type
-    denoiser = Denoiser(teacher.denoiser.network, teacher.denoiser.schedule, kind)
-    return replace(teacher, name=name, denoiser=denoiser)
+        quantize(network, quantization)
+    return teacher.with_denoiser(name=name, kind=card.prediction_type)
 
 
 @torch.no_grad()
-def _put(weights: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path) -> None:
-    """A student's weights into a network: all of them, or its LoRA on top."""
+def _load_into(weights: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path) -> None:
+    """Put a student's weights into a network: all of them, or its LoRA merged."""
     if any(".lora_" in name for name in saved):
         merge(weights, saved)
         return
@@ -112,16 +112,16 @@ def _put(weights: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Pat
 
 
 def load_start(name: str, teacher: str, weights: Literal["lora", "full"]) -> dict[str, Tensor]:
-    """The weights that a student starts from (`Roles.start`): a finished run, a student's folder, or a LoRA file.
+    """The weights that a student starts from (`Roles.start`): of a finished run, a student's folder, or a LoRA file.
 
-    A run's LoRA on another student than ``teacher`` comes with the weights that it stands on: added to those of
+    A run's LoRA on another student than ``teacher`` is returned with the weights that it stands on: added to those of
     ``teacher``, which may have it merged in already, it would be another function.
 
     Args:
-        teacher: name or folder of the teacher of the run that starts. weights: what its student holds.
+        teacher: name or folder of the teacher of the run that starts. weights: of its student.
 
     Raises:
-        ValueError: one sentence when there is nothing of the kind, or a LoRA that stands on another teacher.
+        ValueError: one sentence when there is no such folder or file, or a LoRA stands on another teacher.
     """
     path = Path(name)
     if path.is_file():
@@ -130,7 +130,7 @@ def load_start(name: str, teacher: str, weights: Literal["lora", "full"]) -> dic
     if folder is None:
         raise ValueError(f"init: there is no finished run, student's folder or LoRA file '{name}'.")
     saved, card = load_weights(folder), load_card(folder)
-    if card.weights == "full" or _stand_on_the_same(_place(folder, card), teacher):
+    if card.weights == "full" or _same_student(_teacher_name(folder, card), teacher):
         return saved
     if weights == "lora":
         raise ValueError(
@@ -141,8 +141,8 @@ def load_start(name: str, teacher: str, weights: Literal["lora", "full"]) -> dic
     return under | {key: t for key, t in saved.items() if ".lora_" not in key}
 
 
-def _stand_on_the_same(one: str, other: str) -> bool:
-    """Whether two teachers are the same student, or both none: a model may have several names and copies."""
+def _same_student(one: str, other: str) -> bool:
+    """Whether two teachers are the same student, or both models, which may have several names and copies."""
     first, second = (student_folder(Path(name)) for name in (one, other))
     if first is None or second is None:
         return first is second
@@ -150,18 +150,18 @@ def _stand_on_the_same(one: str, other: str) -> bool:
 
 
 def merge_student(source: Path, target: Path, scale: float = 1.0, weights: Literal["full", "lora"] = "full") -> Path:
-    """A student of full weights in ``target``, from the LoRA in ``source``; returns ``target``. Done once.
+    """Write a student of full weights to ``target`` from the LoRA in ``source``, unless it is there; return ``target``.
 
     Args:
         scale: of that LoRA.
-        weights: "lora" joins it with the LoRA that it stands on instead, into one of both ranks on that one's teacher:
-            what a LoRA on a LoRA comes to, for programs that have the first teacher alone.
+        weights: "lora" joins it with the LoRA that it stands on instead, into one LoRA of both ranks on that one's
+            teacher: the same function for programs that have only the first teacher.
 
     Raises:
-        ValueError: the student has full weights already, or extra inputs that are no weights of its teacher; it is to
-            be a LoRA, and what it stands on is none.
+        ValueError: the student has full weights already, or extra inputs that are no weights of its teacher; or it is
+            to be joined and does not stand on a LoRA.
     """
-    if distributed.from_first((target / CARD_FILE).is_file()):  # seen once: the first writes it while others may look
+    if distributed.from_first((target / CARD_FILE).is_file()):  # the first process writes it while others may look
         return target
     card = load_card(source)
     if card.weights == "full" or card.extra_inputs:
@@ -182,9 +182,9 @@ def merge_student(source: Path, target: Path, scale: float = 1.0, weights: Liter
 
 
 def _as_seen_from(target: Path, folder: Path) -> str:
-    """The teacher of the student in ``folder`` as a card in ``target`` names it: stages of one run move together."""
+    """Name of the teacher of the student in ``folder`` on a card in ``target``: stages of one run move together."""
     card, run = load_card(folder), folder.parent.parent.resolve()
-    return card.teacher if run == target.parent.parent.resolve() else _place(folder, card)
+    return card.teacher if run == target.parent.parent.resolve() else _teacher_name(folder, card)
 
 
 def scaled(lora: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -193,8 +193,8 @@ def scaled(lora: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
 
 
 def _joined(lora: Mapping[str, Tensor], source: Path, card: Card) -> tuple[dict[str, Tensor], Path]:
-    """(the sum of this LoRA and the one that it stands on, where that one is)."""
-    under = student_folder(Path(_place(source, card)))
+    """(the sum of this LoRA and the one that it stands on, the folder of that one)."""
+    under = student_folder(Path(_teacher_name(source, card)))
     below = None if under is None else load_card(under)
     if under is None or below is None or below.weights != "lora" or below.extra_inputs:
         raise ValueError(f"The LoRA in {source} stands on no other LoRA that it could be joined with.")

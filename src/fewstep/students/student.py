@@ -1,85 +1,42 @@
-"""The finished student as files: a LoRA in the layout that diffusers reads, or a whole UNet; `publish` has the others.
+"""The weights of a finished student as files; `fewstep.export` writes those for other programs.
 
     student/
       pytorch_lora_weights.safetensors   unet.<layer>.lora_A/B.weight, scale folded in (alpha = rank)
-      few_step.json                      method, sampler, steps, guidance: how to sample from it
+      few_step.json                      its card: method, sampler, steps, guidance
 
-A student with extra inputs (a target time, a guidance scale) needs its embeddings too; no other program reads them,
-so it goes to ``fewstep_student.safetensors`` and never under the name that others would load.
+A student with extra inputs (a target time, a guidance scale) needs its embeddings too, and one of full weights a whole
+network. No other program reads those: they are in ``fewstep_student.safetensors``, not under the name that others load.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.data.files import replace_tensors, replace_text
+from fewstep.data.files import replace_tensors
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.models.lora import adapter_scale
 from fewstep.models.roles import RoleNetwork, Roles, Weights
 from fewstep.models.sharding import whole
-from fewstep.sampling import SAMPLERS, Sampler, make_sampler
+from fewstep.students.card import Card, load_card
 from fewstep.training import distributed
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 OWN_FILE = "fewstep_student.safetensors"
-CARD_FILE = "few_step.json"
 SAMPLES_FILE = "samples.png"
-
-
-@dataclass(frozen=True)
-class Card:
-    """How to sample from a student.
-
-    Attributes:
-        method: what trained it. sampler: the sampler that its method wants.
-        num_inference_steps, eta, original_inference_steps: of that sampler.
-        timesteps: where that sampler asks, if not on a grid of its own.
-        weights: "lora" or "full". rank: of the LoRA.
-        teacher: the model it was distilled from; ``../../<stage>/student`` is an earlier stage of the same run.
-        guidance_scale: classifier-free guidance it wants; 1 (off) where the teacher's is built in.
-        prediction_type: what it predicts; empty: what its teacher does. Other programs must be told where it differs.
-        extra_inputs: what it must be told: "end", "guidance_embed".
-        guidance_embed: the scale it is told, when it is.
-        image_size: side of its pictures in pixels; None is its teacher's own.
-        steps: training steps behind it. forward_equivalents: what they cost, the runs it builds on included.
-        costs: the parts of that, by a mark of each run's recipe: a run that two others begin with counts once.
-    """
-
-    method: str
-    sampler: str
-    num_inference_steps: int
-    weights: Literal["lora", "full"]
-    teacher: str
-    eta: float = 0.0
-    original_inference_steps: int = 50
-    rank: int = 0
-    guidance_scale: float = 1.0
-    timesteps: tuple[float, ...] = ()
-    prediction_type: str = ""
-    extra_inputs: tuple[str, ...] = ()
-    guidance_embed: float | None = None
-    image_size: int | None = None
-    steps: int = 0
-    forward_equivalents: float = 0.0
-    costs: dict[str, float] = field(default_factory=dict)
-    format: int = 1
 
 
 def save_student(folder: Path, roles: Roles, card: Card, role: str = "student") -> Path:
     """Write a role's weights and its card; each file appears whole or not at all. Returns the weights' path.
 
-    Of several processes all must call this, and the first writes.
+    All of several processes must call this; the first one writes.
     """
     tensors = _folded(roles, role) if card.weights == "lora" else roles.tensors_of(role)
     shareable = card.weights == "lora" and not any(name.startswith("extras.") for name in tensors)
@@ -87,49 +44,16 @@ def save_student(folder: Path, roles: Roles, card: Card, role: str = "student") 
     plain = {n: whole(t.detach()).to("cpu", torch.float32).contiguous().clone() for n, t in tensors.items()}
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
-        replace_tensors(path, plain, {"format": "pt", "fewstep": json.dumps(asdict(card))})
-        replace_text(folder / CARD_FILE, json.dumps(asdict(card), indent=1) + "\n")
+        replace_tensors(path, plain, {"format": "pt", "fewstep": card.as_json()})
+        card.save(folder)
     return path
-
-
-def load_card(folder: Path) -> Card:
-    """The card of a student folder.
-
-    Raises:
-        ValueError: one sentence when the folder holds no student of ours.
-    """
-    try:
-        data = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or data.get("format") != 1:
-            raise ValueError("unknown format")
-        return TypeAdapter(Card).validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"The card {folder / CARD_FILE} is damaged: {key}: {first['msg']}.") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} holds no student: {CARD_FILE} is missing or damaged ({error}).") from None
-
-
-def sampler_of(card: Card, name: str | None = None, **options: Any) -> Sampler:
-    """The sampler that a card asks for; ``name`` and ``options`` (None: not given) override it."""
-    given = {key: value for key, value in options.items() if value is not None}
-    own = name in (None, card.sampler) and not given.keys() & {"timesteps", "sigmas", "timestep_spacing"}
-    if own and card.timesteps and given.get("num_inference_steps") in (None, len(card.timesteps)):
-        given = {**given, "num_inference_steps": None, "timesteps": card.timesteps}
-    if not given.keys() & {"num_inference_steps", "timesteps", "sigmas"}:
-        given["num_inference_steps"] = card.num_inference_steps
-    if name in (None, card.sampler) and card.sampler in SAMPLERS:
-        for key in {"eta", "original_inference_steps"} & {f.name for f in fields(SAMPLERS[card.sampler])}:
-            given.setdefault(key, getattr(card, key))
-    return make_sampler(name or card.sampler, **given)
 
 
 def load_student(teacher: Teacher, folder: Path, card: Card | None = None) -> Denoiser:
     """The student of a folder on its teacher, ready to sample from.
 
     Raises:
-        ValueError: one sentence when the weights are missing, foreign, or those of another teacher.
+        ValueError: one sentence when the weights are missing, or belong to another teacher.
     """
     card = card or load_card(folder)
     tensors = load_weights(folder)
@@ -184,7 +108,7 @@ def _layers(names: Iterable[str]) -> list[str]:
 
 
 def _folded(roles: Roles, role: str) -> dict[str, Tensor]:
-    """A LoRA whose scale is part of B: readers that know no alpha then get it right."""
+    """A LoRA with its scale folded into B: right for programs that ignore alpha."""
     network: Any = getattr(roles, role).network
     scale = adapter_scale(network.network, network.adapters[0])
     return {name: t * scale if ".lora_B" in name else t for name, t in roles.tensors_of(role).items()}

@@ -32,8 +32,8 @@ MUTANTS = [
         ),
         (
             "teacher: of several text encoders one is let go",
-            'if name.startswith("text_encoder")]',
-            'if name == "text_encoder"]',
+            "for name in self.family.text_encoders:",
+            "for name in self.family.text_encoders[:1]:",
             "tests/data/test_cache.py::test_text_encoders_are_let_go_and_what_was_asked_for_is_kept[sdxl]",
         ),
         (
@@ -159,6 +159,12 @@ MUTANTS = [
             "if size is not None and (size < step or size % step):",
             "if size is not None and size < step:",
             "test_a_size_that_does_not_fit_is_refused",
+        ),
+        (
+            "checkpoints: FLUX's tokens are too many",
+            "pixels_per_token: ClassVar[int] = 16 * 16",
+            "pixels_per_token: ClassVar[int] = 8 * 8",
+            "tests/checkpoints/test_sampling.py::test_an_entry_samples_as_diffusers_does[hyper-flux-8step]",
         ),
     ),
     *planted(

@@ -1,8 +1,13 @@
-"""What all families of teachers have in common: how a pipeline's parts become a network, a schedule and conditions."""
+"""The contract of a family: everything that the other rooms need to know about one kind of diffusers pipeline.
+
+A new family is one file with a subclass of `Family` (and its network), and one line in `FAMILIES` of
+`fewstep.models.families.registry`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,24 +18,73 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 
 CLIP_TOKENS = 77
-_DOWN = 8  # pixels to a latent's side, where no autoencoder says it
+_DOWN = 8  # pixels along a side of one latent, where there is no autoencoder to ask
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """How a checkpoint of a family in one .safetensors file is recognised and completed.
+
+    Attributes:
+        title: its models in words.
+        prefix: how names of tensors begin that no other kind of file has.
+        configs: folder in ``assets/configs`` with the networks' configs.
+        hub: repository of its tokenizers.
+    """
+
+    title: str
+    prefix: str
+    configs: str
+    hub: str
 
 
 class Family:
-    """One kind of pipeline as a teacher.
+    """One kind of diffusers pipeline as a teacher.
 
     Args:
-        pipeline: its parts as attributes; a loaded pipeline, or an outline whose networks are on the meta device.
-        size: side of the pictures in pixels; None takes the model's own.
+        pipeline: a loaded pipeline, or any object that has its parts as attributes (`MetaPipeline`'s, on meta).
+        size: side of the images in pixels; None takes the model's own.
 
     Raises:
-        ValueError: one sentence when the parts do not make a teacher, or pictures cannot have this size.
+        ValueError: one sentence when the parts do not make a teacher, or ``size`` does not fit the network.
 
     Attributes:
-        part: the attribute, and folder, of the network that is distilled.
+        title: the models in words, for "... is not supported as a teacher: use ...".
+        names: what `fewstep checkpoints` calls the family's models.
+        part: the pipeline's attribute, and folder, of the network that is distilled.
+        network_class: class of that network in diffusers.
+        text_encoders: the attributes of the text encoders, which are freed once all prompts are encoded and which
+            LoRA files may adapt too.
+        single_file: how its checkpoints in one file are recognised; None: they are not read.
+        licences: of base models, by their hub names.
+        guidance_scale: classifier-free guidance of a teacher unless the user gives one (1 is off).
+        pixels_per_token: area of one image token in pixels; the shift of a flow schedule may depend on the tokens.
+        any_scheduler: config of a scheduler for a network that comes without one.
+        passes_sigmas: whether its pipeline passes the levels n/n, ..., 1/n to the scheduler by itself.
+        flow_schedulers: whether diffusers has few-step schedulers of flow models that work in its pipeline.
+        closes_guidance: whether its pipeline runs without guidance, whatever scale it is given, when the network has
+            a guidance-scale embedding.
+        kohya_prefix: how names in kohya's LoRA layout begin; empty: that layout is not for this family.
+        kohya_bases: `architecture` -> kohya's name of the base model.
+        comfyui_embeds_guidance: whether ComfyUI can run a network with a guidance-scale embedding.
     """
 
+    title: ClassVar[str]
+    names: ClassVar[tuple[str, ...]]
     part: ClassVar[str] = "transformer"
+    network_class: ClassVar[str]
+    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    single_file: ClassVar[SingleFile | None] = None
+    licences: ClassVar[Mapping[str, str]] = {}
+    guidance_scale: ClassVar[float] = 3.0
+    pixels_per_token: ClassVar[int] = 16 * 16  # an autoencoder with 8 x 8 pixels a latent, and patches of 2 x 2
+    any_scheduler: ClassVar[Mapping[str, Any]] = {"shift": 1.0}
+    passes_sigmas: ClassVar[bool] = False
+    flow_schedulers: ClassVar[bool] = True
+    closes_guidance: ClassVar[bool] = False
+    kohya_prefix: ClassVar[str] = ""
+    kohya_bases: ClassVar[Mapping[str, str]] = {}
+    comfyui_embeds_guidance: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, size: int | None = None) -> None:
         self.pipeline, self.size = pipeline, size
@@ -39,14 +93,34 @@ class Family:
         if size is not None and (size < step or size % step):
             raise ValueError(f"teacher.size must be a multiple of {step} pixels for this model, not {size}.")
 
+    @classmethod
+    def fits(cls, pipeline: Any) -> bool:
+        """Whether ``pipeline`` is of this family, by the class of its network."""
+        return type(getattr(pipeline, cls.part, None)).__name__ == cls.network_class
+
     def _check(self) -> None:
-        vae = getattr(self.pipeline, "vae", None)
-        latents = getattr(getattr(vae, "config", None), "latent_channels", None)
+        latents = getattr(self._vae_config, "latent_channels", None)
         if latents is not None and latents != self.latent_channels:
             raise ValueError(
                 f"This {type(self.base).__name__} takes {self.latent_channels} channels, but its autoencoder makes "
                 f"{latents}: inpainting, editing and control models are not supported as teachers."
             )
+
+    @property
+    def _vae_config(self) -> Any:
+        return getattr(getattr(self.pipeline, "vae", None), "config", None)
+
+    # ---------------------------------------------------------------- names
+
+    @property
+    def name(self) -> str:
+        """Which of `names` this model is; empty if it is none of them."""
+        return self.names[0]
+
+    @property
+    def architecture(self) -> str:
+        """modelspec's name of the network (``modelspec.architecture``); its class where modelspec has none."""
+        return type(self.base).__name__
 
     # ---------------------------------------------------------------- networks
 
@@ -74,7 +148,7 @@ class Family:
         return Denoiser(self.network(), schedule, self.prediction_type(schedule))
 
     def schedule(self) -> Schedule:
-        """The scheduler's; where its shift depends on the picture's size (FLUX), that of this size."""
+        """The scheduler's; where its shift depends on the image's size, with the shift of this size."""
         schedule, config = Schedule.from_diffusers(self.pipeline.scheduler), self._scheduler()
         if schedule.family != "flow" or not config.get("use_dynamic_shifting"):
             return schedule
@@ -87,6 +161,15 @@ class Family:
         scheduler = self.pipeline.scheduler
         return dict(getattr(scheduler, "config", scheduler))
 
+    def guidance_arguments(self, scale: float, embedded: float | None) -> dict[str, float]:
+        """Arguments of the pipeline's call for guidance at ``scale`` (1 is off).
+
+        Args:
+            embedded: scale for the network's guidance-scale embedding, None where it has none; pipelines of
+                diffusers take it as ``guidance_scale``, in the place of the other one.
+        """
+        return {"guidance_scale": scale if embedded is None else embedded}
+
     # ---------------------------------------------------------------- sizes
 
     @property
@@ -94,18 +177,24 @@ class Family:
         return int(self.base.config.in_channels)
 
     @property
+    def latent_scale(self) -> tuple[float, float]:
+        """(factor, shift): latents = (encoded - shift) * factor."""
+        config = self._vae_config
+        return float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
+
+    @property
     def patch(self) -> int:
-        """Side of the latents' square that must not be cut."""
+        """Side in latents of the square that is one token."""
         return int(self.base.config.patch_size)
 
     @property
     def down(self) -> int:
-        """Pixels to a latent's side."""
-        vae = getattr(self.pipeline, "vae", None)
-        return _DOWN if vae is None else int(2 ** (len(vae.config.block_out_channels) - 1))
+        """Side in pixels of one latent."""
+        config = self._vae_config
+        return _DOWN if config is None else int(2 ** (len(config.block_out_channels) - 1))
 
     def own_size(self) -> tuple[int, int]:
-        """(height, width) of the latents that the model was made for."""
+        """(height, width) in latents of the images that the model was trained on."""
         size = self.base.config.sample_size
         if size is None:
             raise ValueError(f"The {self.part} of this model has no sample_size in its config: write it there.")
@@ -117,35 +206,35 @@ class Family:
         """(channels, height, width) of the latents.
 
         Raises:
-            ValueError: when neither the network's config nor ``size`` tells it.
+            ValueError: neither the network's config nor ``size`` gives the height and width.
         """
         sides = self.own_size() if self.size is None else (self.size // self.down,) * 2
         return self.latent_channels, *sides
 
     @property
     def multiple(self) -> int:
-        """Pixels of which a picture's sides are best multiples."""
+        """The sides of images should be multiples of so many pixels."""
         return self.down * self.patch
 
     @property
     def smallest(self) -> int:
-        """A side of latents that is enough to try the network."""
+        """A side in latents that is enough to try the network."""
         return 2 * self.patch
 
     @property
     def tokens(self) -> int:
-        """Patches of a picture's latents."""
+        """Image tokens of one image."""
         _, height, width = self.latent_shape
         return (height // self.patch) * (width // self.patch)
 
     # ---------------------------------------------------------------- conditions
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Named tensors [B, ...] of what the network is told about each prompt, by the pipeline's own encoding."""
+        """The condition of each prompt as named tensors [B, ...], by the pipeline's own encoding."""
         raise NotImplementedError
 
     def null(self) -> dict[str, Tensor]:
-        """What stands for no prompt, [1, ...] each: as in the pipeline itself, most often the empty prompt."""
+        """The condition without a prompt, [1, ...] each, as the pipeline has it: most often the empty prompt's."""
         return self.encode([""])
 
     def pooled_width(self) -> int:
@@ -154,23 +243,23 @@ class Family:
         return shapes["pooled_embeds" if "pooled_embeds" in shapes else "prompt_embeds"][-1]
 
     def sizes(self, height: int, width: int) -> dict[str, Tensor]:
-        """What the network is told about a picture of this size in pixels, [1, ...] each, with a prompt and without."""
+        """Conditions on the image's size in pixels, [1, ...] each, the same with a prompt and without."""
         return {}
 
     def shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
-        """Shapes, without the batch, of what `encode` gives, from the configs alone."""
+        """Shapes, without the batch, of what `encode` returns, from the configs alone."""
         raise NotImplementedError
 
     def conditions(
         self, prompts: Sequence[str], batch_size: int, size: tuple[int, int] | None = None, guided: bool = True
     ) -> Cond:
-        """The prompts as the network is told them; ``size`` and ``guided`` as in `Teacher.encode_prompts`."""
+        """The prompts as the network's condition; ``size`` and ``guided`` as in `Teacher.encode_prompts`."""
         pieces = [self.encode(list(prompts[i : i + batch_size])) for i in range(0, len(prompts), batch_size)]
         tensors = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
         return self._with_sizes(tensors, self.null() if guided else None, size)
 
     def zeros(self, count: int, clip_tokens: int, dtype: torch.dtype, device: str) -> Cond:
-        """Conditions of the right shapes, for rehearsals."""
+        """Conditions of zeros in the right shapes, to measure memory with."""
         shapes = self.shapes(clip_tokens)
         given, null = (
             {
@@ -191,9 +280,14 @@ class Family:
         like = tensors["prompt_embeds"]
         height, width = size or (side * self.down for side in self.latent_shape[1:])
         sizes = {name: t.to(like.device) for name, t in self.sizes(height, width).items()}
-        told = {name: t.expand(len(like), *t.shape[1:]).clone() for name, t in sizes.items()}
-        return Cond(tensors | told, null=None if null is None else null | sizes)
+        expanded = {name: t.expand(len(like), *t.shape[1:]).clone() for name, t in sizes.items()}
+        return Cond(tensors | expanded, null=None if null is None else null | sizes)
 
     def device(self) -> torch.device:
         """Where prompts are encoded."""
         return torch.device(self.base.device)
+
+
+def pipeline_class(pipeline: Any) -> str:
+    """Name of a pipeline's class; what stands for a pipeline on the meta device has it as ``name``."""
+    return str(getattr(pipeline, "name", "")) or type(pipeline).__name__

@@ -1,19 +1,19 @@
-"""FLUX.1: a transformer over text and packed latents, rectified flow, told its guidance scale.
+"""FLUX.1: a transformer over text and packed latents, rectified flow, with a guidance-scale embedding.
 
-**The guidance rule.** FLUX.1-dev was distilled from guidance: it is *told* a scale (``guidance_embed``) and answers as
-if guided, in one call. So a teacher is told ``guidance_embed``, 3.5 unless `FluxNetwork.guidance_embed` says otherwise,
-whenever the caller tells it nothing; and ``guidance_scale``, classifier-free guidance on top at twice the cost, should
-stay 1. Where it does not, its null is the empty prompt under the same told scale (the pipeline's true_cfg_scale). A
-student's own ``guidance_embed`` (LCM's w) is the same input. FLUX.1-schnell is told nothing.
+**The guidance rule.** FLUX.1-dev was distilled from guidance: it has an embedding of the scale (``guidance_embed``) and
+predicts the guided flow in one call. A caller that gives no ``guidance_embed`` gets `FluxNetwork.guidance_embed`, 3.5
+by default. ``guidance_scale``, classifier-free guidance on top at twice the cost, should stay 1; where it does not, the
+null condition is the empty prompt at the same embedded scale (the pipeline's true_cfg_scale). A student's own
+``guidance_embed`` (LCM's w) is the same input. FLUX.1-schnell has no such embedding.
 
-Latents stay [B, 16, h, w] outside: squares of 2x2 are packed into tokens in here. The shift of the schedule depends on
-the number of tokens (`Family.schedule`): 3.16 at 1024 pixels.
+Latents stay [B, 16, h, w] outside; this file packs squares of 2x2 into tokens. The shift of the schedule depends on the
+number of tokens (`Family.schedule`): 3.16 at 1024 pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from fewstep.models.families.family import Family
 from fewstep.models.families.network import TransformerNetwork, needed
 
 _PACKED = 2
-_OWN_SIZE = 128  # of the latents; FLUX's configs do not say it, its pipeline does
+_OWN_SIZE = 128  # side in latents: the pipeline's default, which no config holds
 _T5_TOKENS = 512
 
 
@@ -31,7 +31,7 @@ class FluxNetwork(TransformerNetwork):
     """A diffusers FluxTransformer2DModel; cond holds prompt_embeds [B, tokens, width] and pooled_embeds [B, width].
 
     Attributes:
-        guidance_embed: the scale it is told when the caller says nothing.
+        guidance_embed: the embedded guidance scale of callers that give none.
     """
 
     lora_targets = (  # every linear layer: 504
@@ -44,7 +44,7 @@ class FluxNetwork(TransformerNetwork):
     guidance_embed = 3.5
 
     def lay_out(self, noise: Tensor) -> Tensor:
-        """Noise [B, C, h, w] that was drawn as diffusers' schedulers draw it, for tokens, as latents."""
+        """Noise that diffusers' schedulers draw in the shape of tokens, reshaped to [B, C, h, w] -> latents."""
         height, width = (side // _PACKED for side in noise.shape[-2:])
         return unpack(noise.reshape(len(noise), height * width, -1), height, width)
 
@@ -66,7 +66,7 @@ class FluxNetwork(TransformerNetwork):
         if self.config.guidance_embeds and guidance_embed is None:
             guidance_embed = torch.full_like(t, self.guidance_embed)
         embeds = cond["prompt_embeds"].to(x.dtype)
-        with self._told(extra):
+        with self._with_extra(extra):
             output = self.transformer(
                 hidden_states=pack(x),
                 timestep=t * self.time_scale,
@@ -91,14 +91,28 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def places(height: int, width: int, like: Tensor) -> Tensor:
-    """Where each token is: (0, row, column), [h w, 3]."""
+    """Positions (0, row, column) of the tokens, [h w, 3]."""
     rows = torch.arange(height, device=like.device, dtype=like.dtype).repeat_interleave(width)
     columns = torch.arange(width, device=like.device, dtype=like.dtype).repeat(height)
     return torch.stack([torch.zeros_like(rows), rows, columns], dim=1)
 
 
 class Flux(Family):
-    """FLUX.1-dev, FLUX.1-schnell and their like."""
+    """FLUX.1-dev, FLUX.1-schnell and models with their network."""
+
+    title = "FLUX.1"
+    names = ("flux",)
+    network_class = "FluxTransformer2DModel"
+    text_encoders = ("text_encoder", "text_encoder_2")
+    licences: ClassVar[Mapping[str, str]] = {
+        "black-forest-labs/FLUX.1-dev": "flux-1-dev-non-commercial-license",
+        "black-forest-labs/FLUX.1-schnell": "apache-2.0",
+    }
+    passes_sigmas = True
+
+    @property
+    def architecture(self) -> str:
+        return "flux-1-dev" if self.base.config.guidance_embeds else "flux-1-schnell"
 
     def network(self) -> nn.Module:
         return FluxNetwork(self.base)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.models.families.registry import find_family
 from fewstep.models.families.single_file import is_single_file, load_single_file
-from fewstep.models.families.teacher import Teacher, as_teacher, find_family
+from fewstep.models.families.teacher import Teacher, as_teacher
 from fewstep.models.hub import quiet, short_error
 from fewstep.models.quantize import Kind, quantize
 
@@ -30,12 +31,12 @@ def load_teacher(
     """A teacher from ``scenes-64`` (shipped), a diffusers folder, a hub name, or a .safetensors file.
 
     Args:
-        name: as above, or what another `Teacher` is called.
+        name: as above, or the name of another `Teacher`.
         config: folder with the configs of a single file's model; it becomes part of the name, ``file@folder``.
-        loras: LoRA files or hub names that become part of it, by diffusers' own loader.
+        loras: LoRA files or hub names that are merged into the network, by diffusers' own loader.
         size, guidance_embed: as in `as_teacher`.
         quantization: "int8" or "nf4", how the frozen network is held under LoRA (`fewstep.models.quantize`).
-        vae_tiling: decode and encode large pictures in tiles, in little memory.
+        vae_tiling: decode and encode large images in tiles, to save memory.
 
     Raises:
         ValueError: one sentence when there is no such model or its family is not supported.
@@ -45,7 +46,7 @@ def load_teacher(
     name, config, loras = parts_of(name, config, loras)
     single = is_single_file(name)
     if config is not None and not single:
-        raise ValueError(f"teacher.config goes with a single .safetensors file, and {name} is none.")
+        raise ValueError(f"teacher.config goes with a single .safetensors file, which {name} is not.")
     source = str(shipped(name) or name)
     if not single:
         _check(name, source)
@@ -55,7 +56,7 @@ def load_teacher(
                 pipeline = load_single_file(Path(source), config, dtype)
             else:
                 pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
-    except Exception as error:  # three libraries read these files, each with errors of its own
+    except Exception as error:  # three libraries read these files, each with its own errors
         raise ValueError(f"The teacher '{name}' cannot be loaded: {short_error(error)}") from error
     for lora in loras:
         _fuse(pipeline, lora)
@@ -63,9 +64,8 @@ def load_teacher(
         quantize(find_family(pipeline).base, quantization)
     if vae_tiling:
         pipeline.vae.enable_tiling()
-    teacher = as_teacher(
-        pipeline.to(device), _whole_name(name, config, loras), size=size, guidance_embed=guidance_embed
-    )  # fmt: skip
+    whole_name = "+".join([name if config is None else f"{name}@{config}", *loras])
+    teacher = as_teacher(pipeline.to(device), whole_name, size=size, guidance_embed=guidance_embed)
     try:
         _try(teacher)
     except Exception as error:
@@ -86,7 +86,7 @@ def _check(name: str, source: str) -> None:
 def parts_of(
     name: str, config: str | None = None, loras: Sequence[str] = ()
 ) -> tuple[str, str | None, tuple[str, ...]]:
-    """(model, its configs, all LoRAs) of a name that may hold more than the model."""
+    """(model, folder of its configs, all LoRAs) of a name such as ``file@folder+lora``."""
     if Path(name).exists():
         return name, config, tuple(loras)
     first, *more = name.split("+")
@@ -97,19 +97,15 @@ def parts_of(
 
 
 def is_ours(name: str) -> bool:
-    """Whether no other program knows a teacher by this name: a single file, or a model with LoRAs."""
+    """Whether only fewstep can load a teacher by this name: a single file, or a model with LoRAs."""
     first, config, loras = parts_of(name)
     return bool(loras) or config is not None or is_single_file(first)
 
 
-def _whole_name(name: str, config: str | None, loras: Sequence[str]) -> str:
-    return "+".join([name if config is None else f"{name}@{config}", *loras])
-
-
 @torch.no_grad()
 def _try(teacher: Teacher) -> None:
-    """Ask every part once, at a small size: configs can be wrong in ways that only show when they are used."""
-    family = find_family(teacher.pipeline)
+    """Call every part once, at a small size: some errors in configs only show in a call."""
+    family = teacher.family
     side = min(*teacher.latent_shape[1:], family.smallest)
     like = next(family.base.parameters())
     x = torch.zeros(1, teacher.latent_shape[0], side, side, device=like.device, dtype=like.dtype)
@@ -129,7 +125,7 @@ def _fuse(pipeline: Any, lora: str) -> None:
     except Exception as error:
         raise ValueError(f"The teacher's LoRA '{lora}' cannot be loaded: {short_error(error)}") from error
     if _weight_sum(base) == before:
-        raise ValueError(f"The teacher's LoRA '{lora}' changes nothing in this teacher: it is of another model.")
+        raise ValueError(f"The teacher's LoRA '{lora}' changes nothing in this teacher: it was made for another model.")
 
 
 def _weight_sum(network: nn.Module) -> float:

@@ -1,4 +1,4 @@
-"""Diffusers networks in this library's contract: what UNets and transformers have in common."""
+"""Diffusers networks in the contract of `fewstep.models.denoiser`: what UNets and transformers have in common."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _TAPS = 4
 
 
 def needed(cond: Cond | None) -> Cond:
-    """``cond``, which no text-to-image network can do without.
+    """``cond``, without which no text-to-image network can be called.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it is None.
     """
     if cond is None:
         raise ValueError("This teacher needs a text condition (prompt_embeds).")
@@ -28,7 +28,7 @@ def needed(cond: Cond | None) -> Cond:
 
 
 class _Seen(Exception):
-    """Everything that was wanted of a network has been seen."""
+    """All wanted activations of a network have been recorded."""
 
 
 def leave(*_: Any) -> None:
@@ -38,10 +38,10 @@ def leave(*_: Any) -> None:
 
 @contextmanager
 def watched(blocks: dict[str, nn.Module], found: dict[str, Tensor], last: str | None, place: int = 0) -> Iterator[None]:
-    """Within this block the outputs of ``blocks`` land in ``found``; the forward is left after ``last``, if any.
+    """Within this block the outputs of ``blocks`` are put into ``found``; the forward ends after ``last``, if any.
 
-    Watching the network's own forward serves every kind of condition and embedding that it knows. ``place`` is where
-    in a tuple of outputs the picture is.
+    Hooks on the network's own forward work with every kind of condition and embedding that it has. ``place`` is the
+    position of the image's activations where a block returns a tuple.
     """
 
     def watcher(tap: str) -> Any:
@@ -63,15 +63,22 @@ def watched(blocks: dict[str, nn.Module], found: dict[str, Tensor], last: str | 
 
 
 class TransformerNetwork(nn.Module):
-    """A diffusers diffusion transformer in the network contract; families say how it is called.
+    """A diffusers diffusion transformer in the network contract; subclasses define how it is called.
 
-    ``time_scale`` takes native times to the transformer's own.
+    Args:
+        time_scale: native times are multiplied by it: 1 where the transformer takes them as they are.
+
+    Attributes:
+        lora_targets: suffixes of the layers that a LoRA adapts.
+        extra_width: width of the sinusoids that the time embedding reads, 256 in all of diffusers' transformers.
+        stacks: attributes of the transformer that hold its blocks, in the order of the forward.
+        place: position of the image's tokens in the tuple that a block returns.
     """
 
     lora_targets: ClassVar[tuple[str, ...]]
-    extra_width = 256  # of the sinusoids that the time embedding reads, in all of diffusers' transformers
+    extra_width = 256
     stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
-    place: ClassVar[int] = 0  # of the picture's tokens in what a block returns
+    place: ClassVar[int] = 0
 
     def __init__(self, transformer: nn.Module, time_scale: float = 1.0) -> None:
         super().__init__()
@@ -87,7 +94,7 @@ class TransformerNetwork(nn.Module):
 
     @property
     def patch_size(self) -> int:
-        """Side of the latents' square that is one token."""
+        """Side in latents of the square that is one token."""
         return int(self.config.patch_size)
 
     def _blocks(self) -> list[nn.Module]:
@@ -95,7 +102,7 @@ class TransformerNetwork(nn.Module):
 
     @property
     def tap_channels(self) -> dict[str, int]:
-        """What a discriminator can look at: the picture's tokens after four blocks of the first half, as maps."""
+        """Features for a discriminator: the image's tokens, as maps, after four blocks of the first half."""
         half = max(len(self._blocks()) // 2, 1)
         count = min(_TAPS, half)
         return {f"block{half * k // count - 1}": int(self.transformer.inner_dim) for k in range(1, count + 1)}  # type: ignore[arg-type]
@@ -103,10 +110,10 @@ class TransformerNetwork(nn.Module):
     def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
         """Tokens [B, C, h, w] at the taps, in their order; blocks after the last of them are not run.
 
-        Spread over processes all are run: all processes must meet at them, too.
+        A network that is sharded over processes runs all its blocks: all processes must reach each of them.
 
         Raises:
-            ValueError: for a tap that is not there.
+            ValueError: for an unknown tap.
         """
         wanted, blocks = check_taps(taps, self.tap_channels), self._blocks()
         number = {tap: int(tap.removeprefix("block")) for tap in wanted}
@@ -120,9 +127,9 @@ class TransformerNetwork(nn.Module):
 
     @contextmanager
     def _cut(self, count: int) -> Iterator[None]:
-        """Within this block the transformer has its first ``count`` blocks only, and is left behind them.
+        """Within this block the transformer has its first ``count`` blocks only, and its forward ends after them.
 
-        Left *inside* a block, a checkpointed one would never learn that its forward has ended.
+        It must not end *inside* a block: gradient checkpointing would never see that block's forward return.
         """
         transformer: Any = self.transformer
         kept = {stack: getattr(transformer, stack) for stack in self.stacks}
@@ -137,17 +144,20 @@ class TransformerNetwork(nn.Module):
                 setattr(transformer, stack, blocks)
             handle.remove()
 
-    def _time_embedder(self) -> nn.Module:
-        return self.transformer.time_text_embed.timestep_embedder  # type: ignore[union-attr,return-value]
+    @property
+    def time_embedder(self) -> Any:
+        """The module that turns sinusoids of the time [B, `extra_width`] into its embedding, first by ``linear_1``."""
+        return self.transformer.time_text_embed.timestep_embedder  # type: ignore[union-attr]
 
     @contextmanager
-    def _told(self, extra: Tensor | None) -> Iterator[None]:
-        """Within this block ``extra`` [B, width] is added to what the time embedding reads."""
+    def _with_extra(self, extra: Tensor | None) -> Iterator[None]:
+        """Within this block ``extra`` [B, `extra_width`] is added to the time embedder's input."""
         if extra is None:
             yield
             return
-        embedder = self._time_embedder()
-        handle = embedder.register_forward_pre_hook(lambda _, args: (args[0] + extra.to(args[0].dtype), *args[1:]))
+        handle = self.time_embedder.register_forward_pre_hook(
+            lambda _, args: (args[0] + extra.to(args[0].dtype), *args[1:])
+        )
         try:
             yield
         finally:

@@ -1,20 +1,20 @@
-"""PixArt-alpha and PixArt-sigma: a diffusion transformer that looks at T5's tokens, epsilon on a VP schedule.
+"""PixArt-alpha and PixArt-sigma: a diffusion transformer with cross-attention to T5, epsilon on a VP schedule.
 
-prompt_embeds are T5's, with prompt_mask of those that are words; no prompt is the empty prompt, encoded. PixArt-alpha
-at 1024 pixels is told the picture's ``resolution`` (height, width) and ``aspect_ratio`` too. The transformer's second
-half of channels, its guess of the variance, is not used.
+prompt_embeds are T5's tokens, prompt_mask marks those that are not padding; the null condition is the encoded empty
+prompt. PixArt-alpha at 1024 pixels is also conditioned on the image's ``resolution`` (height, width) and
+``aspect_ratio``. The second half of the transformer's output channels, a prediction of the variance, is not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.models.cond import Cond
-from fewstep.models.families.family import Family
+from fewstep.models.families.family import Family, pipeline_class
 from fewstep.models.families.network import TransformerNetwork, needed
 
 _TOKENS = {"alpha": 120, "sigma": 300}
@@ -23,20 +23,21 @@ _TOKENS = {"alpha": 120, "sigma": 300}
 class PixArtNetwork(TransformerNetwork):
     """A diffusers PixArtTransformer2DModel; cond holds prompt_embeds [B, tokens, width], prompt_mask [B, tokens].
 
-    Where it wants to know the size, resolution [B, 2] in pixels and aspect_ratio [B, 1] as well.
+    Where it is conditioned on the size, cond holds resolution [B, 2] in pixels and aspect_ratio [B, 1] as well.
     """
 
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "linear", "linear_1", "linear_2", "proj_out",
     )  # fmt: skip
 
-    def _time_embedder(self) -> nn.Module:
-        return self.transformer.adaln_single.emb.timestep_embedder  # type: ignore[union-attr,return-value]
+    @property
+    def time_embedder(self) -> Any:
+        return self.transformer.adaln_single.emb.timestep_embedder  # type: ignore[union-attr]
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
         cond = needed(cond)
         names = ("resolution", "aspect_ratio")
-        with self._told(extra):
+        with self._with_extra(extra):
             output = self.transformer(
                 x,
                 timestep=t,
@@ -50,6 +51,10 @@ class PixArtNetwork(TransformerNetwork):
 
 class PixArt(Family):
     """PixArt-alpha and PixArt-sigma."""
+
+    title = "PixArt"
+    names = ("pixart",)
+    network_class = "PixArtTransformer2DModel"
 
     def network(self) -> nn.Module:
         return PixArtNetwork(self.base)
@@ -65,6 +70,5 @@ class PixArt(Family):
         return {"resolution": resolution, "aspect_ratio": torch.tensor([[height / width]])}
 
     def shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
-        sigma = "Sigma" in str(getattr(self.pipeline, "name", ""))  # an outline knows its pipeline's class
-        tokens = _TOKENS["sigma" if sigma else "alpha"]
+        tokens = _TOKENS["sigma" if "Sigma" in pipeline_class(self.pipeline) else "alpha"]
         return {"prompt_embeds": (tokens, int(self.base.config.caption_channels)), "prompt_mask": (tokens,)}

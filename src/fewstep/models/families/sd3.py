@@ -1,14 +1,14 @@
-"""Stable Diffusion 3 and 3.5: a transformer over text and picture together (MM-DiT), rectified flow.
+"""Stable Diffusion 3 and 3.5: a transformer over text and image together (MM-DiT), rectified flow.
 
 prompt_embeds are CLIP-L's and OpenCLIP-G's tokens side by side, padded to T5's width, followed by 256 tokens of T5;
-pooled_embeds both CLIPs' pooled ones. No prompt is the empty prompt, encoded. Where T5 is left out, the pipeline puts
-zeros in its place.
+pooled_embeds are both CLIPs' pooled embeddings. The null condition is the encoded empty prompt. Where T5 is left out,
+the pipeline puts zeros in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ class SD3Network(TransformerNetwork):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
         cond = needed(cond)
-        with self._told(extra):
+        with self._with_extra(extra):
             output = self.transformer(
                 hidden_states=x,
                 timestep=t * self.time_scale,
@@ -43,6 +43,20 @@ class SD3Network(TransformerNetwork):
 
 class StableDiffusion3(Family):
     """SD3 and SD3.5 (medium, large)."""
+
+    title = "Stable Diffusion 3.x"
+    names = ("sd3",)
+    network_class = "SD3Transformer2DModel"
+    text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    licences: ClassVar[Mapping[str, str]] = {
+        "stabilityai/stable-diffusion-3-medium-diffusers": "stabilityai-ai-community",
+        "stabilityai/stable-diffusion-3.5-medium": "stabilityai-ai-community",
+        "stabilityai/stable-diffusion-3.5-large": "stabilityai-ai-community",
+    }
+
+    @property
+    def architecture(self) -> str:
+        return "stable-diffusion-3-medium"
 
     def network(self) -> nn.Module:
         return SD3Network(self.base, self.schedule().num_train_timesteps)

@@ -1,8 +1,8 @@
-"""Checkpoints in a single file, as many models are handed around: SD 1.x and SDXL, safetensors alone.
+"""Checkpoints in a single .safetensors file, as many models are published: SD 1.x and SDXL.
 
-diffusers reads the weights. The networks' configs come with this package; the tokenizers' words do not, so they are
-taken from the hub once, or from a folder: ``teacher.config``. Other models than the two base ones want such a folder
-for everything.
+diffusers reads the weights. The networks' configs come with this package. The tokenizers' vocabularies do not: they
+are downloaded once, or read from a folder, ``teacher.config``. Models of other shapes need such a folder for all of
+their configs.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from fewstep.models.families import registry
+from fewstep.models.families.family import SingleFile
+
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-_MARKS = {  # a name that only this kind of file has, and where its tokenizers are
-    "conditioner.embedders.1.model.": ("sdxl", "stabilityai/stable-diffusion-xl-base-1.0"),
-    "cond_stage_model.transformer.": ("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-}
 _NETWORK = "model.diffusion_model."
 
 
@@ -26,7 +25,7 @@ def is_single_file(name: str) -> bool:
     """Whether a teacher's name is a file's.
 
     Raises:
-        ValueError: it is one that may hold a program.
+        ValueError: it is a pickle, which can run code when it is read.
     """
     path = Path(name)
     if path.suffix.lower() in _PICKLES and path.is_file():
@@ -35,13 +34,13 @@ def is_single_file(name: str) -> bool:
 
 
 def config_of(path: Path, config: str | None = None) -> Path:
-    """The folder of configs for a file: ``config``, or a shipped one by the names of its tensors. No weight is read.
+    """The folder of configs for a file: ``config``, or a shipped one by the names of its tensors; reads no weights.
 
     Raises:
         ValueError: one sentence when the file is damaged or of another kind.
     """
-    kind, _ = _kind(path, config)
-    return Path(config) if config is not None else Path(__file__).parent.parent.parent / "assets" / "configs" / kind
+    found = _kind(path, config)
+    return Path(str(config)) if found is None else Path(__file__).parents[2] / "assets" / "configs" / found.configs
 
 
 def load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Any:
@@ -55,12 +54,11 @@ def load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Any:
     """
     import diffusers
 
-    folder, more = config_of(path, config), dict[str, Any]()
-    if config is None:
+    folder, found, more = config_of(path, config), _kind(path, config), dict[str, Any]()
+    if found is not None:
         from transformers import CLIPTokenizer
 
-        _, hub = _kind(path, None)
-        more = {part: CLIPTokenizer.from_pretrained(hub, subfolder=part) for part in _tokenizers(folder)}
+        more = {part: CLIPTokenizer.from_pretrained(found.hub, subfolder=part) for part in _tokenizers(folder)}
     cls = getattr(diffusers, diffusers.DiffusionPipeline.load_config(folder)["_class_name"])
     return cls.from_single_file(str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **more)
 
@@ -70,8 +68,8 @@ def _tokenizers(folder: Path) -> list[str]:
     return [part for part in index if part.startswith("tokenizer")]
 
 
-def _kind(path: Path, config: str | None) -> tuple[str, str]:
-    """(what the file holds, the hub's name of that model); nothing where ``config`` says it."""
+def _kind(path: Path, config: str | None) -> SingleFile | None:
+    """The kind of a file by its tensors' names; None where ``config`` takes its place."""
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
@@ -84,10 +82,10 @@ def _kind(path: Path, config: str | None) -> tuple[str, str]:
     if config is not None:
         if not (Path(config) / "model_index.json").is_file():
             raise ValueError(f"teacher.config: the folder {config} holds no configs (model_index.json is missing).")
-        return "", ""
-    found = next((kind for mark, kind in _MARKS.items() if any(name.startswith(mark) for name in names)), None)
+        return None
+    kinds = [cls.single_file for cls in registry.FAMILIES if cls.single_file is not None]
+    found = next((kind for kind in kinds if any(name.startswith(kind.prefix) for name in names)), None)
     if found is None:
-        raise ValueError(
-            f"The file {path} is neither SD 1.x nor SDXL: give the folder of its configs as teacher.config."
-        )
+        titles = " nor ".join(kind.title for kind in kinds)
+        raise ValueError(f"The file {path} is neither {titles}: give the folder of its configs as teacher.config.")
     return found

@@ -1,35 +1,27 @@
-"""A teacher: a pipeline's network with its schedule, and what turns prompts and pictures into tensors and back."""
+"""A teacher: a pipeline's network with its schedule, and the encoding of prompts and images into tensors and back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fewstep.diffusion.schedule import working
+from fewstep.diffusion.schedule import Schedule, working
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.encoders import open_encoder
 from fewstep.models.families.family import Family
-from fewstep.models.families.flux import Flux
-from fewstep.models.families.pixart import PixArt
-from fewstep.models.families.sd3 import StableDiffusion3
-from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
+from fewstep.models.families.registry import find_family
 from fewstep.models.helpers import Helpers, pooled_prompt
 from fewstep.models.hub import quiet
 from fewstep.models.rewards import open_reward
 
 _MOST, _PIXELS = 32, 2**21
-_TRANSFORMERS: dict[str, type[Family]] = {
-    "SD3Transformer2DModel": StableDiffusion3,
-    "FluxTransformer2DModel": Flux,
-    "PixArtTransformer2DModel": PixArt,
-}
 
 
 @dataclass
@@ -38,89 +30,98 @@ class Teacher:
 
     Attributes:
         denoiser: the network with its schedule and prediction kind; frozen.
-        pipeline: the diffusers pipeline it came from.
+        family: the rules of its kind of pipeline, around the pipeline.
         name: where it was loaded from.
         origin: the model whose VAE and text encoders these are; differs from ``name`` when it is somebody's student.
-        family: what its kind of pipeline wants.
     """
 
     denoiser: Denoiser
-    pipeline: Any
+    family: Family
     name: str
     origin: str = ""
-    family: Family | None = None
     _known: dict[tuple[str, ...], Cond] = field(default_factory=dict)
-    _gone: bool = False
+    _freed: bool = False
 
     @property
-    def _family(self) -> Family:
-        assert self.family is not None
-        return self.family
+    def pipeline(self) -> Any:
+        """The diffusers pipeline it came from."""
+        return self.family.pipeline
+
+    def with_denoiser(
+        self, *, name: str = "", network: Any = None, schedule: Schedule | None = None, kind: str = ""
+    ) -> Teacher:
+        """The same teacher with another network, schedule or prediction ``kind``; what is left out stays."""
+        mine = self.denoiser
+        made = Denoiser(network or mine.network, schedule or mine.schedule, kind or mine.prediction_type)
+        return replace(self, denoiser=made, name=name or self.name)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the latents."""
-        return self._family.latent_shape
+        return self.family.latent_shape
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures in pixels."""
-        return self.latent_shape[1] * self._family.down
+        """Side of the images in pixels."""
+        return self.latent_shape[1] * self.family.down
 
     @property
     def size(self) -> int | None:
-        """The side that was asked for when it was loaded; None is the model's own."""
-        return self._family.size
+        """The side in pixels that was asked for when it was loaded; None is the model's own."""
+        return self.family.size
 
     @property
     def multiple(self) -> int:
-        """Pixels of which the sides of its pictures are best multiples."""
-        return self._family.multiple
+        """The sides of its images should be multiples of so many pixels."""
+        return self.family.multiple
 
     @property
     def guidance_embed(self) -> float | None:
-        """The guidance scale that the network is told when nobody else tells it one; None: it takes none (FLUX)."""
+        """The network's embedded guidance scale when a caller gives none; None: it has no such embedding."""
         network: Any = self.denoiser.network
         return float(network.guidance_embed) if "guidance_embed" in self.denoiser.accepts else None
 
     @property
+    def guidance_scale(self) -> float:
+        """Classifier-free guidance unless the user gives one; 1 (off) where the scale is embedded."""
+        return self.family.guidance_scale if self.guidance_embed is None else 1.0
+
+    @property
     def latent_scale(self) -> tuple[float, float]:
         """(factor, shift): latents = (encoded - shift) * factor."""
-        config = self.pipeline.vae.config
-        return float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
+        return self.family.latent_scale
 
     @torch.no_grad()
     def encode_prompts(
         self, prompts: Sequence[str], batch_size: int = 64, size: tuple[int, int] | None = None, guided: bool = True
     ) -> Cond:
-        """What the network is told: prompt_embeds [B, tokens, width] and what else its family wants, with the null.
+        """The condition: prompt_embeds [B, tokens, width] and the family's other tensors, with the null condition.
 
         Args:
-            size: (height, width) in pixels of the pictures, where that is told too; the teacher's own by default.
-            guided: False saves encoding the null where nothing will ask for it.
+            size: (height, width) in pixels of the images, for networks conditioned on it; the teacher's own by default.
+            guided: False leaves out the null condition, where no guidance will need it.
 
         Raises:
             ValueError: the text encoders are freed (`free_text_encoders`), and these prompts were not among those kept.
         """
         if tuple(prompts) in self._known and size is None:
             return self._known[tuple(prompts)]
-        if self._gone:
-            raise ValueError("This teacher's text encoders were let go once its data were encoded: load it again.")
+        if self._freed:
+            raise ValueError("This teacher's text encoders were freed once its data were encoded: load it again.")
         with quiet():
-            return self._family.conditions(prompts, batch_size, size, guided)
+            return self.family.conditions(prompts, batch_size, size, guided)
 
     def free_text_encoders(self, later: Iterable[Sequence[str]] = (), autoencoder: bool = False) -> None:
-        """Give back the memory of the text encoders; only the lists of prompts in ``later`` can be encoded after that.
+        """Free the memory of the text encoders; only the lists of prompts in ``later`` can be encoded after that.
 
         Args:
-            autoencoder: it waits on the host too, and comes back whenever it is asked.
+            autoencoder: move the autoencoder to the host's memory too; it moves back for each use.
         """
         for prompts in later:
             self._known[tuple(prompts)] = self.encode_prompts(prompts)
-        parts = [name for name in self.pipeline.components if name.startswith("text_encoder")]
-        for name in parts:
+        for name in self.family.text_encoders:
             setattr(self.pipeline, name, None)
-        self._gone = True
+        self._freed = True
         if autoencoder:
             self.pipeline.vae.to("cpu")
         if torch.cuda.is_available():
@@ -128,10 +129,9 @@ class Teacher:
 
     @contextmanager
     def _autoencoder(self) -> Iterator[Any]:
-        """The autoencoder beside the network, wherever it waits."""
+        """Within this block the autoencoder is on the network's device."""
         vae = self.pipeline.vae
-        before = vae.device
-        base = before if self.family is None else self.family.base.device
+        before, base = vae.device, self.family.base.device
         if before != base:
             vae.to(base)
         try:
@@ -153,13 +153,12 @@ class Teacher:
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int | None = None) -> Tensor:
         """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
-        widths = self.pipeline.vae.config.block_out_channels
-        batch_size = batch_size or vae_batch_size(latents.shape[-1] * 2 ** (len(widths) - 1))
+        batch_size = batch_size or vae_batch_size(latents.shape[-1] * self.family.down)
         with self._autoencoder():
-            pieces = [self.pictures(part) for part in latents.split(batch_size)]
+            pieces = [self._decoded(part) for part in latents.split(batch_size)]
         return (torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1)
 
-    def pictures(self, latents: Tensor) -> Tensor:
+    def _decoded(self, latents: Tensor) -> Tensor:
         """As `decode`, but with a graph to the latents, from -1 to 1 and not clamped: for losses."""
         vae = self.pipeline.vae
         factor, shift = self.latent_scale
@@ -173,11 +172,12 @@ class Teacher:
         rewards: Sequence[str] = (),
         measures: Sequence[str] = (),
     ) -> Helpers:
-        """What losses look through (`Helpers`), with the encoder of that name (`open_encoder`) if any.
+        """The frozen networks that losses pass gradients through (`Helpers`).
 
         Args:
-            gradient_checkpointing: decode picture by picture, and once more in the backward, for memory.
-            rewards, measures: reward models by name, in losses and only looked at (`open_reward`).
+            encoder: name of an encoder of images (`open_encoder`), empty for none.
+            gradient_checkpointing: decode image by image, and once more in the backward, to save memory.
+            rewards, measures: names of reward models (`open_reward`), for losses and for measurement only.
 
         Raises:
             ValueError: there is no such encoder or reward model.
@@ -187,13 +187,13 @@ class Teacher:
         liked = {name: open_reward(name, str(vae.device)) for name in rewards}
         liked |= {name: open_reward(name, str(vae.device), measures=True) for name in measures}
         behind = [vae, *([seen.network] if seen is not None else []), *(reward.network for reward in liked.values())]
-        decode = self._one_by_one if gradient_checkpointing else self.pictures
-        return Helpers(decode, seen, pooled_prompt, self._family.pooled_width(), tuple(behind), liked)
+        decode = self._one_by_one if gradient_checkpointing else self._decoded
+        return Helpers(decode, seen, pooled_prompt, self.family.pooled_width(), tuple(behind), liked)
 
     def _one_by_one(self, latents: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and latents.requires_grad):
-            return torch.cat([self.pictures(part) for part in latents.split(1)])
-        return torch.cat([checkpoint(self.pictures, part, use_reentrant=False) for part in latents.split(1)])
+            return torch.cat([self._decoded(part) for part in latents.split(1)])
+        return torch.cat([checkpoint(self._decoded, part, use_reentrant=False) for part in latents.split(1)])
 
 
 def as_teacher(
@@ -202,11 +202,11 @@ def as_teacher(
     """A `Teacher` around a loaded diffusers pipeline; its parts are frozen and set to eval.
 
     Args:
-        size: side of its pictures in pixels; None takes the model's own.
-        guidance_embed: the guidance scale that it is told, where it is told one (FLUX.1-dev; 3.5 by default).
+        size: side of its images in pixels; None takes the model's own.
+        guidance_embed: scale for its guidance-scale embedding, where it has one (FLUX.1-dev; 3.5 by default).
 
     Raises:
-        ValueError: for families that are not supported, sizes that do not fit, a scale that the network cannot hear.
+        ValueError: for families that are not supported, sizes that do not fit, a scale without an embedding for it.
     """
     family = find_family(pipeline, size)
     for part in (getattr(pipeline, "components", None) or vars(pipeline)).values():
@@ -215,35 +215,11 @@ def as_teacher(
     denoiser = family.denoiser()
     if guidance_embed is not None:
         if "guidance_embed" not in denoiser.accepts:
-            raise ValueError(f"teacher.guidance_embed: {type(family.base).__name__} is told no guidance scale.")
+            raise ValueError(f"teacher.guidance_embed: {type(family.base).__name__} has no guidance-scale embedding.")
         denoiser.network.guidance_embed = guidance_embed  # type: ignore[attr-defined]
-    return Teacher(denoiser, pipeline, name, name, family)
-
-
-def find_family(pipeline: Any, size: int | None = None) -> Family:
-    """The family of a pipeline, known by the network in it.
-
-    Raises:
-        ValueError: one sentence when it is none of those that can be distilled, or ``size`` does not fit.
-    """
-    unet, transformer = (getattr(pipeline, part, None) for part in ("unet", "transformer"))
-    kind = getattr(getattr(unet, "config", None), "addition_embed_type", None)
-    cls: type[Family] | None = _TRANSFORMERS.get(type(transformer).__name__)
-    if unet is not None:
-        cls = {None: StableDiffusion, "text_time": StableDiffusionXL}.get(kind)
-    if cls is None:
-        raise ValueError(
-            f"{_kind(pipeline)} is not supported as a teacher: "
-            "use Stable Diffusion 1.x, 2.x, XL or 3.x, FLUX.1 or PixArt."
-        )
-    return cls(pipeline, size)
-
-
-def _kind(pipeline: Any) -> str:
-    """A pipeline's class; an outline has its name."""
-    return str(getattr(pipeline, "name", "")) or type(pipeline).__name__
+    return Teacher(denoiser, family, name, name)
 
 
 def vae_batch_size(side: int) -> int:
-    """How many pictures of ``side`` x ``side`` pixels an autoencoder is given together: 32 small ones, 2 of 1024."""
+    """How many images of ``side`` x ``side`` pixels an autoencoder is given together: 32 small ones, 2 of 1024."""
     return min(_MOST, max(1, _PIXELS // side**2))

@@ -1,29 +1,29 @@
 """Stable Diffusion 1.x, 2.x and XL: UNets under a text condition.
 
 ==========  ===========================================  ===========================================  ============
-model       prompt_embeds                                what else it is told                         no prompt
+model       prompt_embeds                                other conditions                             null
 ==========  ===========================================  ===========================================  ============
 SD 1.x      CLIP-L's last layer, [77, 768]                                                            "" encoded
 SD 2.x      OpenCLIP-H's last but one, [77, 1024]                                                     "" encoded
 SDXL        both encoders' last but one, [77, 2048]      pooled_embeds [1280], time_ids [6]           zeros, or ""
 ==========  ===========================================  ===========================================  ============
 
-SDXL's pipeline zeroes the null where its config says ``force_zeros_for_empty_prompt``, as the base model's does.
-``time_ids`` are (height, width) of the original, (top, left) of the crop, (height, width) wanted: here always an
-uncropped picture of the size that is trained, as the pipeline tells it by default; they stay when the prompt goes.
+SDXL's pipeline zeroes the null where its config has ``force_zeros_for_empty_prompt``, as the base model's does.
+``time_ids`` are (height, width) of the original, (top, left) of the crop, (height, width) of the target: here always an
+uncropped image of the training size, the pipeline's default. They are the same with a prompt and without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import check_taps
-from fewstep.models.families.family import Family
+from fewstep.models.families.family import Family, SingleFile
 from fewstep.models.families.network import needed, watched
 from fewstep.models.sharding import is_spread
 
@@ -38,8 +38,10 @@ _TIME_IDS = 6
 class UNetNetwork(nn.Module):
     """A diffusers UNet2DConditionModel in the network contract; cond holds ``prompt_embeds`` [B, tokens, width].
 
-    For SDXL it holds ``pooled_embeds`` [B, width] and ``time_ids`` [B, 6] as well. ``time_scale`` takes native times to
-    the UNet's own: 1 for table indices, 1,000 for flow's [0, 1].
+    For SDXL it holds ``pooled_embeds`` [B, width] and ``time_ids`` [B, 6] as well.
+
+    Args:
+        time_scale: native times are multiplied by it: 1 for table indices, 1,000 for flow's [0, 1].
     """
 
     lora_targets = UNET_LORA_TARGETS
@@ -58,18 +60,23 @@ class UNetNetwork(nn.Module):
         return int(self.unet.config.block_out_channels[0])  # type: ignore[union-attr,index]
 
     @property
+    def time_embedder(self) -> Any:
+        """The module that turns sinusoids of the time [B, `extra_width`] into its embedding, first by ``linear_1``."""
+        return self.unet.time_embedding
+
+    @property
     def tap_channels(self) -> dict[str, int]:
-        """What a discriminator can look at: the output of every down block and of the middle, with its channels."""
+        """Features for a discriminator: the output of every down block and of the middle block, with its channels."""
         widths: Any = self.unet.config.block_out_channels  # type: ignore[union-attr]
         return {**{f"down{i}": int(c) for i, c in enumerate(widths)}, "mid": int(widths[-1])}
 
     def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
-        """Activations [B, C, h, w] at the taps, in their order; the UNet is left at the last of them.
+        """Activations [B, C, h, w] at the taps, in their order; the forward ends at the last of them.
 
-        Spread over processes it runs to its end: all of them must meet at its last layers, too.
+        A network that is sharded over processes runs to its end: all processes must reach each of its layers.
 
         Raises:
-            ValueError: for a tap that is not there.
+            ValueError: for an unknown tap.
         """
         wanted = check_taps(taps, self.tap_channels)
         blocks: dict[str, nn.Module] = {f"down{i}": b for i, b in enumerate(self.unet.down_blocks)}  # type: ignore[arg-type]
@@ -81,16 +88,16 @@ class UNetNetwork(nn.Module):
         return [found[tap] for tap in wanted]
 
     def drop_decoder(self) -> None:
-        """Leave out what lies behind the middle block: from then on only `features` make sense."""
+        """Remove everything after the middle block: from then on only `features` may be called."""
         unet: Any = self.unet
         unet.up_blocks = nn.ModuleList()
-        unet.conv_norm_out, unet.conv_out = None, nn.Identity()  # spread, a UNet runs to its end
+        unet.conv_norm_out, unet.conv_out = None, nn.Identity()  # a sharded UNet runs to its end
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
         cond = needed(cond)
-        if extra is not None and self.unet.time_embedding.cond_proj is None:  # type: ignore[union-attr]
+        if extra is not None and self.time_embedder.cond_proj is None:
             # diffusers adds cond_proj(timestep_cond) to the time embedding; ours arrives projected.
-            self.unet.time_embedding.cond_proj = _AsGiven()  # type: ignore[union-attr]
+            self.time_embedder.cond_proj = _AsGiven()
         if self.time_scale != 1:
             t = t * self.time_scale
         more: dict[str, Any] = {}
@@ -103,7 +110,7 @@ class UNetNetwork(nn.Module):
 
 
 class _AsGiven(nn.Module):
-    """Stands where diffusers would project timestep_cond."""
+    """In the place of diffusers' projection of timestep_cond: the identity."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -112,7 +119,49 @@ class _AsGiven(nn.Module):
 class StableDiffusion(Family):
     """Stable Diffusion 1.x and 2.x, epsilon or v-prediction."""
 
+    title = "Stable Diffusion 1.x or 2.x"
+    names: ClassVar[tuple[str, ...]] = ("sd1", "sd2")
     part = "unet"
+    network_class = "UNet2DConditionModel"
+    single_file = SingleFile(
+        "SD 1.x", "cond_stage_model.transformer.", "sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    )
+    licences: ClassVar[Mapping[str, str]] = {
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+        "stabilityai/stable-diffusion-2-1": "openrail++",
+        "stabilityai/stable-diffusion-2-1-base": "openrail++",
+    }
+    any_scheduler: ClassVar[Mapping[str, Any]] = {"beta_schedule": "scaled_linear"}
+    flow_schedulers = False
+    closes_guidance = True
+    kohya_prefix = "lora_unet_"
+    kohya_bases: ClassVar[Mapping[str, str]] = {"stable-diffusion-v1": "sd_v1"}
+    comfyui_embeds_guidance = False
+    addition_embed_type: ClassVar[str | None] = None
+    """What the UNet's config says of conditions beside the prompt."""
+
+    @classmethod
+    def fits(cls, pipeline: Any) -> bool:
+        unet = getattr(pipeline, cls.part, None)
+        added = getattr(getattr(unet, "config", None), "addition_embed_type", None)
+        return unet is not None and added == cls.addition_embed_type
+
+    @property
+    def name(self) -> str:
+        return {768: "sd1", 1024: "sd2"}.get(self.base.config.cross_attention_dim, "")
+
+    @property
+    def architecture(self) -> str:
+        config = self.base.config
+        if tuple(config.block_out_channels)[:3] != (320, 640, 1280):
+            return super().architecture
+        return self._architecture(config)
+
+    def _architecture(self, config: Any) -> str:
+        """modelspec's name of a UNet of Stable Diffusion's widths."""
+        wide = (config.sample_size or 64) > 64
+        second = "stable-diffusion-v2-768-v" if wide else "stable-diffusion-v2-512"
+        return {"sd1": "stable-diffusion-v1", "sd2": second}.get(self.name, super().architecture)
 
     @property
     def patch(self) -> int:
@@ -139,15 +188,33 @@ class StableDiffusion(Family):
 
 
 class StableDiffusionXL(StableDiffusion):
-    """SDXL and what shares its UNet's form (SSD-1B, Segmind-Vega)."""
+    """SDXL and smaller models of its UNet's form (SSD-1B, Segmind-Vega)."""
+
+    title = "Stable Diffusion XL"
+    names = ("sdxl",)
+    text_encoders = ("text_encoder", "text_encoder_2")
+    single_file = SingleFile(
+        "SDXL", "conditioner.embedders.1.model.", "sdxl", "stabilityai/stable-diffusion-xl-base-1.0"
+    )
+    licences: ClassVar[Mapping[str, str]] = {"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"}
+    flow_schedulers = True
+    kohya_bases: ClassVar[Mapping[str, str]] = {"stable-diffusion-xl-v1-base": "sdxl_base_v1-0"}
+    addition_embed_type = "text_time"
+
+    @property
+    def name(self) -> str:
+        return "sdxl"
+
+    def _architecture(self, config: Any) -> str:
+        return "stable-diffusion-xl-v1-base"
 
     def _check(self) -> None:
         super()._check()
         encoder = getattr(self.pipeline, "text_encoder_2", None)
         if encoder is not None and encoder.config.projection_dim != self._pooled():
             raise ValueError(
-                "This UNet is told other things than SDXL's base model (a refiner is told how pretty its picture is): "
-                "it is not supported as a teacher."
+                "This UNet has other conditions than SDXL's base model (a refiner has an aesthetic score): it is not "
+                "supported as a teacher."
             )
 
     def _pooled(self) -> int:

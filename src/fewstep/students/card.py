@@ -1,0 +1,96 @@
+"""The card of a student: how to sample from it. ``few_step.json`` beside the weights, and a header of their file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from fewstep.data.files import replace_text
+from fewstep.sampling import SAMPLERS, Sampler, make_sampler
+
+CARD_FILE = "few_step.json"
+
+
+@dataclass(frozen=True)
+class Card:
+    """How to sample from a student.
+
+    Attributes:
+        method: the method that trained it. sampler: that method's sampler.
+        num_inference_steps, eta, original_inference_steps: of that sampler.
+        timesteps: of that sampler, where they are not on its own grid.
+        weights: "lora" or "full". rank: of the LoRA.
+        teacher: the model it was distilled from; ``../../<stage>/student`` is an earlier stage of the same run.
+        guidance_scale: classifier-free guidance to sample with; 1 (off) where the teacher's guidance is distilled.
+        prediction_type: kind of its prediction; empty: its teacher's.
+        extra_inputs: inputs beside the prompt: "end" (the target time s), "guidance_embed".
+        guidance_embed: scale for its guidance-scale embedding, or its teacher's; None: the default.
+        image_size: side of its images in pixels; None is its teacher's own.
+        steps: training steps. forward_equivalents: their compute cost, with that of the runs it builds on, in teacher
+            forward passes (forward 1, backward 2).
+        costs: the parts of that cost by the hash of each run's recipe: a run that two others start from counts once.
+    """
+
+    method: str
+    sampler: str
+    num_inference_steps: int
+    weights: Literal["lora", "full"]
+    teacher: str
+    eta: float = 0.0
+    original_inference_steps: int = 50
+    rank: int = 0
+    guidance_scale: float = 1.0
+    timesteps: tuple[float, ...] = ()
+    prediction_type: str = ""
+    extra_inputs: tuple[str, ...] = ()
+    guidance_embed: float | None = None
+    image_size: int | None = None
+    steps: int = 0
+    forward_equivalents: float = 0.0
+    costs: dict[str, float] = field(default_factory=dict)
+    format: int = 1
+
+    def as_json(self) -> str:
+        """Its fields in one line, for headers of files."""
+        return json.dumps(asdict(self))
+
+    def save(self, folder: Path, **more: Any) -> None:
+        """Write `CARD_FILE` into ``folder``, with ``more`` keys after its own; the file appears whole or not at all."""
+        replace_text(folder / CARD_FILE, json.dumps({**asdict(self), **more}, indent=1) + "\n")
+
+
+def load_card(folder: Path) -> Card:
+    """The card of a student folder.
+
+    Raises:
+        ValueError: one sentence when the folder holds no student of ours.
+    """
+    try:
+        data = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or data.get("format") != 1:
+            raise ValueError("unknown format")
+        return TypeAdapter(Card).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"The card {folder / CARD_FILE} is damaged: {key}: {first['msg']}.") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no student: {CARD_FILE} is missing or damaged ({error}).") from None
+
+
+def sampler_of(card: Card, name: str | None = None, **options: Any) -> Sampler:
+    """The sampler of a card; ``name`` and ``options`` (None: not given) override its own."""
+    given = {key: value for key, value in options.items() if value is not None}
+    own = name in (None, card.sampler) and not given.keys() & {"timesteps", "sigmas", "timestep_spacing"}
+    if own and card.timesteps and given.get("num_inference_steps") in (None, len(card.timesteps)):
+        given = {**given, "num_inference_steps": None, "timesteps": card.timesteps}
+    if not given.keys() & {"num_inference_steps", "timesteps", "sigmas"}:
+        given["num_inference_steps"] = card.num_inference_steps
+    if name in (None, card.sampler) and card.sampler in SAMPLERS:
+        for key in {"eta", "original_inference_steps"} & SAMPLERS[card.sampler].options():
+            given.setdefault(key, getattr(card, key))
+    return make_sampler(name or card.sampler, **given)
