@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import fewstep
-from fewstep.export.scheduler import plan_scheduler
+from fewstep.export.scheduler import build_scheduler, plan_scheduler
 from fewstep.models.cond import Cond
 from fewstep.sampling import make_sampler, sample
 from fewstep.scenes64.scenes import Scenes
@@ -49,9 +49,9 @@ class Case:
         self.noise = noise.to(device)
         plan = plan_scheduler(
             self.sampler, self.denoiser.schedule, dict(self.pipeline.scheduler.config),
-            self.denoiser.prediction_type, type(self.pipeline).__name__,
+            self.denoiser.prediction_type, type(teacher.family),
         )  # fmt: skip
-        self.pipeline.scheduler = plan.build()
+        self.pipeline.scheduler = build_scheduler(plan)
         self.pipeline.set_progress_bar_config(disable=True)
         steps = {} if "timesteps" in plan.call else {"num_inference_steps": self.sampler.num_inference_steps}
         self.call = {**plan.call, **steps, "guidance_scale": self.scale if self.scale > 1 else 0.0}

@@ -210,5 +210,5 @@ def test_text_encoders_are_let_go_and_what_was_asked_for_is_kept(family):
         torch.equal(kept[name], before[name]) and torch.equal(kept.null()[name], before.null()[name]) for name in before
     )
     assert torch.equal(teacher.decode(x), pictures)
-    with pytest.raises(ValueError, match="text encoders were let go"):
+    with pytest.raises(ValueError, match="text encoders were freed"):
         teacher.encode_prompts(["another"])
