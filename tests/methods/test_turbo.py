@@ -225,7 +225,7 @@ def test_wrong_settings_are_one_sentence(settings, sentence):
 
 def test_what_is_missing_is_one_sentence():
     method = Turbo(SCHEDULES["vp"])
-    with pytest.raises(ValueError, match="no encoder of pictures here"):
+    with pytest.raises(ValueError, match="no image encoder here"):
         roles = Roles(Denoiser(lambda x, t, cond: x, SCHEDULES["vp"], "sample"))
         roles.add_heads("discriminator", method.heads()[0].build, "encoder", True)
     p = problem(Turbo, "vp", "epsilon", weighting="nfsd", adversarial_weight=0.0)

@@ -80,7 +80,7 @@ class Denoiser:
 
     def lay_out(self, noise: Tensor) -> Tensor:
         """Unit noise as it is drawn, in the layout of states: where a network's own program draws noise for packed
-        latents (FLUX), the same generator so gives the same pictures here and there."""
+        latents (FLUX), the same generator so gives the same images here and there."""
         return laid_out(self.network, noise)
 
     def __call__(

@@ -1,6 +1,6 @@
-"""What losses look through beside the networks they train: a decoder, an encoder of pictures, the pooled prompt.
+"""Frozen networks that losses use beside those they train: decoder, image encoder, rewards, pooled prompt.
 
-All are frozen: gradients pass through them to the student's answer, and none stays in them.
+Gradients pass through them to the student's prediction; their own weights get none.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from fewstep.models.denoiser import check_taps
 
 
 class Encoder(Protocol):
-    """A frozen network of pictures, [B, 3, H, W] from -1 to 1 as `Helpers.decode` makes them."""
+    """A frozen image encoder; images are [B, 3, H, W] from -1 to 1, as `Helpers.decode` makes them."""
 
     @property
     def tap_channels(self) -> Mapping[str, int]:
-        """Where a discriminator can look, and how many channels there are."""
+        """Names of the inner activations that `features` gives, and their channels."""
 
     @property
     def summary_width(self) -> int:
-        """Length of what `summary` gives."""
+        """Length of the vectors of `summary`."""
 
-    def features(self, pictures: Tensor, taps: Iterable[str]) -> list[Tensor]:
-        """[B, C, ...] at the taps, in their order."""
+    def features(self, images: Tensor, taps: Iterable[str]) -> list[Tensor]:
+        """Activations [B, C, ...] at the taps, in their order."""
 
-    def summary(self, pictures: Tensor) -> Tensor:
-        """One vector for each picture, [B, `summary_width`]."""
+    def summary(self, images: Tensor) -> Tensor:
+        """One vector for each image, [B, `summary_width`]."""
 
 
 class Reward(Protocol):
-    """A frozen model of what people like (`fewstep.models.rewards`), with a gradient to the pictures."""
+    """A frozen reward model (`fewstep.models.rewards`), with a gradient to the images."""
 
-    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """One number for each picture, [B], the higher the better.
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Rewards [B], one for each image; higher is better.
 
         Args:
-            pictures: [B, 3, H, W] from -1 to 1 as `Helpers.decode` makes them, not clamped.
+            images: [B, 3, H, W] from -1 to 1 as `Helpers.decode` makes them, not clamped.
             prompts: B of them.
         """
 
 
-def _as_it_is(latents: Tensor) -> Tensor:
+def _identity(latents: Tensor) -> Tensor:
     return latents
 
 
@@ -55,15 +55,15 @@ class Helpers:
     """The frozen helpers of a teacher. By default those of plain data: nothing to decode, no encoder, no prompt.
 
     Attributes:
-        decode: latents [B, ...] at the scale of training -> pictures [B, 3, H, W] from -1 to 1, not clamped.
-        encoder: of pictures; None where nobody looks through one.
+        decode: latents [B, ...] at the scale of training -> images [B, 3, H, W] from -1 to 1, not clamped.
+        encoder: image encoder of perceptual and adversarial losses; None where no loss needs one.
         pool: a condition -> one vector for each row, [B, `pooled_width`]; None where there is nothing to pool.
         pooled_width: its length; 0 without it.
-        networks: whatever modules stand behind these.
-        rewards: what people like, by the names that a method asks for.
+        networks: the modules behind these.
+        rewards: reward models, by the names that a method gives them.
     """
 
-    decode: Callable[[Tensor], Tensor] = _as_it_is
+    decode: Callable[[Tensor], Tensor] = _identity
     encoder: Encoder | None = None
     pool: Callable[[Cond], Tensor] | None = None
     pooled_width: int = 0
@@ -72,7 +72,7 @@ class Helpers:
 
     @property
     def look(self) -> bool:
-        """Whether losses look at pictures, and so need the decoder."""
+        """Whether losses are taken on decoded images, and so need the decoder."""
         return self.encoder is not None or bool(self.rewards)
 
     def pooled(self, cond: Cond | None) -> list[Tensor]:
@@ -81,7 +81,7 @@ class Helpers:
 
 
 class PointEncoder(nn.Module):
-    """Stands for an encoder where data are points [B, D]: their products, and waves of two lengths along 32 directions.
+    """An encoder for data that are points [B, D]: their products, and waves of two lengths along 32 directions.
 
     Args:
         dim: D.
@@ -92,17 +92,17 @@ class PointEncoder(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        ways = torch.randn(dim, 32, generator=generator, dtype=torch.float64)
+        directions = torch.randn(dim, 32, generator=generator, dtype=torch.float64)
         self.dim, self.summary_width = dim, dim
-        self.register_buffer("directions", ways / ways.norm(dim=0))
+        self.register_buffer("directions", directions / directions.norm(dim=0))
 
     @property
     def tap_channels(self) -> dict[str, int]:
         return {"products": self.dim + self.dim**2, "long": 64, "short": 64}
 
-    def features(self, pictures: Tensor, taps: Iterable[str]) -> list[Tensor]:
+    def features(self, images: Tensor, taps: Iterable[str]) -> list[Tensor]:
         """[B, D + D^2] coordinates and their products, [B, 64] long and short waves."""
-        x, found = pictures, []
+        x, found = images, []
         for tap in check_taps(taps, self.tap_channels):
             if tap == "products":
                 found.append(torch.cat([x, (x[:, :, None] * x[:, None]).flatten(1)], dim=1))
@@ -111,19 +111,19 @@ class PointEncoder(nn.Module):
                 found.append(torch.cat([phase.sin(), phase.cos()], dim=1))
         return found
 
-    def summary(self, pictures: Tensor) -> Tensor:
-        return pictures
+    def summary(self, images: Tensor) -> Tensor:
+        return images
 
 
 class PointReward:
-    """Stands for a reward where data are points [B, D]: the coordinate along the direction (1, ..., 1) / sqrt(D)."""
+    """A reward for data that are points [B, D]: the coordinate along the direction (1, ..., 1) / sqrt(D)."""
 
-    def __call__(self, pictures: Tensor, prompts: Sequence[str] = ()) -> Tensor:
-        return pictures.flatten(1).sum(1) / pictures[0].numel() ** 0.5
+    def __call__(self, images: Tensor, prompts: Sequence[str] = ()) -> Tensor:
+        return images.flatten(1).sum(1) / images[0].numel() ** 0.5
 
 
 def pooled_prompt(cond: Cond) -> Tensor:
-    """A prompt as one vector [B, width]: its pooled_embeds, else the mean of the tokens that prompt_mask calls words.
+    """A prompt as one vector [B, width]: its pooled_embeds, else the mean of the tokens within prompt_mask.
 
     Without either, the last token: CLIP's text encoders are causal, so it has seen all the others.
     """

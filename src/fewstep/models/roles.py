@@ -143,18 +143,18 @@ class Roles:
         return name in self._views
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, ...] -> pictures [B, 3, H, W] from -1 to 1, with a graph to the latents (`Helpers.decode`)."""
+        """Latents [B, ...] -> images [B, 3, H, W] from -1 to 1, with a graph to the latents (`Helpers.decode`)."""
         return self.helpers.decode(latents)
 
     @property
     def encoder(self) -> Encoder:
-        """The frozen encoder of pictures that losses look through.
+        """The frozen encoder of images that losses look through.
 
         Raises:
             ValueError: this teacher came without one.
         """
         if self.helpers.encoder is None:
-            raise ValueError("There is no encoder of pictures here: build the roles with helpers that have one.")
+            raise ValueError("There is no image encoder here: build the roles with helpers that have one.")
         return self.helpers.encoder
 
     def reward(self, name: str) -> Reward:
@@ -250,7 +250,7 @@ class Roles:
 
         Args:
             build: from the channels of every tap of its network to the heads.
-            backbone: the role, or "encoder": the frozen encoder of pictures.
+            backbone: the role, or "encoder": the frozen encoder of images.
             conditioned: ``build`` is given the `Helpers` too, to know how wide their vectors are.
 
         Raises:
