@@ -156,9 +156,7 @@ def load_reward(path: Path) -> RewardNetwork:
 
     def build(metadata: Mapping[str, str]) -> RewardNetwork:
         about = json.loads(metadata[_HEADER])
-        trunk: Any = (
-            "detector" if about["trunk"] == "reader" else about["trunk"]
-        )  # its former name
+        trunk: Any = "detector" if about["trunk"] == "reader" else about["trunk"]  # its former name
         return RewardNetwork(About(trunk, {str(name): int(count) for name, count in about["heads"].items()}))
 
     return read_network(path, build, f"The file {path} does not hold a reward model: {_TRAIN}.")

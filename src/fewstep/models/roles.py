@@ -1,7 +1,7 @@
 """Roles: one frozen base, many views — teacher, student, target, fake score.
 
-Each view owns its weights: a full copy, or LoRA adapters on the shared base. A method asks ``roles.student(...)``
-and never learns which. The teacher is the base with no adapter live, bit for bit, before and after training.
+Each view owns its weights: a full copy, or LoRA adapters on the shared base. A method calls ``roles.student(...)``
+and need not know which. The teacher is the base with no adapter live, bit for bit, before and after training.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Weights:
 
 
 class RoleNetwork:
-    """A network as one role sees it: its adapters live, its extra inputs embedded, its precision in force."""
+    """A network as one role calls it: with its adapters live, its extra inputs embedded, under its autocast."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Roles:
         autocast: dtype of network arithmetic (torch.bfloat16) or None.
         gradient_checkpointing: trade a second forward for memory, in networks that offer it.
         seed: of LoRA's random A matrices.
-        helpers: frozen networks that losses look through.
+        helpers: frozen networks that losses use (`fewstep.models.helpers`).
 
     Views are attributes: ``roles.teacher``, ``roles.student``, ... each a `Denoiser`.
 
@@ -148,7 +148,7 @@ class Roles:
 
     @property
     def encoder(self) -> Encoder:
-        """The frozen encoder of images that losses look through.
+        """The frozen image encoder of perceptual and adversarial losses.
 
         Raises:
             ValueError: this teacher came without one.
@@ -183,7 +183,7 @@ class Roles:
 
         Args:
             extra_inputs: "guidance_embed" and/or "end", embedded by the role unless the network has them already.
-            prediction_type: as what its output is read; None: as the teacher's.
+            prediction_type: what its output predicts; None: what the teacher's does.
 
         Raises:
             ValueError: the network is no nn.Module, or takes no extra inputs.
@@ -192,21 +192,14 @@ class Roles:
         if not isinstance(self.base, nn.Module):
             raise ValueError("This teacher is no nn.Module and cannot be copied: use add_network for its student.")
         extras = self._extras(set(extra_inputs))
-        adapters: tuple[str, ...]
-        if weights.kind == "full":
-            network, adapters = _masters(self._copy(self.base)), ()
-            tensors = dict(network.named_parameters())
-        else:
-            network, adapters = self.base, (name,)
-            tensors = self._adapt(network, name, weights)
-        if extras is not None:
-            tensors |= {f"extras.{k}": p for k, p in extras.named_parameters()}
-        self._tensors[name] = tensors
-        self._views[name] = self._view(RoleNetwork(network, adapters, extras, self.autocast), None, prediction_type)
-        return self._views[name]
+        network = self._copy(self.base) if weights.kind == "full" else self.base
+        adapters, tensors = self._trainable(network, name, weights)
+        return self._register(
+            name, RoleNetwork(network, adapters, extras, self.autocast), tensors, None, prediction_type
+        )
 
     def add_encoder(self, name: str, weights: Weights | None = None, origin: Denoiser | None = None) -> Denoiser:
-        """A trainable role that is asked for features alone: a copy of a network without what lies behind them.
+        """A trainable role that gives features alone: a copy of a network without the layers behind them.
 
         Neither memory nor optimiser state is spent on a decoder, where the network knows how to leave it out
         (``drop_decoder``). A LoRA stands on a frozen copy of its own: ``origin`` need not be the teacher.
@@ -227,21 +220,13 @@ class Roles:
             drop()
         if isinstance(self.base, nn.Module):
             network.to(next(self.base.parameters()).device)
-        adapters: tuple[str, ...] = ()
-        if weights.kind == "full":
-            tensors = dict(_masters(network).named_parameters())
-        else:
-            adapters, tensors = (name,), self._adapt(network, name, weights)
-        self._tensors[name] = tensors
-        self._views[name] = self._view(RoleNetwork(network, adapters, None, self.autocast))
-        return self._views[name]
+        adapters, tensors = self._trainable(network, name, weights)
+        return self._register(name, RoleNetwork(network, adapters, None, self.autocast), tensors)
 
     def add_network(self, name: str, network: nn.Module, prediction_type: str) -> Denoiser:
         """A trainable role with a network of its own, of any kind: a student of a closed-form teacher, say."""
-        self._tensors[name] = dict(network.named_parameters())
-        view = RoleNetwork(network, (), None, self.autocast)
-        self._views[name] = Denoiser(view, self._teacher.schedule, prediction_type)
-        return self._views[name]
+        role, tensors = RoleNetwork(network, (), None, self.autocast), dict(network.named_parameters())
+        return self._register(name, role, tensors, None, prediction_type)
 
     def add_heads(
         self, name: str, build: Callable[..., nn.Module], backbone: str = "teacher", conditioned: bool = False
@@ -271,9 +256,12 @@ class Roles:
         return heads
 
     def follow(self, name: str, source: str, decay: float) -> Denoiser:
-        """A role that trails ``source`` by an exponential moving average.
+        """A role that is an exponential moving average of ``source``: name = decay name + (1 - decay) source.
 
-        With decay 0 it *is* the source, with 1 it stays what the source is now.
+        With decay 0 it *is* the source (one view under two names), with 1 it stays what the source is now.
+
+        Raises:
+            ValueError: a decay outside [0, 1].
         """
         if not 0 <= decay <= 1:
             raise ValueError(f"An EMA decay must be in [0, 1], not {decay}.")
@@ -281,25 +269,25 @@ class Roles:
             self._views[name] = self._views[source]
             return self._views[name]
         leader: RoleNetwork = self._views[source].network  # type: ignore[assignment]
-        extras = copy.deepcopy(leader.extras)
-        adapters: tuple[str, ...]
+        adapters: tuple[str, ...] = ()
         if leader.adapters:
+            # A LoRA's follower is a second LoRA on the same base: averaging A and B costs megabytes where a copy of the
+            # network would cost gigabytes. Its rank, layers and scale are read off the leader's, whoever made that.
             targets = {key.rsplit(".lora_", 1)[0] for key in self._tensors[source] if ".lora_" in key}
             rank = next(p.shape[0] for key, p in self._tensors[source].items() if key.endswith(".lora_A.weight"))
             scale = adapter_scale(leader.network, source)
             add_adapter(leader.network, name, rank=rank, alpha=scale * rank, targets=targets)
             network, adapters, tensors = leader.network, (name,), adapter_tensors(leader.network, name)
         else:
-            network, adapters = copy.deepcopy(leader.network), ()
+            network = copy.deepcopy(leader.network)
             tensors = dict(network.named_parameters())
-        if extras is not None:
-            tensors |= {f"extras.{k}": p for k, p in extras.named_parameters()}
-        copy_tensors(tensors, self._tensors[source])  # type: ignore[arg-type]
-        for tensor in tensors.values():
+        role = RoleNetwork(network, adapters, copy.deepcopy(leader.extras), self.autocast)
+        view = self._register(name, role, tensors, self._views[source])
+        copy_tensors(self._tensors[name], self._tensors[source])  # type: ignore[arg-type]
+        for tensor in self._tensors[name].values():
             tensor.requires_grad_(False)
-        self._tensors[name], self._followers[name] = tensors, (source, decay)
-        self._views[name] = self._view(RoleNetwork(network, adapters, extras, self.autocast), self._views[source])
-        return self._views[name]
+        self._followers[name] = source, decay
+        return view
 
     @torch.no_grad()
     def update_followers(self, source: str) -> None:
@@ -325,7 +313,10 @@ class Roles:
         self._sharded = True
 
     def leaves(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """What stands for ``parameters`` in a graph: themselves, or, where they are sharded, the gathered weights."""
+        """The leaves of a graph that stand for ``parameters``: themselves, or the gathered weights of sharded ones.
+
+        FSDP computes with a gathered copy of every weight, and ``backward(inputs=...)`` must name what the graph holds.
+        """
         if not self._sharded:
             return list(parameters)
         found = {p: t for network in self._networks() for p, t in gathered(network).items()}
@@ -341,9 +332,11 @@ class Roles:
         return [p for p in self._tensors.get(name, {}).values() if p.requires_grad]
 
     def probe(self, name: str) -> nn.Parameter:
-        """The weight at which a role's adaptive losses are balanced: its last one, or its LoRA's last B.
+        """The weight whose gradients balance a role's loss terms (`fewstep.methods.base.Balanced`): its last one.
 
-        No extra input's. diffusers' UNets keep the middle behind the decoder, which it is not.
+        Esser et al. (2021, arXiv 2012.09841, eq. 7) take the decoder's last layer. Of a LoRA it is the last B: A's
+        gradient is 0 at the start, where B = 0. Biases and extra inputs do not count; diffusers' UNets register the
+        middle block after the decoder, though it runs before.
         """
         tensors = {key: p for key, p in self._tensors[name].items() if not key.startswith("extras.")}
         last = [key for key, p in tensors.items() if p.ndim > 1 and ".lora_A" not in key] or list(tensors)
@@ -370,7 +363,7 @@ class Roles:
 
     @torch.no_grad()
     def start(self, name: str, saved: Mapping[str, Tensor]) -> None:
-        """Let a role start from ``saved``, what `tensors_of` gives of a like role, or a LoRA for full weights.
+        """Let a role start from ``saved``: what `tensors_of` gave for a role like it, or a LoRA for full weights.
 
         Extra inputs that ``saved`` does not know stay at zero. Call it before others `follow` the role.
 
@@ -383,7 +376,7 @@ class Roles:
         if is_lora and not network.adapters:
             merge(mine, saved)
             saved = {key: t for key, t in saved.items() if ".lora_" not in key}
-        elif is_lora:
+        elif is_lora:  # saved with alpha folded in, so that it fits a role of any scale
             scale = adapter_scale(network.network, name)
             saved = {key: t / scale if ".lora_B" in key else t for key, t in saved.items()}
         wanted = {key for key in mine if not key.startswith("extras.") and (network.adapters or not is_lora)}
@@ -397,13 +390,43 @@ class Roles:
         copy_tensors({key: mine[key] for key in saved}, dict(saved))
 
     def cost(self) -> Cost:
-        """What all networks were asked together, every role's views added up."""
+        """Calls of all networks together; a view under two names counts once."""
         total = Cost()
         for view in {id(v): v for v in self._views.values()}.values():
             total.calls += view.cost.calls
             total.evaluations += view.cost.evaluations
             total.graph_evaluations += view.cost.graph_evaluations
         return total
+
+    def _trainable(
+        self, network: nn.Module, name: str, weights: Weights
+    ) -> tuple[tuple[str, ...], dict[str, nn.Parameter]]:
+        """(live adapters, trainable tensors) of a role on ``network``: all its weights, or a new LoRA's."""
+        if weights.kind == "full":
+            return (), dict(_masters(network).named_parameters())
+        with self._seeded():
+            targets = weights.targets or getattr(network, "lora_targets", None)
+            add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
+        return (name,), adapter_tensors(network, name)
+
+    def _register(
+        self,
+        name: str,
+        role: RoleNetwork,
+        tensors: dict[str, nn.Parameter],
+        like: Denoiser | None = None,
+        prediction_type: str | None = None,
+    ) -> Denoiser:
+        """Make a role known, by its network and by the tensors that make it differ from the teacher.
+
+        Args:
+            like: the view whose schedule, prediction type and way of guidance it shares; the teacher's by default.
+        """
+        if role.extras is not None:
+            tensors |= {f"extras.{k}": p for k, p in role.extras.named_parameters()}
+        self._tensors[name] = tensors
+        self._views[name] = self._view(role, like, prediction_type)
+        return self._views[name]
 
     def _view(self, network: RoleNetwork, like: Denoiser | None = None, kind: str | None = None) -> Denoiser:
         like = like or self._teacher
@@ -415,13 +438,6 @@ class Roles:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             yield
-
-    def _adapt(self, network: nn.Module, name: str, weights: Weights) -> dict[str, nn.Parameter]:
-        """Give ``network`` an adapter; returns its tensors."""
-        with self._seeded():
-            targets = weights.targets or getattr(network, "lora_targets", None)
-            add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
-        return adapter_tensors(network, name)
 
     def _copy(self, network: nn.Module) -> nn.Module:
         """A copy of a network, which must be free of adapters."""

@@ -245,7 +245,7 @@ MUTANTS = [
         ),
         (
             "roles: a follower starts from random weights",
-            "copy_tensors(tensors, self._tensors[source])",
+            "copy_tensors(self._tensors[name], self._tensors[source])",
             "pass",
             "test_a_follower_with_another_scale_answers_as_its_leader",
         ),
@@ -293,8 +293,8 @@ MUTANTS = [
         ),
         (
             "roles: an average answers in the teacher's kind, not in its leader's",
-            "self.autocast), self._views[source])",
-            "self.autocast))",
+            "self._register(name, role, tensors, self._views[source])",
+            "self._register(name, role, tensors)",
             "test_views_ask_as_the_teacher_does",
         ),
         (
