@@ -1,4 +1,4 @@
-"""What a run will need, against what it then needs: ledgers by hand, known counts of parameters, PyTorch's profiler."""
+"""What a run will need, against what it then needs: memory counted by hand, known parameter counts, PyTorch's profiler."""
 
 import json
 import math
@@ -42,47 +42,47 @@ def meta(*shape, **options):
     return torch.empty(*shape, device="meta", **options)
 
 
-# ------------------------------------------------------------------ the ledger, by hand
+# ------------------------------------------------------------------ the memory tracker, by hand
 
 
-def test_the_ledger_counts_from_birth_to_death():
+def test_the_tracker_counts_from_birth_to_death():
     """100 floats are 400 bytes; views and in-place operations make none."""
     given = meta(100)
-    with MemoryTracker("cpu", [given]) as ledger:
+    with MemoryTracker("cpu", [given]) as tracker:
         a = given + 1  # 400
         b = a * 2  # 800
         a.mul_(3)
         c = a.view(10, 10)[2:]
-        assert (ledger.live, ledger.peak) == (800, 800)
+        assert (tracker.live, tracker.peak) == (800, 800)
         del a
-        assert ledger.live == 800  # c looks at it
+        assert tracker.live == 800  # c looks at it
         del c
-        assert ledger.live == 400
+        assert tracker.live == 400
         d = b.double()  # 400 + 800
         del b, d
         given.t_()
-        assert (ledger.live, ledger.peak) == (0, 1200)
+        assert (tracker.live, tracker.peak) == (0, 1200)
 
 
-def test_the_ledger_holds_what_backward_needs():
+def test_the_tracker_holds_what_backward_needs():
     x = meta(8, 8, requires_grad=True)  # 256 bytes each
-    with MemoryTracker("cpu", [x]) as ledger:
+    with MemoryTracker("cpu", [x]) as tracker:
         y = x.sin().sin()  # the inner one is saved: 512
-        assert ledger.live == 512
+        assert tracker.live == 512
         total = y.sum()
         del y
-        assert ledger.live == 256 + 4
+        assert tracker.live == 256 + 4
         total.backward()
         del total
-        assert ledger.live == 256  # the gradient
+        assert tracker.live == 256  # the gradient
         x.grad = None
-        assert ledger.live == 0
+        assert tracker.live == 0
 
 
 def test_an_accelerator_rounds_up_to_512_bytes():
-    with MemoryTracker("cuda") as ledger:
+    with MemoryTracker("cuda") as tracker:
         kept = [meta(1), meta(129)]
-        assert ledger.live == 512 + 1024
+        assert tracker.live == 512 + 1024
         del kept
 
 
@@ -90,11 +90,11 @@ def test_an_accelerator_rounds_up_to_512_bytes():
 def test_attention_keeps_no_matrix_of_queries_and_keys(autocast, size):
     """4096 queries and keys: the matrix would be 67 MB. Kept are the answer and a number per query."""
     q = meta(1, 2, 4096, 8)
-    with DeviceRules("cpu", autocast), MemoryTracker("cpu", [q]) as ledger:
+    with DeviceRules("cpu", autocast), MemoryTracker("cpu", [q]) as tracker:
         answer = F.scaled_dot_product_attention(q, q, q)
     n = 2 * 4096
-    assert ledger.live == n * 8 * size
-    assert ledger.peak <= n * 8 * size * (1 if autocast is None else 4) + n * 4
+    assert tracker.live == n * 8 * size
+    assert tracker.peak <= n * 8 * size * (1 if autocast is None else 4) + n * 4
     assert answer.dtype == autocast or autocast is None
 
 
@@ -279,7 +279,7 @@ def test_a_player_that_plays_seldom_costs_its_share(small):
 
 
 @pytest.mark.slow
-def test_a_loss_that_differentiates_on_its_own_is_rehearsed_under_checkpointing(small):
+def test_a_loss_that_differentiates_on_its_own_is_traced_under_checkpointing(small):
     """DMD2's game asks for its own gradient: what checkpointing recomputes there must be what ran forward."""
     settings = TrainingSettings(batch_size=4, gradient_checkpointing=True)
     own = DMD2.Settings(num_inference_steps=1, student_every=1, adversarial_weight=0.1, head="residual")

@@ -1,4 +1,4 @@
-"""`fewstep doctor`: what this machine has, what it lacks, and whether the numbers come out right."""
+"""`fewstep doctor`: what this machine has, what it lacks, and whether it computes the right numbers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from fewstep.training.step import losses, trained_by
 from fewstep.training.trainer import build_roles
 
 OK, NOTE, PROBLEM = "OK", "note", "problem"
-_LITTLE_MEMORY, _LITTLE_DISK = 2e9, 5e9  # of bytes, below which full-size models are out of reach
-_NO_DISK = 200e6  # a run of scenes-64 needs about this much
-_TOLERANCE = 0.01  # of float32 against float64; TF32 convolutions stay below it, a wrong kernel does not
+_LITTLE_MEMORY, _LITTLE_DISK = 2e9, 5e9  # bytes; with less, full-size models are out of reach
+_NO_DISK = 200e6  # bytes; a run of scenes-64 needs about this much
+_TOLERANCE = 0.01  # relative, float32 against float64; TF32 convolutions stay below it, a wrong kernel does not
 _GIVES = {
     "lowmem": "training.optimizer adamw8bit, moments in a quarter of the memory",
     "data": "data.source parquet and datasets",
@@ -42,7 +42,7 @@ _EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)""")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's: how bad, what was found, what to do about it."""
+    """One line of the doctor: OK, a note or a problem; what was found; what to do about it."""
 
     level: str
     text: str
@@ -53,7 +53,7 @@ class Finding:
 
 
 def examine(runs: Path = Path("runs")) -> Iterator[Finding]:
-    """All findings about this machine, each as soon as it is known; ``runs`` is where run directories would go."""
+    """All findings about this machine, each as soon as it is known; ``runs`` is the folder of future runs."""
     yield _python()
     yield from _torch()
     yield _memory()
@@ -76,40 +76,46 @@ def _devices() -> list[str]:
 def _torch() -> Iterator[Finding]:
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-    yield Finding(OK, f"torch {torch.__version__} ({build}), {threads} of {cores} processor threads in use")
+    yield Finding(OK, f"torch {torch.__version__} ({build}) uses {threads} of {cores} processor threads")
     if threads > cores:
-        yield Finding(NOTE, f"{threads} threads on {cores} processors slow each other", f"set OMP_NUM_THREADS={cores}")
+        yield Finding(
+            NOTE, f"{threads} threads on {cores} processors slow each other down", f"set OMP_NUM_THREADS={cores}"
+        )
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(i)
-        yield Finding(OK, f"cuda:{i} {torch.cuda.get_device_name(i)}, {in_words(free)} of {in_words(total)} free")
+        yield Finding(
+            OK, f"cuda:{i} is an {torch.cuda.get_device_name(i)} with {in_words(free)} of {in_words(total)} free"
+        )
     if torch.backends.mps.is_available():
-        yield Finding(NOTE, "an Apple GPU (mps) is here", "training on it has not been tried; use training.device cpu")
+        yield Finding(
+            NOTE, "this machine has an Apple GPU (mps)", "training on it is untested: use training.device cpu"
+        )
     elif not torch.cuda.is_available():
         if torch.version.cuda and Path("/proc/driver/nvidia").exists():
             yield Finding(
                 PROBLEM, "torch cannot use the NVIDIA GPU of this machine", "update the driver, see nvidia-smi"
             )
         else:
-            yield Finding(NOTE, "no GPU", "fine for scenes-64; full-size models want one")
+            yield Finding(NOTE, "this machine has no GPU", "scenes-64 does without; full-size models need one")
 
 
 def _memory() -> Finding:
     free, total = memory("cpu") or (0, 0)
-    text = f"memory: {in_words(free)} of {in_words(total)} free"
-    return Finding(NOTE, text, "enough for scenes-64 only") if free < _LITTLE_MEMORY else Finding(OK, text)
+    text = f"{in_words(free)} of {in_words(total)} of memory are free"
+    return Finding(NOTE, text, "this suffices for scenes-64 only") if free < _LITTLE_MEMORY else Finding(OK, text)
 
 
 def _disk(runs: Path) -> Finding:
     place = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
-    text = f"disk: {in_words(free)} free in {place}, where runs would go"
+    text = f"{in_words(free)} of disk are free in {place}, where runs would go"
     if not os.access(place, os.W_OK):
-        return Finding(PROBLEM, f"{place} cannot be written to", "give another folder by --out")
+        return Finding(PROBLEM, f"{place} is not writable", "give another folder with --out")
     if free < _NO_DISK:
-        return Finding(PROBLEM, text, "make room, or give another folder by --out")
-    return (
-        Finding(NOTE, text, "checkpoints of full-size models need more") if free < _LITTLE_DISK else Finding(OK, text)
-    )
+        return Finding(PROBLEM, text, "make room, or give another folder with --out")
+    if free < _LITTLE_DISK:
+        return Finding(NOTE, text, "checkpoints of full-size models need more")
+    return Finding(OK, text)
 
 
 # ---------------------------------------------------------------- packages
@@ -123,13 +129,19 @@ def _requirements() -> list[str]:
 
 
 def packages(requirements: Iterable[str], find: Callable[[str], str] = version) -> Iterator[Finding]:
-    """Installed versions against ``requirements``, written as in pyproject.toml; ``find`` tells a package's version."""
+    """Installed versions against ``requirements``, written as in pyproject.toml.
+
+    Args:
+        find: returns a package's version.
+    """
     from packaging.requirements import Requirement
 
     read = [Requirement(text) for text in requirements]
     extras: dict[str, list[str]] = {}
     if not read:
-        yield Finding(NOTE, "fewstep is not installed as a package, so versions were not compared", "pip install -e .")
+        yield Finding(
+            NOTE, "fewstep is not installed as a package, so its requirements are unknown", "pip install -e ."
+        )
     for wanted in read:
         extra = _EXTRA.search(str(wanted.marker))
         if extra:
@@ -148,7 +160,7 @@ def packages(requirements: Iterable[str], find: Callable[[str], str] = version) 
 def _extra(extra: str, names: list[str], find: Callable[[str], str]) -> Finding:
     gives = f" ({_GIVES[extra]})" if extra in _GIVES else ""
     if all(_version(name, find) is not None for name in names):
-        return Finding(OK, f"extra {extra}: {', '.join(names)} installed{gives}")
+        return Finding(OK, f"extra {extra} is installed ({', '.join(names)}){gives}")
     return Finding(NOTE, f"extra {extra} is not installed{gives}", f"pip install 'fewstep[{extra}]' if you want it")
 
 
@@ -161,7 +173,7 @@ def _version(name: str, find: Callable[[str], str]) -> str | None:
 
 def _torchvision() -> Finding:
     if importlib.util.find_spec("torchvision") is None:
-        return Finding(OK, "torchvision is not installed, and not needed")
+        return Finding(OK, "torchvision is not installed, and nothing needs it")
     try:
         importlib.import_module("torchvision")
     except Exception as error:  # a build for another torch fails in many ways
@@ -176,38 +188,40 @@ def _hub_cache() -> Finding:
     folder = Path(HF_HUB_CACHE)
     place = next(place for place in (folder, *folder.parents) if place.is_dir())
     if not os.access(place, os.W_OK):
-        return Finding(NOTE, f"models from the hub cannot be kept in {folder}", "set HF_HOME to a folder of yours")
+        return Finding(NOTE, f"the Hugging Face cache {folder} is not writable", "set HF_HOME to a folder of yours")
     offline = "; HF_HUB_OFFLINE is set, so nothing is downloaded" if HF_HUB_OFFLINE else ""
-    return Finding(OK, f"models from the hub are kept in {folder}{offline}")
+    return Finding(OK, f"models from the Hugging Face Hub are kept in {folder}{offline}")
 
 
 # ---------------------------------------------------------------- numbers
 
 
 def _numbers(device: str) -> Finding:
-    """One LoRA step of scenes-64 in float32 on ``device``, held against the same in float64 on the CPU."""
+    """One LoRA step of scenes-64 in float32 on ``device``, compared with the same step in float64 on the CPU."""
     try:
         exact, _ = lora_step("cpu", "fp64")
-        mine, seconds = lora_step(device, "fp32")
-    except Exception as error:  # whatever it is, the user must hear of it here and not in the middle of a run
+        computed, seconds = lora_step(device, "fp32")
+    except Exception as error:  # whatever it is, the user should learn of it here and not in the middle of a run
         return Finding(PROBLEM, f"scenes-64 does not run on {device}: {short_error(error)}", "see the lines above")
-    off = difference(mine, exact)
+    off = difference(computed, exact)
     text = f"scenes-64 on {device}: a LoRA step of 4 images takes {1000 * seconds:.0f} ms"
     if not off < _TOLERANCE:  # NaN is a problem too
-        return Finding(PROBLEM, f"{text}, and its numbers are {off:.1%} off float64's", "update or reinstall torch")
-    return Finding(OK, f"{text}; its numbers are float64's within {max(off, 1e-7):.0e}")
+        return Finding(
+            PROBLEM, f"{text}, and its numbers differ by {off:.1%} from float64", "update or reinstall torch"
+        )
+    return Finding(OK, f"{text}; its numbers agree with float64 within {max(off, 1e-7):.0e}")
 
 
-def difference(mine: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
-    """The largest distance of two tensors of one name, relative to the exact one's length."""
-    return max(float((mine[name].double().cpu() - exact[name]).norm() / exact[name].norm()) for name in exact)
+def difference(computed: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    """The largest distance of two tensors of one name, relative to the exact one's norm."""
+    return max(float((computed[name].double().cpu() - exact[name]).norm() / exact[name].norm()) for name in exact)
 
 
 def lora_step(device: str, precision: str) -> tuple[dict[str, Tensor], float]:
-    """Loss, teacher's landing point and gradient of one TCD step of the shipped model, always on the same numbers.
+    """Loss, the teacher's solver step x_u and the gradient of one TCD step of the shipped model, on fixed numbers.
 
     Returns:
-        the tensors by name, and the seconds of the quicker of two such steps.
+        the tensors by name, and the seconds of the faster of two such steps.
     """
     settings = TrainingSettings(batch_size=4, precision=precision, device=device)  # type: ignore[arg-type]
     teacher = load_teacher("scenes-64")

@@ -1,7 +1,7 @@
-"""What a run needs before it starts: memory by part, network calls and forward equivalents of a step, time.
+"""What a run will need: memory by part, network calls and forward passes of a step, time.
 
-Weights, moments and data are counted by their shapes; what a step adds is rehearsed on the meta device
-(`fewstep.planning.memory_trace`), so a plan needs no weights and hardly any memory itself.
+Weights, moments and data are counted by their shapes; what a step adds is traced on the meta device
+(`fewstep.planning.memory_trace`), so an estimate needs no weights and hardly any memory itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fewstep.models.lora import lora_layers
 from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.models.quantize import Kind, saved_bytes
 from fewstep.models.roles import Roles, Weights
-from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, mean_cost, rehearse, size_of
+from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, mean_cost, peak_memory, size_of
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.step import trained_by
@@ -37,17 +37,17 @@ _STEP = ("gradients", "activations")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one run on one device, in bytes unless said otherwise.
+    """What one run needs on one device.
 
     Attributes:
         device: where it will run.
-        training: what is there at the peak of a training step, by part; the sum is the peak.
-        encoding, sampling: peaks while images are encoded and while sample grids are decoded (0: not known).
-        parameters: of the teacher's network (a number).
-        trainable: parameters by player.
+        training: bytes at the peak of a training step, by part; their sum is the peak.
+        encoding, sampling: peak bytes while images are encoded and while sample grids are decoded (0: not known).
+        parameters: how many the teacher's network has.
+        trainable: how many each player trains.
         lora_layers: how many layers the student adapts; 0 for full weights.
         calls: network calls of a step by role.
-        equivalents: forward equivalents of a step per image (forward 1, backward 2), in the mean over its players.
+        equivalents: compute cost of a step per image in forward passes (forward 1, backward 2), averaged over steps.
     """
 
     device: str
@@ -62,17 +62,17 @@ class Estimate:
 
     @property
     def step(self) -> int:
-        """What a step holds beyond what is there between steps."""
+        """Bytes that a step holds beyond those held between steps."""
         return sum(self.training[name] for name in _STEP)
 
     @property
     def peak(self) -> int:
-        """The most memory that the run holds at any time."""
+        """The most bytes that the run holds at any time."""
         return max(sum(self.training.values()), self.encoding, self.sampling)
 
 
 def estimate(
-    outline: MetaPipeline,
+    pipeline: MetaPipeline,
     method: type[Method],
     method_settings: Any,
     settings: TrainingSettings,
@@ -82,75 +82,78 @@ def estimate(
     pairs: int = 0,
     quantization: Kind | None = None,
 ) -> Estimate:
-    """The estimate of distilling ``outline`` on ``images`` cached images, with grids of ``prompts`` prompts.
+    """The estimate of distilling ``pipeline`` on ``images`` cached images, with sample grids of ``prompts`` prompts.
 
     Args:
-        pairs: of the teacher, where the method learns from them. quantization: of its network.
+        method: its class, and method_settings: an instance of its `Settings`.
+        pairs: samples of the teacher, where the method learns from them. quantization: of the teacher's network.
 
     Raises:
-        ValueError: a teacher that fewstep cannot distil yet; settings that the method or the network refuses.
+        ValueError: a teacher that fewstep cannot distil; settings that the method or the network refuses.
     """
     device = torch.device(settings.device).type
-    taught, roles, source, kept = _on_meta(outline, method, method_settings, settings, weights, images, pairs)
-    players = {player.name: trained_by(player, roles) for player in taught.players}
+    built, roles, source, kept = _on_meta(pipeline, method, method_settings, settings, weights, images, pairs)
+    players = {player.name: trained_by(player, roles) for player in built.players}
     trained = [p for parameters in players.values() for p in parameters]
-    peak, gradients = rehearse(taught, roles, source, settings), _size(trained, device)
-    seen_through = [t for network in roles.helpers.networks[1:] for t in _tensors(network)]  # encoder, rewards
-    vae, texts, others = (_parts(outline, kind, device) for kind in ("vae", "text_encoder", ""))
-    less = 0 if quantization is None else saved_bytes(outline.base, quantization)
-    waits = device != "cpu" and not roles.helpers.look  # the autoencoder on the host
-    there = {
-        "the teacher's network": _size(_tensors(outline.base), device) - less,
-        "autoencoder": (0 if waits else vae) + others + _size(seen_through, device),
+    peak, gradients = peak_memory(built, roles, source, settings), _size(trained, device)
+    of_losses = [t for network in roles.helpers.networks[1:] for t in _tensors(network)]  # encoder, rewards
+    vae, texts, others = (_parts(pipeline, kind, device) for kind in ("vae", "text_encoder", ""))
+    less = 0 if quantization is None else saved_bytes(pipeline.base, quantization)
+    vae_waits = device != "cpu" and not roles.helpers.look  # on the host, while the network trains on the device
+    held = {
+        "the teacher's network": _size(_tensors(pipeline.base), device) - less,
+        "autoencoder": (0 if vae_waits else vae) + others + _size(of_losses, device),
         "encoded data": _size([t for part in kept for t in _on_device(part, device)], device),
-        **{_name_of(role, taught): size for role, size in _own(roles, device).items()},
+        **{_name_of(role, built): size for role, size in _own(roles, device).items()},
         "optimiser": moment_bytes(trained, settings.optimizer),
     }
-    between = sum(there.values())
-    encoding = between - there["optimiser"] + texts + (vae if waits else 0)
+    between = sum(held.values())
+    waiting = vae if vae_waits else 0
+    encoding = _vae_peak(pipeline, images, device, decode=False)  # before there is an optimiser
+    sampling = _vae_peak(pipeline, prompts, device, decode=True)
     return Estimate(
         device=settings.device,
-        training={**there, "gradients": gradients, "activations": max(peak - gradients, 0)},
-        encoding=_encoding(outline, encoding, images, device),
-        sampling=_sampling(outline, between + (vae if waits else 0), prompts, device),
-        parameters=sum(p.numel() for p in outline.base.parameters()),
+        training={**held, "gradients": gradients, "activations": max(peak - gradients, 0)},
+        encoding=encoding and between - held["optimiser"] + texts + waiting + encoding,
+        sampling=sampling and between + waiting + sampling,
+        parameters=sum(p.numel() for p in pipeline.base.parameters()),
         trainable={name: sum(p.numel() for p in tensors) for name, tensors in players.items()},
         lora_layers=len(lora_layers(roles.base)),
-        calls=taught.calls_per_step(),
-        equivalents=mean_cost(taught, roles, source, settings),
+        calls=built.calls_per_step(),
+        equivalents=mean_cost(built, roles, source, settings),
     )
 
 
 def step_cost(
-    outline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
+    pipeline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
 ) -> float:
     """`Estimate.equivalents` alone, which takes less time to find."""
-    taught, roles, source, _ = _on_meta(outline, method, method_settings, settings, weights, 1, 1)
-    return mean_cost(taught, roles, source, settings)
+    built, roles, source, _ = _on_meta(pipeline, method, method_settings, settings, weights, 1, 1)
+    return mean_cost(built, roles, source, settings)
 
 
-def _parts(outline: MetaPipeline, kind: str, device: str) -> int:
+def _parts(pipeline: MetaPipeline, kind: str, device: str) -> int:
     """Bytes of the parts beside the base: "vae", "text_encoder" and its like, or "" for all others."""
-    rest = {name: part for name, part in outline.parts.items() if part is not outline.base}
+    rest = {name: part for name, part in pipeline.parts.items() if part is not pipeline.base}
     kinds = {name: next((k for k in ("vae", "text_encoder") if name.startswith(k)), "") for name in rest}
     return sum(_size(_tensors(part), device) for name, part in rest.items() if kinds[name] == kind)
 
 
 def _on_meta(
-    outline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights,
+    pipeline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights,
     images: int, pairs: int,
 ) -> tuple[Method, Roles, Source, list[LatentSource]]:  # fmt: skip
-    """Method, roles and data of a run without values, and the sets behind the data."""
-    teacher = outline.denoiser()
-    taught = method(teacher.schedule, method_settings)
-    source, kept = _data(outline, method, images, pairs)
-    precision = "fp32" if settings.autocast else settings.precision  # meta has no autocast; the rehearsal imitates it
+    """Method, roles and data of a run without values, and the data sets behind its source."""
+    teacher = pipeline.denoiser()
+    built = method(teacher.schedule, method_settings)
+    source, kept = _data(pipeline, method, images, pairs)
+    precision = "fp32" if settings.autocast else settings.precision  # meta has no autocast; DeviceRules imitates it
     on_meta = dataclasses.replace(settings, device="meta", precision=precision)
-    rewards = (*taught.rewards, *taught.measures)
-    helpers = outline.helpers(taught.encoder, settings.gradient_checkpointing, rewards=rewards)
+    rewards = (*built.rewards, *built.measures)
+    helpers = pipeline.helpers(built.encoder, settings.gradient_checkpointing, rewards=rewards)
     with torch.device("meta"):  # new layers too
-        roles = build_roles(teacher, taught, on_meta, weights, helpers=helpers)
-    return taught, roles, source, kept
+        roles = build_roles(teacher, built, on_meta, weights, helpers=helpers)
+    return built, roles, source, kept
 
 
 def _name_of(role: str, method: Method) -> str:
@@ -171,34 +174,30 @@ def _own(roles: Roles, device: str) -> dict[str, int]:
 
 
 def _data(
-    outline: MetaPipeline, method: type[Method], images: int, pairs: int, device: str = "meta"
+    pipeline: MetaPipeline, method: type[Method], images: int, pairs: int, device: str = "meta"
 ) -> tuple[Source, list[LatentSource]]:
-    """What a method trains on, and the sets behind it."""
-    data = _latents(outline, images, device)
+    """The source that a method trains on, and the data sets behind it."""
+    data = _latents(pipeline, images, device)
     read: Source = WithPrompts(data, ["an image"] * images) if "prompts" in method.streams else data
     if "pairs" not in method.streams:
         return read, [data]
-    like = _latents(outline, max(pairs, 1), device)
+    like = _latents(pipeline, max(pairs, 1), device)
     made = PairSource(like.mean, like.cond, seed=0)
     return WithPairs(read, made), [data, made]
 
 
-def _latents(outline: MetaPipeline, images: int, device: str = "meta") -> LatentSource:
+def _latents(pipeline: MetaPipeline, images: int, device: str = "meta") -> LatentSource:
     """A data set as `fewstep.data.cache` keeps it encoded, in float16, without its values."""
-    cond = outline.prompts(images, torch.float16, device)
-    mean, std = (torch.zeros(images, *outline.latent_shape, dtype=torch.float16, device=device) for _ in range(2))
+    cond = pipeline.prompts(images, torch.float16, device)
+    mean, std = (torch.zeros(images, *pipeline.latent_shape, dtype=torch.float16, device=device) for _ in range(2))
     return LatentSource(mean, std, cond)
 
 
 def _on_device(source: LatentSource, device: str) -> list[Tensor]:
-    """The tensors of a data set that the device holds; of a large one none, but the teacher's samples always."""
-    tensors = [source.mean, source.std, *_values(source)]
+    """The tensors of a data set that the device holds: none of a large one, but the teacher's samples always."""
+    tensors = [source.mean, source.std, *([] if source.cond is None else source.cond.tensors.values())]
     here = isinstance(source, PairSource) or home(device, sum(t.nbytes for t in tensors)) == device
     return tensors if here else []
-
-
-def _values(source: LatentSource) -> list[Tensor]:
-    return [] if source.cond is None else list(source.cond.tensors.values())
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
@@ -210,61 +209,50 @@ def _size(tensors: Iterable[Tensor], device: str) -> int:
 
 
 @torch.no_grad()
-def _encoding(outline: MetaPipeline, between: int, images: int, device: str) -> int:
-    """Peak while the autoencoder encodes, batch after batch; the optimiser's moments are not there yet."""
-    vae: Any = outline.parts.get("vae")
-    if vae is None or outline.image_size is None:
+def _vae_peak(pipeline: MetaPipeline, images: int, device: str, decode: bool) -> int:
+    """Bytes that the autoencoder adds while it encodes or decodes images; 0 where it has nothing to do."""
+    vae: Any = pipeline.parts.get("vae")
+    side = pipeline.image_size
+    if vae is None or side is None or not images:
         return 0
-    ledger = MemoryTracker(device, _tensors(vae))
-    side = outline.image_size
-    with DeviceRules(device, None), ledger:
-        vae.encode(torch.empty(min(images, vae_batch_size(side)), 3, side, side, dtype=vae.dtype, device="meta"))
-    return between + ledger.peak
-
-
-@torch.no_grad()
-def _sampling(outline: MetaPipeline, between: int, prompts: int, device: str) -> int:
-    """Peak while a sample grid's images are decoded."""
-    vae: Any = outline.parts.get("vae")
-    if vae is None or outline.image_size is None or not prompts:
-        return 0
-    count = min(prompts, vae_batch_size(outline.image_size))
-    ledger = MemoryTracker(device, _tensors(vae))
-    with DeviceRules(device, None), ledger:
-        vae.decode(torch.empty(count, *outline.latent_shape, dtype=vae.dtype, device="meta"), return_dict=False)
-    return between + ledger.peak
+    shape = pipeline.latent_shape if decode else (3, side, side)
+    batch = torch.empty(min(images, vae_batch_size(side)), *shape, dtype=vae.dtype, device="meta")
+    tracker = MemoryTracker(device, _tensors(vae))
+    with DeviceRules(device, None), tracker:
+        vae.decode(batch, return_dict=False) if decode else vae.encode(batch)
+    return tracker.peak
 
 
 def seconds_of_step(
-    outline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
+    pipeline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
 ) -> float:
-    """Seconds of one training step, tried on the recipe's device with made-up weights and data.
+    """Seconds of one training step, tried on the recipe's device with random weights and data of zeros.
 
     The mean of a few steps after one that warms up: as many as make every player update.
     """
-    teacher = outline.denoiser()
+    teacher = pipeline.denoiser()
     fill(teacher.network.to_empty(device=settings.device))  # type: ignore[attr-defined]
-    taught = method(teacher.schedule, method_settings)
-    rewards = (*taught.rewards, *taught.measures)
-    sees = bool(taught.encoder or rewards)
-    vae = copy.deepcopy(outline.parts["vae"]).to_empty(device=settings.device) if sees else None
-    if vae is not None:
+    built = method(teacher.schedule, method_settings)
+    rewards = (*built.rewards, *built.measures)
+    vae = None
+    if built.encoder or rewards:
+        vae = copy.deepcopy(pipeline.parts["vae"]).to_empty(device=settings.device)
         fill(vae)
-    helpers = outline.helpers(taught.encoder, settings.gradient_checkpointing, vae, rewards)
-    roles = build_roles(teacher, taught, settings, weights, helpers=helpers)
-    source, _ = _data(outline, method, settings.batch_size, settings.batch_size, settings.device)
-    trainer = Trainer(taught, roles, source, settings)
-    taken = []
-    for step in range(1 + max(2, math.lcm(*(player.every for player in taught.players)))):
+    helpers = pipeline.helpers(built.encoder, settings.gradient_checkpointing, vae, rewards)
+    roles = build_roles(teacher, built, settings, weights, helpers=helpers)
+    source, _ = _data(pipeline, method, settings.batch_size, settings.batch_size, settings.device)
+    trainer = Trainer(built, roles, source, settings)
+    seconds = []
+    for step in range(1 + max(2, math.lcm(*(player.every for player in built.players)))):
         start = time.perf_counter()
         trainer.step(step)
-        trainer.players[0].grad_norm.item()
-        taken.append(time.perf_counter() - start)
-    return sum(taken[1:]) / len(taken[1:])
+        trainer.players[0].grad_norm.item()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return sum(seconds[1:]) / len(seconds[1:])
 
 
 @torch.no_grad()
 def fill(network: nn.Module) -> None:
-    """Small random weights where there were none: the time of a call does not depend on them."""
+    """Give ``network`` small random weights: the time of a call does not depend on them."""
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.01)

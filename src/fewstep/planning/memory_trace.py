@@ -1,7 +1,7 @@
-"""A training step rehearsed without values: on the meta device, every allocation counted from birth to death.
+"""Memory trace of a training step without values: on the meta device, every allocation counted from birth to death.
 
-The step is the real one — the recipe's method, roles, micro-batches and backward pass — so what it holds at its peak
-is what the real one holds. Not seen are workspaces inside single operators (a convolution's scratch memory).
+The step is the real one (`fewstep.training.step`, with the recipe's method, roles, micro-batches and backward pass), so
+its peak is the real one's. Workspaces inside single operators (a convolution's scratch memory) are not seen.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from fewstep.data.random import Rng
+from fewstep.data.sources import Source
 from fewstep.methods.base import Loss, Method, Progress
 from fewstep.models.roles import Roles
 from fewstep.training.settings import TrainingSettings
@@ -37,11 +38,11 @@ def size_of(tensor: Tensor, device: str) -> int:
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Bytes of all storages on the meta device that operators make while this mode is on.
+    """Bytes of all storages on the meta device that operators allocate while this mode is on.
 
     Args:
         device: whose rounding to apply.
-        known: tensors that are there already, and not counted.
+        known: tensors that exist already, and are not counted.
 
     Attributes:
         live, peak: bytes held now, and at most so far.
@@ -75,9 +76,9 @@ class MemoryTracker(TorchDispatchMode):
 
 
 class DeviceRules(TorchFunctionMode):
-    """What the meta device does differently from ``device``: fused attention, and autocast, which it lacks.
+    """Imitates on the meta device what ``device`` does and meta does not: fused attention and autocast.
 
-    Attention on meta would make the whole [queries, keys] matrix, which no real device here keeps.
+    Attention on meta would allocate the whole [queries, keys] matrix, which no real device keeps.
     """
 
     _LOWER = (F.linear, F.conv2d, F.conv1d, torch.conv2d, torch.matmul, torch.bmm, torch.baddbmm)
@@ -144,49 +145,51 @@ def _cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def rehearse(method: Method, roles: Roles, source: Any, settings: TrainingSettings) -> int:
-    """Peak bytes of one step of `fewstep.training.trainer.Trainer`, with every player due, beyond what is there before.
+def peak_memory(method: Method, roles: Roles, source: Source, settings: TrainingSettings) -> int:
+    """Peak bytes of one step of `fewstep.training.trainer.Trainer`, every player due, beyond those between steps.
 
-    Roles and source live on the meta device. Activations, temporaries and gradients count; weights, moments and data
-    do not. The roles' denoisers count the step's network calls.
+    Activations, temporaries and gradients count; weights, moments and data do not.
+
+    Args:
+        roles, source: on the meta device. The roles' denoisers count the step's network calls.
     """
     networks = [roles.base, *roles.helpers.networks]
     known = [t for network in networks for t in (*network.parameters(), *network.buffers())]
     known += roles.tensors().values()
-    ledger = MemoryTracker(torch.device(settings.device).type, known)
-    number = _typical(method, source, settings)
-    with DeviceRules(ledger.device, settings.autocast), ledger:
-        _step(method, roles, source, settings, number, {player.name for player in method.players})
-    _forget(roles)
-    return ledger.peak
+    tracker = MemoryTracker(torch.device(settings.device).type, known)
+    number = _mean_step(method, source, settings)
+    with DeviceRules(tracker.device, settings.autocast), tracker:
+        _trace(method, roles, source, settings, number, {player.name for player in method.players})
+    _drop_gradients(roles)
+    return tracker.peak
 
 
-def mean_cost(method: Method, roles: Roles, source: Any, settings: TrainingSettings) -> float:
-    """Forward equivalents of a training step per image, in the mean over a round of the players; without values.
+def mean_cost(method: Method, roles: Roles, source: Source, settings: TrainingSettings) -> float:
+    """Compute cost of a training step per image, in forward passes (forward 1, backward 2).
 
-    Arguments as for `rehearse`. Where calls are drawn at random, a step with nearly the mean number of them stands for
-    all.
+    It is the mean over a round of the players (`Player.every`). Where the number of network calls is random, a step
+    with nearly the mean number stands for all. Arguments as for `peak_memory`.
     """
-    number, count = _typical(method, source, settings), math.lcm(*(player.every for player in method.players))
+    number, count = _mean_step(method, source, settings), math.lcm(*(player.every for player in method.players))
     rounds = Counter(frozenset(p.name for p in method.players if p.due(step)) for step in range(count))
     images = settings.batch_size // settings.accumulation * min(settings.accumulation, 2)
     spent = 0.0
     for due, times in rounds.items():
         before = roles.cost().forward_equivalents
         with DeviceRules(torch.device(settings.device).type, settings.autocast):
-            _step(method, roles, source, settings, number, due)
+            _trace(method, roles, source, settings, number, due)
         spent += times * (roles.cost().forward_equivalents - before)
-        _forget(roles)
+        _drop_gradients(roles)
     return spent / count / images
 
 
-def _forget(roles: Roles) -> None:
+def _drop_gradients(roles: Roles) -> None:
     for tensor in roles.tensors().values():
         tensor.grad = None
 
 
-def _typical(method: Method, source: Any, settings: TrainingSettings) -> int:
-    """The step, of the first fifty, whose network calls are nearest to the mean: 0 unless they are drawn at random."""
+def _mean_step(method: Method, source: Source, settings: TrainingSettings) -> int:
+    """The step, of the first fifty, whose network calls are nearest to the mean; 0 unless their number is random."""
     if type(method).calls is Method.calls:
         return 0
     mean = sum(method.calls_per_step().values())
@@ -199,14 +202,13 @@ def _typical(method: Method, source: Any, settings: TrainingSettings) -> int:
     return min(range(50), key=off)
 
 
-def _step(
-    method: Method, roles: Roles, source: Any, settings: TrainingSettings, number: int, due: Collection[str]
+def _trace(
+    method: Method, roles: Roles, source: Source, settings: TrainingSettings, number: int, due: Collection[str]
 ) -> None:
-    """`Trainer.step` up to its updates, for the players ``due``; from the third micro-batch on, nothing new is held."""
+    """`Trainer.step` number ``number`` up to its updates; from the third micro-batch on, nothing new is held."""
     size = settings.batch_size // settings.accumulation
     for i in range(min(settings.accumulation, 2)):
-        rows = slice(i * size, (i + 1) * size)
-        rng = Rng(0, number, settings.batch_size, rows, "meta", settings.dtype)
+        rng = Rng(0, number, settings.batch_size, slice(i * size, (i + 1) * size), "meta", settings.dtype)
         batch = source.batch(rng)
         draws = method.draw(batch, rng, Progress(number, settings.steps))
         for player, loss in losses(method, roles, batch, draws, due):
