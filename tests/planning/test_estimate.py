@@ -1,4 +1,4 @@
-"""What a run will need, against what it then needs: memory counted by hand, known parameter counts, PyTorch's profiler."""
+"""What a run will need, against what it then needs: memory by hand, known parameter counts, PyTorch's profiler."""
 
 import json
 import math

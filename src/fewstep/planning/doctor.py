@@ -78,25 +78,20 @@ def _torch() -> Iterator[Finding]:
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
     yield Finding(OK, f"torch {torch.__version__} ({build}) uses {threads} of {cores} processor threads")
     if threads > cores:
-        yield Finding(
-            NOTE, f"{threads} threads on {cores} processors slow each other down", f"set OMP_NUM_THREADS={cores}"
-        )
+        yield Finding(NOTE, f"{threads} threads slow each other on {cores} processors", f"set OMP_NUM_THREADS={cores}")
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(i)
-        yield Finding(
-            OK, f"cuda:{i} is an {torch.cuda.get_device_name(i)} with {in_words(free)} of {in_words(total)} free"
-        )
+        name = torch.cuda.get_device_name(i)
+        yield Finding(OK, f"cuda:{i} is {name}, and {in_words(free)} of its {in_words(total)} are free")
     if torch.backends.mps.is_available():
-        yield Finding(
-            NOTE, "this machine has an Apple GPU (mps)", "training on it is untested: use training.device cpu"
-        )
+        yield Finding(NOTE, "there is an Apple GPU (mps)", "training on it is untested; use training.device cpu")
     elif not torch.cuda.is_available():
         if torch.version.cuda and Path("/proc/driver/nvidia").exists():
             yield Finding(
                 PROBLEM, "torch cannot use the NVIDIA GPU of this machine", "update the driver, see nvidia-smi"
             )
         else:
-            yield Finding(NOTE, "this machine has no GPU", "scenes-64 does without; full-size models need one")
+            yield Finding(NOTE, "there is no GPU", "scenes-64 does without; full-size models need one")
 
 
 def _memory() -> Finding:
@@ -139,9 +134,7 @@ def packages(requirements: Iterable[str], find: Callable[[str], str] = version) 
     read = [Requirement(text) for text in requirements]
     extras: dict[str, list[str]] = {}
     if not read:
-        yield Finding(
-            NOTE, "fewstep is not installed as a package, so its requirements are unknown", "pip install -e ."
-        )
+        yield Finding(NOTE, "fewstep is not installed, so versions were not compared", "pip install -e .")
     for wanted in read:
         extra = _EXTRA.search(str(wanted.marker))
         if extra:
@@ -206,9 +199,7 @@ def _numbers(device: str) -> Finding:
     off = difference(computed, exact)
     text = f"scenes-64 on {device}: a LoRA step of 4 images takes {1000 * seconds:.0f} ms"
     if not off < _TOLERANCE:  # NaN is a problem too
-        return Finding(
-            PROBLEM, f"{text}, and its numbers differ by {off:.1%} from float64", "update or reinstall torch"
-        )
+        return Finding(PROBLEM, f"{text}, but its numbers are {off:.1%} off float64's", "update or reinstall torch")
     return Finding(OK, f"{text}; its numbers agree with float64 within {max(off, 1e-7):.0e}")
 
 
