@@ -6,6 +6,7 @@ A page that names a command, an option, a setting, a default, a file or a headin
 import ast
 import dataclasses
 import importlib
+import inspect
 import re
 import shlex
 from itertools import pairwise
@@ -17,6 +18,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from fewstep.cli import app
+from fewstep.methods.parts import statistics
 from fewstep.methods.registry import METHODS
 from fewstep.recipe.schema import Recipe
 from fewstep.reports.checks import CHECKS
@@ -344,6 +346,19 @@ def test_the_table_of_checks_is_the_checks():
     rows = [row.split("|")[1:3] for row in table.splitlines()[2:]]
     truth = [(check.name + ("" if check.fatal else " (worth knowing)"), f"{check.limit:g}") for check in CHECKS]
     assert [(name.strip(), limit.strip()) for name, limit in rows] == truth
+
+
+def test_statistics_that_the_contract_names_exist():
+    """Each plain name of the table is a string in the methods' code; each function has the parameters shown."""
+    table = text_of(DOCS / "diagnosing.md").split("| Name | What it measures | Source |")[1].split("\n\n")[0]
+    code = "".join(text_of(path) for path in (ROOT / "src" / "fewstep" / "methods").rglob("*.py"))
+    for row in table.splitlines()[2:]:
+        _, names, _, source, _ = row.split("|")
+        plain_names = [name for name in re.findall(r"`([^`]+)`", names) if re.fullmatch(r"\w+", name)]
+        assert [name for name in plain_names if f'"{name}"' not in code] == []
+        for function, parameters in re.findall(r"`(\w+)\(([^)]*)\)`", source):
+            found = inspect.signature(getattr(statistics, function)).parameters
+            assert list(found) == parameters.split(", ")
 
 
 # ---------------------------------------------------------------- words
