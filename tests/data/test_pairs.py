@@ -171,7 +171,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     for text in ("", "[1]", None):
         about = tmp_path / "pairs" / ABOUT
         about.unlink() if text is None else about.write_text(text)
-        with pytest.raises(ValueError, match="samples that nothing is known of"):
+        with pytest.raises(ValueError, match="samples of unknown origin"):
             files(tmp_path / "pairs").check()
 
 

@@ -191,8 +191,8 @@ MUTANTS = [
         ),
         (
             "pairs: files of other samples pass for these",
-            'if said.get("about") != json.dumps(self.about, sort_keys=True):',
-            "if not said:",
+            'if metadata.get("about") != json.dumps(self.about, sort_keys=True):',
+            "if not metadata:",
             "test_samples_of_anything_else_are_refused[changes1-samples of pairs.size = 10, not 11]",
         ),
         (
@@ -395,8 +395,8 @@ MUTANTS = [
         "data/test_cache.py",
         (
             "cache: files of other data pass",
-            "if said != self._about(rows):",
-            "if said.keys() != self._about(rows).keys():",
+            "if about != self._about(rows):",
+            "if about.keys() != self._about(rows).keys():",
             "test_a_changed_caption_picture_or_size_is_encoded_again",
         ),
         (

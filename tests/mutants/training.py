@@ -110,9 +110,9 @@ MUTANTS = [
             "tests/training/test_trainer.py::test_critics_may_have_betas_of_their_own",
         ),
         (
-            "balance: a term is weighed by its own pull over the total's",
-            "ratio = self._pull(of_total) / (self._pull(of_term) + 1e-4)",
-            "ratio = self._pull(of_term) / (self._pull(of_total) + 1e-4)",
+            "balance: a term is weighted by its own gradient norm over the total's",
+            "ratio = self._probe_norm(of_total) / (self._probe_norm(of_term) + 1e-4)",
+            "ratio = self._probe_norm(of_term) / (self._probe_norm(of_total) + 1e-4)",
             "tests/methods/test_ctm.py::test_terms_are_weighted_by_their_pull_at_the_last_weight[heun-full]",
         ),
         (
@@ -212,8 +212,8 @@ MUTANTS = [
         ),
         (
             "training: every micro-batch has the first rows",
-            "rows = slice(mine.start + i * size, mine.start + (i + 1) * size)",
-            "rows = slice(mine.start, mine.start + size)",
+            "rows = slice(own.start + i * size, own.start + (i + 1) * size)",
+            "rows = slice(own.start, own.start + size)",
             "tests/methods/test_contract.py::test_accumulation_changes_a_step_by_rounding_only",
         ),
         (
@@ -266,7 +266,7 @@ MUTANTS = [
         ),
         (
             "training: every process takes the first rows",
-            "rows = slice(mine.start + i * size, mine.start + (i + 1) * size)",
+            "rows = slice(own.start + i * size, own.start + (i + 1) * size)",
             "rows = slice(i * size, (i + 1) * size)",
             "tests/training/test_processes.py::test_two_processes_are_one[toy-lora]",
         ),
@@ -296,19 +296,19 @@ MUTANTS = [
         ),
         (
             "training: enough is not enough",
-            "if self._look() and not last:",
+            "if self._call_hooks() and not last:",
             "if False:",
             "tests/runs/test_chain.py::test_the_best_student_is_kept_and_patience_ends_the_run[FD]",
         ),
         (
             "resume: a run that had enough trains on",
-            "if self._resumed and self._look():",
-            "if self._resumed and self._look() and False:",
+            "if self._resumed and self._call_hooks():",
+            "if self._resumed and self._call_hooks() and False:",
             "tests/runs/test_chain.py::test_an_interrupted_run_decides_as_a_whole_one",
         ),
         (
             "resume: hooks that died with the process are never called",
-            "if self._resumed and self._look():",
+            "if self._resumed and self._call_hooks():",
             "if False:",
             ("tests/training/test_trainer.py::test_what_died_between_a_checkpoint_and_its_hooks_is_looked_at_again[4]"),
         ),
@@ -326,7 +326,7 @@ MUTANTS = [
         ),
         (
             "trainer: a run dies without last words",
-            "log.write(self._last_words(player.player.name, int(bad)))",
+            "log.write(self._final_record(player.player.name, int(bad)))",
             "pass",
             "test_a_run_that_dies_leaves_its_last_words_in_the_log",
         ),
@@ -434,8 +434,8 @@ MUTANTS = [
         ),
         (
             "processes: only the one that is asked stops",
-            'dist.all_reduce(said, dist.ReduceOp.MAX, group=_HOST.get("group"))',
-            'dist.all_reduce(said, dist.ReduceOp.MIN, group=_HOST.get("group"))',
+            'dist.all_reduce(flags, dist.ReduceOp.MAX, group=_HOST.get("group"))',
+            'dist.all_reduce(flags, dist.ReduceOp.MIN, group=_HOST.get("group"))',
             "test_processes_stop_after_the_same_step",
         ),
     ),

@@ -1,4 +1,4 @@
-"""What one training step consumes."""
+"""A batch: the data of one training step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fewstep.models.cond import Cond
 
 @dataclass
 class Pairs:
-    """Where the teacher's own solver takes given noise, by many steps.
+    """Noise and the sample that the teacher's own solver makes of it in many steps.
 
     Attributes:
-        noise: [B, ...] unit normals it started from.
-        x0: [B, ...] where it ended.
-        cond: the condition it had, or None.
+        noise: [B, ...] unit normals.
+        x0: [B, ...] the sample.
+        cond: its condition, or None.
     """
 
     noise: Tensor
@@ -26,14 +26,14 @@ class Pairs:
 
 @dataclass
 class Batch:
-    """Clean data and its condition, and whatever else a method's `streams` ask for; all of one batch size B.
+    """Clean data and its condition, and the other streams that a method needs (`Method.streams`); batch size B.
 
     Attributes:
         x0: [B, ...] data or latents, at the scale the teacher was trained on.
         cond: its condition, or None.
-        pairs: the stream "pairs", in an order of its own: row i has nothing to do with row i of the data.
-        has_data: False where there are prompts alone; x0 has the latents' shape then, and holds NaN.
-        prompts: the stream "prompts", the captions of the rows as they were written; empty where the data have none.
+        pairs: the stream "pairs", shuffled by itself: its row i is unrelated to row i of the data.
+        has_data: False where there are prompts alone; x0 then has the latents' shape and holds NaN.
+        prompts: the stream "prompts": the captions of the rows as text; empty where the data have none.
     """
 
     x0: Tensor

@@ -1,7 +1,7 @@
 """Images and captions, encoded once by the teacher's own VAE and text encoders, and kept on disk.
 
-Files hold some hundred images each and are there whole or not at all: an interrupted encoding goes on where it was,
-and files of other images, captions, sizes or another teacher are made anew. ``skipped.txt`` beside them lists what
+Files hold some hundred images each and exist whole or not at all: an interrupted encoding continues where it stopped,
+and files of other images, captions, sizes or another teacher are encoded again. ``skipped.txt`` beside them lists what
 was passed over.
 """
 
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from fewstep.data.buckets import Size, bucket_sizes, nearest
 from fewstep.data.files import replace_tensors, replace_text, text_hash
-from fewstep.data.images import Collection, Skipped, pixels
+from fewstep.data.images import Collection, Skipped, attempt, pixels
 from fewstep.data.sources import Buckets, LatentSource, Prompts
 from fewstep.models.cond import Cond
 from fewstep.models.families import Teacher, vae_batch_size
 
 _PER_FILE = 512
-_LARGEST = 2**31  # bytes that may stay on an accelerator; a batch of any size is fetched in a millisecond
+_LARGEST = 2**31  # bytes that may stay on an accelerator; the host sends a batch in about a millisecond
 SKIPPED = "skipped.txt"
 
 Advance = Callable[[int], None]
@@ -40,37 +40,36 @@ def image_latents(
     advance: Advance | None = None,
     buckets: bool = False,
 ) -> LatentSource | Buckets:
-    """Images of any data set as latents with prompt embeddings, from ``path`` if it holds just these.
+    """Images of any data set as latents with prompt embeddings, from ``path`` if it holds exactly these.
 
     Latents are kept as their posterior's mean and standard deviation, in float16, and sampled anew at every visit.
-    They are encoded again where any image, or its caption, has changed.
+    All are encoded again when any image or caption has changed.
 
     Args:
-        buckets: cut each to the bucket nearest to its shape; otherwise all to squares.
+        buckets: crop each image to the bucket nearest to its shape; otherwise all to squares.
 
     Raises:
-        ValueError: one sentence when none of them can be used.
+        ValueError: one sentence when no image can be used.
     """
     side = teacher.image_size
     sizes = bucket_sizes(side, teacher.multiple) if buckets else ((side, side),)
 
     def read(rows: range) -> Iterator[Row | Skipped]:
         for image in found.images[rows.start : rows.stop]:
-            try:
-                yield pixels(image, lambda height, width: nearest(height, width, sizes)), image.caption
-            except ValueError as error:
-                yield Skipped(image.name, str(error))
+            read_pixels = attempt(image.name, pixels, image, lambda height, width: nearest(height, width, sizes))
+            yield read_pixels if isinstance(read_pixels, Skipped) else (read_pixels, image.caption)
 
+    # the key says "pictures" since the first version: another word would have every data set encoded again
     name = f"pictures {found.fingerprint()}{' in buckets' if buckets else ''}"
-    found_now = Encoding(path, teacher, name, len(found.images), read, found.skipped).load(device, advance)
-    assert not isinstance(found_now, Prompts)
-    return found_now
+    source = Encoding(path, teacher, name, len(found.images), read, found.skipped).load(device, advance)
+    assert not isinstance(source, Prompts)
+    return source
 
 
 def prompt_latents(
     path: Path, teacher: Teacher, prompts: Sequence[str], device: str = "cpu", advance: Advance | None = None
 ) -> Prompts:
-    """Prompts without images, encoded likewise, for methods that look at none."""
+    """Prompts without images, encoded and kept likewise, for methods that need no images."""
     digest = text_hash("\n".join(prompts))
 
     def read(rows: range) -> Iterator[Row]:
@@ -82,15 +81,15 @@ def prompt_latents(
 
 
 def home(device: str, size: int) -> str:
-    """Where ``size`` bytes of encoded data are kept: ``device``, or the host where they would take too much of it.
+    """The device that holds ``size`` bytes of encoded data: ``device`` itself, or the host for large data sets.
 
-    T5's embeddings are megabytes a caption: 4,000 images for FLUX are 21 GB.
+    T5's embeddings take megabytes a caption: 4,000 images for FLUX are 21 GB.
     """
     return device if size <= _LARGEST else "cpu"
 
 
 def fingerprint(source: LatentSource | Buckets | Prompts) -> str:
-    """A short name of the data's exact content."""
+    """A short hash of the data's exact values."""
     digest = hashlib.blake2b(digest_size=8)
     for tensor in source.content():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -107,11 +106,12 @@ _Parts = dict[Size, dict[str, Tensor]]
 
 @dataclass
 class Encoding:
-    """One data set on its way into files.
+    """A data set that is encoded file by file.
 
     Args:
-        path: the files' name, to which each adds its number. name: what decides the rows. size: how many there are.
-        read: gives some of them, one after the other.
+        path: the files' common name, to which each adds its number.
+        name: identifies the rows. size: how many there are.
+        read: yields the rows of a range.
         skipped: what was passed over before.
     """
 
@@ -123,7 +123,7 @@ class Encoding:
     skipped: tuple[Skipped, ...] = ()
 
     def load(self, device: str, advance: Advance | None) -> LatentSource | Buckets | Prompts:
-        """Every row, from files that are there or are made now."""
+        """All rows, from the files that exist and from those that are encoded now."""
         pieces, passed = [], [str(entry) for entry in self.skipped]
         for number, first in enumerate(range(0, self.size, _PER_FILE)):
             rows = range(first, min(first + _PER_FILE, self.size))
@@ -147,12 +147,12 @@ class Encoding:
         return self.path.with_name(f"{self.path.name}-{number:05d}.safetensors")
 
     def _kept(self, number: int, rows: range) -> tuple[_Parts, list[str]] | None:
-        """The file's rows and what it lacks, or None when it is missing, damaged, or holds others."""
+        """The file's rows and what was skipped in it, or None when it is missing, damaged, or holds other rows."""
         try:
             with safe_open(self._file(number), framework="pt") as file:
-                said = file.metadata() or {}
-                without = json.loads(said.pop("skipped", "[]"))
-                if said != self._about(rows):
+                about = file.metadata() or {}
+                without = json.loads(about.pop("skipped", "[]"))
+                if about != self._about(rows):
                     return None
                 parts: _Parts = {}
                 for key in file.keys():  # noqa: SIM118
@@ -164,8 +164,8 @@ class Encoding:
             return None
 
     def _make(self, number: int, rows: range, advance: Advance) -> tuple[_Parts, list[str]]:
-        """Encode these rows, in groups of one size, and keep them."""
-        most = vae_batch_size(self.teacher.image_size)
+        """Encode these rows in batches of one size, and write their file."""
+        batch_size = vae_batch_size(self.teacher.image_size)
         without: list[str] = []
         waiting: dict[Size, list[Row]] = {}
         done: list[_Parts] = []
@@ -175,7 +175,7 @@ class Encoding:
                 continue
             size = self._size(entry[0])
             waiting.setdefault(size, []).append(entry)
-            if len(waiting[size]) == most:
+            if len(waiting[size]) == batch_size:
                 done.append({size: self._encoded(waiting.pop(size), size)})
                 advance(row + 1)
         done += [{size: self._encoded(group, size)} for size, group in waiting.items()]
@@ -210,18 +210,12 @@ class Encoding:
 
 
 def _joined(pieces: Sequence[_Parts]) -> _Parts:
-    """Rows of one size one after the other; of a null there is one."""
+    """The rows of all pieces, size by size."""
     groups: dict[Size, list[dict[str, Tensor]]] = {}
     for piece in pieces:
         for size, tensors in piece.items():
             groups.setdefault(size, []).append(tensors)
-    return {
-        size: {
-            name: first if name.startswith("null.") else torch.cat([tensors[name] for tensors in group])
-            for name, first in group[0].items()
-        }
-        for size, group in sorted(groups.items())
-    }
+    return {size: Cond.cat_flat(group) for size, group in sorted(groups.items())}
 
 
 def _source(parts: _Parts, device: str, latent_shape: tuple[int, ...]) -> LatentSource | Buckets | Prompts:

@@ -1,7 +1,7 @@
-"""What the teacher makes of given noise, sampled once and kept: as pairs (noise, latent, condition), or as data.
+"""Samples of the teacher, generated once and kept: as pairs (noise, latent, condition), or as data.
 
-<place>/pairs.json                what decides every value; other settings, prompts or teachers are refused
-        pairs-00000.safetensors   latents and conditions in float16, some rows a file; each is there whole or not at all
+<place>/pairs.json                the settings that decide every value; other settings, prompts or teachers are refused
+        pairs-00000.safetensors   latents and conditions in float16, some rows a file; each exists whole or not at all
 
 Noise is not kept: row i starts from unit normals keyed by (seed, i), the same on every machine.
 """
@@ -34,11 +34,11 @@ def noise_of(seed: int, row: int, shape: torch.Size | tuple[int, ...]) -> Tensor
 
 
 class PairSource(LatentSource):
-    """The teacher's samples: `batch` gives them as data, `pairs` with the noise they came from, in two orders.
+    """The teacher's samples: `batch` gives them as data, `pairs` with their noise, in two independent orders.
 
     Args:
         x0: [N, ...] latents. cond: of all N. seed: of their noise (`noise_of`).
-        cost: what making them cost, in forward equivalents.
+        cost: forward passes that sampling them took.
     """
 
     def __init__(self, x0: Tensor, cond: Cond | None, seed: int, cost: float = 0.0) -> None:
@@ -47,7 +47,7 @@ class PairSource(LatentSource):
         self._pair_order = Order(len(x0), "pairs")
 
     def pairs(self, rng: Rng) -> Pairs:
-        """The rows ``rng.rows`` of step ``rng.step``."""
+        """The pairs of the rows ``rng.rows`` of step ``rng.step``."""
         picked = self._pair_order.rows(rng)
         noise = torch.stack([noise_of(self.seed, int(i), self.mean.shape[1:]) for i in picked])
         rows = torch.from_numpy(picked).to(self.mean.device)
@@ -58,7 +58,7 @@ class PairSource(LatentSource):
 
 @dataclass(frozen=True)
 class WithPairs:
-    """Batches of ``data`` that hold as many ``pairs`` too."""
+    """Batches of ``data`` that also hold as many ``pairs``."""
 
     data: Source
     pairs: PairSource
@@ -72,8 +72,8 @@ class PairFiles:
 
     Args:
         place: their folder.
-        about: what decides every value, in plain numbers and texts; among them ``size``, ``batch_size`` (the rows of a
-            file) and ``seed``.
+        about: the settings that decide every value, as numbers and texts; among them ``size``, ``batch_size`` (rows of
+            a file) and ``seed``.
     """
 
     def __init__(self, place: Path, about: Mapping[str, str | int | float]) -> None:
@@ -81,14 +81,14 @@ class PairFiles:
         self.size, self.per_file, self.seed = (int(about[key]) for key in ("size", "batch_size", "seed"))
 
     def check(self) -> None:
-        """Raises ValueError, in one sentence, where ``place`` holds another set, or something else."""
+        """Raises ValueError, in one sentence, when ``place`` holds another set or other files."""
         if self.place.exists() and not self.place.is_dir():
             raise ValueError(f"{self.place} is a file, no folder of the teacher's samples: choose another pairs.path.")
         stored = self._stored()
         if stored is None:
             if any(self.place.glob("*.safetensors")):
                 raise ValueError(
-                    f"{self.place} holds other files, or samples that nothing is known of ({ABOUT} is missing or "
+                    f"{self.place} holds other files, or samples of unknown origin ({ABOUT} is missing or "
                     "damaged): delete the folder, or choose another pairs.path."
                 )
             return
@@ -112,13 +112,13 @@ class PairFiles:
         return f"pairs.{key} = {old}, not {self.about.get(key)}"
 
     def claim(self) -> None:
-        """Make the folder this set's own."""
+        """Create the folder and write what it is for."""
         self.place.mkdir(parents=True, exist_ok=True)
         if self._stored() is None:
             replace_text(self.place / ABOUT, json.dumps(self.about, indent=1, sort_keys=True) + "\n")
 
     def __len__(self) -> int:
-        """How many files there are when all are made."""
+        """How many files the whole set has."""
         return -(-self.size // self.per_file)
 
     def rows(self, number: int) -> range:
@@ -126,17 +126,17 @@ class PairFiles:
         return range(number * self.per_file, min((number + 1) * self.per_file, self.size))
 
     def missing(self) -> list[int]:
-        """The files that are not there yet; a damaged one counts as missing."""
+        """Numbers of the files that do not exist yet; a damaged one counts as missing."""
         return [number for number in range(len(self)) if self._read(number, ()) is None]
 
     def write(self, number: int, x0: Tensor, cond: Cond | None, cost: float) -> None:
-        """Keep file ``number``: x0 [rows, ...], their conditions, what they cost in forward equivalents."""
+        """Write file ``number``: x0 [rows, ...], their conditions, and the forward passes that they took."""
         tensors = {"x0": x0} | ({} if cond is None else cond.flat())
         kept = {key: (t.half() if t.is_floating_point() else t).cpu().contiguous() for key, t in tensors.items()}
         replace_tensors(self._path(number), kept, {"about": json.dumps(self.about, sort_keys=True), "cost": repr(cost)})
 
     def load(self, device: str = "cpu") -> PairSource:
-        """All of them, in memory.
+        """The whole set, in the memory of ``device``.
 
         Raises:
             ValueError: a file is missing.
@@ -145,11 +145,7 @@ class PairFiles:
         found = [file for file in files if file is not None]
         if len(found) < len(files):
             raise ValueError(f"{self.place} lacks {len(files) - len(found)} of its {len(files)} files.")
-        parts = [tensors for tensors, _ in found]
-        joined = {
-            key: torch.cat([part[key] for part in parts]).to(device) for key in parts[0] if not key.startswith("null.")
-        }
-        joined |= {key: t.to(device) for key, t in parts[0].items() if key.startswith("null.")}
+        joined = {key: t.to(device) for key, t in Cond.cat_flat([tensors for tensors, _ in found]).items()}
         cond = Cond.from_flat(joined)
         return PairSource(joined["x0"], cond if len(cond) else None, self.seed, sum(cost for _, cost in found))
 
@@ -160,10 +156,10 @@ class PairFiles:
         """The tensors of these names (all by default) and the cost of a file; None where it is missing or damaged."""
         try:
             with safe_open(self._path(number), framework="pt") as file:
-                said = file.metadata() or {}
-                if said.get("about") != json.dumps(self.about, sort_keys=True):
+                metadata = file.metadata() or {}
+                if metadata.get("about") != json.dumps(self.about, sort_keys=True):
                     return None
                 wanted = file.keys() if names is None else names
-                return {name: file.get_tensor(name) for name in wanted}, float(said["cost"])
+                return {name: file.get_tensor(name) for name in wanted}, float(metadata["cost"])
         except (OSError, SafetensorError, KeyError, ValueError):
             return None

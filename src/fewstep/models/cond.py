@@ -1,4 +1,4 @@
-"""Conditions: named tensors that travel with a batch, and what stands for "no condition"."""
+"""Conditions: named tensors that accompany a batch, and their values for "no condition"."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ _GIVEN, _NULL = "cond.", "null."
 class Cond:
     """Named tensors [B, ...] and, optionally, their null counterparts [1, ...] or [B, ...].
 
-    What counts as "null" (an encoded empty prompt, zeros, a spare class label) belongs to the teacher's
-    family; whoever builds the condition passes it. Indexing and slicing act on the batch.
+    What "no condition" is (an encoded empty prompt, zeros, a spare class label) depends on the teacher's family, which
+    passes it here. Indexing and slicing act on the batch.
 
     Args:
         tensors: name -> [B, ...].
         null: name -> the value that means "no condition"; needed for guidance and caption dropout.
+
+    Raises:
+        ValueError: tensors of different batch sizes.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], null: Mapping[str, Tensor] | None = None) -> None:
@@ -63,7 +66,7 @@ class Cond:
         return Cond(self.tensors, other.tensors)
 
     def flat(self) -> dict[str, Tensor]:
-        """All tensors under one name each, "cond.NAME" and of the null "null.NAME" [1, ...]: what files hold.
+        """All tensors under the names of files: "cond.NAME" [B, ...], and the null's as "null.NAME" [1, ...].
 
         Raises:
             ValueError: when this condition was built without a null.
@@ -73,12 +76,20 @@ class Cond:
 
     @classmethod
     def from_flat(cls, tensors: Mapping[str, Tensor]) -> Cond:
-        """The condition whose `flat` these hold, beside whatever else they hold."""
+        """The condition of a file that holds its `flat` tensors, maybe among others."""
         given, null = (
             {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
             for kind in (_GIVEN, _NULL)
         )
         return cls(given, null)
+
+    @staticmethod
+    def cat_flat(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Rows of several files one after the other, `flat` tensors and others; the null [1, ...] is the first's."""
+        return {
+            name: first if name.startswith(_NULL) else torch.cat([part[name] for part in parts])
+            for name, first in parts[0].items()
+        }
 
     def drop(self, mask: Tensor) -> Cond:
         """Rows where ``mask`` [B] is True without their condition (caption dropout)."""

@@ -65,7 +65,7 @@ def _write(part: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
 
 
 def _checksum(path: Path) -> int:
-    """Of a file's bytes: safetensors itself would not notice a flipped bit."""
+    """CRC-32 of a file's bytes: safetensors itself would not notice a flipped bit."""
     total = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -77,7 +77,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state of one checkpoint.
 
     Raises:
-        ValueError: one sentence when it is no checkpoint of ours or is damaged.
+        ValueError: one sentence when it is no fewstep checkpoint or is damaged.
     """
     try:
         state = json.loads((path / "state.json").read_text())
@@ -96,7 +96,7 @@ def _is_step(value: Any) -> bool:
 
 
 def complete(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first; copies that somebody gave other names are not among them."""
+    """The finished checkpoints of a run, oldest first; copies under other names do not count."""
     steps = {p: p.name.removeprefix(_PREFIX) for p in folder.glob(f"{_PREFIX}*") if (p / "state.json").is_file()}
     return sorted((p for p, step in steps.items() if step.isdecimal()), key=lambda p: int(steps[p]))
 

@@ -1,6 +1,6 @@
 """Several processes that train as one: each takes its rows of every batch, gradients are averaged in one message.
 
-torchrun starts them. Alone, every function here does nothing and costs nothing.
+torchrun starts them. In a single process every function here does nothing and costs nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _HOST: dict[str, Any] = {}  # the group for host numbers, where the default one 
 
 
 def join(device: str = "cpu") -> None:
-    """Join the processes that torchrun started; alone, do nothing.
+    """Join the processes that torchrun started; do nothing in a single one.
 
     Args:
-        device: what they train on; of "cuda" each takes the GPU of its own number.
+        device: what they train on; on "cuda" each takes the GPU of its own local rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
@@ -34,7 +34,7 @@ def join(device: str = "cpu") -> None:
     # it would leave gloo's threads running while Python ends, and now and then one of them aborts the process.
     import torch.distributed.nn.functional
 
-    # before the meeting, which may wait for ever for one who was killed
+    # before the rendezvous, which waits for ever for a process that was killed
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -46,26 +46,26 @@ def join(device: str = "cpu") -> None:
 
 
 def leave() -> None:
-    """Leave the other processes, and end the threads that spoke with them; alone, do nothing."""
+    """Leave the other processes and end the communication threads; do nothing in a single process."""
     _HOST.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _die_with(parent: int) -> None:
-    """End this process soon after torchrun: left alone it would go on writing in a folder that is used anew."""
+    """End this process soon after torchrun: an orphan would go on writing into a folder that another run may use."""
     while os.getppid() == parent:
         time.sleep(0.3)
     os._exit(1)
 
 
 def rank() -> int:
-    """Number of this process, 0 for the one that writes files."""
+    """Rank of this process; 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def first() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is the process that writes files and prints."""
     return rank() == 0
 
 
@@ -87,14 +87,14 @@ def rows(batch_size: int) -> slice:
 
 
 def wait() -> None:
-    """Until every process is here."""
+    """Wait until every process has come here."""
     if count() > 1:
         dist.barrier(group=_HOST.get("group"))
 
 
 @contextmanager
 def first_goes_first() -> Iterator[None]:
-    """The first process runs this block, then the others do, and find what it made."""
+    """The first process runs this block; then the others run it and find its files."""
     if not first():
         wait()
     yield
@@ -103,12 +103,12 @@ def first_goes_first() -> Iterator[None]:
 
 
 def agree(flag: bool) -> bool:
-    """Whether any process says yes; waits for all of them, not for their devices."""
+    """Whether ``flag`` is True in any process; waits for all processes, not for their devices."""
     if count() == 1:
         return flag
-    said = torch.tensor([flag], dtype=torch.uint8)
-    dist.all_reduce(said, dist.ReduceOp.MAX, group=_HOST.get("group"))
-    return bool(said.item())
+    flags = torch.tensor([flag], dtype=torch.uint8)
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_HOST.get("group"))
+    return bool(flags.item())
 
 
 def from_first(value: Any) -> Any:

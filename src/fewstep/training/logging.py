@@ -1,4 +1,4 @@
-"""What training says: a JSONL file, and a progress bar with speed, time left and losses."""
+"""The log of training: a JSONL file, and a progress bar with speed, time left and losses."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fewstep.data.files import replace_text
 
 
 class Meter:
-    """Running means of scalars, kept on the device until somebody reads them."""
+    """Running means of scalars, kept on the device until they are read."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add one detached scalar, or a vector of some; the mean is over the steps in which it was given."""
+        """Add a detached scalar or vector [n]; the mean is over the steps in which it was added."""
         value = value.detach()
         self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """All means, by one transfer from the device, and start anew; of a vector ``name/0``, ``name/1``, ..."""
+        """All means by one transfer from the device (a vector's as ``name/0``, ``name/1``, ...), then start anew."""
         if not self._sums:
             return {}
         names = [(key, name) for key, value in self._sums.items() for name in _names(key, value)]
@@ -44,13 +44,13 @@ def _names(key: str, value: Tensor) -> list[str]:
 
 
 class JsonLines:
-    """Append-only log. On resume, lines after the checkpoint's step are dropped, so each step stands there once."""
+    """Append-only log. On resume, lines after the checkpoint's step are dropped, so it holds each step once."""
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         found = list(read_log(path)) if resume_step else []
-        self.found_step = max((line["step"] for line in found), default=0)  # the last that an earlier sitting wrote
+        self.found_step = max((line["step"] for line in found), default=0)  # the last one before the resume
         kept = [line for line in found if line["step"] <= resume_step]
         replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -68,7 +68,7 @@ class JsonLines:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log, none if there is no file; what is cut off or foreign is left out."""
+    """The lines of a log, none if there is no file; lines that are cut off or no records are left out."""
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
@@ -94,7 +94,7 @@ class Speed:
 
 @contextmanager
 def progress_bar(total: int, start: int, label: str, show: bool) -> Iterator[Any]:
-    """Yields ``advance(step, text)``; draws nothing when ``show`` is False."""
+    """Yields ``advance(step, text)``; shows nothing when ``show`` is False."""
     if not show:
         yield lambda step, text="": None
         return

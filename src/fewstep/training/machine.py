@@ -1,4 +1,4 @@
-"""Memory of the machine: how much is free, in words, and whether an error says that there was too little."""
+"""Memory of the machine: how much is free, in words, and which errors mean that there was too little."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _ASKED = re.compile(r"allocate:?\s+([\d.]+)\s*(\w+)", re.IGNORECASE)
 # PyTorch's CPU allocator and MPS raise plain RuntimeErrors.
-_SAYS_SO = ("can't allocate memory", "not enough memory", "out of memory")
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def in_words(size: float) -> str:
@@ -23,7 +23,7 @@ def in_words(size: float) -> str:
 
 
 def memory(device: str) -> tuple[int, int] | None:
-    """(free, total) bytes of a device; on the CPU within the limit of a container. None where nobody knows."""
+    """(free, total) bytes of a device; on the CPU within a container's limit. None where they are unknown."""
     kind = torch.device(device).type
     if kind == "cuda" and torch.cuda.is_available():
         return torch.cuda.mem_get_info(device)
@@ -50,11 +50,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device's memory, or the machine's, was too small."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAYS_SO)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def asked_for(error: BaseException) -> int | None:
-    """The bytes that could not be had, where the error tells them."""
+    """The bytes that could not be allocated, if the error states them."""
     found = _ASKED.search(str(error))
     if found is None or found[2].lower() not in _UNITS:
         return None

@@ -1,6 +1,6 @@
 """The optimisers of a player: PyTorch's fused AdamW, or bitsandbytes' 8-bit AdamW for less memory.
 
-Both skip a step on the device when ``found_inf`` says so: weights and moments stay what they were.
+Both skip a step on the device when ``found_inf`` is 1: weights and moments stay what they were.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def check_optimizer(settings: TrainingSettings, device: torch.device | str | Non
 @cache
 def _adamw8bit() -> type[Any]:
     """bitsandbytes' AdamW8bit with a guard and without a wait for the device after every parameter."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses kernels that nobody here uses
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of missing kernels that fewstep does not use
     from bitsandbytes.optim import AdamW8bit
 
     class Guarded8bit(AdamW8bit):  # type: ignore[misc]
@@ -106,7 +106,7 @@ def _moments(state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def saved_state(optimizer: Any, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """What a checkpoint must hold of one parameter's optimiser state; empty before the first step."""
+    """One parameter's optimiser state for a checkpoint; empty before the first step."""
     state = optimizer.state.get(parameter, {})
     found = _moments(state)
     if isinstance(state.get("step"), int):  # the 8-bit optimiser counts on the host
@@ -118,7 +118,7 @@ def load_state(optimizer: Any, index: int, saved: dict[str, Tensor]) -> None:
     """Restore what `saved_state` gave of the parameter at ``index``.
 
     Raises:
-        ValueError: when the moments are not of this parameter or of another optimiser.
+        ValueError: when the moments belong to another parameter or another optimiser.
     """
     parameter = optimizer.param_groups[0]["params"][index]
     if hasattr(optimizer, "prepare"):

@@ -1,4 +1,4 @@
-"""A player at work: its gradients, its clipping, its optimiser, its guard against numbers that are not finite."""
+"""A player's gradients, clipping, optimiser, and its guard against numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from fewstep.training.step import learn
 class PlayerState:
     """One player's parameters and optimiser.
 
-    Gradients reach this player's parameters and nobody else's because `backward` names them; requires_grad is
-    never toggled. A step whose gradient is not finite is skipped on the device, without asking the host, and
-    remembered; so are all steps after it: weights stay those of the last good step until the host looks.
+    Gradients reach the parameters of this player alone because `backward` names them; requires_grad is never toggled.
+    A step whose gradient is not finite is skipped on the device, without asking the host, and remembered; all later
+    steps are skipped too: the weights stay those of the last good step until the host reads the guard.
 
-    With several processes each has the gradient of its own rows of the batch; `update` averages them. Of a sharded
-    parameter a process updates the rows it has.
+    Each of several processes has the gradient of its own rows of the batch; `update` averages them. A process updates
+    only its own rows of a sharded parameter.
 
     Args:
-        leaves: what stands for the parameters in a graph (`Roles.leaves`); themselves by default.
+        leaves: the leaves of a graph that stand for the parameters (`Roles.leaves`); themselves by default.
         probe: the parameter whose gradients balance terms (`Roles.probe`); the last one by default.
 
     Attributes:
-        weights: of the balanced terms, at the last update.
+        grad_norm: total gradient norm at the last update, before clipping.
+        first_bad_step: the first step whose gradient was not finite; infinity while there is none.
+        weights: weights of the balanced terms at the last update.
     """
 
     def __init__(
@@ -61,19 +63,24 @@ class PlayerState:
         return learn(loss, lambda term: self.backward(term.total, accumulation, term.balanced))
 
     def backward(self, total: Tensor, accumulation: int, balanced: Mapping[str, Balanced] | None = None) -> None:
-        """Add d(total / accumulation) to this player's gradients; those of balanced terms are kept apart."""
+        """Add d(total / accumulation) to this player's gradients; those of balanced terms are kept apart.
+
+        A term's weight is the ratio of two gradient norms of the *whole* batch, so it is known only after the last
+        micro-batch and the last process: until `update`, the gradients of every term are summed by themselves.
+        """
         inputs, left = list(self.leaves(self.parameters)), len(balanced or {})
         if accumulation > 1:
             total = total / accumulation
         total.backward(inputs=inputs, retain_graph=left > 0)
         for name, balance in (balanced or {}).items():
             left -= 1
+            # autograd adds to `.grad`: lend it this term's sum for one backward, then put the total's back
             of_others = self._exchange(self._terms[name][1] if name in self._terms else [None] * len(self.parameters))
             (balance.term / accumulation).backward(inputs=inputs, retain_graph=left > 0)
             self._terms[name] = balance, self._exchange(of_others)
 
     def update(self, step: int) -> None:
-        """Average over processes, clip, step, and forget the gradients; no synchronisation with the host."""
+        """Average over processes, clip, step, and drop the gradients; no synchronisation with the host."""
         self._balance()
         self.grad_norm = norm = self._norm()
         bad = ~torch.isfinite(norm)
@@ -93,21 +100,21 @@ class PlayerState:
         return before
 
     def _balance(self) -> None:
-        """Make the gradients those of the whole batch, all terms together, each weighted as it asks (`Balanced`)."""
+        """Replace the gradients by those of the whole batch, all terms summed with their weights (`Balanced`)."""
         terms, self._terms, self.weights = self._terms, {}, {}
         of_total = self._gather_gradients()
         for name, (balance, gradients) in terms.items():
             self._exchange(gradients)
             of_term = self._gather_gradients()
-            ratio = self._pull(of_total) / (self._pull(of_term) + 1e-4)
+            ratio = self._probe_norm(of_total) / (self._probe_norm(of_term) + 1e-4)
             self.weights[name] = weight = balance.scale * ratio.clamp(balance.low, balance.high)
-            pairs = zip(of_total, of_term, strict=True)
+            pairs = zip(of_total, of_term, strict=True)  # either may miss a parameter that it does not depend on
             of_total = [a if b is None else weight * b if a is None else a + weight * b for a, b in pairs]
         for row, gradient in zip(self.mine, of_total, strict=True):
             row.grad = gradient
 
     def _gather_gradients(self) -> list[Tensor | None]:
-        """The whole batch's gradient of every row, taken from the parameters."""
+        """The whole batch's gradients of this process's rows, taken off the parameters."""
         shards = [(p, row) for p, row in zip(self.parameters, self.mine, strict=True) if row is not p]
         for parameter, row in shards:  # FSDP has averaged these in its backward
             row.grad = None if parameter.grad is None else local(parameter.grad)
@@ -119,7 +126,7 @@ class PlayerState:
             row.grad = None
         return gradients
 
-    def _pull(self, gradients: list[Tensor | None]) -> Tensor:
+    def _probe_norm(self, gradients: list[Tensor | None]) -> Tensor:
         """Norm of the probe's gradient, the same in all processes."""
         found, row = gradients[self._probe], self.mine[self._probe]
         square = row.new_zeros(()) if found is None else found.square().sum()
@@ -132,6 +139,7 @@ class PlayerState:
         shards = [row.grad for p, row in pairs if row is not p and row.grad is not None]
         if all(row is p for p, row in pairs):
             return norm
+        # every process holds whole parameters in full, and other rows of the sharded ones: sum the squares of those
         return (norm.square() + distributed.total(torch.nn.utils.get_total_norm(shards).square())).sqrt()
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The log's lines once more, for programs that draw them: TensorBoard and trackio, imported only when asked for."""
+"""Trackers, which get every line of the log too: TensorBoard and trackio, imported only when a recipe names them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio"}
 
 
 class Tracker(Protocol):
-    """Takes what `JsonLines` takes."""
+    """Takes the records that `fewstep.training.logging.JsonLines` takes."""
 
     def write(self, record: dict[str, Any]) -> None: ...
 
@@ -58,7 +58,7 @@ class TensorBoard:
 class Trackio:
     """The run's name in the project "fewstep" of the local trackio; nothing of the machine is logged.
 
-    It cannot take lines back: after a resume, steps that it has had are left out (they are the same, to the bit).
+    trackio cannot delete lines: after a resume, steps that it already has are left out (they are the same to the bit).
     """
 
     def __init__(self, run_dir: Path, done: int, written: int) -> None:

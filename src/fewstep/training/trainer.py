@@ -31,10 +31,10 @@ Hook = Callable[[int], bool | None]
 
 
 class TrainingStopped(Exception):
-    """Training ended early, with everything saved.
+    """Training was interrupted, with everything saved.
 
     Attributes:
-        step: steps done; a checkpoint of exactly this step exists when the run has a folder.
+        step: steps done; when the run has a folder, a checkpoint of exactly this step exists.
     """
 
     def __init__(self, message: str, step: int) -> None:
@@ -56,12 +56,13 @@ def build_roles(
     origin: Any = None,
     helpers: Helpers | None = None,
 ) -> Roles:
-    """The roles that ``method`` asks for, on one teacher `Denoiser`, plus the student's evaluation EMA.
+    """The roles that ``method`` needs, on one teacher `Denoiser`, plus the student's evaluation EMA.
 
     Args:
-        init: what the student starts from (`Roles.start`), and who begins as it; the teacher's weights by default.
-        origin: the `Denoiser` that discriminators' backbones start from, the teacher by default.
-        helpers: what losses look through, those of plain data by default.
+        init: weights that the student starts from (`Roles.start`), and roles with ``init_from="student"``; the
+            teacher's by default.
+        origin: the `Denoiser` that discriminators' backbones start from; the teacher by default.
+        helpers: frozen networks that losses use; those of plain data by default.
     """
     roles = Roles(
         teacher,
@@ -71,11 +72,11 @@ def build_roles(
         helpers=helpers,
     )
     for spec in sorted(method.roles(), key=lambda spec: not spec.features_only):  # whole copies before any adapter
-        mine = dataclasses.replace(weights or Weights(), kind=spec.weights) if spec.weights else weights
+        own = dataclasses.replace(weights or Weights(), kind=spec.weights) if spec.weights else weights
         if spec.features_only:
-            roles.add_encoder(spec.name, mine, origin)
+            roles.add_encoder(spec.name, own, origin)
         elif spec.follows is None and spec.name not in roles:
-            roles.add(spec.name, mine, extra_inputs=spec.extra_inputs, prediction_type=spec.prediction_type)
+            roles.add(spec.name, own, extra_inputs=spec.extra_inputs, prediction_type=spec.prediction_type)
     for heads in method.heads():
         roles.add_heads(heads.name, heads.build, heads.backbone, heads.conditioned)
     if init is not None:
@@ -87,7 +88,7 @@ def build_roles(
 
 
 def follow(roles: Roles, method: Method, settings: TrainingSettings) -> None:
-    """Add the roles that trail another: the method's targets, and ``ema`` for evaluation."""
+    """Add the roles that are moving averages of another: the method's targets, and ``ema`` for evaluation."""
     for spec in method.roles():
         if spec.follows is not None:
             roles.follow(spec.name, spec.follows, spec.decay)
@@ -96,7 +97,7 @@ def follow(roles: Roles, method: Method, settings: TrainingSettings) -> None:
 
 
 def check_batch(settings: TrainingSettings) -> None:
-    """Raises ValueError for a batch that cannot be shared out evenly among processes and micro-batches."""
+    """Raises ValueError for a batch that cannot be split evenly over processes and micro-batches."""
     size, parts = settings.batch_size, settings.accumulation * distributed.count()
     if size % parts:
         raise ValueError(
@@ -111,14 +112,14 @@ class Trainer:
     Started by torchrun, several processes train as one, each on its rows of every batch; the first of them writes.
 
     Args:
-        method, roles, source: what to train, on which networks, on what.
+        method, roles, source: what is learned, by which networks, from which data.
         settings: how to optimise.
         seed: key of all random numbers.
-        run_dir: where the log and the checkpoints go; None keeps nothing.
+        run_dir: folder of the log and the checkpoints; None keeps nothing.
         hooks: ``(every, function)`` pairs; the function is called with the number of steps done, in every process,
-            and says True when it is enough. A resumed run calls those of its checkpoint's step again.
-        stage: what this training is called in a run of several.
-        show_progress: draw a progress bar.
+            and returns True to end the run. A resumed run calls those of its checkpoint's step again.
+        stage: name of this training in a run of several.
+        show_progress: show a progress bar.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Trainer:
         ]
         self.done = 0
         self._resumed = False
-        self.spent = 0.0  # forward equivalents of the sittings before this one
+        self.spent = 0.0  # forward passes of this run before it was resumed
         self.meter = Meter()
         self.last_record: dict[str, Any] = {}
         self._logs: list[Tracker] = []
@@ -156,15 +157,19 @@ class Trainer:
     # ---------------------------------------------------------------- one step
 
     def step(self, step: int) -> None:
-        """Draw, compute, backward for every due player, then update them; nothing here waits for the device."""
+        """One training step: gradients of every due player over all micro-batches, then the updates.
+
+        Nothing here waits for the device: losses, norms and guards stay there until `run` logs them.
+        """
         due = {p.player.name: p for p in self.players if p.player.due(step)}
         progress = Progress(step, self.settings.steps, self.stage)
-        torch.manual_seed(stream_key(self.seed, step, "dropout"))
+        torch.manual_seed(stream_key(self.seed, step, "dropout"))  # dropout draws from the global generator
         for rng in self._micro_batches(step):
             batch = self.source.batch(rng)
             draws = self.method.draw(batch, rng, progress)
             for player, loss in losses(self.method, self.roles, batch, draws, due.keys()):
                 self._note(player.name, due[player.name].learn(loss, self.settings.accumulation))
+        # Only now does any weight move: every loss of a step sees the same weights, whatever the players' order.
         for name, state in due.items():
             state.update(step)
             self._note_update(name, state)
@@ -173,10 +178,10 @@ class Trainer:
 
     def _micro_batches(self, step: int) -> Iterator[Rng]:
         """This process's rows of the batch, in as many parts as gradients are accumulated over."""
-        mine = distributed.rows(self.settings.batch_size)
-        size = (mine.stop - mine.start) // self.settings.accumulation
+        own = distributed.rows(self.settings.batch_size)
+        size = (own.stop - own.start) // self.settings.accumulation
         for i in range(self.settings.accumulation):
-            rows = slice(mine.start + i * size, mine.start + (i + 1) * size)
+            rows = slice(own.start + i * size, own.start + (i + 1) * size)
             yield Rng(self.seed, step, self.settings.batch_size, rows, self.settings.device, self.settings.dtype)
 
     def _note(self, player: str, loss: Loss) -> None:
@@ -207,12 +212,12 @@ class Trainer:
         speed = Speed(self.done)
         settings = self.settings
         with self._open_logs(), _stop_requests() as stopping, self._bar() as advance:
-            if self._resumed and self._look():  # what wrote the checkpoint may have died before its hooks
+            if self._resumed and self._call_hooks():  # the process may have died after the checkpoint, before its hooks
                 return
             while self.done < settings.steps:
                 self.step(self.done)
                 self.done += 1
-                # a request that comes later than this waits for the next step
+                # asked once a step, so that all processes stop after the same one
                 last, stop = self.done == settings.steps, distributed.agree(stopping.is_set())
                 if self.done % settings.log_every == 0 or last:
                     self._guard()
@@ -221,14 +226,14 @@ class Trainer:
                     advance(self.done)
                 if self.done % settings.checkpoint_every == 0 or last or stop:
                     self.save()
-                if self._look() and not last:
+                if self._call_hooks() and not last:
                     self.save()
                     return
                 if stop and not last:
                     raise TrainingStopped(f"Stopped after step {self.done} of {settings.steps}.", self.done)
 
-    def _look(self) -> bool:
-        """Call the hooks that are due after the steps done; True when one of them says that it is enough."""
+    def _call_hooks(self) -> bool:
+        """Call the hooks that are due after the steps done; True when one of them ends the run."""
         last = self.done == self.settings.steps
         due = [hook for every, hook in self.hooks if self.done % every == 0 or last]
         return any([hook(self.done) for hook in due])
@@ -239,7 +244,7 @@ class Trainer:
 
     @contextmanager
     def _open_logs(self) -> Iterator[None]:
-        """The log and the trackers of this sitting, where the run has a folder."""
+        """Within this block, the log and the trackers are open, if the run has a folder."""
         if self.run_dir and distributed.first():
             lines = JsonLines(RunFiles(self.run_dir).log, self.done)
             self._logs = [lines, *open_trackers(self.settings.trackers, self.run_dir, self.done, lines.found_step)]
@@ -265,16 +270,16 @@ class Trainer:
         advance(self.done, f"{losses}  {record['steps_per_second']:.1f} steps/s")
 
     def cost(self) -> float:
-        """Forward passes of one image, or their equivalent, of this run in all its sittings and processes."""
+        """Compute cost so far in forward passes (of one image; backward counts 2), over all processes and resumes."""
         return self.spent + self.roles.cost().forward_equivalents * distributed.count()
 
     def _guard(self) -> None:
-        """Read the players' guards: the one synchronisation, at log and checkpoint steps."""
+        """Raise for a step whose gradient was not finite; waits for the device, at log and checkpoint steps alone."""
         for player in self.players:
             bad = player.first_bad_step.item()
             if bad != float("inf"):
                 for log in self._logs:
-                    log.write(self._last_words(player.player.name, int(bad)))
+                    log.write(self._final_record(player.player.name, int(bad)))
                 safe = checkpoint.latest(RunFiles(self.run_dir).checkpoints) if self.run_dir else None
                 where = f"the last good checkpoint is {safe}" if safe else "no checkpoint was written yet"
                 raise NotFinite(
@@ -282,22 +287,22 @@ class Trainer:
                     "Look for NaN in the data, or lower training.learning_rate, then continue with --resume."
                 )
 
-    def _last_words(self, player: str, bad: int) -> dict[str, Any]:
+    def _final_record(self, player: str, bad: int) -> dict[str, Any]:
         """The log's line of a run that ends because ``player``'s gradient was not finite at step ``bad``."""
-        words: dict[str, Any] = {"step": self.done, "not_finite": player, "first_bad_step": bad}
-        return words | {"learning_rate": self.settings.rate(bad), "forward_equivalents": self.cost()}
+        record: dict[str, Any] = {"step": self.done, "not_finite": player, "first_bad_step": bad}
+        return record | {"learning_rate": self.settings.rate(bad), "forward_equivalents": self.cost()}
 
     # ---------------------------------------------------------------- checkpoints
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name. Every process must call this."""
+        """All tensors that training changes, by name. Every process must call this."""
         tensors = {f"roles/{name}": whole(t.detach()) for name, t in self.roles.tensors().items()}
         for player in self.players:
             tensors |= {f"optimizer/{player.player.name}/{k}": t for k, t in player.tensors().items()}
         return tensors
 
     def save(self) -> Path | None:
-        """Write a checkpoint of the steps done; None when the run keeps nothing, or another process writes it."""
+        """Write a checkpoint of the steps done; None when the run has no folder, or another process writes it."""
         if self.run_dir is None:
             return None
         self._guard()
@@ -344,8 +349,8 @@ class Trainer:
 def _stop_requests() -> Iterator[threading.Event]:
     """An event that SIGINT and SIGTERM set; a second one interrupts at once. Main thread only.
 
-    Under torchrun there is no second: it passes a Ctrl-C on which the terminal has already sent to everyone, and ends
-    itself those who do not stop.
+    Under torchrun the second one is ignored: a Ctrl-C arrives twice there, from the terminal and from torchrun, which
+    kills processes that do not stop.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
