@@ -409,9 +409,7 @@ def benchmark(
         for run in made:
             typer.echo(f"{run.name:32} {'done' if work.is_measured(run) else 'not done':10} {run.steps:,} steps")
         return
-    options = {"out": out, "runs": runs, "budget": budget, "seeds": seeds, "steps": steps, "count": count}
-    options["slice"] = minutes
-    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
+    words = _options(out=out, runs=runs, budget=budget, seeds=seeds, steps=steps, count=count, slice=minutes)
     with _stoppable(_command("benchmark", *(jobs or ()), *words, *_sets(overrides))):
         done = work.work(typer.echo)
     if work.write() is not None:
@@ -494,17 +492,66 @@ def teacher_train(
     export: Annotated[Path | None, typer.Option(help="Write the diffusers folder here at the end.")] = None,
 ) -> None:
     """Train the autoencoder, then the UNet with its text encoder. Hours on a CPU; resumable."""
-    from fewstep.scenes64.train_teacher import main as train
+    from fewstep.scenes64.train_teacher import TeacherSettings, train_teacher
 
-    arguments: list[str] = ["--out", str(out), "--seed", str(seed), "--device", device]
-    for flag, value in (
-        ("--vae-minutes", vae_minutes),
-        ("--unet-minutes", unet_minutes),
-        ("--init", init),
-        ("--export", export),
-    ):
-        arguments += [flag, str(value)] if value is not None else []
-    train(arguments)
+    again = _options(
+        out=out, vae_minutes=vae_minutes, unet_minutes=unet_minutes, init=init, seed=seed, device=device, export=export
+    )
+    with _stoppable(_command("teacher", "train", *again)):
+        size = train_teacher(out, TeacherSettings(seed), vae_minutes, unet_minutes, init, export, device, show=True)
+    if size is not None:
+        typer.echo(f"Wrote {export} ({size / 1e6:.1f} MB).")
+
+
+@teacher_app.command("detector")
+def teacher_detector(
+    out: Annotated[Path, typer.Option(help="Run directory; an unfinished run in it is continued.")] = Path(
+        "runs/detector"
+    ),
+    network: Annotated[str, typer.Option(help="detector, which measures, or encoder, which serves in losses.")] = (
+        "detector"
+    ),
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Its autoencoder makes half of the images: scenes-64, a pipeline folder, a teacher's run."),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Length of the training (default: its number of steps).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and scenes (default: the shipped one's).")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the weights here at the end.")] = None,
+) -> None:
+    """Train the detector, which measures prompt accuracy, or the encoder. Less than an hour on a CPU; resumable."""
+    from fewstep.scenes64.train_detector import NETWORKS, DetectorSettings, autoencoder, train_detector
+    from fewstep.scenes64.train_detector import export as write
+
+    if network not in NETWORKS:
+        raise ValueError(f"Unknown --network '{network}': use {' or '.join(NETWORKS)}.")
+    again = _options(
+        out=out, network=network, teacher=teacher, minutes=minutes, seed=seed, device=device, export=export
+    )
+    settings = DetectorSettings.of(network, seed, device)
+    with _stoppable(_command("teacher", "detector", *again)):
+        trained = train_detector(out, settings, autoencoder(teacher) if teacher else None, minutes, show=True)
+    if export:
+        typer.echo(f"Wrote {export} ({write(trained, export) / 1e6:.2f} MB).")
+
+
+@teacher_app.command("ceilings")
+def teacher_ceilings(
+    detector: Annotated[Path | None, typer.Option(help="Its weights (default: those that ship).")] = None,
+    teacher: Annotated[str, typer.Option(help="Whose autoencoder renders go through; empty: none.")] = "scenes-64",
+    count: Annotated[int, typer.Option(min=1, help="Number of unseen scenes.")] = 2000,
+) -> None:
+    """Prompt accuracy of the detector on images that are right by construction: the most that generated ones reach."""
+    from fewstep.scenes64.detector import ASSET, load_detector
+    from fewstep.scenes64.train_detector import autoencoder, ceilings
+
+    vae = autoencoder(teacher) if teacher else None
+    for name, accuracy in ceilings(load_detector(detector or ASSET), vae, count).items():
+        shares = "  ".join(f"{part} {100 * share:.2f}" for part, share in accuracy.share.items())
+        typer.echo(f"{name:14s} n = {accuracy.images}: {shares} %")
 
 
 @teacher_app.command("measure")
@@ -580,7 +627,8 @@ def reward_train(
     if trunk not in ("encoder", "detector", "reader"):  # "reader" is the detector's former name
         raise ValueError(f"Unknown --trunk '{trunk}': use encoder or detector.")
     network = load_encoder() if trunk == "encoder" else load_detector().network
-    result = train_reward(folder, out, network, seed, with_steps(steps), not quiet)
+    with _stoppable(_command("reward", "train", folder, *_options(out=out, trunk=trunk, seed=seed, steps=steps))):
+        result = train_reward(folder, out, network, seed, with_steps(steps), not quiet)
     typer.echo(f"{result}")
     typer.echo(f"The reward model is {out / FILE}, in standard deviations of the pictures it was trained on.")
 
@@ -643,6 +691,12 @@ def _say_skipped(run: Path) -> None:
 def _command(*words: object) -> str:
     """A command line of ours, quoted so that it can be pasted."""
     return shlex.join(["fewstep", *map(str, words)])
+
+
+def _options(**values: object) -> list[object]:
+    """Options of a command line, those that are not None."""
+    given = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name}", value)]
 
 
 def _sets(overrides: list[str] | None) -> list[str]:

@@ -14,7 +14,7 @@ from fewstep.models.encoders import (
     load_pretrained_encoder,
     open_encoder,
 )
-from fewstep.scenes64.labels import ANSWERS
+from fewstep.scenes64.labels import CELL_CHANNELS
 from fewstep.scenes64.scenes import ATTRIBUTES
 from fewstep.scenes64.train_detector import build_network, export
 
@@ -28,7 +28,7 @@ def test_taps_halve_and_answers_stand_at_8x8():
     assert [t.shape for t in network.taps(images)] == [
         (2, c, 32 >> i, 32 >> i) for i, c in enumerate(network.channels)
     ]  # fmt: skip
-    assert {name: t.shape[3:].numel() for name, t in network(images).items()} == ANSWERS
+    assert {name: t.shape[3:].numel() for name, t in network(images).items()} == CELL_CHANNELS
     assert all(t.shape[:3] == (2, 8, 8) for t in network(images).values())
     assert network.embed(images).shape == (2, 2 * network.channels[-1])
 

@@ -20,19 +20,55 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "scenes64/teacher_stages.py",
+        "scenes64/denoise.py",
         "scenes64/test_train_teacher.py",
         (
             "teacher: the second task does not fade",
-            "share = self.telling * (1 - rng.step / self.settings.steps)",
-            "share = self.telling",
+            "share=self.settings.detection * (1 - progress.step / progress.total)",
+            "share=self.settings.detection",
             "test_the_second_task_is_told_from_inside_and_fades",
         ),
         (
+            "teacher: every image has its first caption",
+            "picked = tokens[rows, draws.telling.to(tokens.device)]",
+            "picked = tokens[rows, 0 * draws.telling.to(tokens.device)]",
+            "test_times_cover_all_and_captions_are_dropped",
+        ),
+    ),
+    *planted(
+        "scenes64/autoencoder.py",
+        "scenes64/test_train_teacher.py",
+        (
             "teacher: the decoder draws from what the encoder gives",
-            "self.vae.decode(latents + spread",
-            "self.vae.decode(posterior.mean + spread",
+            "vae.decode(latents + spread",
+            "vae.decode(posterior.mean + spread",
             "test_the_encoder_is_taught_the_code_and_the_decoder_draws_from_it",
+        ),
+    ),
+    *planted(
+        "scenes64/stage.py",
+        "scenes64/test_train_teacher.py",
+        (
+            "stages: the average of a short run still holds its random start",
+            "decay = min(settings.ema_decay, (1 + settings.steps) / (10 + settings.steps))",
+            "decay = settings.ema_decay",
+            "test_the_average_spans_no_more_than_the_run",
+        ),
+        (
+            "stages: minutes are converted anew when a run is continued",
+            "if minutes is not None and not distributed.from_first((folder / _PLAN).is_file()):",
+            "if minutes is not None:",
+            "test_minutes_become_steps_once",
+        ),
+    ),
+    *planted(
+        "scenes64/train_detector.py",
+        "scenes64/test_detector.py",
+        (
+            "detector: labels of the pool's images are those of other rows",
+            "Labels.cat([labels, self.pool[1].rows(rows)])",
+            "Labels.cat([labels, self.pool[1].rows(rows.flip(0))])",
+            "test_batches_are_new_renders_and_passed_pictures_under_their_own_labels",
         ),
     ),
     *planted(

@@ -10,14 +10,15 @@ from safetensors.torch import load_file
 from fewstep.data.random import Rng
 from fewstep.models.detector import CELLS, DetectorNetwork
 from fewstep.scenes64.architecture import build_vae
+from fewstep.scenes64.autoencoder import CROWDED
 from fewstep.scenes64.detector import JUDGED, SLACK, Detector, Found, judge, load_detector, prompt_accuracy
-from fewstep.scenes64.fit import Fit
-from fewstep.scenes64.labels import Labels, cell_middles, nearest, reading_loss
+from fewstep.scenes64.labels import Labels, cell_middles, detection_loss, nearest
 from fewstep.scenes64.scenes import ATTRIBUTES, Mention, Scenes
-from fewstep.scenes64.teacher_stages import CROWDED
+from fewstep.scenes64.stage import trainer_of
 from fewstep.scenes64.train_detector import (
+    Detection,
+    DetectorImages,
     DetectorSettings,
-    DetectorStage,
     as_unit,
     build_network,
     ceilings,
@@ -267,24 +268,31 @@ def test_missing_or_foreign_weights_are_one_sentence(tmp_path):
 # ---------------------------------------------------------------- training
 
 
-def stage(settings=TINY):
+def source():
     torch.manual_seed(1)
     pool = (torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8), Labels.of([Scenes(2).scene(i) for i in range(6)]))
-    return DetectorStage(DetectorNetwork(HEADS, (8, 8, 8)), settings, seed=0, pool=pool)
+    return DetectorImages(0, pool)
+
+
+def trainer(folder):
+    images = source()
+    return trainer_of(Detection(), DetectorNetwork(HEADS, (8, 8, 8)), images, TINY, 7, folder)
 
 
 def test_an_interrupted_training_ends_in_the_same_weights(tmp_path):
-    whole = Fit(stage(), tmp_path / "whole", seed=7)
+    whole = trainer(tmp_path / "whole")
     whole.run()
-    broken = Fit(stage(), tmp_path / "broken", seed=7)
-    broken.step()
-    broken.step()
+    broken = trainer(tmp_path / "broken")
+    for broken.done in (1, 2):
+        broken.step(broken.done - 1)
     broken.save()
-    again = Fit(stage(), tmp_path / "broken", seed=7)
+    again = trainer(tmp_path / "broken")
+    again.resume()
     assert again.done == 2
     again.run()
-    assert checkpoint.same(whole.ema, again.ema) and checkpoint.same(whole.weights, again.weights)
-    assert not torch.equal(whole.ema["detector/stem.weight"], stage().network.stem.weight)
+    assert checkpoint.same(whole.tensors(), again.tensors())
+    start = trainer(None).tensors()
+    assert not torch.equal(whole.tensors()["roles/ema/stem.weight"], start["roles/ema/stem.weight"])
 
 
 def test_from_an_autoencoder_to_a_file_and_on_again(tmp_path):
@@ -305,11 +313,11 @@ def test_from_an_autoencoder_to_a_file_and_on_again(tmp_path):
 def test_perfect_answers_cost_nothing_and_false_ones_do():
     labels = Labels.of([Scenes(5, numbers=(0.25,) * 4).scene(i) for i in range(20)])
     answers = perfect_answers(labels)
-    parts = reading_loss(answers, labels)
+    parts = detection_loss(answers, labels)
     assert parts.keys() == {"loss", "near", "geometry", *ATTRIBUTES}
     assert all(abs(float(value)) < 1e-3 for value in parts.values())
     for name in ("near", "geometry", *ATTRIBUTES):
-        false = reading_loss(answers | {name: answers[name].flip(-1)}, labels)
+        false = detection_loss(answers | {name: answers[name].flip(-1)}, labels)
         assert [part for part, value in false.items() if value > 0.05] == ["loss", name]
 
 
@@ -325,16 +333,18 @@ def test_turned_pictures_keep_things_under_their_labels():
 
 
 def test_batches_are_new_renders_and_passed_pictures_under_their_own_labels():
-    one = stage()
+    one = source()
     levels = torch.arange(6, dtype=torch.uint8)
     labels = one.pool[1]._replace(radii=levels[:, None].expand(6, 4) / 255.0)
     one.pool = (levels[:, None, None, None].expand(6, 3, 64, 64), labels)
-    batches = [one._batch(Rng(1, step, 8)) for step in range(3)]
+    batches = [one.undamaged(Rng(1, step, 8)) for step in range(3)]
     for images, labels in batches:
         assert images.shape == (8, 3, 64, 64)
         assert torch.allclose(images[4:, 0, 0, 0], labels.radii[4:, 0])
     assert torch.equal(batches[1][0][:4], as_unit(Scenes(0, numbers=CROWDED).render(range(4, 8)).images))
     assert not torch.equal(batches[0][1].radii[4:], batches[1][1].radii[4:])
+    halves = [one.undamaged(Rng(1, 2, 8, rows)) for rows in (slice(0, 4), slice(4, 8))]  # of two processes
+    assert torch.equal(torch.cat([images for images, _ in halves]), batches[2][0])
 
 
 def test_spoiling_is_slight_keyed_and_spares_some():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from fewstep.scenes64.autoencoder import as_tensor
 from fewstep.scenes64.linear_code import fit_linear_code
 from fewstep.scenes64.scenes import Scenes
-from fewstep.scenes64.teacher_stages import as_tensor
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from fewstep.data.preferences import Preference, Preferences
 from fewstep.models.encoders import load_encoder
 from fewstep.models.rewards import About, RewardNetwork, load_reward
 from fewstep.scenes64.scenes.raters import write_preferences
-from fewstep.scenes64.train_rewards import Seen, margins, measure, preference_loss, train_reward, with_steps
+from fewstep.scenes64.train_rewards import PairFeatures, margins, measure, preference_loss, train_reward, with_steps
+from fewstep.training.trainer import Trainer
 
 torch.set_num_threads(1)
 
@@ -36,13 +37,13 @@ def test_measured_on_held_out_choices():
     first[:, 0] = torch.tensor([1.0, -1.0, 2.0, 0.5, -3.0])  # positive: it agrees with the choice
     pairs = [Preference("", "a", "b", p) for p in (0.9, 0.2, 0.4, 0.7, 0.6, 0.5)]
     rows = torch.tensor([0, 1, 2, 3, 4])
-    found = measure(network, Preferences(tuple(pairs), 2), rows, Seen(first, second))
+    found = measure(network, Preferences(tuple(pairs), 2), rows, PairFeatures(first, second))
     assert (found.trained, found.held_out, found.ties, found.accuracy) == (1, 5, 2, 0.6)
     assert found.expected == pytest.approx((0.9 + 0.8 + 0.4 + 0.7 + 0.4) / 5)
     assert found.ceiling == pytest.approx((0.9 + 0.8 + 0.6 + 0.7 + 0.6) / 5)
     assert "60.0 % of 5 held-out choices are the model's too; in the mean over the raters' noise 64.0 %" in str(found)
     people = Preferences(tuple(Preference("", "a", "b") for _ in range(6)))
-    unknown = measure(network, people, rows, Seen(first, second))
+    unknown = measure(network, people, rows, PairFeatures(first, second))
     assert unknown.expected is None and str(unknown) == "60.0 % of 5 held-out choices are the model's too."
 
 
@@ -73,18 +74,24 @@ def test_a_reward_is_learnt_from_choices_and_is_the_same_again(choices, tmp_path
     assert other.held_out == 20 and other.ceiling != results[0].ceiling  # other pairs are held out
 
 
-def test_an_interrupted_training_goes_on(tmp_path):
-    from fewstep.scenes64.fit import Fit
+def stopped(trainer, resume):
+    """In the place of `Trainer.run`: an end in the middle, with a checkpoint."""
+    for trainer.done in range(1, 6):
+        trainer.step(trainer.done - 1)
+    trainer.save()
+    raise ZeroDivisionError
 
+
+def test_an_interrupted_training_goes_on(tmp_path):
     choices = tmp_path / "choices"
     write_preferences(choices, 3, 12)
-    save, run = Fit.save, Fit.run
     whole = train_reward(choices, tmp_path / "whole", load_encoder(), 0, with_steps(8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Fit, "run", lambda self, *a, **k: [self.step() for _ in range(5)] and (save(self), 1 / 0))
+        patch.setattr(Trainer, "run", stopped)
         with pytest.raises(ZeroDivisionError):
             train_reward(choices, tmp_path / "part", load_encoder(), 0, with_steps(8))
-    assert Fit.run is run and not (tmp_path / "part" / "reward.safetensors").exists()
+    assert (tmp_path / "part" / "checkpoints" / "step-0000005").is_dir()
+    assert not (tmp_path / "part" / "reward.safetensors").exists()
     assert train_reward(choices, tmp_path / "part", load_encoder(), 0, with_steps(8)) == whole
     files = [load_file(tmp_path / name / "reward.safetensors") for name in ("whole", "part")]
     assert all(torch.equal(t, files[1][key]) for key, t in files[0].items())
@@ -105,6 +112,6 @@ def test_too_few_choices_and_spoilt_pictures_are_one_sentence(choices, tmp_path)
 
 def test_margins_are_of_the_unscaled_numbers():
     network = RewardNetwork(About("encoder", load_encoder().heads))
-    seen = Seen(torch.randn(4, 43), torch.randn(4, 43))
+    seen = PairFeatures(torch.randn(4, 43), torch.randn(4, 43))
     wanted = (seen.chosen - seen.rejected) / network.usual[1] @ network.taste.weight[0]
     assert torch.allclose(margins(network, seen), wanted, atol=1e-5)

@@ -1,5 +1,6 @@
 """Training of the teacher: its losses, and that an interrupted run ends in the same weights."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,15 @@ import torch
 
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Progress
 from fewstep.scenes64 import architecture as scenes64
+from fewstep.scenes64.autoencoder import CROWDED, Autoencoding, RenderedScenes, as_tensor, edge_error
+from fewstep.scenes64.denoise import CaptionedUNet, Denoise, encode_scenes, encoded_scenes
+from fewstep.scenes64.labels import Labels, detection_loss
 from fewstep.scenes64.linear_code import fit_linear_code
 from fewstep.scenes64.scenes import ATTRIBUTES, WORDS, Scenes
-from fewstep.scenes64.teacher_stages import AutoencoderStage, TextToImageStage, as_tensor, edge_error, encode_pool
-from fewstep.scenes64.train_teacher import Fit, TeacherSettings, export, train_unet, train_vae
+from fewstep.scenes64.stage import averaged, seconds_per_step, train, trainer_of
+from fewstep.scenes64.train_teacher import TeacherSettings, export, train_unet, train_vae
 from fewstep.training import checkpoint
 from fewstep.training.settings import TrainingSettings
 from tests.training.several import spawn
@@ -29,7 +34,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def pool(tokenizer):
     torch.manual_seed(0)
-    return encode_pool(scenes64.build_vae().eval(), tokenizer, seed=3, size=12, tellings=2)
+    return encode_scenes(scenes64.build_vae().eval(), tokenizer, seed=3, size=12, tellings=2)
 
 
 @pytest.fixture(scope="module")
@@ -37,57 +42,98 @@ def code():
     return fit_linear_code(as_tensor(Scenes(3).render(range(64)).images), 16)
 
 
-def vae_stage(code, settings=TINY):
+def vae_trainer(code, settings=TINY, folder=None, seed=0):
     torch.manual_seed(1)
-    return AutoencoderStage(scenes64.build_vae((8, 8, 8, 8)), code, settings, seed=0)
+    source = RenderedScenes(Scenes(0, numbers=CROWDED))
+    return trainer_of(Autoencoding(code), scenes64.build_vae((8, 8, 8, 8)), source, settings, seed, folder)
 
 
-def unet_stage(pool, tokenizer, settings=TINY, **options):
+def denoise(tokenizer, **settings):
+    empty = torch.tensor(tokenizer([""], padding="max_length", max_length=scenes64.TOKENS).input_ids)
+    return Denoise(Schedule.from_diffusers(scenes64.build_scheduler()), empty, **settings)
+
+
+def captioned_unet(tokenizer):
     torch.manual_seed(1)
     unet = scenes64.build_unet((48, 32), text_width=32)
-    encoder = scenes64.build_text_encoder(tokenizer, width=32, layers=1)
-    schedule = Schedule.from_diffusers(scenes64.build_scheduler())
-    empty = torch.tensor(tokenizer([""], padding="max_length", max_length=scenes64.TOKENS).input_ids)
-    return TextToImageStage(unet, encoder, pool, empty, schedule, settings, **options)
+    return CaptionedUNet(unet, scenes64.build_text_encoder(tokenizer, width=32, layers=1))
+
+
+def unet_trainer(pool, tokenizer, settings=TINY, folder=None, seed=0):
+    network, source = captioned_unet(tokenizer), encoded_scenes(pool)
+    return trainer_of(denoise(tokenizer), network, source, settings, seed, folder)
+
+
+def train_steps(trainer, count):
+    """Loss and its terms after each of ``count`` steps."""
+    found = []
+    for _ in range(count):
+        trainer.step(trainer.done)
+        trainer.done += 1
+        found.append(trainer.meter.read())
+    return found
 
 
 @pytest.mark.parametrize("kind", ["vae", "unet"])
 def test_an_interrupted_run_ends_in_the_same_weights(kind, tmp_path, pool, tokenizer, code):
-    def stage():
-        return vae_stage(code) if kind == "vae" else unet_stage(pool, tokenizer)
+    def trainer(name):
+        folder = tmp_path / name
+        return vae_trainer(code, folder=folder) if kind == "vae" else unet_trainer(pool, tokenizer, folder=folder)
 
-    whole = Fit(stage(), tmp_path / "whole", seed=0)
+    whole = trainer("whole")
     whole.run()
-    first = Fit(stage(), tmp_path / "parts", seed=0)
-    first.step()
-    first.step()
+    first = trainer("parts")
+    train_steps(first, 2)
     first.save()
-    second = Fit(stage(), tmp_path / "parts", seed=0)
+    second = trainer("parts")
+    second.resume()
     assert second.done == 2
     second.run()
-    assert checkpoint.same(whole.weights, second.weights)
-    assert checkpoint.same(whole.ema, second.ema)
+    assert any(key.startswith("roles/ema/") for key in whole.tensors())
+    assert checkpoint.same(whole.tensors(), second.tensors())
 
 
 def test_another_seed_or_shape_is_refused(tmp_path, pool, tokenizer):
-    fit = Fit(unet_stage(pool, tokenizer), tmp_path, seed=0)
-    fit.step()
-    fit.save()
-    with pytest.raises(ValueError, match="another seed"):
-        Fit(unet_stage(pool, tokenizer), tmp_path, seed=1)
+    trainer = unet_trainer(pool, tokenizer, folder=tmp_path)
+    train_steps(trainer, 1)
+    trainer.save()
+    with pytest.raises(ValueError, match="another method or seed"):
+        unet_trainer(pool, tokenizer, folder=tmp_path, seed=1).resume()
 
 
-def test_measuring_the_speed_changes_nothing(tmp_path, pool, tokenizer):
-    measured, plain = (Fit(unet_stage(pool, tokenizer), tmp_path / name, seed=0) for name in "ab")
-    assert measured.seconds_per_step(steps=1) > 0
-    measured.step()
-    plain.step()
-    assert checkpoint.same(measured.weights, plain.weights)
+def test_measuring_the_speed_changes_nothing(pool, tokenizer):
+    """It is done with a trainer of its own, which leaves the network that it was given as it was."""
+    network, source = captioned_unet(tokenizer), encoded_scenes(pool)
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    measured = trainer_of(denoise(tokenizer), network, source, TINY, 0)
+    assert seconds_per_step(measured, steps=1) > 0
+    assert checkpoint.same(before, dict(network.named_parameters()))
 
 
-def test_the_autoencoder_learns(tmp_path, code):
-    fit = Fit(vae_stage(code, replace(TINY, steps=30, learning_rate=5e-3)), tmp_path, seed=0)
-    losses = [float(fit.step()["loss"]) for _ in range(30)]
+def test_minutes_become_steps_once(tmp_path, tokenizer, pool):
+    """A run that is continued keeps its number of steps, whatever is asked for then."""
+    network, source = captioned_unet(tokenizer), encoded_scenes(pool)
+    options = (denoise(tokenizer), network, source, replace(TINY, steps=100), tmp_path, 0)
+    trained = train(*options, minutes=1e-6)
+    assert json.loads((tmp_path / "plan.json").read_text())["steps"] == 1
+    log = (tmp_path / "log.jsonl").read_text()
+    again = train(*options, minutes=5)
+    assert (tmp_path / "log.jsonl").read_text() == log and len(log.splitlines()) == 1
+    assert checkpoint.same(dict(trained.named_parameters()), dict(again.named_parameters()))
+
+
+def test_the_average_spans_no_more_than_the_run(tmp_path, tokenizer, pool):
+    """Of weights that start at random little must be left in the average of a short run."""
+    one = unet_trainer(pool, tokenizer, replace(TINY, steps=20, ema_decay=0.9999))
+    assert one.settings.ema_decay == pytest.approx(21 / 30) and one.settings.ema_decay**20 < 1e-3
+    assert unet_trainer(pool, tokenizer, replace(TINY, steps=20000)).settings.ema_decay == TINY.ema_decay
+    plain = unet_trainer(pool, tokenizer, replace(TINY, ema_decay=0.0))
+    assert averaged(plain) is plain.roles.student.network.network
+
+
+def test_the_autoencoder_learns(code):
+    trainer = vae_trainer(code, replace(TINY, steps=30, learning_rate=5e-3))
+    losses = [line["student/loss"] for line in train_steps(trainer, 30)]
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
@@ -101,28 +147,31 @@ def test_edge_error_sees_edges_only():
 
 
 def test_the_pool_is_the_scenes_encoded(pool, tokenizer):
-    assert pool.mean.shape == (12, 16, 8, 8) and pool.mean.dtype == torch.float16
-    assert pool.tokens.shape == (12, 2, scenes64.TOKENS)
+    assert pool["mean"].shape == (12, 16, 8, 8) and pool["mean"].dtype == torch.float16
+    assert pool["tokens"].shape == (12, 2, scenes64.TOKENS)
     torch.manual_seed(0)
-    again = encode_pool(scenes64.build_vae().eval(), tokenizer, seed=3, size=5, tellings=2)
-    assert torch.equal(again.tokens, pool.tokens[:5])
-    assert torch.allclose(again.mean.float(), pool.mean[:5].float(), atol=2e-3)
+    again = encode_scenes(scenes64.build_vae().eval(), tokenizer, seed=3, size=5, tellings=2)
+    assert torch.equal(again["tokens"], pool["tokens"][:5])
+    assert torch.allclose(again["mean"].float(), pool["mean"][:5].float(), atol=2e-3)
 
 
 def test_times_cover_all_and_captions_are_dropped(pool, tokenizer):
-    stage = unet_stage(pool, tokenizer, replace(TINY, batch_size=2000), caption_dropout=0.25)
-    rng = Rng(0, 0, 2000)
-    times = stage._times(rng)
-    assert torch.bincount(times, minlength=1000).tolist() == [2] * 1000
-    _, tokens = stage._draw(rng, torch.arange(2000) % 12)
+    stage, rng = denoise(tokenizer, caption_dropout=0.25), Rng(0, 0, 2000)
+    batch = encoded_scenes(pool).batch(rng)
+    draws = stage.draw(batch, rng, Progress(0, 4))
+    assert torch.bincount(draws.times, minlength=1000).tolist() == [2] * 1000
+    tokens = stage.prepare(None, batch, draws, {"student"})["tokens"]
     assert (tokens == stage.empty).all(1).float().mean() == pytest.approx(0.25, abs=0.12)
+    kept = ~draws.dropped
+    told = batch.cond["tokens"][torch.arange(2000), draws.telling].long()
+    assert torch.equal(tokens[kept], told[kept]) and set(draws.telling.tolist()) == {0, 1}
 
 
-def test_errors_of_x0_are_weighted_like_v_up_to_a_bound(pool, tokenizer):
-    stage = unet_stage(pool, tokenizer, max_weight=5.0)
+def test_errors_of_x0_are_weighted_like_v_up_to_a_bound(tokenizer):
+    stage = denoise(tokenizer, max_weight=5.0)
     t = torch.tensor([0, 100, 500, 999])
     snr = (stage.schedule.alpha(t) / stage.schedule.sigma(t)) ** 2
-    of_x0 = stage._weights(t) * snr
+    of_x0 = stage.weights(t) * snr
     assert torch.allclose(of_x0, torch.minimum(snr + 1, torch.tensor(5.0)))
     assert of_x0[0] == pytest.approx(5.0) and of_x0[-1] == pytest.approx(1.005, abs=0.003)
 
@@ -132,84 +181,92 @@ def test_both_stages_to_a_folder(tmp_path):
     tiny = replace(TINY, steps=2, batch_size=2)
     settings = TeacherSettings(vae=tiny, unet=tiny, pool=8, tellings=1)
     vae = train_vae(tmp_path, settings)
-    fit = train_unet(tmp_path, settings, vae)
-    assert export(fit, vae, tmp_path / "teacher") <= 10e6
+    network = train_unet(tmp_path, settings, vae)
+    average = {name: p.clone() for name, p in network.named_parameters()}
+    assert export(network, vae, tmp_path / "teacher") <= 10e6
     assert (tmp_path / "teacher" / "model_index.json").is_file()
     log = (tmp_path / "unet" / "log.jsonl").read_text()
     again = train_unet(tmp_path, settings, train_vae(tmp_path, settings))
-    assert again.done == 2 and checkpoint.same(again.ema, fit.ema)
+    assert checkpoint.same(dict(again.named_parameters()), average)
     assert (tmp_path / "unet" / "log.jsonl").read_text() == log
+    assert checkpoint.latest(tmp_path / "unet" / "checkpoints").name == "step-0000002"
 
 
 def test_stage_two_can_go_on_from_a_pipeline(tmp_path):
     """Its weights are where training starts, and its autoencoder is the one that is exported."""
     settings = TeacherSettings(unet=replace(TINY, steps=1, learning_rate=1e-6, ema_decay=0.0), pool=8, tellings=1)
     pipeline = scenes64.build_pipeline(WORDS, seed=5)
-    fit = train_unet(tmp_path / "run", settings, pipeline.vae, init=pipeline)
+    network = train_unet(tmp_path / "run", settings, pipeline.vae, init=pipeline)
     for name in ("unet", "text_encoder"):
-        before, after = getattr(pipeline, name).state_dict(), fit.stage.networks[name].state_dict()
+        before, after = getattr(pipeline, name).state_dict(), getattr(network, name).state_dict()
         assert all(torch.allclose(after[key], before[key], atol=1e-5) for key in before)
-    assert not torch.equal(fit.stage.networks["unet"].conv_in.bias, pipeline.unet.conv_in.bias)
+    assert not torch.equal(network.unet.conv_in.bias, pipeline.unet.conv_in.bias)
     other = train_unet(tmp_path / "other", settings, pipeline.vae)
-    assert not torch.allclose(other.stage.networks["unet"].conv_in.bias, pipeline.unet.conv_in.bias)
+    assert not torch.allclose(other.unet.conv_in.bias, pipeline.unet.conv_in.bias)
 
 
-def test_the_encoder_is_taught_the_code_and_the_decoder_draws_from_it(tmp_path, code):
+def test_the_encoder_is_taught_the_code_and_the_decoder_draws_from_it(code):
     """The encoder's error falls, and the decoder is never shown what the encoder gives instead."""
-    stage = vae_stage(code, replace(TINY, batch_size=8, learning_rate=5e-3))
-    fit = Fit(stage, tmp_path, seed=0)
-    errors = [float(fit.step()["code"]) for _ in range(30)]
+    trainer = vae_trainer(code, replace(TINY, batch_size=8, learning_rate=5e-3, steps=30))
+    errors = [line["student/code"] for line in train_steps(trainer, 30)]
     assert errors[-1] < 0.5 * errors[0]
-    parts = stage.loss(Rng(0, 0, 8))
-    decoder = [p for n, p in stage.vae.named_parameters() if n.startswith(("decoder", "post_quant"))]
-    encoder = stage.vae.encoder.conv_in.weight
-    assert all(g is None for g in torch.autograd.grad(parts["code"], decoder, allow_unused=True, retain_graph=True))
-    stage.kl = 0.0
+    stage, vae, rng = trainer.method, trainer.roles.student.network.network, Rng(0, 0, 8)
+    batch = trainer.source.batch(rng)
+    draws = stage.draw(batch, rng, Progress(0, 30))
+    terms = stage.terms(vae, batch.x0, draws)
+    decoder = [p for n, p in vae.named_parameters() if n.startswith(("decoder", "post_quant"))]
+    encoder = vae.encoder.conv_in.weight
+    assert all(g is None for g in torch.autograd.grad(terms["code"], decoder, allow_unused=True, retain_graph=True))
     with torch.no_grad():
-        stage.vae.quant_conv.weight[16:] = 0.0  # a posterior of fixed width: then pixels tell the encoder nothing
-    parts = stage.loss(Rng(0, 0, 8))
-    (gradient,) = torch.autograd.grad(parts["pixels"], encoder, allow_unused=True)
+        vae.quant_conv.weight[16:] = 0.0  # a posterior of fixed width: then pixels tell the encoder nothing
+    terms = stage.terms(vae, batch.x0, draws)
+    (gradient,) = torch.autograd.grad(terms["pixels"], encoder, allow_unused=True)
     assert gradient is None or gradient.abs().max() == 0
 
 
 def test_the_second_task_is_told_from_inside_and_fades(pool, tokenizer):
     """Labels are those of the rows, the text is read through it, and at the last step nothing of it is left."""
-    stage = unet_stage(pool, tokenizer, replace(TINY, steps=10))
+    trainer = unet_trainer(pool, tokenizer, replace(TINY, steps=10))
+    stage, roles, source = trainer.method, trainer.roles, trainer.source
+    network = stage.network(roles)
     for step, share in ((0, 1.0), (5, 0.5), (9, 0.1)):
-        parts = stage.loss(Rng(0, step, 4))
-        assert parts["loss"].item() == pytest.approx(
-            parts["weighted"].item() + share * stage.telling * parts["telling"].item(), rel=1e-5
+        rng = Rng(0, step, 4)
+        batch = source.batch(rng)
+        draws = stage.draw(batch, rng, Progress(step, 10))
+        loss = stage.student(roles, batch, draws, stage.prepare(roles, batch, draws, {"student"}))
+        assert loss.total.item() == pytest.approx(
+            loss.parts["weighted"].item() + share * stage.settings.detection * loss.parts["detection"].item(), rel=1e-5
         )
     with torch.no_grad():  # residual branches start at zero: let something through
-        for parameter in stage.unet.parameters():
+        for parameter in network.unet.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    told = stage.loss(Rng(0, 0, 4))["telling"]
-    words = stage.text_encoder.get_input_embeddings().weight
-    (gradient,) = torch.autograd.grad(told, words)
+    roles.student(batch.x0, draws.times, stage.prepare(roles, batch, draws, {"student"}))
+    told = detection_loss(network.cells, Labels.from_cond(batch.cond))["loss"]
+    (gradient,) = torch.autograd.grad(told, network.text_encoder.get_input_embeddings().weight)
     assert gradient.abs().sum() > 0
-    assert pool.labels.classes.shape == (12, 4, len(ATTRIBUTES))
+    assert pool["classes"].shape == (12, 4, len(ATTRIBUTES))
     things = Scenes(3).scene(7).things
-    assert pool.labels.present[7].sum() == len(things)
-    assert pool.labels.centres[7, 0].tolist() == pytest.approx([things[0].x, things[0].y])
+    assert pool["present"][7].sum() == len(things)
+    assert pool["centres"][7, 0].tolist() == pytest.approx([things[0].x, things[0].y])
+    batch = source.batch(Rng(0, 0, 12))  # every scene once: its labels go with its captions
+    for tokens, centres in zip(batch.cond["tokens"], batch.cond["centres"], strict=True):
+        (row,) = [i for i in range(12) if torch.equal(pool["tokens"][i], tokens)]
+        assert torch.equal(centres, pool["centres"][row])
 
 
 def _train_a_part(folder, tensors):
     """One of two processes; the first leaves its weights."""
-    from fewstep.scenes64.teacher_stages import LatentPool
-
-    fit = Fit(unet_stage(LatentPool.of(tensors), scenes64.build_tokenizer(WORDS)), Path(folder), seed=0)
-    fit.run()
+    unet_trainer(tensors, scenes64.build_tokenizer(WORDS), folder=Path(folder)).run()
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, pool, tokenizer):
     """Each takes half of every batch; weights agree but for rounding, and one of them writes."""
-    alone = Fit(unet_stage(pool, tokenizer), tmp_path / "one", seed=0)
+    alone = unet_trainer(pool, tokenizer, folder=tmp_path / "one")
     alone.run()
-    spawn(_train_a_part, str(tmp_path / "two"), pool.tensors())
+    spawn(_train_a_part, str(tmp_path / "two"), pool)
     newest = checkpoint.latest(tmp_path / "two" / "checkpoints")
-    together = checkpoint.split(checkpoint.load(newest)[0], "weights")
-    assert together.keys() == alone.weights.keys()
-    for name, weight in alone.weights.items():
+    together, weights = checkpoint.split(checkpoint.load(newest)[0], "roles/student"), alone.roles.tensors_of("student")
+    assert together.keys() == weights.keys()
+    for name, weight in weights.items():
         assert torch.allclose(together[name], weight, atol=2e-4), name
     assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 2

@@ -44,7 +44,7 @@ def load_encoder(path: Path = ASSET, device: str = "cpu") -> EncoderNetwork:
     """
     refusal = (
         f"{path} does not hold an encoder's weights: train one by "
-        "'python -m fewstep.scenes64.train_detector --network encoder --export FILE'."
+        "'fewstep teacher detector --network encoder --export FILE'."
     )
     network = read_network(path, lambda metadata: EncoderNetwork(json.loads(metadata["heads"])), refusal)
     return network.eval().requires_grad_(False).to(device)

@@ -2,7 +2,8 @@
 
 The detector is a small network trained on rendered scenes (`fewstep.scenes64.train_detector`). It measures prompt
 accuracy, and its features serve for distances between sets of images; it must never stand in a loss. Its own ceilings
-(`ceilings`), on renders and on renders that passed the teacher's autoencoder, belong beside every figure it gives.
+(`fewstep teacher ceilings`), on renders and on renders that passed the teacher's autoencoder, belong beside every
+figure it gives.
 """
 
 from __future__ import annotations

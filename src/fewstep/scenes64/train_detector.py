@@ -1,62 +1,61 @@
-"""Training of the reader, which measures whether scenes-64 pictures show what their captions say, and of the encoder.
+"""Training of the detector, which measures prompt accuracy on scenes-64, and of the encoder, which serves in losses.
 
-    python -m fewstep.scenes64.train_detector --out runs/reader --teacher runs/teacher --minutes 40 \\
-        --export reader.safetensors
-    python -m fewstep.scenes64.train_detector --network encoder --out runs/encoder --teacher runs/teacher
-
-The same command continues an interrupted run. Half of each batch is fresh renders, half went through the teacher's
-autoencoder (`--teacher`): the reader must judge generated pictures, which have passed that decoder. The reader
-measures and must never stand in a loss; the encoder serves in losses and must never measure. They share the task, and
-neither scenes nor shape.
+``fewstep teacher detector`` is the command; the same call continues an interrupted run. Half of each batch is fresh
+renders, half went through the teacher's autoencoder: the detector must judge generated images, which its decoder made.
+The detector measures and must never stand in a loss; the encoder serves in losses and must never measure. They share
+the task, and neither scenes nor architecture.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.data import files
-from fewstep.data.random import Rng, stream_key
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Loss
+from fewstep.models.cond import Cond
 from fewstep.models.detector import DetectorNetwork
 from fewstep.models.encoders import EncoderNetwork
 from fewstep.models.families import load_teacher
+from fewstep.models.roles import Roles
+from fewstep.scenes64.architecture import LATENT_SHAPE
+from fewstep.scenes64.autoencoder import CROWDED, as_tensor
 from fewstep.scenes64.detector import Accuracy, Detector, prompt_accuracy
-from fewstep.scenes64.fit import Fit, plan
-from fewstep.scenes64.labels import Labels, reading_loss
+from fewstep.scenes64.labels import Labels, detection_loss
 from fewstep.scenes64.scenes import ATTRIBUTES, Scenes
-from fewstep.scenes64.teacher_stages import CROWDED, as_tensor
+from fewstep.scenes64.scenes.render import Bytes
+from fewstep.scenes64.stage import Stage, kept, seeded, train
 from fewstep.scenes64.train_teacher import TeacherSettings, train_vae
-from fewstep.training.run_files import RunFiles
 from fewstep.training.settings import TrainingSettings
 
 NETWORKS: dict[str, tuple[type[DetectorNetwork | EncoderNetwork], int]] = {
     "detector": (DetectorNetwork, 7001),
     "encoder": (EncoderNetwork, 9001),
 }
-"""What can be trained here, and the seeds of those that ship."""
+"""The networks that can be trained here, and the seeds of those that ship."""
 UNSEEN = 990001
 """Seed of the scenes on which the detector is tested."""
+_BATCH = 64
 
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """How the shipped reader and encoder are trained.
+    """Settings of the shipped detector's and encoder's training.
 
     Attributes:
         network: one of `NETWORKS`.
         seed: of weights, scenes and all random numbers; not the teacher's.
         training: optimisation.
-        pool: how many scenes pass the teacher's autoencoder before training.
-        save_seconds: at most so long between checkpoints; they have no influence on the result.
+        pool: number of scenes that go through the teacher's autoencoder before training.
     """
 
     network: str = "detector"
@@ -68,62 +67,71 @@ class DetectorSettings:
         )
     )  # fmt: skip
     pool: int = 16384
-    save_seconds: float = 120.0
+
+    @classmethod
+    def of(cls, network: str, seed: int | None = None, device: str = "cpu") -> DetectorSettings:
+        """The settings of one of `NETWORKS`, by default with the seed of the one that ships."""
+        settings = cls(network, NETWORKS[network][1] if seed is None else seed)
+        return replace(settings, training=replace(settings.training, device=device))
 
 
-class DetectorStage:
-    """Trains the reader on renders and on pictures that passed an autoencoder.
-
-    Args:
-        seed: of the set of scenes.
-        pool: uint8 pictures [n, 3, 64, 64] and their labels, or None for renders alone.
-    """
+class Detection(Stage):
+    """Trains a network to detect the things in images of `DetectorImages`."""
 
     name = "detector"
 
-    def __init__(
-        self,
-        network: DetectorNetwork | EncoderNetwork,
-        settings: TrainingSettings,
-        seed: int,
-        pool: tuple[Tensor, Labels] | None = None,
-    ) -> None:
-        self.networks: dict[str, nn.Module] = {"detector": network}
-        self.network, self.settings, self.pool = network, settings, pool
-        self.scenes = Scenes(seed, numbers=CROWDED)
+    def __init__(self) -> None:
+        super().__init__(Schedule.scaled_linear())
 
-    def loss(self, rng: Rng) -> dict[str, Tensor]:
-        images, labels = self._batch(rng)
+    def student(self, roles: Roles, batch: Batch, draws: None, shared: None) -> Loss:
+        terms = detection_loss(self.network(roles)(batch.x0), Labels.from_cond(batch.cond))
+        total = terms.pop("loss")
+        return Loss(total, {name: term.detach() for name, term in terms.items()})
+
+
+class DetectorImages:
+    """Batches of images [B, 3, 64, 64] in [0, 1], turned and slightly damaged, with `Labels` as their condition.
+
+    Args:
+        seed: of the set of scenes.
+        pool: uint8 images [n, 3, 64, 64] that passed an autoencoder, and their labels; None: renders alone.
+    """
+
+    def __init__(self, seed: int, pool: tuple[Tensor, Labels] | None = None) -> None:
+        self.scenes, self.pool = Scenes(seed, numbers=CROWDED), pool
+
+    def batch(self, rng: Rng) -> Batch:
+        images, labels = self.undamaged(rng)
         images, labels = turned(images, labels, rng.sample.integers("turn", 0, 8))
-        images = spoiled(images, rng).to(rng.device)
-        return reading_loss(self.network(images), Labels(*(t.to(rng.device) for t in labels)))
+        return Batch(spoiled(images, rng).to(rng.device), Cond(labels._asdict()).to(rng.device))
 
-    def _batch(self, rng: Rng) -> tuple[Tensor, Labels]:
-        """Images [B, 3, 64, 64] in [0, 1] on the host: fresh renders, then as many from the pool."""
+    def undamaged(self, rng: Rng) -> tuple[Tensor, Labels]:
+        """Images and labels on the host: fresh renders in the first half of the batch, images of the pool behind."""
         fresh = rng.batch_size if self.pool is None else rng.batch_size - rng.batch_size // 2
-        rendered = self.scenes.render(range(rng.step * fresh, (rng.step + 1) * fresh))
+        places = range(rng.batch_size)[rng.rows]
+        rendered = self.scenes.render(rng.step * fresh + place for place in places if place < fresh)
         images, labels = as_unit(rendered.images), Labels.of(rendered.scenes)
         if self.pool is None:
             return images, labels
-        rows = rng.sample.integers("rows", 0, len(self.pool[0]))[fresh:]
+        rows = rng.sample.integers("rows", 0, len(self.pool[0]))[len(images) :]
         passed = self.pool[0][rows].to(torch.float32) / 255
         return torch.cat([images, passed]), Labels.cat([labels, self.pool[1].rows(rows)])
 
 
-def as_unit(images: Any) -> Tensor:
+def as_unit(images: Bytes) -> Tensor:
     """uint8 [n, h, w, 3] -> float32 [n, 3, h, w] in [0, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255
 
 
-# ---------------------------------------------------------------- what pictures go through
+# ---------------------------------------------------------------- augmentation
 
 
 def turned(images: Tensor, labels: Labels, turns: Tensor) -> tuple[Tensor, Labels]:
-    """Each picture in one of its eight orientations: every shape and fill looks the same kind of thing in a mirror.
+    """Each image in one of its eight orientations: mirrored or turned, shapes and fills keep their names.
 
     Args:
         images: [B, 3, S, S].
-        turns: whole numbers 0 ... 7 [B]: bit 0 mirrors x, bit 1 mirrors y, bit 2 exchanges them.
+        turns: int64 [B], 0 ... 7: bit 0 mirrors x, bit 1 mirrors y, bit 2 exchanges them.
     """
     x, y = labels.centres.unbind(-1)
     for bit, axis in ((1, 3), (2, 2)):
@@ -140,10 +148,10 @@ def turned(images: Tensor, labels: Labels, turns: Tensor) -> tuple[Tensor, Label
 
 
 def spoiled(images: Tensor, rng: Rng) -> Tensor:
-    """Slight blur, colour shift and noise, each on a part of the pictures, as decoders and generators do it."""
+    """Slight blur, colour shift and noise, each on a part of the images, like the errors of decoders and generators."""
 
     def amounts(name: str, most: float) -> Tensor:
-        """Half of the pictures get none, the others up to ``most``."""
+        """Half of the images get none, the others up to ``most``."""
         return (rng.sample.uniform(name, -1.0, 1.0).clamp_min(0) * most).to(images.dtype)[:, None, None, None]
 
     images = images + amounts("blur", 1.0) * (_blurred(images) - images)
@@ -161,15 +169,15 @@ def _blurred(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def through_vae(vae: Any, images: Tensor, noise: Tensor, wobble: float = 0.0) -> Tensor:
+def through_vae(vae: Any, images: Tensor, noise: Tensor, extra: float = 0.0) -> Tensor:
     """Encode, sample, decode: images [N, 3, 64, 64] in [0, 1] -> the same.
 
     Args:
         noise: unit normal [N, 16, 8, 8].
-        wobble: standard deviation of what is added to the posterior's own, in units of a latent's.
+        extra: standard deviation of noise beside the posterior's own, in units of a latent's.
     """
     posterior = vae.encode(images * 2 - 1).latent_dist
-    spread = (posterior.var + (wobble / vae.config.scaling_factor) ** 2).sqrt()
+    spread = (posterior.var + (extra / vae.config.scaling_factor) ** 2).sqrt()
     decoded: Tensor = vae.decode(posterior.mean + spread * noise).sample
     return (decoded / 2 + 0.5).clamp(0, 1).contiguous()
 
@@ -177,25 +185,23 @@ def through_vae(vae: Any, images: Tensor, noise: Tensor, wobble: float = 0.0) ->
 def passed_pool(vae: Any, seed: int, size: int, device: str = "cpu") -> Tensor:
     """Scenes 0 ... size - 1 of set ``seed`` after the autoencoder, uint8 [size, 3, 64, 64].
 
-    Three of four batches of 64 have latents a little off, as a generator's are.
+    Three of four batches of 64 have noisy latents, like a generator's.
     """
     scenes, images = Scenes(seed, numbers=CROWDED), []
-    for first in range(0, size, 64):
-        fresh = as_tensor(scenes.render(range(first, min(first + 64, size))).images) / 2 + 0.5
-        rng = Rng(seed, first, len(fresh), device=device)
-        noise = rng.sample.normal("posterior", (16, 8, 8))
-        wobble = 0.1 * (first // 64 % 4)
-        images.append((through_vae(vae, fresh.to(device), noise, wobble) * 255).round().to("cpu", torch.uint8))
+    for first in range(0, size, _BATCH):
+        fresh = as_tensor(scenes.render(range(first, min(first + _BATCH, size))).images) / 2 + 0.5
+        noise = Rng(seed, first, len(fresh), device=device).sample.normal("posterior", LATENT_SHAPE)
+        passed = through_vae(vae, fresh.to(device), noise, 0.1 * (first // _BATCH % 4))
+        images.append((passed * 255).round().to("cpu", torch.uint8))
     return torch.cat(images)
 
 
-# ---------------------------------------------------------------- the whole
+# ---------------------------------------------------------------- from an autoencoder to a file
 
 
 def build_network(name: str, seed: int) -> DetectorNetwork | EncoderNetwork:
     """One of `NETWORKS` with random weights of its own stream."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_key(seed, "weights", name))
+    with seeded(seed, name):
         network = NETWORKS[name][0]({attribute: len(values) for attribute, values in ATTRIBUTES.items()})
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
@@ -203,19 +209,23 @@ def build_network(name: str, seed: int) -> DetectorNetwork | EncoderNetwork:
 def train_detector(
     out: Path, settings: DetectorSettings, vae: Any = None, minutes: float | None = None, show: bool = False
 ) -> DetectorNetwork | EncoderNetwork:
-    """Train, or go on training, in ``out``; returns the averaged network.
+    """Train in ``out``, or continue training; returns the averaged network.
 
     Args:
         vae: the teacher's autoencoder, or None for renders alone.
-        minutes: length of the whole training, turned into steps when it begins.
+        minutes: length of the training, converted to steps when it begins.
     """
-    pool = None if vae is None else _pool(out, settings, vae)
-    network = build_network(settings.network, settings.seed).to(settings.training.device)
-    fit = Fit(DetectorStage(network, settings.training, settings.seed, pool), out, settings.seed)
-    plan(fit, minutes)
-    fit.run(settings.save_seconds, show)
-    fit.use_average()
-    return network.eval().requires_grad_(False)
+    device, seed, pool = settings.training.device, settings.seed + 1, None
+    if vae is not None:
+        made = kept(out / "passed.safetensors", lambda: {"images": passed_pool(vae, seed, settings.pool, device)})
+        scenes = Scenes(seed, numbers=CROWDED)
+        pool = made["images"], Labels.of([scenes.scene(i) for i in range(len(made["images"]))])
+    network = build_network(settings.network, settings.seed).to(device)
+    source = DetectorImages(settings.seed, pool)
+    trained: DetectorNetwork | EncoderNetwork = train(
+        Detection(), network, source, settings.training, out, settings.seed, minutes, show
+    )
+    return trained
 
 
 def autoencoder(teacher: str) -> Any:
@@ -226,21 +236,11 @@ def autoencoder(teacher: str) -> Any:
             stage is finished if it is not.
 
     Raises:
-        ValueError: when there is no such teacher.
+        ValueError: there is no such teacher.
     """
-    if RunFiles(Path(teacher) / "vae").checkpoints.is_dir():
+    if (Path(teacher) / "vae" / "checkpoints").is_dir():
         return train_vae(Path(teacher), TeacherSettings(), show=True)
     return load_teacher(teacher).pipeline.vae
-
-
-def _pool(out: Path, settings: DetectorSettings, vae: Any) -> tuple[Tensor, Labels]:
-    path, seed = out / "passed.safetensors", settings.seed + 1
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_tensors(path, {"images": passed_pool(vae, seed, settings.pool, settings.training.device)})
-    images = load_file(path)["images"]
-    scenes = Scenes(seed, numbers=CROWDED)
-    return images, Labels.of([scenes.scene(i) for i in range(len(images))])
 
 
 def ceilings(detector: Detector, vae: Any = None, number: int = 2000) -> dict[str, Accuracy]:
@@ -254,42 +254,16 @@ def ceilings(detector: Detector, vae: Any = None, number: int = 2000) -> dict[st
     images = as_unit(rendered.images)
     found = {"renders": prompt_accuracy(detector, images, rendered.scenes)}
     if vae is not None:
-        noise = Rng(UNSEEN, 0, number).sample.normal("posterior", (16, 8, 8))
-        pairs = zip(images.split(64), noise.split(64), strict=True)
+        noise = Rng(UNSEEN, 0, number).sample.normal("posterior", LATENT_SHAPE)
+        pairs = zip(images.split(_BATCH), noise.split(_BATCH), strict=True)
         passed = torch.cat([through_vae(vae, *pair) for pair in pairs])
         found["after the VAE"] = prompt_accuracy(detector, passed, rendered.scenes)
     return found
 
 
 def export(network: DetectorNetwork | EncoderNetwork, path: Path) -> int:
-    """Write the weights in float16, and what the network tells of; returns the file's bytes."""
+    """Write the weights in float16, with the attributes that the network predicts; returns the file's bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: t.to("cpu", torch.float16).contiguous() for name, t in network.state_dict().items()}
     files.replace_tensors(path, weights, {"heads": json.dumps(network.heads)})
     return path.stat().st_size
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m fewstep.scenes64.train_detector", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="run directory; an unfinished run in it is continued")
-    parser.add_argument("--teacher", help="scenes-64, a diffusers folder, or a run directory of the teacher's training")
-    parser.add_argument("--minutes", type=float, help="length of the training (default: its number of steps)")
-    parser.add_argument("--network", choices=tuple(NETWORKS), default="detector")
-    parser.add_argument("--seed", type=int, help="default: that of the shipped one")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="write the weights here at the end")
-    given = parser.parse_args(arguments)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    seed = NETWORKS[given.network][1] if given.seed is None else given.seed
-    settings = DetectorSettings(given.network, seed)
-    settings = replace(settings, training=replace(settings.training, device=given.device))
-    vae = autoencoder(given.teacher) if given.teacher else None
-    network = train_detector(given.out, settings, vae, given.minutes, show=True)
-    if given.export:
-        print(f"Wrote {given.export} ({export(network, given.export) / 1e6:.2f} MB).")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,7 @@
-"""Training of the small reward model: which of two pictures is liked, after Bradley and Terry (1952).
+"""Training of the small reward model: which of two images is preferred, after Bradley and Terry (1952).
 
 P(chosen beats rejected) = 1 / (1 + exp(r(rejected) - r(chosen))), and r maximises the likelihood of the choices: the
-loss of every reward model of people's preferences. The trunk is frozen, so what it sees in every picture is computed
-once. What prompts make one expect is read off the chosen pictures beforehand, by ridge regression from words to what
-is seen.
+loss of every reward model of human preferences. The trunk is frozen, so its features of every image are computed once.
 """
 
 from __future__ import annotations
@@ -15,23 +13,30 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.data import files
+from fewstep.data.batch import Batch
 from fewstep.data.images import CaptionedImage, pixels
 from fewstep.data.preferences import Preference, Preferences, read_preferences
 from fewstep.data.random import Rng, stream_key
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Loss
+from fewstep.models.cond import Cond
 from fewstep.models.detector import DetectorNetwork
 from fewstep.models.encoders import EncoderNetwork
 from fewstep.models.rewards import About, RewardNetwork, reward_file
-from fewstep.scenes64.fit import Fit
+from fewstep.models.roles import Roles
+from fewstep.scenes64.architecture import LATENT_SHAPE
 from fewstep.scenes64.scenes.render import Bytes
+from fewstep.scenes64.stage import Stage, train
 from fewstep.scenes64.train_detector import as_unit, autoencoder, through_vae
 from fewstep.training.logging import progress_bar
 from fewstep.training.settings import TrainingSettings
 
 FILE = "reward.safetensors"
 HELD_OUT = 0.2
+"""Share of the pairs that the model is measured on and not trained on."""
 _BATCH = 128
 
 SETTINGS = TrainingSettings(
@@ -41,14 +46,14 @@ SETTINGS = TrainingSettings(
 
 
 @dataclass(frozen=True)
-class Result:
-    """How well a reward model agrees with choices that it was not trained on.
+class Agreement:
+    """How often a reward model agrees with choices that it was not trained on.
 
     Attributes:
-        trained, held_out: pairs. ties: pairs that were left out.
-        accuracy: how many of the held-out choices it would have made too.
-        expected: the same in the mean over what the raters might have chosen; None where they state no probability.
-        ceiling: the most that any judge can reach in the mean, likewise.
+        trained, held_out: number of pairs. ties: number of pairs that were left out.
+        accuracy: share of the held-out choices that the model makes too.
+        expected: the same in the mean over the raters' noise; None where the raters state no probability.
+        ceiling: the highest possible ``expected``, likewise.
     """
 
     trained: int
@@ -59,37 +64,44 @@ class Result:
     ceiling: float | None
 
     def __str__(self) -> str:
-        said = f"{100 * self.accuracy:.1f} % of {self.held_out} held-out choices are the model's too"
+        measured = f"{100 * self.accuracy:.1f} % of {self.held_out} held-out choices are the model's too"
         if self.ceiling is None or self.expected is None:
-            return f"{said}."
+            return f"{measured}."
         mean = f"in the mean over the raters' noise {100 * self.expected:.1f} %, where nobody can reach more than"
-        return f"{said}; {mean} {100 * self.ceiling:.1f} %."
+        return f"{measured}; {mean} {100 * self.ceiling:.1f} %."
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Pairs as a trunk sees them: [N, F] of both pictures."""
+class PairFeatures:
+    """A trunk's features of pairs of images, [N, F] each; as a source it gives random pairs.
+
+    A batch's ``x0`` are the features of the chosen images; those of the rejected ones are its condition.
+    """
 
     chosen: Tensor
     rejected: Tensor
 
-    def rows(self, rows: Tensor) -> Seen:
-        return Seen(self.chosen[rows], self.rejected[rows])
+    def rows(self, rows: Tensor) -> PairFeatures:
+        return PairFeatures(self.chosen[rows], self.rejected[rows])
+
+    def batch(self, rng: Rng) -> Batch:
+        picked = self.rows(rng.sample.integers("rows", 0, len(self.chosen)))
+        return Batch(picked.chosen, Cond({"rejected": picked.rejected}))
 
 
-class RewardStage:
-    """What `Fit` trains: all of a `RewardNetwork` but its trunk."""
+class BradleyTerry(Stage):
+    """Trains a function of standardised features, [B, F] -> [B, 1], on `PairFeatures`."""
 
     name = "reward"
 
-    def __init__(self, network: RewardNetwork, settings: TrainingSettings, seen: Seen) -> None:
-        self.networks: dict[str, nn.Module] = {"taste": network.taste}
-        self.network, self.settings, self.seen = network, settings, seen
+    def __init__(self) -> None:
+        super().__init__(Schedule.scaled_linear())
 
-    def loss(self, rng: Rng) -> dict[str, Tensor]:
-        rows = rng.sample.integers("rows", 0, len(self.seen.chosen))
-        margin = margins(self.network, self.seen.rows(rows))
-        return {"loss": preference_loss(margin), "accuracy": (margin.detach() > 0).float().mean()}
+    def student(self, roles: Roles, batch: Batch, draws: None, shared: None) -> Loss:
+        assert batch.cond is not None
+        taste = self.network(roles)
+        margin = (taste(batch.x0) - taste(batch.cond["rejected"])).squeeze(1)
+        return Loss(preference_loss(margin), stats={"accuracy": (margin.detach() > 0).float().mean()})
 
 
 def preference_loss(margin: Tensor) -> Tensor:
@@ -97,7 +109,7 @@ def preference_loss(margin: Tensor) -> Tensor:
     return F.softplus(-margin).mean()
 
 
-def margins(network: RewardNetwork, seen: Seen) -> Tensor:
+def margins(network: RewardNetwork, seen: PairFeatures) -> Tensor:
     """r(chosen) - r(rejected), [N], before it is scaled."""
     return network.like(seen.chosen) - network.like(seen.rejected)
 
@@ -109,18 +121,18 @@ def train_reward(
     seed: int = 0,
     settings: TrainingSettings = SETTINGS,
     show: bool = False,
-) -> Result:
+) -> Agreement:
     """Learn the choices in ``folder``; a fifth of the pairs is held out. Writes ``out/reward.safetensors``.
 
     The same call continues an interrupted run.
 
     Args:
-        trunk: what looks at the pictures, frozen. The detector's makes a model that measures and nothing else.
+        trunk: frozen network whose features the reward model reads. With the detector's the model may only measure.
         seed: of weights, of the order, and of which pairs are held out.
-        show: progress bars.
+        show: show progress bars.
 
     Raises:
-        ValueError: one sentence: what is wrong with the folder, or too few pairs.
+        ValueError: something is wrong with the folder, or it holds too few pairs.
     """
     preferences = read_preferences(folder)
     choices = preferences.choices
@@ -132,19 +144,19 @@ def train_reward(
         network = RewardNetwork(About("detector" if isinstance(trunk, DetectorNetwork) else "encoder", trunk.heads))
     network.trunk.load_state_dict(trunk.state_dict())
     network.trunk.eval().requires_grad_(False)
-    with progress_bar(len(choices), 0, "looking", show) as advance:
-        seen = look(network, choices, advance)
+    with progress_bar(len(choices), 0, "features", show) as advance:
+        seen = pair_features(network, choices, advance)
     order = torch.randperm(len(choices), generator=torch.Generator().manual_seed(stream_key(seed, "held out")))
     mine, held = seen.rows(order[count:]), order[:count]
+    both = torch.cat([mine.chosen, mine.rejected])
     with torch.no_grad():
-        both = torch.cat([mine.chosen, mine.rejected])
         network.usual.copy_(torch.stack([both.mean(dim=0), both.std(dim=0) + 1e-3]))
-    fit = Fit(RewardStage(network, settings, mine), out, seed)
-    fit.run(show_progress=show)
-    fit.use_average()
+        mean, std = network.usual
+        standard = PairFeatures((mine.chosen - mean) / std, (mine.rejected - mean) / std)
+    network.taste = train(BradleyTerry(), network.taste, standard, settings, out, seed, show=show)
     with torch.no_grad():
-        said = network.like(both)
-        network.scale.copy_(torch.stack([said.mean(), said.std().clamp_min(1e-6)]))
+        rewards = network.like(both)
+        network.scale.copy_(torch.stack([rewards.mean(), rewards.std().clamp_min(1e-6)]))
     result = measure(network, preferences, held, seen.rows(held))
     files.replace_tensors(out / FILE, *reward_file(network))
     files.replace_text(out / "measured.json", json.dumps(asdict(result), indent=1) + "\n")
@@ -152,8 +164,10 @@ def train_reward(
 
 
 @torch.no_grad()
-def look(network: RewardNetwork, choices: Sequence[Preference], advance: Callable[[int], None] | None = None) -> Seen:
-    """What the network's trunk sees in both pictures of every pair."""
+def pair_features(
+    network: RewardNetwork, choices: Sequence[Preference], advance: Callable[[int], None] | None = None
+) -> PairFeatures:
+    """Features of both images of every pair, by the network's trunk."""
     sides: list[list[Tensor]] = [[], []]
     for start in range(0, len(choices), _BATCH):
         part = choices[start : start + _BATCH]
@@ -161,7 +175,7 @@ def look(network: RewardNetwork, choices: Sequence[Preference], advance: Callabl
             side.append(network.seen(torch.stack([_read(path) for path in paths]).float() / 255))
         if advance is not None:
             advance(start + len(part))
-    return Seen(torch.cat(sides[0]), torch.cat(sides[1]))
+    return PairFeatures(torch.cat(sides[0]), torch.cat(sides[1]))
 
 
 def _read(path: Path) -> Tensor:
@@ -169,12 +183,12 @@ def _read(path: Path) -> Tensor:
     try:
         return pixels(CaptionedImage(path.name, "", "", path.read_bytes), lambda height, width: (64, 64))
     except ValueError as error:
-        raise ValueError(f"The picture {path} cannot be learnt from: {error}.") from None
+        raise ValueError(f"The image {path} cannot be learnt from: {error}.") from None
 
 
 @torch.no_grad()
-def measure(network: RewardNetwork, preferences: Preferences, rows: Tensor, seen: Seen) -> Result:
-    """A network on the held-out choices ``rows``."""
+def measure(network: RewardNetwork, preferences: Preferences, rows: Tensor, seen: PairFeatures) -> Agreement:
+    """The agreement of a network with the held-out choices ``rows``, whose features are ``seen``."""
     right = (margins(network, seen) > 0).double()
     likely = [preferences.choices[i].probability for i in rows.tolist()]
     expected = ceiling = None
@@ -182,11 +196,13 @@ def measure(network: RewardNetwork, preferences: Preferences, rows: Tensor, seen
         p = torch.tensor(likely, dtype=torch.float64)
         expected, ceiling = float(torch.where(right > 0, p, 1 - p).mean()), float(torch.maximum(p, 1 - p).mean())
     trained = len(preferences.choices) - len(rows)
-    return Result(trained, len(rows), preferences.ties, float(right.mean()), expected, ceiling)
+    return Agreement(trained, len(rows), preferences.ties, float(right.mean()), expected, ceiling)
 
 
 def through_teacher(name: str, seed: int) -> Callable[[Bytes, int], Bytes]:
-    """What takes uint8 pictures [n, 64, 64, 3] through a teacher's autoencoder; its number keys the posterior's noise.
+    """A function that passes uint8 images [n, 64, 64, 3] through a teacher's autoencoder.
+
+    Its second argument is a number that keys the posterior's noise.
 
     Raises:
         ValueError: there is no such teacher.
@@ -194,14 +210,14 @@ def through_teacher(name: str, seed: int) -> Callable[[Bytes, int], Bytes]:
     vae = autoencoder(name)
 
     def decode(images: Bytes, number: int) -> Bytes:
-        noise = Rng(seed, number, len(images)).sample.normal("posterior", (16, 8, 8))
+        noise = Rng(seed, number, len(images)).sample.normal("posterior", LATENT_SHAPE)
         passed = through_vae(vae, as_unit(images), noise)
-        seen: Bytes = (passed * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        return seen
+        decoded: Bytes = (passed * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return decoded
 
     return decode
 
 
 def with_steps(steps: int | None) -> TrainingSettings:
-    """The settings, perhaps for another number of steps."""
+    """`SETTINGS`, with another number of steps if one is given."""
     return SETTINGS if steps is None else replace(SETTINGS, steps=steps)

@@ -1,59 +1,43 @@
-"""Training of scenes-64, the teacher that ships with fewstep: two stages, resumable, on a CPU or a GPU.
+"""Training of scenes-64, the teacher that ships with fewstep (`fewstep teacher train`): two stages, one after another.
 
-    python -m fewstep.scenes64.train_teacher --out runs/teacher --vae-minutes 20 --unet-minutes 60 --export scenes-64
-
-Two processes halve the time of an ordinary two-core machine:
-``torchrun --nproc-per-node 2 -m fewstep.scenes64.train_teacher ...``. Every stage leaves ``<out>/<stage>/checkpoints``
-and ``<out>/<stage>/log.jsonl``; the same command continues an interrupted run. All random numbers are keyed by
-(seed, step), so a resumed run ends in the same weights.
-
-With ``--init FOLDER`` training goes on from that pipeline's weights, and stage one is skipped unless
-``--vae-minutes`` is given; learning rates warm up and decay anew. Give another ``--seed`` then, for other pictures.
+Every stage leaves ``<out>/<stage>/checkpoints`` and ``<out>/<stage>/log.jsonl``; the same call continues an interrupted
+run to the same weights. Two processes halve the time of an ordinary two-core machine:
+``torchrun --nproc-per-node 2 -m fewstep teacher train ...``.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from torch import Tensor
 
 from fewstep.data import files
-from fewstep.data.random import stream_key
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.families import load_teacher
 from fewstep.scenes64 import architecture as scenes64
-from fewstep.scenes64.fit import Fit, plan
+from fewstep.scenes64.autoencoder import CROWDED, Autoencoding, RenderedScenes, as_tensor, latent_std
+from fewstep.scenes64.denoise import CaptionedUNet, Denoise, encode_scenes, encoded_scenes, token_ids
 from fewstep.scenes64.linear_code import LinearCode, fit_linear_code
 from fewstep.scenes64.scenes import WORDS, Scenes
-from fewstep.scenes64.teacher_stages import (
-    AutoencoderStage,
-    LatentPool,
-    TextToImageStage,
-    as_tensor,
-    encode_pool,
-    latent_std,
-    token_ids,
-)
+from fewstep.scenes64.stage import kept, seeded, train
 from fewstep.training import distributed
 from fewstep.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """How the shipped teacher is trained.
+    """Settings of the shipped teacher's training.
 
     Attributes:
         seed: of weights, scenes and all random numbers; each use has its own stream.
         vae, unet: optimisation of the two stages.
-        pool, tellings: how many scenes are encoded for stage two, and captions kept of each.
-        save_seconds: at most so long between checkpoints; they have no influence on the result.
+        pool, tellings: number of scenes that are encoded for stage two, and of captions of each.
     """
 
     seed: int = 0
@@ -71,25 +55,48 @@ class TeacherSettings:
     )  # fmt: skip
     pool: int = 49152
     tellings: int = 4
-    save_seconds: float = 120.0
 
 
-# ---------------------------------------------------------------- the two stages, one after the other
+def train_teacher(
+    out: Path,
+    settings: TeacherSettings,
+    vae_minutes: float | None = None,
+    unet_minutes: float | None = None,
+    init: str | None = None,
+    export_to: Path | None = None,
+    device: str = "cpu",
+    show: bool = False,
+) -> int | None:
+    """Both stages in ``out``; returns the bytes of the exported folder, where one was wanted.
+
+    Args:
+        vae_minutes, unet_minutes: length of the stages; None: their number of steps.
+        init: teacher to continue from instead of random weights. Stage one is skipped then unless it is given minutes,
+            learning rates warm up and decay anew, and another seed gives other images.
+        export_to: folder for the diffusers pipeline.
+    """
+    distributed.join(device)
+    settings = replace(settings, vae=replace(settings.vae, device=device), unet=replace(settings.unet, device=device))
+    start = load_teacher(init).pipeline if init else None
+    if start is not None and vae_minutes is None:
+        vae = start.vae.to(device)
+    else:
+        vae = train_vae(out, settings, vae_minutes, show, start)
+    network = train_unet(out, settings, vae, unet_minutes, show, start)
+    return export(network, vae, export_to) if export_to and distributed.first() else None
 
 
 def train_vae(
     out: Path, settings: TeacherSettings, minutes: float | None = None, show: bool = False, init: Any = None
 ) -> Any:
-    """Stage one; returns the averaged autoencoder with its scaling factor in the config.
+    """Stage one; returns the averaged autoencoder, its scaling factor in its config.
 
-    ``init`` is a pipeline to start from instead of random weights.
+    Args:
+        init: pipeline to start from instead of random weights.
     """
-    stage = AutoencoderStage(_built("vae", settings, init), _code(out, settings), settings.vae, settings.seed)
-    fit = Fit(stage, out / "vae", settings.seed)
-    plan(fit, minutes)
-    fit.run(settings.save_seconds, show)
-    fit.use_average()
-    vae = _frozen(fit.stage.networks["vae"])
+    stage, source = Autoencoding(_code(out, settings)), RenderedScenes(Scenes(settings.seed, numbers=CROWDED))
+    network = _built("vae", settings, init)
+    vae = train(stage, network, source, settings.vae, out / "vae", settings.seed, minutes, show)
     known = out / "vae" / "scaling_factor.json"
     with distributed.first_goes_first():
         if not known.is_file():
@@ -106,38 +113,30 @@ def train_unet(
     minutes: float | None = None,
     show: bool = False,
     init: Any = None,
-) -> Fit:
-    """Stage two on the latents of ``vae``; returns the finished fit, the averaged weights in its networks."""
-    fit = unet_fit(out, settings, vae, init)
-    plan(fit, minutes)
-    fit.run(settings.save_seconds, show)
-    fit.use_average()
-    return fit
+) -> CaptionedUNet:
+    """Stage two on the latents of ``vae``; returns the averaged network. Scenes are encoded once and kept in ``out``.
 
-
-def unet_fit(out: Path, settings: TeacherSettings, vae: Any, init: Any = None) -> Fit:
-    """Stage two as far as it got: newest checkpoint, encoded scenes (made and kept on the first call).
-
-    ``init`` is a pipeline to start from instead of random weights.
+    Args:
+        init: pipeline to start from instead of random weights.
     """
     tokenizer = scenes64.build_tokenizer(WORDS)
-    stage = TextToImageStage(
-        _built("unet", settings, init),
-        _built("text_encoder", settings, init),
-        _pool(out, settings, vae, tokenizer),
-        token_ids(tokenizer, [""]),
-        Schedule.from_diffusers(scenes64.build_scheduler()),
-        settings.unet,
-    )
-    return Fit(stage, out / "unet", settings.seed)
+
+    def encoded() -> dict[str, Tensor]:
+        return encode_scenes(vae, tokenizer, settings.seed + 2, settings.pool, settings.tellings, settings.vae.device)
+
+    source = encoded_scenes(kept(out / "unet" / "latents.safetensors", encoded))
+    parts = [_built(name, settings, init) for name in ("unet", "text_encoder")]
+    with seeded(settings.seed, "head"):
+        network = CaptionedUNet(*parts)
+    stage = Denoise(Schedule.from_diffusers(scenes64.build_scheduler()), token_ids(tokenizer, [""]))
+    trained: CaptionedUNet = train(stage, network, source, settings.unet, out / "unet", settings.seed, minutes, show)
+    return trained
 
 
-def export(fit: Fit, vae: Any, folder: Path) -> int:
-    """Write the averaged weights as a diffusers folder in float16; returns its bytes."""
-    fit.use_average()
-    unet, text_encoder = (_frozen(fit.stage.networks[name]) for name in ("unet", "text_encoder"))
-    tokenizer = scenes64.build_tokenizer(WORDS)
-    return scenes64.save_pipeline(scenes64.assemble(vae, unet, text_encoder, tokenizer), folder)
+def export(network: CaptionedUNet, vae: Any, folder: Path) -> int:
+    """Write a diffusers folder in float16; returns its bytes."""
+    pipeline = scenes64.assemble(vae, network.unet, network.text_encoder, scenes64.build_tokenizer(WORDS))
+    return scenes64.save_pipeline(pipeline, folder)
 
 
 def _built(part: str, settings: TeacherSettings, init: Any = None) -> Any:
@@ -148,71 +147,20 @@ def _built(part: str, settings: TeacherSettings, init: Any = None) -> Any:
         "text_encoder": lambda: scenes64.build_text_encoder(scenes64.build_tokenizer(WORDS)),
     }
     if init is not None:
-        network = copy.deepcopy(getattr(init, part)).requires_grad_(True)
+        network = copy.deepcopy(getattr(init, part))
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_key(settings.seed, "weights", part))
+        with seeded(settings.seed, part):
             network = builders[part]()
     device = (settings.vae if part == "vae" else settings.unet).device
-    return network.to(device, memory_format=torch.channels_last).train()
+    return network.to(device, memory_format=torch.channels_last)
 
 
 def _code(out: Path, settings: TeacherSettings) -> LinearCode:
-    """The latents' code, made on the first call and kept: its rounding must not differ when a run goes on."""
-    path = out / "vae" / "code.safetensors"
-    with distributed.first_goes_first():
-        if not path.is_file():
-            images = as_tensor(Scenes(settings.seed + 3).render(range(settings.pool // 4)).images)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.replace_tensors(path, fit_linear_code(images, scenes64.LATENT_SHAPE[0])._asdict())
-    return LinearCode(**{name: t.to(settings.vae.device) for name, t in load_file(path).items()})
+    """The latents' code, fitted once: its rounding must not differ when a run is continued."""
 
+    def fitted() -> dict[str, Tensor]:
+        images = as_tensor(Scenes(settings.seed + 3).render(range(settings.pool // 4)).images)
+        return fit_linear_code(images, scenes64.LATENT_SHAPE[0])._asdict()
 
-def _frozen(network: Any) -> Any:
-    return network.eval().requires_grad_(False)
-
-
-def _pool(out: Path, settings: TeacherSettings, vae: Any, tokenizer: Any) -> LatentPool:
-    path = out / "unet" / "latents.safetensors"
-    with distributed.first_goes_first():
-        if not path.is_file():
-            pool = encode_pool(vae, tokenizer, settings.seed + 2, settings.pool, settings.tellings, settings.vae.device)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.replace_tensors(path, pool.tensors())
-    return LatentPool.of(load_file(path))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m fewstep.scenes64.train_teacher", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="run directory; an unfinished run in it is continued")
-    parser.add_argument("--vae-minutes", type=float, help="length of stage one (default: its number of steps)")
-    parser.add_argument("--unet-minutes", type=float, help="length of stage two (default: its number of steps)")
-    parser.add_argument("--stage", choices=("vae", "unet"), default="unet", help="where to stop")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--init", metavar="FOLDER", help="go on from these weights (scenes-64, a pipeline folder)")
-    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the diffusers folder here at the end")
-    given = parser.parse_args(arguments)
-    distributed.join(given.device)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    settings = TeacherSettings(seed=given.seed)
-    settings = replace(
-        settings, vae=replace(settings.vae, device=given.device), unet=replace(settings.unet, device=given.device)
-    )
-    init = load_teacher(given.init).pipeline if given.init else None
-    if init is not None and given.vae_minutes is None:
-        vae = init.vae.to(given.device)
-    else:
-        vae = train_vae(given.out, settings, given.vae_minutes, True, init)
-    if given.stage == "vae":
-        return
-    fit = train_unet(given.out, settings, vae, given.unet_minutes, True, init)
-    if given.export and distributed.first():
-        size = export(fit, vae, given.export)
-        print(f"Wrote {given.export} ({size / 1e6:.1f} MB).")
-
-
-if __name__ == "__main__":
-    main()
+    found = kept(out / "vae" / "code.safetensors", fitted)
+    return LinearCode(**{name: t.to(settings.vae.device) for name, t in found.items()})

@@ -1,0 +1,198 @@
+"""Stage two of the training of scenes-64: UNet and text encoder learn together to predict the noise in latents.
+
+    x_t = alpha_t x0 + sigma_t eps          t stratified over the table, captions dropped at times
+    loss = w(t) |eps_student(x_t, t, tokens) - eps|^2 + share * detection loss       w(t) = min(SNR + 1, w_max) / SNR
+
+The second term trains a detection head on features inside the UNet, and fades out. The head is not exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.data.sources import LatentSource
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Loss, Progress
+from fewstep.models.cond import Cond
+from fewstep.models.families.network import needed, watched
+from fewstep.models.roles import Roles
+from fewstep.scenes64.autoencoder import as_tensor
+from fewstep.scenes64.labels import CELL_CHANNELS, Labels, detection_loss
+from fewstep.scenes64.scenes import Scenes
+from fewstep.scenes64.stage import Stage
+
+STATED = (0.5, 0.9)
+"""Share of attributes that captions state, alternating: fuller ones teach the words sooner, and all are true."""
+_BATCH = 64
+
+
+class CaptionedUNet(nn.Module):
+    """UNet and text encoder as one network under the condition ``tokens``, int [B, length].
+
+    Attributes:
+        head: detects things from the features of the UNet's first up block.
+        cells: the head's predictions at the latest call, as of `fewstep.models.detector.DetectorNetwork`.
+    """
+
+    def __init__(self, unet: Any, text_encoder: Any) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+        width = unet.config.block_out_channels[-1]
+        self.head = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, sum(CELL_CHANNELS.values()), 1))
+        self.head.to(unet.device)
+        self.cells: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+        embeds = self.text_encoder(needed(cond)["tokens"])[0]
+        found: dict[str, Tensor] = {}
+        with watched({"up": self.unet.up_blocks[0]}, found, None):
+            predicted: Tensor = self.unet(x, t, encoder_hidden_states=embeds).sample
+        cells = self.head(found["up"]).permute(0, 2, 3, 1).split(list(CELL_CHANNELS.values()), dim=-1)
+        self.cells = dict(zip(CELL_CHANNELS, cells, strict=True))
+        self.cells["near"] = self.cells["near"].squeeze(-1)
+        return predicted
+
+
+@dataclass
+class Draws:
+    """Random numbers of one step.
+
+    Attributes:
+        noise: [B, C, h, w] unit normal.
+        times: int64 [B], native times.
+        telling: int64 [B], which of an image's captions.
+        dropped: bool [B], whether the caption is replaced by the empty one.
+        share: weight of the detection loss at this step.
+    """
+
+    noise: Tensor
+    times: Tensor
+    telling: Tensor
+    dropped: Tensor
+    share: float
+
+
+class Denoise(Stage):
+    """Trains a `CaptionedUNet` on `encoded_scenes`.
+
+    Args:
+        empty: tokens of the empty caption, [1, length].
+    """
+
+    name = "unet"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings of the denoising loss.
+
+        Attributes:
+            caption_dropout: probability of the empty caption, for classifier-free guidance.
+            max_weight: the squared error of x0 is weighted min(SNR + 1, max_weight). At high noise that is a
+                v-prediction's weight, so that composition and text count; at low noise it is bounded.
+            detection: weight of the detection loss at the first step, falling linearly to 0. It makes the UNet read
+                the text and tell shapes apart long before the error of the noise alone would.
+        """
+
+        caption_dropout: float = 0.1
+        max_weight: float = 10.0
+        detection: float = 0.1
+
+    settings: Settings
+
+    def __init__(self, schedule: Schedule, empty: Tensor, settings: Settings | None = None, **overrides: Any) -> None:
+        super().__init__(schedule, settings, **overrides)
+        self.empty = empty
+
+    def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
+        assert batch.cond is not None
+        return Draws(
+            noise=rng.sample.normal("noise", batch.x0.shape[1:]),
+            times=self.times(rng),
+            telling=rng.sample.integers("telling", 0, batch.cond["tokens"].shape[1]),
+            dropped=rng.sample.uniform("dropout") < self.settings.caption_dropout,
+            share=self.settings.detection * (1 - progress.step / progress.total),
+        )
+
+    def times(self, rng: Rng) -> Tensor:
+        """One time from each of B equal parts of 0 ... T - 1, shuffled: less variance than independent times."""
+        shuffle = torch.Generator().manual_seed(rng.shared.integer("parts", 0, 2**31))
+        parts = torch.randperm(rng.batch_size, generator=shuffle).to(torch.float64)[rng.rows]
+        total = self.schedule.num_train_timesteps
+        return ((parts + rng.sample.uniform("times")) / rng.batch_size * total).long().clamp_max(total - 1)
+
+    def weights(self, times: Tensor) -> Tensor:
+        """Weights of epsilon's squared error at ``times`` [B]; it is SNR times that of x0."""
+        snr = (self.schedule.alpha(times) / self.schedule.sigma(times)).square()
+        return (snr + 1).clamp_max(self.settings.max_weight) / snr
+
+    def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Cond:
+        """The tokens of the captions that were drawn, some of them the empty caption's."""
+        assert batch.cond is not None
+        tokens = batch.cond["tokens"].long()
+        rows = torch.arange(len(tokens), device=tokens.device)
+        picked = tokens[rows, draws.telling.to(tokens.device)]
+        return Cond({"tokens": picked}, null={"tokens": self.empty}).drop(draws.dropped)
+
+    def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Cond) -> Loss:
+        x_t = self.schedule.add_noise(batch.x0, draws.noise, draws.times)
+        pred = roles.student(x_t, draws.times, shared)
+        errors = (pred.epsilon - draws.noise).square().mean(dim=(1, 2, 3))
+        weighted = (errors * self.weights(draws.times).to(errors)).mean()
+        network = self.network(roles)
+        cells, network.cells = network.cells, {}  # the network must not keep the graph beyond this step
+        detection = detection_loss(cells, Labels.from_cond(batch.cond))
+        parts = {"weighted": weighted, "detection": detection["loss"]}
+        stats = {"mse": errors.mean().detach(), "detection_shape": detection["shape"].detach()}
+        return Loss(weighted + draws.share * detection["loss"], {n: t.detach() for n, t in parts.items()}, stats)
+
+
+# ---------------------------------------------------------------- data
+
+
+@torch.no_grad()
+def encode_scenes(
+    vae: Any, tokenizer: Any, seed: int, size: int, tellings: int, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """Render and encode scenes 0 ... size - 1 of set ``seed``, with several captions of each.
+
+    Returns:
+        ``mean`` and ``std``, float16 [N, C, h, w] of the scaled latents' posterior; ``tokens``, int16 [N, tellings,
+        length]; and the fields of `Labels`.
+    """
+    scenes = Scenes(seed)
+    factor = float(vae.config.scaling_factor)
+    means, stds, tokens, labels = [], [], [], []
+    for first in range(0, size, _BATCH):
+        indices = range(first, min(first + _BATCH, size))
+        rendered = scenes.render(indices)
+        labels.append(Labels.of(rendered.scenes))
+        posterior = vae.encode(as_tensor(rendered.images).to(device)).latent_dist
+        means.append((posterior.mean * factor).to("cpu", torch.float16).contiguous())
+        stds.append((posterior.std * factor).to("cpu", torch.float16).contiguous())
+        captions = [
+            scenes.scene(i, telling, STATED[telling % 2]).caption for i in indices for telling in range(tellings)
+        ]
+        tokens.append(token_ids(tokenizer, captions).to(torch.int16).unflatten(0, (len(indices), tellings)))
+    encoded = {"mean": torch.cat(means), "std": torch.cat(stds), "tokens": torch.cat(tokens)}
+    return encoded | Labels.cat(labels)._asdict()
+
+
+def encoded_scenes(tensors: Mapping[str, Tensor]) -> LatentSource:
+    """Batches of what `encode_scenes` returned: latents, with tokens and labels as their condition."""
+    cond = Cond({name: t for name, t in tensors.items() if name not in ("mean", "std")})
+    return LatentSource(tensors["mean"], tensors["std"], cond)
+
+
+def token_ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    """int64 [n, length], padded to the model's length."""
+    length = tokenizer.model_max_length
+    encoded = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    ids: Tensor = encoded.input_ids
+    return ids
