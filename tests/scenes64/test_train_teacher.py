@@ -117,7 +117,7 @@ def test_minutes_become_steps_once(tmp_path, tokenizer, pool):
     trained = train(*options, minutes=1e-6)
     assert json.loads((tmp_path / "plan.json").read_text())["steps"] == 1
     log = (tmp_path / "log.jsonl").read_text()
-    again = train(*options, minutes=5)
+    again = train(*options, minutes=0.02)
     assert (tmp_path / "log.jsonl").read_text() == log and len(log.splitlines()) == 1
     assert checkpoint.same(dict(trained.named_parameters()), dict(again.named_parameters()))
 
