@@ -227,4 +227,26 @@ MUTANTS = [
             "test_a_picture_is_the_pipelines_own[pixart]",
         ),
     ),
+    *planted(
+        "models/families/registry.py",
+        "export/test_extension.py",
+        (
+            "families: where a pipeline keeps its network is a table of its own",
+            "return tuple(dict.fromkeys(cls.part for cls in FAMILIES))",
+            'return ("unet", "transformer")',
+            "test_a_family_is_planned_trained_and_sampled",
+        ),
+        (
+            "families: the folder of a network alone is of the first families only",
+            "if cls.network_class == type(network).__name__",
+            "if cls.network_class == type(network).__name__ != 'NovelNetwork'",
+            "test_a_family_is_planned_trained_and_sampled",
+        ),
+        (
+            "families: licences are those of the first families",
+            "for cls in FAMILIES if base in cls.licences",
+            "for cls in FAMILIES[:5] if base in cls.licences",
+            "test_a_family_is_exported",
+        ),
+    ),
 ]
