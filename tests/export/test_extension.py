@@ -148,7 +148,7 @@ class HalfwaySampler(Sampler):
     name: ClassVar[str] = "halfway"
     diffusers_names: ClassVar[tuple[str, ...]] = ("HalfwayScheduler",)
     diffusers_start: ClassVar[str] = "table"
-    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
+    jumps: ClassVar[bool] = True
     comfyui_name: ClassVar[str] = "sampler halfway"
     comfyui_schedule: ClassVar[str] = "half_uniform"
 

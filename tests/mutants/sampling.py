@@ -207,8 +207,14 @@ MUTANTS = [
         ),
         (
             "export: what re-noises on a flow model jumps on",
-            ('("SCMScheduler",)\n    flow_scheduler: ClassVar[str] = "FlowMatchLCMScheduler"\n'),
-            ('("SCMScheduler",)\n    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"\n'),
+            (
+                "if times[-2] >= 100 else iter(())\n\n    def flow_scheduler(self) -> str:\n"
+                '        return "FlowMatchLCMScheduler"'
+            ),
+            (
+                "if times[-2] >= 100 else iter(())\n\n    def flow_scheduler(self) -> str:\n"
+                '        return "FlowMatchEulerDiscreteScheduler"'
+            ),
             "tests/export/test_scheduler.py::test_flow_samplers_step_like_us",
         ),
         (

@@ -76,17 +76,17 @@ def _flow(
 ) -> SchedulerPlan:
     if not family.flow_schedulers:
         raise ValueError(f"diffusers has no few-step scheduler for a flow model in a pipeline of {family.title}.")
-    if sampler.fresh_noise != 0 or not sampler.flow_scheduler:
+    name = sampler.flow_scheduler()
+    if not name:
         raise ValueError(f"diffusers has no scheduler of flow models that steps like '{sampler.name}' here.")
     n, shift, total = len(times) - 1, schedule.shift, int(base.get("num_train_timesteps", 1000))
     common = {"num_train_timesteps": total, "use_dynamic_shifting": False}
     even = np.allclose(times[:-1], schedule.shifted(np.arange(n, 0, -1) / n), rtol=0, atol=1e-9)
     if even and family.passes_sigmas:
-        return SchedulerPlan(sampler.flow_scheduler, {**common, "shift": shift})
+        return SchedulerPlan(name, {**common, "shift": shift})
     if even:
-        return SchedulerPlan(sampler.flow_scheduler, {**common, **few_step_shift(shift, n, total)})
-    sigmas = [float(t) for t in times[:-1]]
-    return SchedulerPlan(sampler.flow_scheduler, {**common, "shift": 1.0}, {"sigmas": sigmas})
+        return SchedulerPlan(name, {**common, **few_step_shift(shift, n, total)})
+    return SchedulerPlan(name, {**common, "shift": 1.0}, {"sigmas": [float(t) for t in times[:-1]]})
 
 
 def few_step_shift(shift: float, n: int, total: int = 1000) -> dict[str, float]:

@@ -44,10 +44,10 @@ def on_training_grids(
         yield SchedulerPlan(scheduler, {"original_inference_steps": original, **config}, {**call, **given})
 
 
-def jumps(original: int, times: Array) -> Iterator[SchedulerPlan]:
+def jump_schedulers(original: int, times: Array) -> Iterator[SchedulerPlan]:
     """Deterministic jumps along the network's prediction: DDIM, or what equals it."""
     clean = bool(times[-1] < 0)
-    yield from ddim(times, {})
+    yield from ddim_schedulers(times, {})
     if not clean:
         for grid in dict.fromkeys((original, *_GRIDS)):
             yield SchedulerPlan("TCDScheduler", {"original_inference_steps": grid, "set_alpha_to_one": False})
@@ -59,7 +59,7 @@ def jumps(original: int, times: Array) -> Iterator[SchedulerPlan]:
         yield SchedulerPlan("DPMSolverMultistepScheduler", config, given)
 
 
-def ddim(times: Array, call: dict[str, Any]) -> Iterator[SchedulerPlan]:
+def ddim_schedulers(times: Array, call: dict[str, Any]) -> Iterator[SchedulerPlan]:
     """DDIMScheduler, which misses its own next time unless the number of steps divides 1,000."""
     if 1000 % (len(times) - 1) == 0:
         yield SchedulerPlan(

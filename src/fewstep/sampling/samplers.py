@@ -20,7 +20,13 @@ from torch import Tensor
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Array, Schedule, Time, expand, host
-from fewstep.sampling.diffusers_schedulers import SchedulerPlan, ancestral_noise, ddim, jumps, on_training_grids
+from fewstep.sampling.diffusers_schedulers import (
+    SchedulerPlan,
+    ancestral_noise,
+    ddim_schedulers,
+    jump_schedulers,
+    on_training_grids,
+)
 from fewstep.sampling.grids import FROM_STRENGTH, Numbers, check_decreasing, spaced_times, times_of_sigmas
 
 
@@ -74,11 +80,10 @@ class Sampler:
         spacing: the grid of ``num_inference_steps`` when no ``timestep_spacing`` is given.
         lands: "clean" or "end", the ``final`` when none is given.
         multistep: whether a step uses the prediction of the step before.
+        jumps: whether a step without fresh noise is nothing but a jump along the prediction, as DDIM's.
         diffusers_names: schedulers of diffusers whose published files this sampler can run.
         diffusers_start: how those start (`sample`): Euler schedulers scale unit noise by the first sigma.
         diffusers_eta: whether those take ``eta`` in every step, and ``set_alpha_to_one`` (``final``) in their config.
-        flow_scheduler: the scheduler of diffusers that steps like it, without fresh noise of its own, on flow
-            schedules; empty if there is none.
         comfyui_name, comfyui_schedule: ComfyUI's settings.
         comfyui_eta: whether ComfyUI's sampler has to be given ``eta``.
     """
@@ -95,10 +100,10 @@ class Sampler:
     spacing: ClassVar[str] = "trailing"
     lands: ClassVar[str] = "clean"
     multistep: ClassVar[bool] = False
+    jumps: ClassVar[bool] = False
     diffusers_names: ClassVar[tuple[str, ...]] = ()
     diffusers_start: ClassVar[Literal["unit", "table"]] = "unit"
     diffusers_eta: ClassVar[bool] = False
-    flow_scheduler: ClassVar[str] = ""
     comfyui_name: ClassVar[str] = "euler"
     comfyui_schedule: ClassVar[str] = "sgm_uniform"
     comfyui_eta: ClassVar[bool] = False
@@ -110,7 +115,11 @@ class Sampler:
 
     def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
         """Schedulers of diffusers that may step like it at these ``times`` of a VP schedule, the best first."""
-        return iter(())
+        return jump_schedulers(self._original, times) if self.jumps and self.fresh_noise == 0 else iter(())
+
+    def flow_scheduler(self) -> str:
+        """The scheduler of diffusers that steps like it on flow schedules; empty if there is none."""
+        return "FlowMatchEulerDiscreteScheduler" if self.jumps and self.fresh_noise == 0 else ""
 
     def __post_init__(self) -> None:
         given = [k for k in ("num_inference_steps", "timesteps", "sigmas") if getattr(self, k) is not None]
@@ -257,12 +266,14 @@ class LCMSampler(Sampler):
     name: ClassVar[str] = "lcm"
     spacing: ClassVar[str] = "lcm"
     diffusers_names: ClassVar[tuple[str, ...]] = ("LCMScheduler", "FlowMatchLCMScheduler")
-    flow_scheduler: ClassVar[str] = "FlowMatchLCMScheduler"
     comfyui_name: ClassVar[str] = "sampler lcm"
     comfyui_schedule: ClassVar[str] = "sgm_uniform with ModelSamplingDiscrete lcm"
 
     def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
         return on_training_grids("LCMScheduler", self.original_inference_steps, times, {})
+
+    def flow_scheduler(self) -> str:
+        return "FlowMatchLCMScheduler"
 
     def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
         return float(schedule.end)
@@ -285,10 +296,12 @@ class RenoiseSampler(Sampler):
 
     name: ClassVar[str] = "renoise"
     diffusers_names: ClassVar[tuple[str, ...]] = ("SCMScheduler",)
-    flow_scheduler: ClassVar[str] = "FlowMatchLCMScheduler"
 
     def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
         return on_training_grids("LCMScheduler", 50, times, {}) if times[-2] >= 100 else iter(())
+
+    def flow_scheduler(self) -> str:
+        return "FlowMatchLCMScheduler"
 
     def step(self, at: Step) -> Tensor:
         x0 = at.prediction.x0
@@ -309,16 +322,16 @@ class TCDSampler(Sampler):
     name: ClassVar[str] = "tcd"
     spacing: ClassVar[str] = "lcm"
     lands: ClassVar[str] = "end"
+    jumps: ClassVar[bool] = True
     diffusers_names: ClassVar[tuple[str, ...]] = ("TCDScheduler",)
     diffusers_eta: ClassVar[bool] = True
-    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
     comfyui_name: ClassVar[str] = "ComfyUI-TCD's sampler"
     comfyui_schedule: ClassVar[str] = "its own"
     comfyui_eta: ClassVar[bool] = True
 
     def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
         if self.eta == 0:
-            return jumps(self.original_inference_steps, times)
+            return super().diffusers_schedulers(times)
         call = {"eta": self.eta}
         return on_training_grids("TCDScheduler", self.original_inference_steps, times, call, set_alpha_to_one=False)
 
@@ -349,10 +362,7 @@ class CTMSampler(Sampler):
     name: ClassVar[str] = "ctm"
     spacing: ClassVar[str] = "trailing"
     lands: ClassVar[str] = "end"
-    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
-
-    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
-        return jumps(50, times) if self.eta == 0 else iter(())
+    jumps: ClassVar[bool] = True
 
     def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
         if last or self.eta == 0:
@@ -387,10 +397,7 @@ class PhasedSampler(Sampler):
     name: ClassVar[str] = "phased"
     spacing: ClassVar[str] = "phases"
     lands: ClassVar[str] = "end"
-    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
-
-    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
-        return jumps(self.original_inference_steps, times) if self.eta == 0 else iter(())
+    jumps: ClassVar[bool] = True
 
     def step(self, at: Step) -> Tensor:
         if at.last or self.eta == 0:
@@ -410,14 +417,14 @@ class DDIMSampler(Sampler):
     eta: float = 0.0
 
     name: ClassVar[str] = "ddim"
+    jumps: ClassVar[bool] = True
     diffusers_names: ClassVar[tuple[str, ...]] = ("DDIMScheduler",)
     diffusers_eta: ClassVar[bool] = True
-    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
 
     def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
         if self.eta == 0:
-            return jumps(50, times)
-        return ancestral_noise() if self.eta == 1 and times[-1] < 0 else ddim(times, {"eta": self.eta})
+            return super().diffusers_schedulers(times)
+        return ancestral_noise() if self.eta == 1 and times[-1] < 0 else ddim_schedulers(times, {"eta": self.eta})
 
     def step(self, at: Step) -> Tensor:
         return ancestral(at, self.eta)
@@ -431,12 +438,9 @@ class EulerSampler(Sampler):
     """
 
     name: ClassVar[str] = "euler"
+    jumps: ClassVar[bool] = True
     diffusers_names: ClassVar[tuple[str, ...]] = ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
     diffusers_start: ClassVar[Literal["unit", "table"]] = "table"
-    flow_scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
-
-    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
-        return jumps(50, times)
 
     def _spaced(self, schedule: Schedule, n: int) -> Array:
         if schedule.family == "vp" and self.timestep_spacing == "linspace":
@@ -454,8 +458,8 @@ class EulerAncestralSampler(EulerSampler):
     eta: float = 1.0
 
     name: ClassVar[str] = "euler-ancestral"
+    jumps: ClassVar[bool] = False
     diffusers_names: ClassVar[tuple[str, ...]] = ("EulerAncestralDiscreteScheduler",)
-    flow_scheduler: ClassVar[str] = ""
     comfyui_name: ClassVar[str] = "sampler euler_ancestral"
 
     def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
@@ -473,11 +477,8 @@ class HeunSampler(EulerSampler):
     """
 
     name: ClassVar[str] = "heun"
+    jumps: ClassVar[bool] = False
     diffusers_names: ClassVar[tuple[str, ...]] = ()
-    flow_scheduler: ClassVar[str] = ""
-
-    def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
-        return iter(())
 
     def step(self, at: Step) -> Tensor:
         jump = at.prediction.at(at.next)
