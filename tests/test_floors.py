@@ -7,6 +7,7 @@ functions and under TYPE_CHECKING.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,70 @@ def test_every_public_name_is_there():
         assert getattr(fewstep, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'smaple'"):
         fewstep.smaple  # noqa: B018
+
+
+def test_former_names_of_samplers_lead_to_the_present_ones():
+    import fewstep
+
+    for name in fewstep._FORMER:
+        with pytest.raises(AttributeError, match=rf"^The sampler fewstep\.{name} is called fewstep\.{name}Sampler now"):
+            getattr(fewstep, name)
+        assert f"{name}Sampler" in fewstep.__all__
+
+
+def test_the_version_is_that_of_the_package():
+    import fewstep
+
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", fewstep.__version__)
+
+
+RECIPE_ROOMS = {"recipe", "runs", "reports", "cli"}
+
+
+def whole_recipes(package):
+    """Functions outside the rooms of recipes and runs that take a whole recipe instead of the sections they need."""
+    found = []
+    for path, parts in modules(package).items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if parts[0] not in RECIPE_ROOMS and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                if any("Recipe" in re.findall(r"\w+", ast.unparse(a.annotation)) for a in taken if a.annotation):
+                    found.append(f"{'/'.join(parts)}.py: {node.name}")
+    return found
+
+
+def test_whole_recipes_stay_where_runs_are_made():
+    assert whole_recipes(PACKAGE) == []
+
+
+def run_names():
+    """Names in a run directory: whole file names, and folder names as a path's last part."""
+    from fewstep.training.run_files import RunFiles
+
+    parts = [getattr(RunFiles(Path()), n).name for n, kind in vars(RunFiles).items() if isinstance(kind, property)]
+    return {name for name in parts if "." in name}, {name for name in parts if "." not in name}
+
+
+def strings(package):
+    """(module, string, whether it is joined to a path) of every string in the code but docstrings."""
+    for path, parts in modules(package).items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        joined = {id(n.right) for n in ast.walk(tree) if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Div)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield "/".join(parts), node.value, id(node) in joined
+
+
+def test_every_name_in_a_run_directory_stands_in_one_module():
+    files, folders = run_names()
+    assert {"recipe.yaml", "log.jsonl", "versions.json"} <= files and {"student", "checkpoints", "data"} <= folders
+    homes = {}
+    for module, text, joined in strings(PACKAGE):
+        if text in files or (text in folders and joined):
+            homes.setdefault(text, set()).add(module)
+    assert homes == {name: {"training/run_files"} for name in files | folders}
+    inside_student = {"few_step.json", "samples.png", "pytorch_lora_weights.safetensors", "fewstep_student.safetensors"}
+    assert {module for module, text, _ in strings(PACKAGE) if text in inside_student} == {"students/student"}
 
 
 def test_the_lower_floors_run_without_the_heavy_libraries():

@@ -59,6 +59,10 @@ _HOME = {
     "training.trainer": ("Trainer", "build_roles"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
+_FORMER = (
+    "CTM", "DDIM", "DPMSolverPP2M", "Euler", "EulerAncestral", "Heun", "LCM", "Phased", "TCD",
+)  # fmt: skip
+"""Samplers that had no ``Sampler`` at the end of their names before: methods have these names."""
 
 __all__ = [
     "Batch",
@@ -100,6 +104,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fewstep")
+    if name in _FORMER:
+        raise AttributeError(f"The sampler fewstep.{name} is called fewstep.{name}Sampler now.")
     if name not in _MODULE:
         raise AttributeError(f"module 'fewstep' has no attribute '{name}'")
     return getattr(import_module(f"fewstep.{_MODULE[name]}"), name)

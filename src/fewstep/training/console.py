@@ -1,0 +1,50 @@
+"""The end of a command: exit codes, and the command line with which interrupted work is continued."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+RANK = os.environ.get("RANK", "0")
+"""The number of this process among torchrun's."""
+
+
+def end_with(message: str, code: int) -> int:
+    """Print the last sentence of a command on stderr; returns the exit code ``code``."""
+    if code == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the sentence
+    typer.echo(message if RANK == "0" else f"process {RANK}: {message}", err=True)
+    return code
+
+
+@contextmanager
+def resumable(*words: object) -> Iterator[None]:
+    """Within this block, Ctrl-C ends the program with a sentence that names the command of ``words``, exit code 130."""
+    from fewstep.training.trainer import TrainingStopped
+
+    try:
+        yield
+    except TrainingStopped as error:
+        raise typer.Exit(end_with(f"{error} All is saved; continue with: {command(*words)}", 130)) from None
+    except KeyboardInterrupt:
+        message = f"Interrupted; what was saved is kept. Continue with: {command(*words)}"
+        raise typer.Exit(end_with(message, 130)) from None
+
+
+def command(*words: object) -> str:
+    """A fewstep command line, quoted so that it can be pasted."""
+    return shlex.join(["fewstep", *map(str, words)])
+
+
+def options(**values: object) -> list[object]:
+    """Options of a command line, those that are not None: ``vae_minutes=3`` as ``--vae-minutes 3``; lists repeat."""
+    found: list[object] = []
+    for name, value in values.items():
+        for item in value if isinstance(value, list) else [value]:
+            found += [] if item is None else [f"--{name.replace('_', '-')}", item]
+    return found
