@@ -274,7 +274,7 @@ def run_names():
     """Names in a run directory: whole file names, and folder names as a path's last part."""
     from fewstep.training.run_files import RunFiles
 
-    parts = [getattr(RunFiles(Path()), n).name for n, kind in vars(RunFiles).items() if isinstance(kind, property)]
+    parts = [path.name for path in vars(RunFiles(Path())).values() if path.name]
     return {name for name in parts if "." in name}, {name for name in parts if "." not in name}
 
 

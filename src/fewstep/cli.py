@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,17 +10,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-_RANK = os.environ.get("RANK", "0")  # which of torchrun's processes this is
+from fewstep.training.console import RANK, command, end_with, options, resumable
 
 
 class _Commands(TyperGroup):
-    """Says a word on Ctrl-C, which typer alone leaves without any."""
+    """Ends with a sentence on Ctrl-C, where typer alone prints none."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise typer.Exit(_say("Interrupted.", 130)) from None
+            raise typer.Exit(end_with("Interrupted.", 130)) from None
 
 
 app = typer.Typer(
@@ -34,72 +32,99 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Turn any diffusion model into one that needs 1-8 steps.
 
-Try `fewstep demo` first: it distils a small model on this machine in minutes and shows pictures.
+Try `fewstep demo` first: it distils a small model on this machine in minutes and shows images.
 Then `fewstep distill RECIPE` with a recipe of your own (`fewstep recipes` lists the shipped ones).""",
 )
 teacher_app = typer.Typer(no_args_is_help=True, help="Train scenes-64, the model that ships with fewstep.")
 app.add_typer(teacher_app, name="teacher")
-reward_app = typer.Typer(no_args_is_help=True, help="Reward models of what people choose, for the method `feedback`.")
+reward_app = typer.Typer(no_args_is_help=True, help="Reward models of human preference, for the method `feedback`.")
 app.add_typer(reward_app, name="reward")
 recipes_app = typer.Typer(invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
 
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set training.steps=500")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. --set training.steps=500."),
 ]
+RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
+RunOut = Annotated[Path | None, typer.Option(help="Run directory (default: runs/<recipe>).")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
+Device = Annotated[str, typer.Option(help="Device to compute on: cpu, cuda, cuda:1, ... (default cpu).")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fewstep {version('fewstep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
 def distill(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")],
-    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/<recipe>).")] = None,
+    recipe: RecipeName,
+    out: RunOut = None,
     overrides: Sets = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    seeds: Annotated[str | None, typer.Option(help="Several runs, OUT/seed-0, OUT/seed-1, ...: --seeds 0,1,2")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of several runs in OUT/seed-0, OUT/seed-1, ..., e.g. 0,1,2.")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and its cost, and stop.")
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and what it needs, and stop.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Distil a teacher into a few-step student, as a recipe says.
+    """Distil a teacher into a few-step student.
 
-    Ctrl-C saves everything; --resume then continues to the same weights as if nothing had happened.
-    On several GPUs: `torchrun --nproc-per-node 2 -m fewstep distill ...`; the batch is shared out among them.
+    Ctrl-C saves everything; --resume then continues to the same weights as an uninterrupted run.
+    On several GPUs: `torchrun --nproc-per-node 2 -m fewstep distill ...`; the processes share every batch.
     """
-    folder = out or Path("runs") / Path(recipe).stem
-    if dry_run:
-        from fewstep.recipe.chain import load
-
-        typer.echo(_plan(load(recipe, overrides or ())))
-        return
     from fewstep.recipe.chain import load
+
+    if dry_run:
+        from fewstep.runs.plan import dry_run as text
+
+        typer.echo(text(load(recipe, overrides or ())))
+        return
     from fewstep.runs.chain import run
     from fewstep.training import distributed
+    from fewstep.training.run_files import RunFiles
 
-    several = {folder / f"seed-{n}": [f"seed={n}"] for n in _whole(seeds, "--seeds")}
-    again = [*_sets(overrides), *(["--seeds", seeds] if seeds else []), "--resume"]
-    with _stoppable(_command("distill", recipe, "--out", folder, *again)):
+    folder = out or Path("runs") / Path(recipe).stem
+    several = {folder / f"seed-{n}": [f"seed={n}"] for n in _whole_numbers(seeds, "--seeds")}
+    with resumable("distill", recipe, *options(out=folder, set=overrides, seeds=seeds), "--resume"):
         for place, seed in (several or {folder: []}).items():
             student = run(load(recipe, [*(overrides or ()), *seed]), place, resume=resume, show_progress=not quiet)
             if distributed.first():
-                _say_skipped(place)
-                typer.echo(f"The student is in {student}. Look at {student.parent}/samples, then:")
-                typer.echo("  " + _command("sample", place, "-p", "a red star", "-p", "two shapes"))
+                _report_skipped(place)
+                samples = RunFiles(student.parent).samples
+                typer.echo(f"The student is in {student}. Sample grids of the training are in {samples}. Then try:")
+                typer.echo("  " + command("sample", place, "-p", "a red star", "-p", "two shapes"))
 
 
 @app.command()
 def prepare(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")],
+    recipe: RecipeName,
     from_teacher: Annotated[
-        bool, typer.Option("--from-teacher", help="The teacher's samples alone (recipe key `pairs`), no pictures.")
+        bool, typer.Option("--from-teacher", help="Generate the teacher's samples (key `pairs`), encode no images.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/<recipe>).")] = None,
+    out: RunOut = None,
     overrides: Sets = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make a recipe's training data; `fewstep distill` does the same before it trains.
 
-    Interrupted, the same command goes on: finished files are kept. Recipes share the teacher's samples by `pairs.path`.
+    After an interruption the same command continues: finished files are kept. Recipes with the same `pairs.path` share
+    the teacher's samples.
     """
     from fewstep.recipe.load import load_recipe
     from fewstep.runs.distill import prepare_data
@@ -108,15 +133,15 @@ def prepare(
     from fewstep.training import distributed
 
     folder, resolved = out or Path("runs") / Path(recipe).stem, load_recipe(recipe, overrides or ())
-    rest = ("--out", folder, *_sets(overrides))
-    with _stoppable(_command("prepare", recipe, *(["--from-teacher"] if from_teacher else []), *rest)):
+    rest = options(out=folder, set=overrides)
+    with resumable("prepare", recipe, *(["--from-teacher"] if from_teacher else []), *rest):
         made = prepare_data(resolved, folder, from_teacher=from_teacher, show_progress=not quiet)
     if distributed.first():
-        _say_skipped(folder)
+        _report_skipped(folder)
         if made is not None:
-            place, cost = pairs_folder(resolved, RunFolder(folder)), f"{made.cost:,.0f} forward equivalents"
-            typer.echo(f"{len(made.mean):,} samples of the teacher are in {place} ({cost}).")
-        typer.echo("Go on with: " + _command("distill", recipe, *rest, "--resume"))
+            place = pairs_folder(resolved, RunFolder(folder))
+            typer.echo(f"{len(made.mean):,} samples of the teacher are in {place} ({made.cost:,.0f} forward passes).")
+        typer.echo("Continue with: " + command("distill", recipe, *rest, "--resume"))
 
 
 @app.command()
@@ -125,35 +150,52 @@ def sample(
         str | None,
         typer.Argument(help="A run, an exported folder or LoRA file, a teacher (scenes-64, a pipeline folder)."),
     ] = None,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to draw; repeat for more.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Prompt of an image; repeat the option for several.")
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Sampling steps (default: the student's own, 50 for a teacher).")
+        int | None, typer.Option(help="Number of sampling steps (default: the student's own; 50 for a teacher).")
     ] = None,
-    timesteps: Annotated[str | None, typer.Option(help="The network's times instead, e.g. 999,749,499,249.")] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(help="Timesteps of the network instead of --steps, e.g. 999,749,499,249.")
+    ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="lcm, tcd, ddim, euler, ... (default: what the student wants).")
+        str | None, typer.Option(help="Sampler: lcm, tcd, ddim, euler, ... (default: the student's own).")
     ] = None,
-    eta: Annotated[float | None, typer.Option(help="Fresh noise, 0 to 1, for samplers that have it.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="1 is off (default: 1; 3 for a teacher).")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="Share of fresh noise, 0 to 1, for samplers that have it (default: own).")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance scale; 1 is off (default: 1; 3 for a teacher).")
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="Prompt that guidance leads away from (default: the empty prompt).")
+    ] = None,
     lora: Annotated[
-        list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="A style LoRA on top; repeat for more.")
+        list[str] | None,
+        typer.Option(metavar="FILE[:SCALE]", help="Style LoRA to add, scale 1 by default; repeat for several."),
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="Draw this picture anew instead of beginning with noise.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Only where this is white; of the picture's size.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Start from this image instead of noise (img2img).")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Change --image only where this mask, of the same size, is white.")
+    ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How much of the picture to draw anew, 0 to 1 (default: 0.5, 1 with a mask).")
+        float | None, typer.Option(help="How far to change --image, 0 to 1 (default 0.5; 1 with a mask).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("sample.png"),
+    seed: Annotated[int, typer.Option(help="Seed of the initial noise (default 0).")] = 0,
+    out: Annotated[Path, typer.Option(help="Image file to write (default sample.png).")] = Path("sample.png"),
     checkpoint: Annotated[
-        str | None, typer.Option(help="A published file by its name (`fewstep checkpoints`), instead of MODEL.")
+        str | None, typer.Option(help="Name of a published file (`fewstep checkpoints`), instead of MODEL.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Model the published file is put on (default: its own).")] = None,
-    file: Annotated[Path | None, typer.Option(help="The published file, if it is here already.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    base: Annotated[
+        str | None, typer.Option(help="Model on which the published file is loaded (default: its own).")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Local copy of the published file (default: downloaded from the hub).")
+    ] = None,
+    device: Device = "cpu",
 ) -> None:
-    """Draw pictures with a student, a teacher or a published checkpoint, by the right sampler unless you say otherwise.
+    """Generate images with a student, a teacher or a published checkpoint, by the sampler that it was trained for.
 
     `fewstep sample --checkpoint sdxl-lightning-4step-lora --base my-sdxl -p "a cat"` knows scheduler, grid, guidance,
     eta, LoRA scale and prediction type.
@@ -167,15 +209,15 @@ def sample(
     loaded = load_model(
         str(model or checkpoint), base, file, scaled_loras(lora or ()), published=model is None, device=device
     )
-    wishes = _numbers(timesteps)
-    said = loaded.advice(len(wishes) if wishes else steps, guidance_scale)
-    for line in [*said, *([loaded.licence] if loaded.licence else [])]:
+    times = _numbers(timesteps)
+    advice = loaded.advice(len(times) if times else steps, guidance_scale)
+    for line in [*advice, *([loaded.licence] if loaded.licence else [])]:
         typer.echo(line, err=True)
     if image is not None and strength is None:
         strength = 0.5 if mask is None else 1.0
     drawn = draw(
         loaded, prompt or ["a red star", "two shapes"], sampler,
-        {"num_inference_steps": steps, "timesteps": wishes, "eta": eta}, guidance_scale, seed, out,
+        {"num_inference_steps": steps, "timesteps": times, "eta": eta}, guidance_scale, seed, out,
         negative_prompt=negative_prompt, image=image, mask=mask, strength=strength,
     )  # fmt: skip
     typer.echo(f"Wrote {out} ({drawn}).")
@@ -183,13 +225,15 @@ def sample(
 
 @app.command("app")
 def page(
-    model: Annotated[str, typer.Argument(help="As in `fewstep sample` (default: the newest run).")] = "",
-    port: Annotated[int, typer.Option(min=1024, max=65535, help="On this machine's loopback address.")] = 7860,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    model: Annotated[str, typer.Argument(help="Model, as in `fewstep sample` (default: the newest run).")] = "",
+    port: Annotated[
+        int, typer.Option(min=1024, max=65535, help="Port on this machine's loopback address (default 7860).")
+    ] = 7860,
+    device: Device = "cpu",
 ) -> None:
-    """A page on this machine: prompts, model, steps, seed, and the teacher's pictures beside. Ctrl-C ends it.
+    """Serve a page on this machine: prompts, model, steps, seed, and the teacher's images beside. Ctrl-C ends it.
 
-    Needs gradio: `pip install 'fewstep[app]'`. It is served to this machine alone and asks no other.
+    Needs gradio: `pip install 'fewstep[app]'`. The page is served to this machine alone and loads nothing from others.
     """
     from fewstep.inference.app import serve
 
@@ -201,12 +245,14 @@ def page(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run, or a student's folder.")],
-    to: Annotated[str, typer.Option(help="diffusers, lora, kohya or merged.")] = "diffusers",
+    to: Annotated[str, typer.Option(help="Layout: diffusers (default), lora, kohya or merged.")] = "diffusers",
     out: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export/TO).")] = None,
-    dtype: Annotated[str, typer.Option(help="Of weights: float32, or half the size: float16, bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Number format of the weights: fp32 (default), fp16 or bf16, half the size.")
+    ] = "fp32",
+    device: Device = "cpu",
 ) -> None:
-    """Write a student for other programs, and compare what diffusers draws from it before saying done.
+    """Write a student for other programs, and check that diffusers samples the same from the written files.
 
     **diffusers**: a whole pipeline folder, right with nothing set but the number of steps. **lora**: PEFT's layout, for
     diffusers; for ComfyUI too if the model is a transformer. **kohya**: a UNet's LoRA for ComfyUI, A1111, Forge and
@@ -215,22 +261,22 @@ def export(
     from fewstep.export.publish import export as write
 
     made = write(run, to, out, dtype, device)
-    typer.echo(f"Wrote {made.folder}; diffusers draws from it what fewstep does (gap {made.round_trip.gap:.1e}).")
+    typer.echo(f"Wrote {made.folder}; diffusers samples from it what fewstep does (gap {made.round_trip.gap:.1e}).")
     if made.round_trip.layers:
         typer.echo(f"All {made.round_trip.layers} LoRA layers were found.")
     for line in made.remarks:
         typer.echo(line)
-    typer.echo(f"In diffusers: pipe(prompt, {made.call}); the README says more.")
+    typer.echo(f"In diffusers: pipe(prompt, {made.call}). The README has the whole code.")
 
 
 @app.command()
 def checkpoints(
-    name: Annotated[str | None, typer.Argument(help="One of them; without a name all are listed.")] = None,
-    code: Annotated[bool, typer.Option("--code", help="Only the lines for diffusers.")] = False,
+    name: Annotated[str | None, typer.Argument(help="Name of a published file (default: list all).")] = None,
+    code: Annotated[bool, typer.Option("--code", help="Print only the code for diffusers.")] = False,
 ) -> None:
-    """Published few-step files and the settings they want: what each is, lines for diffusers, settings for ComfyUI.
+    """List published few-step files; for one of them, print its settings, code for diffusers, settings for ComfyUI.
 
-    Any of them is drawn with by `fewstep sample --checkpoint NAME`, and may be the `init` of a recipe.
+    `fewstep sample --checkpoint NAME` samples from any of them, and each may be the `init` of a recipe.
     """
     from fewstep.checkpoints import explain
     from fewstep.checkpoints.registry import find_checkpoint
@@ -244,13 +290,19 @@ def checkpoints(
 
 @app.command()
 def verify(
-    methods: Annotated[list[str] | None, typer.Argument(help="Methods, or FILE.py:Class (default: all).")] = None,
-    mixture: Annotated[Path | None, typer.Option(help="JSON file of a Gaussian mixture to verify on.")] = None,
-    seed: Annotated[int, typer.Option(help="Of data, starts and students.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Training steps (default: by its hops; 0 trains nothing).")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    methods: Annotated[
+        list[str] | None, typer.Argument(help="Names of methods, or FILE.py:Class for your own (default: all methods).")
+    ] = None,
+    mixture: Annotated[
+        Path | None, typer.Option(help="JSON file of the Gaussian mixture to verify on (default: a built-in one).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of data, initial weights and training (default 0).")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of training steps; 0 trains nothing (default: chosen for the method).")
+    ] = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Hold methods against closed-form truth: train them on exact teachers and print every quantity."""
+    """Verify methods against closed forms: train each on exact teachers and print every quantity beside its value."""
     import torch
 
     from fewstep.methods.registry import METHODS, find_method
@@ -270,20 +322,19 @@ def verify(
 @app.command()
 def doctor(
     plan: Annotated[
-        str | None, typer.Option("--plan", metavar="RECIPE", help="Say what this recipe would need, and start nothing.")
+        str | None, typer.Option("--plan", metavar="RECIPE", help="Print what this recipe needs instead, and stop.")
     ] = None,
     overrides: Sets = None,
 ) -> None:
-    """Look at this machine: what it has, what it lacks, whether its numbers are right. Exit code 1 on a problem."""
+    """Check this machine: its hardware, its packages, whether its numbers are right. Exit code 1 on a problem."""
     if plan is not None:
         from fewstep.recipe.chain import Chain, load
-        from fewstep.recipe.validate import RecipeError
         from fewstep.runs.plan import advise, describe, fits
         from fewstep.runs.plan import plan as make
 
         recipe = load(plan, overrides or ())
         if isinstance(recipe, Chain):
-            raise RecipeError(f"{plan} has stages: {_command('distill', plan, '--dry-run')} says what each needs.")
+            raise ValueError(f"{plan} has stages: {command('distill', plan, '--dry-run')} prints what each needs.")
         planned = make(recipe)
         typer.echo("\n".join([*describe(planned), *advise(planned)]))
         raise typer.Exit(0 if fits(planned) else 1)
@@ -298,7 +349,7 @@ def doctor(
 
 @app.command()
 def methods() -> None:
-    """List the methods, what they do and what a step costs."""
+    """List the methods, each with its purpose and the network calls of a step."""
     from fewstep.diffusion.schedule import Schedule
     from fewstep.methods.registry import METHODS
 
@@ -310,14 +361,14 @@ def methods() -> None:
 
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
-    """Shipped recipes: list them, look at one, copy one to make it yours."""
+    """List the shipped recipes, print one, or copy one to a file of your own."""
     if context.invoked_subcommand is None:
         recipes_list()
 
 
 @recipes_app.command("list")
 def recipes_list() -> None:
-    """Name and purpose of every shipped recipe."""
+    """List name and purpose of every shipped recipe."""
     from fewstep.recipe.load import shipped_recipes
 
     for name, path in shipped_recipes().items():
@@ -326,8 +377,8 @@ def recipes_list() -> None:
 
 
 @recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="A shipped recipe's name, or a file.")]) -> None:
-    """Print a recipe; `fewstep distill NAME --dry-run` adds every default and what it will cost."""
+def recipes_show(name: RecipeName) -> None:
+    """Print a recipe; `fewstep distill NAME --dry-run` adds every default and what it needs."""
     from fewstep.recipe.load import find_recipe
 
     typer.echo(find_recipe(name).read_text(encoding="utf-8").rstrip())
@@ -335,7 +386,7 @@ def recipes_show(name: Annotated[str, typer.Argument(help="A shipped recipe's na
 
 @recipes_app.command("copy")
 def recipes_copy(
-    name: Annotated[str, typer.Argument(help="A shipped recipe's name.")],
+    name: Annotated[str, typer.Argument(help="The name of a shipped recipe.")],
     to: Annotated[Path | None, typer.Argument(help="File to write (default: NAME.yaml here).")] = None,
 ) -> None:
     """Write a shipped recipe to a file of your own."""
@@ -348,23 +399,25 @@ def recipes_copy(
     if not target.parent.is_dir():
         raise ValueError(f"There is no folder {target.parent} to write {target.name} to: make it first.")
     replace_text(target, text)
-    typer.echo(f"Wrote {target}. Change it, then: {_command('distill', target)}")
+    typer.echo(f"Wrote {target}. Change it, then: {command('distill', target)}")
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Run directory; what is there already is used again.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Run directory; a run in it is used again (default runs/demo).")] = Path(
+        "runs/demo"
+    ),
     overrides: Sets = None,
-    count: Annotated[int, typer.Option(min=8, help="Unseen prompts to compare on.")] = 256,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    count: Annotated[int, typer.Option(min=8, help="Number of unseen prompts to compare on (default 256).")] = 256,
+    quiet: Quiet = False,
 ) -> None:
-    """Distil the shipped model into a 4-step LoRA on this machine, and compare it with its teacher. Minutes."""
+    """Distil the shipped model into a 4-step LoRA on this machine, and compare it with its teacher. Takes minutes."""
     from fewstep.evaluation.compare import table
     from fewstep.recipe.load import load_recipe
     from fewstep.reports.demo import RECIPE
     from fewstep.reports.demo import demo as run
 
-    with _stoppable(_command("demo", "--out", out, *_sets(overrides))):
+    with resumable("demo", *options(out=out, set=overrides)):
         made = run(out, load_recipe(RECIPE, overrides or ()), count, show_progress=not quiet)
     typer.echo(table(made.comparison))
     typer.echo("")
@@ -377,44 +430,57 @@ def demo(
 def benchmark(
     jobs: Annotated[
         list[str] | None,
-        typer.Argument(help="Recipes (names or files) or job files; all methods' recipes for scenes-64 by default."),
+        typer.Argument(help="Recipes (names or files) or job files (default: every method's recipe for scenes-64)."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("runs/benchmark"),
-    runs: Annotated[Path | None, typer.Option(help="Where the runs work (default: OUT/runs).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the table and the page (default runs/benchmark).")] = Path(
+        "runs/benchmark"
+    ),
+    runs: Annotated[Path | None, typer.Option(help="Folder of the runs (default: OUT/runs).")] = None,
     budget: Annotated[
-        float | None, typer.Option(min=1, help="Forward equivalents of every run, pairs and stages included.")
+        float | None,
+        typer.Option(min=1, help="Forward passes that a run may cost, a backward pass counting as 2 (default: open)."),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="One run each: --seeds 0,1,2")] = None,
-    steps: Annotated[str | None, typer.Option(help="Of the students: --steps 1,2,4,8")] = None,
-    count: Annotated[int | None, typer.Option(min=8, help="Unseen prompts (default: 5000).")] = None,
-    minutes: Annotated[float | None, typer.Option("--slice", min=0, help="Minutes before it stops.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, one run each, e.g. 0,1,2 (default: the job's).")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Sampling steps to measure students at, e.g. 1,2,4,8 (default: the job's).")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=8, help="Number of unseen prompts (default 5000).")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--slice", min=0, help="Minutes after which it stops (default: never).")
+    ] = None,
     overrides: Sets = None,
-    show: Annotated[bool, typer.Option("--list", help="Say what is done and what is not, and stop.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Print which runs are measured and which are not, and stop.")] = (
+        False
+    ),
+    quiet: Quiet = False,
 ) -> None:
-    """Train recipes at the same cost and measure their students alike: one table, with intervals.
+    """Train recipes at the same cost and measure their students on the same prompts: one table, with intervals.
 
-    A job file is YAML: recipe, and perhaps set, seeds, budget, steps, count. What is finished stays; the same command
-    goes on with the rest. Start it twice at once, on two cores or GPUs, and each takes what the other has not.
+    A job file is YAML: recipe, and perhaps set, seeds, budget, steps, count. Finished runs are kept; the same command
+    continues with the rest. Started twice, on two cores or GPUs, each process takes runs that the other has not.
     """
     from fewstep.reports.benchmark import Benchmark, BenchmarkEntry, every_method
 
     given = {
-        "seeds": tuple(_whole(seeds, "--seeds")) or None, "steps": tuple(_whole(steps, "--steps")) or None,
-        "budget": budget, "count": count,
-    }  # fmt: skip
+        "seeds": tuple(_whole_numbers(seeds, "--seeds")) or None,
+        "steps": tuple(_whole_numbers(steps, "--steps")) or None,
+        "budget": budget,
+        "count": count,
+    }
     made = [run for job in jobs or every_method() for run in BenchmarkEntry.of(job, **given).runs(overrides or ())]
     work = Benchmark(made, out, runs or out / "runs", minutes, show_progress=not quiet)
     if show:
         for run in made:
             typer.echo(f"{run.name:32} {'done' if work.is_measured(run) else 'not done':10} {run.steps:,} steps")
         return
-    words = _options(out=out, runs=runs, budget=budget, seeds=seeds, steps=steps, count=count, slice=minutes)
-    with _stoppable(_command("benchmark", *(jobs or ()), *words, *_sets(overrides))):
+    again = options(
+        out=out, runs=runs, budget=budget, seeds=seeds, steps=steps, count=count, slice=minutes, set=overrides
+    )
+    with resumable("benchmark", *(jobs or ()), *again):
         done = work.work(typer.echo)
     if work.write() is not None:
         typer.echo((out / "table.md").read_text(encoding="utf-8"))
-        typer.echo(f"The table, the page and the pictures are in {out}.")
+        typer.echo(f"The table, the page and the images are in {out}.")
     if not done:
         typer.echo("Not all is done: run the same command again.")
 
@@ -422,14 +488,17 @@ def benchmark(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Finished run directories of one teacher.")],
-    out: Annotated[Path, typer.Option(help="Page to write; PNG and JSON appear beside it.")] = Path("report.html"),
-    count: Annotated[int, typer.Option(min=8, help="Unseen prompts to measure on.")] = 256,
+    out: Annotated[
+        Path, typer.Option(help="Page to write, with PNG and JSON files beside it (default report.html).")
+    ] = Path("report.html"),
+    count: Annotated[int, typer.Option(min=8, help="Number of unseen prompts to measure on (default 256).")] = 256,
     features: Annotated[
-        str, typer.Option(help="For FD and KID: detector, or a DINOv2 or CLIP model (folder or hub name).")
+        str,
+        typer.Option(help="Network of FD and KID: detector (default), or a DINOv2 or CLIP model (folder or hub name)."),
     ] = "detector",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """One self-contained page: pictures from the same noise, quality against steps, losses, settings."""
+    """Write one self-contained page: images from the same noise, quality against steps, losses, settings."""
     from fewstep.reports.report import STEPS
     from fewstep.reports.report import report as make
     from fewstep.training.logging import progress_bar
@@ -442,9 +511,9 @@ def report(
 @app.command()
 def diagnose(
     run: Annotated[Path, typer.Argument(help="A run directory, finished or not.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Say in words what is wrong with a run, from its log; exit code 1 if anything is."""
+    """Find the problems of a run from its log, in words; exit code 1 if there is one."""
     from fewstep.reports.diagnose import diagnose as examine
     from fewstep.training.run_files import RunFiles
 
@@ -456,13 +525,13 @@ def diagnose(
 
 @app.command()
 def scenes(
-    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 1000,
-    layout: Annotated[str, typer.Option(help="folder (pictures and metadata.jsonl) or webdataset (tar shards).")] = (
-        "folder"
-    ),
-    seed: Annotated[int, typer.Option(help="Which pictures.")] = 1,
-    size: Annotated[int, typer.Option(min=8, help="Side in pixels.")] = 64,
+    out: Annotated[Path, typer.Argument(help="Folder to write to; it must be empty or not exist.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of images (default 1000).")] = 1000,
+    layout: Annotated[
+        str, typer.Option(help="folder (images and metadata.jsonl, the default) or webdataset (tar shards).")
+    ] = "folder",
+    seed: Annotated[int, typer.Option(help="Seed of the scenes (default 1).")] = 1,
+    size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels (default 64).")] = 64,
 ) -> None:
     """Write rendered, captioned scenes as training data for this or any other program."""
     from fewstep.scenes64.scenes import Scenes, write_image_folder, write_webdataset
@@ -472,7 +541,7 @@ def scenes(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: choose another one.")
     (write_image_folder if layout == "folder" else write_webdataset)(out, Scenes(seed, size=size), count)
-    typer.echo(f"Wrote {count} captioned pictures to {out}.")
+    typer.echo(f"Wrote {count} captioned images to {out}.")
 
 
 @teacher_app.command("train")
@@ -494,10 +563,10 @@ def teacher_train(
     """Train the autoencoder, then the UNet with its text encoder. Hours on a CPU; resumable."""
     from fewstep.scenes64.train_teacher import TeacherSettings, train_teacher
 
-    again = _options(
+    again = options(
         out=out, vae_minutes=vae_minutes, unet_minutes=unet_minutes, init=init, seed=seed, device=device, export=export
     )
-    with _stoppable(_command("teacher", "train", *again)):
+    with resumable("teacher", "train", *again):
         size = train_teacher(out, TeacherSettings(seed), vae_minutes, unet_minutes, init, export, device, show=True)
     if size is not None:
         typer.echo(f"Wrote {export} ({size / 1e6:.1f} MB).")
@@ -528,11 +597,11 @@ def teacher_detector(
 
     if network not in NETWORKS:
         raise ValueError(f"Unknown --network '{network}': use {' or '.join(NETWORKS)}.")
-    again = _options(
+    again = options(
         out=out, network=network, teacher=teacher, minutes=minutes, seed=seed, device=device, export=export
     )
     settings = DetectorSettings.of(network, seed, device)
-    with _stoppable(_command("teacher", "detector", *again)):
+    with resumable("teacher", "detector", *again):
         trained = train_detector(out, settings, autoencoder(teacher) if teacher else None, minutes, show=True)
     if export:
         typer.echo(f"Wrote {export} ({write(trained, export) / 1e6:.2f} MB).")
@@ -568,7 +637,7 @@ def teacher_measure(
     from fewstep.scenes64.prompts import measure_teacher, recommended_guidance
     from fewstep.training.logging import progress_bar
 
-    scales = _numbers(guidance, "--guidance wants numbers, e.g. 1,2,3") or []
+    scales = _numbers(guidance, "--guidance needs numbers, e.g. 1,2,3") or []
     with progress_bar(3 * len(scales), 0, "sampling", True) as advance:
         comparison = measure_teacher(teacher, count, scales, seed, reference, advance)
     names = ["FD", "detail FD", "accuracy", *(n for n in comparison.results[0].figures if n.startswith("accuracy of"))]
@@ -603,7 +672,7 @@ def reward_scenes(
         ceiling = write_preferences(out, seed, count, decode, advance)
     typer.echo(f"Wrote {count} choices of simulated raters to {out}.")
     typer.echo(f"They are noisy: no judge agrees with more than {100 * ceiling:.1f} % of them in the mean.")
-    typer.echo("Go on with: " + _command("reward", "train", out, "--out", "runs/taste"))
+    typer.echo("Go on with: " + command("reward", "train", out, "--out", "runs/taste"))
 
 
 @reward_app.command("train")
@@ -627,7 +696,7 @@ def reward_train(
     if trunk not in ("encoder", "detector", "reader"):  # "reader" is the detector's former name
         raise ValueError(f"Unknown --trunk '{trunk}': use encoder or detector.")
     network = load_encoder() if trunk == "encoder" else load_detector().network
-    with _stoppable(_command("reward", "train", folder, *_options(out=out, trunk=trunk, seed=seed, steps=steps))):
+    with resumable("reward", "train", folder, *options(out=out, trunk=trunk, seed=seed, steps=steps)):
         result = train_reward(folder, out, network, seed, with_steps(steps), not quiet)
     typer.echo(f"{result}")
     typer.echo(f"The reward model is {out / FILE}, in standard deviations of the pictures it was trained on.")
@@ -638,98 +707,46 @@ def main() -> None:
     try:
         app(prog_name="fewstep")
     except KeyboardInterrupt:
-        sys.exit(_say("Interrupted.", 130))
+        sys.exit(end_with("Interrupted.", 130))
     except (ValueError, OSError, ArithmeticError) as error:
-        if os.environ.get("FEWSTEP_TRACEBACK"):  # for those who hunt a defect
+        if os.environ.get("FEWSTEP_TRACEBACK"):  # shows where a defect is
             raise
-        sys.exit(_say(f"Error: {' '.join(str(error).split())}", 2))
+        sys.exit(end_with(f"Error: {' '.join(str(error).split())}", 2))
     except (MemoryError, RuntimeError) as error:
         from fewstep.training.machine import is_out_of_memory
 
         if is_out_of_memory(error) and not os.environ.get("FEWSTEP_TRACEBACK"):
-            sys.exit(_say("Error: Out of memory: ask for fewer pictures at once (--prompt, --count).", 2))
-        if _RANK == "0" or "onnection" not in str(error):
+            sys.exit(end_with("Error: Out of memory: ask for fewer images at once (--prompt, --count).", 2))
+        if RANK == "0" or "onnection" not in str(error):
             raise
-        sys.exit(_say("Error: another process ended, see what it said.", 2))
+        sys.exit(end_with("Error: another process ended, see its message.", 2))
 
 
-def _say(message: str, code: int) -> int:
-    if code == 130:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the last words
-    typer.echo(message if _RANK == "0" else f"process {_RANK}: {message}", err=True)
-    return code
-
-
-class _stoppable:
-    """Turns a stopped training into a sentence that says how to go on, and exit code 130."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        from fewstep.training.trainer import TrainingStopped
-
-        if isinstance(error, TrainingStopped):
-            raise typer.Exit(_say(f"{error} All is saved; go on with: {self.command}", 130))
-        if isinstance(error, KeyboardInterrupt):
-            raise typer.Exit(_say(f"Interrupted; what was saved is kept. Go on with: {self.command}", 130))
-
-
-def _say_skipped(run: Path) -> None:
-    """What of the data could not be used, if anything: how much, and where it is listed."""
+def _report_skipped(run: Path) -> None:
+    """Print how many images or captions could not be used, if any, and where they are listed."""
     from fewstep.data.cache import SKIPPED
+    from fewstep.training.run_files import RunFiles
 
-    listed = run / "data" / SKIPPED
+    listed = RunFiles(run).data / SKIPPED
     if listed.is_file():
         count = len(listed.read_text(encoding="utf-8").splitlines())
-        typer.echo(f"{count:,} of the pictures or captions could not be used: see {listed}.")
+        typer.echo(f"{count:,} of the images or captions could not be used: see {listed}.")
 
 
-def _command(*words: object) -> str:
-    """A command line of ours, quoted so that it can be pasted."""
-    return shlex.join(["fewstep", *map(str, words)])
-
-
-def _options(**values: object) -> list[object]:
-    """Options of a command line, those that are not None."""
-    given = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
-    return [word for name, value in given.items() for word in (f"--{name}", value)]
-
-
-def _sets(overrides: list[str] | None) -> list[str]:
-    return [word for item in overrides or () for word in ("--set", item)]
-
-
-def _plan(recipe: Any) -> str:
-    """What --dry-run prints: the resolved recipe, and in comments what it, or each of its stages, needs."""
-    from fewstep.recipe.chain import Chain
-    from fewstep.runs.plan import describe, plan
-
-    lines = [recipe.as_yaml().rstrip()]
-    if not isinstance(recipe, Chain):
-        return "\n".join([*lines, *(f"# {line}" for line in describe(plan(recipe)))])
-    for name, stage in recipe.on_first_teacher().items():
-        lines += [f"# stage {name}", *(f"#   {line}" for line in describe(plan(stage)))]
-    return "\n".join(lines)
-
-
-def _whole(text: str | None, option: str) -> list[int]:
+def _whole_numbers(text: str | None, option: str) -> list[int]:
     try:
         found = [int(part) for part in (text or "").replace(",", " ").split()]
     except ValueError:
         found = []
     if text is not None and not found:
-        raise ValueError(f"{option} wants whole numbers, e.g. 0,1,2, not '{text}'.")
+        raise ValueError(f"{option} needs whole numbers, e.g. 0,1,2, not '{text}'.")
     return found
 
 
-def _numbers(text: str | None, wanted: str = "--timesteps wants numbers, e.g. 999,749,499,249") -> list[float] | None:
+def _numbers(text: str | None, needs: str = "--timesteps needs numbers, e.g. 999,749,499,249") -> list[float] | None:
     if text is None:
         return None
     try:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
-        raise ValueError(f"{wanted}, not '{text}'.") from None
+        raise ValueError(f"{needs}, not '{text}'.") from None

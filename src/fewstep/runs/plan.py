@@ -13,6 +13,7 @@ from fewstep.methods.base import Method
 from fewstep.models.meta_pipeline import MetaPipeline, outline
 from fewstep.models.roles import Weights
 from fewstep.planning.estimate import Estimate, estimate, seconds_of_step, step_cost
+from fewstep.recipe.chain import Chain
 from fewstep.recipe.schema import MAY_CHANGE, Recipe
 from fewstep.students.lineage import model_behind
 from fewstep.training.machine import in_words, memory
@@ -52,6 +53,16 @@ def plan(recipe: Recipe, timed: bool = True) -> Plan:
         return Plan(recipe, teacher, None, str(error), None)
     found = _estimate(recipe, teacher)
     return Plan(recipe, teacher, found, "", _seconds(recipe, teacher, found) if timed else None)
+
+
+def dry_run(recipe: Recipe | Chain) -> str:
+    """The resolved recipe, followed in comments by what it, or each of its stages, needs."""
+    lines = [recipe.as_yaml().rstrip()]
+    if not isinstance(recipe, Chain):
+        return "\n".join([*lines, *(f"# {line}" for line in describe(plan(recipe)))])
+    for name, stage in recipe.on_first_teacher().items():
+        lines += [f"# stage {name}", *(f"#   {line}" for line in describe(plan(stage)))]
+    return "\n".join(lines)
 
 
 def cost_of_step(recipe: Recipe) -> float:

@@ -8,71 +8,23 @@ from pathlib import Path
 class RunFiles:
     """Where each part of a run directory is.
 
-    recipe.yaml          the resolved recipe, every default written out
-    versions.json        versions of the programs, and the fingerprint of the data
-    data/                encoded images and captions, and skipped.txt, which lists those that could not be used
-    data/pairs/          the teacher's samples (recipe key `pairs`)
-    log.jsonl            one line for every log step
-    checkpoints/         to resume from
-    samples/             sample grids at fixed seeds, and statistics.jsonl, their diversity
-    evaluations.jsonl    validation results during training
-    best/                the best student so far (recipe key `evaluate`)
-    student/             the finished student
-    export/              exports for other programs, one folder a format
-
-    The run directory of several stages has its own recipe.yaml and data/, and one run directory a stage, ``01-name``.
+    The run directory of several stages has its own ``recipe`` and ``data``, and one run directory a stage, ``01-name``.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def versions(self) -> Path:
-        return self.path / "versions.json"
-
-    @property
-    def data(self) -> Path:
-        return self.path / "data"
-
-    @property
-    def pairs(self) -> Path:
-        return self.data / "pairs"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def sample_statistics(self) -> Path:
-        return self.samples / "statistics.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.path / "evaluations.jsonl"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best"
-
-    @property
-    def student(self) -> Path:
-        return self.path / "student"
-
-    @property
-    def export(self) -> Path:
-        return self.path / "export"
+        self.recipe = path / "recipe.yaml"  # resolved, every default written out
+        self.versions = path / "versions.json"  # of the programs, and the fingerprint of the data
+        self.data = path / "data"  # encoded images and captions, and the list of those that could not be used
+        self.pairs = self.data / "pairs"  # the teacher's samples (recipe key `pairs`)
+        self.log = path / "log.jsonl"  # one line for every log step
+        self.checkpoints = path / "checkpoints"  # to resume from
+        self.samples = path / "samples"  # sample grids at fixed seeds
+        self.sample_statistics = self.samples / "statistics.jsonl"  # their diversity
+        self.evaluations = path / "evaluations.jsonl"  # validation results (recipe key `evaluate`)
+        self.best = path / "best"  # the best student so far
+        self.student = path / "student"  # the finished student
+        self.export = path / "export"  # exports for other programs, one folder a layout
 
     def grid(self, step: int) -> Path:
         """The sample grid after ``step`` steps."""
