@@ -49,7 +49,7 @@ Sets = Annotated[
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
 RunOut = Annotated[Path | None, typer.Option(help="Run directory (default: runs/<recipe>).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
-Device = Annotated[str, typer.Option(help="Device to compute on: cpu, cuda, cuda:1, ... (default cpu).")]
+Device = Annotated[str, typer.Option(help="Device to compute on, e.g. cpu or cuda.")]
 
 
 def _version(wanted: bool) -> None:
@@ -182,8 +182,8 @@ def sample(
     strength: Annotated[
         float | None, typer.Option(help="How far to change --image, 0 to 1 (default 0.5; 1 with a mask).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the initial noise (default 0).")] = 0,
-    out: Annotated[Path, typer.Option(help="Image file to write (default sample.png).")] = Path("sample.png"),
+    seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
+    out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("sample.png"),
     checkpoint: Annotated[
         str | None, typer.Option(help="Name of a published file (`fewstep checkpoints`), instead of MODEL.")
     ] = None,
@@ -226,9 +226,7 @@ def sample(
 @app.command("app")
 def page(
     model: Annotated[str, typer.Argument(help="Model, as in `fewstep sample` (default: the newest run).")] = "",
-    port: Annotated[
-        int, typer.Option(min=1024, max=65535, help="Port on this machine's loopback address (default 7860).")
-    ] = 7860,
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="Port on this machine's loopback address.")] = 7860,
     device: Device = "cpu",
 ) -> None:
     """Serve a page on this machine: prompts, model, steps, seed, and the teacher's images beside. Ctrl-C ends it.
@@ -245,10 +243,10 @@ def page(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run, or a student's folder.")],
-    to: Annotated[str, typer.Option(help="Layout: diffusers (default), lora, kohya or merged.")] = "diffusers",
+    to: Annotated[str, typer.Option(help="Layout: diffusers, lora, kohya or merged.")] = "diffusers",
     out: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export/TO).")] = None,
     dtype: Annotated[
-        str, typer.Option(help="Number format of the weights: fp32 (default), fp16 or bf16, half the size.")
+        str, typer.Option(help="Number format of the weights: fp32, or half the size: fp16, bf16.")
     ] = "fp32",
     device: Device = "cpu",
 ) -> None:
@@ -296,7 +294,7 @@ def verify(
     mixture: Annotated[
         Path | None, typer.Option(help="JSON file of the Gaussian mixture to verify on (default: a built-in one).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of data, initial weights and training (default 0).")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of data, initial weights and training.")] = 0,
     steps: Annotated[
         int | None, typer.Option(help="Number of training steps; 0 trains nothing (default: chosen for the method).")
     ] = None,
@@ -404,11 +402,9 @@ def recipes_copy(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Run directory; a run in it is used again (default runs/demo).")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[Path, typer.Option(help="Run directory; a run in it is used again.")] = Path("runs/demo"),
     overrides: Sets = None,
-    count: Annotated[int, typer.Option(min=8, help="Number of unseen prompts to compare on (default 256).")] = 256,
+    count: Annotated[int, typer.Option(min=8, help="Number of unseen prompts to compare on.")] = 256,
     quiet: Quiet = False,
 ) -> None:
     """Distil the shipped model into a 4-step LoRA on this machine, and compare it with its teacher. Takes minutes."""
@@ -432,9 +428,7 @@ def benchmark(
         list[str] | None,
         typer.Argument(help="Recipes (names or files) or job files (default: every method's recipe for scenes-64)."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the table and the page (default runs/benchmark).")] = Path(
-        "runs/benchmark"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of the table and the page.")] = Path("runs/benchmark"),
     runs: Annotated[Path | None, typer.Option(help="Folder of the runs (default: OUT/runs).")] = None,
     budget: Annotated[
         float | None,
@@ -488,13 +482,11 @@ def benchmark(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Finished run directories of one teacher.")],
-    out: Annotated[
-        Path, typer.Option(help="Page to write, with PNG and JSON files beside it (default report.html).")
-    ] = Path("report.html"),
-    count: Annotated[int, typer.Option(min=8, help="Number of unseen prompts to measure on (default 256).")] = 256,
+    out: Annotated[Path, typer.Option(help="Page to write, with PNG and JSON files beside it.")] = Path("report.html"),
+    count: Annotated[int, typer.Option(min=8, help="Number of unseen prompts to measure on.")] = 256,
     features: Annotated[
         str,
-        typer.Option(help="Network of FD and KID: detector (default), or a DINOv2 or CLIP model (folder or hub name)."),
+        typer.Option(help="Network of FD and KID: detector, or a DINOv2 or CLIP model (folder or hub name)."),
     ] = "detector",
     quiet: Quiet = False,
 ) -> None:
@@ -526,12 +518,12 @@ def diagnose(
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="Folder to write to; it must be empty or not exist.")],
-    count: Annotated[int, typer.Option(min=1, help="Number of images (default 1000).")] = 1000,
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1000,
     layout: Annotated[
-        str, typer.Option(help="folder (images and metadata.jsonl, the default) or webdataset (tar shards).")
+        str, typer.Option(help="folder (images and metadata.jsonl) or webdataset (tar shards).")
     ] = "folder",
-    seed: Annotated[int, typer.Option(help="Seed of the scenes (default 1).")] = 1,
-    size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels (default 64).")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 1,
+    size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels.")] = 64,
 ) -> None:
     """Write rendered, captioned scenes as training data for this or any other program."""
     from fewstep.scenes64.scenes import Scenes, write_image_folder, write_webdataset

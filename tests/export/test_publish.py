@@ -251,7 +251,7 @@ def test_an_error_of_diffusers_is_said(monkeypatch):
 def test_the_command_line(run, in_this_process, tmp_path, monkeypatch, capsys):
     code, out, err = inside(monkeypatch, capsys, tmp_path, "export", run, "--to", "kohya", "--out", "there")
     assert code == 0, err
-    assert "diffusers draws from it what fewstep does" in out and "All 115 LoRA layers" in out
+    assert "diffusers samples from it what fewstep does" in out and "All 115 LoRA layers" in out
     code, out, err = inside(monkeypatch, capsys, tmp_path, "export", run, "--to", "kohya", "--out", "there")
     assert code == 2 and "is there already" in err
     code, out, err = inside(monkeypatch, capsys, tmp_path, "export", tmp_path / "no-run")

@@ -171,7 +171,7 @@ def test_sampling_may_run_out_of_memory_too(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("fewstep.inference.generate.load_model", load)
     code, _, errors = inside(monkeypatch, capsys, tmp_path, "sample", "scenes-64")
-    assert (code, errors) == (2, "Error: Out of memory: ask for fewer pictures at once (--prompt, --count).\n")
+    assert (code, errors) == (2, "Error: Out of memory: ask for fewer images at once (--prompt, --count).\n")
 
 
 # ------------------------------------------------------------------ the machine

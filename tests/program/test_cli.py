@@ -73,7 +73,7 @@ def test_a_shipped_recipe_becomes_ones_own(tmp_path, monkeypatch, capsys):
 def test_a_chain_is_diagnosed_by_its_last_stage_and_planned_by_dry_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "chain.yaml").write_text("stages: [{name: a, method: lcm}]")
     code, _, errors = inside(monkeypatch, capsys, tmp_path, "doctor", "--plan", "chain.yaml")
-    assert code == 2 and "has stages: fewstep distill chain.yaml --dry-run says what each needs" in errors
+    assert code == 2 and "has stages: fewstep distill chain.yaml --dry-run prints what each needs" in errors
     for folder in ("run", "run/01-a"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "recipe.yaml").write_text("{}")
@@ -91,7 +91,7 @@ def test_several_seeds_are_several_runs(short, tmp_path, monkeypatch, capsys):
     assert inside(monkeypatch, capsys, tmp_path, *arguments)[0] == 2
     assert inside(monkeypatch, capsys, tmp_path, *arguments, "--resume")[0] == 0
     for wrong in ("one", ",", ""):
-        assert "--seeds wants whole numbers" in inside(monkeypatch, capsys, tmp_path, *arguments, "--seeds", wrong)[2]
+        assert "--seeds needs whole numbers" in inside(monkeypatch, capsys, tmp_path, *arguments, "--seeds", wrong)[2]
 
 
 @pytest.mark.parametrize("arguments, sentence", [
@@ -107,7 +107,7 @@ def test_several_seeds_are_several_runs(short, tmp_path, monkeypatch, capsys):
     (["distill", "scenes-64-tcd", "--set", "method=tdc"], "Unknown method 'tdc'"),
     (["distill", "scenes-64-tcd", "--set", "training.precision=fp16"], "precision"),
     (["distill", "scenes-64-tcd", "--set", "teacher.path=/no/such"], "There is no teacher '/no/such'"),
-    (["distill", "scenes-64-tcd", "--set", "steps"], "--set wants key.subkey=value"),
+    (["distill", "scenes-64-tcd", "--set", "steps"], "--set needs key.subkey=value"),
     (["sample", "/no/such"], "There is no teacher '/no/such'"),
     (["verify", "tdc"], "Unknown method 'tdc'"),
     (["verify", "tcd", "--mixture", "/no/such.json"], "/no/such.json"),
@@ -165,7 +165,7 @@ def test_ctrl_c_saves_and_resumes_to_the_same_weights(short, tmp_path, monkeypat
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "All is saved; go on with: fewstep distill scenes-64-tcd" in errors
+    assert "All is saved; continue with: fewstep distill scenes-64-tcd" in errors
     assert "Traceback" not in errors
     code, _, errors = inside(*here, "cut", "--resume")
     assert code == 0, errors

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from fewstep.cli import _command
 from fewstep.inference.generate import draw, load_model
 from fewstep.recipe.load import load_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
 from fewstep.runs.setup import check_device
 from fewstep.students.card import CARD_FILE, load_card
+from fewstep.training.console import command
 from fewstep.training.logging import JsonLines
 
 
@@ -101,7 +101,7 @@ def test_no_picture_is_made_of_nonsense(tiny, tmp_path, scale, seed):
 
 
 def test_commands_can_be_pasted():
-    assert _command("sample", "runs/my run", "-p", "a star") == "fewstep sample 'runs/my run' -p 'a star'"
+    assert command("sample", "runs/my run", "-p", "a star") == "fewstep sample 'runs/my run' -p 'a star'"
 
 
 INTERRUPTED = """

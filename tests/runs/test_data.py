@@ -72,7 +72,7 @@ def test_a_run_in_buckets_is_resumed_to_the_bit_and_says_what_it_skipped(short, 
     arguments = ["distill", "scenes-64-tcd", "--out", "run", "-q", *sets([*short, "sample.every=100", *more])]
     code, output, errors = inside(monkeypatch, capsys, tmp_path, *arguments)
     assert (code, errors) == (0, "")
-    assert "1 of the pictures or captions could not be used: see run/data/skipped.txt." in output
+    assert "1 of the images or captions could not be used: see run/data/skipped.txt." in output
     assert (tmp_path / "run" / "data" / "skipped.txt").read_text() == "x.png: it is damaged, or no image\n"
     stop_and_go_on(monkeypatch, wanted, tmp_path / "stopped", 3)
     first, second = (load(latest(tmp_path / name / "checkpoints"))[0] for name in ("run", "stopped"))

@@ -109,13 +109,15 @@ def test_ctrl_c_says_how_to_go_on_and_it_ends_in_the_same_bits(made, options, tm
     monkeypatch.setattr(PairFiles, "write", interrupted)
     words = ["scenes-64-dmd", "--from-teacher", "--out", "run", *sets(options)]
     code, _, errors = inside(monkeypatch, capsys, tmp_path, "prepare", *words, "-q")
-    assert code == 130 and "Interrupted; what was saved is kept. Go on with: fewstep prepare scenes-64-dmd" in errors
+    assert code == 130 and "Interrupted; what was saved is kept. Continue with: fewstep prepare scenes-64-dmd" in errors
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "data" / "pairs").glob("*.safetensors")}
     assert len(before) == 2
     monkeypatch.setattr(PairFiles, "write", write)
     code, output, _ = inside(monkeypatch, capsys, tmp_path, "prepare", *words, "-q")
-    assert code == 0 and "10 samples of the teacher are in run/data/pairs (40 forward equivalents)." in output
-    assert "Go on with: fewstep distill scenes-64-dmd --out run --set" in output and output.strip().endswith("--resume")
+    assert code == 0 and "10 samples of the teacher are in run/data/pairs (40 forward passes)." in output
+    assert "Continue with: fewstep distill scenes-64-dmd --out run --set" in output and output.strip().endswith(
+        "--resume"
+    )
     assert same_files(tmp_path / "run", made) and all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 

@@ -33,6 +33,7 @@ from fewstep.data.files import held, replace_text, text_hash
 from fewstep.evaluation.compare import Candidate, compare
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher, load_teacher
+from fewstep.models.hub import DTYPES
 from fewstep.recipe.chain import Chain, load
 from fewstep.recipe.load import shipped_recipes
 from fewstep.recipe.schema import Recipe
@@ -47,7 +48,6 @@ from fewstep.students.card import load_card, sampler_of
 from fewstep.students.lineage import model_behind, student_folder, teacher_of
 from fewstep.students.student import load_student
 from fewstep.training import distributed
-from fewstep.training.settings import DTYPES
 from fewstep.training.trainer import TrainingStopped
 
 NOISE = 0

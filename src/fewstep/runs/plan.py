@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fewstep.methods.base import Method
+from fewstep.models.hub import DTYPES
 from fewstep.models.meta_pipeline import MetaPipeline, outline
 from fewstep.models.roles import Weights
 from fewstep.planning.estimate import Estimate, estimate, seconds_of_step, step_cost
@@ -17,7 +18,7 @@ from fewstep.recipe.chain import Chain
 from fewstep.recipe.schema import MAY_CHANGE, Recipe
 from fewstep.students.lineage import model_behind
 from fewstep.training.machine import in_words, memory
-from fewstep.training.settings import DTYPES, TrainingSettings
+from fewstep.training.settings import TrainingSettings
 
 _LARGEST_TIMED = 100_000_000  # parameters; on a CPU a step of a larger network would take long
 

@@ -15,6 +15,7 @@ from fewstep.data.find import find_captions
 from fewstep.methods.base import Method
 from fewstep.methods.guidance import OFF
 from fewstep.models.families import Teacher
+from fewstep.models.hub import DTYPES
 from fewstep.models.lora_files import is_lora
 from fewstep.models.roles import Roles
 from fewstep.recipe.schema import Recipe
@@ -24,7 +25,6 @@ from fewstep.sampling import DDIMSampler
 from fewstep.students.card import Card, load_card, sampler_of
 from fewstep.students.lineage import load_start, open_teacher, origin_of, student_folder
 from fewstep.training.optimizers import check_optimizer
-from fewstep.training.settings import DTYPES
 from fewstep.training.trackers import check_trackers
 from fewstep.training.trainer import build_roles, check_batch
 
