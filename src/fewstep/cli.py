@@ -10,7 +10,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fewstep.training.console import RANK, command, end_with, options, resumable
+from fewstep.scenes64.commands import reward_app, scenes, teacher_app
+from fewstep.training.console import (
+    RANK,
+    Device,
+    Quiet,
+    command,
+    end_with,
+    numbers,
+    options,
+    resumable,
+    whole_numbers,
+)  # fmt: skip
 
 
 class _Commands(TyperGroup):
@@ -35,9 +46,7 @@ app = typer.Typer(
 Try `fewstep demo` first: it distils a small model on this machine in minutes and shows images.
 Then `fewstep distill RECIPE` with a recipe of your own (`fewstep recipes` lists the shipped ones).""",
 )
-teacher_app = typer.Typer(no_args_is_help=True, help="Train scenes-64, the model that ships with fewstep.")
 app.add_typer(teacher_app, name="teacher")
-reward_app = typer.Typer(no_args_is_help=True, help="Reward models of human preference, for the method `feedback`.")
 app.add_typer(reward_app, name="reward")
 recipes_app = typer.Typer(invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
@@ -48,8 +57,6 @@ Sets = Annotated[
 ]
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
 RunOut = Annotated[Path | None, typer.Option(help="Run directory (default: runs/<recipe>).")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
-Device = Annotated[str, typer.Option(help="Device to compute on, e.g. cpu or cuda.")]
 
 
 def _version(wanted: bool) -> None:
@@ -100,7 +107,7 @@ def distill(
     from fewstep.training.run_files import RunFiles
 
     folder = out or Path("runs") / Path(recipe).stem
-    several = {folder / f"seed-{n}": [f"seed={n}"] for n in _whole_numbers(seeds, "--seeds")}
+    several = {folder / f"seed-{n}": [f"seed={n}"] for n in whole_numbers(seeds, "--seeds")}
     with resumable("distill", recipe, *options(out=folder, set=overrides, seeds=seeds), "--resume"):
         for place, seed in (several or {folder: []}).items():
             student = run(load(recipe, [*(overrides or ()), *seed]), place, resume=resume, show_progress=not quiet)
@@ -209,7 +216,7 @@ def sample(
     loaded = load_model(
         str(model or checkpoint), base, file, scaled_loras(lora or ()), published=model is None, device=device
     )
-    times = _numbers(timesteps)
+    times = numbers(timesteps)
     advice = loaded.advice(len(times) if times else steps, guidance_scale)
     for line in [*advice, *([loaded.licence] if loaded.licence else [])]:
         typer.echo(line, err=True)
@@ -456,8 +463,8 @@ def benchmark(
     from fewstep.reports.benchmark import Benchmark, BenchmarkEntry, every_method
 
     given = {
-        "seeds": tuple(_whole_numbers(seeds, "--seeds")) or None,
-        "steps": tuple(_whole_numbers(steps, "--steps")) or None,
+        "seeds": tuple(whole_numbers(seeds, "--seeds")) or None,
+        "steps": tuple(whole_numbers(steps, "--steps")) or None,
         "budget": budget,
         "count": count,
     }
@@ -515,183 +522,7 @@ def diagnose(
         raise typer.Exit(1)
 
 
-@app.command()
-def scenes(
-    out: Annotated[Path, typer.Argument(help="Folder to write to; it must be empty or not exist.")],
-    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1000,
-    layout: Annotated[
-        str, typer.Option(help="folder (images and metadata.jsonl) or webdataset (tar shards).")
-    ] = "folder",
-    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 1,
-    size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels.")] = 64,
-) -> None:
-    """Write rendered, captioned scenes as training data for this or any other program."""
-    from fewstep.scenes64.scenes import Scenes, write_image_folder, write_webdataset
-
-    if layout not in ("folder", "webdataset"):
-        raise ValueError(f"Unknown --layout '{layout}': use folder or webdataset.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder: choose another one.")
-    (write_image_folder if layout == "folder" else write_webdataset)(out, Scenes(seed, size=size), count)
-    typer.echo(f"Wrote {count} captioned images to {out}.")
-
-
-@teacher_app.command("train")
-def teacher_train(
-    out: Annotated[Path, typer.Option(help="Run directory; an unfinished run in it is continued.")] = Path(
-        "runs/teacher"
-    ),
-    vae_minutes: Annotated[
-        float | None, typer.Option(help="Length of stage one (default: its number of steps).")
-    ] = None,
-    unet_minutes: Annotated[
-        float | None, typer.Option(help="Length of stage two (default: its number of steps).")
-    ] = None,
-    init: Annotated[str | None, typer.Option(help="Go on from these weights: scenes-64, a pipeline folder.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, scenes and noise.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    export: Annotated[Path | None, typer.Option(help="Write the diffusers folder here at the end.")] = None,
-) -> None:
-    """Train the autoencoder, then the UNet with its text encoder. Hours on a CPU; resumable."""
-    from fewstep.scenes64.train_teacher import TeacherSettings, train_teacher
-
-    again = options(
-        out=out, vae_minutes=vae_minutes, unet_minutes=unet_minutes, init=init, seed=seed, device=device, export=export
-    )
-    with resumable("teacher", "train", *again):
-        size = train_teacher(out, TeacherSettings(seed), vae_minutes, unet_minutes, init, export, device, show=True)
-    if size is not None:
-        typer.echo(f"Wrote {export} ({size / 1e6:.1f} MB).")
-
-
-@teacher_app.command("detector")
-def teacher_detector(
-    out: Annotated[Path, typer.Option(help="Run directory; an unfinished run in it is continued.")] = Path(
-        "runs/detector"
-    ),
-    network: Annotated[str, typer.Option(help="detector, which measures, or encoder, which serves in losses.")] = (
-        "detector"
-    ),
-    teacher: Annotated[
-        str | None,
-        typer.Option(help="Its autoencoder makes half of the images: scenes-64, a pipeline folder, a teacher's run."),
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Length of the training (default: its number of steps).")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights and scenes (default: the shipped one's).")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the weights here at the end.")] = None,
-) -> None:
-    """Train the detector, which measures prompt accuracy, or the encoder. Less than an hour on a CPU; resumable."""
-    from fewstep.scenes64.train_detector import NETWORKS, DetectorSettings, autoencoder, train_detector
-    from fewstep.scenes64.train_detector import export as write
-
-    if network not in NETWORKS:
-        raise ValueError(f"Unknown --network '{network}': use {' or '.join(NETWORKS)}.")
-    again = options(
-        out=out, network=network, teacher=teacher, minutes=minutes, seed=seed, device=device, export=export
-    )
-    settings = DetectorSettings.of(network, seed, device)
-    with resumable("teacher", "detector", *again):
-        trained = train_detector(out, settings, autoencoder(teacher) if teacher else None, minutes, show=True)
-    if export:
-        typer.echo(f"Wrote {export} ({write(trained, export) / 1e6:.2f} MB).")
-
-
-@teacher_app.command("ceilings")
-def teacher_ceilings(
-    detector: Annotated[Path | None, typer.Option(help="Its weights (default: those that ship).")] = None,
-    teacher: Annotated[str, typer.Option(help="Whose autoencoder renders go through; empty: none.")] = "scenes-64",
-    count: Annotated[int, typer.Option(min=1, help="Number of unseen scenes.")] = 2000,
-) -> None:
-    """Prompt accuracy of the detector on images that are right by construction: the most that generated ones reach."""
-    from fewstep.scenes64.detector import ASSET, load_detector
-    from fewstep.scenes64.train_detector import autoencoder, ceilings
-
-    vae = autoencoder(teacher) if teacher else None
-    for name, accuracy in ceilings(load_detector(detector or ASSET), vae, count).items():
-        shares = "  ".join(f"{part} {100 * share:.2f}" for part, share in accuracy.share.items())
-        typer.echo(f"{name:14s} n = {accuracy.images}: {shares} %")
-
-
-@teacher_app.command("measure")
-def teacher_measure(
-    teacher: Annotated[str, typer.Argument(help="scenes-64, or a folder of the same architecture.")] = "scenes-64",
-    count: Annotated[int, typer.Option(min=32, help="Unseen prompts.")] = 1000,
-    guidance: Annotated[str, typer.Option(help="Guidance scales to try, 1 is off.")] = "1,2,3,4,5",
-    out: Annotated[Path | None, typer.Option(help="Write the table here as JSON.")] = None,
-    reference: Annotated[Path | None, typer.Option(help="Write statistics of real scenes here, and use them.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-) -> None:
-    """What the teacher obeys and what it loses at few steps: 50, 8 and 4 steps of DDIM at several scales."""
-    from fewstep.evaluation.compare import as_json, table
-    from fewstep.scenes64.prompts import measure_teacher, recommended_guidance
-    from fewstep.training.logging import progress_bar
-
-    scales = _numbers(guidance, "--guidance needs numbers, e.g. 1,2,3") or []
-    with progress_bar(3 * len(scales), 0, "sampling", True) as advance:
-        comparison = measure_teacher(teacher, count, scales, seed, reference, advance)
-    names = ["FD", "detail FD", "accuracy", *(n for n in comparison.results[0].figures if n.startswith("accuracy of"))]
-    typer.echo(table(comparison, names))
-    best = recommended_guidance(comparison)
-    typer.echo(f"\nGuidance of lowest FD among those within a point of the best accuracy: {best:g}")
-    if out:
-        from fewstep.data.files import replace_text
-
-        replace_text(out, as_json(comparison))
-
-
-@reward_app.command("scenes")
-def reward_scenes(
-    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    count: Annotated[int, typer.Option(min=10, help="How many pairs.")] = 3000,
-    seed: Annotated[int, typer.Option(help="Which pairs.")] = 11,
-    teacher: Annotated[
-        str, typer.Option(help="Whose autoencoder half of the pairs go through; empty: none.")
-    ] = "scenes-64",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
-) -> None:
-    """Write choices between scenes, by simulated raters: a stated rule of taste and noise. No person was asked."""
-    from fewstep.scenes64.scenes.raters import write_preferences
-    from fewstep.scenes64.train_rewards import through_teacher
-    from fewstep.training.logging import progress_bar
-
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder: choose another one.")
-    decode = through_teacher(teacher, seed) if teacher else None
-    with progress_bar(count, 0, "pairs", not quiet) as advance:
-        ceiling = write_preferences(out, seed, count, decode, advance)
-    typer.echo(f"Wrote {count} choices of simulated raters to {out}.")
-    typer.echo(f"They are noisy: no judge agrees with more than {100 * ceiling:.1f} % of them in the mean.")
-    typer.echo("Go on with: " + command("reward", "train", out, "--out", "runs/taste"))
-
-
-@reward_app.command("train")
-def reward_train(
-    folder: Annotated[Path, typer.Argument(help="Pictures and preferences.jsonl: prompt, chosen, rejected.")],
-    out: Annotated[Path, typer.Option(help="Run directory; an unfinished run in it is continued.")] = Path(
-        "runs/taste"
-    ),
-    trunk: Annotated[
-        str, typer.Option(help="Frozen network below it: encoder, or detector for a model that only measures.")
-    ] = "encoder",
-    seed: Annotated[int, typer.Option(help="Of weights and order, and of what is held out.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
-) -> None:
-    """Learn a small reward model from choices between pictures of scenes-64, and measure it on those held out."""
-    from fewstep.models.encoders import load_encoder
-    from fewstep.scenes64.detector import load_detector
-    from fewstep.scenes64.train_rewards import FILE, train_reward, with_steps
-
-    if trunk not in ("encoder", "detector", "reader"):  # "reader" is the detector's former name
-        raise ValueError(f"Unknown --trunk '{trunk}': use encoder or detector.")
-    network = load_encoder() if trunk == "encoder" else load_detector().network
-    with resumable("reward", "train", folder, *options(out=out, trunk=trunk, seed=seed, steps=steps)):
-        result = train_reward(folder, out, network, seed, with_steps(steps), not quiet)
-    typer.echo(f"{result}")
-    typer.echo(f"The reward model is {out / FILE}, in standard deviations of the pictures it was trained on.")
+app.command()(scenes)
 
 
 def main() -> None:
@@ -723,22 +554,3 @@ def _report_skipped(run: Path) -> None:
     if listed.is_file():
         count = len(listed.read_text(encoding="utf-8").splitlines())
         typer.echo(f"{count:,} of the images or captions could not be used: see {listed}.")
-
-
-def _whole_numbers(text: str | None, option: str) -> list[int]:
-    try:
-        found = [int(part) for part in (text or "").replace(",", " ").split()]
-    except ValueError:
-        found = []
-    if text is not None and not found:
-        raise ValueError(f"{option} needs whole numbers, e.g. 0,1,2, not '{text}'.")
-    return found
-
-
-def _numbers(text: str | None, needs: str = "--timesteps needs numbers, e.g. 999,749,499,249") -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise ValueError(f"{needs}, not '{text}'.") from None

@@ -1,4 +1,4 @@
-"""The end of a command: exit codes, and the command line with which interrupted work is continued."""
+"""Shared by all commands: options, numbers in options, exit codes, the command line that continues interrupted work."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 
 RANK = os.environ.get("RANK", "0")
 """The number of this process among torchrun's."""
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
+Device = Annotated[str, typer.Option(help="Device to compute on, e.g. cpu or cuda.")]
 
 
 def end_with(message: str, code: int) -> int:
@@ -48,3 +51,24 @@ def options(**values: object) -> list[object]:
         for item in value if isinstance(value, list) else [value]:
             found += [] if item is None else [f"--{name.replace('_', '-')}", item]
     return found
+
+
+def whole_numbers(text: str | None, option: str) -> list[int]:
+    """The whole numbers of an option like 0,1,2; none where it was not given."""
+    try:
+        found = [int(part) for part in (text or "").replace(",", " ").split()]
+    except ValueError:
+        found = []
+    if text is not None and not found:
+        raise ValueError(f"{option} needs whole numbers, e.g. 0,1,2, not '{text}'.")
+    return found
+
+
+def numbers(text: str | None, needs: str = "--timesteps needs numbers, e.g. 999,749,499,249") -> list[float] | None:
+    """The numbers of an option like 1,2.5; None where it was not given."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise ValueError(f"{needs}, not '{text}'.") from None
