@@ -35,6 +35,7 @@ from fewstep.scenes64.scenes import ATTRIBUTES, Scenes
 from fewstep.scenes64.scenes.render import Bytes
 from fewstep.scenes64.stage import Stage, kept, seeded, train
 from fewstep.scenes64.train_teacher import TeacherSettings, train_vae
+from fewstep.training.run_files import RunFiles
 from fewstep.training.settings import TrainingSettings
 
 NETWORKS: dict[str, tuple[type[DetectorNetwork | EncoderNetwork], int]] = {
@@ -238,7 +239,7 @@ def autoencoder(teacher: str) -> Any:
     Raises:
         ValueError: there is no such teacher.
     """
-    if (Path(teacher) / "vae" / "checkpoints").is_dir():
+    if RunFiles(Path(teacher) / "vae").checkpoints.is_dir():
         return train_vae(Path(teacher), TeacherSettings(), show=True)
     return load_teacher(teacher).pipeline.vae
 
