@@ -24,8 +24,8 @@ MUTANTS = [
         "scenes64/test_train_teacher.py",
         (
             "teacher: the second task does not fade",
-            "share=self.settings.detection * (1 - progress.step / progress.total)",
-            "share=self.settings.detection",
+            "share=self.detection * (1 - progress.step / progress.total)",
+            "share=self.detection",
             "test_the_second_task_is_told_from_inside_and_fades",
         ),
         (

@@ -14,7 +14,6 @@ from fewstep.scenes64.autoencoder import CROWDED
 from fewstep.scenes64.detector import JUDGED, SLACK, Detector, Found, judge, load_detector, prompt_accuracy
 from fewstep.scenes64.labels import Labels, cell_middles, detection_loss, nearest
 from fewstep.scenes64.scenes import ATTRIBUTES, Mention, Scenes
-from fewstep.scenes64.stage import trainer_of
 from fewstep.scenes64.train_detector import (
     Detection,
     DetectorImages,
@@ -276,7 +275,7 @@ def source():
 
 def trainer(folder):
     images = source()
-    return trainer_of(Detection(), DetectorNetwork(HEADS, (8, 8, 8)), images, TINY, 7, folder)
+    return Detection(DetectorNetwork(HEADS, (8, 8, 8)), images).trainer(TINY, 7, folder)
 
 
 def test_an_interrupted_training_ends_in_the_same_weights(tmp_path):

@@ -19,13 +19,12 @@ from fewstep.models.detector import DetectorNetwork
 from fewstep.models.encoders import load_encoder
 from fewstep.models.rewards import About, RewardNetwork
 from fewstep.scenes64 import architecture as scenes64
-from fewstep.scenes64 import autoencoder, denoise
+from fewstep.scenes64 import autoencoder
 from fewstep.scenes64.autoencoder import CROWDED, Autoencoding, RenderedScenes, as_tensor
-from fewstep.scenes64.denoise import CaptionedUNet, Denoise, encode_scenes, token_ids
+from fewstep.scenes64.denoise import CaptionedUNet, Denoise, encode_scenes, encoded_scenes, token_ids
 from fewstep.scenes64.labels import Labels
 from fewstep.scenes64.linear_code import fit_linear_code
 from fewstep.scenes64.scenes import ATTRIBUTES, WORDS, Scenes
-from fewstep.scenes64.stage import trainer_of
 from fewstep.scenes64.train_detector import Detection, DetectorImages
 from fewstep.scenes64.train_rewards import BradleyTerry, PairFeatures
 from fewstep.training.settings import TrainingSettings
@@ -43,9 +42,9 @@ def stirred(*networks):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
-def loss_of(stage, network, batch, draws):
+def loss_of(stage, batch, draws=None):
     """The loss that the trainer would go backward through."""
-    roles = trainer_of(stage, network, None, SETTINGS, 0).roles
+    roles = stage.trainer(SETTINGS, 0).roles
     return stage.student(roles, batch, draws, stage.prepare(roles, batch, draws, {"student"}))
 
 
@@ -62,7 +61,8 @@ def test_autoencoder():
     stirred(vae)
     width = rng.sample.uniform("wobble", -0.4, 0.4).clamp_min(0)
     draws = autoencoder.Draws(rng.sample.normal("posterior", scenes64.LATENT_SHAPE), width)
-    loss = loss_of(Autoencoding(code), vae, RenderedScenes(Scenes(0, numbers=CROWDED)).batch(rng), draws)
+    stage = Autoencoding(vae, RenderedScenes(Scenes(0, numbers=CROWDED)), code)
+    loss = loss_of(stage, stage.source.batch(rng), draws)
     check(loss, 1.661308169, pixels=0.620165765, edges=0.276654899, code=1.80313313, kl=2.496891737)
 
 
@@ -74,13 +74,13 @@ def test_denoising():
     unet = scenes64.build_unet((48, 32), text_width=32)
     network = CaptionedUNet(unet, scenes64.build_text_encoder(tokenizer, width=32, layers=1))
     stirred(unet, network.text_encoder, network.head)
-    stage, rng = Denoise(Schedule.from_diffusers(scenes64.build_scheduler()), token_ids(tokenizer, [""])), Rng(0, 5, 4)
+    schedule, rng = Schedule.from_diffusers(scenes64.build_scheduler()), Rng(0, 5, 4)
+    stage = Denoise(network, encoded_scenes(pool), schedule, token_ids(tokenizer, [""]))
     picked = {name: t[rng.sample.integers("rows", 0, 12)] for name, t in pool.items()}
     mean, std = picked.pop("mean").float(), picked.pop("std").float()
     batch = Batch(torch.addcmul(mean, std, rng.sample.normal("posterior", mean.shape[1:])), Cond(picked))
     draws = stage.draw(batch, rng, Progress(5, 10))
-    assert isinstance(draws, denoise.Draws)
-    loss = loss_of(stage, network, batch, draws)
+    loss = loss_of(stage, batch, draws)
     check(loss, 36.490619659, weighted=35.153324127, mse=1.372671366, detection=26.745893478,
           detection_shape=1.874899507)  # fmt: skip
 
@@ -91,7 +91,7 @@ def test_detection():
     network = DetectorNetwork({name: len(values) for name, values in ATTRIBUTES.items()}, (8, 8, 8))
     stirred(network)
     source = DetectorImages(0, (levels, Labels.of([Scenes(2).scene(i) for i in range(6)])))
-    loss = loss_of(Detection(), network, source.batch(Rng(0, 2, 8)), None)
+    loss = loss_of(Detection(network, source), source.batch(Rng(0, 2, 8)))
     check(loss, 24.512033463, near=16.224630356, geometry=1.577872515, shape=1.912168503, colour=2.398628473,
           fill=1.584482312, size=0.8142519)  # fmt: skip
 
@@ -101,4 +101,4 @@ def test_preferences():
     network = RewardNetwork(About("encoder", load_encoder().heads))
     mean, std = 0.5 + torch.rand(network.usual.shape)
     seen = PairFeatures(*((torch.randn(9, 43) - mean) / std for _ in range(2)))
-    check(loss_of(BradleyTerry(), network.taste, seen.batch(Rng(0, 3, 8)), None), 0.808692932, accuracy=0.25)
+    check(loss_of(BradleyTerry(network.taste, seen), seen.batch(Rng(0, 3, 8))), 0.808692932, accuracy=0.25)

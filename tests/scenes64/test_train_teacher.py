@@ -16,7 +16,7 @@ from fewstep.scenes64.denoise import CaptionedUNet, Denoise, encode_scenes, enco
 from fewstep.scenes64.labels import Labels, detection_loss
 from fewstep.scenes64.linear_code import fit_linear_code
 from fewstep.scenes64.scenes import ATTRIBUTES, WORDS, Scenes
-from fewstep.scenes64.stage import averaged, seconds_per_step, train, trainer_of
+from fewstep.scenes64.stage import averaged, seconds_per_step
 from fewstep.scenes64.train_teacher import TeacherSettings, export, train_unet, train_vae
 from fewstep.training import checkpoint
 from fewstep.training.settings import TrainingSettings
@@ -45,23 +45,19 @@ def code():
 def vae_trainer(code, settings=TINY, folder=None, seed=0):
     torch.manual_seed(1)
     source = RenderedScenes(Scenes(0, numbers=CROWDED))
-    return trainer_of(Autoencoding(code), scenes64.build_vae((8, 8, 8, 8)), source, settings, seed, folder)
+    return Autoencoding(scenes64.build_vae((8, 8, 8, 8)), source, code).trainer(settings, seed, folder)
 
 
-def denoise(tokenizer, **settings):
-    empty = torch.tensor(tokenizer([""], padding="max_length", max_length=scenes64.TOKENS).input_ids)
-    return Denoise(Schedule.from_diffusers(scenes64.build_scheduler()), empty, **settings)
-
-
-def captioned_unet(tokenizer):
+def denoise(pool, tokenizer):
     torch.manual_seed(1)
     unet = scenes64.build_unet((48, 32), text_width=32)
-    return CaptionedUNet(unet, scenes64.build_text_encoder(tokenizer, width=32, layers=1))
+    network = CaptionedUNet(unet, scenes64.build_text_encoder(tokenizer, width=32, layers=1))
+    empty = torch.tensor(tokenizer([""], padding="max_length", max_length=scenes64.TOKENS).input_ids)
+    return Denoise(network, encoded_scenes(pool), Schedule.from_diffusers(scenes64.build_scheduler()), empty)
 
 
 def unet_trainer(pool, tokenizer, settings=TINY, folder=None, seed=0):
-    network, source = captioned_unet(tokenizer), encoded_scenes(pool)
-    return trainer_of(denoise(tokenizer), network, source, settings, seed, folder)
+    return denoise(pool, tokenizer).trainer(settings, seed, folder)
 
 
 def train_steps(trainer, count):
@@ -103,21 +99,19 @@ def test_another_seed_or_shape_is_refused(tmp_path, pool, tokenizer):
 
 def test_measuring_the_speed_changes_nothing(pool, tokenizer):
     """It is done with a trainer of its own, which leaves the network that it was given as it was."""
-    network, source = captioned_unet(tokenizer), encoded_scenes(pool)
-    before = {name: p.clone() for name, p in network.named_parameters()}
-    measured = trainer_of(denoise(tokenizer), network, source, TINY, 0)
-    assert seconds_per_step(measured, steps=1) > 0
-    assert checkpoint.same(before, dict(network.named_parameters()))
+    stage = denoise(pool, tokenizer)
+    before = {name: p.clone() for name, p in stage.start.named_parameters()}
+    assert seconds_per_step(stage.trainer(TINY, 0), steps=1) > 0
+    assert checkpoint.same(before, dict(stage.start.named_parameters()))
 
 
 def test_minutes_become_steps_once(tmp_path, tokenizer, pool):
     """A run that is continued keeps its number of steps, whatever is asked for then."""
-    network, source = captioned_unet(tokenizer), encoded_scenes(pool)
-    options = (denoise(tokenizer), network, source, replace(TINY, steps=100), tmp_path, 0)
-    trained = train(*options, minutes=1e-6)
+    stage, options = denoise(pool, tokenizer), (replace(TINY, steps=100), tmp_path, 0)
+    trained = stage.train(*options, minutes=1e-6)
     assert json.loads((tmp_path / "plan.json").read_text())["steps"] == 1
     log = (tmp_path / "log.jsonl").read_text()
-    again = train(*options, minutes=0.02)
+    again = stage.train(*options, minutes=0.02)
     assert (tmp_path / "log.jsonl").read_text() == log and len(log.splitlines()) == 1
     assert checkpoint.same(dict(trained.named_parameters()), dict(again.named_parameters()))
 
@@ -156,8 +150,8 @@ def test_the_pool_is_the_scenes_encoded(pool, tokenizer):
 
 
 def test_times_cover_all_and_captions_are_dropped(pool, tokenizer):
-    stage, rng = denoise(tokenizer, caption_dropout=0.25), Rng(0, 0, 2000)
-    batch = encoded_scenes(pool).batch(rng)
+    stage, rng = denoise(pool, tokenizer), Rng(0, 0, 2000)
+    stage.caption_dropout, batch = 0.25, stage.source.batch(rng)
     draws = stage.draw(batch, rng, Progress(0, 4))
     assert torch.bincount(draws.times, minlength=1000).tolist() == [2] * 1000
     tokens = stage.prepare(None, batch, draws, {"student"})["tokens"]
@@ -167,8 +161,9 @@ def test_times_cover_all_and_captions_are_dropped(pool, tokenizer):
     assert torch.equal(tokens[kept], told[kept]) and set(draws.telling.tolist()) == {0, 1}
 
 
-def test_errors_of_x0_are_weighted_like_v_up_to_a_bound(tokenizer):
-    stage = denoise(tokenizer, max_weight=5.0)
+def test_errors_of_x0_are_weighted_like_v_up_to_a_bound(pool, tokenizer):
+    stage = denoise(pool, tokenizer)
+    stage.max_weight = 5.0
     t = torch.tensor([0, 100, 500, 999])
     snr = (stage.schedule.alpha(t) / stage.schedule.sigma(t)) ** 2
     of_x0 = stage.weights(t) * snr
@@ -228,14 +223,14 @@ def test_the_second_task_is_told_from_inside_and_fades(pool, tokenizer):
     """Labels are those of the rows, the text is read through it, and at the last step nothing of it is left."""
     trainer = unet_trainer(pool, tokenizer, replace(TINY, steps=10))
     stage, roles, source = trainer.method, trainer.roles, trainer.source
-    network = stage.network(roles)
+    network = stage.trained(roles)
     for step, share in ((0, 1.0), (5, 0.5), (9, 0.1)):
         rng = Rng(0, step, 4)
         batch = source.batch(rng)
         draws = stage.draw(batch, rng, Progress(step, 10))
         loss = stage.student(roles, batch, draws, stage.prepare(roles, batch, draws, {"student"}))
         assert loss.total.item() == pytest.approx(
-            loss.parts["weighted"].item() + share * stage.settings.detection * loss.parts["detection"].item(), rel=1e-5
+            loss.parts["weighted"].item() + share * stage.detection * loss.parts["detection"].item(), rel=1e-5
         )
     with torch.no_grad():  # residual branches start at zero: let something through
         for parameter in network.unet.parameters():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
-from fewstep.diffusion.schedule import Schedule
+from fewstep.data.sources import Source
 from fewstep.methods.base import Loss, Progress
 from fewstep.models.roles import Roles
 from fewstep.scenes64.architecture import LATENT_SHAPE
@@ -69,31 +69,16 @@ class Autoencoding(Stage):
     """
 
     name = "vae"
+    edges = 0.5  # weight of the error of pixel differences, which keeps edges and patterns crisp
+    kl = 5e-4  # weight of the divergence of the posterior's width from 1, per latent element
+    noise = 0.4  # largest width: it makes the decoder robust to a generator's errors; half of the images get none
 
-    @dataclass(frozen=True)
-    class Settings:
-        """Settings of the autoencoder's loss.
-
-        Attributes:
-            edges: weight of the error of pixel differences, which keeps edges and patterns crisp.
-            kl: weight of the divergence of the posterior's width from 1, per latent element.
-            noise: largest standard deviation of the noise on latents, beside the posterior's own; half of the images
-                get none. It makes the decoder robust to a generator's errors.
-        """
-
-        edges: float = 0.5
-        kl: float = 5e-4
-        noise: float = 0.4
-
-    settings: Settings
-
-    def __init__(self, code: LinearCode, settings: Settings | None = None, **overrides: Any) -> None:
-        super().__init__(Schedule.scaled_linear(), settings, **overrides)
+    def __init__(self, vae: Any, source: Source, code: LinearCode) -> None:
+        super().__init__(vae, source)
         self.code = code
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
-        most = self.settings.noise
-        width = rng.sample.uniform("width", -most, most).clamp_min(0)
+        width = rng.sample.uniform("width", -self.noise, self.noise).clamp_min(0)
         return Draws(rng.sample.normal("posterior", LATENT_SHAPE), width)
 
     def terms(self, vae: Any, images: Tensor, draws: Draws) -> dict[str, Tensor]:
@@ -110,9 +95,9 @@ class Autoencoding(Stage):
         }
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: None) -> Loss:
-        terms = self.terms(self.network(roles), batch.x0, draws)
-        total = terms["pixels"] + self.settings.edges * terms["edges"] + 0.5 * terms["code"]
-        return Loss(total + self.settings.kl * terms["kl"], {name: term.detach() for name, term in terms.items()})
+        terms = self.terms(self.trained(roles), batch.x0, draws)
+        total = terms["pixels"] + self.edges * terms["edges"] + 0.5 * terms["code"]
+        return Loss(total + self.kl * terms["kl"], {name: term.detach() for name, term in terms.items()})
 
 
 def edge_error(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:

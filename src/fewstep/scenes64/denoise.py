@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
-from fewstep.data.sources import LatentSource
+from fewstep.data.sources import LatentSource, Source
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss, Progress
 from fewstep.models.cond import Cond
@@ -87,27 +87,14 @@ class Denoise(Stage):
     """
 
     name = "unet"
+    caption_dropout = 0.1  # probability of the empty caption, for classifier-free guidance
+    # At high noise w is that of a v-prediction, so that composition and text count; at low noise it is bounded.
+    max_weight = 10.0
+    # At the first step. The UNet reads the text and tells shapes apart long before the noise's error would ask for it.
+    detection = 0.1
 
-    @dataclass(frozen=True)
-    class Settings:
-        """Settings of the denoising loss.
-
-        Attributes:
-            caption_dropout: probability of the empty caption, for classifier-free guidance.
-            max_weight: the squared error of x0 is weighted min(SNR + 1, max_weight). At high noise that is a
-                v-prediction's weight, so that composition and text count; at low noise it is bounded.
-            detection: weight of the detection loss at the first step, falling linearly to 0. It makes the UNet read
-                the text and tell shapes apart long before the error of the noise alone would.
-        """
-
-        caption_dropout: float = 0.1
-        max_weight: float = 10.0
-        detection: float = 0.1
-
-    settings: Settings
-
-    def __init__(self, schedule: Schedule, empty: Tensor, settings: Settings | None = None, **overrides: Any) -> None:
-        super().__init__(schedule, settings, **overrides)
+    def __init__(self, network: CaptionedUNet, source: Source, schedule: Schedule, empty: Tensor) -> None:
+        super().__init__(network, source, schedule)
         self.empty = empty
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
@@ -116,8 +103,8 @@ class Denoise(Stage):
             noise=rng.sample.normal("noise", batch.x0.shape[1:]),
             times=self.times(rng),
             telling=rng.sample.integers("telling", 0, batch.cond["tokens"].shape[1]),
-            dropped=rng.sample.uniform("dropout") < self.settings.caption_dropout,
-            share=self.settings.detection * (1 - progress.step / progress.total),
+            dropped=rng.sample.uniform("dropout") < self.caption_dropout,
+            share=self.detection * (1 - progress.step / progress.total),
         )
 
     def times(self, rng: Rng) -> Tensor:
@@ -130,7 +117,7 @@ class Denoise(Stage):
     def weights(self, times: Tensor) -> Tensor:
         """Weights of epsilon's squared error at ``times`` [B]; it is SNR times that of x0."""
         snr = (self.schedule.alpha(times) / self.schedule.sigma(times)).square()
-        return (snr + 1).clamp_max(self.settings.max_weight) / snr
+        return (snr + 1).clamp_max(self.max_weight) / snr
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Cond:
         """The tokens of the captions that were drawn, some of them the empty caption's."""
@@ -145,7 +132,7 @@ class Denoise(Stage):
         pred = roles.student(x_t, draws.times, shared)
         errors = (pred.epsilon - draws.noise).square().mean(dim=(1, 2, 3))
         weighted = (errors * self.weights(draws.times).to(errors)).mean()
-        network = self.network(roles)
+        network = self.trained(roles)
         cells, network.cells = network.cells, {}  # the network must not keep the graph beyond this step
         detection = detection_loss(cells, Labels.from_cond(batch.cond))
         parts = {"weighted": weighted, "detection": detection["loss"]}

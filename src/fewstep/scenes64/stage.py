@@ -1,4 +1,4 @@
-"""Training of the parts of scenes-64 by the `Trainer` that distils: a stage is a network, a method and a source.
+"""Training of the parts of scenes-64 by the `Trainer` that distils: a stage is a network, a source and a loss.
 
 Roles hold the network as the student, and its average as ``ema``. Started by torchrun, several processes train as one.
 """
@@ -21,6 +21,7 @@ from fewstep.data import files
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng, stream_key
 from fewstep.data.sources import Source
+from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Method, Progress
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles, Weights
@@ -28,68 +29,62 @@ from fewstep.training import distributed
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
 
+_PLAN = "plan.json"
+
 
 class Stage(Method):
-    """A method that trains a network of its own, which need not be a denoiser: losses may call it themselves."""
+    """A method that trains a network of its own, which need not be a denoiser: its loss may call `trained` itself.
+
+    Args:
+        network: trained in a copy; it is left as it is.
+        source: of the batches.
+        schedule: of the noise, where the loss needs one.
+    """
+
+    def __init__(self, network: nn.Module, source: Source, schedule: Schedule | None = None) -> None:
+        super().__init__(schedule or Schedule.scaled_linear())
+        self.start, self.source = network, source
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Any:
         """No random numbers beside those of the batch."""
         return None
 
     @staticmethod
-    def network(roles: Roles) -> Any:
+    def trained(roles: Roles) -> Any:
         """The network that is trained."""
         return roles.student.network.network  # type: ignore[attr-defined]
 
+    def trainer(self, settings: TrainingSettings, seed: int, folder: Path | None = None, show: bool = False) -> Trainer:
+        """The trainer of this stage."""
+        # An average over more steps than the run has would still hold the random weights that training starts from.
+        decay = min(settings.ema_decay, (1 + settings.steps) / (10 + settings.steps))
+        settings = replace(settings, ema_decay=decay)
+        roles = build_roles(Denoiser(self.start, self.schedule), self, settings, Weights("full"))
+        key = stream_key(seed, "teacher", self.name)
+        return Trainer(self, roles, self.source, settings, seed=key, run_dir=folder, show_progress=show)
 
-def train(
-    stage: Stage,
-    network: nn.Module,
-    source: Source,
-    settings: TrainingSettings,
-    folder: Path,
-    seed: int,
-    minutes: float | None = None,
-    show: bool = False,
-) -> Any:
-    """Train in ``folder``, or continue training; returns the averaged network, frozen.
+    def train(
+        self, settings: TrainingSettings, folder: Path, seed: int, minutes: float | None = None, show: bool = False
+    ) -> Any:
+        """Train in ``folder``, or continue training; returns the averaged network, frozen.
 
-    Random numbers are keyed by (seed, step): an interrupted run that is continued ends in the same weights. ``network``
-    itself is left as it is.
+        Random numbers are keyed by (seed, step): an interrupted run that is continued ends in the same weights.
 
-    Args:
-        minutes: length of the training, converted to a number of steps when it begins; None: ``settings.steps``.
-        show: show a progress bar.
+        Args:
+            minutes: length of the training, converted to a number of steps when it begins; None: ``settings.steps``.
+            show: show a progress bar.
 
-    Raises:
-        TrainingStopped: on Ctrl-C; everything is saved.
-        ValueError: the checkpoint in ``folder`` is damaged, or was made with another seed or network.
-    """
-    if minutes is not None and not distributed.from_first((folder / _PLAN).is_file()):
-        _plan(trainer_of(stage, network, source, settings, seed), folder, minutes)
-    if (folder / _PLAN).is_file():
-        settings = replace(settings, steps=json.loads((folder / _PLAN).read_text())["steps"])
-    trainer = trainer_of(stage, network, source, settings, seed, folder, show)
-    trainer.run(resume=True)
-    return averaged(trainer)
-
-
-def trainer_of(
-    stage: Stage,
-    network: nn.Module,
-    source: Source,
-    settings: TrainingSettings,
-    seed: int,
-    folder: Path | None = None,
-    show: bool = False,
-) -> Trainer:
-    """The trainer of a stage; it trains a copy of ``network``."""
-    # An average over more steps than the run has would still hold the random weights that training starts from.
-    decay = min(settings.ema_decay, (1 + settings.steps) / (10 + settings.steps))
-    settings = replace(settings, ema_decay=decay)
-    roles = build_roles(Denoiser(network, stage.schedule), stage, settings, Weights("full"))
-    key = stream_key(seed, "teacher", stage.name)
-    return Trainer(stage, roles, source, settings, seed=key, run_dir=folder, show_progress=show, stage=stage.name)
+        Raises:
+            TrainingStopped: on Ctrl-C; everything is saved.
+            ValueError: the checkpoint in ``folder`` is damaged, or was made with another seed or network.
+        """
+        if minutes is not None and not distributed.from_first((folder / _PLAN).is_file()):
+            _plan(self.trainer(settings, seed), folder, minutes)
+        if (folder / _PLAN).is_file():
+            settings = replace(settings, steps=json.loads((folder / _PLAN).read_text())["steps"])
+        trainer = self.trainer(settings, seed, folder, show)
+        trainer.run(resume=True)
+        return averaged(trainer)
 
 
 def averaged(trainer: Trainer) -> Any:
@@ -97,9 +92,6 @@ def averaged(trainer: Trainer) -> Any:
     views = trainer.roles.views()
     network: Any = views.get("ema", views["student"]).network
     return network.network.eval().requires_grad_(False)
-
-
-_PLAN = "plan.json"
 
 
 def _plan(trainer: Trainer, folder: Path, minutes: float) -> None:

@@ -20,7 +20,6 @@ from torch import Tensor
 from fewstep.data import files
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
-from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss
 from fewstep.models.cond import Cond
 from fewstep.models.detector import DetectorNetwork
@@ -33,7 +32,7 @@ from fewstep.scenes64.detector import Accuracy, Detector, prompt_accuracy
 from fewstep.scenes64.labels import Labels, detection_loss
 from fewstep.scenes64.scenes import ATTRIBUTES, Scenes
 from fewstep.scenes64.scenes.render import Bytes
-from fewstep.scenes64.stage import Stage, kept, seeded, train
+from fewstep.scenes64.stage import Stage, kept, seeded
 from fewstep.scenes64.train_teacher import TeacherSettings, train_vae
 from fewstep.training.run_files import RunFiles
 from fewstep.training.settings import TrainingSettings
@@ -81,11 +80,8 @@ class Detection(Stage):
 
     name = "detector"
 
-    def __init__(self) -> None:
-        super().__init__(Schedule.scaled_linear())
-
     def student(self, roles: Roles, batch: Batch, draws: None, shared: None) -> Loss:
-        terms = detection_loss(self.network(roles)(batch.x0), Labels.from_cond(batch.cond))
+        terms = detection_loss(self.trained(roles)(batch.x0), Labels.from_cond(batch.cond))
         total = terms.pop("loss")
         return Loss(total, {name: term.detach() for name, term in terms.items()})
 
@@ -222,10 +218,8 @@ def train_detector(
         scenes = Scenes(seed, numbers=CROWDED)
         pool = made["images"], Labels.of([scenes.scene(i) for i in range(len(made["images"]))])
     network = build_network(settings.network, settings.seed).to(device)
-    source = DetectorImages(settings.seed, pool)
-    trained: DetectorNetwork | EncoderNetwork = train(
-        Detection(), network, source, settings.training, out, settings.seed, minutes, show
-    )
+    stage = Detection(network, DetectorImages(settings.seed, pool))
+    trained: DetectorNetwork | EncoderNetwork = stage.train(settings.training, out, settings.seed, minutes, show)
     return trained
 
 

@@ -20,7 +20,6 @@ from fewstep.data.batch import Batch
 from fewstep.data.images import CaptionedImage, pixels
 from fewstep.data.preferences import Preference, Preferences, read_preferences
 from fewstep.data.random import Rng, stream_key
-from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss
 from fewstep.models.cond import Cond
 from fewstep.models.detector import DetectorNetwork
@@ -29,7 +28,7 @@ from fewstep.models.rewards import About, RewardNetwork, reward_file
 from fewstep.models.roles import Roles
 from fewstep.scenes64.architecture import LATENT_SHAPE
 from fewstep.scenes64.scenes.render import Bytes
-from fewstep.scenes64.stage import Stage, train
+from fewstep.scenes64.stage import Stage
 from fewstep.scenes64.train_detector import as_unit, autoencoder, through_vae
 from fewstep.training.logging import progress_bar
 from fewstep.training.settings import TrainingSettings
@@ -94,12 +93,9 @@ class BradleyTerry(Stage):
 
     name = "reward"
 
-    def __init__(self) -> None:
-        super().__init__(Schedule.scaled_linear())
-
     def student(self, roles: Roles, batch: Batch, draws: None, shared: None) -> Loss:
         assert batch.cond is not None
-        taste = self.network(roles)
+        taste = self.trained(roles)
         margin = (taste(batch.x0) - taste(batch.cond["rejected"])).squeeze(1)
         return Loss(preference_loss(margin), stats={"accuracy": (margin.detach() > 0).float().mean()})
 
@@ -153,7 +149,7 @@ def train_reward(
         network.usual.copy_(torch.stack([both.mean(dim=0), both.std(dim=0) + 1e-3]))
         mean, std = network.usual
         standard = PairFeatures((mine.chosen - mean) / std, (mine.rejected - mean) / std)
-    network.taste = train(BradleyTerry(), network.taste, standard, settings, out, seed, show=show)
+    network.taste = BradleyTerry(network.taste, standard).train(settings, out, seed, show=show)
     with torch.no_grad():
         rewards = network.like(both)
         network.scale.copy_(torch.stack([rewards.mean(), rewards.std().clamp_min(1e-6)]))

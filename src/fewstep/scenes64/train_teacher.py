@@ -25,7 +25,7 @@ from fewstep.scenes64.autoencoder import CROWDED, Autoencoding, RenderedScenes, 
 from fewstep.scenes64.denoise import CaptionedUNet, Denoise, encode_scenes, encoded_scenes, token_ids
 from fewstep.scenes64.linear_code import LinearCode, fit_linear_code
 from fewstep.scenes64.scenes import WORDS, Scenes
-from fewstep.scenes64.stage import kept, seeded, train
+from fewstep.scenes64.stage import kept, seeded
 from fewstep.training import distributed
 from fewstep.training.settings import TrainingSettings
 
@@ -94,9 +94,9 @@ def train_vae(
     Args:
         init: pipeline to start from instead of random weights.
     """
-    stage, source = Autoencoding(_code(out, settings)), RenderedScenes(Scenes(settings.seed, numbers=CROWDED))
-    network = _built("vae", settings, init)
-    vae = train(stage, network, source, settings.vae, out / "vae", settings.seed, minutes, show)
+    source = RenderedScenes(Scenes(settings.seed, numbers=CROWDED))
+    stage = Autoencoding(_built("vae", settings, init), source, _code(out, settings))
+    vae = stage.train(settings.vae, out / "vae", settings.seed, minutes, show)
     known = out / "vae" / "scaling_factor.json"
     with distributed.first_goes_first():
         if not known.is_file():
@@ -128,8 +128,9 @@ def train_unet(
     parts = [_built(name, settings, init) for name in ("unet", "text_encoder")]
     with seeded(settings.seed, "head"):
         network = CaptionedUNet(*parts)
-    stage = Denoise(Schedule.from_diffusers(scenes64.build_scheduler()), token_ids(tokenizer, [""]))
-    trained: CaptionedUNet = train(stage, network, source, settings.unet, out / "unet", settings.seed, minutes, show)
+    schedule, empty = Schedule.from_diffusers(scenes64.build_scheduler()), token_ids(tokenizer, [""])
+    stage = Denoise(network, source, schedule, empty)
+    trained: CaptionedUNet = stage.train(settings.unet, out / "unet", settings.seed, minutes, show)
     return trained
 
 
