@@ -1,14 +1,14 @@
-"""The field's sentences, held against measured students: `fewstep benchmark` first, then this reads what it left.
+"""Claims of the papers, tested on measured students: `fewstep benchmark` first, then this script reads its results.
 
     fewstep benchmark benchmarks/table/*.yaml --budget 100000 --count 512 --runs runs/table --out runs/table/out
     fewstep benchmark benchmarks/claims/*.yaml --count 512 --runs runs/claims --out runs/claims/out
     python benchmarks/claims.py runs/table runs/claims
 
-For each sentence: by how much the one is better than the other (FD and detail FD lower, accuracy higher), on the same
-prompts and noise, with the 95 % interval of that difference, in the mean over the seeds that both have and for each of
-them. "yes": better beyond the interval in every seed; "no": worse beyond it in every seed; else "open". A sentence
-whose students are not in the folders keeps its former answer. What needs another statistic stands in
-benchmarks/methods.md with its own command.
+For each claim: by how much one student is better than the other (FD and detail FD lower, accuracy higher) on the same
+prompts and noise, with the 95 % interval of the difference, for each seed that both have and in the mean over them.
+"yes": better beyond the interval in every seed; "no": worse beyond it in every seed; else "open". A claim without
+students in the folders keeps its former answer. Claims that need another statistic are in benchmarks/methods.md, each
+with its own command.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ import torch
 from PIL import Image
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Figures, Result, lower_by
 from fewstep.evaluation.grids import image_grid
-from fewstep.reports.results import IN_SHORT, PICTURES, Entry
+from fewstep.evaluation.result import KEPT_IMAGES, Estimate, Result, in_steps, lower_by
+from fewstep.reports.results import IN_SHORT
 from fewstep.scenes64.prompts import unseen_captions
 
-load = cache(Entry.load)  # most entries are held against several others
+load = cache(Result.load)  # most results appear in several claims
 RESULTS = Path(__file__).parent / "results" / "claims.json"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That one way is better than another; a way is (job, steps).
+    """The claim that one student is better than another, each given as (job, steps).
 
     Attributes:
-        paper: whose. says: the sentence, in our words. better, worse: the two ways.
+        paper: that makes it. says: the claim, in our words. better, worse: the two students.
     """
 
     paper: str
@@ -55,16 +55,26 @@ CLAIMS = (
     Claim("ctm", "its own loss is better than tcd's, at four steps", ("ctm", 4), ("tcd", 4)),
     Claim("ctm", "its own loss is better than tcd's, at one step", ("ctm", 1), ("tcd", 1)),
     Claim("pcm", "phases are better than re-noising, at four steps", ("pcm", 4), ("lcm", 4)),
-    Claim("turbo", "the game grounded by advice is better than the game alone", ("turbo-both", 2), ("turbo-game", 2)),
-    Claim("turbo", "the game grounded by advice is better than advice alone", ("turbo-both", 2), ("turbo-advice", 2)),
-    Claim("turbo", "the game alone is better than advice alone", ("turbo-game", 2), ("turbo-advice", 2)),
-    Claim("lightning", "the teacher's own encoder judges better than one of pictures", ("lightning", 4), ("turbo", 4)),
+    Claim("turbo", "both losses are better than the adversarial loss alone", ("turbo-both", 2), ("turbo-game", 2)),
+    Claim("turbo", "both losses are better than the distillation loss alone", ("turbo-both", 2), ("turbo-advice", 2)),
+    Claim(
+        "turbo",
+        "the adversarial loss is better than the distillation loss alone",
+        ("turbo-game", 2),
+        ("turbo-advice", 2),
+    ),
+    Claim(
+        "lightning",
+        "the teacher's encoder is a better discriminator than an image encoder",
+        ("lightning", 4),
+        ("turbo", 4),
+    ),
     Claim("hyper", "segments and matching are better than tcd, at one step", ("hyper", 1), ("tcd", 1)),
     Claim("hyper", "segments and matching are better than tcd, at two steps", ("hyper", 2), ("tcd", 2)),
     Claim("hyper", "segments and matching are better than tcd, at four steps", ("hyper", 4), ("tcd", 4)),
     Claim("hyper", "segments and matching are better than lcm, at one step", ("hyper", 1), ("lcm", 1)),
     Claim("hyper", "segments and matching are better than lcm, at two steps", ("hyper", 2), ("lcm", 2)),
-    Claim("dmd", "what is drawn in the end is all that counts: better than tcd, at one step", ("dmd", 1), ("tcd", 1)),
+    Claim("dmd", "matching the final distribution is better than tcd, at one step", ("dmd", 1), ("tcd", 1)),
     Claim("dmd2", "no pairs are needed: better than dmd at one step and equal cost", ("dmd2-1step", 1), ("dmd", 1)),
     Claim("dmd2", "several steps are better than one", ("dmd2", 4), ("dmd2-1step", 1)),
     Claim("dmd2", "its discriminator is worth having", ("dmd2", 4), ("dmd2-no-game", 4)),
@@ -82,60 +92,61 @@ CLAIMS = (
     ),
 )
 SHOWN = ("dmd", "dmd2-1step", "cm", "lcm", "tcd", "ctm", "pcm", "lightning", "hyper", "dmd2", "turbo", "ladd")
-"""Rows of the picture, each at one step and at four where it has them."""
+"""Rows of the image grid, each at one step and at four where it has them."""
 
 
-def find(folders: list[Path], way: tuple[str, int]) -> dict[int | None, Entry]:
-    """The measured entries of a way, by seed; the teacher's, which has none, under None."""
-    job, steps = way
+def find(folders: list[Path], student: tuple[str, int]) -> dict[int | None, Result]:
+    """The results of a student (job, steps) by seed; a teacher has no seed, and is under None."""
+    job, steps = student
     name = f"teacher/measured/ddim-{steps}" if job == "teacher" else f"{job}-s*/measured/{steps}"
     files = [file for folder in folders for file in folder.glob(f"{name}.safetensors")]
-    return {entry.seed: entry for entry in map(load, sorted(files))}
+    return {result.seed: result for result in map(load, sorted(files))}
 
 
-def pairs(better: dict[int | None, Entry], worse: dict[int | None, Entry]) -> Iterator[tuple[Entry, Entry]]:
-    """Entries of one seed; the teacher stands beside every seed."""
-    for seed, entry in better.items():
+def pairs(better: dict[int | None, Result], worse: dict[int | None, Result]) -> Iterator[tuple[Result, Result]]:
+    """Results of the same seed; the teacher is compared with every seed."""
+    for seed, result in better.items():
         other = worse.get(seed, worse.get(None))
         if other is not None:
-            yield entry, other
+            yield result, other
 
 
-def better_by(entry: Figures, other: Figures, figure: str) -> tuple[float, tuple[float, float]]:
-    """Positive where ``entry`` is the better one."""
-    value, (low, high) = lower_by(figure, entry, other)
+def better_by(result: Result, other: Result, figure: str) -> Estimate:
+    """By how much a figure of ``result`` is better: positive where it is."""
+    value, (low, high) = lower_by(figure, result, other)
     return (-value, (-high, -low)) if figure == "accuracy" else (value, (low, high))
 
 
-def averaged(entries: list[Entry]) -> Result:
-    """The figures of several seeds in the mean, with the same resampling of the prompts for all of them."""
-    resampled = {name: torch.stack([e.resampled[name] for e in entries]).mean(0) for name in IN_SHORT}
-    figures = {name: sum(e.figures[name] for e in entries) / len(entries) for name in IN_SHORT}
-    return Result("", entries[0].pictures, figures, resampled=resampled)
+def averaged(results: list[Result]) -> Result:
+    """The mean over several seeds, whose resampling of the prompts is the same."""
+    resampled = {name: torch.stack([r.resampled[name] for r in results]).mean(0) for name in IN_SHORT}
+    figures = {name: sum(r.figures[name] for r in results) / len(results) for name in IN_SHORT}
+    return Result("mean", results[0].steps, results[0].images, figures, resampled=resampled)
 
 
-def answer(differences: list[tuple[float, tuple[float, float]]]) -> str:
-    """Over all seeds."""
+def answer(differences: list[Estimate]) -> str:
+    """The answer over all seeds."""
     if all(low > 0 for _, (low, _) in differences):
         return "yes"
     return "no" if all(high < 0 for _, (_, high) in differences) else "open"
 
 
-def picture(folders: list[Path]) -> Image.Image:
+def grid(folders: list[Path]) -> Image.Image:
     """Every method's first seed at one and four steps, from the same noise and prompts as the teacher's row."""
-    ways = [("teacher", 50), ("teacher", 4), *((job, steps) for steps in (1, 4) for job in SHOWN)]
-    entries = [found[min(found, key=lambda seed: seed or 0)] for way in ways if (found := find(folders, way))]
-    labels = [f"{e.model.split(',')[0]}, {e.steps} step{'s' if e.steps > 1 else ''}" for e in entries]
-    return image_grid([e.pictures.float() / 255 for e in entries], labels, unseen_captions(PICTURES))
+    shown = [("teacher", 50), ("teacher", 4), *((job, steps) for steps in (1, 4) for job in SHOWN)]
+    by_seed = [(job, found) for job, steps in shown if (found := find(folders, (job, steps)))]
+    results = [(job, found[min(found, key=lambda seed: seed or 0)]) for job, found in by_seed]
+    labels = [f"{job}, {in_steps(result.steps)}" for job, result in results]
+    return image_grid([result.images for _, result in results], labels, unseen_captions(KEPT_IMAGES))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="where fewstep benchmark worked (--runs)")
-    parser.add_argument("--picture", type=Path, help="PNG file to write, a row for each method")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of the runs of fewstep benchmark (--runs)")
+    parser.add_argument("--picture", type=Path, help="PNG file to write, with a row for each method")
     options = parser.parse_args()
     if options.picture:
-        picture(options.folders).save(options.picture)
+        grid(options.folders).save(options.picture)
     known = {(*row["better"], *row["worse"]): row for row in json.loads(RESULTS.read_text(encoding="utf-8"))}
     rows = []
     for claim in CLAIMS:
@@ -151,15 +162,15 @@ def main() -> None:
         means = {name: better_by(ours, theirs, name) for name in IN_SHORT}
         rows.append({
             "paper": claim.paper, "says": claim.says, "better": list(claim.better), "worse": list(claim.worse),
-            "seeds": [entry.seed for entry, _ in found], "answers": answers,
+            "seeds": [result.seed for result, _ in found], "answers": answers,
             "better by": {n: [v, *ends] for n, (v, ends) in means.items()},
             "by seed": {n: [[v, *ends] for v, ends in values] for n, values in figures.items()},
         })  # fmt: skip
-        said = "; ".join(
+        text = "; ".join(
             f"{name} {answers[name]}, {v:.3g} [{low:.3g}, {high:.3g}]" for name, (v, (low, high)) in means.items()
         )
-        seeds = ", ".join(str(entry.seed) for entry, _ in found)
-        print(f"{claim.paper}: {claim.says}: {said} (seeds {seeds})")
+        seeds = ", ".join(str(result.seed) for result, _ in found)
+        print(f"{claim.paper}: {claim.says}: {text} (seeds {seeds})")
     replace_text(RESULTS, json.dumps(rows, indent=1) + "\n")
 
 

@@ -16,7 +16,8 @@ import json
 from pathlib import Path
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Candidate, compare, lower_by, table
+from fewstep.evaluation.compare import Candidate, compare, table
+from fewstep.evaluation.result import lower_by
 from fewstep.inference.generate import load_model
 from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.card import sampler_of
@@ -34,20 +35,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "eta.json")
     given = parser.parse_args()
     model = load_model(given.run)
-    ways = []
+    candidates = []
     for steps in map(int, given.steps.split(",")):
         for eta in map(float, given.eta.split(",")):
             sampler = sampler_of(model.card, num_inference_steps=steps, eta=eta)
-            scale, told = model.card.guidance_scale, model.card.guidance_embed
-            ways.append(Candidate(f"{steps} steps, eta {eta:g}", model.denoiser, sampler, scale, told))
-    found = compare(model.teacher, ways, unseen_prompts(model.teacher, given.count), given.seed)
+            scale, embed = model.card.guidance_scale, model.card.guidance_embed
+            candidates.append(Candidate(f"eta {eta:g}", model.denoiser, sampler, scale, embed))
+    found = compare(model.teacher, candidates, unseen_prompts(model.teacher, given.count), given.seed)
     print(table(found, ("evaluations", *FIGURES)))
-    rows = {r.label: {n: (r.figures[n], r.intervals[n]) for n in FIGURES} for r in found.results}
+    results = {f"{r.steps} steps, {r.model}": r for r in found.results}
+    rows = {label: {n: (r.figures[n], r.intervals[n]) for n in FIGURES} for label, r in results.items()}
     etas = len(given.eta.split(","))
-    for i, way in enumerate(ways):
+    for i, label in enumerate(results):
         better, (low, high) = lower_by("detail FD", found.results[i], found.results[i - i % etas])
-        rows[way.label]["repaired"] = (better, (low, high))
-        print(f"{way.label}: detail FD lower than at the first eta by {better:.2f} [{low:.2f}, {high:.2f}]")
+        rows[label]["repaired"] = (better, (low, high))
+        print(f"{label}: detail FD lower than at the first eta by {better:.2f} [{low:.2f}, {high:.2f}]")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     replace_text(given.out, json.dumps({"run": given.run, "prompts": given.count, "ways": rows}, indent=1) + "\n")
 

@@ -19,8 +19,9 @@ from style import picks
 from torch import Tensor
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Candidate, Result, compare, lower_by
+from fewstep.evaluation.compare import Candidate, compare
 from fewstep.evaluation.metrics import centred_interval
+from fewstep.evaluation.result import Result, lower_by
 from fewstep.models.families import load_teacher
 from fewstep.models.rewards import load_reward
 from fewstep.scenes64.prompts import unseen_prompts
@@ -85,7 +86,7 @@ def main() -> None:
             for name, (student, card) in students.items()
         ]
         found = compare(teacher, ways, prompts, per_prompt=4, floors=False)
-        rows[str(steps)] = row({r.label: r for r in found.results}, rewards, options.threshold)
+        rows[str(steps)] = row({r.model: r for r in found.results}, rewards, options.threshold)
         print(json.dumps({"steps": steps, **rows[str(steps)]}), flush=True)
     about = {"prompts": options.count, "torch": torch.__version__, "threshold": options.threshold}
     replace_text(RESULTS, json.dumps({**about, "steps": rows}, indent=1) + "\n")

@@ -425,8 +425,8 @@ def demo(
     typer.echo(table(made.comparison))
     typer.echo("")
     for figure in ("FD", "detail FD"):
-        typer.echo(made.closed(figure))
-    typer.echo(f"\nLook at {made.picture}; the student is in {made.folder}/student.")
+        typer.echo(made.gap_closed(figure))
+    typer.echo(f"\nLook at {made.grid}; the student is in {made.folder}/student.")
 
 
 @app.command()

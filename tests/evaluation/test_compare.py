@@ -33,7 +33,7 @@ def teacher(tiny):
 
 @pytest.fixture(scope="module")
 def candidates(teacher):
-    return [Candidate(f"{n} steps", teacher.denoiser, DDIMSampler(num_inference_steps=n)) for n in (2, 1)]
+    return [Candidate("teacher", teacher.denoiser, DDIMSampler(num_inference_steps=n)) for n in (2, 1)]
 
 
 def test_any_prompts_any_size_and_any_judge(teacher, candidates):
@@ -46,7 +46,11 @@ def test_any_prompts_any_size_and_any_judge(teacher, candidates):
 
     reference = Reference.of(images(range(50)), colours)
     found = compare(teacher, candidates, PromptSet(CAPTIONS, colours, reference, judge), seed=3)
-    assert [r.label for r in found.results] == ["2 steps", "1 steps"] and found.count == 8 and found.floors == {}
+    assert (
+        [r.label for r in found.results] == ["teacher, 2 steps", "teacher, 1 step"]
+        and found.count == 8
+        and found.floors == {}
+    )
     for result, judged in zip(found.results, seen, strict=True):
         assert result.images.shape == (8, 3, 128, 128) and torch.equal(result.images, judged)
         assert result.figures["accuracy"] == result.figures["accuracy of number"] == 0.5

@@ -48,9 +48,35 @@ MUTANTS = [
         ),
         (
             "summary: the first seed stands for all",
-            "cells = [over_seeds([e.figures for e in mine if e.steps == n]) for n in steps]",
-            "cells = [over_seeds([e.figures for e in mine if e.steps == n][:1]) for n in steps]",
+            "cells = [over_seeds([r.figures for r in mine if r.steps == n]) for n in steps]",
+            "cells = [over_seeds([r.figures for r in mine if r.steps == n][:1]) for n in steps]",
             "test_the_summary_is_over_seeds",
+        ),
+    ),
+    *planted(
+        "reports/page.py",
+        "reports/test_page.py",
+        (
+            "page: labels are not escaped",
+            "autoescape=True",
+            "autoescape=False",
+            "test_a_page_refers_to_nothing_outside",
+        ),
+        (
+            "page: a logarithmic axis has the values themselves",
+            "return [(a, math.log10(b)) for a, b in kept] if logarithmic else kept",
+            "return kept",
+            "test_a_chart_maps_values_to_pixels[True]",
+        ),
+    ),
+    *planted(
+        "evaluation/result.py",
+        "reports/test_benchmark.py",
+        (
+            "results: the gap is that of the teacher at any number of steps",
+            "if r.model == results[0].model and r.steps == steps)",
+            "if r.model == results[0].model)",
+            "test_every_run_is_measured_once_and_on_the_same_prompts_and_noise",
         ),
     ),
     *planted(

@@ -9,15 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from fewstep.data.files import held
-from fewstep.evaluation.compare import Candidate, compare, lower_by
+from fewstep.evaluation.compare import Candidate, compare
+from fewstep.evaluation.result import Result, gap_closed_in, lower_by
 from fewstep.models.families import load_teacher
 from fewstep.recipe.chain import load
 from fewstep.recipe.load import load_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.reports.benchmark import Benchmark, BenchmarkEntry, Run, every_method, within
-from fewstep.reports.results import Entry, over_seeds
+from fewstep.reports.results import over_seeds
 from fewstep.runs.plan import memory_of_step, plan
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.prompts import unseen_prompts
@@ -50,8 +52,8 @@ def test_every_run_is_measured_once_and_on_the_same_prompts_and_noise(work, runs
     """Held against one joint comparison of the teacher and a student: figures, and what is closed, to the last bit."""
     said = []
     assert work.work(said.append) and said == []
-    found = work.standings()
-    assert [(e.model, e.seed, e.steps) for e in found.entries] == [
+    found = work.results()
+    assert [(e.model, e.seed, e.steps) for e in found.results[1:]] == [
         ("teacher, ddim", None, 1), ("teacher, ddim", None, 2),
         ("tcd", 0, 1), ("tcd", 0, 2), ("tcd", 1, 1), ("tcd", 1, 2),
     ]  # fmt: skip
@@ -60,17 +62,17 @@ def test_every_run_is_measured_once_and_on_the_same_prompts_and_noise(work, runs
     student = load_student(teacher_of(folder, card), folder, card)
     scale = runs[0].last.sample.guidance_scale
     ways = [
-        Candidate("full", teacher.denoiser, DDIMSampler(num_inference_steps=found.full.steps), scale),
-        Candidate("few", teacher.denoiser, DDIMSampler(num_inference_steps=2), scale),
+        Candidate("teacher", teacher.denoiser, DDIMSampler(num_inference_steps=found.full.steps), scale),
+        Candidate("teacher", teacher.denoiser, DDIMSampler(num_inference_steps=2), scale),
         Candidate("student", student, sampler_of(card, num_inference_steps=2)),
     ]
     joint = compare(teacher, ways, unseen_prompts(teacher, COUNT))
-    mine = next(e for e in found.entries if (e.model, e.seed, e.steps) == ("tcd", 1, 2))
-    few = next(e for e in found.entries if (e.model, e.steps) == ("teacher, ddim", 2))
+    mine = next(e for e in found.results if (e.model, e.seed, e.steps) == ("tcd", 1, 2))
+    few = next(e for e in found.results if (e.model, e.steps) == ("teacher, ddim", 2))
     for name in ("FD", "detail FD"):
         assert mine.figures[name] == joint.results[2].figures[name]
-        assert found.closed(mine, name) == joint.gap_closed(name, few=1, many=0, student=2)
-        assert found.better_by(mine, few, name) == lower_by(name, joint.results[2], joint.results[1])
+        assert found.gap_closed(mine, name) == gap_closed_in(joint.results, name, joint.results[2])
+        assert lower_by(name, mine, few) == lower_by(name, joint.results[2], joint.results[1])
 
 
 def test_figures_of_another_recipe_or_teacher_are_not_taken_for_these(work, runs):
@@ -81,7 +83,7 @@ def test_figures_of_another_recipe_or_teacher_are_not_taken_for_these(work, runs
         update={"sample": runs[0].recipe.sample.model_copy(update={"guidance_scale": 2.0})}
     )
     other = Benchmark([replace(runs[0], recipe=guided)], work.out, work.place, minutes=0, curves=CURVES)
-    assert other.standings() is None and not other.work(lambda line: None)
+    assert other.results() is None and not other.work(lambda line: None)
 
 
 def test_what_is_written(work):
@@ -89,9 +91,9 @@ def test_what_is_written(work):
     pages, results = {"table.md", "table.csv", "table.json", "grid.png", "report.html"}, {"tcd-s0.json", "tcd-s1.json"}
     assert {path.name for path in work.out.iterdir()} == pages | results
     rows = list(csv.DictReader(io.StringIO((work.out / "table.csv").read_text())))
-    assert len(rows) == 1 + len(found.entries) and rows[0]["model"] == "teacher, ddim"
+    assert len(rows) == len(found.results) and rows[0]["model"] == "teacher, ddim"
     by_label = {(row["model"], row["seed"], row["steps"]): row for row in rows}
-    mine = next(e for e in found.entries if (e.model, e.seed, e.steps) == ("tcd", 0, 2))
+    mine = next(e for e in found.results if (e.model, e.seed, e.steps) == ("tcd", 0, 2))
     row = by_label["tcd", "0", "2"]
     assert float(row["detail FD"]) == mine.figures["detail FD"]
     assert float(row["forward_equivalents"]) == load_card(work.place / "tcd-s0" / "student").forward_equivalents > 0
@@ -104,13 +106,13 @@ def test_what_is_written(work):
 
 
 def test_the_summary_is_over_seeds(work):
-    """A column for each number of steps; held against the entries' own figures."""
-    found = work.standings()
+    """A column for each number of steps, compared with the figures of the results."""
+    found = work.results()
     head, (teacher, student) = found.summary()
     assert head == ["model", "1 step", "2 steps", f"{found.full.steps} steps", "seeds"]
     assert (teacher[0], teacher[-1], student[0], student[-1]) == ("teacher, ddim", "", "tcd", "0, 1")
     assert "±" not in "".join(teacher) and student[3] == ""
-    two = [e.figures["FD"] for e in found.entries if (e.model, e.steps) == ("tcd", 2)]
+    two = [e.figures["FD"] for e in found.results if (e.model, e.steps) == ("tcd", 2)]
     mean, spread = student[2].split(",")[0].split(" ± ")
     assert float(mean) == pytest.approx(sum(two) / 2, rel=0.005)
     assert float(spread) == pytest.approx(abs(two[0] - two[1]) / 2**0.5, abs=0.005 * sum(two) / 2)
@@ -131,7 +133,10 @@ def test_two_processes_take_different_runs(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(mine, "_measure", lambda run: True)
     with held(tmp_path / "tcd-s0.lock") as ours:
         assert ours and not mine.work(said.append)
-    assert trained == ["tcd-s1"] and said == ["tcd-s0: another process is at it", "tcd-s1: training and measuring"]
+    assert trained == ["tcd-s1"] and said == [
+        "tcd-s0: another process is working on it",
+        "tcd-s1: training and measuring",
+    ]
     mine.work(said.append)
     assert trained == ["tcd-s1", "tcd-s0", "tcd-s1"]
 
@@ -150,15 +155,17 @@ def test_what_another_process_has_finished_meanwhile_is_done(work, monkeypatch):
         assert work.work(lambda line: None)
 
 
-def test_an_entry_is_read_as_it_was_written_and_a_damaged_one_is_named(work, tmp_path):
-    before = work.standings().entries[-1]
+def test_a_result_is_read_as_it_was_written_and_a_damaged_one_is_named(work, tmp_path):
+    before = work.results().results[-1]
     before.save(tmp_path / "one.safetensors")
-    after = Entry.load(tmp_path / "one.safetensors")
-    assert after.plain() == before.plain() and after.pictures.equal(before.pictures)
+    with safe_open(tmp_path / "one.safetensors", framework="pt") as file:  # as files of earlier versions
+        assert file.metadata().keys() == {"entry"} and "pictures" in file.keys()  # noqa: SIM118
+    after = Result.load(tmp_path / "one.safetensors")
+    assert after.as_plain() == before.as_plain() and after.images.equal(before.images)
     assert all(after.resampled[name].equal(values) for name, values in before.resampled.items())
     (tmp_path / "two.safetensors").write_bytes((tmp_path / "one.safetensors").read_bytes()[:100])
     with pytest.raises(ValueError, match=r"two.safetensors is damaged"):
-        Entry.load(tmp_path / "two.safetensors")
+        Result.load(tmp_path / "two.safetensors")
 
 
 # ---------------------------------------------------------------- one cost
@@ -178,7 +185,7 @@ def test_a_budget_sets_the_steps(work, short):
 @pytest.mark.slow
 def test_the_memory_of_a_chain_is_that_of_the_stage_that_needs_most(short, work):
     """And what a row says is what `--dry-run` says of its recipe."""
-    (row,) = [r for r in work.standings().rows() if (r["model"], r["seed"], r["steps"]) == ("tcd", 0, 1)]
+    (row,) = [r for r in work.results().rows() if (r["model"], r["seed"], r["steps"]) == ("tcd", 0, 1)]
     assert row["memory"] == sum(plan(work.runs[0].recipe, timed=False).estimate.training.values()) > 0
     chain = load("scenes-64-lightning", [f"teacher={short[0].partition('=')[2]}", "training.batch_size=4"])
     run = Run(work.runs[0].job, 0, chain, ())

@@ -23,8 +23,8 @@ QUIET = [
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     page = Page("A report")
-    page.heading("Pictures")
-    page.picture(Image.new("RGB", (64, 64), (200, 30, 30)), "red")
+    page.heading("Images")
+    page.image(Image.new("RGB", (64, 64), (200, 30, 30)), "red")
     page.chart({"teacher": [(1, 4), (2, 2), (4, 1)], "student": [(1, 2), (4, 1)]}, "steps", "FD", logarithmic=True)
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(page.html(), encoding="utf-8")
@@ -47,7 +47,7 @@ def test_it_is_drawn_in_both_colour_schemes(page, tmp_path, scheme, dark):
     chromium(page, tmp_path, f"--screenshot={shot}", *flags)
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
     assert (pixels[2, 2].mean() < 60) == dark  # the paper
-    assert (np.abs(pixels - [200, 30, 30]).sum(-1) < 12).sum() >= 64 * 64 * 0.9  # the picture
+    assert (np.abs(pixels - [200, 30, 30]).sum(-1) < 12).sum() >= 64 * 64 * 0.9  # the image
     assert len(np.unique(pixels[400:].reshape(-1, 3), axis=0)) > 10  # the chart, with lines of two colours
 
 

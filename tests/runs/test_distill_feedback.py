@@ -15,7 +15,7 @@ from fewstep.recipe.chain import load, parse_chain
 from fewstep.recipe.load import load_recipe, parse_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.reports.page import Page
-from fewstep.reports.report import _feedback
+from fewstep.reports.report import FinishedRun, _feedback
 from fewstep.runs.chain import run_chain
 from fewstep.runs.plan import plan
 from fewstep.runs.setup import setup
@@ -104,11 +104,11 @@ def test_what_is_logged_and_drawn(run):
     said = json.loads((run / "02-liked" / "samples" / "statistics.jsonl").read_text().splitlines()[-1])
     assert drawn.name == "step-0000004.png" and said["diversity"] > 0
     page = Page("x")
-    _feedback(page, [run / "02-liked"], ["liked"])
+    _feedback(page, [FinishedRun.read(run / "02-liked", "liked")])
     for word in ("liked taste", "liked held_out", "reward, in its model", "share at the threshold", "diversity"):
         assert word in page.html()
     page = Page("x")
-    _feedback(page, [run / "01-student"], ["student"])
+    _feedback(page, [FinishedRun.read(run / "01-student", "student")])
     assert "Feedback" not in page.html()
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.measured import Features, Measured, gap_closed
+from fewstep.evaluation.measured import Features, Measured
 from fewstep.evaluation.metrics import Moments, centred_interval, frechet_distance, spread
 from fewstep.evaluation.prompt_set import PromptSet
+from fewstep.evaluation.result import Result
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
@@ -24,31 +24,17 @@ from fewstep.sampling import Sampler, sample
 
 @dataclass
 class Candidate:
-    """A model to compare, with its sampler and its guidance."""
+    """A model to compare, with its sampler and its guidance; ``model`` is its name in tables."""
 
-    label: str
+    model: str
     denoiser: Denoiser
     sampler: Sampler
     guidance_scale: float = 1.0
     guidance_embed: float | None = None
 
-
-@dataclass
-class Result:
-    """Images and figures of one candidate.
-
-    Attributes:
-        label: the candidate's. images: [N, 3, H, W] in [0, 1].
-        figures: name -> value, in the order of `FIGURES`; intervals: 95 %, of those that have one.
-        resampled: the same over resamplings that all candidates share, so that differences and ratios of two
-            candidates can be taken resampling by resampling.
-    """
-
-    label: str
-    images: Tensor
-    figures: dict[str, float] = field(default_factory=dict)
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    resampled: dict[str, Tensor] = field(default_factory=dict)
+    @property
+    def steps(self) -> int:
+        return len(self.sampler.times(self.denoiser.schedule)) - 1
 
 
 @dataclass
@@ -69,38 +55,6 @@ class Comparison:
     def count(self) -> int:
         """Images of each candidate."""
         return len(self.captions)
-
-    def gap_closed(self, figure: str, few: int, many: int, student: int) -> tuple[float, tuple[float, float]] | None:
-        """Share of the gap between results ``few`` and ``many`` that ``student`` closes, with its 95 % interval.
-
-        None where there is no measurable gap: its interval holds 0.
-        """
-        return gap_closed_by(figure, self.results[few], self.results[many], self.results[student])
-
-
-class Figures(Protocol):
-    """Figures with resamplings that are the same for all: a `Result`, or one that was read from a file."""
-
-    figures: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    resampled: dict[str, Tensor]
-
-
-def gap_closed_by(
-    figure: str, few: Figures, many: Figures, student: Figures
-) -> tuple[float, tuple[float, float]] | None:
-    """`Comparison.gap_closed` of three sets of figures."""
-    picked = (few, many, student)
-    if float((few.resampled[figure] - many.resampled[figure]).quantile(0.025)) <= 0:
-        return None
-    plain = gap_closed(*(torch.tensor(each.figures[figure], dtype=torch.float64) for each in picked))
-    return float(plain), centred_interval(gap_closed(*(each.resampled[figure] for each in picked)), float(plain))
-
-
-def lower_by(figure: str, ours: Figures, theirs: Figures) -> tuple[float, tuple[float, float]]:
-    """By how much ``ours`` is lower than ``theirs``, on the same prompts and noise, with its 95 % interval."""
-    better = theirs.figures[figure] - ours.figures[figure]
-    return better, centred_interval(theirs.resampled[figure] - ours.resampled[figure], better)
 
 
 FIGURES = {
@@ -167,7 +121,8 @@ def compare(
         figures["to first"] = float((images - first).square().mean().sqrt())
         resampled = measured.resampled(real)
         intervals = {name: centred_interval(values, figures[name]) for name, values in resampled.items()}
-        results.append(Result(candidate.label, images, figures, intervals, resampled))
+        facts = {"guidance_scale": candidate.guidance_scale}
+        results.append(Result(candidate.model, candidate.steps, images, figures, intervals, resampled, facts=facts))
         if advance is not None:
             advance(i + 1)
     return Comparison(results, prompts.captions, seed, lowest)
@@ -177,22 +132,13 @@ def table(comparison: Comparison, names: Sequence[str] = SHORT) -> str:
     """The figures in columns, with 95 % intervals, and below them a line that explains each."""
     results = comparison.results
     names = [name for name in names if name in results[0].figures]
-    rows = [["", *names], *([r.label, *(cell(r, name) for name in names)] for r in results)]
+    rows = [["", *names], *([r.label, *(r.in_words(name) for name in names)] for r in results)]
     rows.append(["real images", *(f"{comparison.floors[n]:.3g}" if n in comparison.floors else "" for n in names)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
              for row in rows]  # fmt: skip
     lines += ["", f"Over {comparison.count} unseen prompts, 95 % intervals in brackets; lower FD is better:"]
     return "\n".join([line.rstrip() for line in lines] + [f"  {n}: {FIGURES[n]}" for n in names if n in FIGURES])
-
-
-def cell(found: Figures, name: str) -> str:
-    """A figure with its interval, if it has one."""
-    value = f"{found.figures[name]:.3g}"
-    if name not in found.intervals:
-        return value
-    low, high = found.intervals[name]
-    return f"{value} [{low:.3g}, {high:.3g}]"
 
 
 def comparison_grid(comparison: Comparison, columns: int = 8) -> Image.Image:

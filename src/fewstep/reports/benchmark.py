@@ -1,12 +1,12 @@
-"""`fewstep benchmark`: recipes at one cost and several seeds, every student measured on the same prompts and noise.
+"""`fewstep benchmark`: recipes at one compute cost and several seeds, measured on the same prompts and noise.
 
-<out>/RUN.json       what a run gave: figures, and how much of its teacher's loss it avoids
-      table.md .csv .json  grid.png  report.html      all that has been measured so far
+<out>/RUN.json       results of a run: its figures, and the share of its teacher's loss that it avoids
+      table.md .csv .json  grid.png  report.html      all results so far
 <runs>/RUN/          the run itself (`fewstep distill`), with measured/, a file for each number of steps
        teacher/      the teacher by several samplers
 
-RUN is a job's name and a seed. Work is done in slices: what is finished stays, the same command goes on. Started
-twice at once, on two cores or GPUs, each takes the runs that the other has not.
+RUN is a job's name and a seed. Finished work is kept, and the same command continues the rest. Two processes that are
+started at the same time, on two cores or GPUs, take different runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fewstep.data.files import held, replace_text, text_hash
 from fewstep.evaluation.compare import Candidate, compare
+from fewstep.evaluation.result import Result, lower_by, teacher_at
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.models.hub import DTYPES
@@ -38,32 +39,32 @@ from fewstep.recipe.chain import Chain, load
 from fewstep.recipe.load import shipped_recipes
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError, validated
-from fewstep.reports.results import DISTANCES, Entry, Standings, in_order
+from fewstep.reports.candidates import student_candidates, teacher_candidates
+from fewstep.reports.results import DISTANCES, ResultsTable, in_order
 from fewstep.runs.chain import run as distil
 from fewstep.runs.dataset import versions
 from fewstep.runs.plan import cost_of_pairs, cost_of_step, memory_of_step
-from fewstep.sampling import make_sampler
 from fewstep.scenes64.prompts import unseen_prompts
-from fewstep.students.card import load_card, sampler_of
-from fewstep.students.lineage import model_behind, student_folder, teacher_of
-from fewstep.students.student import load_student
+from fewstep.students.card import load_card
+from fewstep.students.lineage import model_behind, student_folder
 from fewstep.training import distributed
 from fewstep.training.trainer import TrainingStopped
 
 NOISE = 0
-"""Seed of prompts' noise: one for all runs, so that every two of them can be compared pair by pair."""
+"""Seed of the initial noise: the same for all runs, so that any two can be compared image by image."""
 CURVES = ("ddim", "dpm++2m", "euler")
-"""The teacher's samplers; the first is what students are held against."""
+"""The teacher's samplers; students are compared with the first."""
 
 
 @checked(frozen=True)
 class BenchmarkEntry:
-    """A recipe to be run once for each seed.
+    """A job of the benchmark: a recipe that is run once for each seed.
 
     Attributes:
-        name: of its runs. recipe: a name or file that `fewstep distill` takes; set: what is changed in it.
-        seeds: of the runs. budget: forward equivalents of each, pairs and earlier stages included; None: as the recipe
-            says. steps: of the student, each measured. count: prompts. without: stages of a chain that are left out.
+        name: of its runs. recipe: a name or file that `fewstep distill` takes; set: overrides of its keys.
+        seeds: one run each. budget: compute cost of each run in forward passes, pairs and earlier stages included;
+            None: as the recipe states. steps: numbers of steps at which the student is measured. count: prompts.
+        without: stages of a chain to leave out.
     """
 
     name: str
@@ -78,17 +79,17 @@ class BenchmarkEntry:
     @field_validator("name")
     @classmethod
     def _a_word(cls, name: str) -> str:
-        """It becomes a folder's name."""
+        """The name becomes that of a folder."""
         if not name or name.startswith(".") or Path(name).name != name:
             raise ValueError(f"name: '{name}' is to be the name of a folder: take letters, digits, '-' and '_'.")
         return name
 
     @classmethod
     def of(cls, source: str, **given: Any) -> BenchmarkEntry:
-        """From a job's file (YAML with a key ``recipe``), or from a recipe's name or file; ``given`` goes first.
+        """A job from its file (YAML with a key ``recipe``), or from a recipe's name or file; ``given`` has precedence.
 
         Raises:
-            RecipeError: an unknown key, a value that makes no sense, or a file that cannot be read.
+            RecipeError: an unknown key, an invalid value, or a file that cannot be read.
         """
         path, data = Path(source), None
         if path.suffix in (".yaml", ".yml"):
@@ -109,7 +110,7 @@ class BenchmarkEntry:
         return job
 
     def runs(self, overrides: Sequence[str] = ()) -> Iterator[Run]:
-        """One for each seed; ``overrides`` of all recipes."""
+        """One run for each seed, with ``overrides`` (KEY=VALUE) of its recipe."""
         changes = [*(f"{key}={value}" for key, value in self.set.items()), *overrides]
         steps: dict[str, int] = {}
         for seed in self.seeds:
@@ -122,7 +123,7 @@ class BenchmarkEntry:
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe with one seed."""
+    """A recipe with one seed."""
 
     job: BenchmarkEntry
     seed: int
@@ -134,28 +135,28 @@ class Run:
         return f"{self.job.name}-s{self.seed}"
 
     @property
-    def mark(self) -> str:
-        """Of the resolved recipe: figures of any other one are measured again."""
+    def fingerprint(self) -> str:
+        """Hash of the resolved recipe: results of any other recipe are measured again."""
         return text_hash(self.recipe.as_yaml())
 
     @property
     def steps(self) -> int:
-        """Of training, in all stages."""
+        """Training steps of all stages."""
         return sum(recipe.training.steps for recipe in _alone(self.recipe))
 
     @property
     def last(self) -> Recipe:
-        """The recipe of what is measured: of a chain its last stage's, on the model that the chain began with."""
+        """The recipe of the measured student: that of a chain's last stage, on the model with which the chain began."""
         return _alone(self.recipe)[-1]
 
     @property
     def memory(self) -> int:
-        """Bytes at the peak of a training step, of the stage that needs most."""
+        """Peak memory of a training step in bytes, of the stage that needs most."""
         return max(map(memory_of_step, _alone(self.recipe)))
 
     @property
     def measured_at(self) -> tuple[int, ...]:
-        """At which steps its student is measured: its own alone where any other number is off what was trained."""
+        """Numbers of steps at which the student is measured: its own alone, if it was trained for no others."""
         recipe = self.last
         wanted = recipe.method_class().sampling(recipe.method_settings())
         own = wanted.no_other_steps and recipe.sample.sampler is None
@@ -168,7 +169,7 @@ def every_method() -> list[str]:
 
 
 def _alone(recipe: Recipe | Chain) -> list[Recipe]:
-    """The recipe, or those of a chain's trained stages on the model that the chain began with."""
+    """The recipe itself, or those of a chain's trained stages, on the model with which the chain began."""
     return [recipe] if isinstance(recipe, Recipe) else list(recipe.on_first_teacher().values())
 
 
@@ -176,16 +177,16 @@ def _alone(recipe: Recipe | Chain) -> list[Recipe]:
 
 
 def within(recipe: Recipe | Chain, budget: float) -> Recipe | Chain:
-    """The recipe with as many training steps as ``budget`` forward equivalents allow; a chain's stages in proportion.
+    """The recipe with as many training steps as ``budget`` forward passes allow; a chain's stages in proportion.
 
     Raises:
-        RecipeError: the teacher's samples alone, or one step of every stage, cost more.
+        RecipeError: the teacher's samples, or one step of every stage, cost more.
     """
     return _as_long(recipe, steps_within(recipe, budget))
 
 
 def steps_within(recipe: Recipe | Chain, budget: float) -> dict[str, int]:
-    """How many steps each stage has in `within`; of one recipe the name is empty. Raises as it does."""
+    """The number of steps of each stage in `within`, by its name; a single recipe's is empty. Raises as `within`."""
     names = [stage.name for stage in recipe.stages if stage.recipe] if isinstance(recipe, Chain) else [""]
     alone = _alone(recipe)
     costs = [cost_of_step(one) for one in alone]
@@ -193,15 +194,15 @@ def steps_within(recipe: Recipe | Chain, budget: float) -> dict[str, int]:
     part = left / sum(cost * one.training.steps for cost, one in zip(costs, alone, strict=True))
     steps = {name: int(part * one.training.steps + 1e-9) for name, one in zip(names, alone, strict=True)}
     if min(steps.values()) < 1:
-        raise RecipeError(f"A budget of {budget:,.0f} forward equivalents is too small for this recipe: give more.")
+        raise RecipeError(f"A budget of {budget:,.0f} forward passes is too small for this recipe: give more.")
     return steps
 
 
 def _without(recipe: Recipe | Chain, left_out: Sequence[str]) -> Recipe | Chain:
-    """The chain without some of its stages, and what no later one needs.
+    """The chain without some of its stages.
 
     Raises:
-        RecipeError: no such stage, or a later one begins with it.
+        RecipeError: there is no such stage, or a later one begins with it.
     """
     if not left_out:
         return recipe
@@ -238,15 +239,16 @@ def _so_long(recipe: Recipe, steps: int) -> Recipe:
 
 
 class Benchmark:
-    """All runs of some jobs: trained, measured and set side by side.
+    """All runs of some jobs: trained, measured, and written into one table.
 
     Args:
-        runs: of `BenchmarkEntry.runs`. out: where results go; place: where runs work.
-        minutes: before it stops; None: never.
+        runs: of `BenchmarkEntry.runs`. out: folder of the table; place: folder of the runs.
+        minutes: after which it stops; None: never.
         curves: samplers of the teacher.
 
     Raises:
-        RecipeError: runs of two teachers, of two guidance scales of the teacher's, or of one name.
+        RecipeError: the runs have several teachers, guidance scales of the teacher, or numbers of prompts, or two of
+            them have one name.
     """
 
     def __init__(
@@ -256,6 +258,7 @@ class Benchmark:
         self.runs, self.out, self.place, self.curves, self.show_progress = list(runs), out, place, curves, show_progress
         self.until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
         self.count = self.runs[0].job.count
+        self.recipe = self.runs[0].last
         for what, values in (
             ("teachers", {run.last.teacher.path for run in self.runs}),
             ("guidance scales of the teacher", {run.last.sample.guidance_scale for run in self.runs}),
@@ -269,8 +272,12 @@ class Benchmark:
             raise RecipeError("Two jobs have one name: rename one of their files.")
 
     def work(self, say: Callable[[str], None] = print) -> bool:
-        """Go on with what is not finished and nobody else is at, until the time is spent; True when all is done."""
-        distributed.join(self.runs[0].last.training.device)
+        """Train and measure the runs that are unfinished and locked by no other process, until the time is up.
+
+        Returns:
+            Whether everything is done.
+        """
+        distributed.join(self.recipe.training.device)
         for run in self.runs:
             if self.is_measured(run):
                 continue
@@ -278,7 +285,7 @@ class Benchmark:
                 return False
             with self._mine(run.name) as mine:
                 if not mine:
-                    say(f"{run.name}: another process is at it")
+                    say(f"{run.name}: another process is working on it")
                     continue
                 if self.is_measured(run):
                     continue  # by another process, just now
@@ -288,151 +295,141 @@ class Benchmark:
         with self._mine("teacher") as mine:
             return mine and self._measure_teacher() and all(map(self.is_measured, self.runs))
 
-    def standings(self) -> Standings | None:
-        """What has been measured so far; None before the teacher's full length has been."""
-        full_steps = self.runs[0].last.sample.teacher_steps
-        files = [*self.place.glob("teacher/measured/*.safetensors")]
-        for run in self.runs:
-            files += (self.place / run.name / "measured").glob("*.safetensors")
-        marks = {self._teacher_mark, *(run.mark for run in self.runs)}
-        entries = [e for e in map(Entry.load, files) if e.facts["prompts"] == self.count and e.facts["mark"] in marks]
-        full = next((e for e in entries if e.model == _named(self.curves[0]) and e.steps == full_steps), None)
+    def results(self) -> ResultsTable | None:
+        """All that has been measured; None as long as the teacher at its full number of steps has not been."""
+        fingerprints = {self._teacher_fingerprint, *(run.fingerprint for run in self.runs)}
+        files = [
+            f
+            for name in ("teacher", *(r.name for r in self.runs))
+            for f in self.place.glob(f"{name}/measured/*.safetensors")
+        ]
+        found = [r for r in map(Result.load, files) if r.facts["prompts"] == self.count]
+        found = [r for r in found if r.facts["mark"] in fingerprints]
+        teacher, full_steps = _teacher_by(self.curves[0]), self.recipe.sample.teacher_steps
+        full = next((r for r in found if r.model == teacher and r.steps == full_steps), None)
         if full is None:
             return None
-        rest = in_order((e for e in entries if e is not full), list(dict.fromkeys(run.job.name for run in self.runs)))
-        return Standings(rest, full, self.count, full.facts["floors"])
+        rest = in_order((r for r in found if r is not full), list(dict.fromkeys(run.job.name for run in self.runs)))
+        return ResultsTable([full, *rest], self.count, full.facts["floors"])
 
-    def write(self) -> Standings | None:
-        """Write what is there to see, and a file for each measured run."""
-        found = self.standings()
-        if found is None:
+    def write(self) -> ResultsTable | None:
+        """Write the table of `results`, and a file for each measured run."""
+        table = self.results()
+        if table is None:
             return None
         self.out.mkdir(parents=True, exist_ok=True)
-        found.write(self.out)
+        table.write(self.out)
         for run in self.runs:
-            mine = [e for e in found.entries if e.model == run.job.name and e.seed == run.seed]
+            mine = [r for r in table.results if r.model == run.job.name and r.seed == run.seed]
             if mine:
-                replace_text(self.out / f"{run.name}.json", json.dumps(_result(found, mine), indent=1) + "\n")
-        return found
+                replace_text(self.out / f"{run.name}.json", json.dumps(_run_as_plain(table, mine), indent=1) + "\n")
+        return table
 
     def is_measured(self, run: Run) -> bool:
-        """Whether all of a run's figures are there."""
-        place = self.place / run.name / "measured"
-        return all(self._holds(place / f"{steps}.safetensors", run.mark) for steps in run.measured_at)
+        """Whether all figures of a run are there."""
+        return all(self._holds(self._file(run.name, steps), run.fingerprint) for steps in run.measured_at)
 
     # ------------------------------------------------------------ one run
 
     def _is_over(self) -> bool:
         return time.monotonic() >= self.until
 
+    def _file(self, name: str, what: int | str) -> Path:
+        """The file of one result of a run, or of the teacher."""
+        return self.place / name / "measured" / f"{what}.safetensors"
+
     def _mine(self, name: str) -> AbstractContextManager[bool]:
-        """Whether no other benchmark is at this run; those that torchrun started are one."""
+        """Whether no other benchmark works on this run; the processes of one torchrun are one benchmark."""
         self.place.mkdir(parents=True, exist_ok=True)
         return nullcontext(True) if distributed.count() > 1 else held(self.place / f"{name}.lock")
 
     def _train(self, run: Run) -> bool:
         folder = self.place / run.name
-        left = self.until - time.monotonic()
-        timer = threading.Timer(left, os.kill, (os.getpid(), signal.SIGTERM)) if left < float("inf") else None
-        if timer is not None:
-            timer.daemon = True
-            timer.start()
         begun = time.monotonic()
         try:
-            distil(run.recipe, folder, resume=True, show_progress=self.show_progress)
+            with _stopped_at(self.until):
+                distil(run.recipe, folder, resume=True, show_progress=self.show_progress)
         except TrainingStopped:
             if time.monotonic() < self.until - 1:
-                raise  # somebody else stopped it
+                raise  # by somebody else
             return False
         finally:
-            if timer is not None:
-                timer.cancel()
             if folder.is_dir():
                 spent = _minutes(folder) + (time.monotonic() - begun) / 60
                 replace_text(folder / _MINUTES, json.dumps(spent))
         return True
 
     def _measure(self, run: Run) -> bool:
-        folder = self.place / run.name
+        folder, device = self.place / run.name, run.last.training.device
         student = student_folder(folder)
         assert student is not None
         card, teacher = load_card(student), self._teacher(run.last)
-        model = load_student(teacher_of(student, card, run.last.training.device), student, card)
         facts = {
             "recipe": run.job.recipe, "set": list(run.changes), "method": card.method, "training_steps": card.steps,
             "forward_equivalents": card.forward_equivalents, "minutes": _minutes(folder), "memory": run.memory,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.last.training.device}",
-            "versions": versions(), "prompts": self.count, "mark": run.mark,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+            "versions": versions(), "prompts": self.count, "mark": run.fingerprint,
         }  # fmt: skip
-        for steps in run.measured_at:
-            sampler = sampler_of(card, num_inference_steps=steps)
-            way = Candidate(f"{run.job.name}, {steps}", model, sampler, card.guidance_scale, card.guidance_embed)
-            path = folder / "measured" / f"{steps}.safetensors"
-            if not self._way(teacher, way, path, run.job.name, run.seed, steps, facts):
-                return False
-        return True
+        candidates = student_candidates(student, run.measured_at, run.job.name, device)
+        return all(
+            self._measure_one(teacher, candidate, self._file(run.name, steps), run.seed, facts)
+            for candidate, steps in zip(candidates, run.measured_at, strict=True)
+        )
 
     def _measure_teacher(self) -> bool:
         """Every sampler of the teacher at few steps and at full length."""
-        recipe = self.runs[0].last
-        teacher: Teacher | None = None
-        for name in self.curves:
-            few = sorted({steps for run in self.runs for steps in run.measured_at})
-            for steps in (recipe.sample.teacher_steps, *few):
-                path = self.place / "teacher" / "measured" / f"{name.replace('+', 'p')}-{steps}.safetensors"
-                if self._holds(path, self._teacher_mark):
-                    continue
-                teacher = teacher or self._teacher(recipe)
-                sampler = make_sampler(name, num_inference_steps=steps)
-                way = Candidate(f"{_named(name)}, {steps}", teacher.denoiser, sampler, recipe.sample.guidance_scale)
-                facts = {
-                    "guidance_scale": recipe.sample.guidance_scale, "prompts": self.count, "versions": versions(),
-                    "mark": self._teacher_mark,
-                }  # fmt: skip
-                if not self._way(teacher, way, path, _named(name), None, steps, facts):
-                    return False
+        sampling, mark = self.recipe.sample, self._teacher_fingerprint
+        steps = [sampling.teacher_steps, *sorted({n for run in self.runs for n in run.measured_at})]
+        wanted = {
+            self._file("teacher", f"{name.replace('+', 'p')}-{n}"): (name, n) for name in self.curves for n in steps
+        }
+        wanted = {path: what for path, what in wanted.items() if not self._holds(path, mark)}
+        if not wanted:
+            return True
+        teacher = self._teacher(self.recipe)
+        facts = {
+            "guidance_scale": sampling.guidance_scale, "prompts": self.count, "versions": versions(), "mark": mark
+        }  # fmt: skip
+        for path, (name, n) in wanted.items():
+            (candidate,) = teacher_candidates(teacher, [n], sampling.guidance_scale, _teacher_by(name), name)
+            if not self._measure_one(teacher, candidate, path, None, facts):
+                return False
         return True
 
     def _teacher(self, recipe: Recipe) -> Teacher:
-        """The model that a run came from, past all students in between, whole: students are measured on that."""
+        """The model at the beginning of a run's lineage, past all students in between, with all its weights."""
         teacher = recipe.teacher
         return load_teacher(
             model_behind(teacher.path), device=recipe.training.device, loras=teacher.loras, dtype=DTYPES[teacher.dtype],
             size=teacher.size, config=teacher.config, guidance_embed=teacher.guidance_embed,
         )  # fmt: skip
 
-    def _way(
-        self,
-        teacher: Teacher,
-        way: Candidate,
-        path: Path,
-        model: str,
-        seed: int | None,
-        steps: int,
-        facts: dict[str, Any],
+    def _measure_one(
+        self, teacher: Teacher, candidate: Candidate, path: Path, seed: int | None, facts: dict[str, Any]
     ) -> bool:
-        """Measure one way, unless it has been or the time is spent."""
+        """Measure one candidate, unless it has been or the time is up; True if its file is there."""
         if self._holds(path, facts["mark"]):
             return True
         if self._is_over():
             return False
         prompts = unseen_prompts(teacher, self.count)
-        found = compare(teacher, [way], prompts, NOISE, per_prompt=4, floors=seed is None)
+        found = compare(teacher, [candidate], prompts, NOISE, per_prompt=4, floors=seed is None)
+        (result,) = found.results
+        del result.figures["to first"]  # of one candidate alone it says nothing
         path.parent.mkdir(parents=True, exist_ok=True)
-        Entry.of(found.results[0], model, seed, steps, facts | {"floors": found.floors}).save(path)
+        replace(result, seed=seed, facts=facts | {"floors": found.floors}).save(path)
         return True
 
-    def _holds(self, path: Path, mark: str) -> bool:
-        """Whether the file is of just this, on as many prompts."""
+    def _holds(self, path: Path, fingerprint: str) -> bool:
+        """Whether the file holds the result of just this model, on as many prompts."""
         if not path.is_file():
             return False
-        facts = Entry.load(path).facts
-        return (facts["prompts"], facts["mark"]) == (self.count, mark)
+        facts = Result.load(path).facts
+        return (facts["prompts"], facts["mark"]) == (self.count, fingerprint)
 
     @property
-    def _teacher_mark(self) -> str:
-        recipe = self.runs[0].last
-        return text_hash(f"{recipe.teacher.model_dump_json()} {recipe.sample.guidance_scale}")
+    def _teacher_fingerprint(self) -> str:
+        return text_hash(f"{self.recipe.teacher.model_dump_json()} {self.recipe.sample.guidance_scale}")
 
 
 _MINUTES = "minutes.json"
@@ -443,19 +440,34 @@ def _minutes(folder: Path) -> float:
     return float(json.loads(path.read_text())) if path.is_file() else 0.0
 
 
-def _named(sampler: str) -> str:
+@contextmanager
+def _stopped_at(until: float) -> Iterator[None]:
+    """Ends the training inside by SIGTERM, on which it saves everything, when the monotonic clock reaches ``until``."""
+    if until == float("inf"):
+        yield
+        return
+    timer = threading.Timer(until - time.monotonic(), os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _teacher_by(sampler: str) -> str:
     return f"teacher, {sampler}"
 
 
-def _result(found: Standings, entries: Sequence[Entry]) -> dict[str, Any]:
-    """What a run's own file holds: figures by steps, and against the teacher at as many steps."""
-    ways = {}
-    for entry in entries:
-        few = found.few(entry)
+def _run_as_plain(table: ResultsTable, results: Sequence[Result]) -> dict[str, Any]:
+    """The file of a run: figures by steps, also against the teacher at as many steps."""
+    by_steps = {}
+    for result in results:
+        few = teacher_at(result.steps, table.results)
         against = {} if few is None else {
-            name: {"closed": found.closed(entry, name), "better by": found.better_by(entry, few, name)}
+            name: {"closed": table.gap_closed(result, name), "better by": lower_by(name, result, few)}
             for name in DISTANCES
         }  # fmt: skip
-        ways[str(entry.steps)] = {**entry.figures, "intervals": entry.intervals, "against the teacher": against}
-    facts = {key: value for key, value in entries[0].facts.items() if key not in ("floors", "mark")}
-    return {"model": entries[0].model, "seed": entries[0].seed, **facts, "steps": ways}
+        by_steps[str(result.steps)] = {**result.figures, "intervals": result.intervals, "against the teacher": against}
+    facts = {key: value for key, value in results[0].facts.items() if key not in ("floors", "mark")}
+    return {"model": results[0].model, "seed": results[0].seed, **facts, "steps": by_steps}

@@ -1,4 +1,4 @@
-"""What many models gave on the same prompts and noise, in one table: Markdown, CSV, JSON and a page to look at."""
+"""The results of many models on the same prompts and noise, in one table: Markdown, CSV, JSON and an HTML page."""
 
 from __future__ import annotations
 
@@ -6,179 +6,109 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from fewstep.data.files import replace_tensors, replace_text
-from fewstep.evaluation.compare import FIGURES, Result, cell, gap_closed_by, lower_by
+from fewstep.data.files import replace_text
+from fewstep.evaluation.compare import FIGURES
 from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.result import KEPT_IMAGES, Estimate, Result, gap_closed_in, in_steps
 from fewstep.reports.page import Page
 from fewstep.scenes64.prompts import unseen_captions
 from fewstep.training.machine import in_words
 
 SHOWN = ("FD", "KID", "detail FD", "recall", "accuracy", "spread")
-"""The figures of the table, of `compare.FIGURES`."""
+"""The figures of the table, among those of `compare.FIGURES`."""
 DISTANCES = ("FD", "detail FD")
 IN_SHORT = ("FD", "detail FD", "accuracy")
-"""What a cell of the summary holds."""
-PICTURES = 8
+"""The figures in a cell of the summary, and of the charts."""
+_COST: dict[str, Callable[[Any], str]] = {
+    "forward_equivalents": "{:,.0f}".format,
+    "minutes": "{:.0f}".format,
+    "memory": in_words,
+}
+"""The facts of a result that the table shows, and how they are written."""
+_SUMMARY = f"In each cell {', '.join(IN_SHORT)}: of several seeds the mean and the standard deviation"
+
+Table = tuple[list[str], list[list[str]]]
+"""Head and rows, as text."""
 
 
 @dataclass
-class Entry:
-    """One model at one number of steps.
+class ResultsTable:
+    """Results of the same prompts and noise.
 
     Attributes:
-        model: what draws: a run's name without its seed, or "teacher, SAMPLER".
-        seed: of its training; None for the teacher.
-        steps: of its sampler.
-        figures, intervals: as `Result`'s; resampled: as `Measured.resampled`, the same draws for every entry.
-        pictures: uint8 [n, 3, H, W], of the first prompts.
-        facts: of the training: forward_equivalents, minutes, memory (bytes), steps, recipe, set, versions.
+        results: in the order of the table; the first is the teacher at its full number of steps, against which the
+            others are measured.
+        count: number of prompts. floors: FD and detail FD of as many real images.
     """
 
-    model: str
-    seed: int | None
-    steps: int
-    figures: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    resampled: dict[str, Tensor]
-    pictures: Tensor
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, outcome: Result, model: str, seed: int | None, steps: int, facts: dict[str, Any]) -> Entry:
-        """What `compare` found for one way."""
-        seen = (outcome.images[:PICTURES].clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
-        figures = {name: value for name, value in outcome.figures.items() if name != "to first"}
-        return cls(model, seed, steps, figures, dict(outcome.intervals), outcome.resampled, seen, facts)
-
-    @property
-    def label(self) -> str:
-        """Of a row: model and seed."""
-        return self.model if self.seed is None else f"{self.model}, seed {self.seed}"
-
-    def plain(self) -> dict[str, Any]:
-        """Without tensors, for JSON."""
-        kept = asdict(self)
-        return {key: value for key, value in kept.items() if key not in ("resampled", "pictures")}
-
-    def save(self, path: Path) -> None:
-        """All of it in one safetensors file."""
-        tensors = {f"resampled/{name}": values for name, values in self.resampled.items()}
-        replace_tensors(path, tensors | {"pictures": self.pictures}, {"entry": json.dumps(self.plain())})
-
-    @classmethod
-    def load(cls, path: Path) -> Entry:
-        """What `save` wrote.
-
-        Raises:
-            ValueError: the file is damaged.
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                kept = json.loads(file.metadata()["entry"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                kept["intervals"] = {name: tuple(ends) for name, ends in kept["intervals"].items()}
-                pictures = tensors.pop("pictures")
-                return cls(
-                    **kept, pictures=pictures, resampled={n.removeprefix("resampled/"): t for n, t in tensors.items()}
-                )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            raise ValueError(f"{path} is damaged: remove it, and what it held is measured again.") from None
-
-
-@dataclass
-class Standings:
-    """All entries, and the teacher's own that others are held against.
-
-    Attributes:
-        entries: in the order of the table.
-        full: the teacher at full length.
-        count: prompts. floors: FD and detail FD of as many real scenes.
-    """
-
-    entries: list[Entry]
-    full: Entry
+    results: list[Result]
     count: int
     floors: dict[str, float]
 
-    def closed(self, entry: Entry, figure: str) -> tuple[float, tuple[float, float]] | None:
-        """Part of the teacher's loss at as many steps that ``entry`` does not have, with its 95 % interval.
+    @property
+    def full(self) -> Result:
+        """The teacher at its full number of steps."""
+        return self.results[0]
 
-        None where the teacher has no loss to speak of at so many steps, or was not measured there.
-        """
-        few = self.few(entry)
-        return None if few is None else gap_closed_by(figure, few, self.full, entry)
-
-    def few(self, entry: Entry) -> Entry | None:
-        """The teacher at as many steps as ``entry``, by the full one's sampler."""
-        return next((e for e in self.entries if e.model == self.full.model and e.steps == entry.steps), None)
-
-    def better_by(self, entry: Entry, other: Entry, figure: str) -> tuple[float, tuple[float, float]]:
-        """By how much ``entry`` is lower than ``other`` on the same prompts and noise, with its 95 % interval."""
-        return lower_by(figure, entry, other)
+    def gap_closed(self, result: Result, figure: str) -> Estimate | None:
+        """`gap_closed_in` this table."""
+        return gap_closed_in(self.results, figure, result)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The table for programs: a row for each entry."""
-        for entry in [self.full, *self.entries]:
-            row: dict[str, Any] = {"model": entry.model, "seed": entry.seed, "steps": entry.steps}
-            row["forward_equivalents"] = entry.facts.get("forward_equivalents")
-            row["minutes"], row["memory"] = entry.facts.get("minutes"), entry.facts.get("memory")
+        """The table for programs: a row for each result."""
+        for r in self.results:
+            row: dict[str, Any] = {"model": r.model, "seed": r.seed, "steps": r.steps}
+            row |= {name: r.facts.get(name) for name in _COST}
             for name in SHOWN:
-                row[name] = entry.figures.get(name)
-                if name in entry.intervals:
-                    row[f"{name} low"], row[f"{name} high"] = entry.intervals[name]
+                row[name] = r.figures.get(name)
+                if name in r.intervals:
+                    row[f"{name} low"], row[f"{name} high"] = r.intervals[name]
             for name in DISTANCES:
-                closed = None if entry is self.full else self.closed(entry, name)
+                closed = None if r is self.full else self.gap_closed(r, name)
                 row[f"{name} closed"] = None if closed is None else closed[0]
             yield row
 
-    # ------------------------------------------------------------ in words and pictures
-
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Head and rows, as text."""
+    def table(self) -> Table:
+        """A row for each result."""
         head = ["model", "steps", "cost", "minutes", "memory", *SHOWN, *(f"{name} closed" for name in DISTANCES)]
-        body = []
-        for entry in [self.full, *self.entries]:
-            cost, minutes, memory = (entry.facts.get(name) for name in ("forward_equivalents", "minutes", "memory"))
-            cells = [entry.label, str(entry.steps)]
-            cells += ["" if cost is None else f"{cost:,.0f}", "" if minutes is None else f"{minutes:.0f}"]
-            cells.append("" if memory is None else in_words(memory))
-            cells += [cell(entry, name) if name in entry.figures else "" for name in SHOWN]
-            cells += ["" if entry is self.full else in_percent(self.closed(entry, name)) for name in DISTANCES]
-            body.append(cells)
-        return head, body
+        return head, [self._cells(result) for result in self.results]
 
-    def summary(self) -> tuple[list[str], list[list[str]]]:
-        """Head and rows, as text: a row for each model, a column for each number of steps."""
-        entries = [self.full, *self.entries]
-        steps = sorted({e.steps for e in entries})
-        head = ["model", *(f"{n} step{'s' if n > 1 else ''}" for n in steps), "seeds"]
+    def _cells(self, r: Result) -> list[str]:
+        cost = ["" if r.facts.get(name) is None else write(r.facts[name]) for name, write in _COST.items()]
+        figures = [r.in_words(name) if name in r.figures else "" for name in SHOWN]
+        closed = ["" if r is self.full else in_percent(self.gap_closed(r, name)) for name in DISTANCES]
+        return [r.name, str(r.steps), *cost, *figures, *closed]
+
+    def summary(self) -> Table:
+        """A row for each model, a column for each number of steps."""
+        steps = sorted({r.steps for r in self.results})
         body = []
-        for model in dict.fromkeys(e.model for e in entries):
-            mine = [e for e in entries if e.model == model]
-            seeds = sorted({e.seed for e in mine if e.seed is not None})
-            cells = [over_seeds([e.figures for e in mine if e.steps == n]) for n in steps]
+        for model in dict.fromkeys(r.model for r in self.results):
+            mine = [r for r in self.results if r.model == model]
+            seeds = sorted({r.seed for r in mine if r.seed is not None})
+            cells = [over_seeds([r.figures for r in mine if r.steps == n]) for n in steps]
             body.append([model, *cells, ", ".join(map(str, seeds))])
-        return head, body
+        return ["model", *map(in_steps, steps), "seeds"], body
+
+    # ------------------------------------------------------------ in words and images
 
     def markdown(self) -> str:
-        """The summary, and the table with a line for each figure that says what it is."""
+        """The summary and the table, with a line that explains each figure."""
         lines = [*_markdown(*self.summary()), "", f"{_SUMMARY}.", "", *_markdown(*self.table()), ""]
         floors = ", ".join(f"{name} {value:.3g}" for name, value in self.floors.items())
-        lines.append(f"{self.count} unseen prompts, 95 % intervals in brackets; as many real scenes: {floors}.")
+        lines.append(f"{self.count} unseen prompts, 95 % intervals in brackets; as many real images: {floors}.")
         lines += [f"- {name}: {FIGURES[name]}" for name in SHOWN]
-        lines.append("- cost: forward passes of a picture in training, or their equivalent; pairs and stages included")
-        lines.append("- memory: at the peak of a training step, estimated; of stages the one that needs most")
-        lines.append("- closed: part of the teacher's loss at as many steps that the student does not have")
+        lines.append("- cost: forward passes of one image in training, a backward pass as two, with pairs and stages")
+        lines.append("- memory: estimate of the peak of a training step, for the stage that needs most")
+        lines.append("- closed: share of the teacher's loss at as many steps that the student avoids")
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
@@ -191,53 +121,56 @@ class Standings:
         return file.getvalue()
 
     def grid(self) -> Image.Image:
-        """A row for each entry from the same prompts and noise; of a model's seeds the first."""
-        shown = [e for e in [self.full, *self.entries] if e.seed in (None, self._first_seed(e))]
-        labels = [f"{e.model}, {e.steps}" for e in shown]
-        return image_grid([e.pictures.float() / 255 for e in shown], labels, unseen_captions(PICTURES))
+        """A row for each result, all from the same prompts and noise; of a model's seeds the first."""
+        first = {r.model: r.seed for r in reversed(self.results)}
+        shown = [r for r in self.results if r.seed == first[r.model]]
+        labels = [f"{r.model}, {r.steps}" for r in shown]
+        return image_grid([r.images for r in shown], labels, unseen_captions(KEPT_IMAGES))
 
     def page(self) -> Page:
-        """The table, quality against steps and against cost, the grid."""
+        """Summary, table, quality against steps and against compute cost, images."""
         page = Page("Benchmark")
         page.text(f"{self.count} unseen prompts, the same noise for all; in brackets 95 % intervals.", note=True)
         page.table(*self.summary())
         page.text(f"{_SUMMARY}.", note=True)
         page.table(*self.table())
-        for name in IN_SHORT:
-            page.chart(self._by(name, lambda e: float(e.steps)), "steps", name, logarithmic=name != "accuracy")
-            evaluations = self._by(name, lambda e: e.figures["evaluations"])
-            page.chart(evaluations, "network evaluations per picture", name, logarithmic=name != "accuracy")
-        page.picture(self.grid(), "Every row starts from the same noise and the same prompts.")
+        quality_charts(page, self.results[1:])
+        page.image(self.grid(), "Every row starts from the same noise and the same prompts.")
         for name in SHOWN:
             page.text(f"{name}: {FIGURES[name]}.", note=True)
         return page
 
     def write(self, folder: Path) -> None:
         """table.md, table.csv, table.json, grid.png and report.html in ``folder``."""
+        full, *entries = (result.as_plain() for result in self.results)
+        plain = {"prompts": self.count, "real": self.floors, "full": full, "entries": entries}
         replace_text(folder / "table.md", self.markdown())
         replace_text(folder / "table.csv", self.csv())
-        kept = {"prompts": self.count, "real": self.floors, "full": self.full.plain()}
-        replace_text(
-            folder / "table.json", json.dumps({**kept, "entries": [e.plain() for e in self.entries]}, indent=1) + "\n"
-        )
+        replace_text(folder / "table.json", json.dumps(plain, indent=1) + "\n")
         self.grid().save(folder / "grid.png")
         replace_text(folder / "report.html", self.page().html())
 
-    def _first_seed(self, entry: Entry) -> int | None:
-        return min((e.seed for e in self.entries if e.model == entry.model and e.seed is not None), default=None)
 
-    def _by(self, figure: str, across: Any) -> dict[str, list[tuple[float, float]]]:
-        series: dict[str, list[tuple[float, float]]] = {}
-        for entry in self.entries:
-            series.setdefault(entry.label, []).append((across(entry), entry.figures[figure]))
-        return {name: sorted(points) for name, points in series.items()}
-
-
-_SUMMARY = f"In each cell {', '.join(IN_SHORT)}: of several seeds the mean and the standard deviation"
+def quality_charts(page: Page, results: Sequence[Result], full: Result | None = None) -> None:
+    """Charts of `IN_SHORT` against steps and against network evaluations: a line for each model, one for ``full``."""
+    steps = [float(r.steps) for r in results]
+    for name in IN_SHORT:
+        known = [r for r in results if name in r.figures]
+        if not known:
+            continue
+        by_steps: dict[str, list[tuple[float, float]]] = {r.name: [] for r in known}
+        by_cost: dict[str, list[tuple[float, float]]] = {r.name: [] for r in known}
+        for r in known:
+            by_steps[r.name].append((float(r.steps), r.figures[name]))
+            by_cost[r.name].append((r.figures["evaluations"], r.figures[name]))
+        if full is not None:
+            by_steps[full.label] = [(n, full.figures[name]) for n in (min(steps), max(steps))]
+        page.chart(by_steps, "steps", name, logarithmic=name != "accuracy")
+        page.chart(by_cost, "network evaluations per image", name, logarithmic=name != "accuracy")
 
 
 def over_seeds(found: Sequence[dict[str, float]]) -> str:
-    """A cell of the summary from the figures of each seed: three digits of the mean, its spread to as many places."""
+    """A cell of the summary from the figures of each seed: the mean to three digits, with its standard deviation."""
     cells = []
     for name in IN_SHORT:
         unit, scale = (" %", 100.0) if name == "accuracy" else ("", 1.0)
@@ -256,15 +189,15 @@ def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
 
 
-def in_percent(closed: tuple[float, tuple[float, float]] | None) -> str:
-    """A closed part with its interval; nothing where there is no gap."""
+def in_percent(closed: Estimate | None) -> str:
+    """The closed share of a gap with its interval; "no gap" where there is none."""
     if closed is None:
         return "no gap"
     share, (low, high) = closed
     return f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def in_order(entries: Iterable[Entry], models: Sequence[str]) -> list[Entry]:
+def in_order(results: Iterable[Result], models: Sequence[str]) -> list[Result]:
     """The teacher first, then ``models`` in their order, each by seed and steps."""
     place = {model: i for i, model in enumerate(models)}
-    return sorted(entries, key=lambda e: (place.get(e.model, -1), e.model, -1 if e.seed is None else e.seed, e.steps))
+    return sorted(results, key=lambda r: (place.get(r.model, -1), r.model, -1 if r.seed is None else r.seed, r.steps))

@@ -80,7 +80,7 @@ def measure_teacher(
     if path is not None:
         prompts = replace(prompts, reference=make_reference(teacher, path))
     candidates = [
-        Candidate(f"guidance {scale:g}, {steps} steps", teacher.denoiser, DDIMSampler(num_inference_steps=steps), scale)
+        Candidate(f"guidance {scale:g}", teacher.denoiser, DDIMSampler(num_inference_steps=steps), scale)
         for scale in guidance_scales
         for steps in STEPS
     ]
@@ -89,7 +89,7 @@ def measure_teacher(
 
 def recommended_guidance(comparison: Comparison) -> float:
     """The scale of lowest FD among those whose accuracy at full steps is within one point of the best."""
-    full = [r for r in comparison.results if r.label.endswith(f", {STEPS[0]} steps")]
+    full = [r for r in comparison.results if r.steps == STEPS[0]]
     best = max(r.figures["accuracy"] for r in full)
     good = [r for r in full if r.figures["accuracy"] >= best - 0.01]
-    return float(min(good, key=lambda r: r.figures["FD"]).label.split(",")[0].removeprefix("guidance "))
+    return float(min(good, key=lambda r: r.figures["FD"]).facts["guidance_scale"])

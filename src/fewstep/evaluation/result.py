@@ -1,0 +1,131 @@
+"""The result of one model at one number of steps, and the comparison of two or three of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fewstep.data.files import replace_tensors
+from fewstep.evaluation.measured import gap_closed
+from fewstep.evaluation.metrics import centred_interval
+
+KEPT_IMAGES = 8
+"""`Result.save` keeps the images of so many prompts; figures and intervals do not need the others any more."""
+
+Estimate = tuple[float, tuple[float, float]]
+"""A value, and the ends of its 95 % interval."""
+
+
+@dataclass
+class Result:
+    """Images and figures of one model at one number of steps.
+
+    Attributes:
+        model: its name in tables, e.g. "student" or "teacher, ddim".
+        steps: of its sampler.
+        images: [N, 3, H, W] in [0, 1].
+        figures: name -> value, in the order of `compare.FIGURES`; intervals: 95 %, of those that have one.
+        resampled: [RESAMPLINGS] values of a figure, over resamplings that all results of the same prompts share, so
+            that differences and ratios of two results can be taken resampling by resampling.
+        seed: of its training; None for a teacher, and where seeds are not compared.
+        facts: what else is known of the model, as plain data: its guidance scale, its recipe, what it cost.
+    """
+
+    model: str
+    steps: int
+    images: Tensor
+    figures: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    resampled: dict[str, Tensor] = field(default_factory=dict)
+    seed: int | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The model, with the seed of its training if there is one."""
+        return self.model if self.seed is None else f"{self.model}, seed {self.seed}"
+
+    @property
+    def label(self) -> str:
+        """Name and number of steps: "student, 4 steps"."""
+        return f"{self.name}, {in_steps(self.steps)}"
+
+    def in_words(self, figure: str, digits: int = 3) -> str:
+        """A figure with its interval, if it has one: "3.21 [3.05, 3.4]"."""
+        value = f"{self.figures[figure]:.{digits}g}"
+        if figure not in self.intervals:
+            return value
+        low, high = self.intervals[figure]
+        return f"{value} [{low:.3g}, {high:.3g}]"
+
+    def as_plain(self) -> dict[str, Any]:
+        """Everything but the tensors, for JSON."""
+        return {key: value for key, value in vars(self).items() if key not in ("images", "resampled")}
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, with the first `KEPT_IMAGES` images in eight bits."""
+        images = (self.images[:KEPT_IMAGES].clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
+        tensors = {f"resampled/{name}": values for name, values in self.resampled.items()}
+        replace_tensors(path, tensors | {"pictures": images}, {"entry": json.dumps(self.as_plain())})
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                plain = json.loads(file.metadata()["entry"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            plain["intervals"] = {name: tuple(ends) for name, ends in plain["intervals"].items()}
+            images = tensors.pop("pictures").float() / 255
+            resampled = {name.removeprefix("resampled/"): values for name, values in tensors.items()}
+            return cls(**plain, images=images, resampled=resampled)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            raise ValueError(f"{path} is damaged: remove it, and what it held is measured again.") from None
+
+
+def in_steps(steps: int) -> str:
+    """A number of steps in words: "1 step", "4 steps"."""
+    return "1 step" if steps == 1 else f"{steps} steps"
+
+
+def lower_by(figure: str, ours: Result, theirs: Result) -> Estimate:
+    """By how much ``ours`` is lower than ``theirs``, on the same prompts and noise, with its 95 % interval."""
+    value = theirs.figures[figure] - ours.figures[figure]
+    return value, centred_interval(theirs.resampled[figure] - ours.resampled[figure], value)
+
+
+def gap_closed_by(figure: str, few: Result, full: Result, student: Result) -> Estimate | None:
+    """Share of the teacher's gap between ``few`` and ``full`` steps that the student closes, with its 95 % interval.
+
+    None where there is no measurable gap: its interval holds 0.
+    """
+    picked = (few, full, student)
+    if float((few.resampled[figure] - full.resampled[figure]).quantile(0.025)) <= 0:
+        return None
+    value = float(gap_closed(*(torch.tensor(each.figures[figure], dtype=torch.float64) for each in picked)))
+    return value, centred_interval(gap_closed(*(each.resampled[figure] for each in picked)), value)
+
+
+def teacher_at(steps: int, results: list[Result]) -> Result | None:
+    """The teacher at so many steps; ``results`` begin with the same teacher at its full number of steps."""
+    same = (r for r in results[1:] if r.model == results[0].model and r.steps == steps)
+    return next(same, None)
+
+
+def gap_closed_in(results: list[Result], figure: str, student: Result) -> Estimate | None:
+    """`gap_closed_by` for a student among ``results``, which begin with the teacher at its full number of steps.
+
+    None also where the teacher was not measured at the student's number of steps.
+    """
+    few = teacher_at(student.steps, results)
+    return None if few is None else gap_closed_by(figure, few, results[0], student)
