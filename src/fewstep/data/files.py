@@ -17,9 +17,9 @@ LOCK = ".lock"
 
 @contextmanager
 def held(path: Path) -> Iterator[bool]:
-    """A file as a lock: whether it is ours within this block, or somebody else's.
+    """Lock a file within this block; yields whether this process has got the lock.
 
-    The system takes it back from a process that dies. On Windows there is no such guard, and it is always ours.
+    The system releases the lock of a process that dies. On Windows there is no such lock, and all get it.
     """
     try:
         import fcntl
@@ -37,10 +37,10 @@ def held(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Nobody else may work in ``folder`` within this block.
+    """Within this block no other process may work in ``folder``.
 
     Raises:
-        ValueError: somebody else works there now.
+        ValueError: another process works there now.
     """
     with held(folder / LOCK) as ours:
         if not ours:
@@ -51,7 +51,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def give_usual_permissions(path: Path) -> None:
-    """Those that any other new file would get; safetensors itself writes 0600."""
+    """Give a file the permissions of any new file; safetensors itself writes 0600."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)
@@ -104,5 +104,5 @@ def sync_folder(path: Path) -> None:
 
 
 def text_hash(text: str) -> str:
-    """Sixteen digits that stand for a text: a recipe, a list of prompts."""
+    """A hash of a text (a recipe, a list of prompts) in sixteen hexadecimal digits."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""What people chose: pairs of images made for one prompt, in a folder with ``preferences.jsonl``, one line a choice.
+"""Preferences: pairs of images of one prompt, one of which people chose; a folder with ``preferences.jsonl``.
 
 =============  =====================================================================================================
 layout         columns
@@ -8,8 +8,8 @@ Pick-a-Pic     ``caption``, ``jpg_0``, ``jpg_1``, ``label_0`` (1: the first was 
 HPDv2          ``prompt``, ``image_path`` (two of them), ``human_preference`` ([1, 0] or [0, 1])
 =============  =====================================================================================================
 
-Images are named relative to the folder, and lie in it. Ties teach nothing and are left out. Other columns are ignored
-but for ``probability``, which simulated raters state: how likely their choice was.
+Each line is one choice. Images are named relative to the folder and lie in it. Ties are left out. Other columns are
+ignored, except ``probability``: how likely the choice was, where simulated raters state it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Preference:
     """One choice.
 
     Attributes:
-        prompt: what both images were made for.
+        prompt: of both images.
         chosen, rejected: their files.
         probability: how likely the choice was, where that is known.
     """
@@ -56,7 +56,7 @@ def read_preferences(folder: Path) -> Preferences:
 
     Raises:
         ValueError: one sentence that names the line: there is no such folder or list, a line is of none of the layouts,
-            an image is missing or outside of the folder.
+            an image is missing or outside the folder.
     """
     file = folder / FILE
     if not file.is_file():

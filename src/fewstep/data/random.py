@@ -21,7 +21,7 @@ def stream_key(*parts: object) -> int:
 
 
 class SharedRandom:
-    """Host numbers that steer control flow: the same on every rank and in every micro-batch."""
+    """Host numbers that decide control flow: the same on every rank and in every micro-batch."""
 
     def __init__(self, seed: int, step: int) -> None:
         self._key = (seed, step, "shared")

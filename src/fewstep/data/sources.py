@@ -1,4 +1,4 @@
-"""Sources of batches: pure functions of a step's random numbers, so position and order resume exactly."""
+"""Sources of batches: pure functions of the step's random numbers, so that position and order resume exactly."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ from fewstep.models.cond import Cond
 
 
 class Order:
-    """Shuffled passes over ``size`` items: which items a step consumes, for any batch size and step.
+    """Shuffled epochs over ``size`` items: which items a step consumes, for any batch size and step.
 
-    Orders of different ``name`` have nothing to do with each other.
+    Every epoch is a permutation keyed by (seed, name, epoch), and batches run across the ends of epochs: the items of a
+    step follow from its number alone, and nothing is carried along. Orders of different ``name`` are independent.
+
+    Raises:
+        ValueError: no items.
     """
 
     def __init__(self, size: int, name: str = "order") -> None:
@@ -32,7 +36,7 @@ class Order:
         self._permutations: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
 
     def rows(self, rng: Rng, number: int | None = None) -> npt.NDArray[np.int64]:
-        """Item indices of the rows ``rng.rows`` of batch ``number``, which is step ``rng.step`` by default."""
+        """Item indices, int64, of the rows ``rng.rows`` of batch ``number`` (by default that of ``rng.step``)."""
         number = rng.step if number is None else number
         positions = number * rng.batch_size + np.arange(rng.batch_size)[rng.rows]
         epochs, places = positions // self.size, positions % self.size
@@ -74,16 +78,16 @@ class LatentSource:
         return Batch(torch.addcmul(mean, std, noise), cond)
 
     def content(self) -> Iterator[Tensor]:
-        """What decides the batches, beside the conditions."""
+        """The tensors that the batches are made of, beside the conditions: what a fingerprint is taken of."""
         yield from (self.mean, self.std)
 
 
 class Buckets:
     """Images of several sizes: every batch is of one size, and all images are visited equally often.
 
-    A round is one batch for every ``batch_size`` images, in an order of its own; each size has as many of them as
-    its images make, and where they do not come out even the rest is taken up in a later round. So the size of any
-    step, and which batch of that size it is, follow from the step alone.
+    A round has about one batch for every ``batch_size`` images, shuffled. Before round r a size of n images has had
+    floor(r n / batch_size) batches; so the fraction of a batch that is left over in one round counts in later ones, and
+    the size of any step, and which batch of that size it is, follow from the step alone.
 
     Args:
         sources: the encoded images of each size.
@@ -101,21 +105,23 @@ class Buckets:
         return source.of_rows(rng, source.order.rows(rng, number))
 
     def pick(self, rng: Rng) -> tuple[int, int]:
-        """(the size of this step, how many batches of that size came before)."""
+        """(index of this step's size, how many batches of that size came before)."""
         each = rng.batch_size
         total = sum(source.order.size for source in self.sources)
 
         def before(n: int) -> int:
+            """Steps before round n: a sum of floors, so it has no inverse in closed form."""
             return sum(self._before(n, source, each) for source in self.sources)
 
-        # n rounds have at most n total / each batches, and lack less than one of each size
+        # The round of this step is the last with before(round) <= step, found by bisection. Each floor takes off less
+        # than one batch: n total / each - len(sources) < before(n) <= n total / each, which brackets the round.
         low = rng.step * each // total
         high = (rng.step + len(self.sources) + 1) * each // total + 2
         turn = low + bisect.bisect_right(range(low, high), rng.step, key=before) - 1
         return self._shuffled(rng.seed, turn, each)[rng.step - before(turn)]
 
     def _shuffled(self, seed: int, turn: int, batch_size: int) -> list[tuple[int, int]]:
-        """The batches of a round in their order."""
+        """(size, number) of the batches of a round in their shuffled order; the last round is remembered."""
         key = (seed, turn, batch_size)
         if self._round is None or self._round[0] != key:
             first, end = ([self._before(n, source, batch_size) for source in self.sources] for n in (turn, turn + 1))
@@ -136,7 +142,7 @@ class Buckets:
 
 
 class Prompts:
-    """Prompts without images, for methods that look at none: what stands for data is NaN, so that none can.
+    """Prompts without images, for methods that need none: x0 is NaN, so that no method can use it unnoticed.
 
     Args:
         cond: of all prompts.
@@ -158,7 +164,7 @@ class Prompts:
 
 
 class Source(Protocol):
-    """Where batches come from: a pure function of the step's random numbers."""
+    """A source of batches: a pure function of the step's random numbers."""
 
     def batch(self, rng: Rng) -> Batch:
         """The rows ``rng.rows`` of the global batch of step ``rng.step``."""
@@ -166,7 +172,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class CaptionDropout:
-    """Batches of ``data`` of which a share has no condition; which rows is drawn in every step."""
+    """Batches of ``data`` in which each row loses its condition with probability ``share``, drawn anew each step."""
 
     data: Source
     share: float
@@ -179,7 +185,7 @@ class CaptionDropout:
 
 @dataclass(frozen=True)
 class WithPrompts:
-    """Batches of ``data`` with the captions of their rows, as they were written (`Batch.prompts`)."""
+    """Batches of ``data`` with the captions of their rows as text (`Batch.prompts`)."""
 
     data: LatentSource | Prompts
     captions: Sequence[str]
@@ -190,7 +196,7 @@ class WithPrompts:
 
 
 class MixtureSource:
-    """Endless samples of a Gaussian mixture, with class labels if it has classes.
+    """Fresh samples of a Gaussian mixture at every step, with class labels if it has classes.
 
     Args:
         labels: classes to draw from, uniformly; None for unconditional data.

@@ -1,4 +1,4 @@
-"""The ground floor: schedules, predictions, closed-form Gaussian mixtures. Needs torch and numpy alone."""
+"""Schedules, predictions and closed-form Gaussian mixtures; they need torch and numpy alone."""
 
 from fewstep.diffusion.prediction import PREDICTION_TYPES, Prediction, PredictionType
 from fewstep.diffusion.schedule import Schedule

@@ -1,4 +1,4 @@
-"""The components of a noised Gaussian mixture: their likelihoods and the sums over them, each in one place."""
+"""The components of a noised Gaussian mixture: their likelihoods, and the sums over them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Components:
         self.means, self.variances, self.basis = means, variances, basis
 
     def to(self, device: torch.device) -> Components:
-        """The same on ``device``; itself where it already lies there."""
+        """The same components on ``device``; itself if they already are there."""
         if device == self.means.device:
             return self
         basis = None if self.basis is None else self.basis.to(device)
         return Components(self.means.to(device), self.variances.to(device), basis)
 
     def at(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Noised:
-        """Seen from states x [B, D] at alpha, sigma [1 or B, 1]."""
+        """The noised components at states x [B, D], for alpha, sigma [1 or B, 1]."""
         return Noised(self, x, alpha, sigma)
 
 
 class Noised:
-    """Components at one noise level per row, N(alpha mu_k, V_k) with V_k = alpha^2 C_k + sigma^2, seen from x.
+    """Components at one noise level per row, N(alpha mu_k, V_k) with V_k = alpha^2 C_k + sigma^2, at states x.
 
     Axes come first, [D, B, K]: adding D planes is several times faster than summing rows of two or three numbers.
 
@@ -54,12 +54,12 @@ class Noised:
         log_det = self.variance.log().expand(dim, -1, -1).sum(0)
         self.log_likelihood = -0.5 * (distance + log_det + dim * math.log(2 * math.pi))
 
-    def pull(self, r: Tensor) -> Tensor:
-        """sum_k r_k V_k^-1 (x - alpha mu_k), [B, D], for weights r [B, K]: minus the score."""
+    def minus_score(self, r: Tensor) -> Tensor:
+        """sum_k r_k V_k^-1 (x - alpha mu_k), [B, D], for weights r [B, K]; sigma times it is E[eps | x]."""
         return self._total(r / self.variance)
 
-    def shrunk(self, r: Tensor) -> Tensor:
-        """sum_k r_k (mu_k + alpha C_k V_k^-1 (x - alpha mu_k)), [B, D]: the posterior mean of clean data."""
+    def posterior_mean(self, r: Tensor) -> Tensor:
+        """sum_k r_k (mu_k + alpha C_k V_k^-1 (x - alpha mu_k)), [B, D]: the posterior mean E[x0 | x]."""
         gain = self.components.variances.T[:, None, :] / self.variance
         return r @ self.components.means + self.alpha * self._total(r * gain)
 

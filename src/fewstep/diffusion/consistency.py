@@ -1,4 +1,4 @@
-"""The consistency function f(x, t): a prediction read so that f is the identity at the schedule's end.
+"""The consistency function f(x, t): a combination of state and prediction that is the identity at the schedule's end.
 
 ======  ==========================================================  ==============================
 family  f(x, t)                                                     source
@@ -9,7 +9,9 @@ flow    x0 = x - t flow: the identity at t = 0 as it stands         PCM's SD3 co
 edm     c_skip x + c_out F with the times shifted by sigma_min      CM, sec. 3 and appendix C
 ======  ==========================================================  ==============================
 
-On a VP table c_skip is 7e-6 at LCM's first training time 19: there the scalings say only "if t is 0, return x".
+On a VP table c_skip is 7e-6 at LCM's first training time 19: there the scalings mean only "if t is 0, return x".
+
+Sources: LCM is Luo et al. 2023 (arXiv 2310.04378), PCM Wang et al. 2024 (2405.18407), CM Song et al. 2023 (2303.01469).
 """
 
 from __future__ import annotations
@@ -28,21 +30,21 @@ def boundary_scalings(
     t: Array, timestep_scaling: float = TIMESTEP_SCALING, sigma_data: float = SIGMA_DATA
 ) -> tuple[Array, Array]:
     """LCM's (c_skip, c_out) at table index ``t`` (host float64, number or [B])."""
-    q = np.maximum(np.asarray(t, dtype=np.float64), 0) * timestep_scaling  # clean data, -1, is past the end
+    q = np.maximum(np.asarray(t, dtype=np.float64), 0) * timestep_scaling  # clean data, -1, lies beyond the end
     return np.asarray(sigma_data**2 / (q**2 + sigma_data**2)), np.asarray(q / np.sqrt(q**2 + sigma_data**2))
 
 
 def coefficients(
     schedule: Schedule, t: Array, timestep_scaling: float = TIMESTEP_SCALING, sigma_data: float = SIGMA_DATA
 ) -> tuple[Array, Array]:
-    """What x and x0 weigh in f(x, t) = a x + b x0, by family; ``t`` host float64, number or [B]."""
+    """(a, b) of f(x, t) = a x + b x0, by family, in the shape of ``t`` (host float64, number or [B])."""
     t = np.asarray(t, dtype=np.float64)
     if schedule.family == "vp":
         return boundary_scalings(t, timestep_scaling, sigma_data)
     if schedule.family == "flow":
         clean = np.asarray(t == schedule.clean, dtype=np.float64)
         return clean, 1 - clean
-    t = np.maximum(t, schedule.sigma_min)  # clean data, 0, is past the end
+    t = np.maximum(t, schedule.sigma_min)  # clean data, 0, lies beyond the end
     # F = (D - c_skip_edm x) / c_out_edm and c_out / c_out_edm = (t - sigma_min) / t
     c_skip = sigma_data**2 / ((t - schedule.sigma_min) ** 2 + sigma_data**2)
     c_edm = sigma_data**2 / (t**2 + sigma_data**2)

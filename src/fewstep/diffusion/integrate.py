@@ -1,4 +1,4 @@
-"""An adaptive integrator of high order in float64, for references that must be right to ten digits."""
+"""An adaptive ODE solver of high order in float64, for references that must be right to ten digits."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def integrate(field: Field, y: Tensor, start: float, stop: float, tolerance: flo
     Raises:
         ValueError: when the step size shrinks to nothing (a state or field that is not finite).
     """
-    # The first step must not leap over a turn that the error estimate would never see: between components 1e4 times as
-    # far apart as they are wide a field changes within 1e-4 of pure noise. Steps grow fourfold: ten more, at most.
+    # The first step must not skip a turn that the error estimate would then never see: between components 1e4 times as
+    # far apart as they are wide, a field changes within 1e-4 of pure noise. Steps grow fourfold, so starting this small
+    # costs ten steps at most.
     t, h = start, (stop - start) * 1e-6
     slope = field(y, t)
     while t != stop:
@@ -34,7 +35,7 @@ def integrate(field: Field, y: Tensor, start: float, stop: float, tolerance: flo
         if error <= 1:
             y, t = after, stop if last else t + h
             slope = field(y, t)
-        # the estimate belongs to order 10, one column before the last; NaN shrinks the step
+        # The estimate is the error of the last column but one, order 10. NaN (error != error) shrinks the step.
         h *= min(max(0.8 * (error + 1e-300) ** (-1 / (ORDER - 1)), 0.2), 4.0) if error == error else 0.2
         if abs(h) < 1e-14 * abs(stop - start):
             raise ValueError("The flow cannot be followed: the state or its velocity is not finite.")
@@ -42,7 +43,7 @@ def integrate(field: Field, y: Tensor, start: float, stop: float, tolerance: flo
 
 
 def _step(field: Field, y: Tensor, slope: Tensor, t: float, h: float) -> tuple[Tensor, Tensor]:
-    """y(t + h) and what the last column of the extrapolation changed in it."""
+    """(y(t + h), its change by the last column of the extrapolation: the error estimate)."""
     row: list[Tensor] = []
     for j, n in enumerate(SUBSTEPS):
         before, row = row, [_midpoint(field, y, slope, t, h, n)]

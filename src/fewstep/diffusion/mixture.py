@@ -117,10 +117,10 @@ class GaussianMixture:
         noised = self._noised(flat, alpha, sigma)
         r = self._weigh(noised, label, guidance_scale)
         s = self._coefficient(sigma, flat)
-        x0 = noised.shrunk(r)
+        x0 = noised.posterior_mean(r)
         if (host(sigma) == 0).any():
             x0 = torch.where(s == 0, flat / torch.where(s == 0, noised.alpha, 1.0), x0)
-        return self._like(x0, x), self._like(s * noised.pull(r), x)
+        return self._like(x0, x), self._like(s * noised.minus_score(r), x)
 
     def x0(self, x: Tensor, alpha: Time, sigma: Time, label: Label = None, guidance_scale: Time = 1.0) -> Tensor:
         """Posterior mean E[x0 | x_t], shaped like x (see `posterior`)."""
@@ -130,7 +130,7 @@ class GaussianMixture:
         """grad log p_t(x), shaped like x; defined at sigma = 0 too."""
         flat = self._flat(x)
         noised = self._noised(flat, alpha, sigma)
-        return self._like(-noised.pull(self._weigh(noised, label)), x)
+        return self._like(-noised.minus_score(self._weigh(noised, label)), x)
 
     def log_prob(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0, label: Label = None) -> Tensor:
         """log p_t(x), [B], in nats."""
@@ -182,7 +182,7 @@ class GaussianMixture:
         label: Label = None,
         guidance_scale: float | Tensor = 1.0,
     ) -> Tensor:
-        """Exact probability-flow map of x from native time ``t`` to ``s``, shaped like x: what few-step students learn.
+        """Exact probability-flow map of x from native time ``t`` to ``s``, shaped like x: what students approximate.
 
         ============================  ======================================================================
         field                         how
@@ -328,7 +328,7 @@ class MixtureNetwork:
 
     @property
     def tap_channels(self) -> dict[str, int]:
-        """What a discriminator can look at, with its channels; see `features`."""
+        """Taps for a discriminator, with their channels; see `features`."""
         return {"posterior": 2 * self.mixture.dim + self.mixture.num_components}
 
     def features(self, x: Tensor, t: Time, cond: Any, taps: Iterable[str]) -> list[Tensor]:

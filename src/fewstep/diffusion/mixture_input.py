@@ -1,4 +1,4 @@
-"""What a Gaussian mixture is made from: checked, normalised, diagonalised; and its JSON file."""
+"""The parameters of a Gaussian mixture, checked, normalised and diagonalised; and their JSON file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Array
 
 KEYS = ("weights", "means", "stds", "covariances", "class_weights")
-SLACK = 1e-3  # files write 0.333; what is further from a sum of 1 is a slip of the pen
+SLACK = 1e-3  # of a sum of weights around 1: files write 0.333; more is a mistake
 
 
 @dataclass(frozen=True)

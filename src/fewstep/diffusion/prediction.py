@@ -1,9 +1,9 @@
-"""What a network says at (x_t, t), in any kind, and the jump: the only place where kinds are converted.
+"""A network's prediction at (x_t, t), and the only place where prediction types are converted.
 
-Every kind is a mix of the two unknowns, ``output = p x0 + q eps``, beside ``x_t = alpha x0 + sigma eps``:
+Every prediction type is a mix of the two unknowns, ``output = p x0 + q eps``, beside ``x_t = alpha x0 + sigma eps``:
 
 =============  =======  ======
-kind           p        q
+type           p        q
 =============  =======  ======
 epsilon        0        1
 sample         1        0
@@ -30,7 +30,11 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
 
 def check_prediction_type(kind: str) -> PredictionType:
-    """``kind`` if it is known (diffusers' ``flow_prediction`` counts as ``flow``), else one clear sentence."""
+    """``kind``, with diffusers' ``flow_prediction`` as ``flow``.
+
+    Raises:
+        ValueError: an unknown prediction type.
+    """
     kind = "flow" if kind == "flow_prediction" else kind
     if kind not in PREDICTION_TYPES:
         raise ValueError(f"Unknown prediction_type '{kind}': use {', '.join(PREDICTION_TYPES)}.")
@@ -44,14 +48,14 @@ def mix(kind: PredictionType, alpha: Array, sigma: Array) -> tuple[Array, Array]
 
 
 class Prediction:
-    """A network output at (x_t, t), readable in every kind.
+    """A network's output at (x_t, t), convertible to every prediction type.
 
     Args:
         x: the state x_t, [B, ...].
-        output: what the network said, same shape; promoted to max(dtype, float32) before any conversion.
+        output: the network's output, same shape; promoted to max(dtype, float32) before any conversion.
         t: native time, a number or [B].
         schedule: the forward process.
-        prediction_type: the kind of ``output``.
+        prediction_type: of ``output``.
     """
 
     def __init__(self, x: Tensor, output: Tensor, t: Time, schedule: Schedule, prediction_type: PredictionType):
@@ -103,10 +107,13 @@ class Prediction:
     def combine(self, a: Array | float, s: Array | float, unused: Array | None = None) -> Tensor:
         """``a x0 + s eps`` from (x_t, output); ``a``, ``s`` are host coefficients, numbers or [B].
 
-        Rows marked ``unused`` may be singular (their value is thrown away by the caller).
+        Rows marked ``unused`` may be singular (the caller discards their values).
+
+        Raises:
+            ValueError: a singular row: epsilon where alpha = 0, sample where sigma = 0.
         """
         if np.all(a == self._p) and np.all(s == self._q):
-            return self.output  # what the network itself said: exact, and readable even at a singular time
+            return self.output  # the network's own output: exact, and defined even at a singular time
         determinant = self._alpha * self._q - self._sigma * self._p
         if unused is not None:
             determinant = np.where(unused & (determinant == 0), 1.0, determinant)

@@ -1,12 +1,12 @@
 """One-dimensional mixtures by their distribution function: the monotone map from one noise level to another.
 
-In one dimension the probability-flow map is the quantile map F_s^-1(F_t(x)): no integrator, no step size. What
-limits it is how F is written down. With components in the order of their means and a pivot j,
+In one dimension the probability-flow map is the quantile map F_s^-1(F_t(x)): no integrator, no step size. Its
+precision depends on how F is written. With components in the order of their means and a pivot j,
 
     G_j(x) = F(x) - (w_0 + ... + w_{j-1}) = sum_{k >= j} w_k Phi(z_k) - sum_{k < j} w_k Phi(-z_k)
 
 is free of cancellation in the gap between components j-1 and j (where F is flat and its digits are lost), in the
-left tail (j = 0, G = F) and in the right one (j = K, G = -survival). Every x takes the pivot that suits it best.
+left tail (j = 0, G = F) and in the right one (j = K, G = -survival). Each x takes the pivot whose terms are smallest.
 """
 
 from __future__ import annotations
@@ -48,19 +48,22 @@ def noised(weights: Tensor, means: Tensor, variances: Tensor, alpha: Tensor, sig
 def transport(source: Line, target: Line, x: Tensor) -> Tensor:
     """The monotone map y [B, 1] of x [B, 1] with F_target(y) = F_source(x)."""
     z = source.standard(x)
-    # mixing weights are shared: F_target(max_k y_k) >= sum_k w_k Phi(z_k) = F_source(x), so these enclose y
+    # Where x would go if it belonged to component k alone, y_k has the same z_k. Both mixtures share their weights, so
+    # F_target(max_k y_k) >= sum_k w_k Phi(z_k) = F_source(x), and likewise for the minimum: these enclose y.
     each = target.mean + target.std * z
     pivot = _best_pivot(source, z)
     above, below = _sides(source, x, pivot)
     scale = torch.maximum(above, below)
     count = z.shape[1]
+    # In the tails the target is a logarithm, log F or log(1 - F), which never underflows. Between components it is the
+    # difference of two sums over their larger one, e^scale: both may be 1e-300 there, their ratio is not.
     goal = torch.where(pivot == 0, above, torch.where(pivot == count, below, 0.0))
     goal = torch.where((pivot == 0) | (pivot == count), goal, (above - scale).exp() - (below - scale).exp())
     return _solve(target, each.amin(1, True), each.amax(1, True), pivot, goal, scale)
 
 
 def _best_pivot(line: Line, z: Tensor) -> Tensor:
-    """The j [B, 1] in 0 ... K whose G_j sums the smallest terms."""
+    """The j [B, 1] in 0 ... K whose G_j has the smallest sum of its terms' sizes: rounding is relative to that sum."""
     right = line.log_weight + torch.special.log_ndtr(z)
     left = line.log_weight + torch.special.log_ndtr(-z)
     nothing = torch.full_like(z[:, :1], -math.inf)

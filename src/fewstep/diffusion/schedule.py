@@ -11,7 +11,7 @@ flow    [0, 1]                     1.0                 0.0
 ======  =========================  ==================  =============
 
 Coefficients are formed in float64 on the host (numpy) and cast by whoever applies them, so no step of a
-training loop waits for an accelerator. VP index 0 is *not* clean (sigma = 0.029 for Stable Diffusion).
+training loop waits for an accelerator. VP index 0 is *not* clean data (sigma = 0.029 for Stable Diffusion).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Spacing: TypeAlias = Literal["trailing", "leading", "linspace"]
 LCMGrid: TypeAlias = Literal["lcm", "lcm-v1"]
 Family: TypeAlias = Literal["vp", "edm", "flow"]
 
-_UNKNOWN_SCHEDULERS = (  # of diffusers; without betas, or with more than betas
+_UNKNOWN_SCHEDULERS = (  # diffusers' classes whose noise levels do not follow from betas alone
     "Amused", "CMStochasticIterative", "CogVideoX", "CosineDPM", "DDPMWuerstchen", "IPNDM", "KarrasVe", "ScoreSde",
     "VQDiffusion",
 )  # fmt: skip
@@ -65,7 +65,7 @@ class Schedule:
         family: ``"vp"``, ``"edm"`` or ``"flow"``.
         clean: the native time that means clean data (alpha = 1, sigma = 0).
         start: the noisiest native time, where sampling starts.
-        end: where consistency functions land: VP index 0, EDM sigma_min, flow 0.0.
+        end: where a consistency function is the identity: VP index 0, EDM sigma_min, flow 0.0.
         num_train_timesteps: table length (VP), or how many network timesteps [0, 1] spans (flow).
     """
 
@@ -226,12 +226,14 @@ class Schedule:
             return 1 - time, time
         index = np.maximum(time, 0)
         low = np.minimum(index.astype(np.int64), self.num_train_timesteps - 2)
-        fraction = index - low
+        fraction = index - low  # 1 at the last index, which has no right neighbour
         bar = self.alphas_cumprod[np.where(fraction == 1, low + 1, low)]
         alpha, sigma = np.sqrt(bar), np.sqrt(1 - bar)
         between = (fraction > 0) & (fraction < 1)
         if between.any():
-            ratio = self._ratio_between(low, fraction)  # infinite below a last index of pure noise
+            # The ratio sigma/alpha is interpolated; alpha = 1 / sqrt(1 + ratio^2) and sigma = ratio alpha follow. Just
+            # before a last index of pure noise (zero terminal SNR) it is infinite, and inf * 0 must not become NaN.
+            ratio = self._ratio_between(low, fraction)
             mixed = 1 / np.sqrt(1 + ratio**2)
             alpha = np.where(between, mixed, alpha)
             sigma = np.where(
@@ -289,7 +291,7 @@ class Schedule:
 
         VP (int64): trailing ``round(k T/n) - 1``, leading ``k (T // n) + steps_offset``, linspace rounded, as
         diffusers' DDIM has them. Flow (float64): trailing ``k/n`` then shifted (FLUX's rule), linspace as
-        FlowMatchEulerDiscrete builds it on its own (shift applied twice at the low end). EDM: the Karras grid.
+        FlowMatchEulerDiscrete builds it by default (shift applied twice at the low end). EDM: the Karras grid.
         """
         n = check_steps(num_inference_steps)
         if timestep_spacing not in SPACINGS:
@@ -424,7 +426,7 @@ class Schedule:
 
 
 def check_steps(n: int) -> int:
-    """``n`` if it is a positive whole number, else one clear sentence."""
+    """``n`` as an int. Raises ValueError unless it is a whole number of at least 1."""
     if isinstance(n, bool) or int(n) != n or n < 1:
         raise ValueError(f"The number of steps must be a whole number of at least 1, not {n}.")
     return int(n)

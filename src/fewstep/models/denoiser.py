@@ -1,4 +1,4 @@
-"""Denoiser: a network, its schedule and its prediction kind, asked in one way.
+"""Denoiser: a network, its schedule and its prediction type, called in one way.
 
 ``network(x, t, cond, *, end=None, guidance_embed=None) -> Tensor`` may be any callable: a closed form, a small
 MLP, a diffusers UNet behind an adapter. Classifier-free guidance happens here and nowhere else.
@@ -23,7 +23,7 @@ Network = Callable[..., Tensor]
 
 @dataclass
 class Cost:
-    """What a network was asked so far.
+    """Calls of a network so far, and their compute cost.
 
     Attributes:
         calls: network calls.
@@ -37,12 +37,12 @@ class Cost:
 
     @property
     def forward_equivalents(self) -> float:
-        """Cost in forward passes of one image: forward 1, backward 2."""
+        """Compute cost in forward passes of one image: forward 1, backward 2."""
         return self.evaluations + 2 * self.graph_evaluations
 
 
 class Denoiser:
-    """Asks ``network`` at (x_t, t) and returns a `Prediction`.
+    """Calls ``network`` at (x_t, t) and returns a `Prediction`.
 
     Args:
         network: any callable ``(x, t, cond) -> Tensor``; extra inputs it understands are declared in its
@@ -79,8 +79,11 @@ class Denoiser:
         return frozenset(getattr(self.network, "accepts", ()))
 
     def lay_out(self, noise: Tensor) -> Tensor:
-        """Unit noise as it is drawn, in the layout of states: where a network's own program draws noise for packed
-        latents (FLUX), the same generator so gives the same images here and there."""
+        """Unit noise [B, ...], as drawn, in the layout of states.
+
+        Where a network's own program draws noise for packed latents (FLUX), the same generator thus gives the same
+        images here and there.
+        """
         return laid_out(self.network, noise)
 
     def __call__(
@@ -96,8 +99,8 @@ class Denoiser:
 
         Args:
             guidance_scale: classifier-free guidance ``null + w (cond - null)``; number or [B], 1.0 is off.
-            end: target time s that the network is told, number or [B] (CTM, TCF(S+)).
-            guidance_embed: guidance scale that the network is told, number or [B] (LCM's w, FLUX).
+            end: target time s that the network is conditioned on, number or [B] (CTM, TCD's TCF(S+)).
+            guidance_embed: guidance scale that the network embeds, number or [B] (LCM's w, FLUX).
 
         Raises:
             ValueError: guidance without a null condition; an extra input the network does not declare.
@@ -112,16 +115,16 @@ class Denoiser:
     def with_and_without_guidance(
         self, x: Tensor, t: Time, cond: Cond | None, guidance_scale: float
     ) -> tuple[Prediction, Prediction]:
-        """What a call with ``guidance_scale`` says, and what its conditional branch says alone, at no further cost."""
+        """(the prediction with ``guidance_scale``, that of its conditional branch alone), by one guided call."""
         if guidance_scale == 1.0:
-            said = self(x, t, cond)
-            return said, said
+            prediction = self(x, t, cond)
+            return prediction, prediction
         outputs = self._guided(x, t, cond, guidance_scale, {})
         guided, plain = (Prediction(x, o, t, self.schedule, self.prediction_type) for o in outputs)
         return guided, plain
 
     def uncounted(self) -> Denoiser:
-        """The same denoiser with a count of its own: for looking at a network while it is being trained."""
+        """The same denoiser with a cost of its own: for evaluating a network while it is being trained."""
         return Denoiser(self.network, self.schedule, self.prediction_type, batched_guidance=self.batched_guidance)
 
     def features(self, x: Tensor, t: Time, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
@@ -243,7 +246,7 @@ def edm_precondition(network: Network, sigma_data: float = 0.5) -> EDMNetwork:
 
 
 class EDMNetwork(nn.Module):
-    """What `edm_precondition` makes; ``network`` is the raw F, whose capabilities it hands on."""
+    """The network of `edm_precondition`; ``network`` is the raw F, whose capabilities it hands on."""
 
     dtype = None  # only the raw network computes in its own dtype: c_skip x keeps the digits of the state
 

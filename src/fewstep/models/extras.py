@@ -57,7 +57,7 @@ class ExtraInputs(nn.Module):
 
     @staticmethod
     def _precise(phase: Tensor, layer: nn.Linear) -> Tensor:
-        """Whole table indices in the layer's precision too, not in sinusoid's least, float32."""
+        """``phase`` in the layer's precision, at least float32: `sinusoid` would take integers to float32 alone."""
         least = torch.promote_types(layer.weight.dtype, torch.float32)
         return phase.to(torch.promote_types(phase.dtype, least))
 

@@ -24,7 +24,7 @@ _LIVE: ContextVar[tuple[str, ...]] = ContextVar("fewstep_live_adapters", default
 
 @contextmanager
 def live(adapters: Iterable[str]) -> Iterator[None]:
-    """Within this block (and only in this thread's context) exactly these adapters act; ``()`` is the bare base."""
+    """Within this block (and only in this thread's context) exactly these adapters act; ``()`` is the base alone."""
     token = _LIVE.set(tuple(adapters))
     try:
         yield
@@ -38,6 +38,7 @@ def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
     Fits diffusers' ``enable_gradient_checkpointing(gradient_checkpointing_func=checkpoint)``. Needed as well
     because an accelerator's backward runs in threads that know nothing of this thread's context.
     """
+    # Taken now, in the forward: when `replay` runs, backward has long left the block in which these were live.
     adapters = _LIVE.get()
 
     def replay(*inputs: Any) -> Any:
@@ -79,9 +80,9 @@ def add_adapter(
     names = matching(module, targets)
     scale: Any = rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, target_modules=names, bias="none")
-    with warnings.catch_warnings():  # peft warns of every second adapter, which is what roles are
+    with warnings.catch_warnings():  # peft warns of a second adapter on one layer; roles are just that
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # nobody merges into it
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # it is never merged
         inject_adapter_in_model(config, module, adapter_name=name)
     for layer in lora_layers(module):
         _read_context(layer)

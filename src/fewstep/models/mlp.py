@@ -78,7 +78,7 @@ class MLP(nn.Module):
 
     @property
     def tap_channels(self) -> dict[str, int]:
-        """What a discriminator can look at: the output of every block, with its channels."""
+        """Taps for a discriminator: the output of every block, with its channels."""
         return {f"block{i}": self.inlet.out_features for i in range(len(self.blocks))}
 
     def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
@@ -90,7 +90,7 @@ class MLP(nn.Module):
         return [found[tap] for tap in wanted]
 
     def drop_decoder(self) -> None:
-        """Leave out what lies behind the last block: from then on only `features` make sense."""
+        """Leave out the layers behind the last block: from then on only `features` make sense."""
         self.outlet = nn.Identity()
 
     def _entered(

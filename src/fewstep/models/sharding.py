@@ -1,8 +1,8 @@
-"""Weights spread over processes by PyTorch's FSDP2, seen as plain tensors.
+"""Weights sharded over processes by PyTorch's FSDP2, handled as plain tensors.
 
-Each process keeps its rows of every weight (a `DTensor`); whole weights exist only while a layer runs. What training
-does to weights — optimiser, EMA, guard — works element by element, so it works on those rows alone; only norms and
-files need all of them. These functions also take plain tensors, which every process has whole.
+Each process keeps its rows of every weight (a `DTensor`); whole weights exist only while a layer runs. Optimiser, EMA
+and guard work element by element, so each process runs them on its own rows; only norms and files need all rows. These
+functions also take plain tensors, which every process holds whole.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def shard(network: nn.Module, ignored: set[nn.Parameter]) -> dict[nn.Parameter, 
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """What is gathered as one: the entries of outermost lists of modules, as most networks keep their blocks."""
+    """The modules to gather one at a time: the entries of the outermost ModuleLists, where most networks keep blocks.
+
+    The finer the units, the less memory whole weights take at once, and the more messages there are.
+    """
     found: list[nn.Module] = []
     for child in network.children():
         found += list(child) if isinstance(child, nn.ModuleList) else _blocks(child)
@@ -77,7 +80,7 @@ def whole(tensor: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def rows_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """Of a whole ``tensor``, the rows that this process has of ``like``."""
+    """The rows of a whole ``tensor`` that this process has of ``like``: FSDP2 splits dimension 0 as `torch.chunk`."""
     if not isinstance(like, DTensor):
         return tensor
     parts = tensor.chunk(like.device_mesh.size())
@@ -86,7 +89,10 @@ def rows_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def gathered(network: nn.Module) -> dict[nn.Parameter, Tensor]:
-    """Sharded parameter -> the tensor that stands for it in a graph, once a forward has gathered it."""
+    """Sharded parameter -> its gathered weight, the leaf that stands for it in a graph, once a forward has made it.
+
+    PyTorch has no public way to these.
+    """
     from torch.distributed.fsdp import FSDPModule
 
     found: dict[nn.Parameter, Tensor] = {}
