@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from dataclasses import replace
 from random import Random
 
@@ -23,9 +24,8 @@ from fewstep.scenes64.scenes import (
     write_image_folder,
     write_webdataset,
 )
-from fewstep.scenes64.scenes.caption import rate_of_statements
 from fewstep.scenes64.scenes.content import draw_scene
-from fewstep.scenes64.scenes.render import draw
+from fewstep.scenes64.scenes.render import render
 
 NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}
 SINGULAR = {**{s: s for s in SHAPES}, **{f"{s}s": s for s in SHAPES}, "shape": None, "shapes": None}
@@ -83,7 +83,7 @@ def test_tellings_change_the_caption_only():
 
 def test_a_larger_picture_shows_the_same_scene():
     scene = Scenes(2).scene(5)
-    small, large = draw(scene, 64).astype(float), draw(scene, 128).astype(float)
+    small, large = render(scene, 64).astype(float), render(scene, 128).astype(float)
     assert np.abs(large.reshape(64, 2, 64, 2, 3).mean((1, 3)) - small).mean() < 6
 
 
@@ -110,6 +110,15 @@ def test_the_text_says_what_the_mentions_say(scenes):
         assert parse(scene.caption) == stated
         if scene.count is not None:
             assert sum(number for number, _ in stated) == scene.count
+
+
+def rate_of_statements(scenes):
+    """How often single things' attributes are stated when the thing is named."""
+    stated = Counter()
+    single = [m for s in scenes for m in s.mentions if len(m.things) == 1]
+    for mention in single:
+        stated.update(name for name in ("shape", "colour", "fill", "size") if getattr(mention, name))
+    return {name: count / len(single) for name, count in stated.items()}
 
 
 def test_half_of_the_attributes_are_left_open(scenes):
@@ -155,10 +164,10 @@ def test_a_plain_circle_has_its_colour_inside_and_the_background_outside():
     rng = Random(0)
     scene = next(s for s in (draw_scene(rng) for _ in range(9999)) if len(s.things) == 1
                  and (s.things[0].shape, s.things[0].fill) == ("circle", "plain"))  # fmt: skip
-    thing, picture = scene.things[0], draw(scene) / 255
+    thing, picture = scene.things[0], render(scene) / 255
     x, y = int(thing.x * 64), int(thing.y * 64)
     assert np.abs(picture[y, x] - thing.paint).max() < 0.06
-    empty = draw(replace(scene, things=())) / 255
+    empty = render(replace(scene, things=())) / 255
     differs = np.abs(picture - empty).max(-1) > 0.02
     assert not differs[0].any() or thing.y < 0.4
     rows, columns = np.nonzero(differs)
@@ -171,7 +180,7 @@ def test_shapes_are_smooth_and_fill_their_radius(shape):
     scene = next(s for s in (Scenes(8).scene(i) for i in range(999)) if len(s.things) == 1)
     thing = replace(scene.things[0], shape=shape, fill="plain", paint=(1, 1, 1), radius=0.3, x=0.5, y=0.5)
     black = replace(scene.background, kind="gradient", first=(0, 0, 0), second=(0, 0, 0))
-    picture = draw(replace(scene, things=(thing,), background=black, shadow=(0.0, 0.0)))[..., 0] / 255
+    picture = render(replace(scene, things=(thing,), background=black, shadow=(0.0, 0.0)))[..., 0] / 255
     grey = (picture > 0.1) & (picture < 0.75)
     assert 30 < grey.sum() < 0.35 * (picture > 0.75).sum()
     rows, columns = np.nonzero(picture > 0.4)

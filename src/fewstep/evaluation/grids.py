@@ -1,4 +1,4 @@
-"""Pictures in rows with a label to the left: what people look at before any figure."""
+"""Grids of images: one row for each model, with its label to the left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GAP, _INK, _PAPER = 4, (40, 40, 40), (250, 250, 250)
 def image_grid(
     rows: Sequence[Tensor], labels: Sequence[str], captions: Sequence[str] = (), scale: int = 2
 ) -> Image.Image:
-    """One row of pictures for each label.
+    """One row of images for each label.
 
     Args:
         rows: each [B, 3, H, W] in [0, 1], all of one shape.
@@ -36,14 +36,14 @@ def image_grid(
     for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
         y = top + i * (height + _GAP)
         draw.text((_GAP, y + height // 2 - 8), label, _INK, font)
-        for j, picture in enumerate(to_images(row)):
-            canvas.paste(picture.resize((width, height), Image.Resampling.NEAREST), (left + j * (width + _GAP), y))
+        for j, image in enumerate(to_images(row)):
+            canvas.paste(image.resize((width, height), Image.Resampling.NEAREST), (left + j * (width + _GAP), y))
     return canvas
 
 
-def to_images(pictures: Tensor) -> list[Image.Image]:
+def to_images(images: Tensor) -> list[Image.Image]:
     """[B, 3, H, W] in [0, 1] -> PIL images."""
-    values = (pictures.clamp(0, 1) * 255).round().permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
+    values = (images.clamp(0, 1) * 255).round().permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
     return [Image.fromarray(value) for value in values]
 
 

@@ -21,9 +21,9 @@ TOKENS = 32
 """Longest prompt, start and end included; the longest caption has 31."""
 
 _TEXT_WIDTH = 96
-_VAE_GROUPS = 1  # with 16 channels, a norm over pairs of them would hide a picture's overall colour
+_VAE_GROUPS = 1  # with 16 channels, a norm over pairs of them would hide an image's overall colour
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-_LAST = "</w>"  # CLIP's mark on the last symbol of a word
+_LAST = "</w>"  # CLIP's ending of the last symbol of a word
 
 
 def build_vae(channels: tuple[int, ...] = (16, 32, 64, 80)) -> Any:
@@ -217,7 +217,7 @@ def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype = torch.float1
     pipeline.to(dtype)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    # transformers loads a model in its config's dtype, diffusers in float32, unless told: let both say float32
+    # By default transformers loads a model in its config's dtype, and diffusers in float32: make both float32.
     config = folder / "text_encoder" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
     for file in folder.rglob("*.safetensors"):
@@ -246,7 +246,7 @@ def _symbols(word: str) -> list[str]:
 
 
 def _alphabet() -> list[str]:
-    return [letter + mark for letter in "abcdefghijklmnopqrstuvwxyz" for mark in ("", _LAST)]
+    return [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", _LAST)]
 
 
 def _apply(merges: list[tuple[str, str]], parts: list[str]) -> list[str]:

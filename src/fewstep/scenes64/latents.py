@@ -1,4 +1,4 @@
-"""Rendered scenes as training data: rendered and encoded once, then kept on disk like any other pictures."""
+"""Rendered scenes as training data: rendered and encoded once, then kept on disk like any other images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The linear code that scenes-64's latents follow: principal components of smoothly windowed patches.
 
-A generator's uncertain latents are means over several pictures. In a code that is linear in the pixels such a mean is
-the code of a blurred picture, and the decoder sharpens it; in the code that an autoencoder finds by itself it is the
+A generator's uncertain latents are means over several images. In a code that is linear in the pixels such a mean is
+the code of a blurred image, and the decoder sharpens it; in the code that an autoencoder finds by itself it is the
 code of nothing, and decodes to a coarse grain.
 """
 
@@ -21,7 +21,7 @@ _SIDE = 2 * STRIDE
 
 
 class LinearCode(NamedTuple):
-    """A convolution from pictures to latents.
+    """A convolution from images to latents.
 
     Attributes:
         kernel: [C, 3, 16, 16]; bias: [C].

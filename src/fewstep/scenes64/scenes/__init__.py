@@ -1,4 +1,4 @@
-"""Scenes: rendered 64x64 pictures of shapes with captions that leave much open; endless, free, and known exactly."""
+"""Scenes: rendered 64x64 images of shapes with captions that leave much open; endless, free, and known exactly."""
 
 from fewstep.scenes64.scenes.caption import WORDS, describe
 from fewstep.scenes64.scenes.content import (

@@ -1,8 +1,7 @@
-"""Captions: plain English that states some of what is drawn and leaves the rest open."""
+"""Captions: plain English that states some attributes of a scene and leaves the rest open."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
@@ -35,9 +34,9 @@ WORDS: tuple[str, ...] = tuple(
 def describe(scene: Scene, rng: Random, stated: float = 0.5) -> Scene:
     """``scene`` with a new caption.
 
-    One caption in eight says nothing or only the number; one in four names some of several things. Of what is
+    One caption in eight states nothing or only the number; one in four names some of several things. Of what is
     named, size, colour, fill and shape are each kept with probability ``stated`` (without its shape a thing is a
-    "shape"), the place of the first likewise where one word says it.
+    "shape"), the place of the first likewise where one word gives it.
     """
     number = len(scene.things)
     if rng.random() < 0.125:
@@ -67,7 +66,7 @@ def _vague(scene: Scene, rng: Random) -> Scene:
 
 
 def _mention(scene: Scene, group: tuple[int, ...], rng: Random, stated: float, placed: bool) -> Mention:
-    """What to say of the things in ``group``; of several, only what they share."""
+    """The statements about the things in ``group``; of several, only what they share."""
     things = [scene.things[i] for i in group]
 
     def keep(values: Sequence[str | None], probability: float = stated) -> str | None:
@@ -99,12 +98,3 @@ def _join(phrases: list[str], closed: bool) -> str:
     if closed and len(phrases) > 1:
         return ", ".join(phrases[:-1]) + " and " + phrases[-1]
     return ", ".join(phrases)
-
-
-def rate_of_statements(scenes: Sequence[Scene]) -> dict[str, float]:
-    """How often single things' attributes are stated when the thing is named; for documentation and tests."""
-    stated: Counter[str] = Counter()
-    single = [m for s in scenes for m in s.mentions if len(m.things) == 1]
-    for mention in single:
-        stated.update(name for name in ("shape", "colour", "fill", "size") if getattr(mention, name))
-    return {name: count / len(single) for name, count in stated.items()}

@@ -1,6 +1,6 @@
-"""What a scene contains, and how one is drawn from a stream of random numbers.
+"""The content of a scene, and how it is drawn from a stream of random numbers.
 
-Lengths are fractions of the picture's side, so a scene can be rendered at any size; y points down.
+Lengths are fractions of the image's side, so a scene can be rendered at any size; y points down.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLOURS: dict[str, RGB] = {
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES, "colour": tuple(COLOURS), "fill": tuple(FILLS), "size": SIZES,
 }  # fmt: skip
-"""What can be said of a thing apart from its place, and its values in a fixed order."""
+"""The attributes of a thing apart from its place, and their values in a fixed order."""
 BACKGROUNDS = {"gradient": 0.4, "glow": 0.3, "bands": 0.1, "tiles": 0.1, "clouds": 0.1}
 """Kinds and how often they come."""
 NUMBERS = (0.6, 0.25, 0.1, 0.05)
@@ -45,7 +45,7 @@ _CENTRE = 0.34  # left, right, top and bottom begin this near to the edge
 
 
 def place_of(x: float, y: float) -> str | None:
-    """The one of PLACES that says without doubt where the point lies, else None."""
+    """The one of PLACES that holds without doubt, else None."""
     right, low = x - 0.5, y - 0.5
     if max(abs(right), abs(low)) < 0.1:
         return "middle"
@@ -58,14 +58,14 @@ def place_of(x: float, y: float) -> str | None:
 
 @dataclass(frozen=True)
 class Thing:
-    """One object as drawn.
+    """One object of a scene.
 
     Attributes:
         shape, colour, fill, size: names from SHAPES, COLOURS, FILLS, SIZES.
-        x, y, radius: place of the centre and extent, in sides of the picture.
+        x, y, radius: place of the centre and extent, in sides of the image.
         angle: of the shape, radians.
         paint, second: RGB in [0, 1] of the fill and of its pattern.
-        fill_angle, fill_period, fill_phase, fill_seed: of the pattern; the period in sides of the picture.
+        fill_angle, fill_period, fill_phase, fill_seed: of the pattern; the period in sides of the image.
     """
 
     shape: str
@@ -85,13 +85,13 @@ class Thing:
 
     @property
     def place(self) -> str | None:
-        """Where it lies, if one word says so without doubt."""
+        """Its place, if one word gives it without doubt."""
         return place_of(self.x, self.y)
 
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind: ``first`` to ``second`` along ``angle``, with a faint pattern of ``period``."""
+    """A gradient from ``first`` to ``second`` along ``angle``, with a faint pattern of ``period``."""
 
     kind: str
     first: RGB
@@ -105,7 +105,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Mention:
-    """What a caption says of one thing, or of ``len(things)`` alike; None is left open."""
+    """The statements of a caption about one thing, or about ``len(things)`` alike; None is left open."""
 
     things: tuple[int, ...]
     shape: str | None = None
@@ -117,14 +117,14 @@ class Mention:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's content and its caption.
+    """An image's content and its caption.
 
     Attributes:
-        things: as drawn, back to front.
-        background, light: what lies behind; direction towards which shadows fall, radians.
+        things: back to front.
+        background, light: behind the things; direction towards which shadows fall, radians.
         shadow: (offset in sides, strength).
-        caption: the text; ``mentions`` is what it states, all of it true.
-        count: the number of things if the caption tells it, else None.
+        caption: the text; ``mentions`` are its statements, all of them true.
+        count: the number of things if the caption states it, else None.
     """
 
     things: tuple[Thing, ...]
@@ -137,7 +137,7 @@ class Scene:
 
 
 def draw_scene(rng: Random, numbers: Sequence[float] = NUMBERS) -> Scene:
-    """A scene without caption: 1-4 things, sometimes of one kind, on a background that none of them melts into."""
+    """A scene without caption: 1-4 things, sometimes of one kind, on a background of other colours than theirs."""
     number = rng.choices((1, 2, 3, 4), numbers)[0]
     same_shape = number > 1 and rng.random() < 0.2
     same_colour = same_shape and rng.random() < 0.5
@@ -166,7 +166,7 @@ def draw_like(scene: Scene, rng: Random) -> Scene:
 
 
 def _draw_asked(rng: Random, asked: dict[str, str], others: list[Thing], number: int) -> Thing | None:
-    """A thing of this shape, colour, fill, size and place, where they are asked for; None where chance is unkind."""
+    """A thing of this shape, colour, fill, size and place, where they are asked for; None after 5,000 failures."""
     for _ in range(5000):
         free = {"shape": rng.choice(SHAPES), "colour": rng.choice(tuple(COLOURS))}
         kept = {name: value for name, value in asked.items() if name in free}

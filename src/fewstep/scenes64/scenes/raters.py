@@ -1,8 +1,8 @@
-"""A stated rule of taste and noisy raters: what stands in for people's choices on scenes-64. No person was asked.
+"""Simulated raters for scenes-64: a stated rule of taste, and noise, instead of human choices. No person was asked.
 
-The rule: a thing is liked for a warm colour (1.5), for being large (1), for a plain fill (0.5), and a picture as the
-mean of its things. Of two pictures, both as the caption says, raters choose the first with Bradley and Terry's
-probability ``1 / (1 + exp(-SHARPNESS (taste of the first - taste of the second)))``.
+The rule: a thing is liked for a warm colour (1.5), for being large (1), for a plain fill (0.5), and an image as the
+mean of its things. Of two images that fit one caption, raters choose the first with Bradley and Terry's probability
+``1 / (1 + exp(-SHARPNESS (taste of the first - taste of the second)))``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from fewstep.data.files import replace_text
 from fewstep.data.random import stream_key
 from fewstep.scenes64.scenes.content import Scene, draw_like
-from fewstep.scenes64.scenes.render import Bytes, draw
+from fewstep.scenes64.scenes.render import Bytes, render
 from fewstep.scenes64.scenes.source import Scenes
 
 WARM = ("red", "orange", "yellow", "pink")
@@ -31,7 +31,7 @@ _BATCH = 64
 
 
 class Tasted(Protocol):
-    """What the rule looks at: `fewstep.scenes64.scenes.Thing`, or a thing that the reader found."""
+    """The input of the rule: `fewstep.scenes64.scenes.Thing`, or a thing that the detector found."""
 
     @property
     def colour(self) -> str: ...
@@ -42,7 +42,7 @@ class Tasted(Protocol):
 
 
 def taste(things: Sequence[Tasted]) -> float:
-    """How much the raters like a picture of these things, as drawn or as the reader finds them; 0 without any."""
+    """The raters' taste for an image of these things, rendered or detected; 0 without any."""
     each = [WARMTH * (t.colour in WARM) + SIZE * (t.size == "large") + CALM * (t.fill == "plain") for t in things]
     return sum(each) / max(len(each), 1)
 
@@ -66,13 +66,13 @@ def write_preferences(
     decode: Callable[[Bytes, int], Bytes] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> float:
-    """Pairs 0 ... count - 1 as pictures and ``preferences.jsonl``, which is written last; returns their noise ceiling.
+    """Pairs 0 ... count - 1 as images and ``preferences.jsonl``, which is written last; returns their noise ceiling.
 
     The ceiling is the mean of the more probable choice: no judge agrees with the raters more often, in the mean.
 
     Args:
-        decode: takes uint8 pictures [n, 64, 64, 3] through a teacher's autoencoder, with noise of their number: half of
-            the pairs, so that a reward model knows its decoder.
+        decode: passes uint8 images [n, 64, 64, 3] through a teacher's autoencoder, with noise of their number; half of
+            the pairs go through it, so that a reward model knows its decoder.
         advance: called with the number of pairs written.
     """
     pictures = folder / "pictures"
@@ -80,7 +80,7 @@ def write_preferences(
     lines, ceiling = [], 0.0
     for start in range(0, count, _BATCH):
         pairs = [pair_of(seed, i) for i in range(start, min(start + _BATCH, count))]
-        images = np.stack([draw(scene, 64) for pair in pairs for scene in pair[:2]])
+        images = np.stack([render(scene, 64) for pair in pairs for scene in pair[:2]])
         if decode is not None:
             rows = np.flatnonzero(np.repeat([pair[3] for pair in pairs], 2))
             images[rows] = decode(images[rows], start)

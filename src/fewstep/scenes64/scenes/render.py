@@ -1,6 +1,6 @@
-"""Drawing: signed distances, anti-aliased over one pixel, with patterns, soft shadows and backgrounds.
+"""Rendering: signed distances, anti-aliased over one pixel, with patterns, soft shadows and backgrounds.
 
-Everything is float32 and one picture at a time: a thing touches only a patch around itself, so a picture costs about
+Everything is float32 and one image at a time: a thing touches only a patch around itself, so an image costs about
 half a millisecond and cannot depend on its neighbours in a batch.
 """
 
@@ -20,16 +20,16 @@ Bytes = npt.NDArray[np.uint8]
 _SOFT = 2.2  # half width of a shadow's edge at 64 pixels
 
 
-def draw(scene: Scene, size: int = 64) -> Bytes:
-    """The picture of a scene, uint8 [size, size, 3]."""
+def render(scene: Scene, size: int = 64) -> Bytes:
+    """The image of a scene, uint8 [size, size, 3]."""
     canvas = _background(scene.background, size)
     for thing in scene.things:
-        _draw_thing(canvas, thing, scene)
+        _render_thing(canvas, thing, scene)
     np.clip(canvas, 0.0, 1.0, out=canvas)
     return (canvas * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
 
-def _draw_thing(canvas: Array, thing: Thing, scene: Scene) -> None:
+def _render_thing(canvas: Array, thing: Thing, scene: Scene) -> None:
     """Shadow, then the thing itself, on canvas [3, size, size]."""
     size = canvas.shape[1]
     scale = size / 64

@@ -11,11 +11,11 @@ import numpy as np
 from fewstep.data.random import stream_key
 from fewstep.scenes64.scenes.caption import describe
 from fewstep.scenes64.scenes.content import NUMBERS, Scene, draw_scene
-from fewstep.scenes64.scenes.render import Bytes, draw
+from fewstep.scenes64.scenes.render import Bytes, render
 
 
 class Rendered(NamedTuple):
-    """Pictures uint8 [n, size, size, 3], their captions, and what is drawn and said."""
+    """Images uint8 [n, size, size, 3], their captions, and the scenes with contents and statements."""
 
     images: Bytes
     captions: list[str]
@@ -27,7 +27,7 @@ class Scenes:
 
     Args:
         seed: of the set; sets of different seeds have nothing in common.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
         numbers: how often 1, 2, 3 and 4 things come.
     """
 
@@ -35,7 +35,7 @@ class Scenes:
         self.seed, self.size, self.numbers = seed, size, tuple(numbers)
 
     def scene(self, index: int, telling: int = 0, stated: float = 0.5) -> Scene:
-        """Content and caption; ``telling`` gives other captions of the same picture, ``stated`` fuller ones."""
+        """Content and caption; ``telling`` gives other captions of the same image, ``stated`` fuller ones."""
         scene = draw_scene(Random(stream_key(self.seed, "scene", index)), self.numbers)
         return describe(scene, Random(stream_key(self.seed, "caption", index, telling)), stated)
 
@@ -44,5 +44,5 @@ class Scenes:
         scenes = [self.scene(i) for i in indices]
         images = np.empty((len(scenes), self.size, self.size, 3), dtype=np.uint8)
         for image, scene in zip(images, scenes, strict=True):
-            image[:] = draw(scene, self.size)
+            image[:] = render(scene, self.size)
         return Rendered(images, [s.caption for s in scenes], scenes)

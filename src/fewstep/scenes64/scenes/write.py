@@ -1,4 +1,4 @@
-"""Scenes as files, in the two layouts that training programs read: a folder of pictures, and webdataset shards."""
+"""Scenes as files, in the two layouts that training programs read: a folder of images, and webdataset shards."""
 
 from __future__ import annotations
 
