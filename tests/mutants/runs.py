@@ -102,6 +102,24 @@ MUTANTS = [
             "",
             "test_a_run_made_longer_and_interrupted_is_not_finished",
         ),
+        (
+            "resume: any key may change",
+            "if not free and before.get(key) != now.get(key):",
+            "if not free and before.keys() != now.keys():",
+            "tests/runs/test_folder.py::test_what_may_not",
+        ),
+        (
+            "resume: the spelling of a recipe counts",
+            "return done and self._stored_for(recipe) == recipe.as_data()",
+            "return done and self.recipe.read_text() == recipe.as_yaml()",
+            "tests/runs/test_folder.py::test_a_finished_run_is_known_by_its_recipes_values_not_by_their_spelling",
+        ),
+        (
+            "resume: former names of settings are strangers",
+            "{renamed.get(key, key): value for key, value in method.items()}",
+            "dict(method)",
+            "tests/runs/test_folder.py::test_settings_of_a_stored_recipe_may_have_former_names",
+        ),
     ),
     *planted(
         "runs/distill.py",
