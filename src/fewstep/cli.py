@@ -419,6 +419,7 @@ def demo(
     from fewstep.recipe.load import load_recipe
     from fewstep.reports.demo import RECIPE
     from fewstep.reports.demo import demo as run
+    from fewstep.training.run_files import RunFiles
 
     with resumable("demo", *options(out=out, set=overrides)):
         made = run(out, load_recipe(RECIPE, overrides or ()), count, show_progress=not quiet)
@@ -426,7 +427,7 @@ def demo(
     typer.echo("")
     for figure in ("FD", "detail FD"):
         typer.echo(made.gap_closed(figure))
-    typer.echo(f"\nLook at {made.grid}; the student is in {made.folder}/student.")
+    typer.echo(f"\nLook at {made.grid}; the student is in {RunFiles(made.folder).student}.")
 
 
 @app.command()

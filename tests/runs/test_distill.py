@@ -283,16 +283,16 @@ def test_the_students_picture_is_drawn_from_its_files(run, tmp_path):
     """The same as by `fewstep sample`; other weights in the file, another picture."""
     from PIL import Image
 
-    from fewstep.runs.validation import draw_exported
+    from fewstep.runs.validation import sample_exported
 
     recipe, folder = run
     shutil.copytree(folder / "student", tmp_path / "student")
     path = tmp_path / "student" / "pytorch_lora_weights.safetensors"
     save_file({name: 3 * t for name, t in load_file(path).items()}, path)
-    draw_exported(setup(recipe, tmp_path), tmp_path / "student")
+    sample_exported(setup(recipe, tmp_path), tmp_path / "student")
     theirs, ours = (Image.open(place / "student" / "samples.png") for place in (tmp_path, folder))
     assert theirs.size == ours.size and theirs.tobytes() != ours.tobytes()
-    draw_exported(setup(recipe, tmp_path), folder / "student")
+    sample_exported(setup(recipe, tmp_path), folder / "student")
     assert Image.open(folder / "student" / "samples.png").tobytes() == ours.tobytes()
 
 

@@ -16,7 +16,7 @@ from fewstep.runs.folder import RunFolder
 from fewstep.runs.out_of_memory import explained
 from fewstep.runs.setup import Run, setup
 from fewstep.runs.teacher_samples import pair_files, sample_teacher
-from fewstep.runs.validation import SampleGrid, Validation, asked_later, draw_exported
+from fewstep.runs.validation import SampleGrid, Validation, sample_exported, validation_prompts
 from fewstep.students.student import save_student
 from fewstep.training import distributed
 from fewstep.training.trainer import Trainer
@@ -67,7 +67,7 @@ def _distill(
     with files.locked():
         pairs = _claim(run, show_progress, shared=data)
         source = build_dataset(run, pairs, data or files.data, show_progress)
-        run.teacher.free_text_encoders(asked_later(recipe), autoencoder=not run.roles.helpers.look)
+        run.teacher.free_text_encoders(validation_prompts(recipe), autoencoder=not run.roles.helpers.look)
 
         trainer = Trainer(
             run.method, run.roles, source, recipe.training,
@@ -86,7 +86,7 @@ def _distill(
         if validation is None or not validation.keep():
             save_student(files.student, run.roles, run.card(trainer.done, trainer.cost()), run.role)
         if distributed.first() and not (recipe.training.fsdp and distributed.count() > 1):
-            draw_exported(run, files.student)
+            sample_exported(run, files.student)
         distributed.wait()
     return files.student
 
@@ -122,7 +122,7 @@ def prepare_data(
 def _claim(run: Run, show_progress: bool, shared: Path | None = None) -> PairSource | None:
     """Make the folder this recipe's, and return the teacher's samples, if it needs any.
 
-    What cannot run must not claim a folder: the samples' own folder is looked at first.
+    What cannot run must not claim a folder: so the samples' folder is checked first.
     """
     wanted = pair_files(run, shared)
     run.folder.claim(run.recipe.as_yaml())

@@ -23,17 +23,17 @@ from fewstep.training import distributed
 from fewstep.training.logging import JsonLines, read_log
 
 
-def asked_later(recipe: Recipe) -> list[list[str]]:
-    """The lists of prompts that are encoded while a recipe runs."""
+def validation_prompts(recipe: Recipe) -> list[list[str]]:
+    """The lists of prompts that are encoded during training: until then the text encoders are needed."""
     count = recipe.evaluate.count if recipe.evaluate.every else 0
     return [list(recipe.sample.prompts), *([unseen_captions(count)] if count else [])]
 
 
 class SampleGrid:
-    """Writes ``samples/step-<n>.png``: the teacher at many and at few steps, and the student, from the same noise.
+    """Writes a sample grid: the teacher at many and at few steps, and the student, from the same noise.
 
-    And into samples/statistics.jsonl the diversity: how much two samples of one prompt differ, of the student over
-    the teacher's at full length from the same noises, root mean square in latents, averaged over the prompts.
+    Beside it goes the diversity: the root mean square difference of two samples of one prompt, in latents and averaged
+    over the prompts, of the student divided by that of the teacher at full length from the same noises.
     """
 
     def __init__(self, run: Run) -> None:
@@ -55,7 +55,7 @@ class SampleGrid:
             )
             self._teacher_rows = [run.teacher.decode(full), run.teacher.decode(short)]
             self._teacher_difference = _difference(full, again)
-        student, again = (_drawn(run, run.roles.views()[run.role], run.card(step), cond, i) for i in range(2))
+        student, again = (_sample_student(run, run.roles.views()[run.role], run.card(step), cond, i) for i in range(2))
         diversity = _difference(student, again) / max(self._teacher_difference, 1e-30)
         rows = [*self._teacher_rows, run.teacher.decode(student)]
         labels = [f"teacher, {settings.teacher_steps} steps", f"teacher, {few} steps", f"student, {few} steps"]
@@ -66,27 +66,27 @@ class SampleGrid:
         JsonLines(run.folder.sample_statistics, step - 1).write({"step": step, "diversity": diversity})
 
 
-def draw_exported(run: Run, folder: Path) -> None:
-    """``folder/samples.png``: the recipe's prompts drawn by what the student's files say, weights and card."""
+def sample_exported(run: Run, folder: Path) -> None:
+    """Write the samples of the student in ``folder`` beside it, from its files alone: weights and card."""
     card, settings = load_card(folder), run.recipe.sample
     kind = card.prediction_type or None
     weights = run.recipe.student.build()
     view = run.roles.add("exported", weights, extra_inputs=card.extra_inputs, prediction_type=kind)
     run.roles.start("exported", load_weights(folder))
-    drawn = _drawn(run, view, card, run.teacher.encode_prompts(settings.prompts))
+    latents = _sample_student(run, view, card, run.teacher.encode_prompts(settings.prompts))
     label = f"{card.method}, {card.num_inference_steps} steps"
-    image_grid([run.teacher.decode(drawn)], [label], settings.prompts).save(folder / SAMPLES_FILE)
+    image_grid([run.teacher.decode(latents)], [label], settings.prompts).save(folder / SAMPLES_FILE)
 
 
 def _noise(run: Run, number: int = 0) -> torch.Tensor:
-    """Where every prompt of the sample grid starts, by the run's seed plus ``number``."""
+    """Initial noise [prompts, ...] of the sample grid, by the run's seed plus ``number``."""
     generator = torch.Generator().manual_seed(run.recipe.seed + number)
     noise = torch.randn(len(run.recipe.sample.prompts), *run.teacher.latent_shape, generator=generator)
     return noise.to(run.recipe.training.device)
 
 
-def _drawn(run: Run, view: Denoiser, card: Card, cond: Cond, number: int = 0) -> torch.Tensor:
-    """Latents of the sample grid's prompts, by a student as its card says, from the noise of that number."""
+def _sample_student(run: Run, view: Denoiser, card: Card, cond: Cond, number: int = 0) -> torch.Tensor:
+    """Latents of the sample grid's prompts by a student, with the sampler of its card, from the noise of ``number``."""
     return sample(
         view.uncounted(), sampler_of(card), _noise(run, number), cond, card.guidance_scale,
         guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(run.recipe.seed + number),
@@ -94,12 +94,12 @@ def _drawn(run: Run, view: Denoiser, card: Card, cond: Cond, number: int = 0) ->
 
 
 class Validation:
-    """Measures the student on unseen prompts; keeps the best one in ``best/``, and knows when to stop.
+    """Measures the student on unseen prompts, keeps the best one, and ends the run when it no longer improves.
 
-    All it remembers stands in ``evaluations.jsonl``, so an interrupted run decides as one that was left alone.
+    Its whole state is the file of evaluations, so an interrupted run decides like an uninterrupted one.
 
     Args:
-        cost: gives what the run has cost so far, in forward equivalents.
+        cost: returns the cost of the run so far, in forward passes.
     """
 
     def __init__(self, run: Run, cost: Callable[[], float]) -> None:
@@ -110,10 +110,10 @@ class Validation:
         self._reference: Reference | None = None
 
     def __call__(self, step: int) -> bool:
-        """Measure after ``step`` steps; True when it is enough."""
+        """Measure after ``step`` steps; True when the run should end."""
         record = {"step": step, **distributed.from_first(self._measure(step))}
         if distributed.first():
-            self._log = self._log or JsonLines(self.path, step - 1)  # what came later was before an interruption
+            self._log = self._log or JsonLines(self.path, step - 1)  # later lines are from before an interruption
             self._log.write(record)
         distributed.wait()
         if self.settings.keep_best and self._best(step) == step:
@@ -121,13 +121,13 @@ class Validation:
         return self.enough(step)
 
     def enough(self, step: int) -> bool:
-        """Whether up to ``step`` so many measurements in a row were no better that the run should end."""
+        """Whether the last ``patience`` measurements up to ``step`` brought no improvement."""
         best = self._best(step)
         waited = sum(line["step"] > best for line in self._lines(step)) if best is not None else 0
         return 0 < self.settings.patience <= waited
 
     def keep(self) -> bool:
-        """Make the best student the run's; False when none was kept."""
+        """Make the best student the result of the run; False when none was kept."""
         best = self.run.folder.best
         if not (self.settings.keep_best and best.is_dir()):
             return False
@@ -159,5 +159,5 @@ class Validation:
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Root mean square over places of a - b, [B, ...] each, averaged over the rows."""
+    """Root mean square of a - b over all but the first axis, averaged over that one; both [B, ...]."""
     return float((a - b).flatten(1).square().mean(1).sqrt().mean())
