@@ -90,7 +90,7 @@ def test_a_discriminator_of_squares_takes_no_buckets(tiny, shaped, tmp_path, nam
 def test_methods_that_look_at_no_pictures_learn_from_prompts(short, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\ntwo shapes\na blue star\n")
     more = ["data.source=prompts", f"data.path={tmp_path / 'prompts.txt'}", "data.size=3"]
-    with pytest.raises(RecipeError, match="dmd2 looks at pictures"):
+    with pytest.raises(RecipeError, match="dmd2 needs images"):
         recipe(short, *more, name="scenes-64-dmd2")
     wanted = recipe(short, *more, "method.adversarial_weight=0", "training.steps=2", name="scenes-64-dmd2")
     distill(wanted, tmp_path / "run")

@@ -135,7 +135,7 @@ def test_stages_share_the_samples_of_the_teacher_that_both_want(ready, tmp_path)
     one, same, other = ready("sample"), ready("sample", eta=0.5), ready("pairs", num_inference_steps=3)
     places = [pair_files(job, tmp_path).place for job in (one, same, other)]
     assert places[0] == places[1] != places[2] and {place.parent for place in places} == {tmp_path}
-    assert pair_files(one).place == one.folder / "data" / "pairs"
+    assert pair_files(one).place == one.folder.pairs
 
 
 def test_a_step_costs_what_the_documents_say(run):
