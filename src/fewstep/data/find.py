@@ -1,4 +1,4 @@
-"""Captioned images by what a recipe says of them: one door to folders, shards, tables and prompts."""
+"""Captioned images and prompts of the data set that a recipe names: a folder, shards, tables or a text file."""
 
 from __future__ import annotations
 

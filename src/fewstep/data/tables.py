@@ -95,7 +95,7 @@ def _cell(folder: Path, table: Path, stamp: int, group: int, column: str, row: i
 
 @lru_cache(maxsize=1)
 def _group(table: Path, stamp: int, group: int, column: str) -> Any:
-    """One column of a row group: rows are asked for one after the other."""
+    """One column of a row group; the last one is remembered, because rows are read one after the other."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(table) as file:

@@ -203,7 +203,7 @@ def _tensor(value: Time) -> Tensor:
 
 
 def _is_whole(t: Time) -> bool:
-    """Whether host times are whole table indices; a tensor on an accelerator is left as its dtype says."""
+    """Whether host times are whole table indices; of a tensor on an accelerator the dtype decides."""
     if isinstance(t, Tensor) and t.device.type != "cpu":
         return False
     times = host(t)

@@ -26,7 +26,7 @@ _GEOMETRY = 3
 
 
 def open_encoder(name: str, device: str = "cpu") -> SmallEncoder | PretrainedEncoder:
-    """The encoder that losses look through: ``scenes-64`` is the shipped one, others as `load_pretrained_encoder`.
+    """The image encoder of a loss: ``scenes-64`` is the shipped one, others as `load_pretrained_encoder`.
 
     On the device "meta" it has shapes alone.
 

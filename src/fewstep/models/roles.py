@@ -434,7 +434,7 @@ class Roles:
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
-        """Torch's generator under this seed; nobody else's random numbers move."""
+        """Within this block torch's generator starts from this seed; outside, it continues as if nothing had happened."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             yield

@@ -137,8 +137,8 @@ class DeviceRules(TorchFunctionMode):
         if self.autocast is not None:
             query, key, value = (_cast(x, self.autocast) for x in (query, key, value))
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        answer: Tensor = fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
-        return answer
+        output: Tensor = fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+        return output
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

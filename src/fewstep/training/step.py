@@ -27,8 +27,8 @@ def losses(
 ) -> Iterator[tuple[Player, Loss]]:
     """The loss of every player in ``due`` on one micro-batch, in the order of `Method.players`.
 
-    Each loss is computed when it is asked for: a caller that goes backward in between holds one player's graph at a
-    time (beside what `Method.prepare` made for all of them).
+    Each loss is computed only when the loop comes to it: a caller that goes backward in between holds the graph of one
+    player at a time, beside that of `Method.prepare`, which all of them share.
     """
     shared = method.prepare(roles, batch, draws, due)
     for player in method.players:

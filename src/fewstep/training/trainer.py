@@ -217,7 +217,7 @@ class Trainer:
             while self.done < settings.steps:
                 self.step(self.done)
                 self.done += 1
-                # asked once a step, so that all processes stop after the same one
+                # agreed on once a step, so that all processes stop after the same one
                 last, stop = self.done == settings.steps, distributed.agree(stopping.is_set())
                 if self.done % settings.log_every == 0 or last:
                     self._guard()
@@ -265,9 +265,9 @@ class Trainer:
         self.last_record = record
         for log in self._logs:
             log.write(record)
-        losses = "  ".join(f"{p.player.name} {record[f'{p.player.name}/loss']:.4g}" for p in self.players
-                           if f"{p.player.name}/loss" in record)  # fmt: skip
-        advance(self.done, f"{losses}  {record['steps_per_second']:.1f} steps/s")
+        text = "  ".join(f"{p.player.name} {record[f'{p.player.name}/loss']:.4g}" for p in self.players
+                         if f"{p.player.name}/loss" in record)  # fmt: skip
+        advance(self.done, f"{text}  {record['steps_per_second']:.1f} steps/s")
 
     def cost(self) -> float:
         """Compute cost so far in forward passes (of one image; backward counts 2), over all processes and resumes."""
