@@ -434,7 +434,7 @@ class Roles:
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
-        """Within this block torch's generator starts from this seed; outside, it continues as if nothing had happened."""
+        """Within this block torch's generator starts from this seed; outside, it continues undisturbed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             yield
