@@ -11,13 +11,12 @@ from torch import Tensor
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.diffusion.consistency import consistency
-from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.methods.base import Progress
 from fewstep.methods.cm import CM
 from fewstep.models.roles import Roles
 from fewstep.verification.bench import Bench
 from fewstep.verification.consistency import convergence_rows
-from fewstep.verification.fixed_points import CDFixedPoint, CTFixedPoint, FixedPoint, compose
+from fewstep.verification.fixed_points import CDFixedPoint, CTFixedPoint, FixedPoint
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms, standard_errors
 
@@ -41,7 +40,7 @@ def cm_fixed_point_rows(bench: Bench, method: CM, point: FixedPoint | None) -> l
         loss, _, x0 = _step(bench, method, point, 256)
         limit = 1e-20 * max(1.0, bench.width**2 + float(x0.square().mean()))
         return [Row("loss at the exact fixed point", 0.0, loss, limit), *convergence_rows(bench, method.solver)]
-    rows = _gaussian_rows(bench)
+    rows = []
     if point is not None:
         _, (answer, target), _ = _step(bench, method, point, DRAWN)
         residual = answer - target
@@ -82,20 +81,3 @@ def _step(bench: Bench, method: CM, point: FixedPoint, size: int) -> tuple[float
     shared = method.prepare(roles, batch, draws, {"student"})
     loss = method.student(roles, batch, draws, shared).total.item()
     return loss, (consistency(student(shared.x_t, shared.t, batch.cond)), shared.target), batch.x0
-
-
-def _gaussian_rows(bench: Bench) -> list[Row]:
-    """On one Gaussian f is linear: the mean of f is f of the mean, and CT's fixed point is Euler's, at first order."""
-    mixture, schedule = GaussianMixture([1.0], [0.3], [0.5]), bench.schedule
-    gaussian = Bench(mixture, schedule, bench.seed)
-    x, errors = gaussian.starts[0][:1024], []
-    exact = gaussian.flow(x, schedule.start, schedule.end, None)
-    for hops in (40, 80):
-        grid = schedule.training_grid(hops)
-        answer = consistency(CTFixedPoint(mixture, schedule, grid).denoiser()(x, schedule.start))
-        errors.append(rms(answer - exact))
-    apart = rms(answer - compose(gaussian.teacher, x, grid[::-1].tolist()))
-    return [
-        Row("conditional means of a Gaussian: distance to composed Euler steps", 0.0, apart, 1e-9),
-        Row("conditional means of a Gaussian on 40 / 80 hops: ratio of distances", 2.0, errors[0] / errors[1], 0.2),
-    ]

@@ -6,69 +6,29 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fewstep.data.batch import Batch
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.diffusion.schedule import Array, Schedule
 from fewstep.methods.feedback import Draws, Feedback, Goal, Shared
-from fewstep.methods.parts.score_pair import ScorePair
 from fewstep.models.cond import Cond
 from fewstep.models.helpers import PointReward
 from fewstep.models.roles import Roles
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
 from fewstep.verification.bench import Bench
-from fewstep.verification.dmd2_theory import gradient, normal, root
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms
 
 WIDE = GaussianMixture([1.0], [[0.0, 0.0]], [3.0])  # whose one-step answers, and so their rewards, differ widely
 FEEDBACK_STEPS = 2000
-_MEAN, _VARIANCE, _PULL = 1.0, 0.6, 0.3
 _MOVE, _MOVES = 4e-3, 700  # of answers that are free, at every step
-_FAR = 1e3  # a threshold that nothing reaches
 
 
 def feedback_fixed_rows(bench: Bench, method: Feedback) -> list[Row]:
     """What holds without training a student."""
-    return [*_tilt_rows(), *_threshold_rows(method)]
-
-
-def _tilt_rows() -> list[Row]:
-    """A linear reward beside distribution matching (kl weight) moves the mean of N(m, S) and nothing else.
-
-    By lambda over the mean of alpha^2 / (alpha^2 S + sigma^2) on 60 even angles; at clean data by lambda S: the law is
-    then p exp(lambda r), up to its scale.
-    """
-    rows = []
-    cases = ("60 angles", np.linspace(0.05, 1.5, 60), 1e-8), ("clean data", np.array([1e-3]), 1e-5)
-    for name, angles, limit in cases:
-        alpha, sigma = np.cos(angles), np.sin(angles)
-        precision = float((alpha**2 / (alpha**2 * _VARIANCE + sigma**2)).mean())
-        exact = _MEAN + _PULL * (_VARIANCE if name == "clean data" else 1 / precision)
-        mean, std = _tilted(angles)
-        rows.append(Row(f"linear reward beside matching, {name}: mean", exact, mean, limit))
-        rows.append(Row(f"linear reward beside matching, {name}: variance", _VARIANCE, std**2, limit))
-    return rows
-
-
-def _tilted(angles: Array) -> tuple[float, float]:
-    """(mean, standard deviation) at which matching and reward pull at a Gaussian student equally."""
-    schedule = Schedule("vp", alphas_cumprod=np.append(np.cos(angles), 0.0) ** 2)  # a table has two levels or more
-    times, scores = [float(i) for i in range(len(angles))], ScorePair(schedule, weighting="kl")
-    teacher = normal(schedule, _MEAN, math.sqrt(_VARIANCE))
-    feedback = Feedback(Schedule.scaled_linear(), rewards=(Goal("points", _FAR, _PULL),))
-    z = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-
-    def pulls(mean: float, std: float) -> tuple[float, float]:
-        by_mean, by_std = gradient(scores, teacher, None, mean, std, times)
-        slope = _slope(feedback, mean + std * z)
-        return by_mean + float(slope.sum()), by_std + float((slope * z).sum())
-
-    return root(pulls, 0.8, 0.7)
+    return _threshold_rows(method)
 
 
 def _threshold_rows(method: Feedback) -> list[Row]:
@@ -82,16 +42,16 @@ def _threshold_rows(method: Feedback) -> list[Row]:
     edge = torch.cat([edge * (1 + step) for step in (1e-12, 0.5)])
     below = reward(began) < goal.threshold
     for _ in range(_MOVES):
-        answers = answers - _MOVE * len(answers) / goal.weight * _slope(feedback, answers)
+        answers = answers - _MOVE * len(answers) / goal.weight * gradient_at(feedback, answers)
     return [
-        Row("pull at and beyond the threshold", 0.0, float(_slope(feedback, edge).abs().sum()), 0.0),
+        Row("pull at and beyond the threshold", 0.0, float(gradient_at(feedback, edge).abs().sum()), 0.0),
         Row("mean reward of answers that began below it", goal.threshold, float(reward(answers)[below].mean()), _MOVE),
         Row("the highest of them", goal.threshold, float(reward(answers)[below].max()), _MOVE),
         Row("movement of the others", 0.0, float((answers - began)[~below].abs().sum()), 0.0),
     ]
 
 
-def _slope(method: Feedback, answers: Tensor) -> Tensor:
+def gradient_at(method: Feedback, answers: Tensor) -> Tensor:
     """The gradient of the method's loss at answers [B, D]."""
     leaf = answers.detach().requires_grad_()
     roles: Any = SimpleNamespace(decode=lambda x: x, reward=lambda name: PointReward())

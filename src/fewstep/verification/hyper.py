@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +13,12 @@ from torch import Tensor
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
-from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Progress
 from fewstep.methods.hyper import Draws, Hyper
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
-from fewstep.sampling import PhasedSampler, sample
+from fewstep.sampling import PhasedSampler
 from fewstep.verification.bench import Bench
 from fewstep.verification.contract import contract_rows, contract_rows_with_discriminator
 from fewstep.verification.fixed_points import CTMFixedPoint, TCDFixedPoint, compose
@@ -29,7 +26,6 @@ from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms
 
 STAGES = (8, 4, 2, 1)
-MEAN, VARIANCE = 1.0, 0.6
 _SAMPLES = 16
 
 
@@ -42,10 +38,10 @@ def hyper_fixed_rows(bench: Bench, method: Hyper) -> list[Row]:
         found = contract_rows(bench, later)
         rows += [dataclasses.replace(row, quantity=f"later stages: {row.quantity}") for row in found]
     hops = method.settings.num_grid_steps
-    stages = [_stage(method, k) for k in sorted({*(k for k in STAGES if hops % k == 0), hops}, reverse=True)]
-    for stage in stages:
+    for k in sorted({*(k for k in STAGES if hops % k == 0), hops}, reverse=True):
+        stage = _stage(method, k)
         rows += [*end_rows(stage), *jump_rows(bench, stage), pull_row(bench, stage)]
-    return [*rows, *(gaussian_row(stage) for stage in stages)]
+    return rows
 
 
 def hyper_rows(bench: Bench, method: Hyper, roles: Roles) -> list[Row]:
@@ -122,36 +118,6 @@ def jump_rows(bench: Bench, stage: Hyper) -> list[Row]:
         Row(f"k = {k}, told its end: largest loss of the composed teacher", 0.0, worst, 1e-20 * size**2),
         Row(f"k = {k}, told its end: its {k} steps to the composed teacher, rms", 0.0, apart, 1e-9 * size),
     ]
-
-
-def gaussian_row(stage: Hyper) -> Row:
-    """For N(m, S) on Stable Diffusion's table: the slope of k steps is the product of N DDIM steps', written out."""
-    schedule, hops = Schedule.scaled_linear(), stage.settings.num_grid_steps
-    mixture = GaussianMixture([1.0], [MEAN], [math.sqrt(VARIANCE)])
-    teacher = Denoiser(mixture.network(schedule, "sample"), schedule, "sample")
-    student = CTMFixedPoint(teacher, schedule.training_grid(hops), 1.0, "ddim").denoiser()
-    k = stage.settings.segments
-    ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    sampler = PhasedSampler(num_inference_steps=k, original_inference_steps=hops)
-    low, high = sample(student, sampler, ends).x0[:, 0].tolist()
-    name = f"k = {k}, a Gaussian: slope of its steps to the product of all hops'"
-    return Row(name, _product(hops), high - low, 1e-12)
-
-
-def _product(hops: int) -> float:
-    """Slope of DDIM down the grid for N(m, S), in plain arithmetic on Stable Diffusion's betas."""
-    bars, bar = [], 1.0
-    for i in range(1000):
-        root = math.sqrt(0.00085) + i / 999 * (math.sqrt(0.012) - math.sqrt(0.00085))
-        bar *= 1 - root * root
-        bars.append(bar)
-    slope = 1.0
-    for n in range(hops, 0, -1):
-        t, u = round(1000 * n / hops) - 1, max(round(1000 * (n - 1) / hops) - 1, 0)
-        alpha, sigma = math.sqrt(bars[t]), math.sqrt(1 - bars[t])
-        gain = alpha * VARIANCE / (bars[t] * VARIANCE + 1 - bars[t])
-        slope *= math.sqrt(bars[u]) * gain + math.sqrt(1 - bars[u]) / sigma * (1 - alpha * gain)
-    return slope
 
 
 # ---------------------------------------------------------------- and one that is not

@@ -24,7 +24,6 @@ from fewstep.methods.turbo import Turbo
 from fewstep.models.roles import Roles
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
-from fewstep.verification.adversarial import ladd_fixed_rows, turbo_fixed_rows
 from fewstep.verification.bench import Bench
 from fewstep.verification.cm import cm_fixed_point, cm_fixed_point_rows, cm_rows
 from fewstep.verification.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
@@ -33,7 +32,6 @@ from fewstep.verification.ctm import ctm_fixed_rows, ctm_rows
 from fewstep.verification.distribution import distribution_rows
 from fewstep.verification.dmd import PAIRED_STEPS, dmd_fixed_rows, dmd_rows
 from fewstep.verification.dmd2 import RING, STEPS, matched_rows, one_step_start, train_matched
-from fewstep.verification.dmd2_theory import matching_rows
 from fewstep.verification.feedback import (
     FEEDBACK_STEPS,
     WIDE,
@@ -42,9 +40,11 @@ from fewstep.verification.feedback import (
     train_feedback,
 )
 from fewstep.verification.hyper import hyper_fixed_rows, hyper_rows
+from fewstep.verification.ladd import ladd_fixed_rows
 from fewstep.verification.lightning import lightning_fixed_rows, lightning_rows
 from fewstep.verification.pcm import fixed_rows, trained_rows
 from fewstep.verification.report import Row
+from fewstep.verification.turbo import turbo_fixed_rows
 
 LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])  # for CM and CTM: CT's truth is known on lines
 STEPS_PER_HOP, LINE_STEPS_PER_HOP, MAX_STEPS, BATCH = 600, 200, 12_000, 512
@@ -114,8 +114,7 @@ def _cm_trained(bench: Bench, method: CM, roles: Roles) -> list[Row]:
 
 
 def _dmd2_fixed(bench: Bench, method: DMD2) -> list[Row]:
-    rows = [] if method.gan else contract_rows_with_discriminator(bench, method)
-    return rows + matching_rows(bench.schedule)
+    return [] if method.gan else contract_rows_with_discriminator(bench, method)
 
 
 def _lightning_trained(bench: Bench, method: Lightning, roles: Roles) -> list[Row]:

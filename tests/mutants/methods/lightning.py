@@ -58,7 +58,7 @@ MUTANTS = [
             "lightning: the unconditional discriminator sees the start",
             'beside=settings.loss == "conditional"',
             "beside=True",
-            "tests/verification/test_verify.py::test_lightning_needs_no_training_to_be_verified",
+            "tests/verification/test_closed_forms.py::test_lightning_against_closed_forms",
         ),
         (
             "lightning: the student's grid is its teacher's, rounded elsewhere",

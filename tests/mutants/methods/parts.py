@@ -474,7 +474,7 @@ MUTANTS = [
             "inputs: simulated inputs are data after all",
             'if self.policy == "noised" and (exit > 0',
             "if (exit > 0",
-            "tests/verification/test_dmd2_theory.py::test_every_row_of_the_line_holds",
+            "tests/verification/test_closed_forms.py::test_every_row_of_the_line_holds",
         ),
         (
             "inputs: the noisiest level shows its data",

@@ -1,0 +1,33 @@
+"""LADD: where both sides are compared, and that every sample of the student has a gradient from every head."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fewstep.data.random import Rng
+from fewstep.methods.base import Progress
+from fewstep.methods.ladd import LADD
+from fewstep.verification.bench import Bench
+from fewstep.verification.report import Row
+
+_POINTS = 4096
+
+
+def ladd_fixed_rows(bench: Bench, method: LADD) -> list[Row]:
+    """Where both sides are judged, and that every answer feels every head's logits."""
+    rng = Rng(bench.seed, method.settings.warmup_steps, _POINTS, dtype=torch.float64)
+    batch = bench.source.batch(rng)
+    draws = method.draw(batch, rng, Progress(method.settings.warmup_steps, 10**9))
+    level = np.log(method.schedule.noise_to_signal(method.judged_at(draws.ratio)))
+    roles = bench.roles(method, torch.float64)
+    shared = method.prepare(roles, batch, draws, {"student", "discriminator"})
+    says = roles.heads["discriminator"](shared.fake, shared.condition)
+    felt = [torch.autograd.grad(F.softplus(s).sum(), shared.x0_student, retain_graph=True)[0] for s in says]
+    share = float(torch.stack([(slope != 0).any(dim=1) for slope in felt]).double().mean())
+    return [
+        Row("median of log(sigma/alpha) where both sides are judged", method.settings.ratio_mean,
+            float(np.median(level)), 0.08),
+        Row("share of answers that feel every logit", 1.0, share, 1e-3),
+    ]  # fmt: skip
