@@ -77,7 +77,7 @@ def test_hypers_segments_and_fixed_points_hold_on_every_schedule(name):
     """No empty segment, no end at its start; told ends lose nothing in 8, 4, 2 and 1; others are pulled nowhere."""
     schedule = SCHEDULES[name]
     method = Hyper(schedule, **Hyper.truth_settings, segments=4)
-    rows = {row.quantity: row for row in hyper.hyper_fixed_rows(Bench(LINE, schedule), method)}
+    rows = {row.quantity: row for row in hyper.fixed_rows(Bench(LINE, schedule), method)}
     assert all(row.passed for row in rows.values()), [row for row in rows.values() if not row.passed]
     for k in (8, 4, 2, 1):
         assert rows[f"k = {k}, told its end: largest loss of the composed teacher"].measured < 1e-20
@@ -87,7 +87,7 @@ def test_hypers_segments_and_fixed_points_hold_on_every_schedule(name):
 def test_hypers_fixed_points_hold_under_guidance():
     guided = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.4], class_weights=[[1.0, 0.0], [0.2, 0.8]])
     method = Hyper(SCHEDULES["vp"], **Hyper.truth_settings, segments=2, guidance_scale=2.5)
-    assert all(row.passed for row in hyper.hyper_fixed_rows(Bench(guided, SCHEDULES["vp"], 0, 2.5), method))
+    assert all(row.passed for row in hyper.fixed_rows(Bench(guided, SCHEDULES["vp"], 0, 2.5), method))
 
 
 def test_shorter_segments_leave_less_to_lose():
@@ -146,7 +146,7 @@ def test_ctm_learns_its_table():
 def test_ctms_contract_and_table_hold_on_every_schedule(settings, schedule):
     bench, method = Bench(LINE, schedule), CTM(schedule, **CTM.truth_settings | settings)
     assert all(row.passed for row in contract_rows(bench, method))
-    rows = {row.quantity: row for row in ctm.ctm_fixed_rows(bench, method)}
+    rows = {row.quantity: row for row in ctm.fixed_rows(bench, method)}
     assert all(row.passed for row in rows.values())
     assert rows["largest loss at the exact fixed point, over all h, t and s"].measured < 1e-20
 
@@ -206,7 +206,7 @@ class EndsOneHopLower(CTM):
 
 
 def test_a_target_from_another_path_is_found_without_training():
-    rows = ctm.ctm_fixed_rows(Bench(LINE, Schedule.edm()), EndsOneHopLower(Schedule.edm(), **CTM.truth_settings))
+    rows = ctm.fixed_rows(Bench(LINE, Schedule.edm()), EndsOneHopLower(Schedule.edm(), **CTM.truth_settings))
     assert not rows[0].passed and all(row.passed for row in rows[1:])
 
 

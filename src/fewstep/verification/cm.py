@@ -16,6 +16,7 @@ from fewstep.methods.cm import CM
 from fewstep.models.roles import Roles
 from fewstep.verification.bench import Bench
 from fewstep.verification.consistency import convergence_rows
+from fewstep.verification.distribution import distribution_rows
 from fewstep.verification.fixed_points import CDFixedPoint, CTFixedPoint, FixedPoint
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms, standard_errors
@@ -33,8 +34,9 @@ def cm_fixed_point(bench: Bench, method: CM) -> FixedPoint | None:
     return CTFixedPoint(bench.mixture, bench.schedule, grid)
 
 
-def cm_fixed_point_rows(bench: Bench, method: CM, point: FixedPoint | None) -> list[Row]:
+def fixed_rows(bench: Bench, method: CM) -> list[Row]:
     """One step at the fixed point, without training: CD has no loss there, CT no loss that a student could lower."""
+    point = cm_fixed_point(bench, method)
     if method.settings.variant == "cd":
         assert point is not None
         loss, _, x0 = _step(bench, method, point, 256)
@@ -50,11 +52,15 @@ def cm_fixed_point_rows(bench: Bench, method: CM, point: FixedPoint | None) -> l
     return rows
 
 
-def cm_rows(bench: Bench, method: CM, roles: Roles, point: FixedPoint) -> list[Row]:
+def trained_rows(bench: Bench, method: CM, roles: Roles) -> list[Row]:
     """One step of the trained student against the fixed point, start by start.
 
     A line is held to 0.02 of its data's size (rms), more dimensions to 0.05: the map is steep between their modes.
+    Where the fixed point is not known, the distribution of samples is compared.
     """
+    point = cm_fixed_point(bench, method)
+    if point is None:
+        return distribution_rows(bench, method, roles)
     x, cond = bench.starts
     start, end = bench.schedule.start, bench.schedule.end
     with torch.no_grad():

@@ -17,6 +17,7 @@ from fewstep.models.roles import Roles
 from fewstep.sampling import CTMSampler
 from fewstep.sampling.sample import walk
 from fewstep.verification.bench import Bench
+from fewstep.verification.consistency import convergence_rows
 from fewstep.verification.fixed_points import CTMFixedPoint
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms, standard_errors
@@ -24,7 +25,7 @@ from fewstep.verification.sizes import rms, standard_errors
 DRAWN = 8192  # samples on which the diagonal's residual must vanish in the mean
 
 
-def ctm_fixed_rows(bench: Bench, method: CTM) -> list[Row]:
+def fixed_rows(bench: Bench, method: CTM) -> list[Row]:
     """What holds without training: no loss at the fixed point for any h, t and s; the diagonal; steps without noise."""
     point = CTMFixedPoint(bench.teacher, method.grid.numpy(), bench.guidance_scale, method.solver)
     student = point.denoiser()
@@ -39,10 +40,11 @@ def ctm_fixed_rows(bench: Bench, method: CTM) -> list[Row]:
     fewer = times[[0, len(times) // 2, -1]]
     paths = [walk(student, CTMSampler(num_inference_steps=1), x, some, _no_noise, cond) for some in (times, fewer)]
     apart = rms(paths[0][-1] - paths[1][-1])
-    return [*rows, Row("its steps at eta 0: two and as many as hops, rms apart", 0.0, apart, 1e-9 * size)]
+    rows.append(Row("its steps at eta 0: two and as many as hops, rms apart", 0.0, apart, 1e-9 * size))
+    return [*rows, *convergence_rows(bench, method.solver)]
 
 
-def ctm_rows(bench: Bench, method: CTM, roles: Roles) -> list[Row]:
+def trained_rows(bench: Bench, method: CTM, roles: Roles) -> list[Row]:
     """The trained student's jumps between all times of the grid, from the teacher's own states, and its diagonal.
 
     Jumps are held to account where the loss is: carried on to the grid's end, by the exact composed teacher. A line is

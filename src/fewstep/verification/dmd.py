@@ -27,7 +27,7 @@ PAIRED_STEPS = 600
 SCALE, GIVEN, WITHOUT = 2.0, (1.0, 0.3), (0.0, 1.3)  # guidance; (mean, variance) with and without the condition
 
 
-def dmd_fixed_rows(bench: Bench, method: DMD) -> list[Row]:
+def fixed_rows(bench: Bench, method: DMD) -> list[Row]:
     """What holds without training: nothing pulls at the solver; guidance moves mean and variance as far as it must."""
     rows = _solver_rows(bench, method) if bench.guidance_scale == 1.0 else []
     times = _times(bench.schedule)
@@ -130,7 +130,7 @@ def _solver_rows(bench: Bench, method: DMD) -> list[Row]:
     ]
 
 
-def dmd_rows(bench: Bench, method: DMD, roles: Roles) -> list[Row]:
+def trained_rows(bench: Bench, method: DMD, roles: Roles) -> list[Row]:
     """A trained student's one step from new noise, and from the noise of the pairs.
 
     The limit of the distance to the data is a fifth of the teacher's own at two steps. Guided samples follow no

@@ -18,6 +18,7 @@ from fewstep.sampling import make_sampler, sample
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
 from fewstep.verification.bench import Bench
+from fewstep.verification.contract import contract_rows_with_discriminator
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import spread
 
@@ -31,13 +32,18 @@ START = 0.4
 _RING_WIDTH = 0.1414  # of the ring with std 0.1, for which the limit of means is set
 
 
+def fixed_rows(bench: Bench, method: DMD2) -> list[Row]:
+    """The contract of the discriminator, where ``method`` has none."""
+    return [] if method.gan else contract_rows_with_discriminator(bench, method)
+
+
 def one_step_start(schedule: Schedule, given: Collection[str]) -> dict[str, Any]:
     """Settings of a one-step student on a table, unless steps or times are ``given``."""
     asked = "timesteps" in given or "num_inference_steps" in given
     return {} if asked or schedule.family != "vp" else {"timesteps": (START * schedule.num_train_timesteps - 1,)}
 
 
-def train_matched(bench: Bench, method: DMD2, steps: int, show_progress: bool = False) -> Trainer:
+def train(bench: Bench, method: DMD2, steps: int, show_progress: bool = False) -> Trainer:
     """``steps`` of DMD2 from a network fitted to the teacher."""
     fitted = fit_teacher(bench)
     roles = Roles(bench.teacher, seed=bench.seed)
@@ -87,7 +93,7 @@ def fit_teacher(bench: Bench) -> Denoiser:
     return fitted
 
 
-def matched_rows(bench: Bench, method: DMD2, roles: Roles) -> list[Row]:
+def trained_rows(bench: Bench, method: DMD2, roles: Roles) -> list[Row]:
     """Mass, mean and standard deviation of every mode of 10,000 samples, the worst of them, to the data's own.
 
     Guided samples follow no mixture: there are no rows then.

@@ -22,11 +22,11 @@ from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms
 
 WIDE = GaussianMixture([1.0], [[0.0, 0.0]], [3.0])  # whose one-step answers, and so their rewards, differ widely
-FEEDBACK_STEPS = 2000
+STEPS = 2000
 _MOVE, _MOVES = 4e-3, 700  # of answers that are free, at every step
 
 
-def feedback_fixed_rows(bench: Bench, method: Feedback) -> list[Row]:
+def fixed_rows(bench: Bench, method: Feedback) -> list[Row]:
     """What holds without training a student."""
     return _threshold_rows(method)
 
@@ -78,7 +78,7 @@ class _Beside(nn.Module):
         return said
 
 
-def train_feedback(bench: Bench, method: Feedback, steps: int, show_progress: bool = False) -> Trainer:
+def train(bench: Bench, method: Feedback, steps: int, show_progress: bool = False) -> Trainer:
     """``steps`` of feedback on what a network adds to the exact teacher."""
     roles = bench.roles(method)
     with torch.random.fork_rng(devices=[]):
@@ -97,7 +97,7 @@ def train_feedback(bench: Bench, method: Feedback, steps: int, show_progress: bo
     return trainer
 
 
-def feedback_rows(bench: Bench, method: Feedback, roles: Roles) -> list[Row]:
+def trained_rows(bench: Bench, method: Feedback, roles: Roles) -> list[Row]:
     """One-step answers against the exact optimum of one linear reward with a threshold and an anchor.
 
     Each answer goes from the teacher's along the reward by ``weight D / (2 anchor_weight)``, but no further than to the

@@ -20,6 +20,7 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
 from fewstep.sampling import PhasedSampler
 from fewstep.verification.bench import Bench
+from fewstep.verification.consistency import convergence_rows
 from fewstep.verification.contract import contract_rows, contract_rows_with_discriminator
 from fewstep.verification.fixed_points import CTMFixedPoint, TCDFixedPoint, compose
 from fewstep.verification.report import Row
@@ -29,7 +30,7 @@ STAGES = (8, 4, 2, 1)
 _SAMPLES = 16
 
 
-def hyper_fixed_rows(bench: Bench, method: Hyper) -> list[Row]:
+def fixed_rows(bench: Bench, method: Hyper) -> list[Row]:
     """What holds without training a student, in the stages 8, 4, 2 and 1 of the method's grid."""
     rows = [] if method.gan else contract_rows_with_discriminator(bench, method)
     if method.settings.hop_by == "teacher" and bench.guidance_scale == 1.0 and not method.settings.tell_end:
@@ -41,10 +42,10 @@ def hyper_fixed_rows(bench: Bench, method: Hyper) -> list[Row]:
     for k in sorted({*(k for k in STAGES if hops % k == 0), hops}, reverse=True):
         stage = _stage(method, k)
         rows += [*end_rows(stage), *jump_rows(bench, stage), pull_row(bench, stage)]
-    return rows
+    return [*rows, *convergence_rows(bench)]
 
 
-def hyper_rows(bench: Bench, method: Hyper, roles: Roles) -> list[Row]:
+def trained_rows(bench: Bench, method: Hyper, roles: Roles) -> list[Row]:
     """The trained student's jumps from each segment's start, as its exact fixed point has them, then all its steps."""
     x, cond = bench.starts
     grid, stride, rows = method.grid.tolist(), method.stride, []

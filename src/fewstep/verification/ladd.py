@@ -15,7 +15,7 @@ from fewstep.verification.report import Row
 _POINTS = 4096
 
 
-def ladd_fixed_rows(bench: Bench, method: LADD) -> list[Row]:
+def fixed_rows(bench: Bench, method: LADD) -> list[Row]:
     """Where both sides are judged, and that every answer feels every head's logits."""
     rng = Rng(bench.seed, method.settings.warmup_steps, _POINTS, dtype=torch.float64)
     batch = bench.source.batch(rng)

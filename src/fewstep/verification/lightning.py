@@ -10,12 +10,13 @@ from fewstep.methods.lightning import Lightning
 from fewstep.models.roles import Roles
 from fewstep.verification.bench import Bench
 from fewstep.verification.contract import contract_rows
+from fewstep.verification.distribution import distribution_rows
 from fewstep.verification.fixed_points import compose
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms
 
 
-def lightning_fixed_rows(bench: Bench, method: Lightning) -> list[Row]:
+def fixed_rows(bench: Bench, method: Lightning) -> list[Row]:
     """What holds without training a student."""
     rows = []
     for loss in ("conditional", "unconditional"):
@@ -25,8 +26,13 @@ def lightning_fixed_rows(bench: Bench, method: Lightning) -> list[Row]:
     return rows
 
 
-def lightning_rows(bench: Bench, method: Lightning, roles: Roles) -> list[Row]:
-    """A trained student's steps, one by one from the teacher's own states, then all of them from the start."""
+def trained_rows(bench: Bench, method: Lightning, roles: Roles) -> list[Row]:
+    """A trained student's steps, one by one from the teacher's own states, then all of them from the start.
+
+    Only a mean square error has that fixed point: of adversarial students the distribution of samples is compared.
+    """
+    if method.settings.loss != "mse":
+        return distribution_rows(bench, method, roles)
     x, cond = bench.starts
     last = len(method.grid) - 1
     few, rows = method.settings.num_inference_steps, []

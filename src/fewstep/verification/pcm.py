@@ -18,6 +18,7 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
 from fewstep.sampling import PhasedSampler
 from fewstep.verification.bench import Bench
+from fewstep.verification.consistency import convergence_rows
 from fewstep.verification.contract import contract_rows_with_discriminator
 from fewstep.verification.fixed_points import PCMFixedPoint, compose
 from fewstep.verification.report import Row
@@ -29,7 +30,7 @@ _GAME_STEPS, _GAME_BATCH = 120, 256
 def fixed_rows(bench: Bench, method: PCM) -> list[Row]:
     """What holds without training a student: the loss at the fixed point, its path, the game's rules and its end."""
     rows = [] if method.gan else contract_rows_with_discriminator(bench, method)
-    return [*oracle_rows(bench, method), *rows, *game_rows(bench, method)]
+    return [*oracle_rows(bench, method), *rows, *game_rows(bench, method), *convergence_rows(bench)]
 
 
 def trained_rows(bench: Bench, method: PCM, roles: Roles) -> list[Row]:

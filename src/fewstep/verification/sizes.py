@@ -10,6 +10,11 @@ def rms(x: Tensor) -> float:
     return float(x.reshape(len(x), -1).square().sum(dim=1).mean().sqrt())
 
 
+def lengths(x: Tensor) -> Tensor:
+    """The Euclidean length of every sample [B, ...]: [B]."""
+    return x.reshape(len(x), -1).norm(dim=1)
+
+
 def spread(x: Tensor) -> float:
     """Standard deviation of samples [B, ...] about their mean, root mean square over all places."""
     return float((x - x.mean(dim=0)).square().mean().sqrt())

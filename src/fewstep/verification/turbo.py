@@ -27,7 +27,7 @@ _MEAN, _VARIANCE = 0.3, 0.6
 _POINTS = 4096
 
 
-def turbo_fixed_rows(bench: Bench, method: Turbo) -> list[Row]:
+def fixed_rows(bench: Bench, method: Turbo) -> list[Row]:
     """What holds without training a student."""
     return [*advice_rows(type(method)), *_score_rows(bench, method)]
 

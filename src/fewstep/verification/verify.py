@@ -12,8 +12,8 @@ from fewstep.methods.base import Method
 from fewstep.methods.guidance import OFF
 from fewstep.methods.registry import find_method
 from fewstep.verification.bench import Bench
+from fewstep.verification.checks import checks_of
 from fewstep.verification.contract import contract_rows
-from fewstep.verification.proofs import proof_of
 from fewstep.verification.report import Report
 
 
@@ -31,24 +31,24 @@ def verify(
 
     Args:
         method: a name, a `Method` subclass (yours too), or an instance.
-        mixture: the data, or a JSON file of it; by default `Proof.mixture`: a ring of eight modes, for DMD2 four times
+        mixture: the data, or a JSON file of it; by default `Checks.mixture`: a ring of eight modes, for DMD2 four times
             as large, for CM and CTM two modes on a line.
         seed: of data, starts and student.
         schedule: Stable Diffusion's by default, EDM's for CM and CTM.
-        steps: of training; by default what `Proof.steps` says of the method; 0 trains nothing.
+        steps: of training; by default what `Checks.steps` says of the method; 0 trains nothing.
         settings: of the method, over its ``truth_settings``.
 
     Raises:
         ValueError: unknown method or setting, a mixture that is none.
     """
     cls = find_method(method) if isinstance(method, str) else method
-    proof = proof_of(cls)
-    schedule = schedule or (Schedule.edm() if proof.on_a_line else Schedule.scaled_linear())
+    checks = checks_of(cls)
+    schedule = schedule or (Schedule.edm() if checks.on_a_line else Schedule.scaled_linear())
     if not isinstance(cls, Method):
-        settings = proof.settings(schedule, settings) | settings
+        settings = checks.settings(schedule, settings) | settings
     chosen = _instance(cls, schedule, settings)
     if mixture is None:
-        mixture = proof.mixture
+        mixture = checks.mixture
     elif not isinstance(mixture, GaussianMixture):
         mixture = GaussianMixture.from_json(mixture)
     guidance = chosen.teacher_guidance(chosen.settings) or OFF
@@ -58,10 +58,10 @@ def verify(
     report = Report(chosen.title)
     started = time.process_time()
     report.rows += contract_rows(bench, chosen)
-    report.rows += proof.fixed(bench, chosen)
-    steps = proof.default_steps(chosen, mixture.dim) if steps is None else steps
+    report.rows += checks.fixed(bench, chosen)
+    steps = checks.default_steps(chosen, mixture.dim) if steps is None else steps
     if steps:
-        report.rows += proof.trained(bench, chosen, proof.train(bench, chosen, steps, show_progress).roles)
+        report.rows += checks.trained(bench, chosen, checks.train(bench, chosen, steps, show_progress).roles)
     seconds = time.process_time() - started
     report.about = f"{mixture}, {schedule.family} schedule, seed {seed}, {steps} steps, {seconds:.0f} s of CPU"
     return report

@@ -1,4 +1,4 @@
-"""How each method is held to the truth: what can be checked untrained, how a student is trained, what it must give."""
+"""How each method is verified: the rows without training, how a student is trained, the rows about that student."""
 
 from __future__ import annotations
 
@@ -24,27 +24,10 @@ from fewstep.methods.turbo import Turbo
 from fewstep.models.roles import Roles
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
+from fewstep.verification import cm, ctm, dmd, dmd2, feedback, hyper, ladd, lcm, lightning, pcm, tcd, turbo
 from fewstep.verification.bench import Bench
-from fewstep.verification.cm import cm_fixed_point, cm_fixed_point_rows, cm_rows
-from fewstep.verification.consistency import convergence_rows, lcm_rows, loss_rows, tcd_rows
-from fewstep.verification.contract import contract_rows_with_discriminator
-from fewstep.verification.ctm import ctm_fixed_rows, ctm_rows
 from fewstep.verification.distribution import distribution_rows
-from fewstep.verification.dmd import PAIRED_STEPS, dmd_fixed_rows, dmd_rows
-from fewstep.verification.dmd2 import RING, STEPS, matched_rows, one_step_start, train_matched
-from fewstep.verification.feedback import (
-    FEEDBACK_STEPS,
-    WIDE,
-    feedback_fixed_rows,
-    feedback_rows,
-    train_feedback,
-)
-from fewstep.verification.hyper import hyper_fixed_rows, hyper_rows
-from fewstep.verification.ladd import ladd_fixed_rows
-from fewstep.verification.lightning import lightning_fixed_rows, lightning_rows
-from fewstep.verification.pcm import fixed_rows, trained_rows
 from fewstep.verification.report import Row
-from fewstep.verification.turbo import turbo_fixed_rows
 
 LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])  # for CM and CTM: CT's truth is known on lines
 STEPS_PER_HOP, LINE_STEPS_PER_HOP, MAX_STEPS, BATCH = 600, 200, 12_000, 512
@@ -69,7 +52,7 @@ def train_from_scratch(bench: Bench, method: Method, steps: int, show_progress: 
 
 
 @dataclass(frozen=True)
-class Proof:
+class Checks:
     """What is known of a method.
 
     Attributes:
@@ -98,45 +81,23 @@ class Proof:
         return min(MAX_STEPS, per_hop * (method.original_inference_steps(method.settings) or 10))
 
 
-def proof_of(method: type[Method] | Method) -> Proof:
+def checks_of(method: type[Method] | Method) -> Checks:
     """What is known of a method, or of the one that it was derived from; of others only that it must draw the data."""
     cls = method if isinstance(method, type) else type(method)
-    return next((PROOFS[base] for base in cls.__mro__ if base in PROOFS), Proof())
+    return next((CHECKS[base] for base in cls.__mro__ if base in CHECKS), Checks())
 
 
-def _cm_fixed(bench: Bench, method: CM) -> list[Row]:
-    return cm_fixed_point_rows(bench, method, cm_fixed_point(bench, method))
-
-
-def _cm_trained(bench: Bench, method: CM, roles: Roles) -> list[Row]:
-    point = cm_fixed_point(bench, method)
-    return cm_rows(bench, method, roles, point) if point else distribution_rows(bench, method, roles)
-
-
-def _dmd2_fixed(bench: Bench, method: DMD2) -> list[Row]:
-    return [] if method.gan else contract_rows_with_discriminator(bench, method)
-
-
-def _lightning_trained(bench: Bench, method: Lightning, roles: Roles) -> list[Row]:
-    return (lightning_rows if method.settings.loss == "mse" else distribution_rows)(bench, method, roles)
-
-
-PROOFS: dict[type[Method], Proof] = {
-    CM: Proof(_cm_fixed, _cm_trained, mixture=LINE, on_a_line=True),
-    LCM: Proof(lambda bench, method: loss_rows(bench, method) + convergence_rows(bench), lcm_rows),
-    TCD: Proof(lambda bench, method: loss_rows(bench, method) + convergence_rows(bench), tcd_rows),
-    PCM: Proof(lambda bench, method: fixed_rows(bench, method) + convergence_rows(bench), trained_rows),
-    CTM: Proof(
-        lambda bench, method: ctm_fixed_rows(bench, method) + convergence_rows(bench, method.solver),
-        ctm_rows,
-        mixture=LINE,
-        on_a_line=True,
-    ),
-    DMD: Proof(dmd_fixed_rows, dmd_rows, steps=PAIRED_STEPS),
-    DMD2: Proof(_dmd2_fixed, matched_rows, STEPS, train_matched, RING, settings=one_step_start),
-    Turbo: Proof(turbo_fixed_rows, steps=0),  # games whose end on a finite network nobody knows
-    LADD: Proof(ladd_fixed_rows, steps=0),
-    Lightning: Proof(lightning_fixed_rows, _lightning_trained),
-    Feedback: Proof(feedback_fixed_rows, feedback_rows, FEEDBACK_STEPS, train_feedback, WIDE),
-    Hyper: Proof(lambda bench, method: hyper_fixed_rows(bench, method) + convergence_rows(bench), hyper_rows),
+CHECKS: dict[type[Method], Checks] = {
+    CM: Checks(cm.fixed_rows, cm.trained_rows, mixture=LINE, on_a_line=True),
+    LCM: Checks(lcm.fixed_rows, lcm.trained_rows),
+    TCD: Checks(tcd.fixed_rows, tcd.trained_rows),
+    PCM: Checks(pcm.fixed_rows, pcm.trained_rows),
+    CTM: Checks(ctm.fixed_rows, ctm.trained_rows, mixture=LINE, on_a_line=True),
+    DMD: Checks(dmd.fixed_rows, dmd.trained_rows, dmd.PAIRED_STEPS),
+    DMD2: Checks(dmd2.fixed_rows, dmd2.trained_rows, dmd2.STEPS, dmd2.train, dmd2.RING, settings=dmd2.one_step_start),
+    Turbo: Checks(turbo.fixed_rows, steps=0),  # where a GAN ends on a finite network nobody knows
+    LADD: Checks(ladd.fixed_rows, steps=0),
+    Lightning: Checks(lightning.fixed_rows, lightning.trained_rows),
+    Feedback: Checks(feedback.fixed_rows, feedback.trained_rows, feedback.STEPS, feedback.train, feedback.WIDE),
+    Hyper: Checks(hyper.fixed_rows, hyper.trained_rows),
 }
