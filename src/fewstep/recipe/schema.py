@@ -12,7 +12,7 @@ from fewstep.data.find import Place, find_captions
 from fewstep.methods.base import Method
 from fewstep.methods.registry import find_method
 from fewstep.models.roles import Weights
-from fewstep.recipe.validate import RecipeError, validated
+from fewstep.recipe.validate import RecipeError, unknown_key, validated
 from fewstep.sampling import SAMPLERS
 from fewstep.training.settings import TrainingSettings
 
@@ -250,6 +250,8 @@ class Recipe(Section):
         for key in given:
             if key in cls.renamed:
                 raise RecipeError(f"method.{key} is called method.{cls.renamed[key]} now.")
+            if key not in cls.setting_names():  # a plain dataclass of a method of one's own takes any key
+                raise RecipeError(unknown_key(f"method.{key}", key, cls.setting_names()))
         return validated(cls.Settings, given, "method")
 
     def as_data(self) -> dict[str, Any]:

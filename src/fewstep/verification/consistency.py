@@ -10,8 +10,6 @@ from torch import Tensor
 
 from fewstep.data.random import Rng
 from fewstep.methods.base import Progress
-from fewstep.methods.lcm import LCM
-from fewstep.methods.tcd import TCD
 from fewstep.sampling.solvers import Solver, solve
 from fewstep.verification.bench import Bench
 from fewstep.verification.fixed_points import FixedPoint, compose
@@ -32,8 +30,8 @@ def composed_teacher(bench: Bench, grid: list[float]) -> tuple[Tensor, Tensor, f
     return composed, distance, max(distance.median().item() / _RING_DISTANCE, bench.width / _RING_WIDTH)
 
 
-def loss_row(bench: Bench, method: LCM | TCD, point: FixedPoint) -> Row:
-    """The loss at the exact fixed point, for the student and its target, in float64."""
+def loss_row(bench: Bench, method: Any, point: FixedPoint) -> Row:
+    """The loss of ``method`` in float64 where student and target are the exact fixed point."""
     rng = Rng(bench.seed, 0, 256, dtype=torch.float64)
     batch = bench.source.batch(rng)
     student = point.denoiser()
