@@ -200,7 +200,7 @@ class EndsOneHopLower(CTM):
     """A planted defect: what is below jumps from where the teacher did not land."""
 
     def prepare(self, roles, batch, draws, due):
-        lower = dataclasses.replace(draws, hops=draws.hops - 1 or 1)
+        lower = dataclasses.replace(draws, num_steps=draws.num_steps - 1 or 1)
         return dataclasses.replace(super().prepare(roles, batch, draws, due), target=super().prepare(
             roles, dataclasses.replace(batch, x0=batch.x0 + 0.1), lower, due).target)  # fmt: skip
 
@@ -213,9 +213,9 @@ def test_a_target_from_another_path_is_found_without_training():
 class TrainsOnTwoNoises(CM):
     """A planted defect: CT with noise of its own at the lower time."""
 
-    def _hop(self, roles, batch, draws):
+    def _solver_step(self, roles, batch, draws):
         other = self.schedule.add_noise(batch.x0, draws.noise.roll(1, 0), draws.u)
-        return dataclasses.replace(super()._hop(roles, batch, draws), x_u=other)
+        return dataclasses.replace(super()._solver_step(roles, batch, draws), x_u=other)
 
 
 def test_a_residual_that_follows_the_state_is_found_without_training():
