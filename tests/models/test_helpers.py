@@ -23,7 +23,7 @@ def teacher():
 def test_pictures_are_what_the_autoencoder_makes_of_unscaled_latents(teacher):
     latents = 2 * torch.randn(2, *teacher.latent_shape)
     pictures = teacher.helpers().decode(latents)
-    factor, shift = teacher.latent_scale
+    factor, shift = teacher.family.latent_scale
     wanted = teacher.pipeline.vae.decode(latents / factor + shift).sample
     torch.testing.assert_close(pictures, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close((pictures / 2 + 0.5).clamp(0, 1), teacher.decode(latents), rtol=1e-5, atol=1e-5)

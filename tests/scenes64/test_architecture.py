@@ -125,7 +125,7 @@ def test_files_are_half_precision_and_small(folder):
 def test_the_shipped_teacher():
     assert bytes_in(shipped("scenes-64")) <= 10e6
     teacher = load_teacher("scenes-64")
-    assert 0.05 < teacher.latent_scale[0] < 20
+    assert 0.05 < teacher.family.latent_scale[0] < 20
     rendered = Scenes(77).render(range(16))
     images = torch.from_numpy(rendered.images).permute(0, 3, 1, 2).float() / 127.5 - 1
     mean, _ = teacher.encode_images(images)

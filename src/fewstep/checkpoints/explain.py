@@ -24,6 +24,7 @@ _STATUS = {
     "partly": "read in part from its authors' card or config",
     "second-hand": "taken from third parties' lists",
 }
+_MODULES = {"PeftModel": "peft", "hf_hub_download": "huggingface_hub", "load_file": "safetensors.torch"}
 
 
 def table(entries: Iterable[Checkpoint] | None = None) -> str:
@@ -75,11 +76,16 @@ def code(entry: Checkpoint) -> str:
     """Lines of Python that sample from it with diffusers; a comment where diffusers cannot."""
     if not entry.scheduler:
         return f"# diffusers has no scheduler for {entry.id}. {entry.note}"
-    lines = ["import torch", f"from diffusers import {_imports(entry)}", "", *_loading(entry)]
+    lines = _loading(entry)
     if entry.kind != "pipeline" or entry.scheduler_overrides:
         options = "".join(f", {key}={value!r}" for key, value in entry.scheduler_overrides.items())
         lines.append(f"pipe.scheduler = {entry.scheduler}.from_config(pipe.scheduler.config{options})")
-    return "\n".join([*lines, f'image = pipe("a photo of a cat", {_call(entry)}).images[0]'])
+    lines.append(f'image = pipe("a photo of a cat", {_call(entry)}).images[0]')
+    text = "\n".join(lines)
+    names = {entry.pipeline, entry.scheduler, _family(entry).network_class} - {""}
+    classes = sorted(name for name in names if name in text)
+    others = [f"from {module} import {name}" for name, module in _MODULES.items() if name in text]
+    return "\n".join(["import torch", f"from diffusers import {', '.join(classes)}", *others, "", text])
 
 
 def warnings(entry: Checkpoint, base: str, family: str, steps: int, guidance_scale: float | None) -> list[str]:
@@ -131,10 +137,8 @@ def _loading(entry: Checkpoint) -> list[str]:
             f'pipe = DiffusionPipeline.from_pretrained("{base}"{where})',
             f'pipe.{part} = PeftModel.from_pretrained(pipe.{part}, "{entry.repo}")',
         ]
-    network, pipe = (
-        _family(entry).network_class,
-        f'pipe = DiffusionPipeline.from_pretrained("{base}", {part}={part}{where})',
-    )
+    pipe = f'pipe = DiffusionPipeline.from_pretrained("{base}", {part}={part}{where})'
+    network = _family(entry).network_class
     if entry.guidance == "embedded":  # the repository is the network, config and all
         return [f'{part} = {network}.from_pretrained("{entry.repo}"{where}, variant="fp16")', pipe]
     config, download = f'"{base}", subfolder="{part}"', f'hf_hub_download("{entry.repo}", "{entry.file}")'
@@ -145,21 +149,6 @@ def _loading(entry: Checkpoint) -> list[str]:
         f"{part}.load_state_dict({weights})",
         pipe,
     ]
-
-
-def _imports(entry: Checkpoint) -> str:
-    names = {entry.pipeline}
-    if entry.kind != "pipeline" or entry.scheduler_overrides:
-        names.add(entry.scheduler)
-    if entry.kind == "lora-peft":
-        return f"{', '.join(sorted(names))}\nfrom peft import PeftModel"
-    if entry.kind != "unet":
-        return ", ".join(sorted(names))
-    text = ", ".join(sorted({*names, _family(entry).network_class}))
-    if entry.guidance == "embedded":
-        return text
-    loader = "\nfrom safetensors.torch import load_file" if entry.file.endswith(".safetensors") else ""
-    return f"{text}\nfrom huggingface_hub import hf_hub_download{loader}"
 
 
 def _call(entry: Checkpoint) -> str:

@@ -72,7 +72,7 @@ class Family:
     title: ClassVar[str]
     names: ClassVar[tuple[str, ...]]
     part: ClassVar[str] = "transformer"
-    network_class: ClassVar[str]
+    network_class: ClassVar[str] = ""
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     single_file: ClassVar[SingleFile | None] = None
     licences: ClassVar[Mapping[str, str]] = {}

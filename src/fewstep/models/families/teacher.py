@@ -86,11 +86,6 @@ class Teacher:
         """Classifier-free guidance unless the user gives one; 1 (off) where the scale is embedded."""
         return self.family.guidance_scale if self.guidance_embed is None else 1.0
 
-    @property
-    def latent_scale(self) -> tuple[float, float]:
-        """(factor, shift): latents = (encoded - shift) * factor."""
-        return self.family.latent_scale
-
     @torch.no_grad()
     def encode_prompts(
         self, prompts: Sequence[str], batch_size: int = 64, size: tuple[int, int] | None = None, guided: bool = True
@@ -147,7 +142,7 @@ class Teacher:
             parts = [part.to(vae.device, vae.dtype) for part in images.split(vae_batch_size(images.shape[-1]))]
             posteriors = [vae.encode(part).latent_dist for part in parts]
         mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
-        factor, shift = self.latent_scale
+        factor, shift = self.family.latent_scale
         return (mean - shift) * factor, std * factor
 
     @torch.no_grad()
@@ -161,7 +156,7 @@ class Teacher:
     def _decoded(self, latents: Tensor) -> Tensor:
         """As `decode`, but with a graph to the latents, from -1 to 1 and not clamped: for losses."""
         vae = self.pipeline.vae
-        factor, shift = self.latent_scale
+        factor, shift = self.family.latent_scale
         x = vae.decode(latents.to(vae.device, vae.dtype) / factor + shift, return_dict=False)[0]
         return cast(Tensor, x.to(working(latents).dtype))
 
