@@ -94,7 +94,7 @@ SET_BY_NUMBER = [n for n, e in ENTRIES.items() if sampler_class(e.scheduler) and
 
 
 @pytest.mark.parametrize("name", SET_BY_NUMBER)
-def test_the_lines_for_diffusers_do_what_the_entry_says(name, monkeypatch):
+def test_the_code_for_diffusers_does_what_the_entry_holds(name, monkeypatch):
     """Weights, scale, guidance, eta; and a scheduler that asks at the times at which our sampler asks."""
     entry = ENTRIES[name]
     pipe = follow(entry, monkeypatch)
@@ -139,7 +139,7 @@ def test_every_entry_is_whole():
     assert len(steps_in_name) > 35 and all(e.steps_exact or e.flow for e in steps_in_name)
 
 
-def test_comfyui_is_told_its_own_words():
+def test_comfyuis_settings_are_in_its_own_words():
     assert comfy(find_checkpoint("hyper-flux-8step")) == (
         "sampler euler, scheduler simple, cfg 1, FluxGuidance 3.5, strength_model 0.125, steps 8"
     )
@@ -162,7 +162,7 @@ LIGHTNING, LCM = find_checkpoint("sdxl-lightning-4step-lora"), find_checkpoint("
     (LCM, LCM.base, "sdxl", 4, 2.5, ["at guidance 1 to 2, not 2.5"]),
     (replace(LCM, guidance_range=(3.0, 5.0)), LCM.base, "sdxl", 4, 1.0, ["at guidance 3 to 5, not 1"]),
 ])  # fmt: skip
-def test_wrong_wishes_are_warned_about(entry, base, family, steps, scale, words):
+def test_settings_other_than_the_entrys_are_warned_about(entry, base, family, steps, scale, words):
     said = warnings(entry, base, family, steps, scale)
     assert len(said) == len(words) and all(word in line for word, line in zip(words, said, strict=True))
 
@@ -175,7 +175,7 @@ def test_a_wrong_name_names_the_nearest(name, near):
         find_checkpoint(name)
 
 
-def test_what_cannot_be_sampled_here_says_so():
+def test_what_cannot_be_sampled_here_is_refused():
     for name in ("ctm-imagenet64", "flash-sd3"):
         with pytest.raises(ValueError, match="not built in here"):
             sampler_of(ENTRIES[name], {})

@@ -97,7 +97,7 @@ def test_a_whole_network_replaces_the_bases(tiny, teacher, tmp_path):
         start_weights(entry, teacher, "lora", 4, tmp_path / "unet.safetensors")
 
 
-def test_a_network_that_is_told_its_guidance_is_told_it(tiny, tmp_path):
+def test_a_guidance_scale_embedding_gets_the_scale_as_in_diffusers(tiny, tmp_path):
     """As diffusers' own pipeline tells it: get_guidance_scale_embedding(w - 1) through cond_proj."""
     from diffusers import UNet2DConditionModel
 
@@ -116,7 +116,7 @@ def test_a_network_that_is_told_its_guidance_is_told_it(tiny, tmp_path):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_guidance_zero_is_off_and_what_is_told_is_not_guidance():
+def test_guidance_zero_is_off_and_an_embedded_scale_is_not_guidance():
     normal = "pcm-sd15-8step-normalcfg"
     for name, wish, both in (
         ("tcd-sd15", 0.0, (1.0, None)), ("tcd-sd15", None, (1.0, None)), (normal, None, (4.5, None)),
@@ -224,7 +224,7 @@ def test_peft_layout_is_checked_where_diffusers_has_no_loader(change, tmp_path):
         read_lora(pipeline, tmp_path / "x.safetensors")
 
 
-def test_a_network_that_is_told_its_guidance_starts_nothing_that_is_not(tmp_path, monkeypatch):
+def test_a_network_with_a_guidance_scale_embedding_starts_none_without(tmp_path, monkeypatch):
     teacher = as_teacher(copy.deepcopy(build("sdxl")), size=SIZE)
     told = copy.deepcopy(build("sdxl").unet)
     told.time_embedding.cond_proj = torch.nn.Linear(32, told.time_embedding.linear_1.in_features, bias=False)

@@ -85,7 +85,7 @@ def gap(a, b):
     return float((a - b).abs().max() / b.abs().max())
 
 
-def test_a_pipeline_folder_draws_right_with_nothing_set(run, in_this_process, tmp_path):
+def test_a_pipeline_folder_samples_right_with_nothing_set(run, in_this_process, tmp_path):
     """Another seed than the export's own check, and pictures that are not the teacher's."""
     made = export(run, "diffusers", tmp_path / "out")
     assert made.call == "num_inference_steps=4" and made.round_trip.gap <= 1e-5
@@ -136,7 +136,7 @@ def test_a_merged_network_is_the_sum(run, tiny, in_this_process, tmp_path):
         torch.testing.assert_close(value, weights[name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_told_guidance_scale_is_fixed_in_the_weights(tiny, in_this_process, tmp_path):
+def test_an_embedded_guidance_scale_is_fixed_in_the_weights(tiny, in_this_process, tmp_path):
     card = replace(LCM, extra_inputs=("guidance_embed",), guidance_embed=3.0)
     run = finished(tmp_path / "run", tiny, card)
     made = export(run, "diffusers", tmp_path / "out")
@@ -153,7 +153,7 @@ def test_a_told_guidance_scale_is_fixed_in_the_weights(tiny, in_this_process, tm
         assert not (tmp_path / to).exists()
 
 
-def test_guidance_and_eta_that_no_file_holds_are_said(tiny, in_this_process, tmp_path):
+def test_guidance_and_eta_that_no_file_holds_are_remarked(tiny, in_this_process, tmp_path):
     run = finished(tmp_path / "run", tiny, replace(LCM, sampler="tcd", eta=0.3, guidance_scale=2.0))
     made = export(run, "diffusers", tmp_path / "out")
     assert made.call == "num_inference_steps=4, eta=0.3, guidance_scale=2.0"
@@ -210,7 +210,7 @@ def test_a_lora_on_another_student_is_refused(run, tiny, tmp_path):
         export(other, "lora", tmp_path / "out")
 
 
-def test_an_export_that_draws_otherwise_is_no_export(run, in_this_process, tmp_path, monkeypatch):
+def test_an_export_whose_samples_differ_is_no_export(run, in_this_process, tmp_path, monkeypatch):
     """A LoRA at half its scale, one with a layer too few, and a pipeline with another grid: nothing is left behind."""
     real = publish.peft_layout
 
@@ -239,7 +239,7 @@ def test_an_export_that_draws_otherwise_is_no_export(run, in_this_process, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_of_diffusers_is_said(monkeypatch):
+def test_an_error_of_diffusers_is_shown(monkeypatch):
     class Failed:
         returncode, stderr = 1, "Traceback\n  ...\nOSError: no such model\n"
 

@@ -91,7 +91,7 @@ def test_what_is_saved_steps_like_us(name, kind, noise, noises, monkeypatch):  #
 
 
 @pytest.mark.parametrize("sampler", [PhasedSampler(num_inference_steps=4, eta=0.5), LCMSampler(timesteps=[799.5, 300])])
-def test_what_diffusers_cannot_do_is_said(sampler):
+def test_what_diffusers_cannot_do_is_refused(sampler):
     with pytest.raises(ValueError, match="diffusers has no scheduler that steps like"):
         plan_scheduler(sampler, VP, BASE, "epsilon", SD)
 

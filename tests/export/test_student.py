@@ -66,7 +66,7 @@ def reload(folder):
 
 @pytest.mark.parametrize("role", ["student", "ema"])
 @pytest.mark.parametrize("alpha", [None, 2.0, 12.0])
-def test_a_lora_answers_as_before_whatever_its_alpha(alpha, role, tmp_path):
+def test_a_lora_predicts_as_before_whatever_its_alpha(alpha, role, tmp_path):
     """The file's own scale is 1 (alpha = rank): readers that know no alpha get it right."""
     roles = trained(alpha=alpha)
     path = save_student(tmp_path, roles, CARD, role)
@@ -81,7 +81,7 @@ def test_a_lora_answers_as_before_whatever_its_alpha(alpha, role, tmp_path):
         torch.testing.assert_close(roles.base.middle(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_all_weights_answer_as_before(tmp_path):
+def test_all_weights_predict_as_before(tmp_path):
     roles = trained("full")
     assert save_student(tmp_path, roles, replace(CARD, weights="full", rank=0)).name == OWN_FILE
     assert torch.equal(ask(reload(tmp_path)), ask(roles.student))
@@ -101,7 +101,7 @@ def test_what_only_fewstep_can_read_never_gets_the_public_name(kind, tmp_path):
     assert load_card(tmp_path) == card
 
 
-def test_a_card_says_how_to_sample(tmp_path):
+def test_a_card_holds_how_to_sample(tmp_path):
     save_student(tmp_path, trained(), CARD)
     card = load_card(tmp_path)
     assert card == CARD and json.loads((tmp_path / CARD_FILE).read_text())["format"] == 1
@@ -113,7 +113,7 @@ def test_a_card_says_how_to_sample(tmp_path):
     assert other.name == "euler" and other.num_inference_steps is None
 
 
-def test_a_card_with_timesteps_leads_there_unless_the_user_says_otherwise(tmp_path):
+def test_a_card_with_timesteps_samples_there_unless_the_user_gives_others(tmp_path):
     save_student(tmp_path, trained(), replace(CARD, sampler="renoise", timesteps=(899.0, 399.0), num_inference_steps=2))
     card = load_card(tmp_path)
     for asked in ({}, {"num_inference_steps": 2}):

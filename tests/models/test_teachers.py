@@ -85,7 +85,7 @@ def recorded(name, pipeline, run):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_network_is_asked_as_its_pipeline_asks_it(name):
+def test_the_network_is_called_as_its_pipeline_calls_it(name):
     """What the pipeline fed its network, null and prompt, must give the same from the prompts by our way."""
     teacher, noise, _ = ours(name)
     pipeline = ready(name)
@@ -105,7 +105,7 @@ def test_the_network_is_asked_as_its_pipeline_asks_it(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_picture_is_the_pipelines_own(name):
+def test_an_image_is_the_pipelines_own(name):
     teacher, noise, x0 = ours(name)
     pictures = theirs(name, ready(name), noise)
     mine = teacher.decode(x0)
@@ -115,7 +115,7 @@ def test_a_picture_is_the_pipelines_own(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_prompts_and_guidance_are_heard(name):
+def test_prompts_and_guidance_change_the_samples(name):
     teacher, _, x0 = ours(name)
     cond = teacher.encode_prompts(PROMPTS)
     for other in (ours(name, cond[[1, 0]])[2], ours(name, scale=1.0)[2]):
@@ -145,7 +145,7 @@ def test_no_prompt_is_the_empty_prompt_elsewhere(name):
     assert not torch.equal(cond["prompt_embeds"][0], cond["prompt_embeds"][1])
 
 
-def test_what_is_told_about_the_size_stays_when_the_prompt_goes():
+def test_conditions_on_the_size_stay_when_the_prompt_is_dropped():
     for name, tensors in (("sdxl", ["time_ids"]), ("pixart", ["resolution", "aspect_ratio"])):
         cond = teacher_of(name).encode_prompts(PROMPTS)
         dropped = cond.drop(torch.tensor([True, False]))
@@ -165,7 +165,7 @@ def test_packing_is_that_of_diffusers():
     assert torch.equal(places(3, 5, x), ids)
 
 
-def test_flux_is_told_a_scale_even_when_nobody_says_one():
+def test_flux_gets_a_guidance_scale_even_when_the_caller_gives_none():
     teacher, noise, _ = ours("flux")
     cond, network = teacher.encode_prompts(PROMPTS), teacher.denoiser
     assert network.accepts == {"guidance_embed"} and teacher.guidance_embed == 3.5
@@ -178,7 +178,7 @@ def test_flux_is_told_a_scale_even_when_nobody_says_one():
         teacher_of("sd15", guidance_embed=2.0)
 
 
-def test_schnell_is_told_none():
+def test_schnell_has_no_guidance_scale_embedding():
     torch.manual_seed(0)
     teacher = as_teacher(BUILD["flux"](guidance_embeds=False), size=SIZE)
     assert teacher.guidance_embed is None and not teacher.denoiser.accepts
@@ -243,7 +243,7 @@ def test_features_are_the_blocks_tokens_as_maps(name, checkpointing):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_extra_inputs_start_at_nothing_and_are_heard(name):
+def test_extra_inputs_start_at_zero_and_change_the_output(name):
     teacher, noise, _ = ours(name)
     cond, t = teacher.encode_prompts(PROMPTS), torch.full((2,), 0.5 if name in ("sd3", "flux") else 500.0)
     network = teacher.denoiser.network

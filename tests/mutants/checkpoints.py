@@ -13,10 +13,10 @@ MUTANTS = [
             "test_a_lora_is_added_at_the_entrys_scale",
         ),
         (
-            "checkpoints: the told scale counts from zero",
+            "checkpoints: the embedded scale counts from zero",
             "1000 * (guidance_embed - 1)",
             "1000 * guidance_embed",
-            "test_a_network_that_is_told_its_guidance_is_told_it",
+            "test_a_guidance_scale_embedding_gets_the_scale_as_in_diffusers",
         ),
         (
             "checkpoints: the base's prediction type stays",
@@ -87,28 +87,28 @@ MUTANTS = [
         "checkpoints/explain.py",
         "checkpoints/test_explain.py",
         (
-            "checkpoints: a wrong number of steps is not said",
+            "checkpoints: there is no warning of a wrong number of steps",
             "if steps not in entry.steps:",
             "if False:",
-            "test_wrong_wishes_are_warned_about",
+            "test_settings_other_than_the_entrys_are_warned_about",
         ),
         (
             "checkpoints: guidance 0 is warned about",
             "max(1.0, guidance_scale) <= high",
             "guidance_scale <= high",
-            "test_wrong_wishes_are_warned_about",
+            "test_settings_other_than_the_entrys_are_warned_about",
         ),
         (
-            "checkpoints: the lines leave SD3's levels to diffusers",
+            "checkpoints: the code leaves SD3's levels to diffusers",
             "entry.sigmas or (entry.flow and not _passes_sigmas(entry))",
             "entry.sigmas",
-            "test_the_lines_for_diffusers_do_what_the_entry_says[hyper-sd3-4step-cfg]",
+            "test_the_code_for_diffusers_does_what_the_entry_holds[hyper-sd3-4step-cfg]",
         ),
         (
-            "checkpoints: the lines forget the LoRA scale",
+            "checkpoints: the code forgets the LoRA scale",
             "if entry.lora_scale != 1 else lines",
             "if False else lines",
-            "test_the_lines_for_diffusers_do_what_the_entry_says[hyper-sd3-4step-cfg]",
+            "test_the_code_for_diffusers_does_what_the_entry_holds[hyper-sd3-4step-cfg]",
         ),
     ),
 ]

@@ -40,7 +40,7 @@ MUTANTS = [
             "sampling: LCM's student is conditioned on clean data's time",
             ("        return float(schedule.end)\n\n    def step"),
             ("        return float(schedule.clean)\n\n    def step"),
-            "test_a_student_of_lcm_is_told_the_schedules_end",
+            "test_a_student_of_lcm_is_conditioned_on_the_schedules_end",
         ),
         (
             "sampling: LCM re-noises after its last step too",
@@ -265,7 +265,7 @@ MUTANTS = [
             "sampling: a student is conditioned on the next time, not on the sampler's target time",
             "end = sampler.end(denoiser.schedule, time, next_time, last) if conditioned else None",
             "end = next_time if conditioned else None",
-            "test_a_student_is_told_where_to_land_and_its_guidance",
+            "test_a_student_is_conditioned_on_its_target_time_and_guidance",
         ),
         (
             "sampling: injected noises are used in the wrong order",

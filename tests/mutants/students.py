@@ -10,13 +10,13 @@ MUTANTS = [
             "export: a LoRA's scale is not part of the file",
             'return {name: t * scale if ".lora_B" in name else t',
             'return {name: t if ".lora_B" in name else t',
-            "test_a_lora_answers_as_before_whatever_its_alpha",
+            "test_a_lora_predicts_as_before_whatever_its_alpha",
         ),
         (
             "export: a LoRA's scale goes into both of its matrices",
             'return {name: t * scale if ".lora_B" in name else t',
             'return {name: t * scale if ".lora_" in name else t',
-            "test_a_lora_answers_as_before_whatever_its_alpha",
+            "test_a_lora_predicts_as_before_whatever_its_alpha",
         ),
         (
             "export: a LoRA that needs embeddings gets the public name",
@@ -28,7 +28,7 @@ MUTANTS = [
             "export: the student is written, whichever role was asked for",
             "tensors = _folded(roles, role) if",
             'tensors = _folded(roles, "student") if',
-            "test_a_lora_answers_as_before_whatever_its_alpha",
+            "test_a_lora_predicts_as_before_whatever_its_alpha",
         ),
         (
             "export: a student is loaded as its teacher's kind",
@@ -44,13 +44,13 @@ MUTANTS = [
             "export: the card's eta is not the sampler's",
             'for key in {"eta", "original_inference_steps"} &',
             'for key in {"original_inference_steps"} &',
-            "test_a_card_says_how_to_sample",
+            "test_a_card_holds_how_to_sample",
         ),
         (
             "cards: a student's own times are forgotten when its number of steps is asked for",
             'given.get("num_inference_steps") in (None, len(card.timesteps))',
             'given.get("num_inference_steps") is None',
-            "test_a_card_with_timesteps_leads_there_unless_the_user_says_otherwise",
+            "test_a_card_with_timesteps_samples_there_unless_the_user_gives_others",
         ),
     ),
     *planted(
@@ -102,7 +102,7 @@ MUTANTS = [
             "export: an exported pipeline is taken for a student's folder",
             "if is_pipeline(path):",
             "if False:",
-            "tests/export/test_publish.py::test_a_pipeline_folder_draws_right_with_nothing_set",
+            "tests/export/test_publish.py::test_a_pipeline_folder_samples_right_with_nothing_set",
         ),
     ),
     *planted(

@@ -308,7 +308,7 @@ def test_a_generator_makes_sampling_repeatable(noise):
     assert not torch.equal(runs[0], runs[2])
 
 
-def test_a_student_is_told_where_to_land_and_its_guidance(noise):
+def test_a_student_is_conditioned_on_its_target_time_and_guidance(noise):
     heard = []
 
     def network(x, t, cond=None, *, end, guidance_embed):
@@ -320,7 +320,7 @@ def test_a_student_is_told_where_to_land_and_its_guidance(noise):
     assert heard == [(999, 349, 7.5), (499, 0, 7.5)]
 
 
-def test_a_student_of_lcm_is_told_the_schedules_end(noise):
+def test_a_student_of_lcm_is_conditioned_on_the_schedules_end(noise):
     heard = []
 
     def network(x, t, cond=None, *, end):

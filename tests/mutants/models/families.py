@@ -25,7 +25,7 @@ MUTANTS = [
             "test_latents_are_shifted_and_scaled_and_back",
         ),
         (
-            "families: pictures for losses forget the latents' scale",
+            "families: images for losses forget the latents' scale",
             "latents.to(vae.device, vae.dtype) / factor + shift, return_dict",
             "latents.to(vae.device, vae.dtype), return_dict",
             "tests/models/test_helpers.py::test_pictures_are_what_the_autoencoder_makes_of_unscaled_latents",
@@ -59,7 +59,7 @@ MUTANTS = [
             "tests/models/test_features.py::test_nothing_after_the_last_tap_is_run",
         ),
         (
-            "features: they carry no gradient to the picture",
+            "features: they carry no gradient to the image",
             "found[tap] = output[place] if isinstance(output, tuple) else output",
             "found[tap] = (output[place] if isinstance(output, tuple) else output).detach()",
             "tests/models/test_features.py::test_the_gradient_reaches_the_student_through_the_frozen_teacher",
@@ -83,10 +83,10 @@ MUTANTS = [
             "test_features_are_the_blocks_tokens_as_maps",
         ),
         (
-            "families: a transformer hears no extra input",
+            "families: a transformer ignores its extra input",
             "(args[0] + extra.to(args[0].dtype), *args[1:])",
             "args",
-            "test_extra_inputs_start_at_nothing_and_are_heard",
+            "test_extra_inputs_start_at_zero_and_change_the_output",
         ),
     ),
     *planted(
@@ -105,10 +105,10 @@ MUTANTS = [
             "tests/models/test_features.py::test_a_unets_features_are_its_blocks_outputs",
         ),
         (
-            "families: SDXL is told another size",
+            "families: SDXL is conditioned on another size",
             "torch.tensor([[*sides, 0, 0, *sides]])",
             "torch.tensor([[*sides, 0, 0, 2 * sides[0], sides[1]]])",
-            "test_the_network_is_asked_as_its_pipeline_asks_it[sdxl]",
+            "test_the_network_is_called_as_its_pipeline_calls_it[sdxl]",
         ),
         (
             "families: SDXL's null is the empty prompt whatever its config says",
@@ -134,7 +134,7 @@ MUTANTS = [
             "families: a zeroed terminal and v-prediction are taken for epsilon",
             'str(self._scheduler().get("prediction_type", "epsilon"))',
             '"epsilon"',
-            "test_a_picture_is_the_pipelines_own[sd2v]",
+            "test_an_image_is_the_pipelines_own[sd2v]",
         ),
         (
             "families: the shift of FLUX forgets the picture's size",
@@ -143,16 +143,16 @@ MUTANTS = [
             "test_a_shift_that_depends_on_the_size_is_the_schedulers",
         ),
         (
-            "families: a bucket's size is not told",
+            "families: a bucket's size is no condition",
             "size or (side * self.down for side in self.latent_shape[1:])",
             "(side * self.down for side in self.latent_shape[1:])",
             "tests/data/test_cache.py::test_buckets_have_their_own_shapes_and_the_network_is_told_them[sdxl]",
         ),
         (
-            "families: the size is told with a prompt only",
+            "families: the size is a condition with a prompt only",
             "null=None if null is None else null | sizes)",
             "null=None if null is None else null | {k: 0 * t for k, t in sizes.items()})",
-            "test_what_is_told_about_the_size_stays_when_the_prompt_goes",
+            "test_conditions_on_the_size_stay_when_the_prompt_is_dropped",
         ),
         (
             "families: any size passes",
@@ -177,13 +177,13 @@ MUTANTS = [
             "test_packing_is_that_of_diffusers",
         ),
         (
-            "families: FLUX: it is told no guidance of its own",
+            "families: FLUX: it gets no guidance scale of its own",
             "torch.full_like(t, self.guidance_embed)",
             "torch.full_like(t, 1.0)",
-            "test_the_network_is_asked_as_its_pipeline_asks_it[flux]",
+            "test_the_network_is_called_as_its_pipeline_calls_it[flux]",
         ),
         (
-            "families: FLUX: fresh noise is drawn for latents",
+            "families: FLUX: fresh noise has the layout of latents",
             "unpack(noise.reshape(len(noise), height * width, -1), height, width)",
             "noise",
             "tests/export/test_families.py::test_lcm_on_a_flow_model[flux]",
@@ -202,7 +202,7 @@ MUTANTS = [
             "families: SD3: its times are not scaled",
             "timestep=t * self.time_scale",
             "timestep=t",
-            "test_the_network_is_asked_as_its_pipeline_asks_it[sd3]",
+            "test_the_network_is_called_as_its_pipeline_calls_it[sd3]",
         ),
         (
             "families: SD3: a LoRA leaves the modulations out",
@@ -218,13 +218,13 @@ MUTANTS = [
             "families: PixArt: padding is read as words",
             'encoder_attention_mask=cond["prompt_mask"]',
             "encoder_attention_mask=None",
-            "test_the_network_is_asked_as_its_pipeline_asks_it[pixart]",
+            "test_the_network_is_called_as_its_pipeline_calls_it[pixart]",
         ),
         (
             "families: PixArt: the variance passes for the noise",
             "[:, : x.shape[1]]",
             "[:, x.shape[1] :]",
-            "test_a_picture_is_the_pipelines_own[pixart]",
+            "test_an_image_is_the_pipelines_own[pixart]",
         ),
     ),
     *planted(
