@@ -87,6 +87,16 @@ def test_large_pictures_are_decoded_and_encoded_few_at_a_time():
     assert seen == [2, 2, 1, 2, 2, 1]
 
 
+def test_dtypes_have_one_set_of_words_and_torchs_own_names_mean_the_same():
+    from fewstep.models.hub import DTYPES, dtype_word
+
+    for word, name in (("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")):
+        assert dtype_word(word, "dtype") == dtype_word(name, "dtype") == word
+        assert DTYPES[word] == getattr(torch, name)
+    with pytest.raises(ValueError, match=r"^Unknown --dtype 'int8': use fp32, fp16, bf16\.$"):
+        dtype_word("int8", "--dtype")
+
+
 def test_tiling_is_the_autoencoders_own(tmp_path):
     from tests.models.pipelines import SIZE, build
 

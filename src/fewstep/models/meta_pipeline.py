@@ -21,6 +21,7 @@ from torch import nn
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, parts_of, registry, shipped
+from fewstep.models.families.load import local_folder
 from fewstep.models.families.single_file import config_of, is_single_file
 from fewstep.models.helpers import Helpers
 from fewstep.models.hub import short_error
@@ -143,7 +144,11 @@ def outline(
         ValueError: one sentence when there are no configs, or diffusers has no such class.
     """
     name, config, _ = parts_of(name, config)
-    folder = config_of(Path(name), config) if is_single_file(name) else shipped(name) or _folder(name)
+    if is_single_file(name):
+        folder = config_of(Path(name), config)
+    else:
+        local = shipped(name) or local_folder(name, "model_index.json", "config.json")
+        folder = local or _downloaded_configs(name)
     try:
         if (folder / "model_index.json").is_file():
             found = _pipeline(name, folder)
@@ -167,20 +172,14 @@ def _empty(network: nn.Module, device: str) -> None:
         tensor.zero_()
 
 
-def _folder(name: str) -> Path:
-    folder = Path(name)
-    if folder.is_dir():
-        if not any((folder / file).is_file() for file in ("model_index.json", "config.json")):
-            raise ValueError(f"The folder {name} holds no diffusers pipeline (model_index.json is missing).")
-        return folder
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"There is no teacher '{name}': give scenes-64, a diffusers folder, or a hub name.")
+def _downloaded_configs(name: str) -> Path:
+    """The folder of a hub model's configs, in the hub's cache on this machine."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json"]))
     except (OSError, ValueError) as error:
-        raise ValueError(f"The configs of '{name}' cannot be fetched: {short_error(error)}") from None
+        raise ValueError(f"The configs of '{name}' cannot be downloaded: {short_error(error)}") from None
 
 
 def _pipeline(name: str, folder: Path) -> MetaPipeline:

@@ -49,7 +49,7 @@ def load_teacher(
         raise ValueError(f"teacher.config goes with a single .safetensors file, which {name} is not.")
     source = str(shipped(name) or name)
     if not single:
-        _check(name, source)
+        local_folder(source, "model_index.json")
     try:
         with quiet():
             if single:
@@ -73,14 +73,20 @@ def load_teacher(
     return teacher
 
 
-def _check(name: str, source: str) -> None:
-    """Raises ValueError for what is neither a pipeline's folder nor could be a hub name."""
-    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+def local_folder(name: str, *indexes: str) -> Path | None:
+    """The folder of that name, which must hold one of the files ``indexes``; None for what may be a hub name.
+
+    Raises:
+        ValueError: one sentence when it is neither.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / index).is_file() for index in indexes):
+        raise ValueError(f"The folder {name} holds no diffusers pipeline (model_index.json is missing).")
+    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise ValueError(
             f"There is no teacher '{name}': give scenes-64, a diffusers folder, a .safetensors file, or a hub name."
         )
-    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
-        raise ValueError(f"The folder {name} holds no diffusers pipeline (model_index.json is missing).")
+    return folder if folder.is_dir() else None
 
 
 def parts_of(
