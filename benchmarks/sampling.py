@@ -79,9 +79,9 @@ class Case:
 
     def our_pictures(self) -> Tensor:
         """Pictures, from prompts."""
-        return self.model.draw(
+        return self.model.generate(
             self.prompts, sampler=self.kind, guidance_scale=self.scale, latents=self.noise, **self.options
-        ).pictures
+        ).images
 
     def their_pictures(self) -> Tensor:
         """The same by the pipeline."""

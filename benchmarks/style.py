@@ -74,8 +74,8 @@ def drawn(name: str, lora: Path | None, prompts: list[str], noise: Tensor) -> Te
     """Pictures [B, 3, H, W] from 0 to 1."""
     model = fewstep.load(name, loras=[] if lora is None else [lora])
     how = TEACHER if name == "scenes-64" else {}
-    latents = model.draw(prompts, latents=noise, **how)  # type: ignore[arg-type]
-    return latents.pictures
+    latents = model.generate(prompts, latents=noise, **how)  # type: ignore[arg-type]
+    return latents.images
 
 
 def share(plain: Tensor, styled: Tensor, own: Tensor, own_styled: Tensor) -> tuple[float, tuple[float, float]]:

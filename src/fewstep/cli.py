@@ -207,7 +207,7 @@ def sample(
     `fewstep sample --checkpoint sdxl-lightning-4step-lora --base my-sdxl -p "a cat"` knows scheduler, grid, guidance,
     eta, LoRA scale and prediction type.
     """
-    from fewstep.inference.generate import draw, load_model, scaled_loras
+    from fewstep.inference.generate import generate, load_model, scaled_loras
 
     if (model is None) == (checkpoint is None):
         raise ValueError("Give a MODEL or a --checkpoint, one of the two.")
@@ -217,17 +217,17 @@ def sample(
         str(model or checkpoint), base, file, scaled_loras(lora or ()), published=model is None, device=device
     )
     times = numbers(timesteps)
-    advice = loaded.advice(len(times) if times else steps, guidance_scale)
-    for line in [*advice, *([loaded.licence] if loaded.licence else [])]:
+    warnings = loaded.warnings(len(times) if times else steps, guidance_scale)
+    for line in [*warnings, *([loaded.licence] if loaded.licence else [])]:
         typer.echo(line, err=True)
     if image is not None and strength is None:
         strength = 0.5 if mask is None else 1.0
-    drawn = draw(
+    made = generate(
         loaded, prompt or ["a red star", "two shapes"], sampler,
         {"num_inference_steps": steps, "timesteps": times, "eta": eta}, guidance_scale, seed, out,
         negative_prompt=negative_prompt, image=image, mask=mask, strength=strength,
     )  # fmt: skip
-    typer.echo(f"Wrote {out} ({drawn}).")
+    typer.echo(f"Wrote {out} ({made}).")
 
 
 @app.command("app")

@@ -1,4 +1,4 @@
-"""`fewstep app`: what it draws, and its page in headless Chromium, where gradio and Chromium are installed."""
+"""`fewstep app`: the images it generates, and its page in headless Chromium, if gradio and Chromium are there."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def run(tiny, tmp_path_factory):
 
 
 def test_a_row_of_the_student_and_one_of_its_teacher(run, tiny):
-    picture, words = app.draw(str(run), "", "a red star\n\n two shapes \n", 2, 3, 5)
+    picture, words = app.generate(str(run), "", "a red star\n\n two shapes \n", 2, 3, 5)
     grid = np.asarray(picture)
     for name, steps in ((run, 2), (tiny, 5)):  # both from the same seed, enlarged three times
-        for drawn in to_images(load_model(str(name)).draw(["a red star", "two shapes"], steps, seed=3).pictures):
+        for drawn in to_images(load_model(str(name)).generate(["a red star", "two shapes"], steps, seed=3).images):
             assert holds(grid, np.asarray(drawn.resize((192, 192), Image.Resampling.NEAREST)))
     assert f"**{run}**: lcm, timesteps 999, 499; guidance 1; seed 3" in words
     assert f"**teacher, {tiny}**: ddim, timesteps 999, 799, 599, 399, 199; guidance 3; seed 3" in words
-    alone, words = app.draw(str(run), "", "a red star", 0, 0, 0)
+    alone, words = app.generate(str(run), "", "a red star", 0, 0, 0)
     assert alone.size[1] < 250 and "teacher" not in words and "timesteps 999, 759, 499, 259" in words
 
 
@@ -61,7 +61,7 @@ def test_what_is_offered(run, tmp_path):
 @pytest.mark.parametrize("text, match", [("", "one prompt a line"), ("\n".join("abcdefghijklmnopq"), "16 at most")])
 def test_prompts_without_sense(text, match, run):
     with pytest.raises(ValueError, match=match):
-        app.draw(str(run), "", text, 1, 0, 0)
+        app.generate(str(run), "", text, 1, 0, 0)
 
 
 def test_without_gradio_it_is_one_sentence(monkeypatch, capsys, tmp_path):
@@ -144,14 +144,14 @@ def served(run):
 
 
 @pytest.mark.needs("gradio")
-def test_the_page_draws_and_asks_nobody_else(served, tmp_path):
+def test_the_page_generates_and_asks_nobody_else(served, tmp_path):
     address, port = served
     browser = Browser(tmp_path / "profile")
     try:
         browser.ask("POST", "/url", {"url": address})
-        wait(lambda: browser.run("return !!document.querySelector('#draw')"))
-        browser.run("document.querySelector('#draw').click()")
-        source = wait(lambda: browser.run("return document.querySelector('#picture img')?.src"))
+        wait(lambda: browser.run("return !!document.querySelector('#generate')"))
+        browser.run("document.querySelector('#generate').click()")
+        source = wait(lambda: browser.run("return document.querySelector('#image img')?.src"))
         words = wait(lambda: browser.run("return document.querySelector('#words').innerText"))
         assert "timesteps 999, 759, 499, 259; guidance 1; seed 0" in words and "teacher, " in words
         with urllib.request.urlopen(source) as answer:
@@ -161,8 +161,8 @@ def test_the_page_draws_and_asks_nobody_else(served, tmp_path):
         browser.run("""
             const box = document.querySelector('#prompts textarea');
             box.value = ''; box.dispatchEvent(new Event('input', {bubbles: true}));
-            document.querySelector('#draw').click()""")
-        said = "Nothing was drawn. Write one prompt a line"
+            document.querySelector('#generate').click()""")
+        said = "Nothing was generated. Write one prompt a line"
         wait(lambda: said in browser.run("return document.querySelector('#words').innerText"))
         asked = browser.asked()
         assert any("/gradio_api/" in url for url in asked)

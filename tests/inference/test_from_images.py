@@ -1,4 +1,4 @@
-"""Drawing from pictures and inside masks: the latents of diffusers' own pipelines where they do the same."""
+"""Image-to-image and inpainting: the latents of diffusers' own pipelines where they do the same."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRAILING = dict(timestep_spacing="trailing")
 DDIM = dict(**TRAILING, set_alpha_to_one=True, clip_sample=False)
 
 
-def picture(size=SIZE):
+def photo(size=SIZE):
     rows, columns = np.mgrid[0:size, 0:size] / size
     return Image.fromarray((255 * np.stack([rows, columns, (rows + columns) % 1], -1)).astype(np.uint8))
 
@@ -42,9 +42,9 @@ def model_of(name, sampler):
 
 
 def latents_of(pipeline):
-    """The picture as diffusers encodes it, the middle of its posterior."""
+    """The image as diffusers encodes it, the middle of its posterior."""
     vae = pipeline.vae
-    mean = vae.encode(pipeline.image_processor.preprocess(picture())).latent_dist.mode()
+    mean = vae.encode(pipeline.image_processor.preprocess(photo())).latent_dist.mode()
     return (mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
 
@@ -53,13 +53,13 @@ def theirs(kind, name, scheduler=None, seed=0, **call):
     import diffusers
 
     pipeline = build(name)
+    if kind.startswith("LatentConsistency"):
+        pipeline = copy.deepcopy(pipeline)
+        close_guidance(as_teacher(pipeline, size=SIZE))
     parts = dict(pipeline.components)
     if scheduler is not None:
         cls, settings = scheduler
         parts["scheduler"] = getattr(diffusers, cls).from_config(pipeline.scheduler.config, **settings)
-    if kind.startswith("LatentConsistency"):
-        parts["unet"] = copy.deepcopy(pipeline.unet)
-        close_guidance(parts["unet"])
     more = {"requires_safety_checker": False} if name == "sd15" else {}
     pipe = getattr(diffusers, kind)(**parts, **more)
     pipe.set_progress_bar_config(disable=True)
@@ -83,7 +83,7 @@ IMG2IMG = {
 def test_img2img_is_diffusers_own(name, strength):
     kind, scheduler, call, sampler = IMG2IMG[name]
     expected = theirs(kind, name, scheduler, image=latents_of(build(name)), strength=strength, **call)
-    mine = model_of(name, sampler).img2img(PROMPTS, picture(), strength, output_type="latent")
+    mine = model_of(name, sampler).img2img(PROMPTS, photo(), strength, output_type="latent")
     assert gap(mine, expected) <= 1e-5
 
 
@@ -92,16 +92,16 @@ def test_img2img_with_lcm_is_its_own_pipelines(strength):
     """All four steps below the strength; the general pipeline would have left one or two of them."""
     call = dict(image=latents_of(build("sd15")), strength=strength, original_inference_steps=50)
     expected = theirs("LatentConsistencyModelImg2ImgPipeline", "sd15", ("LCMScheduler", {}), **call)
-    drawn = model_of("sd15", "lcm").draw(PROMPTS, image=picture(), strength=strength)
+    drawn = model_of("sd15", "lcm").generate(PROMPTS, image=photo(), strength=strength)
     assert gap(drawn.latents, expected) <= 1e-5
-    assert drawn.words.count(",") == 4 and f"strength {strength:g}" in drawn.words
+    assert drawn.description.count(",") == 4 and f"strength {strength:g}" in drawn.description
 
 
 def test_img2img_with_guidance_and_a_negative_prompt():
     kind, scheduler, _, sampler = IMG2IMG["sd15"]
-    wishes = dict(guidance_scale=2.5, negative_prompt=["blue"] * 2)
-    expected = theirs(kind, "sd15", scheduler, image=latents_of(build("sd15")), strength=0.75, **wishes)
-    mine = model_of("sd15", sampler).img2img(PROMPTS, picture(), 0.75, output_type="latent", **wishes)
+    options = dict(guidance_scale=2.5, negative_prompt=["blue"] * 2)
+    expected = theirs(kind, "sd15", scheduler, image=latents_of(build("sd15")), strength=0.75, **options)
+    mine = model_of("sd15", sampler).img2img(PROMPTS, photo(), 0.75, output_type="latent", **options)
     assert gap(mine, expected) <= 1e-4
 
 
@@ -114,29 +114,29 @@ def test_inpainting_is_diffusers_own(name, sampler, strength):
     latents = latents_of(build(name))
     call = dict(image=latents, mask_image=mask(), strength=strength, height=SIZE, width=SIZE)
     if name == "flux":  # it encodes what it will not use
-        call |= dict(masked_image_latents=build(name).image_processor.preprocess(picture()), guidance_scale=3.5)
+        call |= dict(masked_image_latents=build(name).image_processor.preprocess(photo()), guidance_scale=3.5)
     expected = theirs(kind, name, scheduler, **{"masked_image_latents": latents, **call})
     model = model_of(name, sampler)
-    mine = model.inpaint(PROMPTS, picture(), mask(), strength, output_type="latent")
+    mine = model.inpaint(PROMPTS, photo(), mask(), strength, output_type="latent")
     assert gap(mine, expected) <= 1e-5
     side = SIZE // 8
     assert torch.allclose(mine[:, :, :side], latents[:, :, :side], atol=1e-6)
 
 
-def test_pixels_outside_the_mask_are_the_pictures_own():
-    """Also where a mask cuts through a cell, which is drawn anew as a whole."""
+def test_pixels_outside_the_mask_are_those_of_the_image():
+    """Also where a mask cuts through a cell, which is generated anew as a whole."""
     thin = Image.new("L", (SIZE, SIZE), 0)
     thin.paste(255, (13, 0, 15, SIZE))
-    before = np.asarray(picture())
-    touched = cells(as_masks(thin, picture(), (SIZE, SIZE)), 4)[0, 0]
+    before = np.asarray(photo())
+    touched = cells(as_masks(thin, photo(), (SIZE, SIZE)), 4)[0, 0]
     assert touched[:, 3].all() and touched.sum() == SIZE // 4
-    drawn = np.asarray(model_of("sd15", "lcm").inpaint("a red circle", picture(), thin)[0])
+    drawn = np.asarray(model_of("sd15", "lcm").inpaint("a red circle", photo(), thin)[0])
     assert drawn.shape == before.shape
     outside = np.asarray(thin) == 0
     assert np.abs(drawn.astype(int) - before)[outside].max() <= 1 < np.abs(drawn.astype(int) - before)[~outside].max()
 
 
-def test_pictures_of_any_size_and_number(tmp_path):
+def test_images_of_any_size_and_number(tmp_path):
     model = model_of("sd15", "lcm")
     wide = Image.new("RGB", (200, 100), "red")
     wide.paste("blue", (40, 0, 160, 100))  # the middle square, which is what is left
@@ -144,30 +144,30 @@ def test_pictures_of_any_size_and_number(tmp_path):
     square = Image.new("RGB", (SIZE, SIZE), "blue")
     one, other = (model.img2img("a", p, output_type="latent") for p in (tmp_path / "wide.png", square))
     assert torch.equal(one, other)
-    both = model.img2img("a", [str(tmp_path / "wide.png"), picture()], output_type="latent")
+    both = model.img2img("a", [str(tmp_path / "wide.png"), photo()], output_type="latent")
     assert len(both) == 2 and not torch.equal(both[0], both[1])
     assert len(model.img2img(["a", "b"], square)) == 2
 
 
-@pytest.mark.parametrize("wishes, match", [
-    (dict(image="nothing.png"), "There is no picture nothing.png"),
-    (dict(image=__file__), "cannot be read as a picture"),
-    (dict(image=[]), "nothing to draw"),
-    (dict(image=[picture()] * 3), "one for each of 2 prompts, not 3"),
-    (dict(image=picture(), strength=0.0), "strength must be above 0"),
-    (dict(image=picture(), strength=0.05), "use at least 0.08"),
-    (dict(image=picture(), mask=Image.new("L", (8, 8), 255)), "mask is 8 x 8 pixels and its picture 64 x 64"),
-    (dict(image=picture(), mask=Image.new("L", (SIZE, SIZE), 9)), "marks nothing"),
-    (dict(image=picture(), mask=[mask()] * 3), "one for each of 2 pictures, not 3"),
-    (dict(mask=mask()), "needs the picture"),
+@pytest.mark.parametrize("options, match", [
+    (dict(image="nothing.png"), "There is no image nothing.png"),
+    (dict(image=__file__), "cannot be read as an image"),
+    (dict(image=[]), "nothing to generate"),
+    (dict(image=[photo()] * 3), "one for each of 2 prompts, not 3"),
+    (dict(image=photo(), strength=0.0), "strength must be above 0"),
+    (dict(image=photo(), strength=0.05), "use at least 0.08"),
+    (dict(image=photo(), mask=Image.new("L", (8, 8), 255)), "mask is 8 x 8 pixels and its image 64 x 64"),
+    (dict(image=photo(), mask=Image.new("L", (SIZE, SIZE), 9)), "The mask is empty"),
+    (dict(image=photo(), mask=[mask()] * 3), "one for each of 2 images, not 3"),
+    (dict(mask=mask()), "needs an image"),
     (dict(strength=0.5), "need an image"),
 ])  # fmt: skip
-def test_wishes_without_sense_are_one_sentence(wishes, match):
+def test_invalid_options_are_one_sentence(options, match):
     with pytest.raises(ValueError, match=match):
-        model_of("sd15", "lcm").draw(PROMPTS, **wishes)
+        model_of("sd15", "lcm").generate(PROMPTS, **options)
 
 
-def test_an_exported_folder_is_drawn_from_pictures_by_diffusers_alike(tmp_path, monkeypatch):
+def test_img2img_of_an_exported_folder_is_that_of_diffusers(tmp_path, monkeypatch):
     """LCM's own image-to-image pipeline on the folder that `fewstep export` wrote."""
     from diffusers import LatentConsistencyModelImg2ImgPipeline
 
@@ -180,5 +180,5 @@ def test_an_exported_folder_is_drawn_from_pictures_by_diffusers_alike(tmp_path, 
     call = dict(image=latents_of(pipe), strength=0.5, num_inference_steps=4, output_type="latent")
     expected = pipe(PROMPTS, generator=torch.Generator().manual_seed(0), **call).images
     for path in (run, tmp_path / "out"):
-        mine = fewstep.load(path).img2img(PROMPTS, picture(), 0.5, output_type="latent")
+        mine = fewstep.load(path).img2img(PROMPTS, photo(), 0.5, output_type="latent")
         assert gap(mine, expected) <= 1e-5

@@ -1,4 +1,4 @@
-"""`fewstep.load(...).sample(...)`: every form of a student draws the same pictures, and wishes are understood."""
+"""`fewstep.load(...).sample(...)`: every form of a student gives the same images, and options have their effect."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def model_of(name, sampler="ddim", steps=4, scale=1.0):
 # ---------------------------------------------------------------- what can be loaded
 
 
-def test_a_run_draws_pil_pictures(run):
+def test_a_run_gives_pil_images(run):
     model = fewstep.load(run)
     drawn = model.sample(WORDS, seed=3)
     assert [type(p) for p in drawn] == [Image.Image] * 2 and drawn[0].size == (64, 64)
@@ -82,7 +82,7 @@ def test_a_run_draws_pil_pictures(run):
 
 
 @pytest.mark.parametrize("form", ["diffusers", "lora", "merged", "kohya file", "run's file"])
-def test_every_form_draws_what_the_run_draws(form, run, exports):
+def test_every_form_gives_the_images_of_the_run(form, run, exports):
     path = {
         "kohya file": exports / "kohya" / "mine_comfy.safetensors",
         "run's file": run / "student" / "pytorch_lora_weights.safetensors",
@@ -119,14 +119,14 @@ def test_a_single_file_is_the_model_that_its_folder_is(tmp_path):
     assert gap(one, other) <= 1e-5
 
 
-def test_a_published_file_warns_of_wrong_wishes_and_says_its_licence(tiny, styles):
+def test_a_published_file_warns_of_unsuitable_options_and_states_its_licence(tiny, styles):
     entry, file = find_checkpoint("hyper-sd15-4step"), styles[0] / "first.safetensors"
     with pytest.warns(UserWarning, match="Licence of hyper-sd15-4step"):
         model = fewstep.load("hyper-sd15-4step", base=str(tiny), file=file)
     assert model.published == entry
     with pytest.warns(UserWarning, match="is bound to 4 steps, not 5"):
         model.sample("a red star", num_inference_steps=5)
-    assert "ddim, timesteps 999, 749, 499, 249; guidance 1" in model.draw("a red star").words
+    assert "ddim, timesteps 999, 749, 499, 249; guidance 1" in model.generate("a red star").description
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         fewstep.load(str(tiny)).sample("a red star", num_inference_steps=1)
@@ -156,24 +156,24 @@ def test_what_cannot_be_loaded_is_one_sentence(arguments, match, tiny, styles):
     assert "\n" not in str(error.value)
 
 
-# ---------------------------------------------------------------- wishes
+# ---------------------------------------------------------------- options
 
 
-def test_wishes_reach_the_sampler(teacher):
+def test_options_reach_the_sampler(teacher):
     model = teacher
     noise = torch.randn(2, *model.teacher.latent_shape, generator=torch.Generator().manual_seed(7))
     cond = model.teacher.encode_prompts(WORDS)
     expected = sample(model.denoiser, DDIMSampler(timesteps=[999, 500, 100]), noise, cond, 2.5).x0
-    wishes = dict(timesteps=[999, 500, 100], guidance_scale=2.5, output_type="latent")
-    assert torch.equal(model.sample(WORDS, latents=noise, **wishes), expected)
-    assert torch.equal(model.sample(WORDS, seed=7, **wishes), expected)
-    words = model.draw(WORDS, 2, sampler="tcd", eta=0.5, seed=11).words
+    options = dict(timesteps=[999, 500, 100], guidance_scale=2.5, output_type="latent")
+    assert torch.equal(model.sample(WORDS, latents=noise, **options), expected)
+    assert torch.equal(model.sample(WORDS, seed=7, **options), expected)
+    words = model.generate(WORDS, 2, sampler="tcd", eta=0.5, seed=11).description
     assert words == "tcd, timesteps 999, 499; guidance 3; seed 11"
 
 
-@pytest.mark.parametrize("wishes, match", [
+@pytest.mark.parametrize("options, match", [
     (dict(guidance_scale=float("inf")), "guidance_scale must be at least 0"),
-    (dict(guidance_embed=3.0), "is told no guidance scale"),
+    (dict(guidance_embed=3.0), "has no guidance-scale embedding"),
     (dict(seed=-1), "seed must be"),
     (dict(latents=torch.zeros(1, 4, 8, 8)), r"latents must have the shape \(2, 16, 8, 8\)"),
     (dict(guidance_scale=1.0, negative_prompt="dull"), "guidance_scale above 1 too"),
@@ -182,9 +182,9 @@ def test_wishes_reach_the_sampler(teacher):
     (dict(eta=2.0), "eta must be between"),
     (dict(sampler="lcn"), "Unknown sampler"),
 ])  # fmt: skip
-def test_wishes_without_sense_are_one_sentence(wishes, match, teacher):
+def test_invalid_options_are_one_sentence(options, match, teacher):
     with pytest.raises(ValueError, match=match):
-        teacher.sample(WORDS, num_inference_steps=1, **wishes)
+        teacher.sample(WORDS, num_inference_steps=1, **options)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3"])
@@ -306,7 +306,7 @@ def test_the_command_line_hears_all_of_it(run, styles, tmp_path, monkeypatch, ca
     assert code == 0 and "strength 1;" in out, err
     for more, sentence in (
         (["--mask", "mask.png"], "--mask and --strength go with --image"),
-        (["--image", "none.png"], "There is no picture none.png"),
+        (["--image", "none.png"], "There is no image none.png"),
         (["--negative-prompt", "dull"], "guidance_scale above 1 too"),
         (["--lora", "none.safetensors:2"], "There is no file none.safetensors"),
         (["--checkpoint", "tcd-sd15"], "Give a MODEL or a --checkpoint"),

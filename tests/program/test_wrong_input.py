@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fewstep.inference.generate import draw, load_model
+from fewstep.inference.generate import generate, load_model
 from fewstep.recipe.load import load_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
@@ -96,7 +96,9 @@ def test_a_card_of_wrong_types_is_one_sentence(tmp_path, key, value):
 @pytest.mark.parametrize(("scale", "seed"), [(float("nan"), 0), (float("inf"), 0), (-1.0, 0), (1.0, 2**70), (1.0, -1)])
 def test_no_picture_is_made_of_nonsense(tiny, tmp_path, scale, seed):
     with pytest.raises(ValueError, match=r"guidance_scale must|seed must"):
-        draw(load_model(str(tiny)), ["a red star"], None, {"num_inference_steps": 1}, scale, seed, tmp_path / "a.png")
+        generate(
+            load_model(str(tiny)), ["a red star"], None, {"num_inference_steps": 1}, scale, seed, tmp_path / "a.png"
+        )
     assert not (tmp_path / "a.png").exists()
 
 

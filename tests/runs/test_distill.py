@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fewstep.data.cache import fingerprint
 from fewstep.data.files import only_one
-from fewstep.inference.generate import draw, load_model
+from fewstep.inference.generate import generate, load_model
 from fewstep.models.families import load_teacher
 from fewstep.recipe.load import load_recipe
 from fewstep.recipe.validate import RecipeError
@@ -196,8 +196,8 @@ def test_lcm_with_all_weights_and_an_embedding(short, tmp_path):
     card = load_card(folder)
     assert (card.sampler, card.guidance_embed, card.extra_inputs) == ("lcm", 3.0, ("guidance_embed",))
     assert [p.name for p in folder.glob("*.safetensors")] == ["fewstep_student.safetensors"]
-    words = draw(load_model(str(tmp_path / "lcm")), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
-    assert words == "lcm, timesteps 999, 749, 499, 249; guidance 1, told 3; seed 0"
+    words = generate(load_model(str(tmp_path / "lcm")), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
+    assert words == "lcm, timesteps 999, 749, 499, 249; guidance 1, embedded 3; seed 0"
     assert (tmp_path / "a.png").stat().st_size > 500
 
 

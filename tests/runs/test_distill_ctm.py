@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fewstep.inference.generate import draw, load_model
+from fewstep.inference.generate import generate, load_model
 from fewstep.recipe.load import load_recipe
 from fewstep.runs.distill import distill
 from fewstep.sampling import CTMSampler
@@ -19,7 +19,7 @@ def test_a_student_learns_its_ends_and_is_told_them_again(short, tmp_path):
     folder = distill(load_recipe("scenes-64-ctm", short), tmp_path / "run")
     card = load_card(folder)
     assert sampler_of(card) == CTMSampler(num_inference_steps=4, eta=0.0) and list(card.extra_inputs) == ["end"]
-    words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
+    words = generate(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "ctm, timesteps 999, 749, 499, 249; guidance 1; seed 0"
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert lines[-1].keys() >= {"student/consistency", "student/denoising", "student/denoising_weight"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.data.random import Rng
-from fewstep.inference.generate import draw, load_model
+from fewstep.inference.generate import generate, load_model
 from fewstep.recipe.load import load_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.reports.diagnose import diagnose
@@ -32,7 +32,7 @@ def run(short, tmp_path_factory):
 def test_its_students_are_drawn_at_the_times_they_were_trained_at(run, tmp_path):
     folder = run[1]
     assert sampler_of(load_card(folder / "student")) == RenoiseSampler(num_inference_steps=4)
-    words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
+    words = generate(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "renoise, timesteps 999, 749, 499, 249; guidance 1; seed 0"
     assert [p.name for p in (folder / "student").glob("*.safetensors")] == ["pytorch_lora_weights.safetensors"]
 

@@ -7,7 +7,7 @@ import torch
 
 from fewstep.export.readme import usage_hint
 from fewstep.export.scheduler import plan_scheduler
-from fewstep.inference.generate import draw, load_model
+from fewstep.inference.generate import generate, load_model
 from fewstep.recipe.chain import Chain, load
 from fewstep.recipe.load import parse_recipe
 from fewstep.recipe.validate import RecipeError
@@ -78,7 +78,7 @@ def test_one_step_begins_with_the_consistency_student_and_its_fake_score_too(run
 
 def test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers(run, tmp_path):
     folder = run[1] / NAMES[3]
-    words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
+    words = generate(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "lcm, timesteps 800; guidance 1; seed 0"
     card = load_card(folder / "student")
     assert sampler_of(card) == sampler_of(card, num_inference_steps=1) == LCMSampler(timesteps=(800,))

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from fewstep.inference.generate import draw, load_model
+from fewstep.inference.generate import generate, load_model
 from fewstep.models.families import load_teacher
 from fewstep.recipe.chain import load, parse_chain
 from fewstep.recipe.load import parse_recipe
@@ -70,7 +70,7 @@ def test_every_stage_leaves_a_student_of_its_own_steps(run, tmp_path):
     assert [card.guidance_scale for card in cards] == [1.0] * 4
     assert [card.prediction_type for card in cards] == ["epsilon"] * 4
     assert sampler_of(cards[0]) == DDIMSampler(num_inference_steps=8)
-    words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
+    words = generate(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "ddim, timesteps 999, 749, 499, 249; guidance 1; seed 0"
     assert [p.name for p in (folder / NAMES[-1] / "student").glob("*.safetensors")] == [
         "pytorch_lora_weights.safetensors"
@@ -161,7 +161,7 @@ def test_a_student_may_predict_another_kind_than_its_teacher(whole, tmp_path):
     with torch.no_grad():
         told = student(x, 999, teacher.encode_prompts(["a red star"]))
     assert torch.equal(told.x0, told.output)
-    words = draw(load_model(str(whole)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
+    words = generate(load_model(str(whole)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "ddim, timesteps 999; guidance 1; seed 0"
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fewstep.inference.generate import draw, load_model
+from fewstep.inference.generate import generate, load_model
 from fewstep.recipe.load import load_recipe, parse_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
@@ -28,7 +28,7 @@ def test_its_students_are_drawn_on_the_edges_they_were_trained_on(run, tmp_path)
     folder = run[1]
     card = load_card(folder / "student")
     assert sampler_of(card) == PhasedSampler(num_inference_steps=4, original_inference_steps=8, eta=0.0)
-    words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
+    words = generate(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "phased, timesteps 999, 749, 499, 249; guidance 1; seed 0"
     assert [p.name for p in (folder / "student").glob("*.safetensors")] == ["pytorch_lora_weights.safetensors"]
 
@@ -58,7 +58,7 @@ def test_normal_cfg_students_keep_their_guidance(short, tmp_path):
     folder = distill(recipe, tmp_path / "run")
     card = load_card(folder)
     assert (card.num_inference_steps, card.guidance_scale) == (2, 3.0)
-    words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
+    words = generate(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "phased, timesteps 999, 499; guidance 3; seed 0"
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fewstep.inference.generate import draw, load_model
+from fewstep.inference.generate import generate, load_model
 from fewstep.recipe.load import load_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
@@ -20,7 +20,7 @@ def test_a_run_from_recipe_to_picture(name, parts, short, tmp_path):
     folder = distill(recipe, tmp_path / "run")
     card = load_card(folder)
     assert sampler_of(card) == EulerAncestralSampler(num_inference_steps=2) and card.guidance_scale == 1.0
-    words = draw(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
+    words = generate(load_model(str(folder)), ["a red star"], None, {}, None, 0, tmp_path / "a.png")
     assert words == "euler-ancestral, timesteps 999, 499; guidance 1; seed 0"
     assert [p.name for p in folder.glob("*.safetensors")] == ["pytorch_lora_weights.safetensors"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

@@ -1,1 +1,1 @@
-"""Drawing with what there is: runs, exports, published files and teachers, from Python, a shell or a page."""
+"""Sampling from runs, exports, published files and teachers: from Python, the command line or a page."""

@@ -1,6 +1,6 @@
-"""`fewstep app`: a page on this machine that draws with any model, beside its teacher.
+"""`fewstep app`: a page on this machine that generates images with any model, beside those of its teacher.
 
-It listens on the loopback address alone, is shared with nobody, counts nothing, and its page may ask no other server.
+It listens on the loopback address alone, is not shared, collects nothing, and its page may contact no other server.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fewstep.students.lineage import student_folder
 HERE = "127.0.0.1"
 _ONLY_HERE = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' "
 _ONLY_HERE += "'unsafe-inline'"
-_PICTURE = 192  # pixels: smaller ones are enlarged
+_SMALL = 192  # pixels: smaller images are enlarged
 _MOST = 16  # prompts at once
 
 
 def models(folder: Path = Path("runs")) -> list[str]:
-    """What can be drawn with from here: finished runs, the newest first, the shipped model, published checkpoints."""
+    """Models to choose from: finished runs, the newest first, the shipped model, published checkpoints."""
     runs = [path for path in folder.glob("*") if path.is_dir() and student_folder(path) is not None]
     runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return [*map(str, runs), "scenes-64", *checkpoints()]
@@ -38,32 +38,32 @@ def _opened(name: str, base: str, device: str) -> Model:
     return load_model(name, base or None, device=device)
 
 
-def draw(
+def generate(
     name: str, base: str, text: str, steps: int, seed: int, teacher_steps: int, device: str = "cpu"
 ) -> tuple[Image.Image, str]:
-    """One row of pictures, and below it the teacher's from the same noise; and in words how they were made.
+    """One row of images, below it the teacher's from the same noise, and a description of how they were made.
 
     Args:
         text: prompts, one a line. steps: 0 takes the model's own number. teacher_steps: 0 leaves the teacher out.
 
     Raises:
-        ValueError: one sentence, as `fewstep.load` and `Model.sample`; no prompt, or too many.
+        ValueError: as `fewstep.load` and `Model.sample`; no prompt, or too many.
     """
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not 0 < len(prompts) <= _MOST:
         raise ValueError(f"Write one prompt a line, {_MOST} at most.")
     model = _opened(name.strip(), base.strip(), device)
-    drawn = model.draw(prompts, steps or None, seed=seed)
-    rows, labels, said = [drawn.pictures], [Path(name).name], [f"**{name}**: {drawn.words}"]
+    found = model.generate(prompts, steps or None, seed=seed)
+    rows, labels, lines = [found.images], [Path(name).name], [f"**{name}**: {found.description}"]
     if teacher_steps and model.base:
         teacher = _opened(model.base, "", device)
-        beside = teacher.draw(prompts, teacher_steps, seed=seed)
-        if beside.pictures.shape == drawn.pictures.shape:
-            rows, labels = [*rows, beside.pictures], [*labels, f"teacher, {teacher_steps} steps"]
-        said.append(f"**teacher, {model.base}**: {beside.words}")
-    notes = [*model.advice(steps or None), *([model.licence] if model.licence else [])]
-    picture = image_grid(rows, labels, prompts, scale=max(1, _PICTURE // drawn.pictures.shape[-1]))
-    return picture, "\n\n".join([*said, *notes])
+        beside = teacher.generate(prompts, teacher_steps, seed=seed)
+        if beside.images.shape == found.images.shape:
+            rows, labels = [*rows, beside.images], [*labels, f"teacher, {teacher_steps} steps"]
+        lines.append(f"**teacher, {model.base}**: {beside.description}")
+    lines += [*model.warnings(steps or None), *([model.licence] if model.licence else [])]
+    grid = image_grid(rows, labels, prompts, scale=max(1, _SMALL // found.images.shape[-1]))
+    return grid, "\n\n".join(lines)
 
 
 def page(model: str = "", device: str = "cpu") -> Any:
@@ -75,11 +75,11 @@ def page(model: str = "", device: str = "cpu") -> Any:
     gradio = _gradio()
     known = models()
 
-    def answer(name: str, base: str, text: str, steps: float, seed: float, teacher_steps: float) -> tuple[Any, str]:
+    def clicked(name: str, base: str, text: str, steps: float, seed: float, teacher_steps: float) -> tuple[Any, str]:
         try:
-            return draw(name or "", base or "", text or "", int(steps), int(seed or 0), int(teacher_steps), device)
+            return generate(name or "", base or "", text or "", int(steps), int(seed or 0), int(teacher_steps), device)
         except (ValueError, OSError, ArithmeticError) as error:
-            return None, f"**Nothing was drawn.** {' '.join(str(error).split())}"
+            return None, f"**Nothing was generated.** {' '.join(str(error).split())}"
 
     with gradio.Blocks(title="fewstep", analytics_enabled=False) as blocks:
         gradio.Markdown("# fewstep")
@@ -89,32 +89,33 @@ def page(model: str = "", device: str = "cpu") -> Any:
                     known, value=model or known[0], label="Model", allow_custom_value=True,
                     info="a run, an exported folder or LoRA file, a published checkpoint, a teacher",
                 )  # fmt: skip
-                base = gradio.Textbox(label="Base", info="the model that a LoRA is put on, if not its own")
+                base = gradio.Textbox(label="Base", info="the model that a LoRA is put on; empty: its own")
                 text = gradio.Textbox(
                     "a red star\ntwo shapes", lines=3, label="Prompts", info="one a line", elem_id="prompts"
                 )
                 steps = gradio.Slider(0, 16, 0, step=1, label="Steps", info="0: the model's own number")
                 seed = gradio.Number(0, precision=0, minimum=0, label="Seed")
                 beside = gradio.Slider(0, 100, 50, step=1, label="Teacher's steps", info="0: leave the teacher out")
-                button = gradio.Button("Draw", variant="primary", elem_id="draw")
+                button = gradio.Button("Generate", variant="primary", elem_id="generate")
             with gradio.Column(scale=2):
-                picture = gradio.Image(
-                    type="pil", format="png", interactive=False, show_label=False, elem_id="picture",
+                image = gradio.Image(
+                    type="pil", format="png", interactive=False, show_label=False, elem_id="image",
                     buttons=["download", "fullscreen"],
                 )  # fmt: skip
                 words = gradio.Markdown(elem_id="words")
-        button.click(answer, [name, base, text, steps, seed, beside], [picture, words], api_visibility="private")
+        button.click(clicked, [name, base, text, steps, seed, beside], [image, words], api_visibility="private")
     return blocks
 
 
 def serve(model: str = "", port: int = 7860, device: str = "cpu") -> tuple[Any, str]:
-    """Serve the page on the loopback address, in threads of its own; returns gradio's Blocks and the address.
+    """Serve the page on the loopback address, in the background; returns gradio's Blocks and the address.
 
     Raises:
         ValueError: gradio is not installed, or the port is taken.
     """
     blocks = page(model, device)
-    theme = _gradio().themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # its own ask for fonts
+    # gradio's own fonts are loaded from another server.
+    theme = _gradio().themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
         _, address, _ = blocks.queue(default_concurrency_limit=1, max_size=8).launch(
             server_name=HERE, server_port=port, share=False, quiet=True, prevent_thread_lock=True, theme=theme,
@@ -127,7 +128,7 @@ def serve(model: str = "", port: int = 7860, device: str = "cpu") -> tuple[Any, 
 
 
 def _guards() -> Sequence[Any]:
-    """Only this machine's own names are answered, and the page may ask no other server."""
+    """Requests to this machine's own names alone are served, and the page may contact no other server."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -135,18 +136,18 @@ def _guards() -> Sequence[Any]:
 
 
 class _Policy:
-    """Adds the policy to every answer."""
+    """Adds the policy to every response."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def said(message: Any) -> None:
+        async def with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", _ONLY_HERE.encode())]
             await send(message)
 
-        await self.app(scope, receive, said if scope["type"] == "http" else send)
+        await self.app(scope, receive, with_policy if scope["type"] == "http" else send)
 
 
 def _gradio() -> Any:

@@ -1,4 +1,4 @@
-"""`fewstep sample`: a row of pictures from whatever can be loaded, in a file."""
+"""`fewstep sample`: images of a model, written to a file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fewstep.evaluation.grids import image_grid
 from fewstep.inference.load import load_model
 from fewstep.inference.model import Model
 
-__all__ = ["draw", "load_model", "scaled_loras"]
-_SMALL = 192  # pixels: smaller pictures are enlarged
+__all__ = ["generate", "load_model", "scaled_loras"]
+_SMALL = 192  # pixels: smaller images are enlarged
 
 
-def draw(
+def generate(
     model: Model,
     prompts: Sequence[str],
     sampler: str | None,
@@ -24,26 +24,26 @@ def draw(
     out: Path,
     **more: Any,
 ) -> str:
-    """Write one row of pictures to ``out``; returns in words how they were made.
+    """Write one row of images to ``out``; returns a description of how they were made.
 
     Args:
-        options, more: other arguments of `Model.draw`.
+        options, more: further arguments of `Model.generate`.
 
     Raises:
-        ValueError: one sentence, as `Model.sample` does, and for a file that is no picture's.
+        ValueError: as `Model.sample`, and for a file name that is not an image's.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out must be a .png, .jpg or .webp file, not '{out}'.")
-    drawn = model.draw(prompts, sampler=sampler, guidance_scale=guidance_scale, seed=seed, **options, **more)
+    found = model.generate(prompts, sampler=sampler, guidance_scale=guidance_scale, seed=seed, **options, **more)
     out.parent.mkdir(parents=True, exist_ok=True)
-    captions = list(prompts) if len(prompts) == len(drawn.pictures) else [*prompts, *[""] * (len(drawn.pictures) - 1)]
-    scale = max(1, _SMALL // drawn.pictures.shape[-1])
-    image_grid([drawn.pictures], [f"seed {seed}"], captions, scale=scale).save(out)
-    return drawn.words
+    captions = [*prompts, *[""] * (len(found.images) - len(prompts))]  # one prompt may have several images
+    scale = max(1, _SMALL // found.images.shape[-1])
+    image_grid([found.images], [f"seed {seed}"], captions, scale=scale).save(out)
+    return found.description
 
 
 def scaled_loras(given: Sequence[str]) -> list[tuple[str, float]]:
-    """FILE or FILE:SCALE, as the command line has them."""
+    """Style LoRAs and their scales, from FILE or FILE:SCALE of the command line."""
     found = []
     for text in given:
         file, _, scale = text.rpartition(":")

@@ -1,4 +1,4 @@
-"""`fewstep.load`: whatever can be drawn with, by its name, file or folder."""
+"""`fewstep.load`: a model to sample from, by its name, file or folder."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def load(
     device: str = "cpu",
     dtype: str = "fp32",
 ) -> Model:
-    """A model to draw with: ``fewstep.load("runs/mine").sample("a red star")``.
+    """A model to sample from: ``fewstep.load("runs/mine").sample("a red star")``.
 
     Args:
         name: a run; what `fewstep export` wrote, a folder or LoRA file; a published checkpoint (`fewstep checkpoints`);
-            or a model to begin with: scenes-64, a diffusers folder, a hub name, a single .safetensors file (with the
+            or a teacher: scenes-64, a diffusers folder, a hub name, a single .safetensors file (with the
             folder of its configs: ``file@folder``).
         base: the model that a LoRA or a published file is put on, its own if None.
         file: a published checkpoint's file, if it is on this machine.
         loras: style LoRAs on top, files of any layout; (file, scale) where the scale is not 1.
-        size: side of the pictures in pixels, the model's own if None.
-        device, dtype: where its networks are and what their weights are held in (fp32, fp16, bf16).
+        size: side of the images in pixels, the model's own if None.
+        device, dtype: of the networks' weights (fp32, fp16, bf16).
 
     Warns:
         UserWarning: the licence of a published file.
 
     Raises:
-        ValueError: one sentence when it is none of these, or does not fit.
+        ValueError: it is none of these, or does not fit.
     """
     model = load_model(name, base, file, loras, size=size, device=device, dtype=dtype)
     if model.licence:
@@ -69,7 +69,7 @@ def load_model(
     device: str = "cpu",
     dtype: str = "fp32",
 ) -> Model:
-    """As `load`, which says the licence as well. ``published``: the name can only be a published checkpoint's."""
+    """As `load`, without the warning. ``published``: the name can only be a published checkpoint's."""
     how: dict[str, Any] = {"device": device, "dtype": DTYPES[dtype_word(dtype, "dtype")]}
     how |= {} if size is None else {"size": size}
     styles, path = [_scaled(lora) for lora in loras], Path(name)
@@ -96,8 +96,8 @@ def load_published(entry: Checkpoint, base: str | None = None, file: Path | None
     """An entry of the registry on its base model, as `fewstep.checkpoints.load.load_checkpoint` has it."""
     teacher = load_checkpoint(entry, base, file, **how)
     scale = 1.0 if entry.guidance == "embedded" else entry.guidance_scale or 1.0
-    told = entry.guidance_scale if entry.guidance == "embedded" else None
-    card = Card(entry.method, "", entry.default_steps, "full", base or entry.base, guidance_embed=told)
+    embed = entry.guidance_scale if entry.guidance == "embedded" else None
+    card = Card(entry.method, "", entry.default_steps, "full", base or entry.base, guidance_embed=embed)
     return Model(teacher, teacher.denoiser, card, scale, entry, base or entry.base or entry.repo)
 
 
@@ -105,7 +105,7 @@ def _student(folder: Path, base: str | None, styles: list[tuple[Path, float]], h
     """A run's student on its teacher or another one, style LoRAs below it."""
     card = load_card(folder)
     if base is not None and card.weights == "full":
-        raise ValueError(f"The student in {folder} has weights of its own: it is put on no other base.")
+        raise ValueError(f"The student in {folder} has weights of its own: it cannot be put on another base.")
     if base is None:
         teacher = teacher_of(folder, card, **how)
     else:
@@ -125,8 +125,8 @@ def _whole(name: str, how: dict[str, Any]) -> Model:
         raise ValueError(f"The run {name} has no student yet: finish it with fewstep distill ... --resume.")
     if path.suffix == ".safetensors" and path.is_file() and is_lora(path):
         raise ValueError(
-            f"Nothing says how to sample from {name}: {CARD_FILE} is not beside it. Give a published checkpoint's name "
-            "with this as its file, or a model with this among its loras."
+            f"{name} cannot be sampled from by itself: {CARD_FILE} is not beside it. Give a published checkpoint's "
+            "name with this as its file, or a model with this among its loras."
         )
     if not Path(first).exists() and "/" not in first and shipped(first) is None:
         near = difflib.get_close_matches(name.lower(), checkpoints(), n=2, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""A model to draw with, as `fewstep.load` gives it: pictures from prompts, from pictures, inside masks."""
+"""A model to sample from, as `fewstep.load` returns it: images from prompts, from images, and inside masks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fewstep.checkpoints import explain
@@ -16,7 +17,7 @@ from fewstep.checkpoints.registry import Checkpoint
 from fewstep.checkpoints.sampling import sampler_of as published_sampler
 from fewstep.checkpoints.sampling import start_of
 from fewstep.evaluation.grids import to_images
-from fewstep.inference.images import Pictures, as_images, as_list, as_masks, cells
+from fewstep.inference.images import AnyImages, as_images, as_list, as_masks, cells
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
@@ -24,16 +25,15 @@ from fewstep.sampling import Sampler, sample
 from fewstep.students.card import Card, sampler_of
 
 
-class Wishes(TypedDict, total=False):
-    """What may be asked of every way of drawing; what is left out is as the model wants it.
+class SampleOptions(TypedDict, total=False):
+    """Options of `Model.sample`, `img2img` and `inpaint`; the model's own values hold where one is left out.
 
     Attributes:
-        guidance_scale: classifier-free guidance, 1 is off. guidance_embed: the scale that the network is told, where it
-            is told one (FLUX, LCM's w).
-        negative_prompt: what guidance leads away from, one for all or one for each prompt.
-        seed: of the noise. latents: the noise itself, [B, C, h, w], unit normal.
-        sampler: by its name. timesteps: where it asks, in native time. eta: its fresh noise, 0 to 1.
-        output_type: "pil", "pt" (pictures [B, 3, H, W] from 0 to 1) or "latent".
+        guidance_scale: classifier-free guidance, 1 is off. guidance_embed: the scale for a network with a
+            guidance-scale embedding (FLUX, LCM's w).
+        negative_prompt: the prompt to guide away from, one for all or one for each prompt.
+        seed: of the initial noise (default 0). latents: the noise itself, [B, C, h, w], unit normal.
+        sampler: by its name. timesteps: of the network calls, in native time. eta: the share of fresh noise, 0 to 1.
     """
 
     guidance_scale: float | None
@@ -44,31 +44,34 @@ class Wishes(TypedDict, total=False):
     sampler: str | None
     timesteps: Sequence[float] | None
     eta: float | None
-    output_type: Literal["pil", "pt", "latent"]
+
+
+OutputType = Literal["pil", "pt", "latent"]
+"""PIL images, a tensor [B, 3, H, W] from 0 to 1, or latents [B, C, h, w]."""
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What was drawn.
+class Generated:
+    """Generated images.
 
     Attributes:
-        latents: [B, C, h, w]. pictures: [B, 3, H, W] from 0 to 1. words: how it was drawn.
+        latents: [B, C, h, w]. images: [B, 3, H, W] from 0 to 1. description: how they were made, in words.
     """
 
     latents: Tensor
-    pictures: Tensor
-    words: str
+    images: Tensor
+    description: str
 
 
 @dataclass
 class Model:
-    """Something to draw with: a teacher, or a student on its teacher.
+    """A model to sample from: a teacher, or a student on its teacher.
 
     Attributes:
         card: how to sample from it.
-        guidance_scale: classifier-free guidance unless the user says otherwise.
-        published: the entry of the registry, where it is one; it then says how to sample, not the card.
-        base: the model it was made from, or is put on; empty for that model itself.
+        guidance_scale: classifier-free guidance by default.
+        published: its entry in the registry of published files, which then replaces the card.
+        base: the model from which it was made, or on which it is put; empty for that model itself.
     """
 
     teacher: Teacher
@@ -78,75 +81,100 @@ class Model:
     published: Checkpoint | None = None
     base: str = ""
 
-    # ---------------------------------------------------------------- ways of drawing
+    # ---------------------------------------------------------------- sampling
 
+    @overload
     def sample(
-        self, prompts: str | Sequence[str], num_inference_steps: int | None = None, **wishes: Unpack[Wishes]
-    ) -> Any:
-        """A picture for each prompt.
+        self, prompts: str | Sequence[str], num_inference_steps: int | None = None, *,
+        output_type: Literal["pil"] = "pil", **options: Unpack[SampleOptions],
+    ) -> list[Image.Image]: ...  # fmt: skip
+    @overload
+    def sample(
+        self, prompts: str | Sequence[str], num_inference_steps: int | None = None, *,
+        output_type: Literal["pt", "latent"], **options: Unpack[SampleOptions],
+    ) -> Tensor: ...  # fmt: skip
+    def sample(
+        self, prompts: str | Sequence[str], num_inference_steps: int | None = None, *,
+        output_type: OutputType = "pil", **options: Unpack[SampleOptions],
+    ) -> list[Image.Image] | Tensor:  # fmt: skip
+        """One image for each prompt.
 
         Args:
-            num_inference_steps: its own number if None. wishes: see `Wishes`.
-
-        Returns:
-            A list of PIL images, or a tensor, as ``output_type`` says.
+            num_inference_steps: the model's own number if None.
+            output_type: see `OutputType`. options: see `SampleOptions`.
 
         Raises:
-            ValueError: one sentence for wishes that make no sense, or that this model cannot fulfil.
+            ValueError: an option is invalid, or this model does not support it.
         """
-        return self._drawn(prompts, num_inference_steps, wishes)
+        return self._sample(output_type, prompts, num_inference_steps, options)
 
+    @overload
     def img2img(
-        self,
-        prompts: str | Sequence[str],
-        image: Pictures,
-        strength: float = 0.5,
-        num_inference_steps: int | None = None,
-        **wishes: Unpack[Wishes],
-    ) -> Any:
-        """Pictures drawn anew from ``image``: one picture or file for all prompts, or one for each.
+        self, prompts: str | Sequence[str], image: AnyImages, strength: float = 0.5,
+        num_inference_steps: int | None = None, *,
+        output_type: Literal["pil"] = "pil", **options: Unpack[SampleOptions],
+    ) -> list[Image.Image]: ...  # fmt: skip
+    @overload
+    def img2img(
+        self, prompts: str | Sequence[str], image: AnyImages, strength: float = 0.5,
+        num_inference_steps: int | None = None, *,
+        output_type: Literal["pt", "latent"], **options: Unpack[SampleOptions],
+    ) -> Tensor: ...  # fmt: skip
+    def img2img(
+        self, prompts: str | Sequence[str], image: AnyImages, strength: float = 0.5,
+        num_inference_steps: int | None = None, *,
+        output_type: OutputType = "pil", **options: Unpack[SampleOptions],
+    ) -> list[Image.Image] | Tensor:  # fmt: skip
+        """Images generated from ``image``: one image or file for all prompts, or one for each.
 
         Args:
-            strength: from 0, the picture as it is, to 1, nearly nothing of it. LCM and TCD students take all their
+            strength: from 0, the image as it is, to 1, nearly nothing of it. LCM and TCD students take all their
                 steps below the strength, others the last part of theirs (`Sampler`).
 
-        Returns, raises: as `sample`; also for pictures that cannot be read.
+        Further arguments and errors as in `sample`; also ValueError for images that cannot be read.
         """
-        return self._drawn(prompts, num_inference_steps, wishes, image=image, strength=strength)
+        return self._sample(output_type, prompts, num_inference_steps, options, image=image, strength=strength)
 
+    @overload
     def inpaint(
-        self,
-        prompts: str | Sequence[str],
-        image: Pictures,
-        mask: Pictures,
-        strength: float = 1.0,
-        num_inference_steps: int | None = None,
-        **wishes: Unpack[Wishes],
-    ) -> Any:
-        """Pictures drawn anew where ``mask`` is white; all other pixels are those of ``image``.
+        self, prompts: str | Sequence[str], image: AnyImages, mask: AnyImages, strength: float = 1.0,
+        num_inference_steps: int | None = None, *,
+        output_type: Literal["pil"] = "pil", **options: Unpack[SampleOptions],
+    ) -> list[Image.Image]: ...  # fmt: skip
+    @overload
+    def inpaint(
+        self, prompts: str | Sequence[str], image: AnyImages, mask: AnyImages, strength: float = 1.0,
+        num_inference_steps: int | None = None, *,
+        output_type: Literal["pt", "latent"], **options: Unpack[SampleOptions],
+    ) -> Tensor: ...  # fmt: skip
+    def inpaint(
+        self, prompts: str | Sequence[str], image: AnyImages, mask: AnyImages, strength: float = 1.0,
+        num_inference_steps: int | None = None, *,
+        output_type: OutputType = "pil", **options: Unpack[SampleOptions],
+    ) -> list[Image.Image] | Tensor:  # fmt: skip
+        """Images generated anew where ``mask`` is white; all other pixels are those of ``image``.
 
         Args:
-            mask: of the picture's size. strength: below 1 what was under the mask shows through.
+            mask: of the image's size. strength: below 1 the image under the mask has an influence.
 
-        Returns, raises: as `img2img`; also for masks of another size, or without any white.
+        Further arguments and errors as in `img2img`; also ValueError for masks of another size, or without any white.
         """
-        return self._drawn(prompts, num_inference_steps, wishes, image=image, mask=mask, strength=strength)
+        more = {"image": image, "mask": mask, "strength": strength}
+        return self._sample(output_type, prompts, num_inference_steps, options, **more)
 
-    def _drawn(self, prompts: str | Sequence[str], steps: int | None, wishes: Wishes, **more: Any) -> Any:
-        kind = wishes.get("output_type", "pil")
-        if kind not in ("pil", "pt", "latent"):
-            raise ValueError(f"Unknown output_type '{kind}': use pil, pt or latent.")
-        own = {key: value for key, value in wishes.items() if key != "output_type"}
-        for line in self.advice(len(own.get("timesteps") or ()) or steps, own.get("guidance_scale")):  # type: ignore[arg-type]
+    def _sample(
+        self, output_type: str, prompts: str | Sequence[str], steps: int | None, options: SampleOptions, **more: Any
+    ) -> list[Image.Image] | Tensor:
+        if output_type not in get_args(OutputType):
+            raise ValueError(f"Unknown output_type '{output_type}': use {', '.join(get_args(OutputType))}.")
+        for line in self.warnings(len(options.get("timesteps") or ()) or steps, options.get("guidance_scale")):
             warnings.warn(line, stacklevel=3)
-        drawing = self.draw(prompts, steps, **own, **more)  # type: ignore[arg-type]
-        if kind == "pil":
-            return to_images(drawing.pictures)
-        return drawing.pictures if kind == "pt" else drawing.latents
+        found = self.generate(prompts, steps, **options, **more)
+        if output_type == "pil":
+            return to_images(found.images)
+        return found.images if output_type == "pt" else found.latents
 
-    # ---------------------------------------------------------------- what all of them do
-
-    def draw(
+    def generate(
         self,
         prompts: str | Sequence[str],
         num_inference_steps: int | None = None,
@@ -159,64 +187,64 @@ class Model:
         sampler: str | None = None,
         timesteps: Sequence[float] | None = None,
         eta: float | None = None,
-        image: Pictures | None = None,
-        mask: Pictures | None = None,
+        image: AnyImages | None = None,
+        mask: AnyImages | None = None,
         strength: float | None = None,
-    ) -> Drawing:
-        """Pictures with the words that say how they were made; arguments and errors as in `sample` and `img2img`."""
+    ) -> Generated:
+        """Images with a description of how they were made; arguments and errors as in `sample` and `img2img`."""
         options = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "eta": eta}
         chosen = self.sampler(sampler, {**options, "strength": strength})
-        scale, told = self.guidance(guidance_scale, guidance_embed)
+        scale, embed = self.guidance(guidance_scale, guidance_embed)
         given = self._one_each(prompts, image)
         images, masks = self._pixels(given, image, mask)
         noise, generator = self._noise(len(given), seed, latents)
         cond = self.condition(given, negative_prompt, scale)
         start = "unit" if self.published is None or sampler is not None else start_of(self.published)
         run = sample(
-            self.denoiser, chosen, noise, cond, scale, None, start, guidance_embed=told, generator=generator,
+            self.denoiser, chosen, noise, cond, scale, None, start, guidance_embed=embed, generator=generator,
             image=None if images is None else self.teacher.encode_images(images)[0],
             mask=None if masks is None else cells(masks, self._down),
         )  # fmt: skip
-        drawn = self.teacher.decode(run.x0)
+        pixels = self.teacher.decode(run.x0)
         if images is not None and masks is not None:
-            drawn = torch.where(masks.to(drawn.device) > 0, drawn, images.to(drawn) / 2 + 0.5)
+            pixels = torch.where(masks.to(pixels.device) > 0, pixels, images.to(pixels) / 2 + 0.5)
         words = f"{chosen.name}, timesteps {', '.join(f'{t:g}' for t in run.timesteps[:8].tolist())}"
         words += ", ..." if len(run.timesteps) > 8 else ""
         words += "" if strength is None else f"; strength {strength:g}"
-        words += f"; guidance {scale:g}" + ("" if told is None else f", told {told:g}")
-        return Drawing(run.x0, drawn, f"{words}; seed {seed}")
+        words += f"; guidance {scale:g}" + ("" if embed is None else f", embedded {embed:g}")
+        return Generated(run.x0, pixels, f"{words}; seed {seed}")
 
     def sampler(self, name: str | None, options: Mapping[str, Any]) -> Sampler:
-        """What this model wants, as far as the user has no wishes; None among ``options`` is no wish."""
+        """The model's own sampler, with the name and the options that are given; None among them is not given."""
         if self.published is None or name is not None:
             return sampler_of(self.card, name, **options)
         return published_sampler(self.published, dict(self.teacher.pipeline.scheduler.config), **options)
 
     def guidance(self, scale: float | None, embed: float | None = None) -> tuple[float, float | None]:
-        """(classifier-free guidance, the scale that the network is told), by the user's wishes.
+        """(classifier-free guidance, scale for the guidance-scale embedding), the model's own where none is given.
 
         Raises:
-            ValueError: one sentence for a scale that is none, or one told to a network that takes none.
+            ValueError: a scale is negative or not finite, or the network has no guidance-scale embedding.
         """
-        told = self.card.guidance_embed if embed is None else embed
+        embedded = self.card.guidance_embed if embed is None else embed
         if self.published is not None and self.published.guidance == "embedded":
-            told, scale = (told if scale is None or embed is not None else scale), 1.0
+            embedded, scale = (embedded if scale is None or embed is not None else scale), 1.0
         elif self.published is not None:  # cards of published files write 0 for off
             scale = self.guidance_scale if scale is None else scale or 1.0
         else:
             scale = self.guidance_scale if scale is None else scale
-        for name, value in (("guidance_scale", scale), ("guidance_embed", told)):
+        for name, value in (("guidance_scale", scale), ("guidance_embed", embedded)):
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite (1 is off), not {value:g}.")
         if embed is not None and "guidance_embed" not in self.denoiser.accepts:
-            raise ValueError("This model is told no guidance scale: leave guidance_embed out.")
-        return scale, told
+            raise ValueError("This model has no guidance-scale embedding: leave guidance_embed out.")
+        return scale, embedded
 
     def condition(self, prompts: Sequence[str], negative: str | Sequence[str] | None, scale: float) -> Cond:
-        """What the network is told, and what guidance leads away from.
+        """The condition of the prompts, and of the negative prompts for guidance.
 
         Raises:
-            ValueError: one sentence for a negative prompt where there is no guidance, or one too many or few.
+            ValueError: a negative prompt without guidance, or a wrong number of them.
         """
         cond = self.teacher.encode_prompts(list(prompts), guided=scale != 1)
         if negative is None:
@@ -231,8 +259,8 @@ class Model:
             raise ValueError(f"Give one negative prompt, or one for each of {len(prompts)} prompts, not {len(away)}.")
         return cond.with_negative(self.teacher.encode_prompts(away))
 
-    def advice(self, steps: int | None = None, guidance_scale: float | None = None) -> list[str]:
-        """What is unusual about the user's wishes for a published file, a sentence each."""
+    def warnings(self, steps: int | None = None, guidance_scale: float | None = None) -> list[str]:
+        """A sentence for each option that does not suit a published file."""
         if self.published is None:
             return []
         steps = steps or self.published.default_steps
@@ -240,14 +268,14 @@ class Model:
 
     @property
     def licence(self) -> str:
-        """Of a published file, in a sentence; empty for others."""
+        """The licence of a published file, in a sentence; empty for other models."""
         return "" if self.published is None else explain.licence_notice(self.published)
 
     # ---------------------------------------------------------------- shapes
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of its pictures in pixels."""
+        """(height, width) of its images in pixels."""
         _, height, width = self.teacher.latent_shape
         return height * self._down, width * self._down
 
@@ -255,25 +283,25 @@ class Model:
     def _down(self) -> int:
         return self.teacher.image_size // self.teacher.latent_shape[1]
 
-    def _one_each(self, prompts: str | Sequence[str], image: Pictures | None) -> list[str]:
-        """As many prompts as there will be pictures."""
+    def _one_each(self, prompts: str | Sequence[str], image: AnyImages | None) -> list[str]:
+        """As many prompts as there will be images."""
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         count = 1 if image is None else len(as_list(image))
         if not given or not count:
-            raise ValueError("There is nothing to draw: give a prompt.")
+            raise ValueError("There is nothing to generate: give a prompt.")
         if len(given) == 1:
             return given * count
         if count not in (1, len(given)):
-            raise ValueError(f"Give one picture, or one for each of {len(given)} prompts, not {count}.")
+            raise ValueError(f"Give one image, or one for each of {len(given)} prompts, not {count}.")
         return given
 
     def _pixels(
-        self, prompts: Sequence[str], image: Pictures | None, mask: Pictures | None
+        self, prompts: Sequence[str], image: AnyImages | None, mask: AnyImages | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Pictures [B, 3, H, W] and masks [B, 1, H, W] of the model's size."""
+        """Images [B, 3, H, W] and masks [B, 1, H, W] of the model's size."""
         if image is None:
             if mask is not None:
-                raise ValueError("A mask needs the picture that it is of.")
+                raise ValueError("A mask needs an image: give one of the same size.")
             return None, None
         images = as_images(image, self.image_size)
         images = images.expand(len(prompts), -1, -1, -1)
@@ -281,7 +309,7 @@ class Model:
             return images, None
         masks = as_masks(mask, image, self.image_size)
         if len(masks) not in (1, len(prompts)):
-            raise ValueError(f"Give one mask, or one for each of {len(prompts)} pictures, not {len(masks)}.")
+            raise ValueError(f"Give one mask, or one for each of {len(prompts)} images, not {len(masks)}.")
         return images, masks.expand(len(prompts), -1, -1, -1)
 
     def _noise(self, count: int, seed: int, latents: Tensor | None) -> tuple[Tensor, torch.Generator]:
