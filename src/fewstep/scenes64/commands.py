@@ -118,7 +118,8 @@ def teacher_ceilings(
     from fewstep.scenes64.detector import ASSET, load_detector
     from fewstep.scenes64.train_detector import autoencoder, ceilings
 
-    vae = autoencoder(teacher) if teacher else None
+    with resumable("teacher", "ceilings", *options(detector=detector, teacher=teacher, count=count)):
+        vae = autoencoder(teacher) if teacher else None  # that of an unfinished run is trained to its end first
     for name, accuracy in ceilings(load_detector(detector or ASSET), vae, count).items():
         shares = "  ".join(f"{part} {100 * share:.2f}" for part, share in accuracy.share.items())
         typer.echo(f"{name:14s} n = {accuracy.images}: {shares} %")
@@ -169,7 +170,8 @@ def reward_scenes(
     from fewstep.training.logging import progress_bar
 
     _check_empty(out)
-    decode = through_teacher(teacher, seed) if teacher else None
+    with resumable("reward", "scenes", out, *options(count=count, seed=seed, teacher=teacher)):
+        decode = through_teacher(teacher, seed) if teacher else None
     with progress_bar(count, 0, "pairs", not quiet) as advance:
         ceiling = write_preferences(out, seed, count, decode, advance)
     typer.echo(f"Wrote {count} choices of simulated raters to {out}.")
