@@ -478,7 +478,7 @@ def test_without_its_weight_there_is_no_discriminator():
         ({"eta": 0.3}, "CTM has no setting 'eta'"),
         ({"loss": "lpips"}, r"loss: input should be .*, not 'lpips'"),
         ({"solver": "euler"}, r"solver: input should be .*, not 'euler'"),
-        ({"max_hops": 41}, r"max_hops must lie in 1 \.\.\. 40, the hops of the grid, not 41"),
+        ({"max_hops": 41}, r"max_hops must lie in 1 \.\.\. 40, the grid's solver steps, not 41"),
         ({"max_hops": 0}, "not 0"),
         ({"denoising_weight": -1.0}, "denoising_weight: input should be greater than or equal to 0, not -1.0"),
         ({"adversarial_weight": float("inf")}, "adversarial_weight: input should be a finite number, not inf"),

@@ -1,6 +1,6 @@
 """The contract of a method: randomness first, computation after, one loss for each player.
 
-A method is one file. It says who plays (`players`), which roles it needs (`roles`), what it consumes
+A method is one file. It declares its players (`players`), the roles it needs (`roles`) and the data it reads
 (`streams`), draws all random numbers of a step at once, and returns a loss per player. It knows nothing of
 devices, files, optimisers, logging, or whether a role is a LoRA.
 """
@@ -49,7 +49,7 @@ class RoleSpec:
 
     Attributes:
         name: how the method calls it: ``roles.<name>``.
-        extra_inputs: inputs it must be told: "end", "guidance_embed".
+        extra_inputs: inputs that it is conditioned on: "end", "guidance_embed".
         follows: the role it trails by an EMA (it is not trained then).
         decay: of that EMA; 0 makes it the followed role itself, 1 what that one was at the start of training.
         prediction_type: what it predicts, where that is not what the teacher does.
@@ -117,7 +117,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Balanced:
-    """A term of a loss that shall pull as hard as the loss's total does (Esser et al. 2021, arXiv 2012.09841, eq. 7).
+    """A term of a loss whose gradient gets the norm of the total's (Esser et al. 2021, arXiv 2012.09841, eq. 7).
 
     It is added with the weight ``scale clamp(|gradient of the total| / (|gradient of the term| + 1e-4), low, high)``,
     both gradients those of the whole batch at one weight of the player, `Roles.probe`. Nothing flows into the weight.
@@ -182,9 +182,9 @@ class Method:
     sampler: str = "ddim"  # the sampler its students want
     converts: bool = False  # whether its student learns to predict another quantity than its teacher does
     continues: ClassVar[bool] = False  # whether its teacher is a few-step student already, to be drawn from likewise
-    encoder: str = ""  # through which frozen encoder of pictures its losses look: "scenes-64", a folder or a hub name
-    rewards: tuple[str, ...] = ()  # which reward models its losses ask (`fewstep.models.rewards`), and
-    measures: tuple[str, ...] = ()  # those which it only looks at
+    encoder: str = ""  # the frozen image encoder of its losses: "scenes-64", a folder or a hub name
+    rewards: tuple[str, ...] = ()  # the reward models of its losses (`fewstep.models.rewards`), and
+    measures: tuple[str, ...] = ()  # those that are only logged
     renamed: ClassVar[dict[str, str]] = {}  # settings of older recipes: the name then, the name now
     truth_settings: ClassVar[dict[str, Any]] = {}  # under which `fewstep verify` knows what it converges to
     truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # more settings: the command makes one report of each
@@ -213,7 +213,7 @@ class Method:
 
     @classmethod
     def sampling(cls, settings: Any) -> Sampling:
-        """How a student trained under ``settings`` wants to be sampled, unless a recipe says otherwise."""
+        """How a student trained under ``settings`` is sampled by default; a recipe may change it."""
         return Sampling()
 
     @classmethod

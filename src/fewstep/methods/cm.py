@@ -1,16 +1,16 @@
 """Consistency models: CD and CT (Song et al. 2023, arXiv 2303.01469), iCT (Song and Dhariwal 2024, 2310.14189).
 
 The student maps any point of a probability-flow trajectory to its end in one call: f(x, t), with f(x, end) = x built
-in by c_skip and c_out. Each step, t and u are neighbours on a grid of N hops, u the cleaner, and
+in by c_skip and c_out. Each step, t and u are neighbours on a grid of N solver steps, u the cleaner, and
 
     x_t = alpha_t x0 + sigma_t z
     x_u = one Heun step of the teacher from t to u        CD, algorithm 2
           alpha_u x0 + sigma_u z, the same x0 and z       CT, algorithm 3: no teacher
     loss = lambda d( f_student(x_t, t),  stop_gradient f_target(x_u, u) )
 
-On other schedules than the paper's, the same with y = x / alpha at noise level sigma / alpha: a hop is the same jump,
-and levels stand where the paper has sigma. CT here starts from the teacher's weights, as ECT and the released launch
-lines do; a student of `Roles.add_network` starts from scratch.
+On other schedules than the paper's, the same with y = x / alpha at noise level sigma / alpha: a solver step is the same
+jump, and levels stand where the paper has sigma. CT here starts from the teacher's weights, as ECT and the released
+launch lines do; a student of `Roles.add_network` starts from scratch.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Draws:
 
 @dataclass
 class Shared(SolverStep):
-    """The hop, the target's answer at its lower end, [B, ...], without a graph, and lambda, host [B] (None: all 1)."""
+    """The solver step, the target's x0 at its lower end, [B, ...], without a graph; lambda, host [B] (None: all 1)."""
 
     target: Tensor
     weight: Array | None
@@ -80,12 +80,13 @@ class CM(Method):
         """Settings of CM.
 
         Attributes:
-            variant: "cd", hops by the teacher, or "ct", hops by the data.
-            num_grid_steps: N, hops of the training grid (at its end, where it grows); the paper's 40 points are 39.
+            variant: "cd", solver steps by the teacher, or "ct", solver steps by the data.
+            num_grid_steps: N, solver steps of the training grid (the last, where it grows); the paper's 40 points are
+                39.
             first_grid_steps: N at the start; it doubles in equal stretches of training (iCT). None: N does not change.
-            timestep_sampling: "uniform" over the hops, or "lognormal", by the mass that log level ~ N(P_mean,
-                P_std^2) has within a hop (iCT).
-            solver: of cd's hop: "heun", two calls, "ddim", one. None: heun on EDM schedules, ddim elsewhere.
+            timestep_sampling: "uniform" over the solver steps, or "lognormal", by the mass that log level ~ N(P_mean,
+                P_std^2) has within a solver step (iCT).
+            solver: of cd's solver step: "heun", two calls, "ddim", one. None: heun on EDM schedules, ddim elsewhere.
             guidance_scale: of cd's teacher (1 = off: the papers), one number or [low, high], as in LCM.
             loss: "l2", "huber" or "sample-huber" (iCT), with huber_c. CT's fixed point is known for l2.
             weighting: lambda: "uniform" is 1 (CD, CT), "inverse" 1 / (level_t - level_u) (iCT). Flow schedules, whose
@@ -179,11 +180,11 @@ class CM(Method):
         return dropout_seed(int(draws.dropout.numpy()[0]), draws.noise.device)
 
     def _grid(self, grid_steps: int) -> Tensor:
-        """[N + 1] increasing times; a table of N steps gives index 0 twice, which is no hop."""
+        """[N + 1] increasing times; a table of N steps gives index 0 twice, which is no solver step."""
         return torch.from_numpy(np.unique(self.schedule.training_grid(grid_steps)))
 
     def _cumulative(self, grid: Tensor) -> Tensor:
-        """[N] chances of the hops, added up from the cleanest to exactly 1."""
+        """[N] chances of the solver steps, added up from the cleanest to exactly 1."""
         if self.settings.timestep_sampling == "uniform":
             return torch.arange(1, len(grid), dtype=torch.float64) / (len(grid) - 1)
         log_level = torch.from_numpy(self.schedule.noise_to_signal(grid)).log()

@@ -1,16 +1,16 @@
 """Consistency trajectory models: CTM (Kim et al. 2024, arXiv 2310.02279).
 
-The student jumps from any time to any earlier one: it is told the end s, and its jump G(x, t, s) has g, what it says
-of the clean data, where the teacher's DDIM step has D(x, t). So G(x, t, t) = x, and g(x, t, t) = D(x, t) is the
-ordinary denoiser. Each step, t, u and s lie on a grid of N hops, s <= u < t:
+The student jumps from any time to any earlier one: it is conditioned on the end s, and its jump G(x, t, s) has its
+prediction g of clean data where the teacher's DDIM step has D(x, t). So G(x, t, t) = x, and g(x, t, t) = D(x, t) is the
+ordinary denoiser. Each step, t, u and s lie on a grid of N solver steps, s <= u < t:
 
-    x_u = h hops of the teacher from t down to u           h ~ 1 ... H in proportion to h, one for the whole batch
+    x_u = h solver steps of the teacher from t to u       h ~ 1 ... H in proportion to h, one for the whole batch
     a = G_target( G_student(x_t, t, s), s, end )           the gradient goes through the outer map, not into its weights
     b = stop_gradient G_target( G_student(x_u, u, s), s, end )
     loss = d(a, b) + weight |g_student(x', t', t') - x0|^2           x' is x0 noised to t', training the diagonal
 
 This is soft consistency (eq. 9): both jumps are carried to the grid's end and compared there, in data space. The
-weight is adaptive (sec. 3.3): the second term pulls at the student's last weight as hard as the first. A GAN on a
+weight is adaptive (sec. 3.3): both terms have gradients of one norm at the student's last weight. A GAN on a
 against data (sec. 3.4) is weighted the same way.
 
 On other schedules than the paper's, G(x, t, s) = (sigma_s/sigma_t) x + (alpha_s - alpha_t sigma_s/sigma_t) g: the jump
@@ -19,7 +19,7 @@ of `Prediction`, in any prediction kind. TCD learns the same map, and tells its 
 Choices where paper and released code differ, or do not go: b's inner jump is the live student's, as in the code. New
 inputs start at zero (there: at random), so the student starts as the teacher. Behind a guided teacher the diagonal
 learns the guided x0: data would teach the unguided one, which contradicts the first term. The discriminator is heads
-on the teacher's features of noised pictures (there: image encoders on clean ones). LPIPS is not offered.
+on the teacher's features of noised images (there: image encoders on clean ones). LPIPS is not offered.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Draws:
     """Random numbers of one CTM step.
 
     Attributes:
-        hops: h, how far the teacher goes; the same in every row, micro-batch and process.
+        num_steps: h, the teacher's solver steps; the same in every row, micro-batch and process.
         index: [B] int64: t = grid[index], u = grid[index - h].
         end_index: [B] int64, s = grid[end_index], uniform over 0 ... index - h (s = u included).
         noise: [B, ...] unit normal.
@@ -81,9 +81,9 @@ class Draws:
 
 @dataclass
 class Shared(SolverStep):
-    """The teacher's way from t to u; s [B] (host); where the student lands, and both answers at the grid's end.
+    """The teacher's solver trajectory from t to u; s [B] (host); x_s, and both estimates at the grid's end.
 
-    ``landing`` has the student's graph, ``x_s`` is the same point as a leaf, from which ``answer`` (a) has a graph;
+    ``x_s`` has the student's graph, ``x_s_leaf`` is the same state as a leaf, from which ``x_est`` (a) has a graph;
     ``target`` (b) has none. ``fake`` and ``real`` are the teacher's features of a and data, noised; None without GAN.
     """
 
@@ -100,7 +100,7 @@ class CTM(Method):
     """CTM without its GAN (the default) or with it (adversarial_weight)."""
 
     name = "ctm"
-    summary = "Consistency trajectories: jumps from any time to any earlier one, told which; denoises on the diagonal."
+    summary = "Consistency trajectories: jumps from any time to any earlier one, which is an input; a GAN on request."
     players: tuple[Player, ...] = (Player("student"), Player("discriminator"))
     sampler = "ctm"
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 8, "max_hops": 4}
@@ -110,10 +110,10 @@ class CTM(Method):
         """Settings of CTM.
 
         Attributes:
-            num_grid_steps: N, hops of the training grid; the paper's 18 points (CIFAR-10) are 17, its 40 are 39.
-            max_hops: H, the teacher's longest way; it makes (2 H + 1) / 3 hops in the mean, one or two calls each.
+            num_grid_steps: N, solver steps of the training grid; the paper's 18 points (CIFAR-10) are 17 steps.
+            max_hops: H, the teacher's most solver steps; (2 H + 1) / 3 in the mean, one or two calls each.
                 The paper: all of the grid (CIFAR-10), 10 to 39 in the scripts for ImageNet-64.
-            solver: "heun", two calls a hop, "ddim", one. None: heun on EDM schedules, ddim elsewhere.
+            solver: "heun", two calls a solver step, "ddim", one. None: heun on EDM schedules, ddim elsewhere.
             guidance_scale: of the teacher (1 = off: the paper), one number or [low, high], as in LCM.
             loss: "l2", "huber" or "sample-huber", with huber_c, of a and b.
             denoising_weight: times the adaptive weight of the diagonal; 0 leaves it untrained: it drifts.
@@ -145,7 +145,7 @@ class CTM(Method):
         self.solver = choose_solver(settings.solver, schedule)
         if settings.max_hops >= len(self.grid):
             raise ValueError(
-                f"max_hops must lie in 1 ... {len(self.grid) - 1}, the hops of the grid, not {settings.max_hops}."
+                f"max_hops must lie in 1 ... {len(self.grid) - 1}, the grid's solver steps, not {settings.max_hops}."
             )
         self.gan = Discriminator("hinge") if settings.adversarial_weight else None
         if self.gan is None:
@@ -232,11 +232,11 @@ class CTM(Method):
         return {"student": 3 if diagonal else 2, "teacher": teacher, "target": 2}
 
     def _to_end(self, roles: Roles, x: Tensor, s: Tensor, cond: Cond | None) -> Tensor:
-        """The target's jump from s on to the grid's end, where answers are compared; x itself where s is the end."""
+        """The target's jump from s on to the grid's end, where both sides are compared; x itself where s is the end."""
         return roles.target(x, s, cond, end=self.end).at(self.end)
 
     def _through_x_s(self, loss: Tensor, shared: Shared) -> Tensor:
-        """``loss``, a function of x_s, with a graph that leads to the student's landing there and nowhere else.
+        """``loss``, a function of x_s, with a graph that leads to the student's jump there and nowhere else.
 
         The outer map's weights may be the student's own: the gradient passes through it to its input only.
         """

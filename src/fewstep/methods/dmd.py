@@ -45,11 +45,11 @@ class Draws:
     """Random numbers of one DMD step.
 
     Attributes:
-        start: [B, ...] unit normal z, what the student's answers are made of.
+        start: [B, ...] unit normal z, what the student's predictions are made of.
         time: [B] float64 native times at which both scores are compared, from 2 % to 98 % of the levels.
-        noise: [B, ...] unit normal, which noises the answers for both.
+        noise: [B, ...] unit normal, which noises the predictions for both.
         fake_time: [B] float64 native times at which the fake score learns, of all levels.
-        fake_noise: [B, ...] unit normal, which noises the answers for it.
+        fake_noise: [B, ...] unit normal, which noises the predictions for it.
     """
 
     start: Tensor
@@ -61,7 +61,7 @@ class Draws:
 
 @dataclass
 class Shared:
-    """The student's clean answers x and x_ref, [B, ...] each, with their graph."""
+    """The student's clean predictions x and x_ref, [B, ...] each, with their graph."""
 
     x0_student: Tensor
     reference: Tensor
@@ -71,7 +71,7 @@ class DMD(Method):
     """One step, from pure noise at the schedule's start."""
 
     name = "dmd"
-    summary = "Distribution matching: two scores say where to move, pairs of the teacher hold the modes; one step."
+    summary = "Distribution matching: two scores give the gradient, the teacher's pairs keep the modes; one step."
     players = (Player("student"), Player("fake"))
     streams = ("data", "pairs")
     renamed: ClassVar[dict[str, str]] = {"fake_begins": "fake_init_from"}
@@ -90,7 +90,7 @@ class DMD(Method):
                 those: the fake score then knows the student's predictions from the first step (Hyper-SD's one step).
             regression_weight: of L_reg; 0.25 in all published runs of one guidance scale but unconditional CIFAR-10.
             regression: "l2" or "huber", element-wise with huber_c, on latents.
-            regression_space: "latents", or "features" of the decoded pictures (`feature_distance`).
+            regression_space: "latents", or "features" of the decoded images (`feature_distance`).
             encoder: whose features: "scenes-64", or a vision model of transformers by folder or hub name.
         """
 
@@ -126,7 +126,7 @@ class DMD(Method):
 
     @classmethod
     def needs_pictures(cls, settings: Settings) -> bool:
-        return False  # the pairs are pictures enough
+        return False  # the pairs are its images
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
         shape = batch.x0.shape[1:]
@@ -163,7 +163,7 @@ class DMD(Method):
         return Loss(self.scores.denoising_loss(roles, shared.x0_student, draws.fake_noise, draws.fake_time, batch.cond))
 
     def _regression(self, roles: Roles, reference: Tensor, wanted: Tensor) -> Tensor:
-        """The distance of answers to what the teacher made of the same noise, [B, ...] each."""
+        """The distance of predictions to what the teacher made of the same noise, [B, ...] each."""
         if self.settings.regression_space == "latents":
             return distance(reference, wanted, self.settings.regression, self.settings.huber_c)
         taps = list(roles.encoder.tap_channels)

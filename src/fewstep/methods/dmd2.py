@@ -1,28 +1,28 @@
 """Improved distribution matching distillation: DMD2 (Yin et al. 2024, arXiv 2405.14867).
 
-The student draws from noise in N calls, and no data or teacher tells it what to draw from which noise: its answers as
-a whole shall be distributed as the teacher's. Each step:
+The student samples from noise in N calls. No pairs fix which image belongs to which noise: the distribution of its
+samples is trained to be the teacher's. Each step:
 
-    x = what the student says x0 is, at one of its N times, after as many of its own calls without a gradient
+    x = the student's prediction of x0 at one of its N times, after as many of its own calls without a gradient
     student, every R-th step:  x moves along  mu_fake(x_t) - mu_real(x_t)                  (matching, sec. 3)
                                and towards what the discriminator takes for data           (sec. 4.3)
     critic, at every step:     the fake score learns to denoise x,
                                its heads to tell x from data, both noised
 
-mu_real is the teacher's, guided; mu_fake that of a copy of it, which must know the student's answers better than the
-student changes them: hence two time scales (sec. 4.2), and no pairs of noise and picture as DMD (Yin et al. 2023)
+mu_real is the teacher's, guided; mu_fake that of a copy of it, which must know the student's predictions better than
+the student changes them: hence two time scales (sec. 4.2), and no pairs of noise and image as DMD (Yin et al. 2023)
 needed. The discriminator sees data, which the teacher has only learned from; guidance acts on the matching alone.
 
 Both players start from the same x, made before either moved, and a critic's step comes with every student's: R steps of
 the critic to one of the student's, as in the released code.
 
 Choices where code and paper leave one, or where this goes another way: all roles are LoRAs on one base, or all are full
-copies (released: the student alone as LoRA). The student's game is played before its own graph is run through, and the
-critic's two terms go backward one after the other, so that no two graphs of a network are held at once; that changes no
-number. Captions of the answers are those of the data in the batch. A second stream of captions without pictures, which
-the released code has for its larger teachers, is not supported: the trainer feeds data alone. Nothing averages the
-weights; training.ema_decay keeps an average for evaluation. SDXL's one-step student was first fitted to 10,000 samples
-of its teacher (`init` takes such a student). Precision: see `parts.score_pair`.
+copies (released: the student alone as LoRA). The student's adversarial gradient is formed before its own graph is used,
+and the critic's two terms go backward one after the other, so that no two graphs of a network are held at once; that
+changes no number. Captions of the predictions are those of the data in the batch. A second stream of captions without
+images, which the released code has for its larger teachers, is not supported: the trainer feeds data alone. Nothing
+averages the weights; training.ema_decay keeps an average for evaluation. SDXL's one-step student was first fitted to
+10,000 samples of its teacher (`init` takes such a student). Precision: see `parts.score_pair`.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Draws:
 
     Attributes:
         exit: at which of its times the student is trained; the same in every row, micro-batch and process.
-        noise: [B, exit + 1, ...] where the student's own calls start, and what noises their answers ([B, 1, ...] when
-            data is noised).
+        noise: [B, exit + 1, ...] where the student's own calls start, and what noises their predictions ([B, 1, ...]
+            when data is noised).
         matching_time, matching_noise: where both scores are compared.
         fake_time, fake_noise: where the fake score learns.
         played_time, played_noise: where the student is judged; None without adversarial loss, like
-        judged_time, judged_noise: where the discriminator learns of the answers, and
+        judged_time, judged_noise: where the discriminator learns of the predictions, and
         data_time, data_noise: of data.
     """
 
@@ -79,9 +79,9 @@ class Draws:
 
 @dataclass
 class Shared:
-    """The state x_t [B, ...] at native time t, a host number, and the student's answer there, its clean data.
+    """The state x_t [B, ...] at native time t, a host number, and the student's prediction there, its clean data.
 
-    The answer has a graph when the student is due.
+    The prediction has a graph when the student is due.
     """
 
     t: float
@@ -114,13 +114,13 @@ class DMD2(Method):
             fake_init_from: whose first weights the fake score has: "teacher", or "student", where ``init`` has moved
                 those.
             student_every: R, steps of the critic to one of the student's: 5; 10 for SD1.5. The least that keeps the
-                answers' brightness from swinging (``student/x0_mean`` in the log); a higher rate of the critic in its
-                place is worse.
+                predictions' brightness from swinging (``student/x0_mean`` in the log); a higher rate of the critic in
+                its place is worse.
             student_input: "simulated", or "noised", data in place of the student's own way (`parts.inputs`).
             terminal: "noise" or "table", what stands for noise at the first time.
-            adversarial_weight: of the game in the student's loss; 0 leaves the discriminator out. Losses are means, and
-                the matching's pull shrinks with the root of the number of elements: 5e-3 is for 4 x 128 x 128, 3e-3 for
-                3 x 64 x 64 (ImageNet); for a few numbers take 0.05 to 0.2.
+            adversarial_weight: of the GAN in the student's loss; 0 leaves the discriminator out. Losses are means, and
+                the matching's gradient shrinks with the root of the number of elements: 5e-3 is for 4 x 128 x 128, 3e-3
+                for 3 x 64 x 64 (ImageNet); for a few numbers take 0.05 to 0.2.
             discriminator_weight: of the discriminator's loss beside the fake score's.
             discriminator_backbone: "fake", whose features learn with the heads, or "teacher", frozen features (FastGen,
                 which had results as good).

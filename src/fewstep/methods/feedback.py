@@ -10,7 +10,7 @@ on top, which learns what people like. Each step:
          + perceptual_weight  likeness(decode(x0_student(data noised)), decode(data))
          + anchor_weight      mean (x0_student - x0_teacher)^2         both at x_t
 
-A picture whose reward has reached the threshold pulls at nothing: that, and little training, is what keeps a student
+An image whose reward has reached the threshold has no gradient: this, and little training, is what keeps a student
 from feeding its judges what only they like. The exit is drawn anew in each step, because a gradient through the last
 call alone is unstable (ReFL); it is one for the whole batch.
 
@@ -53,7 +53,7 @@ class Goal:
 
     Attributes:
         model: the reward model's name (`fewstep.models.rewards`).
-        threshold: from which on it pulls no more, in the model's own units.
+        threshold: the reward from which on it has no gradient, in the model's own units.
         weight: of what is missing.
         name: what it is called in the log; by default `short_name`.
     """
@@ -87,7 +87,7 @@ class Draws:
 
 @dataclass
 class Shared:
-    """The state x_t [B, ...] at native time t, a host number, and the student's answer there, with its graph."""
+    """The state x_t [B, ...] at native time t, a host number, and the student's prediction there, with its graph."""
 
     t: float
     x_t: Tensor
@@ -120,7 +120,7 @@ class Feedback(Method):
             first_exit: exits are uniform over first_exit ... num_inference_steps - 1.
             perceptual_weight: of the term that keeps what is drawn; 0 leaves it out.
             encoder: through which it looks: "scenes-64", which tells things, or a vision model of transformers.
-            anchor_weight: of the distance to what the student said before; 0 leaves it out.
+            anchor_weight: of the distance to the student's prediction before training; 0 leaves it out.
         """
 
         rewards: tuple[Goal, ...] = (Goal("pickscore", 0.25),)
@@ -221,7 +221,7 @@ class Feedback(Method):
         """How far what the student makes of noised data is from showing what the data show."""
         assert draws.level is not None and draws.level_noise is not None
         if not batch.has_data:
-            raise ValueError("perceptual_weight wants pictures to compare with: train on some, or leave it at 0.")
+            raise ValueError("perceptual_weight needs images to compare with: train on some, or leave it at 0.")
         t = torch.from_numpy(self.times)[draws.level]
         x_t = self.schedule.add_noise(batch.x0, draws.level_noise, t)
         x0_student = roles.student(x_t, t, batch.cond).x0

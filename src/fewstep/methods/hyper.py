@@ -10,16 +10,17 @@ the student of the one before (a recipe's `init`). Each step (algorithm 1):
     loss = mse_weight |a - b|^2 + adversarial_weight softplus(-D(a)),   D tells b from a
 
 One epsilon(x, t) has to serve every s of a segment, so that TSCD like TCF(1) cannot reach zero loss, but comes the
-nearer the shorter its segments are: at one hop each it can. `tell_end` lifts that. With one segment and no D: `tcd`.
+nearer the shorter its segments are: at one step each it can. `tell_end` lifts that. With one segment and no D it is
+`tcd`.
 
 D is Lightning's (`parts/trajectory_discriminator.py`): encoder and middle of the first model, which see the jump's end
 alone, noised first where s is the schedule's end.
 
 Where the paper is silent, or errs. It prints the segment's floor as floor(t_n / (T / k)) T / k, by which t_n = T, the
 time that counts most, and every other boundary is its own floor and no s is left; the ceiling less one is meant. N must
-be a multiple of k, or a hop would cross a boundary and end below its floor. s is on the grid, as `tcd` has it: between
-two of its times a jump from the upper one would be a target and never be trained. Training code, N, the range of w, the
-weights of both terms and the decay of the target were not published: the defaults here are ours.
+be a multiple of k, or a solver step would cross a boundary and end below its floor. s is on the grid, as `tcd` has it:
+between two of its times a jump from the upper one would be a target and never be trained. Training code, N, the range
+of w, the weights of both terms and the decay of the target were not published: the defaults here are ours.
 
 Human feedback is a stage of its own, and the one-step student is `dmd` with ``fake_begins: student``: on all weights at
 ``timestep: 800``, or as the LoRA that `tcd`'s sampler takes on to eight steps (docs/methods/hyper.md).
@@ -52,13 +53,14 @@ class Draws:
     """Random numbers of one TSCD step.
 
     Attributes:
-        index: [B] int64, which hop of the grid: from grid[index + 1] down to grid[index].
-        end_index: [B] int64, the end time s = grid[end_index], uniform from the floor of the hop's segment to index.
+        index: [B] int64, which solver step of the grid: from grid[index + 1] down to grid[index].
+        end_index: [B] int64, the end time s = grid[end_index], uniform from the floor of the solver step's segment to
+            index.
         noise: [B, ...] unit normal, and offset_noise times one normal to a channel.
         guidance_scale: [B] float64, the teacher's scale w (1 = off).
-        level: [B] float64 in [0, 1), which t* a landing on the schedule's end is noised to; None without adversarial
+        level: [B] float64 in [0, 1), which t* a jump to the schedule's end is noised to; None without adversarial
             loss, like
-        level_noise: [B, ...] the unit normal of both landings.
+        level_noise: [B, ...] the unit normal of both sides.
     """
 
     index: Tensor
@@ -71,9 +73,9 @@ class Draws:
 
 @dataclass
 class Shared(SolverStep):
-    """The hop, its ends s [B] (host), what the student says x0 is, and both landings at s, [B, ...].
+    """The solver step, the ends s [B] (host), the student's x0, its jump x_s and the target's, [B, ...].
 
-    The target's has no graph. ``shown`` is the student's before the discriminator, where there is one.
+    The target's has no graph. ``judged`` is the student's before the discriminator, where there is one.
     """
 
     s: Tensor
@@ -99,13 +101,14 @@ class Hyper(Method):
 
         Attributes:
             segments: k: 8, then 4, 2, 1.
-            num_grid_steps: N, hops of the training grid, a multiple of k; 40 has the trailing steps of every stage.
+            num_grid_steps: N, solver steps of the training grid, a multiple of k; 40 has the trailing steps of every
+                stage.
             hop_by: whose step leads from t to u: "teacher", guided, in the first stage (or in all), or "beginning", in
                 later ones: what the student was when the stage began, without guidance.
             guidance_scale: the teacher's w (1 = off), one number or [low, high] drawn per sample.
             mse_weight, adversarial_weight: of both terms; None is ours for k: 1 and 0 from 8 segments on, 1 and 0.005
-                from 4, 0.5 and 0.01 for 2, 0.3 and 0.02 for 1, by which the game pulls two to three times as hard as
-                the mean square on latents of 1,024 numbers when a stage begins. 0 leaves the discriminator out.
+                from 4, 0.5 and 0.01 for 2, 0.3 and 0.02 for 1, by which the GAN's gradient is two to three times
+                that of the mean square on latents of 1,024 numbers when a stage begins. 0 leaves the discriminator out.
             target_decay: EMA decay of the target; 0 uses the student itself.
             offset_noise: one more normal to each channel, times this (not on flow schedules).
             tell_end: give the student s as an input. No other program can read this from a LoRA.
@@ -172,7 +175,7 @@ class Hyper(Method):
         return Sampling(settings.segments, eta=0.3 if whole else 0.0, no_other_steps=not whole)
 
     def floor(self, index: Tensor) -> Tensor:
-        """The grid index of the lower end of a hop's segment, (ceil(n / (N / k)) - 1) N / k, for its t = grid[n]."""
+        """The grid index of the lower end of a step's segment, (ceil(n / (N / k)) - 1) N / k, for its t = grid[n]."""
         n = index + 1
         return (torch.ceil(n / self.stride).to(torch.int64) - 1) * self.stride
 
@@ -210,7 +213,7 @@ class Hyper(Method):
         if self.gan is None or shared.judged is None:
             return Loss(loss, parts, stats)
         adversarial, grad = self.gan.student(roles, shared.judged)
-        with torch.no_grad():  # of both weighted terms, each where it looks at the landing
+        with torch.no_grad():  # of both weighted terms, each at the student's jump
             away = (shared.x_s - shared.target).norm()
             stats["consistency_pull"] = 2 * self.mse_weight * away / shared.x_s.numel()
             stats["adversarial_pull"] = self.adversarial_weight * grad.norm()
@@ -227,7 +230,7 @@ class Hyper(Method):
 
 
 def _weights(segments: int) -> tuple[float, float]:
-    """(mse_weight, adversarial_weight) of a stage: the mean square leads while segments are short, then the game."""
+    """(mse_weight, adversarial_weight) of a stage: the mean square leads while segments are short, then the GAN."""
     return next(weights for least, weights in _OURS if segments >= least)
 
 

@@ -8,7 +8,7 @@ distillation loss. Each step:
     fake = alpha_t x + sigma_t eps',  real = alpha_t x0 + sigma_t eps''        log(sigma_t / alpha_t) ~ N(1, 1)
     student: L_G(fake),  discriminator: L_D(real, fake)
 
-Both are judged by heads on the teacher's features, image positions only, as maps; they are told t and the pooled
+Both are compared by heads on the teacher's features, image positions only, as maps, conditioned on t and the pooled
 prompt. The paper draws t logit-normal(1, 1) on flow's [0, 1], which is just this normal of the log of the noise ratio,
 and so carries over to every schedule.
 
@@ -71,7 +71,7 @@ class Draws:
 
 @dataclass
 class Shared:
-    """The student's state x_s [B, ...], its answer x, the teacher's features of both sides, what the heads are told."""
+    """The student's state x_s [B, ...], its prediction x, the teacher's features of both, the heads' condition."""
 
     x_s: Tensor
     x0_student: Tensor
@@ -84,7 +84,7 @@ class LADD(Method):
     """LADD on any latents: data, or the teacher's own samples as in the paper."""
 
     name = "ladd"
-    summary = "Latent adversarial distillation (LADD): the frozen teacher's features of noised latents judge."
+    summary = "Latent adversarial distillation (LADD): a GAN on the frozen teacher's features of noised latents."
     players: tuple[Player, ...] = (Player("student"), Player("discriminator"))
     sampler = "euler-ancestral"
 

@@ -6,7 +6,7 @@ The student maps any point of the guided probability-flow trajectory to its end 
     x_u = one guided DDIM step of the teacher from t to u
     loss = d( f_student(x_t, t, w),  stop_gradient f_target(x_u, u, w) )
 
-with f(x, end) = x built into f, so that the last hop is anchored to the teacher.
+with f(x, end) = x built into f, so that the last solver step is anchored to the teacher.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Draws:
     """Random numbers of one LCM step.
 
     Attributes:
-        index: [B] int64, which hop of the grid: from grid[index + 1] down to grid[index].
+        index: [B] int64, which solver step of the grid: from grid[index + 1] down to grid[index].
         noise: [B, ...] unit normal.
         guidance_scale: [B] float64, the teacher's scale w (1 = off).
     """
@@ -48,7 +48,7 @@ class Draws:
 
 @dataclass
 class Shared(SolverStep):
-    """The hop and the target's answer at its lower end, [B, ...], without a graph."""
+    """The solver step and the target's prediction at its lower end, [B, ...], without a graph."""
 
     target: Tensor
     embed: Tensor | None
@@ -67,7 +67,7 @@ class LCM(Method):
         """Settings of LCM.
 
         Attributes:
-            num_grid_steps: N, hops of the training grid; 50 skips 20 of 1000 table steps at a time (sec. 4.3).
+            num_grid_steps: N, solver steps of the training grid; 50 skips 20 of 1000 table steps at a time (sec. 4.3).
             guidance_scale: the teacher's w (1 = off), one number or [low, high] drawn per sample. Without
                 guidance_embed the student cannot see a drawn w and learns a mean over it: keep it fixed.
             guidance_embed: tell the student w (full LCM). No other program can read this from a LoRA.

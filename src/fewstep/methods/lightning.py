@@ -62,8 +62,8 @@ class Draws:
     Attributes:
         start: [B] int64, which of the times the student starts from, the noisiest first.
         noise: [B, ...] unit normal.
-        level: [B] float64 in [0, 1), which t* a landing on clean data is noised to; None without discriminator, like
-        level_noise: [B, ...] the unit normal of both landings.
+        level: [B] float64 in [0, 1), which t* a jump to clean data is noised to; None without discriminator, like
+        level_noise: [B, ...] the unit normal of both sides.
     """
 
     start: Tensor
@@ -74,9 +74,9 @@ class Draws:
 
 @dataclass
 class Shared(SolverStep):
-    """The teacher's way from t to u; what the student says x0 is, and where it lands, [B, ...], with its graph.
+    """The teacher's solver trajectory from t to u; the student's x0, and its jump to u, [B, ...], with its graph.
 
-    ``shown`` is that landing before the discriminator, where there is one.
+    ``judged`` is that jump before the discriminator, where there is one.
     """
 
     x0: Tensor

@@ -8,7 +8,7 @@ edge s in one jump, so that M jumps from edge to edge lead to clean data and not
     loss = d(a, b) + adversarial_weight L_adv(a against b)
 
 J is the jump in (x0, epsilon) to the edge of t's phase (eq. 3): the boundary condition holds by itself and one
-prediction for every t suffices, so zero loss can be reached. L_adv (eq. 8-9) is a hinge game between a and b, both
+prediction for every t suffices, so zero loss can be reached. L_adv (eq. 8-9) is a hinge GAN between a and b, both
 noised to a random time of the phase with noises of their own, judged by heads on the frozen teacher's features. Where
 the student is consistent a and b are alike, and it vanishes: no data is imitated behind the teacher's back.
 
@@ -54,7 +54,7 @@ class Draws:
     """Random numbers of one PCM step.
 
     Attributes:
-        index: [B] int64, which hop of the grid: from grid[index + 1] down to grid[index].
+        index: [B] int64, which solver step of the grid: from grid[index + 1] down to grid[index].
         noise: [B, ...] unit normal.
         guidance_scale: [B] float64, the teacher's scale w (1 = off).
         dropped: [B] bool, rows that lose their caption; None without caption_dropout.
@@ -73,9 +73,9 @@ class Draws:
 
 @dataclass
 class Shared(SolverStep):
-    """The hop, the edge [B] (host) it is for, what the student says x0 is, and both answers at the edge, [B, ...].
+    """The solver step, the edge [B] (host) below it, the student's x0, its jump x_edge and the target's, [B, ...].
 
-    The target's answer has no graph.
+    The target has no graph.
 
     ``fake`` and ``real`` are the teacher's features of both, noised; None without the adversarial loss.
     """
@@ -105,11 +105,11 @@ class PCM(Method):
 
         Attributes:
             num_phases: M, and how many steps its students take.
-            num_grid_steps: N, hops of the training grid. Where M divides N and N the table, other programs' trailing
-                steps are the edges; otherwise sample with this library's `phased` alone.
+            num_grid_steps: N, solver steps of the training grid. Where M divides N and N the table, other programs'
+                trailing steps are the edges; otherwise sample with this library's `phased` alone.
             guidance_scale: the teacher's w (1 = off), one number or [low, high] drawn per sample (the paper: 5 to 6 on
                 SD1.5, 7 to 8 on SDXL); the student, which cannot see it, then learns a mean.
-            caption_dropout: share of pictures without their caption. 0.1, with guidance_scale 1, is normal-cfg: the
+            caption_dropout: share of images without their caption. 0.1, with guidance_scale 1, is normal-cfg: the
                 student keeps its teacher's need of guidance (2.5 to 3.5 at 4 steps), which then obeys negative
                 prompts. For four phases and more.
             loss: "huber" or "l2", element-wise with huber_c.
@@ -138,7 +138,7 @@ class PCM(Method):
         grid = schedule.training_grid(settings.num_grid_steps)
         edges = schedule.phase_edges(settings.num_phases, settings.num_grid_steps)
         self.grid, self.edges = torch.from_numpy(grid), torch.from_numpy(edges)
-        # A hop that lands on an edge belongs to the phase above that edge: it is what anchors the phase.
+        # A solver step that lands on an edge belongs to the phase above that edge: it is what anchors the phase.
         self.phase = torch.from_numpy(np.searchsorted(edges, grid[:-1], side="right") - 1)
         self.guidance = Guidance.of(settings.guidance_scale)
         self.gan = Discriminator("hinge") if settings.adversarial_weight else None
@@ -207,7 +207,7 @@ class PCM(Method):
     def noised_time(self, phase: Tensor, height: Tensor) -> Tensor:
         """Times [B] from the lower edge of a phase up to, but not, the next one: even over table indices (VP).
 
-        On other schedules even over the hops of the grid, whose spacing says where the noise matters.
+        On other schedules even over the solver steps of the grid, whose spacing says where the noise matters.
         """
         low, high = self.edges[phase], self.edges[phase + 1]
         if self.schedule.family == "vp":

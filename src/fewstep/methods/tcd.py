@@ -1,6 +1,6 @@
 """Trajectory consistency distillation: TCD (Zheng et al. 2024, arXiv 2402.19159).
 
-LCM whose end point is any time s below the teacher's landing point u. The trajectory consistency function of
+LCM whose end point is any time s below the time u of the teacher's step. The trajectory consistency function of
 first order, TCF(1), is the jump itself, with the ordinary network and no s-input:
 
     x_u = one guided DDIM step of the teacher from t to u,   s uniform on the grid, s <= u
@@ -37,7 +37,7 @@ class Draws:
     """Random numbers of one TCD step.
 
     Attributes:
-        index: [B] int64, which hop of the grid: from grid[index + 1] down to grid[index].
+        index: [B] int64, which solver step of the grid: from grid[index + 1] down to grid[index].
         end_index: [B] int64, the end time s = grid[end_index], uniform over 0 ... index (s = u included).
         noise: [B, ...] unit normal.
         guidance_scale: [B] float64, the teacher's scale w (1 = off).
@@ -51,7 +51,7 @@ class Draws:
 
 @dataclass
 class Shared(SolverStep):
-    """The hop, its end times s [B] (host), and the target's jump to s, [B, ...], without a graph."""
+    """The solver step, its end times s [B] (host), and the target's jump to s, [B, ...], without a graph."""
 
     s: Tensor
     target: Tensor
@@ -62,7 +62,7 @@ class TCD(Method):
     """TCD as its authors released it (LoRA, no EMA target); `tell_end` makes it TCF(S+)."""
 
     name = "tcd"
-    summary = "Trajectory consistency: jumps to any earlier time; sampled with as much noise (eta) as you like."
+    summary = "Trajectory consistency: jumps to any earlier time; sampled with any share of new noise (eta)."
     sampler = "tcd"
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 10, "guidance_scale": 1.0, "loss": "l2"}
 
@@ -71,7 +71,7 @@ class TCD(Method):
         """Settings of TCD.
 
         Attributes:
-            num_grid_steps: N, hops of the training grid (50: 20 of 1000 table steps each).
+            num_grid_steps: N, solver steps of the training grid (50: 20 of 1000 table steps each).
             guidance_scale: the teacher's w (1 = off), one number or [low, high] drawn per sample.
             tell_end: give the student s as an input, TCF(S+). No other program can read this from a LoRA.
             single_end: always jump to the grid's end (s = 0), for comparison: LCM in jump form.

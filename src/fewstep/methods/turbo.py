@@ -1,8 +1,8 @@
 """Adversarial diffusion distillation: ADD, SDXL-Turbo's method (Sauer et al. 2023, arXiv 2311.17042).
 
-The student says what clean data are, in one call, from one of a few noise levels, of which the last is noise alone. A
-discriminator on a frozen encoder's features of the decoded pictures makes each answer look real; the teacher, asked
-where the answer has been noised again, keeps it true to the prompt. Each step:
+The student predicts clean data, in one call, from one of a few noise levels, of which the last is noise alone. A
+discriminator on a frozen encoder's features of the decoded images makes each prediction look real; the teacher, called
+where the prediction has been noised again, keeps it true to the prompt. Each step:
 
     x_s = alpha_s x0 + sigma_s eps           s one of N levels;  x_s = eps at the last
     x = x0_student(x_s, s),  y = decode(x)
@@ -10,8 +10,8 @@ where the answer has been noised again, keeps it true to the prompt. Each step:
     student:        adversarial_weight L_G(y) + distillation_weight c(t) |y - decode(x_psi)|^2
     discriminator:  hinge(decode(x0) against y) + r1_weight R1 on decode(x0), at the inputs of its heads
 
-The heads are StyleGAN-T's (`fewstep.methods.parts.projection`), told the pooled prompt and, where the student has seen
-the picture it started from, the encoder's summary of that picture. Both sides are augmented (DiffAugment).
+The heads are StyleGAN-T's (`fewstep.methods.parts.projection`), given the pooled prompt and, where the student has seen
+the image it started from, the encoder's summary of that image. Both sides are augmented (DiffAugment).
 
 =============  ==================  ================================================================================
 weighting      c(t)                what it is
@@ -28,11 +28,11 @@ nfsd           the same            what the released models took, says the paper
 (EDM's alpha and sigma are first scaled to squares that sum to 1.)
 
 The training code was never released. Where the paper is silent we chose: the levels are those of the `trailing` grid,
-where students are sampled; both players move at every step, from one shared forward; real pictures are decoded data,
+where students are sampled; both players move at every step, from one shared forward; real images are decoded data,
 so that the autoencoder gives nobody away; the summary is the loss's own encoder's (there: DINOv2 ViT-L's class token);
-squared distances are means over pixels, and the game a mean over heads: the paper's 2.5 beside a sum over five heads
-is 0.5 here. Trained by distillation alone the answers collapse to the modes of what the teacher knows, as in the
-paper's table: |x - x_psi|^2 pulls every answer inwards and nothing pushes them apart.
+squared distances are means over pixels, and the adversarial loss a mean over heads: the paper's 2.5 beside a sum over
+five heads is 0.5 here. Trained by distillation alone the predictions collapse to the modes of what the teacher knows,
+as in the paper's table: |x - x_psi|^2 moves every prediction inwards and nothing moves them apart.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class Draws:
 
 @dataclass
 class Shared:
-    """The student's state x_s [B, ...], its answer x, and the answer as losses see it: y, or x itself in latents.
+    """The student's state x_s [B, ...], its prediction x, and what the losses compare: y, or x itself in latents.
 
-    ``fake`` and ``real`` are the encoder's features of both sides, ``condition`` [B, ...] what their heads are told.
+    ``fake`` and ``real`` are the encoder's features of both sides, ``condition`` [B, ...] the condition of their heads.
     """
 
     x_s: Tensor
@@ -110,7 +110,7 @@ class Turbo(Method):
     """ADD; its weights set to 0 leave the discriminator, or the teacher, out."""
 
     name = "turbo"
-    summary = "Adversarial diffusion distillation (ADD): judged by pretrained features, advised by the teacher."
+    summary = "Adversarial diffusion distillation (ADD): a GAN on pretrained features beside distillation."
     players: tuple[Player, ...] = (Player("student"), Player("discriminator"))
     sampler = "euler-ancestral"
     truth_settings: ClassVar[dict[str, Any]] = {"guidance_scale": 1.0}
@@ -122,14 +122,14 @@ class Turbo(Method):
         Attributes:
             num_levels: N, the student's noise levels: 999, 749, 499, 249 of a table; the first is noise alone.
             terminal: "noise": the student's input at the first level is noise alone; "table": as the table has it.
-            adversarial_weight: of the game; 0 leaves the discriminator out.
+            adversarial_weight: of the GAN; 0 leaves the discriminator out.
             distillation_weight: the paper's lambda over its five heads; 0 leaves the teacher out.
             weighting: c(t): "exponential", "sds" or "nfsd" (unverified).
-            space: where the distillation's distance is taken: "pixels" (steadier, the paper says) or "latents".
+            space: where the distillation's distance is taken: "pixels" (steadier, according to the paper) or "latents".
             guidance_scale: of the teacher (1 = off); unpublished.
             encoder: "scenes-64", or a vision model of transformers by folder or hub name (the paper: DINOv2's ViT-S).
             augment: of "color", "translation" and "cutout".
-            r1_weight: gamma of R1 on real pictures; 1e-2 suits points in the plane.
+            r1_weight: gamma of R1 on real images; 1e-2 suits points in the plane.
         """
 
         num_levels: Count = 4
@@ -157,7 +157,8 @@ class Turbo(Method):
         self.plays, self.asks = settings.adversarial_weight > 0, settings.distillation_weight > 0
         self.timesteps = schedule.timesteps(settings.num_levels).double()
         levels = noise_levels(schedule)
-        self.levels = torch.from_numpy(levels[schedule.alpha_sigma(levels)[0] > 0])  # elsewhere no answer is to be seen
+        # At alpha = 0 nothing of the student's prediction would be left.
+        self.levels = torch.from_numpy(levels[schedule.alpha_sigma(levels)[0] > 0])
         if self.plays:
             self.encoder = settings.encoder
         else:
@@ -233,7 +234,7 @@ class Turbo(Method):
         return roles.decode(latents) if self.settings.space == "pixels" else latents
 
     def _teacher_x0(self, roles: Roles, cond: Cond | None, x_t: Tensor, t: Tensor, x0_student: Tensor) -> Tensor:
-        """x_psi [B, ...], what the teacher would have in the answer's place."""
+        """x_psi [B, ...], the teacher's prediction in the place of the student's."""
         scale = self.settings.guidance_scale
         if self.settings.weighting != "nfsd":
             return roles.teacher(x_t, t, cond, guidance_scale=scale).x0

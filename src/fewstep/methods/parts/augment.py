@@ -1,12 +1,12 @@
-"""DiffAugment: what both sides of an adversarial game see of a picture, changed alike and at random (Zhao et al. 2020).
+"""DiffAugment: what both sides of an adversarial game see of an image, changed alike and at random (Zhao et al. 2020).
 
-All random numbers are given, seven for each picture, so that a step can be replayed. Gradients pass through.
+All random numbers are given, seven for each image, so that a step can be replayed. Gradients pass through.
 
 ===========  ======  =========================================================================================
-policy       drawn   what becomes of a picture with pixels from -1 to 1
+policy       drawn   what becomes of an image with pixels from -1 to 1
 ===========  ======  =========================================================================================
 color        0, 1, 2 brightness: + (u - 0.5); saturation: 0 to 2 times the distance to the pixel's grey; contrast:
-                     0.5 to 1.5 times the distance to the picture's mean
+                     0.5 to 1.5 times the distance to the image's mean
 translation  3, 4    moved by up to an eighth of its height and width, zeros (grey) coming in
 cutout       5, 6    a rectangle of half its height and width becomes zero
 ===========  ======  =========================================================================================
@@ -35,7 +35,7 @@ def draw_augmentation(rng: Rng, name: str) -> Tensor:
 
 
 def augmented(images: Tensor, numbers: Tensor, policies: tuple[Policy, ...] = POLICIES) -> Tensor:
-    """The pictures [B, C, H, W] as ``numbers`` [B, 7] (host) say; data that are no pictures are left alone."""
+    """The images [B, C, H, W] as ``numbers`` [B, 7] (host) say; data that are no images are left alone."""
     if images.ndim != 4:
         return images
     u, x = numbers.numpy(), images

@@ -1,11 +1,11 @@
-"""Discriminators: heads on the inner features of a network, and the losses of the game they play with a student.
+"""Discriminators: heads on the inner features of a network, and the losses of a GAN.
 
 A discriminator is a backbone (any role; most often the frozen teacher), taps (which of its activations), heads (small,
 trainable, float32 at least), and a loss. A logit above 0 means real. At which noise level it looks, and at what, is
-the method's affair. Gradients flow through a frozen backbone to the picture it is shown, never into its weights.
+the method's affair. Gradients flow through a frozen backbone to its input, never into its weights.
 
 =========  =====================================  ======================  ==============================
-loss       of the discriminator                   of the generator        the best discriminator says
+loss       of the discriminator                   of the generator        the best discriminator's logit
 =========  =====================================  ======================  ==============================
 hinge      relu(1 - real) + relu(1 + fake)        -fake                   sign(p - q)
 logistic   softplus(-real) + softplus(fake)       softplus(-fake)         log p/q
@@ -57,7 +57,7 @@ def logged_discriminator_loss(
     real: Logits, fake: Logits, kind: AdversarialLoss = "hinge",
     times: tuple[Tensor, Tensor] | None = None, levels: Tensor | None = None,
 ) -> Loss:  # fmt: skip
-    """`discriminator_loss` of what was said of both sides, and what is logged of it.
+    """`discriminator_loss` of both sides' logits, with the statistics that are logged.
 
     Args:
         times: host times [B] to which real and fake were noised, among ``levels``, for the log (`by_time`).
@@ -72,7 +72,7 @@ def logged_discriminator_loss(
 def r1(heads: Judge, features: Sequence[Tensor]) -> Tensor:
     """Mean over heads and samples of |d(sum of a head's logits) / d(its features)|^2: R1 at the heads' inputs.
 
-    Taken there and not at the picture (ADD, sec. 3), so that only the small heads are differentiated twice.
+    Taken there and not at the image (ADD, sec. 3), so that only the small heads are differentiated twice.
     """
     leaves = [feature.detach().requires_grad_() for feature in features]
     total = torch.stack([logits.sum() for logits in heads(leaves)]).sum()
@@ -81,9 +81,9 @@ def r1(heads: Judge, features: Sequence[Tensor]) -> Tensor:
 
 
 def approximate_r1(logits: Logits, nudged: Logits) -> Tensor:
-    """Mean of (D(x) - D(x + eta n))^2, ``nudged`` being the logits at the perturbed picture: no second derivative.
+    """Mean of (D(x) - D(x + eta n))^2, ``nudged`` being the logits at the perturbed image: no second derivative.
 
-    Nudge the *noised* picture: shifting clean data before the noise is added lets its level stand.
+    Nudge the *noised* image: shifting clean data before the noise is added lets its level stand.
     """
     return _mean([(a - b).square().mean() for a, b in zip(logits, nudged, strict=True)])
 
@@ -103,7 +103,7 @@ class Discriminator:
         taps: which features; None takes all that the network offers, "last" the last of them, a UNet's middle.
         head: "residual" (PCM's, a logit a position) or "conv" (DMD2's and Lightning's, down to one logit).
         halvings: of a conv head.
-        pictures: how many pictures' features a head sees side by side, on their channels.
+        images: how many images' features a head sees side by side, on their channels.
     """
 
     loss: AdversarialLoss = "hinge"
@@ -112,7 +112,7 @@ class Discriminator:
     taps: tuple[str, ...] | Literal["last"] | None = None
     head: Literal["residual", "conv"] = "residual"
     halvings: int = 0
-    pictures: int = 1
+    images: int = 1
 
     def spec(self) -> HeadSpec:
         """What a method returns from `Method.heads`."""
@@ -124,7 +124,7 @@ class Discriminator:
             if tap not in channels:
                 raise ValueError(f"A discriminator cannot look at '{tap}': this network has {', '.join(channels)}.")
         head = ResidualHead if self.head == "residual" else partial(ConvHead, halvings=self.halvings)
-        return Heads({tap: self.pictures * channels[tap] for tap in taps}, head)
+        return Heads({tap: self.images * channels[tap] for tap in taps}, head)
 
     def features(self, roles: Roles, x: Tensor, t: Time, cond: Cond | None) -> list[Tensor]:
         """What it sees of x [B, ...] at time t; half a network call."""
@@ -132,7 +132,7 @@ class Discriminator:
         return backbone.features(x, t, cond, self._heads(roles).taps)
 
     def logits(self, roles: Roles, features: Sequence[Tensor]) -> list[Tensor]:
-        """What it says of these features, [B, positions] for every head."""
+        """Its logits of these features, [B, positions] for every head."""
         return cast("list[Tensor]", self._heads(roles)(features))
 
     def player_loss(self, roles: Roles, real: Sequence[Tensor] | None, fake: Sequence[Tensor] | None) -> Loss:

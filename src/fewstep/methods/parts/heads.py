@@ -1,6 +1,6 @@
-"""Heads: what a discriminator says of features, position by position.
+"""Heads: a discriminator's logits from features, position by position.
 
-They are small, keep float32 at least, and norm every sample by itself: what they say of a picture does not depend on
+They are small, keep float32 at least, and norm every sample by itself: the logits of an image do not depend on
 the others in its batch, nor on which of them are real.
 """
 

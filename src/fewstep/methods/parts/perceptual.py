@@ -1,5 +1,4 @@
-"""Whether pictures show what other pictures show, as a frozen encoder sees it: instance feedback, perceptual
-feedback."""
+"""The distance of two images through a frozen encoder: instance feedback, perceptual feedback."""
 
 from __future__ import annotations
 
@@ -16,9 +15,9 @@ from fewstep.models.helpers import Encoder
 
 
 def perceptual_loss(encoder: Encoder, images: Tensor, data: Tensor) -> Tensor:
-    """How far what ``encoder`` finds in pictures is from what it finds in data, [B, 3, H, W] both from -1 to 1.
+    """How far what ``encoder`` finds in images is from what it finds in data, [B, 3, H, W] both from -1 to 1.
 
-    It is 0 where nothing differs. An encoder that tells the things in a picture (``instances``) is asked for them; of
+    It is 0 where nothing differs. An encoder that detects the things in an image (``instances``) is asked for them; of
     others, features at all of their taps are compared.
     """
     detect: Any = getattr(encoder, "instances", None)
@@ -33,12 +32,12 @@ def perceptual_loss(encoder: Encoder, images: Tensor, data: Tensor) -> Tensor:
 
 
 def instance_loss(pred: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
-    """A detector's answers on pictures against those on data, mean over the batch: Hyper-SD's instance feedback (its
+    """A detector's predictions on images against those on data, mean over the batch: Hyper-SD's instance feedback (its
     sec. 3.3) with the detector's own reading of the data in the place of people's annotations.
 
     Answers are those of `fewstep.models.detector.DetectorNetwork`: ``near`` [B, n, n], ``geometry`` [B, n, n, 3],
     attributes [B, n, n, values], logits all but the geometry. Cells count by how surely there is a thing in the data,
-    whose mass in a picture is 1; divergences of ``near`` are summed over cells and divided by that mass before it is
+    whose mass in an image is 1; divergences of ``near`` are summed over cells and divided by that mass before it is
     made 1.
     """
     target = working(wanted["near"]).sigmoid()

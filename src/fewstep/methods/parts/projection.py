@@ -10,8 +10,8 @@ the last one's would be the same for both sides, without a slope within the hing
 =====  ===================================  ===============================  ==========================================
 head   of                                   conv_k                           norm
 =====  ===================================  ===============================  ==========================================
-token  [B, C, tokens], maps read in rows    9 tokens, the row closed         `LocalBatchNorm`: groups of eight pictures
-map    [B, C, h, w]                         3x3, zeros around                group norm, every picture by itself
+token  [B, C, tokens], maps read in rows    9 tokens, the row closed         `LocalBatchNorm`: groups of eight images
+map    [B, C, h, w]                         3x3, zeros around                group norm, every image by itself
 =====  ===================================  ===============================  ==========================================
 """
 
@@ -83,10 +83,10 @@ def circular(x: Tensor, padding: int) -> Tensor:
 
 
 class LocalBatchNorm(nn.Module):
-    """Batch norm over groups of pictures that follow one another, in training and always (StyleGAN-T, virtual batch 8).
+    """Batch norm over groups of images that follow one another, in training and always (StyleGAN-T, virtual batch 8).
 
     A group is the largest common divisor of 8 and the batch, so micro-batches of 8, 16, ... give what the whole batch
-    gives; of odd batches the largest divisor up to 7. Real and fake pictures are normed in calls of their own.
+    gives; of odd batches the largest divisor up to 7. Real and fake images are normed in calls of their own.
     """
 
     def __init__(self, width: int) -> None:
@@ -168,7 +168,7 @@ class ProjectionHeads(Heads):
 
 
 def projection_condition(helpers: Helpers, cond: Cond | None, *others: Tensor) -> Tensor | None:
-    """What the heads are told: the pooled prompt and ``others``, side by side, [B, ...]; None for nothing.
+    """The condition of the heads: the pooled prompt and ``others``, side by side, [B, ...]; None for nothing.
 
     Each is brought to a root mean square of 1 (zeros stay zeros): encoders' scales differ a thousandfold.
     """
@@ -186,7 +186,7 @@ def taps_of(roles: Roles) -> tuple[str, ...]:
 
 
 def conditioned_heads(roles: Roles, condition: Tensor | None) -> Judge:
-    """The discriminator's heads, told the condition of a batch."""
+    """The discriminator's heads with the condition of a batch."""
     return partial(roles.heads["discriminator"], condition=condition)
 
 

@@ -1,7 +1,7 @@
-"""Two scores: the teacher's, of data, and a fake one's, trained on the student's answers (Yin et al. 2024, DMD).
+"""Two scores: the teacher's, of data, and a fake one's, trained on the student's predictions (Yin et al. 2024, DMD).
 
-Their difference at the student's noised answers is the gradient, along the answers x, of the divergence from what the
-student draws to what the teacher knows:
+Their difference at the student's noised predictions is the gradient, along the predictions x, of the divergence from
+the student's distribution to the teacher's:
 
     x_t = alpha x + sigma eps            one noise for both scores
     g = w (mu_fake(x_t) - mu_real(x_t))     mu: clean data, as each score denoises x_t; the real one may be guided
@@ -14,13 +14,13 @@ l1     1 / mean over x of |x - mu_real|       no divergence; q = p is its fixed 
 kl     (alpha / sigma)^2                      KL(q_t || p_t), exactly, where the fake score is exact
 =====  =====================================  ===================================================================
 
-The fake score denoises the student's answers, with the error of what its network predicts: of eps, v or flow as it is,
-of x0 times SNR + 1 / sigma_data^2 (Karras et al. 2022; sigma_data is 0.5 on EDM schedules and 1 elsewhere).
+The fake score denoises the student's predictions, with the error of what its network predicts: of eps, v or flow as it
+is, of x0 times SNR + 1 / sigma_data^2 (Karras et al. 2022; sigma_data is 0.5 on EDM schedules and 1 elsewhere).
 
 Three places where this is not the public code, none of which changes a number beyond rounding: two networks of one
 kind are compared by their outputs, because x_t, up to 14 times larger after conversion, then cancels before it costs
 digits (there: everything in float64); the loss is written so that no digit of g is lost next to x; and NaN is not
-turned to 0, because the trainer skips such a step and says so.
+turned to 0, because the trainer skips such a step and logs it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Weighting: TypeAlias = Literal["l1", "kl"]
 
 @dataclass
 class Matching:
-    """What both scores say of the answers.
+    """Both scores at the student's predictions.
 
     Attributes:
         gradient: g [B, ...], without a graph.
@@ -87,7 +87,7 @@ class ScorePair:
 
     @torch.no_grad()
     def matching(self, roles: Roles, x: Tensor, noise: Tensor, t: Tensor, cond: Cond | None) -> Matching:
-        """g at answers x [B, ...], noised to t [B] (host): one call of each score."""
+        """g at predictions x [B, ...], noised to t [B] (host): one call of each score."""
         x = working(x)
         x_t = self.schedule.add_noise(x, noise, t)
         real, plain = roles.teacher.with_and_without_guidance(x_t, t, cond, self.guidance_scale)
@@ -105,7 +105,7 @@ class ScorePair:
         return Matching(gradient, stats | by_time(rows, t, self.levels, "matching"))
 
     def denoising_loss(self, roles: Roles, x: Tensor, noise: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
-        """What the fake score minimises at answers x [B, ...], noised to t [B] (host); nothing reaches the student."""
+        """The fake score's loss at predictions x [B, ...], noised to t [B] (host); no gradient reaches the student."""
         x = working(x.detach())
         pred = roles.fake(self.schedule.add_noise(x, noise, t), t, cond)
         alpha, sigma = self.schedule.alpha_sigma(t)
@@ -120,7 +120,7 @@ class ScorePair:
 
 
 def matching_loss(x: Tensor, gradient: Tensor) -> Tensor:
-    """A loss whose gradient at answers x [B, ...] is ``gradient`` over the number of elements.
+    """A loss whose gradient at predictions x [B, ...] is ``gradient`` over the number of elements.
 
     DMD's 1/2 mean (x - sg(x - g))^2, and its value: x - sg(x) is exactly 0, where x - (x - g) rounds g to digits of x.
     """

@@ -1,4 +1,4 @@
-"""The hop that consistency methods learn from: noise the data to t, let the teacher step to u, one grid point below."""
+"""The solver step that consistency methods learn from: noise the data to t, and let the teacher step to u below it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def choose_solver(solver: Solver | None, schedule: Schedule) -> Solver:
 
 @dataclass
 class SolverStep:
-    """x_t [B, ...] at native times t [B], where it lands, x_u at u [B] (host times), and the teacher's x0 at t.
+    """x_t [B, ...] at native times t [B], the next state x_u at u [B] (host times), and the teacher's x0 at t.
 
     Without a teacher there is no such x0.
     """
@@ -69,7 +69,7 @@ def solve_along(
     x_t: Tensor | None = None,
     by: str = "teacher",
 ) -> SolverStep:
-    """The same over several hops: from ``times[0]`` through every one of ``times``, [B] each, to the last (CTM).
+    """The same over several solver steps: from ``times[0]`` through all of ``times``, [B] each, to the last (CTM).
 
     ``x_t`` stands in for the noised data. A row whose time does not change stays where it is.
     """
@@ -86,7 +86,7 @@ def solve_along(
 
 
 def data_step(schedule: Schedule, batch: Batch, noise: Tensor, t: Tensor, u: Tensor) -> SolverStep:
-    """A hop that needs no teacher: the same data under the same noise at both times (Song et al. 2023, sec. 5).
+    """A step that needs no teacher: the same data under the same noise at both times (Song et al. 2023, sec. 5).
 
     It is the Euler step of sigma/alpha with E[x0 | x_t] replaced by x0 itself: right in the mean over x0, not for each.
     """

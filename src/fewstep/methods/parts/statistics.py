@@ -1,4 +1,4 @@
-"""What methods say about themselves beside their losses: statistics that `fewstep diagnose` reads.
+"""What methods log beside their losses: statistics that `fewstep diagnose` reads.
 
 Everything stays on the device as detached scalars; the names are a contract (docs/diagnosing.md). Ratios are formed of
 means over many steps, when a log is read, wherever a ratio of one batch would be noise.
@@ -19,19 +19,19 @@ TAIL, MARGIN = 0.005, 1.5  # the data's range: the distance from their channel's
 
 @torch.no_grad()
 def student_statistics(x0: Tensor, data: Tensor, teacher_x0: Tensor | None = None) -> dict[str, Tensor]:
-    """A student's clean answers beside the data of the same batch (and its teacher's at the same points).
+    """A student's clean predictions beside the data of the same batch (and its teacher's at the same points).
 
-    ``x0_mean``, ``x0_std``, ``data_mean``, ``data_std``: over all elements. ``saturation``: the share of answers
+    ``x0_mean``, ``x0_std``, ``data_mean``, ``data_std``: over all elements. ``saturation``: the share of predictions
     further from their channel's mean than the data's range; ``teacher_saturation``: the same of the teacher's.
     ``teacher_error``: the mean square of teacher_x0 - data, ``teacher_variance``: of teacher_x0 about its mean, both
     over the data's variance. Without guidance the first is at most 1, because a posterior's mean is no worse a guess
     than the prior's, and their sum is 1, the law of total variance. Of two rows or more also ``x0_spread``,
     ``data_spread``: the standard deviation over the batch, root mean square over all places (a student that gives one
-    picture to all has none, whatever contrast the picture has), and ``mean_shift``: `mean_shift` over the data's
+    image to all has none, whatever contrast the image has), and ``mean_shift``: `mean_shift` over the data's
     variance.
 
     Args:
-        x0: [B, C, ...] the answers. data: [B, C, ...] the batch. teacher_x0: [B, C, ...] or None.
+        x0: [B, C, ...] the predictions. data: [B, C, ...] the batch. teacher_x0: [B, C, ...] or None.
     """
     x0, data = working(x0), working(data)
     variance, mean = torch.var_mean(data, correction=0)
@@ -57,7 +57,7 @@ def student_statistics(x0: Tensor, data: Tensor, teacher_x0: Tensor | None = Non
 
 
 def mean_shift(x0: Tensor, data: Tensor) -> Tensor:
-    """The squared distance between the means of answers and data, [B, C, ...] each, averaged over channels.
+    """The squared distance between the means of predictions and data, [B, C, ...] each, averaged over channels.
 
     Without bias: it is the product of two halves of the batch, whose noise is independent, where the square of one
     mean would add that mean's own variance. One value may be negative; the mean over steps tends to the truth.
@@ -85,10 +85,10 @@ def discriminator_statistics(real_logits: Tensor, fake_logits: Tensor) -> dict[s
 
 @torch.no_grad()
 def fake_score_statistics(fake_x0: Tensor, teacher_x0: Tensor, x0_student: Tensor) -> dict[str, Tensor]:
-    """How well the fake score denoises the student's answers, beside the teacher on the same noised answers.
+    """How well the fake score denoises the student's predictions, beside the teacher on the same noised predictions.
 
-    ``fake_error``, ``teacher_fake_error``: mean squares, of [B, ...] predictions against the answers. A fake score that
-    keeps up is the better of the two: it is trained on these, the teacher on data.
+    ``fake_error``, ``teacher_fake_error``: mean squares of fake_x0 and teacher_x0 against x0_student, [B, ...]. A fake
+    score that keeps up is the better of the two: it is trained on these, the teacher on data.
     """
     x0_student = working(x0_student)
     return {

@@ -1,8 +1,8 @@
-"""A discriminator of landings: two left one start, which of them is the student's? (SDXL-Lightning, sec. 3.3 and 3.4)
+"""A discriminator of jumps from one state: the student's or the teacher's (SDXL-Lightning, sec. 3.3 and 3.4).
 
 It is the diffusion model's own encoder and middle, all of it trained, with a convolutional head: of the model that a
-whole chain of students began with. It judges both landings at the time where they lie, by the logistic loss. On clean
-data an encoder sees no structure: what lands on the schedule's end is noised first, both landings with one noise, to a
+whole chain of students began with. It sees both jumps at the time of their end, with the logistic loss. On clean
+data an encoder sees no structure: jumps to the schedule's end are noised first, both with one noise, to a
 time t* drawn from a few.
 """
 
@@ -31,12 +31,12 @@ BACKBONE, HEADS = "discriminator", "heads"
 
 @dataclass
 class Judged:
-    """A student's landing before the discriminator.
+    """A student's jump before the discriminator.
 
     Attributes:
-        at: [B] native times (host) at which both landings are judged; noise: [B, ...] what those that need it are
+        at: [B] native times (host) at which both jumps are seen; noise: [B, ...] what those that need it are
             noised with.
-        seen: [B, ...] the landing there, with its graph; leaf: its copy without.
+        seen: [B, ...] the jump there, with its graph; leaf: its copy without.
         features: the discriminator's, of the leaf. beside: of where it started, for one that sees that too.
     """
 
@@ -49,7 +49,7 @@ class Judged:
 
 
 class TrajectoryDiscriminator:
-    """The game of both landings.
+    """The GAN of both jumps.
 
     Args:
         schedule: of both.
@@ -75,20 +75,20 @@ class TrajectoryDiscriminator:
         share = torch.tensor(weights, dtype=torch.float64)
         self.shares = (share / share.sum()).cumsum(0)[:-1]
         self.role = RoleSpec(BACKBONE, features_only=True, weights=held)
-        pictures = 2 if beside else 1
-        self.gan = Discriminator("logistic", BACKBONE, HEADS, "last", "conv", halvings, pictures)
+        images = 2 if beside else 1
+        self.gan = Discriminator("logistic", BACKBONE, HEADS, "last", "conv", halvings, images)
 
     @property
     def calls(self) -> int:
         """How often the encoder is asked in a step."""
-        return 1 + self.gan.pictures
+        return 1 + self.gan.images
 
     def heads(self) -> HeadSpec:
         """What a method returns from `Method.heads`."""
         return self.gan.spec()
 
     def draw(self, rng: Rng, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """[B] numbers in [0, 1), which t* it is, and [B, *shape] unit normals that both landings are noised with."""
+        """[B] numbers in [0, 1), which t* it is, and [B, *shape] unit normals that both jumps are noised with."""
         return rng.sample.uniform("level"), rng.sample.normal("level_noise", shape)
 
     def judge(
@@ -101,13 +101,13 @@ class TrajectoryDiscriminator:
         cond: Cond | None,
         start: tuple[Tensor, Time] | None = None,
     ) -> Judged:
-        """What the discriminator makes of a student's landing [B, ...] at s [B], from ``start`` (x_t, t)."""
+        """The discriminator's features of a student's jump [B, ...] to s [B], from ``start`` (x_t, t)."""
         assert level is not None and noise is not None
         at = self.judged_at(s, level)
         seen = renoise(self.schedule, x_s, s, at, noise)
         leaf = seen.detach().requires_grad_()
         judged = Judged(at, noise, seen, leaf, self.gan.features(roles, leaf, at, cond))
-        if self.gan.pictures == 2:  # where they started: as it is, at its own time
+        if self.gan.images == 2:  # where they started: as it is, at its own time
             assert start is not None
             judged.beside = self.gan.features(roles, *start, cond)
         return judged
