@@ -48,7 +48,7 @@ def test_a_teacher_and_its_detector(tmp_path, monkeypatch, capsys):
         stop_after(patch, 1)
         code, _, errors = inside(*here, *arguments)
     assert code == 130 and "Stopped after step 1 of 2" in errors
-    assert "go on with: fewstep teacher train --out run --seed 3 --device cpu --export made" in errors
+    assert "continue with: fewstep teacher train --out run --seed 3 --device cpu --export made" in errors
     code, output, errors = inside(*here, *arguments)
     assert code == 0, errors
     assert "Wrote made (" in output and (tmp_path / "made" / "model_index.json").is_file()
@@ -86,5 +86,5 @@ def test_figures_of_a_teacher(tiny, tmp_path, monkeypatch, capsys):
     arguments = ["teacher", "measure", tiny, "--count", "32", "--guidance", "2", "--out", "figures.json"]
     code, output, errors = inside(monkeypatch, capsys, tmp_path, *arguments, "--reference", "reference.safetensors")
     assert code == 0, errors
-    assert "guidance 2, 1 steps" in output and "Guidance of lowest FD" in output
+    assert "guidance 2, 1 step" in output and "Guidance of lowest FD" in output
     assert (tmp_path / "figures.json").is_file() and (tmp_path / "reference.safetensors").is_file()
