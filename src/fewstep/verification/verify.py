@@ -29,6 +29,9 @@ def verify(
 ) -> Report:
     """Hold a method against closed-form truth: one row per quantity, with its floor, its limit and a verdict.
 
+    Rows stand in this order: the contract (`contract_rows`), what holds without training (``fixed_rows`` of the
+    method's file here), and the trained student (its ``trained_rows``).
+
     Args:
         method: a name, a `Method` subclass (yours too), or an instance.
         mixture: the data, or a JSON file of it; by default `Checks.mixture`: a ring of eight modes, for DMD2 four times
