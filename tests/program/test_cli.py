@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,10 @@ import sys
 import time
 
 import pytest
+import typer
 from safetensors.torch import load_file
 
+from fewstep.cli import app
 from fewstep.recipe.load import load_recipe
 from fewstep.training.checkpoint import same
 from tests.command_line import inside, sets
@@ -36,6 +39,28 @@ def test_help_is_quick_and_names_every_command():
     assert done.returncode == 0
     for command in ("distill", "sample", "verify", "methods", "recipes", "demo", "diagnose", "teacher"):
         assert command in done.stdout
+
+
+def commands(command, name="fewstep"):
+    yield name, command
+    for part, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, f"{name} {part}")
+
+
+def test_every_command_and_option_is_explained_by_a_sentence():
+    wrong = []
+    for name, command in commands(typer.main.get_command(app)):
+        texts = {parameter.name: parameter.help for parameter in command.params if parameter.name != "help"}
+        for where, text in {"": command.help, **texts}.items():
+            first = (text or "").strip().split("\n\n")[0]
+            if not first.endswith((".", ").")) or first.startswith(("Of ", "Whose ", "What ")):
+                wrong.append((name, where, first))
+    assert wrong == []
+
+
+def test_the_version_is_printed(tmp_path, monkeypatch, capsys):
+    code, output, _ = inside(monkeypatch, capsys, tmp_path, "--version")
+    assert code == 0 and re.fullmatch(r"fewstep \d+\.\d+\.\d+\S*\n", output)
 
 
 def test_a_dry_run_writes_nothing(tmp_path):
