@@ -100,7 +100,7 @@ def by_hand(p):
     x_t = alpha * p.batch.x0 + sigma * draws.noise
 
     def pair(tensors, x, t, text=text, end=None):
-        return x0_epsilon(p.name, p.kind, x, ask(p.base, tensors, p.name, x, t, text, told), t)
+        return x0_epsilon(p.name, p.kind, x, ask(p.base, tensors, p.name, x, t, text, end), t)
 
     def landed(said, s):
         alpha, sigma = alpha_sigma(p.name, s)
@@ -113,12 +113,12 @@ def by_hand(p):
         both = [pair({}, x_t, t, c) for c in (text, p.null.expand(6, 3))]
         hop = tuple(null + w * (with_ - null) for with_, null in zip(*both, strict=True))
     x_u = landed(hop, u)
-    told = {"end": torch.from_numpy(s)} if settings.get("tell_end") else None
+    conditioned = {"end": torch.from_numpy(s)} if settings.get("tell_end") else None
     student = {key: v.detach().clone().requires_grad_() for key, v in p.roles.tensors_of("student").items()}
     follower = p.roles.tensors_of("target" if settings.get("target_decay", 0.95) else "student")
-    landing = landed(pair(student, x_t, t, end=told), s)
+    landing = landed(pair(student, x_t, t, end=conditioned), s)
     still = torch.from_numpy(s == u).reshape(-1, 1, 1, 1)
-    target = torch.where(still, x_u, landed(pair(follower, x_u, u, end=told), s)).detach()
+    target = torch.where(still, x_u, landed(pair(follower, x_u, u, end=conditioned), s)).detach()
     step = SimpleNamespace(x_t=x_t, x_u=x_u, x_s=landing, target=target, critic=None, players={})
     step.error = (landing - target).square().mean()
     step.loss = settings.get("mse_weight", 1.0) * step.error  # of four segments: 1
