@@ -21,7 +21,7 @@ unit: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not needs"
 
 test-all: extras  # what `make test` leaves out: training to convergence, kills, every family x method, the extras
-	$(BIN)/python -m pytest -n 2 --dist load -m "slow or needs"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or needs"
 
 extras: $(VENV)/.extras
 

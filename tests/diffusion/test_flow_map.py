@@ -169,6 +169,7 @@ GUIDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.parametrize("guidance_scale", [0.0, 3.0, 7.5, "rows"])
 def test_guided_map(name, guidance_scale):

@@ -66,7 +66,10 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name, to", [("sd15", "diffusers"), ("sdxl", "kohya"), ("sd3", "diffusers"), ("flux", "lora")])
+@pytest.mark.parametrize("name, to", [
+    ("sd15", "diffusers"), ("sdxl", "kohya"),
+    pytest.param("sd3", "diffusers", marks=pytest.mark.slow), pytest.param("flux", "lora", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):
     """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""
     monkeypatch.setattr(round_trip.subprocess, "run", elsewhere)

@@ -99,6 +99,7 @@ def test_a_pipeline_folder_samples_right_with_nothing_set(run, in_this_process, 
     assert "negative prompts do nothing" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_lora_in_a_process_of_its_own(run, tmp_path):
     """The one place where the other process really is one; the rest of this file does its work here."""
     made = export(run, "lora", tmp_path / "out", "fp16")

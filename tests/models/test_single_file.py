@@ -136,6 +136,7 @@ def student_of(teacher, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_student_of_a_file_is_exported_and_proved(files, tmp_path):
     pipeline, file, configs = files
     if hasattr(pipeline, "text_encoder_2"):

@@ -176,6 +176,7 @@ def test_sampling_times_must_decrease(tiny, tmp_path, monkeypatch, capsys):
     assert errors.strip().splitlines()[-1] == "Error: timesteps must decrease from step to step, not 499, 999."
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resumes_to_the_same_weights(short, tmp_path, monkeypatch, capsys):
     """Interrupted in the middle, resumed in another process, and held against a run that was left alone."""
     long = [*sets(short), "--set", "training.steps=12", "--set", "training.checkpoint_every=100", "-q"]

@@ -9,7 +9,13 @@ from fewstep.training.trainer import NotFinite
 from tests.reports.spoilt import HEALTHY, SPOILT, trainer
 
 
-@pytest.mark.parametrize(("case", "seed"), [*((case, 0) for case in HEALTHY), ("duel", 1), ("match", 1)])
+@pytest.mark.parametrize(
+    ("case", "seed"),
+    [
+        pytest.param(case, seed, marks=() if (case, seed) == ("duel", 0) else pytest.mark.slow)
+        for case, seed in [*((case, 0) for case in HEALTHY), ("duel", 1), ("match", 1)]
+    ],
+)
 def test_healthy_runs_are_called_healthy(case, seed, tmp_path):
     method, settings = HEALTHY[case]
     trainer(method, tmp_path, seed, **settings).run()

@@ -268,6 +268,7 @@ def test_yaml_of_a_recipe_is_plain(run):
     assert yaml.safe_load((run[1] / "recipe.yaml").read_text())["method"]["name"] == "tcd"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scenes-64-lcm", "scenes-64-tcd"])
 def test_the_beginning_of_a_shipped_recipe_is_healthy(name, tmp_path):
     """On the shipped teacher, from as few lines as a judgement needs."""

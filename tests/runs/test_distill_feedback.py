@@ -185,6 +185,7 @@ def test_merging_is_refused_where_it_makes_no_sense(run, data):
     assert run_chain(parse_chain(data), run, resume=True) == run / "04-full" / "student"
 
 
+@pytest.mark.slow
 def test_the_shipped_recipe_is_planned_before_its_reward_models_are_there(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     chain = load("scenes-64-feedback")

@@ -145,6 +145,7 @@ def said(denoiser, teacher):
         return denoiser(x, 999, teacher.encode_prompts(["a red star", "two shapes"])).x0
 
 
+@pytest.mark.slow
 def test_a_student_may_predict_another_kind_than_its_teacher(whole, tmp_path):
     """Its card says so, and whoever opens it reads it so: to draw, to compare, to teach."""
     folder = whole / "05-one" / "student"

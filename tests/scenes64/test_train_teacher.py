@@ -254,6 +254,7 @@ def _train_a_part(folder, tensors):
     unet_trainer(tensors, scenes64.build_tokenizer(WORDS), folder=Path(folder)).run()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, pool, tokenizer):
     """Each takes half of every batch; weights agree but for rounding, and one of them writes."""
     alone = unet_trainer(pool, tokenizer, folder=tmp_path / "one")

@@ -89,20 +89,27 @@ JOBS = [
 ]
 
 
+QUICK = ("toy-balanced", "toy-full-fsdp", "toy-told-accumulation")
+"""The jobs of `make test`; the others are slow."""
+
+
 def name_of(make, case, changes):
     return "-".join([make.__name__, case, *changes])
 
 
-def _together(folder):
+def _together(folder, names):
     for make, case, changes in JOBS:
-        make(case, Path(folder) / name_of(make, case, changes), **changes).run()
+        if name_of(make, case, changes) in names:
+            make(case, Path(folder) / name_of(make, case, changes), **changes).run()
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """Every job, run by two processes."""
+def together(request, tmp_path_factory):
+    """The jobs of the tests that were collected, run by two processes that are started once."""
     folder = tmp_path_factory.mktemp("two")
-    spawn(_together, str(folder))
+    tests = " ".join(item.name for item in request.session.items)
+    names = [name for name in (name_of(*job) for job in JOBS) if f"[{name}]" in tests or name == "toy-full"]
+    spawn(_together, str(folder), names)
     return folder
 
 
@@ -112,7 +119,10 @@ def result(folder):
     return tensors, state, lines
 
 
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: name_of(*job))
+@pytest.mark.parametrize(
+    "job",
+    [pytest.param(job, id=name_of(*job), marks=() if name_of(*job) in QUICK else pytest.mark.slow) for job in JOBS],
+)
 def test_two_processes_are_one(job, together, tmp_path):
     """Weights, followers and moments; losses, costs and norms as logged."""
     make, case, changes = job
