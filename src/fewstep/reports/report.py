@@ -18,13 +18,13 @@ from fewstep.evaluation.result import in_steps
 from fewstep.methods.parts.statistics import BINS
 from fewstep.models.encoders import load_pretrained_encoder
 from fewstep.models.families import Teacher, load_teacher
-from fewstep.recipe.load import load_recipe
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.reports.candidates import student_candidates, teacher_candidates
 from fewstep.reports.diagnose import diagnose
 from fewstep.reports.page import Page
 from fewstep.reports.results import quality_charts
+from fewstep.runs.folder import RunFolder
 from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.card import CARD_FILE
 from fewstep.students.lineage import first_teacher
@@ -39,19 +39,19 @@ class FinishedRun:
     """A run with a student: its label in the report, its files, its recipe, the lines of its log."""
 
     label: str
-    files: RunFiles
+    files: RunFolder
     recipe: Recipe
     log: list[dict[str, Any]]
 
     @classmethod
     def read(cls, folder: Path, label: str) -> FinishedRun:
         """Raises RecipeError: ``folder`` is no run directory, or the run is not finished."""
-        files = RunFiles(folder)
+        files = RunFolder(folder)
         if not files.recipe.is_file():
             raise RecipeError(f"{folder} is no run directory: recipe.yaml is missing.")
         if not (files.student / CARD_FILE).is_file():
             raise RecipeError(f"The run {folder} has no student yet: finish it with fewstep distill ... --resume.")
-        return cls(label, files, load_recipe(files.recipe), list(read_log(files.log)))
+        return cls(label, files, files.kept_recipe(), list(read_log(files.log)))
 
     def column(self, key: str) -> list[tuple[float, float]]:
         """Points (step, value) of a column of the log."""

@@ -9,6 +9,9 @@ from typing import Any
 import yaml
 
 from fewstep.data.files import LOCK, only_one, replace_text
+from fewstep.methods.base import Method
+from fewstep.methods.registry import find_method
+from fewstep.recipe.load import parse_recipe
 from fewstep.recipe.schema import MAY_CHANGE, Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.students.card import CARD_FILE
@@ -74,13 +77,20 @@ class RunFolder(RunFiles):
             raise RecipeError(f"{self.recipe} is damaged: restore it, or choose another --out.")
         return data
 
-    def _stored_for(self, recipe: Recipe) -> dict[str, Any]:
-        """`stored`, where settings of the method that had another name once have their present one."""
-        stored, renamed = self.stored(), recipe.method_class().renamed
+    def kept_recipe(self) -> Recipe:
+        """The recipe that the directory keeps, ready to use.
+
+        Raises:
+            RecipeError: the file is damaged, or its recipe cannot be used any more.
+        """
+        stored = self.stored()
         method = stored.get("method")
-        if isinstance(method, dict):
-            stored["method"] = {renamed.get(key, key): value for key, value in method.items()}
-        return stored
+        name = method.get("name") if isinstance(method, dict) else None
+        return parse_recipe(_in_present_words(stored, find_method(name)) if isinstance(name, str) else stored)
+
+    def _stored_for(self, recipe: Recipe) -> dict[str, Any]:
+        """`stored`, for a comparison with ``recipe``."""
+        return _in_present_words(self.stored(), recipe.method_class())
 
     def is_finished(self, recipe: Recipe) -> bool:
         """Whether exactly this recipe has run to its end here."""
@@ -108,6 +118,13 @@ class RunFolder(RunFiles):
             return
         with only_one(self.path):
             yield
+
+
+def _in_present_words(stored: dict[str, Any], cls: type[Method]) -> dict[str, Any]:
+    """A stored recipe, where settings of its method that had another name once have their present one."""
+    if isinstance(stored.get("method"), dict):
+        stored["method"] = {cls.renamed.get(key, key): value for key, value in stored["method"].items()}
+    return stored
 
 
 def _flat(data: object, prefix: str = "") -> dict[str, object]:
