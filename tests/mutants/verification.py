@@ -43,13 +43,13 @@ MUTANTS = [
             "test_lcm_answers_with_the_composed_teacher",
         ),
         (
-            "fixed points: PCM's hops that land on an edge go on to the one below",
+            "fixed points: PCM's solver steps that end on an edge go on to the one below",
             "edge = int(self.lower[self.lower < n].max())",
             "edge = int(self.lower[self.lower < max(n, 2) - 1].max(initial=0))",
             "test_pcm_is_the_table_of_edge_points",
         ),
         (
-            "fixed points: CTM's trajectories stop one hop early",
+            "fixed points: CTM's trajectories stop one solver step early",
             "for n in range(start, last, -1):",
             "for n in range(start, last + (start > last + 1), -1):",
             "tests/verification/test_verify.py::test_ctms_contract_and_table_hold_on_every_schedule",
@@ -72,7 +72,7 @@ MUTANTS = [
         ),
         (
             "verify dmd: fresh data are held against data, the student is not looked at",
-            "0.0, sliced_w2(drawn, data), limit",
+            "0.0, sliced_w2(samples, data), limit",
             "0.0, sliced_w2(other, data), limit",
             "test_a_student_that_has_learnt_nothing_is_seen",
         ),

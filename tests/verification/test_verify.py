@@ -74,13 +74,13 @@ SCHEDULES = {"vp": Schedule.scaled_linear(), "edm": Schedule.edm(), "flow": Sche
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_hypers_segments_and_fixed_points_hold_on_every_schedule(name):
-    """No empty segment, no end at its start; told ends lose nothing in 8, 4, 2 and 1; others are pulled nowhere."""
+    """No empty segment, no end at its start; no loss with s as an input, no gradient without it, for k = 8, 4, 2, 1."""
     schedule = SCHEDULES[name]
     method = Hyper(schedule, **Hyper.truth_settings, segments=4)
     rows = {row.quantity: row for row in hyper.fixed_rows(Bench(LINE, schedule), method)}
     assert all(row.passed for row in rows.values()), [row for row in rows.values() if not row.passed]
     for k in (8, 4, 2, 1):
-        assert rows[f"k = {k}, told its end: largest loss of the composed teacher"].measured < 1e-20
+        assert rows[f"k = {k}, conditioned on s: largest loss of the composed teacher"].measured < 1e-20
     assert any(name.startswith("later stages: ") for name in rows)
 
 
@@ -91,7 +91,7 @@ def test_hypers_fixed_points_hold_under_guidance():
 
 
 def test_shorter_segments_leave_less_to_lose():
-    """One prediction for every end of a segment: the loss left falls with k, to nothing at one hop each."""
+    """One prediction for every end of a segment: the loss left falls with k, to nothing at one solver step each."""
     left = []
     for k in (1, 2, 4, 8):
         method = Hyper(SCHEDULES["vp"], **Hyper.truth_settings | {"mse_weight": 1.0}, segments=k)
@@ -162,20 +162,20 @@ def test_add_and_ladd_hold_to_their_closed_forms_on_every_schedule(method, sched
     report = verify(method, LINE, schedule=schedule)
     assert report.passed, report
     names = [row.quantity for row in report]
-    assert ("advice beside an ideal game: variance of the answers" in names) == (method == "turbo")
+    assert ("distillation beside an ideal discriminator: variance" in names) == (method == "turbo")
     assert not any("sliced W2" in name for name in names)  # nothing was trained
     guided = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.4], class_weights=[[1.0, 0.0], [0.2, 0.8]])
     assert method == "ladd" or verify(method, guided, guidance_scale=2.5).passed
 
 
-def test_advice_settles_where_the_specification_says():
-    rows = {row.quantity: row for row in turbo.advice_rows(Turbo)}
-    assert rows["advice beside an ideal game: variance of the answers"].truth == pytest.approx(0.465, abs=5e-5)
-    assert rows["advice alone: spread left after sixty steps of descent"].measured < 1e-4
+def test_the_distillation_loss_converges_to_the_specified_variance():
+    rows = {row.quantity: row for row in turbo.distillation_rows(Turbo)}
+    assert rows["distillation beside an ideal discriminator: variance"].truth == pytest.approx(0.465, abs=5e-5)
+    assert rows["distillation alone: spread left after sixty steps of descent"].measured < 1e-4
 
 
-class AsksTheTeacherAtTheAnswer(Turbo):
-    """A planted defect: the answer is not noised again."""
+class AsksTheTeacherWithoutNoise(Turbo):
+    """A planted defect: the student's image is not noised again."""
 
     def distillation(self, roles, cond, draws, shared):
         quiet = copy.copy(draws)
@@ -190,8 +190,10 @@ class WeighsBySigma(Turbo):
         return self.schedule.alpha_sigma(t)[1]
 
 
-@pytest.mark.parametrize(("cls", "found"), [(AsksTheTeacherAtTheAnswer, "sds in latents"), (WeighsBySigma, "advice")])
-def test_wrong_advice_is_found_without_training(cls, found):
+@pytest.mark.parametrize(
+    ("cls", "found"), [(AsksTheTeacherWithoutNoise, "sds in latents"), (WeighsBySigma, "distillation")]
+)
+def test_a_wrong_distillation_loss_is_found_without_training(cls, found):
     failed = [row.quantity for row in verify(cls, LINE, steps=0) if not row.passed]
     assert failed and all(name.startswith((found, "sds in latents")) for name in failed)
 
@@ -221,7 +223,7 @@ class TrainsOnTwoNoises(CM):
 def test_a_residual_that_follows_the_state_is_found_without_training():
     report = verify(TrainsOnTwoNoises, steps=0, variant="ct")
     assert [row.quantity for row in report if not row.passed] == [
-        "residual at the exact fixed point, in standard errors: times the answer"
+        "residual at the exact fixed point, in standard errors: times the prediction"
     ]
 
 
@@ -272,7 +274,7 @@ class BlindToItsPhase(PCM):
 
 
 @pytest.mark.parametrize("schedule", [Schedule.scaled_linear(), Schedule.edm(), Schedule.flow()])
-def test_pcms_contract_oracle_and_game(schedule):
+def test_pcms_contract_oracle_and_discriminator(schedule):
     bench = Bench(LINE, schedule)
     method = PCM(schedule, **PCM.truth_settings)
     quiet = {row.quantity: row for row in pcm.oracle_rows(bench, method)}
@@ -286,7 +288,7 @@ def test_the_oracle_finds_a_target_that_is_blind_to_its_phase():
     assert not pcm.oracle_rows(Bench(LINE, Schedule.flow()), method)[0].passed
 
 
-def test_a_constant_discriminator_has_hinge_loss_2_and_no_pull():
+def test_a_constant_discriminator_has_hinge_loss_2_and_no_gradient():
     bench, schedule = Bench(LINE, Schedule.flow()), Schedule.flow()
     game = PCM(schedule, **PCM.truth_settings | {"adversarial_weight": 1.0, "huber_c": 1e-3})
     oracle = pcm.Oracle(bench, game)
@@ -296,7 +298,7 @@ def test_a_constant_discriminator_has_hinge_loss_2_and_no_pull():
             if name.endswith("outlet.weight"):
                 p.zero_()
     oracle.heads["discriminator"] = heads
-    step = pcm.a_step(bench, game, oracle, 0, 64)
+    step = pcm.player_inputs(bench, game, oracle, 0, 64)
     assert game.discriminator(oracle, *step).total.item() == 2
     assert torch.autograd.grad(game.student(oracle, *step).total, oracle.shift)[0].abs().max() < 1e-15
 
@@ -361,4 +363,4 @@ def test_sliced_w2_of_a_shift():
 
 def test_short_tables_can_be_verified():
     report = verify("lcm", schedule=Schedule.cosine(100), steps=0)
-    assert report.passed and not any("500 hops" in row.quantity for row in report)
+    assert report.passed and not any("500 steps" in row.quantity for row in report)

@@ -115,7 +115,7 @@ class Bench:
         return roles
 
     def network(self, extra_inputs: Iterable[str] = ()) -> MLP:
-        """A small network of random weights that reads states, and gives answers, of the mixture's size."""
+        """A small network with random weights, whose input states and predictions have the mixture's dimension."""
         centre = self.mixture.weights @ self.mixture.means
         spread = (self.mixture.weights[:, None] * (self.mixture.means - centre) ** 2).sum() + self.width**2
         std = float((spread / self.mixture.dim).sqrt())

@@ -58,7 +58,7 @@ class Checks:
     Attributes:
         fixed: rows about what its loss is zero at, nothing trained.
         trained: rows about the roles of a trained student; by default the distribution it draws.
-        steps: of training; None: 600 for every hop of the training grid (on a line of CM and CTM 200), 12,000 at most.
+        steps: number of training steps; None: 600 per solver step of the grid (CM, CTM in 1-D: 200), 12,000 at most.
         train: from a bench, the method and steps to a trainer that has run.
         mixture: the data of `fewstep verify` by default; a ring of eight modes.
         on_a_line: truth is best known on a line, and on EDM's schedule.
@@ -74,7 +74,7 @@ class Checks:
     settings: Callable[[Schedule, Collection[str]], dict[str, Any]] = lambda schedule, given: {}
 
     def default_steps(self, method: Method, dim: int) -> int:
-        """How long a student of ``method`` is trained unless told."""
+        """The number of training steps of a student of ``method`` by default."""
         if self.steps is not None:
             return self.steps
         per_hop = LINE_STEPS_PER_HOP if self.on_a_line and dim == 1 else STEPS_PER_HOP

@@ -21,7 +21,7 @@ from fewstep.verification.fixed_points import CDFixedPoint, CTFixedPoint, FixedP
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms, standard_errors
 
-DRAWN = 16_384  # samples on which CT's residual must vanish in the mean
+SAMPLES = 16_384  # samples on which CT's residual must vanish in the mean
 
 
 def cm_fixed_point(bench: Bench, method: CM) -> FixedPoint | None:
@@ -35,7 +35,7 @@ def cm_fixed_point(bench: Bench, method: CM) -> FixedPoint | None:
 
 
 def fixed_rows(bench: Bench, method: CM) -> list[Row]:
-    """One step at the fixed point, without training: CD has no loss there, CT no loss that a student could lower."""
+    """One step at the fixed point, without training: CD's loss is zero, CT's residual is uncorrelated."""
     point = cm_fixed_point(bench, method)
     if method.settings.variant == "cd":
         assert point is not None
@@ -44,18 +44,18 @@ def fixed_rows(bench: Bench, method: CM) -> list[Row]:
         return [Row("loss at the exact fixed point", 0.0, loss, limit), *convergence_rows(bench, method.solver)]
     rows = []
     if point is not None:
-        _, (answer, target), _ = _step(bench, method, point, DRAWN)
-        residual = answer - target
+        _, (predicted, target), _ = _step(bench, method, point, SAMPLES)
+        residual = predicted - target
         name = "residual at the exact fixed point, in standard errors:"
         rows.append(Row(f"{name} its mean", 0.0, standard_errors(residual), 4.0))
-        rows.append(Row(f"{name} times the answer", 0.0, standard_errors(residual * answer), 4.0))
+        rows.append(Row(f"{name} times the prediction", 0.0, standard_errors(residual * predicted), 4.0))
     return rows
 
 
 def trained_rows(bench: Bench, method: CM, roles: Roles) -> list[Row]:
     """One step of the trained student against the fixed point, start by start.
 
-    A line is held to 0.02 of its data's size (rms), more dimensions to 0.05: the map is steep between their modes.
+    The limit is 0.02 of the data's size (rms) in one dimension and 0.05 in more, where the map is steep between modes.
     Where the fixed point is not known, the distribution of samples is compared.
     """
     point = cm_fixed_point(bench, method)
@@ -64,21 +64,21 @@ def trained_rows(bench: Bench, method: CM, roles: Roles) -> list[Row]:
     x, cond = bench.starts
     start, end = bench.schedule.start, bench.schedule.end
     with torch.no_grad():
-        answer = consistency(roles.student(x.float(), start, cond)).double()
+        predicted = consistency(roles.student(x.float(), start, cond)).double()
     truth = consistency(point.denoiser()(x, start, cond))
     exact = bench.flow(x, start, end, cond)
     centre = exact.mean(dim=0)
-    size, hops = rms(exact - centre), max(1.0, (len(method.grid) - 1) / 10)
-    limit = (0.02 if bench.mixture.dim == 1 else 0.05) * max(1.0, size) * hops
-    spread, wanted = rms(answer - answer.mean(dim=0)), rms(truth - truth.mean(dim=0))
+    size, scale = rms(exact - centre), max(1.0, (len(method.grid) - 1) / 10)
+    limit = (0.02 if bench.mixture.dim == 1 else 0.05) * max(1.0, size) * scale
+    spread, wanted = rms(predicted - predicted.mean(dim=0)), rms(truth - truth.mean(dim=0))
     return [
-        Row("one step: rms error", 0.0, rms(answer - truth), limit, rms(truth - exact)),
-        Row("one step: spread of the answers", wanted, spread, limit, abs(wanted - size)),
+        Row("one step: rms error", 0.0, rms(predicted - truth), limit, rms(truth - exact)),
+        Row("one step: spread of the samples", wanted, spread, limit, abs(wanted - size)),
     ]
 
 
 def _step(bench: Bench, method: CM, point: FixedPoint, size: int) -> tuple[float, tuple[Tensor, Tensor], Tensor]:
-    """Loss, (answer, target) and data of one step in float64 whose student and target are the fixed point."""
+    """(loss, (prediction, target), data) of one step in float64 whose student and target are the fixed point."""
     rng = Rng(bench.seed, 0, size, dtype=torch.float64)
     batch: Batch = bench.source.batch(rng)
     student = point.denoiser()

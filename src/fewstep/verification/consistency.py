@@ -43,9 +43,9 @@ def loss_row(bench: Bench, method: Any, point: FixedPoint) -> Row:
 
 
 def convergence_rows(bench: Bench, solver: Solver = "ddim") -> list[Row]:
-    """The fixed point nears the flow map as the grid is refined: the error halves with the hop (by DDIM), or quarters.
+    """The fixed point approaches the flow map: half the step size halves the error (DDIM) or quarters it (Heun).
 
-    Tables of fewer than 500 steps have no such grids, and no such row.
+    There is no row for schedules of fewer than 500 table steps, which have no such grids.
     """
     if bench.schedule.family == "vp" and bench.schedule.num_train_timesteps < 500:
         return []
@@ -54,10 +54,10 @@ def convergence_rows(bench: Bench, solver: Solver = "ddim") -> list[Row]:
     schedule = bench.schedule
     exact = bench.flow(x, schedule.start, schedule.end, cond)
     errors = []
-    for hops in (125, 250, 500):
-        grid = schedule.training_grid(hops)[::-1].copy()
+    for solver_steps in (125, 250, 500):
+        grid = schedule.training_grid(solver_steps)[::-1].copy()
         errors.append(
             lengths(solve(bench.teacher, x, grid, cond, bench.guidance_scale, solver) - exact).median().item()
         )
     ratio, order = errors[1] / errors[2], 1 if solver == "ddim" else 2
-    return [Row("teacher on 250 / 500 hops: ratio of distances to the flow map", 2.0**order, ratio, 0.2 * 2.0**order)]
+    return [Row("teacher on 250 / 500 steps: ratio of distances to the flow map", 2.0**order, ratio, 0.2 * 2.0**order)]

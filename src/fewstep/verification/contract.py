@@ -36,9 +36,9 @@ def contract_rows(bench: Bench, method: Method) -> list[Row]:
 
 
 def contract_rows_with_discriminator(bench: Bench, method: Method) -> list[Row]:
-    """The same for a method that is verified without its discriminator, and has one by ``adversarial_weight``."""
-    game = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=1.0))
-    rows = contract_rows(bench, game)
+    """The same for a method verified without its discriminator, with the one that ``adversarial_weight`` adds."""
+    adversarial = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=1.0))
+    rows = contract_rows(bench, adversarial)
     return [dataclasses.replace(row, quantity=f"with a discriminator: {row.quantity}") for row in rows]
 
 

@@ -22,14 +22,14 @@ from fewstep.verification.fixed_points import CTMFixedPoint
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms, standard_errors
 
-DRAWN = 8192  # samples on which the diagonal's residual must vanish in the mean
+SAMPLES = 8192  # samples on which the diagonal's residual must vanish in the mean
 
 
 def fixed_rows(bench: Bench, method: CTM) -> list[Row]:
     """What holds without training: no loss at the fixed point for any h, t and s; the diagonal; steps without noise."""
     point = CTMFixedPoint(bench.teacher, method.grid.numpy(), bench.guidance_scale, method.solver)
     student = point.denoiser()
-    worst = max(_worst_loss(bench, method, student, hops) for hops in range(1, method.settings.max_hops + 1))
+    worst = max(_worst_loss(bench, method, student, n) for n in range(1, method.settings.max_hops + 1))
     size = max(1.0, float(bench.mixture.sample(1024, torch.Generator().manual_seed(0)).square().mean()))
     rows = [Row("largest loss at the exact fixed point, over all h, t and s", 0.0, worst, 1e-20 * size)]
     if bench.guidance_scale == 1.0:
@@ -40,15 +40,15 @@ def fixed_rows(bench: Bench, method: CTM) -> list[Row]:
     fewer = times[[0, len(times) // 2, -1]]
     paths = [walk(student, CTMSampler(num_inference_steps=1), x, some, _no_noise, cond) for some in (times, fewer)]
     apart = rms(paths[0][-1] - paths[1][-1])
-    rows.append(Row("its steps at eta 0: two and as many as hops, rms apart", 0.0, apart, 1e-9 * size))
+    rows.append(Row("its steps at eta 0: two and as many as the grid's, rms apart", 0.0, apart, 1e-9 * size))
     return [*rows, *convergence_rows(bench, method.solver)]
 
 
 def trained_rows(bench: Bench, method: CTM, roles: Roles) -> list[Row]:
     """The trained student's jumps between all times of the grid, from the teacher's own states, and its diagonal.
 
-    Jumps are held to account where the loss is: carried on to the grid's end, by the exact composed teacher. A line is
-    held to 0.02 of its data's size (rms), more dimensions to 0.05: the map is steep between their modes.
+    Jumps are compared where the loss compares them: at the grid's end, where the exact composed teacher carries them.
+    The limit is 0.02 of the data's size (rms) in one dimension and 0.05 in more, where the map is steep between modes.
     """
     x, cond = bench.starts
     grid = method.grid.tolist()
@@ -57,14 +57,14 @@ def trained_rows(bench: Bench, method: CTM, roles: Roles) -> list[Row]:
     for t, u in zip(grid[:0:-1], grid[-2::-1], strict=True):
         states[u] = point.denoiser()(states[t], t, cond, end=u).at(u)
     exact = bench.flow(x, grid[-1], grid[0], cond)
-    hops = max(1.0, (len(grid) - 1) / 8)
-    limit = (0.02 if bench.mixture.dim == 1 else 0.05) * max(1.0, rms(exact - exact.mean(dim=0))) * hops
+    scale = max(1.0, (len(grid) - 1) / 8)
+    limit = (0.02 if bench.mixture.dim == 1 else 0.05) * max(1.0, rms(exact - exact.mean(dim=0))) * scale
     errors = []
     for i, t in enumerate(grid):
         for s in grid[:i]:
             with torch.no_grad():
-                landing = roles.student(states[t].float(), t, cond, end=s).at(s).double()
-            carried = landing if s == grid[0] else point.denoiser()(landing, s, cond, end=grid[0]).at(grid[0])
+                x_s = roles.student(states[t].float(), t, cond, end=s).at(s).double()
+            carried = x_s if s == grid[0] else point.denoiser()(x_s, s, cond, end=grid[0]).at(grid[0])
             errors.append(rms(carried - states[grid[0]]))
     one = errors[-len(grid[1:])]  # from the start to the end
     diagonal = [_diagonal_error(bench, roles, t) for t in grid[1:]]
@@ -76,15 +76,15 @@ def trained_rows(bench: Bench, method: CTM, roles: Roles) -> list[Row]:
     ]
 
 
-def _worst_loss(bench: Bench, method: CTM, student: Any, hops: int) -> float:
-    """Largest of one row's losses over all starts and ends that ``hops`` hops leave."""
+def _worst_loss(bench: Bench, method: CTM, student: Any, num_steps: int) -> float:
+    """Largest loss of a single sample over all starts and ends that ``num_steps`` solver steps leave."""
     last = len(method.grid) - 1
-    pairs = [(i, end) for i in range(hops, last + 1) for end in range(i - hops + 1)]
-    rng = Rng(bench.seed, hops, len(pairs), dtype=torch.float64)
+    pairs = [(i, end) for i in range(num_steps, last + 1) for end in range(i - num_steps + 1)]
+    rng = Rng(bench.seed, num_steps, len(pairs), dtype=torch.float64)
     batch = bench.source.batch(rng)
     draws = method.draw(batch, rng, Progress(0, 1))
     index, end = torch.tensor(pairs).T
-    draws = dataclasses.replace(draws, num_steps=hops, index=index, end_index=end)
+    draws = dataclasses.replace(draws, num_steps=num_steps, index=index, end_index=end)
     roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=student)
     quiet = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=0.0))
     shared = quiet.prepare(roles, batch, draws, {"student"})
@@ -92,18 +92,18 @@ def _worst_loss(bench: Bench, method: CTM, student: Any, hops: int) -> float:
 
 
 def _diagonal_rows(bench: Bench, method: CTM, student: Any) -> list[Row]:
-    """Data minus the exact diagonal: no mean, and none along the answer. So the exact teacher minimises its loss."""
-    rng = Rng(bench.seed, 0, DRAWN, dtype=torch.float64)
+    """Data minus the exact diagonal: mean zero, uncorrelated with the prediction, which makes it the minimum."""
+    rng = Rng(bench.seed, 0, SAMPLES, dtype=torch.float64)
     batch = bench.source.batch(rng)
     draws = method.draw(batch, rng, Progress(0, 1))
-    t = method.grid[torch.arange(DRAWN) % (len(method.grid) - 1) + 1]
+    t = method.grid[torch.arange(SAMPLES) % (len(method.grid) - 1) + 1]
     x = bench.schedule.add_noise(batch.x0, draws.diagonal_noise, t)
-    said = student(x, t, batch.cond, end=t).x0
-    residual = batch.x0 - said
+    x0 = student(x, t, batch.cond, end=t).x0
+    residual = batch.x0 - x0
     name = "residual of the exact diagonal, in standard errors:"
     return [
         Row(f"{name} its mean", 0.0, standard_errors(residual), 4.0),
-        Row(f"{name} times the answer", 0.0, standard_errors(residual * said), 4.0),
+        Row(f"{name} times the prediction", 0.0, standard_errors(residual * x0), 4.0),
     ]
 
 
@@ -114,8 +114,8 @@ def _diagonal_error(bench: Bench, roles: Roles, t: float) -> float:
     label = None if cond is None else cond["label"]
     x = bench.mixture.sample_at(len(bench.starts[0]), bench.schedule, t, generator, label)
     with torch.no_grad():
-        said = roles.student(x.float(), t, cond, end=t).x0.double()
-    return rms(said - bench.teacher(x, t, cond, bench.guidance_scale).x0)
+        x0 = roles.student(x.float(), t, cond, end=t).x0.double()
+    return rms(x0 - bench.teacher(x, t, cond, bench.guidance_scale).x0)
 
 
 def _no_noise() -> Tensor:

@@ -114,16 +114,16 @@ def _posterior(schedule: Schedule, x: Tensor, t: Tensor, mean: float, variance: 
 
 
 def _solver_rows(bench: Bench, method: DMD) -> list[Row]:
-    """A student that answers as the pairs do, the teacher its fake score: no loss, no gradient."""
+    """A student that predicts the pairs' images, with the teacher as fake score, has no loss and no gradient."""
     rng = Rng(bench.seed, 0, 64, dtype=torch.float64)
     batch = bench.source_of(method).batch(rng)
     assert batch.pairs is not None
-    answer = batch.pairs.x0.clone().requires_grad_()
+    x0 = batch.pairs.x0.clone().requires_grad_()
     roles: Any = SimpleNamespace(teacher=bench.teacher, fake=bench.teacher)
     batch = dataclasses.replace(batch, cond=batch.pairs.cond)
     draws = method.draw(batch, rng, Progress(0, 1))
-    loss = method.student(roles, batch, draws, Shared(answer, answer)).total
-    (slope,) = torch.autograd.grad(loss, answer)
+    loss = method.student(roles, batch, draws, Shared(x0, x0)).total
+    (slope,) = torch.autograd.grad(loss, x0)
     return [
         Row("loss of a student that is the pairs' solver, the teacher its fake score", 0.0, loss.item(), 0.0),
         Row("its gradient", 0.0, float(slope.abs().max()), 0.0),
@@ -134,7 +134,7 @@ def trained_rows(bench: Bench, method: DMD, roles: Roles) -> list[Row]:
     """A trained student's one step from new noise, and from the noise of the pairs.
 
     The limit of the distance to the data is a fifth of the teacher's own at two steps. Guided samples follow no
-    mixture: there only the pairs are left to compare with.
+    mixture, so that they are compared with the pairs only.
     """
     _, cond = bench.starts
     noise = torch.randn(
@@ -147,22 +147,22 @@ def trained_rows(bench: Bench, method: DMD, roles: Roles) -> list[Row]:
     rows = [Row("one step from the pairs' noise: rms distance to the pairs", 0.0, off, 0.3 * _size(made.x0))]
     if bench.guidance_scale != 1.0:
         return rows
-    drawn = sample(roles.student, student, noise, cond).x0
+    samples = sample(roles.student, student, noise, cond).x0
     data, other = (bench.data(name) for name in ("data", "other data"))
     two = sample(bench.teacher.uncounted(), DDIMSampler(num_inference_steps=2), noise, cond).x0
     limit = sliced_w2(two, data) / 5
-    row = Row("one step: sliced W2 to the data", 0.0, sliced_w2(drawn, data), limit, sliced_w2(data, other))
-    return [row, *_mode_rows(bench, drawn), *rows]
+    row = Row("one step: sliced W2 to the data", 0.0, sliced_w2(samples, data), limit, sliced_w2(data, other))
+    return [row, *_mode_rows(bench, samples), *rows]
 
 
-def _mode_rows(bench: Bench, drawn: Tensor) -> list[Row]:
-    """The mode whose share is furthest off, in shares of its own: the pairs are there to let none go.
+def _mode_rows(bench: Bench, samples: Tensor) -> list[Row]:
+    """The largest relative error of a mode's share of the samples: the regression on pairs must keep every mode.
 
-    The floor is three standard errors of the rarest one's.
+    The floor is three standard errors of the rarest mode's share.
     """
     weights = bench.mixture.weights
-    shares = torch.bincount(bench.mixture.assign(drawn.double()), minlength=len(weights)) / len(drawn)
-    worst, floor = float((shares / weights - 1).abs().max()), 3 / (float(weights.min()) * len(drawn)) ** 0.5
+    shares = torch.bincount(bench.mixture.assign(samples.double()), minlength=len(weights)) / len(samples)
+    worst, floor = float((shares / weights - 1).abs().max()), 3 / (float(weights.min()) * len(samples)) ** 0.5
     return [Row("worst mode: its share of the samples, off by", 0.0, worst, 0.25, floor)]
 
 

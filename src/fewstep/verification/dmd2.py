@@ -22,12 +22,12 @@ from fewstep.verification.contract import contract_rows_with_discriminator
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import spread
 
-FIT, STEPS, BATCH, DRAWN = 800, 8_000, 2048, 10_000
-# Scores are matched from table index 20 on, at a noise of 0.14: on the ring of radius 1 nine draws in ten see no mode's
-# shape. On one four times as large half of them do.
+FIT, STEPS, BATCH, SAMPLES = 800, 8_000, 2048, 10_000
+# Scores are matched from table index 20 on, at a noise of 0.14: on the ring of radius 1 nine samples in ten carry no
+# information about a mode's shape, on a ring four times as large half of them do.
 RING = GaussianMixture.ring(8, 4.0, 0.4)
-# One step begins where SDXL's published one-step student does, at 399 of 1,000: at 999 the fitted teacher's answers lie
-# in the middle of the ring, and parting two modes takes longer.
+# One step begins where SDXL's published one-step student does, at 399 of 1,000: at 999 the fitted teacher's
+# predictions lie in the middle of the ring, and separating two modes takes longer.
 START = 0.4
 _RING_WIDTH = 0.1414  # of the ring with std 0.1, for which the limit of means is set
 
@@ -67,7 +67,7 @@ def train(bench: Bench, method: DMD2, steps: int, show_progress: bool = False) -
 
 
 def fit_teacher(bench: Bench) -> Denoiser:
-    """A small network that says nearly what the exact teacher says, in v (VP), flow or x0 (EDM)."""
+    """A small network fitted to the exact teacher's predictions, in v (VP), flow or x0 (EDM)."""
     kind = {"vp": "v_prediction", "flow": "flow", "edm": "sample"}[bench.schedule.family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_key(bench.seed, "student"))
@@ -85,8 +85,8 @@ def fit_teacher(bench: Bench) -> Denoiser:
         x = bench.schedule.add_noise(batch.x0, noise, t)
         with torch.no_grad():
             wanted = bench.teacher(x, t, batch.cond)
-        said = fitted(x, t, batch.cond).output
-        loss = (said - {"v_prediction": wanted.v, "flow": wanted.flow, "sample": wanted.x0}[kind]).square().mean()
+        predicted = fitted(x, t, batch.cond).output
+        loss = (predicted - {"v_prediction": wanted.v, "flow": wanted.flow, "sample": wanted.x0}[kind]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -102,9 +102,9 @@ def trained_rows(bench: Bench, method: DMD2, roles: Roles) -> list[Row]:
         return []
     mixture = bench.mixture
     generator = torch.Generator().manual_seed(stream_key(bench.seed, "matched"))
-    noise = torch.randn(DRAWN, mixture.dim, generator=generator)
+    noise = torch.randn(SAMPLES, mixture.dim, generator=generator)
     _, cond = bench.starts
-    cond = None if cond is None else cond[torch.arange(DRAWN) % len(cond)]
+    cond = None if cond is None else cond[torch.arange(SAMPLES) % len(cond)]
     sampler = make_sampler(method.sampler, timesteps=method.inputs.timesteps)
     x = sample(roles.student, sampler, noise, cond, generator=generator).x0.double()
     which = mixture.assign(x, None if cond is None else cond["label"])

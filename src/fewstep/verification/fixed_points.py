@@ -1,9 +1,10 @@
 """What CM, LCM, CTM, TCD, PCM and Hyper-SD converge to, exactly: their losses' fixed points, closed-form teachers.
 
-A consistency loss ties the student at grid time t to itself at the teacher's landing point, one grid time below.
-Followed down the grid, that is a recursion along the teacher's own DDIM trajectory, so the fixed point at a state
-costs one walk down the grid: no table, no interpolation, any dimension, guided or not. A trained network differs
-from it by optimisation; it differs from the exact flow map by the method itself.
+A consistency loss ties the student at grid time t to itself at the state that one step of the teacher's solver
+reaches, one grid time below.
+Followed down the grid, that is a recursion along the teacher's solver trajectory. So the fixed point at a state costs
+one walk down the grid, without table or interpolation, in any dimension, guided or not. A trained network differs from
+it by optimisation; it differs from the exact flow map by the method itself.
 """
 
 from __future__ import annotations
@@ -30,43 +31,43 @@ class FixedPoint:
     """A "sample" network known at the times of a training grid; the base of those below.
 
     Args:
-        teacher: exact or not; its guided DDIM step is the hop.
+        teacher: exact or not; its guided DDIM step is the solver step from one grid time to the next below.
         grid: [N + 1] increasing native times, the schedule's end first (`Schedule.training_grid`).
         guidance_scale: of the teacher, 1.0 is off.
     """
 
     def __init__(self, teacher: Denoiser, grid: Sequence[float] | Array, guidance_scale: float = 1.0) -> None:
         self.teacher, self.guidance_scale = teacher, guidance_scale
-        self.grid = np.unique(host(grid))  # type: ignore[arg-type]  # as many hops as table steps give index 0 twice
+        self.grid = np.unique(host(grid))  # type: ignore[arg-type]  # one step per table index gives index 0 twice
 
     def denoiser(self) -> Denoiser:
-        """As a student: ``.denoiser()(x, t).at(s)`` jumps to s."""
+        """The fixed point as a student: ``.denoiser()(x, t).at(s)`` jumps to s."""
         return Denoiser(self, self.teacher.schedule, "sample")
 
     def __call__(self, x: Tensor, t: Time, cond: Cond | None = None, **extras: Any) -> Tensor:
-        """Clean data [B, ...] said at x [B, ...] and grid times ``t`` (number or [B]).
+        """The predicted clean data [B, ...] at x [B, ...] and grid times ``t`` (number or [B]).
 
         Raises:
             ValueError: for a time that is not on the grid.
         """
         rows = np.broadcast_to(self._rows(t), (x.shape[0],))
-        said = torch.empty_like(x)
+        x0 = torch.empty_like(x)
         for row in np.unique(rows):
             here = torch.from_numpy(rows == row)
-            said[here] = self._at(int(row), x[here], None if cond is None else cond[here])
-        return said
+            x0[here] = self._at(int(row), x[here], None if cond is None else cond[here])
+        return x0
 
     def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
         raise NotImplementedError
 
     def _walk(self, n: int, x: Tensor, cond: Cond | None) -> tuple[list[Tensor], Tensor]:
-        """States at grid n, n - 1, ..., 0, and what the teacher says at the last."""
+        """(states at grid n, n - 1, ..., 0; the teacher's prediction of x0 at the last)."""
         states = [x]
         for m in range(n, 0, -1):
-            states.append(self._hop(states[-1], float(self.grid[m]), float(self.grid[m - 1]), cond))
+            states.append(self._solver_step(states[-1], float(self.grid[m]), float(self.grid[m - 1]), cond))
         return states, self.teacher(states[-1], float(self.grid[0]), cond, self.guidance_scale).x0
 
-    def _hop(self, x: Tensor, t: float, u: float, cond: Cond | None) -> Tensor:
+    def _solver_step(self, x: Tensor, t: float, u: float, cond: Cond | None) -> Tensor:
         return self.teacher(x, t, cond, self.guidance_scale).at(u)
 
     def _rows(self, t: Time) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -82,15 +83,15 @@ class LCMFixedPoint(FixedPoint):
     """LCM's: the consistency function equals the teacher's DDIM composed down to the grid's end."""
 
     def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
-        states, said = self._walk(n, x, cond)
+        states, x0 = self._walk(n, x, cond)
         if n == 0:
-            return said  # the consistency function ignores it: f(x, end) = x
+            return x0  # the consistency function ignores it: f(x, end) = x
         return self._clean(n, x, states[-1])
 
-    def _clean(self, n: int, x: Tensor, answer: Tensor) -> Tensor:
-        """The clean data to be said at x, grid time n, so that the consistency function is ``answer`` there."""
+    def _clean(self, n: int, x: Tensor, value: Tensor) -> Tensor:
+        """The x0 at x, grid time n, with which the consistency function equals ``value`` there."""
         skip, out = coefficients(self.teacher.schedule, self.grid[n])
-        return (answer - expand(skip, x) * x) / expand(out, x)
+        return (value - expand(skip, x) * x) / expand(out, x)
 
 
 class CDFixedPoint(LCMFixedPoint):
@@ -106,7 +107,7 @@ class CDFixedPoint(LCMFixedPoint):
         super().__init__(teacher, grid, guidance_scale)
         self.solver: Solver = solver
 
-    def _hop(self, x: Tensor, t: float, u: float, cond: Cond | None) -> Tensor:
+    def _solver_step(self, x: Tensor, t: float, u: float, cond: Cond | None) -> Tensor:
         return solve(self.teacher, x, np.array([t, u]), cond, self.guidance_scale, self.solver)
 
 
@@ -117,9 +118,9 @@ class CTFixedPoint(LCMFixedPoint):
 
         f(x, t) = E[f(x_u, u) | x_t = x]
 
-    is a sum over the components, whose x0 given x is Gaussian: a Gauss-Hermite rule through a table of f at u, hop by
-    hop up the grid. Right to 1e-7 of the data's spread. Not the teacher's solver: a mean of f over x0 stands
-    where that has f at the mean of x0, and the two differ by half f'' times the variance.
+    is a sum over the components, whose x0 given x is Gaussian: a Gauss-Hermite rule through a table of f at u, from one
+    grid time to the next above. It is exact to 1e-7 of the data's spread. It differs from the teacher's solver: CT
+    takes the mean of f over x0, the solver f at the mean of x0, and the two differ by half f'' times the variance.
 
     Raises:
         ValueError: for a mixture of more dimensions, or with classes.
@@ -176,18 +177,18 @@ class CTFixedPoint(LCMFixedPoint):
 
 
 class TCDFixedPoint(FixedPoint):
-    """TCD's TCF(1) under squared error, for end points s it is not told, uniform on the grid below t.
+    """TCD's TCF(1) under squared error, for end points s on which it is not conditioned, uniform on the grid below t.
 
-    The target for s <= u is b = f(x_u, u, s), with x_u the landing point (b = x_u for s = u). The student's clean
-    data enter the jump to s with weight b_s = alpha_s - alpha_t sigma_s / sigma_t, so the minimiser is the mean of
-    the secants x_t -> b with weights b_s^2.
+    The target for s <= u is b = f(x_u, u, s), with x_u the state after the solver step (b = x_u for s = u). The
+    student's x0 enters the jump to s with weight b_s = alpha_s - alpha_t sigma_s / sigma_t, so the minimiser is the
+    mean of the secants x_t -> b with weights b_s^2.
 
     Args:
-        ends: indices of the grid times s may be, those above u left out; None is all of them, (0,) is LCM's end.
-        segments: of Hyper-SD's TSCD, which leaves out those below the segment that the hop is in, too.
+        ends: indices of the grid times that s may take, without those above u; None is all of them, (0,) is LCM's end.
+        segments: number of Hyper-SD's segments (TSCD); s never lies below the segment of the solver step.
 
     With all of them, index 0 included and equally likely, the recursion gives the published-table figures of the
-    1-D check: rms errors .312, .0866, .166, .0902, .0289 at s = 0, 239, 499, 739, 899 from t = 999 (50 hops).
+    1-D check: rms errors .312, .0866, .166, .0902, .0289 at s = 0, 239, 499, 739, 899 from t = 999 (50 steps).
     The paper's s = t_m with m >= 1 leaves index 0 out and would give .340 at s = 0 and .065 at s = 239.
     """
 
@@ -204,27 +205,27 @@ class TCDFixedPoint(FixedPoint):
         self.ends = range(len(self.grid)) if ends is None else sorted(set(ends))
 
     def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
-        states, said = self._walk(n, x, cond)
+        states, x0 = self._walk(n, x, cond)
         alpha, sigma = self.teacher.schedule.alpha_sigma(self.grid)
         for m in range(1, n + 1):
-            here, landing = states[n - m], states[n - m + 1]
+            x_t, x_u = states[n - m], states[n - m + 1]
             floor = (m - 1) // self.stride * self.stride
             ends = np.array([s for s in self.ends if floor <= s < m], dtype=np.int64)
-            if not len(ends):  # a time that training never visits: still the teacher
-                said = self.teacher(here, float(self.grid[m]), cond, self.guidance_scale).x0
+            if not len(ends):  # never trained on: still the teacher
+                x0 = self.teacher(x_t, float(self.grid[m]), cond, self.guidance_scale).x0
                 continue
-            from_here = sigma[ends] / sigma[m]
-            from_landing = np.where(ends == m - 1, 1.0, sigma[ends] / (sigma[m - 1] or 1.0))  # sigma may be 0 at s = u
-            of_mine, of_below = alpha[ends] - alpha[m] * from_here, alpha[ends] - alpha[m - 1] * from_landing
-            # target = from_landing landing + of_below said (for s = u: 1 and 0); jump = from_here x + of_mine x0
+            from_x_t = sigma[ends] / sigma[m]
+            from_x_u = np.where(ends == m - 1, 1.0, sigma[ends] / (sigma[m - 1] or 1.0))  # sigma may be 0 at s = u
+            of_mine, of_below = alpha[ends] - alpha[m] * from_x_t, alpha[ends] - alpha[m - 1] * from_x_u
+            # target = from_x_u x_u + of_below x0_below (for s = u: 1 and 0); jump = from_x_t x_t + of_mine x0
             weight = of_mine / (of_mine**2).sum()
-            said = float(weight @ of_below) * said + float(weight @ from_landing) * landing
-            said = said - float(weight @ from_here) * here
-        return said
+            x0 = float(weight @ of_below) * x0 + float(weight @ from_x_u) * x_u
+            x0 = x0 - float(weight @ from_x_t) * x_t
+        return x0
 
 
 class PCMFixedPoint(FixedPoint):
-    """PCM's: one jump from every grid time to where the teacher, composed down the grid, reaches the phase's lower edge
+    """PCM's: one jump from every grid time to the phase's lower edge, as the teacher composed down the grid.
 
     Args:
         edges: [M + 1] increasing times of the grid: the lower ends of M phases, then its last (`Schedule.phase_edges`).
@@ -244,16 +245,17 @@ class PCMFixedPoint(FixedPoint):
         if n == 0:
             return self.teacher(x, float(self.grid[0]), cond, self.guidance_scale).x0  # no jump starts here
         edge = int(self.lower[self.lower < n].max())  # a time on an edge belongs to the phase below it
-        landing = compose(self.teacher, x, self.grid[edge : n + 1][::-1], cond, self.guidance_scale)
+        x_s = compose(self.teacher, x, self.grid[edge : n + 1][::-1], cond, self.guidance_scale)
         (alpha_t, alpha), (sigma_t, sigma) = (c[[n, edge]] for c in self.teacher.schedule.alpha_sigma(self.grid))
         of_x = sigma / sigma_t  # the jump to the edge is of_x x + (alpha - alpha_t of_x) x0
-        return (landing - float(of_x) * x) / float(alpha - alpha_t * of_x)
+        return (x_s - float(of_x) * x) / float(alpha - alpha_t * of_x)
 
 
 class CTMFixedPoint(CDFixedPoint):
-    """CTM's: the teacher's solver composed from t down to whatever end s of the grid it is told; at s = t the teacher.
+    """CTM's: the teacher's solver composed from t down to the end s on which the student is conditioned; at s = t the
+    teacher's own prediction.
 
-    Soft consistency ties a jump to itself from any lower u of the same path, so that all ways of learning agree.
+    Soft consistency ties a jump to itself from any lower u of the same path: the fixed point is the same for every h.
     """
 
     accepts = frozenset({"end"})
@@ -265,30 +267,30 @@ class CTMFixedPoint(CDFixedPoint):
             ValueError: for a time off the diagonal that is not on the grid, or an end above its time.
         """
         times, ends = (np.broadcast_to(np.atleast_1d(host(a)), len(x)) for a in (t, extras["end"]))
-        said = torch.empty_like(x)
+        x0 = torch.empty_like(x)
         for time, end in np.unique(np.stack([times, ends], axis=1), axis=0).tolist():
             here = torch.from_numpy((times == time) & (ends == end))
-            said[here] = self._told(time, end, x[here], None if cond is None else cond[here])
-        return said
+            x0[here] = self._to_end(time, end, x[here], None if cond is None else cond[here])
+        return x0
 
-    def _told(self, time: float, end: float, x: Tensor, cond: Cond | None) -> Tensor:
+    def _to_end(self, time: float, end: float, x: Tensor, cond: Cond | None) -> Tensor:
         if time == end:
             return self.teacher(x, time, cond, self.guidance_scale).x0
         start, last = int(self._rows(time)[0]), int(self._rows(end)[0])
         if start <= last:
             raise ValueError(f"A trajectory leads down: from {time:g} none leads to {end:g}.")
-        landing = x
+        x_s = x
         for n in range(start, last, -1):
-            landing = self._hop(landing, float(self.grid[n]), float(self.grid[n - 1]), cond)
+            x_s = self._solver_step(x_s, float(self.grid[n]), float(self.grid[n - 1]), cond)
         (alpha_t, alpha), (sigma_t, sigma) = (c[[start, last]] for c in self.teacher.schedule.alpha_sigma(self.grid))
         of_x = sigma / sigma_t  # the jump is of_x x + (alpha - alpha_t of_x) x0
-        return (landing - float(of_x) * x) / float(alpha - alpha_t * of_x)
+        return (x_s - float(of_x) * x) / float(alpha - alpha_t * of_x)
 
 
 def compose(
     teacher: Denoiser, x: Tensor, times: Iterable[float], cond: Cond | None = None, guidance_scale: float = 1.0
 ) -> Tensor:
-    """Jumps one after the other: x at times[0] to times[-1], the network asked at every time but the last."""
+    """Jumps one after the other, from x at times[0] to times[-1]; one network call at every time but the last."""
     steps = [float(t) for t in times]
     for t, s in pairwise(steps):
         x = teacher(x, t, cond, guidance_scale).at(s)

@@ -1,4 +1,4 @@
-"""Hyper-SD's TSCD: segments that lose no time, jumps that compose, and a student against its exact fixed point."""
+"""Hyper-SD's TSCD: segments that cover every time, jumps that compose, and a student against its exact fixed point."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _SAMPLES = 16
 
 
 def fixed_rows(bench: Bench, method: Hyper) -> list[Row]:
-    """What holds without training a student, in the stages 8, 4, 2 and 1 of the method's grid."""
+    """What holds without training a student, for 8, 4, 2 and 1 segments of the method's grid."""
     rows = [] if method.gan else contract_rows_with_discriminator(bench, method)
     if method.settings.hop_by == "teacher" and bench.guidance_scale == 1.0 and not method.settings.tell_end:
         settings = dataclasses.replace(method.settings, hop_by="beginning", adversarial_weight=1.0)
-        later = type(method)(method.schedule, settings)  # with its game: untrained, it agrees with itself
+        later = type(method)(method.schedule, settings)  # with its discriminator: an untrained student is consistent
         found = contract_rows(bench, later)
         rows += [dataclasses.replace(row, quantity=f"later stages: {row.quantity}") for row in found]
-    hops = method.settings.num_grid_steps
-    for k in sorted({*(k for k in STAGES if hops % k == 0), hops}, reverse=True):
+    solver_steps = method.settings.num_grid_steps
+    for k in sorted({*(k for k in STAGES if solver_steps % k == 0), solver_steps}, reverse=True):
         stage = _stage(method, k)
-        rows += [*end_rows(stage), *jump_rows(bench, stage), pull_row(bench, stage)]
+        rows += [*end_rows(stage), *jump_rows(bench, stage), gradient_row(bench, stage)]
     return [*rows, *convergence_rows(bench)]
 
 
@@ -53,10 +53,10 @@ def trained_rows(bench: Bench, method: Hyper, roles: Roles) -> list[Row]:
     for top in range(len(grid) - 1, 0, -stride):
         for end in sorted({top - stride, top - (stride + 1) // 2}):
             t, s = grid[top], grid[end]
-            told = s if method.settings.tell_end else None
+            end_input = s if method.settings.tell_end else None
             with torch.no_grad():
-                jump = roles.student(x.float(), t, cond, end=told).at(s).double()
-            truth = point(x, t, cond, end=told).at(s)
+                jump = roles.student(x.float(), t, cond, end=end_input).at(s).double()
+            truth = point(x, t, cond, end=end_input).at(s)
             name, distance = f"jump {t:g} -> {s:g}: rms error", rms(truth - bench.flow(x, t, s, cond))
             rows.append(Row(name, 0.0, rms(jump - truth), 0.06 * bench.width, distance))
         x = compose(bench.teacher, x, grid[top - stride : top + 1][::-1], cond, bench.guidance_scale)
@@ -64,26 +64,26 @@ def trained_rows(bench: Bench, method: Hyper, roles: Roles) -> list[Row]:
     sampler = PhasedSampler(num_inference_steps=method.settings.segments, original_inference_steps=len(grid) - 1)
     times = sampler.times(method.schedule).tolist()
     with torch.no_grad():
-        answer = _steps(roles.student, start.float(), times, cond, method.settings.tell_end).double()
+        x_end = _steps(roles.student, start.float(), times, cond, method.settings.tell_end).double()
     truth = _steps(point, start, times, cond, method.settings.tell_end)
     distance = rms(truth - bench.flow(start, times[0], times[-1], cond))
-    return [*rows, Row(f"{len(times) - 1} steps: rms error", 0.0, rms(answer - truth), 0.1 * bench.width, distance)]
+    return [*rows, Row(f"{len(times) - 1} steps: rms error", 0.0, rms(x_end - truth), 0.1 * bench.width, distance)]
 
 
 # ---------------------------------------------------------------- the ends
 
 
 def end_rows(stage: Hyper) -> list[Row]:
-    """Over all hops and the drawn ends of many: none is empty, none at or above its start, none beyond its segment.
+    """Ends s drawn for every solver step: each exists, lies below its start and stays in its segment.
 
-    Lower ends of segments are counted by hand: the largest multiple of T / k below t, on the grid's own clock.
+    Lower ends of segments are computed independently: the largest multiple of T / k below t, in grid indices.
     """
-    k, hops = stage.settings.segments, stage.settings.num_grid_steps
-    index = torch.arange(hops)
-    edges = np.arange(k) * (hops / k)
-    wanted = torch.from_numpy(np.array([edges[edges < n].max() for n in range(1, hops + 1)]))
+    k, solver_steps = stage.settings.segments, stage.settings.num_grid_steps
+    index = torch.arange(solver_steps)
+    edges = np.arange(k) * (solver_steps / k)
+    wanted = torch.from_numpy(np.array([edges[edges < n].max() for n in range(1, solver_steps + 1)]))
     wrong = int((stage.floor(index) != wanted).sum())
-    size = 256 * hops
+    size = 256 * solver_steps
     batch = Batch(torch.zeros(size, 1, dtype=torch.float64))
     draws = stage.draw(batch, Rng(0, 0, size, dtype=torch.float64), Progress(0, 1))
     t, s = stage.grid[draws.index + 1], stage.grid[draws.end_index]
@@ -91,23 +91,23 @@ def end_rows(stage: Hyper) -> list[Row]:
     possible = int((index + 1 - wanted).sum())
     missed = possible - len(set(zip(draws.index.tolist(), draws.end_index.tolist(), strict=True)))
     return [
-        Row(f"k = {k}: hops whose segment starts elsewhere, or leaves no end", 0.0, wrong, 0.0),
+        Row(f"k = {k}: solver steps whose segment starts elsewhere, or leaves no end", 0.0, wrong, 0.0),
         Row(f"k = {k}: ends at or above their start, above u, or in another segment", 0.0, strays, 0.0),
         Row(f"k = {k}: ends of {possible} that are never drawn", 0.0, missed, 0.0),
     ]
 
 
-# ---------------------------------------------------------------- a student that is told its end
+# ---------------------------------------------------------------- a student conditioned on s
 
 
 def jump_rows(bench: Bench, stage: Hyper) -> list[Row]:
-    """Told its end, a student that is the composed teacher has no loss, and k steps of it are all the grid's."""
+    """Conditioned on s, the composed teacher has no loss, and its k steps equal all solver steps of the grid."""
     k, grid = stage.settings.segments, stage.grid.numpy()
-    told = _quiet(stage, tell_end=True)
+    conditioned = _quiet(stage, tell_end=True)
     student = CTMFixedPoint(bench.teacher, grid, bench.guidance_scale, "ddim").denoiser()
-    batch, draws, _ = _all_ends(bench, told)
+    batch, draws, _ = _all_ends(bench, conditioned)
     roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=student, beginning=bench.teacher)
-    shared = told.prepare(roles, batch, draws, {"student"})
+    shared = conditioned.prepare(roles, batch, draws, {"student"})
     worst = float((shared.x_s - shared.target).square().mean(1).max())
     x, cond = bench.starts
     x, cond = x[:64], None if cond is None else cond[:64]
@@ -116,38 +116,38 @@ def jump_rows(bench: Bench, stage: Hyper) -> list[Row]:
     apart = rms(steps - compose(bench.teacher, x, grid[::-1].tolist(), cond, bench.guidance_scale))
     size = max(1.0, rms(batch.x0))
     return [
-        Row(f"k = {k}, told its end: largest loss of the composed teacher", 0.0, worst, 1e-20 * size**2),
-        Row(f"k = {k}, told its end: its {k} steps to the composed teacher, rms", 0.0, apart, 1e-9 * size),
+        Row(f"k = {k}, conditioned on s: largest loss of the composed teacher", 0.0, worst, 1e-20 * size**2),
+        Row(f"k = {k}, conditioned on s: its {k} steps to the composed teacher, rms", 0.0, apart, 1e-9 * size),
     ]
 
 
-# ---------------------------------------------------------------- and one that is not
+# ---------------------------------------------------------------- a student that is not conditioned on s
 
 
-def pull_row(bench: Bench, stage: Hyper) -> Row:
-    """At the fixed point the method's own loss, over all ends of a start alike, pulls the student nowhere.
+def gradient_row(bench: Bench, stage: Hyper) -> Row:
+    """At the fixed point the gradient of the method's loss, summed over all ends s of a start, vanishes.
 
-    Beside the pull of one end alone, which only a segment of one hop has not.
+    The gradient of a single end does not, except in segments of one solver step.
     """
     quiet = _quiet(stage, tell_end=False)
     point = _fixed_point(bench, quiet)
-    batch, draws, places = _all_ends(bench, quiet)
-    shift = torch.zeros(int(places.max()) + 1, bench.mixture.dim, dtype=torch.float64, requires_grad=True)
+    batch, draws, starts = _all_ends(bench, quiet)
+    shift = torch.zeros(int(starts.max()) + 1, bench.mixture.dim, dtype=torch.float64, requires_grad=True)
 
     def shifted(x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
-        return point(x, t, cond).x0.detach() + shift[places]
+        return point(x, t, cond).x0.detach() + shift[starts]
 
     student = Denoiser(shifted, bench.schedule, "sample")
     roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=point, beginning=bench.teacher)
     shared = quiet.prepare(roles, batch, draws, {"student"})
-    (pull,) = torch.autograd.grad(quiet.student(roles, batch, draws, shared).total, shift)
+    (gradient,) = torch.autograd.grad(quiet.student(roles, batch, draws, shared).total, shift)
     size = max(1.0, rms(batch.x0))
-    name = f"k = {quiet.settings.segments}: pull of all ends together on the exact fixed point"
-    return Row(name, 0.0, float(pull.abs().max()) * len(batch.x0), 1e-10 * size)
+    name = f"k = {quiet.settings.segments}: gradient of all ends together at the exact fixed point"
+    return Row(name, 0.0, float(gradient.abs().max()) * len(batch.x0), 1e-10 * size)
 
 
 def loss_left(bench: Bench, method: Hyper) -> float:
-    """The loss of the exact fixed point, over all hops and ends: what no student that is told no end can avoid."""
+    """The loss of the exact fixed point over all solver steps and ends: no student without s as an input has less."""
     point = _fixed_point(bench, quiet := _quiet(method, tell_end=False))
     batch, draws, _ = _all_ends(bench, quiet)
     roles: Any = SimpleNamespace(teacher=bench.teacher, student=point, target=point)
@@ -155,18 +155,18 @@ def loss_left(bench: Bench, method: Hyper) -> float:
 
 
 def _all_ends(bench: Bench, stage: Hyper) -> tuple[Batch, Draws, Tensor]:
-    """A batch of every hop and end, and of every row which start (x_t, t) it has: those of a hop are the same."""
+    """(a batch of every solver step and end, its draws, the index of each row's start (x_t, t))."""
     floors = stage.floor(torch.arange(stage.settings.num_grid_steps)).tolist()
     pairs = [(i, end) for i, floor in enumerate(floors) for end in range(floor, i + 1)]
     index, end = (torch.tensor(side).repeat_interleave(_SAMPLES) for side in zip(*pairs, strict=True))
-    of_hop = torch.arange(_SAMPLES).repeat(len(pairs))
+    sample = torch.arange(_SAMPLES).repeat(len(pairs))
     rng = Rng(bench.seed, 0, _SAMPLES, dtype=torch.float64)
     few = bench.source.batch(rng)
     noise = stage.draw(few, rng, Progress(0, 1)).noise
-    cond = None if few.cond is None else few.cond[of_hop]
-    scale = torch.full((len(of_hop),), bench.guidance_scale, dtype=torch.float64)
-    draws = Draws(index, end, noise[of_hop], scale, None, None)
-    return Batch(few.x0[of_hop], cond), draws, index * _SAMPLES + of_hop
+    cond = None if few.cond is None else few.cond[sample]
+    scale = torch.full((len(sample),), bench.guidance_scale, dtype=torch.float64)
+    draws = Draws(index, end, noise[sample], scale, None, None)
+    return Batch(few.x0[sample], cond), draws, index * _SAMPLES + sample
 
 
 def _fixed_point(bench: Bench, method: Hyper) -> Denoiser:
@@ -176,9 +176,9 @@ def _fixed_point(bench: Bench, method: Hyper) -> Denoiser:
     return TCDFixedPoint(bench.teacher, grid, scale, segments=method.settings.segments).denoiser()
 
 
-def _steps(student: Denoiser, x: Tensor, times: list[float], cond: Cond | None, told: bool) -> Tensor:
+def _steps(student: Denoiser, x: Tensor, times: list[float], cond: Cond | None, tell_end: bool) -> Tensor:
     for t, s in pairwise(times):
-        x = student(x, t, cond, end=s if told else None).at(s)
+        x = student(x, t, cond, end=s if tell_end else None).at(s)
     return x
 
 

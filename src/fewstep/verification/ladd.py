@@ -16,18 +16,18 @@ _POINTS = 4096
 
 
 def fixed_rows(bench: Bench, method: LADD) -> list[Row]:
-    """Where both sides are judged, and that every answer feels every head's logits."""
+    """The noise levels of the discriminator, and the gradient of every sample from every head."""
     rng = Rng(bench.seed, method.settings.warmup_steps, _POINTS, dtype=torch.float64)
     batch = bench.source.batch(rng)
     draws = method.draw(batch, rng, Progress(method.settings.warmup_steps, 10**9))
     level = np.log(method.schedule.noise_to_signal(method.judged_at(draws.ratio)))
     roles = bench.roles(method, torch.float64)
     shared = method.prepare(roles, batch, draws, {"student", "discriminator"})
-    says = roles.heads["discriminator"](shared.fake, shared.condition)
-    felt = [torch.autograd.grad(F.softplus(s).sum(), shared.x0_student, retain_graph=True)[0] for s in says]
-    share = float(torch.stack([(slope != 0).any(dim=1) for slope in felt]).double().mean())
+    logits = roles.heads["discriminator"](shared.fake, shared.condition)
+    grads = [torch.autograd.grad(F.softplus(logit).sum(), shared.x0_student, retain_graph=True)[0] for logit in logits]
+    share = float(torch.stack([(grad != 0).any(dim=1) for grad in grads]).double().mean())
     return [
-        Row("median of log(sigma/alpha) where both sides are judged", method.settings.ratio_mean,
+        Row("median of log(sigma/alpha) where both sides are compared", method.settings.ratio_mean,
             float(np.median(level)), 0.08),
-        Row("share of answers that feel every logit", 1.0, share, 1e-3),
+        Row("share of samples with a gradient from every logit", 1.0, share, 1e-3),
     ]  # fmt: skip

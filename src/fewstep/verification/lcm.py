@@ -32,27 +32,27 @@ def trained_rows(bench: Bench, method: LCM, roles: Roles) -> list[Row]:
     embed = bench.guidance_scale if method.settings.guidance_embed else None
     with torch.no_grad():
         pred = roles.student(x.float(), bench.schedule.start, cond, guidance_embed=embed)
-    answer = consistency(pred).double()
-    error = lengths(answer - composed)
+    x_end = consistency(pred).double()
+    error = lengths(x_end - composed)
     return [
         Row("one step: median error", 0.0, error.median().item(), 0.015 * slack, distance.median().item()),
         Row("one step: 95th percentile", 0.0, _percentile(error), 0.05 * slack, _percentile(distance)),
-        *mode_rows(bench, answer, composed, cond, scale, steps),
+        *mode_rows(bench, x_end, composed, cond, scale, steps),
     ]
 
 
-def mode_rows(bench: Bench, answer: Tensor, truth: Tensor, cond: Cond | None, scale: float, steps: float) -> list[Row]:
+def mode_rows(bench: Bench, x_end: Tensor, truth: Tensor, cond: Cond | None, scale: float, steps: float) -> list[Row]:
     """Mass, mean and standard deviation of every mode, worst over the modes that hold at least 1 % of the truth.
 
-    Means and spreads are let off by as much as single samples are: ``scale`` times ``steps``, in tens of solver steps.
+    Their limits grow as those of single samples: by ``scale``, and by ``steps``, in tens of solver steps.
     """
     if bench.guidance_scale != 1.0:
         return []  # guided samples follow no mixture
     label = None if cond is None else cond["label"]
-    of_answer, of_truth = bench.mixture.assign(answer, label), bench.mixture.assign(truth, label)
+    of_student, of_truth = bench.mixture.assign(x_end, label), bench.mixture.assign(truth, label)
     mass, mean, std = [0.0], [0.0], [0.0]
     for k in range(bench.mixture.num_components):
-        theirs, mine = truth[of_truth == k], answer[of_answer == k]
+        theirs, mine = truth[of_truth == k], x_end[of_student == k]
         if len(theirs) < 0.01 * len(truth):
             continue
         mass.append(abs(len(mine) - len(theirs)) / len(truth))

@@ -1,4 +1,4 @@
-"""PCM against its exact fixed point: phase by phase, all phases on end, and the game where there is nothing to win."""
+"""PCM against its exact fixed point: each phase, all phases in a row, and a discriminator against the exact student."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from fewstep.verification.fixed_points import PCMFixedPoint, compose
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms
 
-_GAME_STEPS, _GAME_BATCH = 120, 256
+_DISCRIMINATOR_STEPS, _DISCRIMINATOR_BATCH = 120, 256
 
 
 def fixed_rows(bench: Bench, method: PCM) -> list[Row]:
-    """What holds without training a student: the loss at the fixed point, its path, the game's rules and its end."""
+    """Rows without training a student: the fixed point's loss and steps, the discriminator's contract and optimum."""
     rows = [] if method.gan else contract_rows_with_discriminator(bench, method)
-    return [*oracle_rows(bench, method), *rows, *game_rows(bench, method), *convergence_rows(bench)]
+    return [*oracle_rows(bench, method), *rows, *discriminator_rows(bench, method), *convergence_rows(bench)]
 
 
 def trained_rows(bench: Bench, method: PCM, roles: Roles) -> list[Row]:
@@ -39,18 +39,18 @@ def trained_rows(bench: Bench, method: PCM, roles: Roles) -> list[Row]:
     path = _Path(bench, method)
     rows = []
     for t, s in pairwise(path.edges):
-        landing = path.teacher(x, t, s, cond)
+        composed = path.teacher(x, t, s, cond)
         with torch.no_grad():
             jump = roles.student(x.float(), t, cond).at(s).double()
-        distance = rms(landing - bench.flow(x, t, s, cond))
-        rows.append(Row(f"phase {t:g} -> {s:g}: rms error", 0.0, rms(jump - landing), 0.06 * bench.width, distance))
-        x = landing
+        distance = rms(composed - bench.flow(x, t, s, cond))
+        rows.append(Row(f"phase {t:g} -> {s:g}: rms error", 0.0, rms(jump - composed), 0.06 * bench.width, distance))
+        x = composed
     start, cond = bench.starts
     with torch.no_grad():
-        answer = compose(roles.student, start.float(), path.edges, cond).double()
+        x_end = compose(roles.student, start.float(), path.edges, cond).double()
     distance = rms(x - bench.flow(start, path.edges[0], path.edges[-1], cond))
     name = f"{len(path.edges) - 1} steps on the edges: rms error"
-    return [*rows, Row(name, 0.0, rms(answer - x), 0.1 * bench.width, distance)]
+    return [*rows, Row(name, 0.0, rms(x_end - x), 0.1 * bench.width, distance)]
 
 
 class _Path:
@@ -71,7 +71,7 @@ class Oracle:
     """Roles whose student and target are the exact fixed point; the student's clean data may be shifted.
 
     Attributes:
-        shift: [D], requires a gradient: that of a loss here is its slope along the student's answers.
+        shift: [D], added to the student's x0; the gradient of a loss there is its gradient in the student's x0.
     """
 
     def __init__(self, bench: Bench, method: PCM) -> None:
@@ -90,7 +90,7 @@ def oracle_rows(bench: Bench, method: PCM) -> list[Row]:
     """Zero loss at the fixed point, and its steps from edge to edge."""
     oracle: Any = Oracle(bench, method)
     quiet = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=0.0))
-    batch, draws, shared = a_step(bench, quiet, oracle, 0, 256)
+    batch, draws, shared = player_inputs(bench, quiet, oracle, 0, 256)
     loss = quiet.student(oracle, batch, draws, shared).total.item()
     x, cond = bench.starts
     path = _Path(bench, method)
@@ -103,48 +103,49 @@ def oracle_rows(bench: Bench, method: PCM) -> list[Row]:
     ]
 
 
-def game_rows(bench: Bench, method: PCM) -> list[Row]:
-    """A discriminator trained against the fixed point, on new draws: nothing tells both sides apart.
+def discriminator_rows(bench: Bench, method: PCM) -> list[Row]:
+    """A discriminator trained against the fixed point, on new samples: both sides have the same distribution.
 
-    Then the best one is constant, its hinge loss 2, and nothing pulls the student; one that was trained on finite data
-    still pulls a little, so its pull is seen beside that on a student three widths off, which it does tell apart.
+    The optimal discriminator is then constant, with hinge loss 2 and no gradient for the student. One trained on finite
+    data leaves a small gradient, so it is compared with that on a student three widths off, which it does tell apart.
     """
     settings = method.settings
-    hops = min(settings.num_grid_steps, 2 * settings.num_phases)
-    game = type(method)(method.schedule, dataclasses.replace(settings, num_grid_steps=hops, adversarial_weight=1.0))
-    loss, grad = play(bench, game, 0.0)
-    loss_beside, grad_beside = play(bench, game, 3 * bench.width)
+    solver_steps = min(settings.num_grid_steps, 2 * settings.num_phases)
+    settings = dataclasses.replace(settings, num_grid_steps=solver_steps, adversarial_weight=1.0)
+    gan = type(method)(method.schedule, settings)
+    loss, grad = train_discriminator(bench, gan, 0.0)
+    loss_beside, grad_beside = train_discriminator(bench, gan, 3 * bench.width)
     return [
         Row("hinge loss of a discriminator against the exact student", 2.0, loss, 0.05),
         Row("the same, three widths off: below 2 by", 1.0, 2 - loss_beside, 0.9),
-        Row("its pull on the exact student, over that three widths off", 0.0, grad / grad_beside, 0.6),
+        Row("its gradient on the exact student, over that three widths off", 0.0, grad / grad_beside, 0.6),
     ]
 
 
-def play(bench: Bench, game: PCM, offset: float) -> tuple[float, float]:
-    """Train a discriminator against the exact student, shifted by ``offset``; its loss and its pull, on new draws."""
-    oracle: Any = Oracle(bench, game)
+def train_discriminator(bench: Bench, gan: PCM, offset: float) -> tuple[float, float]:
+    """Train a discriminator against the exact student shifted by ``offset``; (loss, gradient norm) on new samples."""
+    oracle: Any = Oracle(bench, gan)
     oracle.shift.data += offset
     roles = Roles(bench.teacher, seed=bench.seed)
-    (spec,) = game.heads()
+    (spec,) = gan.heads()
     oracle.heads[spec.name] = roles.add_heads(spec.name, spec.build).double()
     optimizer = torch.optim.AdamW(roles.parameters(spec.name), lr=1e-3, betas=(0.0, 0.999))
-    for step in range(_GAME_STEPS):
-        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / _GAME_STEPS)  # noise in the weights averages out
+    for step in range(_DISCRIMINATOR_STEPS):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / _DISCRIMINATOR_STEPS)  # noise in the weights averages out
         optimizer.zero_grad()
-        game.discriminator(oracle, *a_step(bench, game, oracle, step, _GAME_BATCH)).total.backward()
+        gan.discriminator(oracle, *player_inputs(bench, gan, oracle, step, _DISCRIMINATOR_BATCH)).total.backward()
         optimizer.step()
     oracle.shift.grad = None
-    batch, draws, shared = a_step(bench, game, oracle, _GAME_STEPS, 16 * _GAME_BATCH)
-    loss = game.discriminator(oracle, batch, draws, shared).total.item()
-    quiet = game.student(oracle, batch, draws, shared).total
-    (slope,) = torch.autograd.grad(quiet, oracle.shift)
-    return loss, float(slope.norm())
+    batch, draws, shared = player_inputs(bench, gan, oracle, _DISCRIMINATOR_STEPS, 16 * _DISCRIMINATOR_BATCH)
+    loss = gan.discriminator(oracle, batch, draws, shared).total.item()
+    student_loss = gan.student(oracle, batch, draws, shared).total
+    (grad,) = torch.autograd.grad(student_loss, oracle.shift)
+    return loss, float(grad.norm())
 
 
-def a_step(bench: Bench, method: PCM, oracle: Any, step: int, size: int) -> tuple[Batch, Draws, Shared]:
-    """What the players of ``method`` are called with, after the roles."""
+def player_inputs(bench: Bench, method: PCM, oracle: Any, step: int, size: int) -> tuple[Batch, Draws, Shared]:
+    """The arguments of the players of ``method`` after the roles: batch, draws and shared."""
     rng = Rng(bench.seed, step, size, dtype=torch.float64)
     batch = bench.source.batch(rng)
-    draws = method.draw(batch, rng, Progress(step, _GAME_STEPS))
+    draws = method.draw(batch, rng, Progress(step, _DISCRIMINATOR_STEPS))
     return batch, draws, method.prepare(oracle, batch, draws, {"student", "discriminator"})

@@ -1,4 +1,4 @@
-"""What a verification says: one row per quantity, with the truth, the measurement, its floor and its limit."""
+"""The result of a verification: one row per quantity, with the truth, the measurement, its floor and its limit."""
 
 from __future__ import annotations
 

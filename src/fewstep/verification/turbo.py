@@ -1,4 +1,4 @@
-"""ADD against closed forms: what its distillation term alone comes to, and score distillation at every element."""
+"""ADD against closed forms: the fixed points of its distillation loss, and score distillation at every element."""
 
 from __future__ import annotations
 
@@ -29,60 +29,57 @@ _POINTS = 4096
 
 def fixed_rows(bench: Bench, method: Turbo) -> list[Row]:
     """What holds without training a student."""
-    return [*advice_rows(type(method)), *_score_rows(bench, method)]
+    return [*distillation_rows(type(method)), *_score_rows(bench, method)]
 
 
-def advice_rows(cls: type[Turbo]) -> list[Row]:
-    """A Gaussian teacher N(m, S): its advice pulls answers to m at the rate 2 c (1 - k alpha), k = alpha S / V.
+def distillation_rows(cls: type[Turbo]) -> list[Row]:
+    """With a Gaussian teacher N(m, S) samples move to m at the rate 2 c (1 - k alpha), k = alpha S / V.
 
-    Nothing pushes back, so alone it leaves one answer. Beside the reverse KL of an ideal game it leaves the variance
-    1 / (1/S + 2 lambda c (1 - k alpha)); 0.465 for S = 0.6, alpha = 0.8, sigma = 0.6, lambda c = 0.5.
+    Alone, the distillation loss contracts them to m. Beside the reverse KL of an ideal discriminator their variance
+    converges to 1 / (1/S + 2 lambda c (1 - k alpha)); 0.465 for S = 0.6, alpha = 0.8, sigma = 0.6, lambda c = 0.5.
     """
     method = cls(_TABLE, num_levels=1, guidance_scale=1.0, adversarial_weight=0.0)
-    pull = 1 - _ALPHA**2 * _VARIANCE / (_ALPHA**2 * _VARIANCE + _SIGMA**2)
-    rate = 2 * _ALPHA * pull  # c(t) = alpha_t
+    factor = 1 - _ALPHA**2 * _VARIANCE / (_ALPHA**2 * _VARIANCE + _SIGMA**2)
+    rate = 2 * _ALPHA * factor  # c(t) = alpha_t
+    exact = 1 / (1 / _VARIANCE + 2 * 0.5 * factor)  # lambda c = 0.5
     x = (_MEAN + 1.3 * _normals() - 0.4).requires_grad_()
-    (slope,) = torch.autograd.grad(_advice(method, x) * len(x), x)
+    (slope,) = torch.autograd.grad(_distillation_loss(method, x) * len(x), x)
     away = float((slope - rate * (x.detach() - _MEAN)).abs().max())
-    answers, step, steps = x.detach(), 0.2, 60
+    samples, step, steps = x.detach(), 0.2, 60
     for _ in range(steps):
-        moving = answers.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(_advice(method, moving) * len(x), moving)
-        answers = answers - step * slope
-    left = float(answers.std(correction=0) / x.detach().std(correction=0))
+        moving = samples.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(_distillation_loss(method, moving) * len(x), moving)
+        samples = samples - step * slope
+    left = float(samples.std(correction=0) / x.detach().std(correction=0))
     return [
-        Row("advice of a Gaussian teacher, to 2 c (1 - k alpha) (x - m): largest distance", 0.0, away, 1e-10),
-        Row("advice alone: spread left after sixty steps of descent", (1 - step * rate) ** steps, left, 1e-9),
-        Row("advice alone: mean of the answers, the teacher's mode", _MEAN, float(answers.mean()), 1e-3),
-        Row("advice beside an ideal game: variance of the answers", _settled(pull), _descended(method), 1e-6),
+        Row("distillation gradient, to 2 c (1 - k alpha) (x - m): largest distance", 0.0, away, 1e-10),
+        Row("distillation alone: spread left after sixty steps of descent", (1 - step * rate) ** steps, left, 1e-9),
+        Row("distillation alone: mean of the samples, the teacher's mode", _MEAN, float(samples.mean()), 1e-3),
+        Row("distillation beside an ideal discriminator: variance", exact, _variance_after_descent(method), 1e-6),
     ]
 
 
-def _settled(pull: float) -> float:
-    return 1 / (1 / _VARIANCE + 2 * 0.5 * pull)
-
-
-def _descended(method: Turbo) -> float:
-    """Variance of answers b + a z whose (a, b) descend -log p/q and the teacher's advice together."""
-    place = torch.tensor([1.5, -1.0], dtype=torch.float64, requires_grad=True)
+def _variance_after_descent(method: Turbo) -> float:
+    """Variance of samples b + a z after gradient descent of (a, b) on -log p/q plus the distillation loss."""
+    parameters = torch.tensor([1.5, -1.0], dtype=torch.float64, requires_grad=True)
     for _ in range(200):
-        x = place[1] + place[0] * _normals()
-        spread, mean = (float(v) for v in place.detach())
+        x = parameters[1] + parameters[0] * _normals()
+        spread, mean = (float(v) for v in parameters.detach())
         logit = _log_density(x, _MEAN, math.sqrt(_VARIANCE)) - _log_density(x, mean, abs(spread))
-        loss = generator_loss([logit], "hinge") + 0.5 / _ALPHA * _advice(method, x)
-        (slope,) = torch.autograd.grad(loss, place)
-        place = (place.detach() - 0.15 * slope).requires_grad_()
-    return float(place[0].detach()) ** 2
+        loss = generator_loss([logit], "hinge") + 0.5 / _ALPHA * _distillation_loss(method, x)
+        (slope,) = torch.autograd.grad(loss, parameters)
+        parameters = (parameters.detach() - 0.15 * slope).requires_grad_()
+    return float(parameters[0].detach()) ** 2
 
 
 def _log_density(x: Tensor, mean: float, std: float) -> Tensor:
     return -0.5 * ((x - mean) / std) ** 2 - math.log(std) - 0.5 * math.log(2 * math.pi)
 
 
-def _advice(method: Turbo, x: Tensor) -> Tensor:
-    """The method's own distillation term for answers x [B, 1] at the level of alpha and sigma, its noise averaged out.
+def _distillation_loss(method: Turbo, x: Tensor) -> Tensor:
+    """The method's distillation loss for samples x [B, 1] at the level of alpha and sigma, averaged over its noise.
 
-    It is linear in the noise up to a square that nothing flows into, so a noise and its opposite make its mean.
+    It is linear in the noise, up to a square that has no gradient, so the mean over a noise and its negative is exact.
     """
     roles: Any = SimpleNamespace(teacher=_teacher(_MEAN, _VARIANCE), decode=lambda latents: latents)
     noise = _normals().flip(0)
@@ -105,16 +102,16 @@ def _normals() -> Tensor:
 
 
 def _score_rows(bench: Bench, method: Turbo) -> list[Row]:
-    """With the weighting sds, in latents, advice is score distillation: w(t) (eps_teacher - eps') at every element."""
+    """With weighting sds in latents the gradient is w(t) (eps_teacher - eps') at every element."""
     settings = dataclasses.replace(method.settings, weighting="sds", space="latents")
     sds = type(method)(method.schedule, settings)
     rng = Rng(bench.seed, 0, _POINTS, dtype=torch.float64)
     batch = bench.source.batch(rng)
     draws = sds.draw(batch, rng, Progress(0, 1))
-    answer = batch.x0.clone().requires_grad_()
+    x0 = batch.x0.clone().requires_grad_()
     roles: Any = SimpleNamespace(teacher=bench.teacher)
-    shared: Any = SimpleNamespace(x0_student=answer, seen=answer)
-    (slope,) = torch.autograd.grad(sds.distillation(roles, batch.cond, draws, shared) * answer.numel(), answer)
+    shared: Any = SimpleNamespace(x0_student=x0, seen=x0)
+    (slope,) = torch.autograd.grad(sds.distillation(roles, batch.cond, draws, shared) * x0.numel(), x0)
     t = sds.levels[draws.teacher_level]
     x_t = sds.schedule.add_noise(batch.x0, draws.teacher_noise, t)
     gap = bench.teacher(x_t, t, batch.cond, guidance_scale=bench.guidance_scale).epsilon - draws.teacher_noise

@@ -27,7 +27,7 @@ def verify(
     show_progress: bool = False,
     **settings: Any,
 ) -> Report:
-    """Hold a method against closed-form truth: one row per quantity, with its floor, its limit and a verdict.
+    """Compare a method with closed-form truth: one row per quantity, with its floor, its limit and whether it passed.
 
     Rows stand in this order: the contract (`contract_rows`), what holds without training (``fixed_rows`` of the
     method's file here), and the trained student (its ``trained_rows``).
@@ -38,7 +38,7 @@ def verify(
             as large, for CM and CTM two modes on a line.
         seed: of data, starts and student.
         schedule: Stable Diffusion's by default, EDM's for CM and CTM.
-        steps: of training; by default what `Checks.steps` says of the method; 0 trains nothing.
+        steps: number of training steps; by default those of `Checks.steps` for the method; 0 trains nothing.
         settings: of the method, over its ``truth_settings``.
 
     Raises:
