@@ -139,7 +139,7 @@ def test_a_tar_cut_between_members_is_noticed(tmp_path):
     (tmp_path / "a.tar").write_bytes(whole[:end])
     found = find(tmp_path)
     assert len(found.images) == 1
-    assert [str(entry) for entry in found.skipped] == ["a.tar: it is cut short: it lacks the mark of its end"]
+    assert [str(entry) for entry in found.skipped] == ["a.tar: it is cut short: its end-of-archive block is missing"]
 
 
 def test_what_is_wrong_with_shards_is_one_sentence(tmp_path):

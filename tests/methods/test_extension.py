@@ -57,7 +57,7 @@ class Mine(Method):
         return Sampling(num_inference_steps=2, eta=0.7)
 
     @classmethod
-    def needs_pictures(cls, settings):
+    def needs_images(cls, settings):
         return False
 
     def draw(self, batch, rng, progress):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
-_MAX_RATIO = 4.0  # of the long side to the short one
+_MAX_RATIO = 4.0  # largest ratio of the long side to the short one
 _STEPS = 16  # steps along the side of the square, at most
 
 

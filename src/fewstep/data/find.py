@@ -30,7 +30,7 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """``source``, or the one that what lies there wants."""
+        """``source`` if it is set, else the source that fits the files at ``path``."""
         path = Path(self.path)
         if self.source:
             return self.source

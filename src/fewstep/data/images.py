@@ -23,8 +23,8 @@ from torch import Tensor
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _MAX_PIXELS = 2**27  # 11,585 squared: 400 MB while it is read
-_MAX_ENLARGEMENT = 8  # a side under an eighth of the wanted one shows nothing when it is enlarged
-MAX_TEXT = 2**20  # bytes of a caption, or of what holds it
+_MAX_ENLARGEMENT = 8  # times a side may be enlarged; smaller images carry too little detail
+MAX_TEXT = 2**20  # bytes of a caption, or of the file that holds it
 CAPTION_KEYS = ("text", "caption", "prompt")
 
 T = TypeVar("T")

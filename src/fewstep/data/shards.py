@@ -66,7 +66,7 @@ def _samples(folder: Path, name: str, column: str | None) -> Iterator[CaptionedI
         else:
             file.seek(max(0, size - _END))
             if any(file.read()):
-                wrong.append(Skipped(name, "it is cut short: it lacks the mark of its end"))
+                wrong.append(Skipped(name, "it is cut short: its end-of-archive block is missing"))
         for key, members in samples.items():
             yield attempt(f"{name}: {key}", _sample, f"{name}: {key}", shard, members, str(stamp), column)
     yield from wrong

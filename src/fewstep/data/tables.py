@@ -103,7 +103,7 @@ def _group(table: Path, stamp: int, group: int, column: str) -> Any:
 
 
 def _bytes(cell: Any, folders: Sequence[Path]) -> bytes:
-    """What a cell holds or, beside the table, names.
+    """The bytes in a cell, or in the file beside the table that the cell names.
 
     Raises:
         Unusable: neither.

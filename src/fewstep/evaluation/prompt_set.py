@@ -1,4 +1,4 @@
-"""What models are evaluated on: prompts, real images to measure against, and who judges the images."""
+"""The data of an evaluation: prompts, real images as reference, and the judge of prompt accuracy."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python -m fewstep.export.round_trip REQUEST.json LATENTS.safetensors
 
-The other process uses none of this package's code: it does what the README tells its readers to do.
+The other process uses none of this package's code: it follows the README's instructions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The scheduler of diffusers that steps like a student's sampler, with its settings, and what a call must add.
 
 All that a scheduler's file can hold is put there, so that ``pipe(prompt, num_inference_steps=4)`` is right. What it
-cannot hold (TCD's eta, PCM's edges where they are uneven) is an argument of the call, and the README says so. Every
+cannot hold (TCD's eta, PCM's edges where they are uneven) is an argument of the call, given in the README. Every
 choice is checked: diffusers' scheduler is built and its timesteps are compared with the sampler's.
 """
 
@@ -24,7 +24,7 @@ def build_scheduler(plan: SchedulerPlan) -> Any:
     """diffusers' scheduler of a plan."""
     import diffusers
 
-    with quiet():  # the base's config has settings of other schedulers
+    with quiet():  # diffusers warns of the base's settings that this scheduler does not know
         return getattr(diffusers, plan.scheduler).from_config(plan.config)
 
 

@@ -90,7 +90,7 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the students of a method want to be sampled, by its ``sampler``.
+    """The sampling inputs for the students of a method, by its ``sampler``.
 
     Attributes:
         num_inference_steps: steps. no_other_steps: whether any other number is off what was trained.
@@ -179,14 +179,14 @@ class Method:
     summary: ClassVar[str] = ""
     players: tuple[Player, ...] = (Player("student"),)
     streams: ClassVar[tuple[str, ...]] = ("data",)
-    sampler: str = "ddim"  # the sampler its students want
-    converts: bool = False  # whether its student learns to predict another quantity than its teacher does
-    continues: ClassVar[bool] = False  # whether its teacher is a few-step student already, to be drawn from likewise
+    sampler: str = "ddim"  # the default sampler of its students
+    converts: bool = False  # whether the student's prediction type differs from the teacher's
+    continues: ClassVar[bool] = False  # whether the teacher is a few-step student, sampled in the same way
     encoder: str = ""  # the frozen image encoder of its losses: "scenes-64", a folder or a hub name
-    rewards: tuple[str, ...] = ()  # the reward models of its losses (`fewstep.models.rewards`), and
-    measures: tuple[str, ...] = ()  # those that are only logged
-    renamed: ClassVar[dict[str, str]] = {}  # settings of older recipes: the name then, the name now
-    truth_settings: ClassVar[dict[str, Any]] = {}  # under which `fewstep verify` knows what it converges to
+    rewards: tuple[str, ...] = ()  # the reward models of its losses (`fewstep.models.rewards`)
+    measures: tuple[str, ...] = ()  # reward models that are only logged
+    renamed: ClassVar[dict[str, str]] = {}  # settings of older recipes: old name -> new name
+    truth_settings: ClassVar[dict[str, Any]] = {}  # settings for which `fewstep verify` knows the fixed point
     truth_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # more settings: the command makes one report of each
 
     @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class Method:
         return getattr(settings, name, None)
 
     @classmethod
-    def needs_pictures(cls, settings: Any) -> bool:
+    def needs_images(cls, settings: Any) -> bool:
         """Whether training under ``settings`` looks at data; otherwise prompts alone will do."""
         return True
 

@@ -8,8 +8,8 @@ A one-step student x = G(z, c) learns from two scores and from pairs that the te
     student:  L_KL + regression_weight L_reg
     fake:     denoises x, without a graph to the student, at a time of its own; as often as the student moves
 
-L_KL alone drops modes while the fake score lags behind, L_reg alone blurs; the pairs say which noise goes where. The
-teacher is guided in g as its pairs were; student and fake score are not, and the student is drawn without guidance.
+L_KL alone drops modes while the fake score lags behind, L_reg alone blurs; the pairs tie each noise to its image. The
+teacher is guided in g as its pairs were; student and fake score are not, and the student is sampled without guidance.
 
 Departures from the paper. Regression is on latents (l2 or huber) unless ``regression_space`` is "features": then both
 are decoded and seen through a frozen encoder, as by LPIPS, which the paper takes, but without LPIPS' learned weights
@@ -125,7 +125,7 @@ class DMD(Method):
         return Sampling(num_inference_steps=1, no_other_steps=True, timesteps=times)
 
     @classmethod
-    def needs_pictures(cls, settings: Settings) -> bool:
+    def needs_images(cls, settings: Settings) -> bool:
         return False  # the pairs are its images
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:

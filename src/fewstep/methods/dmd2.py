@@ -171,7 +171,7 @@ class DMD2(Method):
         return Sampling(len(times) or settings.num_inference_steps, no_other_steps=True, timesteps=times)
 
     @classmethod
-    def needs_pictures(cls, settings: Settings) -> bool:
+    def needs_images(cls, settings: Settings) -> bool:
         return settings.adversarial_weight > 0 or settings.student_input == "noised"
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:

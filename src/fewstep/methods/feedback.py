@@ -4,15 +4,15 @@ ReFL (Xu et al. 2023, arXiv 2304.05977).
 The teacher here is a consistency student that is finished, frozen with its own LoRA in it; the student is a second LoRA
 on top, which learns what people like. Each step:
 
-    x_t = where the student's own sampler leads it in ``exit`` calls without a gradient, from noise alone
+    x_t = state of the student's own sampler after ``exit`` calls from pure noise, without a gradient
     y = decode(x0_student(x_t, t))                                     one call with a gradient
     loss = sum_d  w_d mean relu(threshold_d - r_d(y, prompt))          r_d: reward models, frozen
-         + perceptual_weight  likeness(decode(x0_student(data noised)), decode(data))
+         + perceptual_weight  distance(decode(x0_student(data noised)), decode(data))
          + anchor_weight      mean (x0_student - x0_teacher)^2         both at x_t
 
-An image whose reward has reached the threshold has no gradient: this, and little training, is what keeps a student
-from feeding its judges what only they like. The exit is drawn anew in each step, because a gradient through the last
-call alone is unstable (ReFL); it is one for the whole batch.
+An image whose reward has reached the threshold has no gradient. This and short training keep a student from exploiting
+the reward models. The exit is drawn anew in each step, because a gradient through the last call alone is unstable
+(ReFL); the whole batch has the same exit.
 
 Choices where the papers are silent: thresholds and weights (unpublished); exits are uniform over all calls, for a
 student that shall be good at fewer steps too (ReFL: the last quarter of forty); the perceptual term noises data
@@ -111,16 +111,17 @@ class Feedback(Method):
         """Settings of human feedback.
 
         Attributes:
-            rewards: what is to be reached, one or several. PickScore's threshold is our choice: its best published
-                students have 0.23 in the mean.
-            held_out: a reward model that is looked at and never trained on. When the others rise and it falls, the
-                student is feeding its judges.
-            sampler, num_inference_steps, eta, num_grid_steps: how the student is drawn from: as the one it goes on
-                with; num_grid_steps is that one's, of whose grid LCM's and TCD's steps are.
+            rewards: one or several rewards with their thresholds. PickScore's threshold is our choice: the best
+                published students have 0.23 in the mean.
+            held_out: a reward model that is logged and never trained on. When the others rise and it falls, the student
+                exploits the reward models.
+            sampler, num_inference_steps, eta, num_grid_steps: how the student generates images, as the student from
+                which it starts; LCM's and TCD's steps are taken from that one's grid of num_grid_steps.
             first_exit: exits are uniform over first_exit ... num_inference_steps - 1.
-            perceptual_weight: of the term that keeps what is drawn; 0 leaves it out.
-            encoder: through which it looks: "scenes-64", which tells things, or a vision model of transformers.
-            anchor_weight: of the distance to the student's prediction before training; 0 leaves it out.
+            perceptual_weight: weight of the term that keeps the content of the data; 0 leaves it out.
+            encoder: the image encoder of that term: "scenes-64", which detects things, or a vision model
+                of transformers.
+            anchor_weight: weight of the distance to the student's prediction before training; 0 leaves it out.
         """
 
         rewards: tuple[Goal, ...] = (Goal("pickscore", 0.25),)
@@ -169,7 +170,7 @@ class Feedback(Method):
         self.encoder = settings.encoder if settings.perceptual_weight else ""
 
     @classmethod
-    def needs_pictures(cls, settings: Settings) -> bool:
+    def needs_images(cls, settings: Settings) -> bool:
         return settings.perceptual_weight > 0
 
     @classmethod
@@ -181,7 +182,9 @@ class Feedback(Method):
         exit = rng.shared.integer("exit", self.settings.first_exit, steps)
         draws = Draws(exit, rng.sample.normal("noise", (exit + 1, *shape)))
         if self.settings.perceptual_weight:
-            draws.level = rng.sample.integers("level", 1, steps)  # at the first time nothing of the data is left
+            draws.level = rng.sample.integers(
+                "level", 1, steps
+            )  # level 0 is pure noise, where the data cannot be recognised
             draws.level_noise = rng.sample.normal("level_noise", shape)
         return draws
 
@@ -190,7 +193,7 @@ class Feedback(Method):
         return Shared(t, x_t, roles.student(x_t, t, batch.cond).x0)
 
     def state(self, student: Denoiser, draws: Draws, cond: Cond | None) -> Tensor:
-        """Where the student's own sampler is after ``draws.exit`` calls, [B, ...], without a graph."""
+        """The state of the student's own sampler after ``draws.exit`` calls, [B, ...], without a graph."""
         start, *others = draws.noise.unbind(1)
         x = first_state(self.schedule, start, float(self.times[0]))
         with torch.no_grad():
@@ -218,7 +221,7 @@ class Feedback(Method):
         return Loss(total, {name: term.detach() for name, (_, term) in terms.items()}, stats)
 
     def perceptual(self, roles: Roles, batch: Batch, draws: Draws) -> Tensor:
-        """How far what the student makes of noised data is from showing what the data show."""
+        """The perceptual distance of the student's prediction from noised data to the data."""
         assert draws.level is not None and draws.level_noise is not None
         if not batch.has_data:
             raise ValueError("perceptual_weight needs images to compare with: train on some, or leave it at 0.")

@@ -43,7 +43,7 @@ class Guidance:
         return rng.sample.uniform("guidance_scale", self.low, self.high)
 
     def scale(self, drawn: Tensor) -> float | Tensor:
-        """What the teacher is called with: the fixed number, or the drawn scales."""
+        """The guidance scale of the teacher's calls: the fixed number, or the scales drawn for each sample."""
         return self.low if self.fixed else drawn
 
 

@@ -213,7 +213,7 @@ class Hyper(Method):
         if self.gan is None or shared.judged is None:
             return Loss(loss, parts, stats)
         adversarial, grad = self.gan.student(roles, shared.judged)
-        with torch.no_grad():  # of both weighted terms, each at the student's jump
+        with torch.no_grad():  # gradient norms of both weighted terms at the student's jump
             away = (shared.x_s - shared.target).norm()
             stats["consistency_pull"] = 2 * self.mse_weight * away / shared.x_s.numel()
             stats["adversarial_pull"] = self.adversarial_weight * grad.norm()

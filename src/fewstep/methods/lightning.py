@@ -105,7 +105,7 @@ class Lightning(Method):
             loss: "mse", "conditional", "unconditional" or "convert" (above).
             guidance_scale: the teacher's w (1 = off), for the first stage alone: 6 on SDXL, no negative prompt.
             prediction_type: what the student predicts; None: what its teacher does, and "sample" where it is converted.
-                One step wants "sample": at t = T an error of epsilon weighs 14.6 in x0 on Stable Diffusion's table.
+                One step needs "sample": at t = T an error of epsilon weighs 14.6 in x0 on Stable Diffusion's table.
             terminal: "noise" or "table", what x_t is at the noisiest time.
             renoise_times: the times t*, as shares of the way from clean data to noise; renoise_weights: how often each
                 (the paper: alike, then 5 to 1 for the lowest).

@@ -207,7 +207,7 @@ class PCM(Method):
     def noised_time(self, phase: Tensor, height: Tensor) -> Tensor:
         """Times [B] from the lower edge of a phase up to, but not, the next one: even over table indices (VP).
 
-        On other schedules even over the solver steps of the grid, whose spacing says where the noise matters.
+        On other schedules even over the solver steps of the grid, whose spacing reflects the relevant noise levels.
         """
         low, high = self.edges[phase], self.edges[phase + 1]
         if self.schedule.family == "vp":

@@ -52,7 +52,7 @@ def _scale(value: Any, convert: ValidatorFunctionWrapHandler) -> float | tuple[f
 
 
 Weight: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""Of a term of a loss, or a standard deviation: at least 0 and finite."""
+"""The weight of a loss term, or a standard deviation: finite and at least 0."""
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 GuidanceScale: TypeAlias = Annotated[float | tuple[float, float], WrapValidator(_scale)]

@@ -8,7 +8,7 @@ first order, TCF(1), is the jump itself, with the ordinary network and no s-inpu
 
 One epsilon(x, t) has to serve every s, so TCF(1) cannot reach zero loss: its L2 optimum is the mean of the secant
 slopes weighted by (sigma_s - sigma_t alpha_s / alpha_t)^2. `tell_end` (TCF(S+)) gives the student s as an input
-and lifts this. Training code was never released; grid and weights follow the paper and its authors' answers.
+and lifts this. Training code was never released; grid and weights follow the paper and its authors' replies.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ weighting      c(t)                what it is
 exponential    alpha_t             the paper's default in its ablations
 sds            alpha_t sigma_t /2  score distillation: in latents, c makes the gradient w(t) (eps_teacher - eps'),
                                    with DreamFusion's w = sigma_t^2
-nfsd           the same            what the released models took, says the paper, and no more. UNVERIFIED: here noise-
+nfsd           the same            the released models' weighting (paper, no details). UNVERIFIED: here noise-
                                    free score distillation as commonly coded (Katzir et al. 2023): eps_teacher - eps'
                                    becomes guidance_scale (eps_c - eps_0), plus eps_0 below t = 200. There is no
                                    negative prompt, so eps_0 - eps_negative, its term above 200, is 0
@@ -68,7 +68,7 @@ from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles
 
 Weighting: TypeAlias = Literal["exponential", "sds", "nfsd"]
-EARLY = 0.2  # of the levels: below it NFSD keeps eps_0
+EARLY = 0.2  # share of the noise levels, the lowest, in which NFSD keeps eps_0
 
 
 @dataclass

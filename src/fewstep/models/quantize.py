@@ -28,7 +28,7 @@ def quantize(network: nn.Module, kind: Kind) -> None:
         ValueError: one sentence when the library is not installed.
     """
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # of kernels for other machines
+        logging.getLogger(name).setLevel(logging.ERROR)  # warnings about kernels for other machines
     try:
         if kind == "int8":
             _to_int8(network)

@@ -59,7 +59,7 @@ def open_reward(name: str, device: str = "cpu", measures: bool = False) -> Small
         return PickScore.load(place or PICKSCORE, device)
     if kind == "aesthetic":
         return Aesthetic.load(place, device)
-    if device == "meta" and not Path(name).exists():  # a plan may come before what it plans with
+    if device == "meta" and not Path(name).exists():  # a plan may be made before the reward model is trained
         return SmallReward(RewardNetwork(About("encoder", load_encoder().heads))).to("meta")
     reward = SmallReward(load_reward(Path(name))).to(device)
     if reward.network.about.trunk == "detector" and not measures:
@@ -93,7 +93,7 @@ class About:
 
 
 class RewardNetwork(nn.Module):
-    """How much an image of scenes-64 is liked, from what a trained network finds in it, whatever its prompt.
+    """The reward of an image of scenes-64 from a trained network's features, independent of its prompt.
 
     The trunk is frozen. Its predictions are averaged over the cells where it sees shapes, the largest value of every
     attribute over all cells is kept too, and a linear form reads both. The reward is in standard deviations from the
@@ -106,7 +106,7 @@ class RewardNetwork(nn.Module):
         self.trunk = TRUNKS[about.trunk](about.heads).requires_grad_(False)
         seen = 1 + 2 * sum(about.heads.values())
         self.taste = nn.Linear(seen, 1)
-        # means and standard deviations, of what is seen and of the number itself
+        # means (row 0) and standard deviations (row 1) of the features; `scale` has those of the reward
         self.usual = nn.Parameter(torch.ones(2, seen), requires_grad=False)
         self.scale = nn.Parameter(torch.tensor([0.0, 1.0]), requires_grad=False)
 

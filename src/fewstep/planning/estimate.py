@@ -96,10 +96,12 @@ def estimate(
     players = {player.name: trained_by(player, roles) for player in built.players}
     trained = [p for parameters in players.values() for p in parameters]
     peak, gradients = peak_memory(built, roles, source, settings), _size(trained, device)
-    of_losses = [t for network in roles.helpers.networks[1:] for t in _tensors(network)]  # encoder, rewards
+    of_losses = [
+        t for network in roles.helpers.networks[1:] for t in _tensors(network)
+    ]  # image encoder and reward models
     vae, texts, others = (_parts(pipeline, kind, device) for kind in ("vae", "text_encoder", ""))
     less = 0 if quantization is None else saved_bytes(pipeline.base, quantization)
-    vae_waits = device != "cpu" and not roles.helpers.look  # on the host, while the network trains on the device
+    vae_waits = device != "cpu" and not roles.helpers.look  # whether the VAE stays on the host during training
     held = {
         "the teacher's network": _size(_tensors(pipeline.base), device) - less,
         "autoencoder": (0 if vae_waits else vae) + others + _size(of_losses, device),
@@ -109,7 +111,7 @@ def estimate(
     }
     between = sum(held.values())
     waiting = vae if vae_waits else 0
-    encoding = _vae_peak(pipeline, images, device, decode=False)  # before there is an optimiser
+    encoding = _vae_peak(pipeline, images, device, decode=False)  # runs before the optimiser exists
     sampling = _vae_peak(pipeline, prompts, device, decode=True)
     return Estimate(
         device=settings.device,
@@ -151,7 +153,7 @@ def _on_meta(
     on_meta = dataclasses.replace(settings, device="meta", precision=precision)
     rewards = (*built.rewards, *built.measures)
     helpers = pipeline.helpers(built.encoder, settings.gradient_checkpointing, rewards=rewards)
-    with torch.device("meta"):  # new layers too
+    with torch.device("meta"):  # so that added layers are created there too
         roles = build_roles(teacher, built, on_meta, weights, helpers=helpers)
     return built, roles, source, kept
 

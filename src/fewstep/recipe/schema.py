@@ -1,4 +1,4 @@
-"""The words of a recipe: one YAML file that says what to distil, how, and on which data. No weight is loaded here."""
+"""The keys of a recipe: one YAML file with teacher, method, data and training. No weight is loaded here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fewstep.training.settings import TrainingSettings
 MAY_CHANGE = (
     "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints",
     "training.trackers", "pairs.path", "sample",
-    "training.accumulation", "training.gradient_checkpointing", "training.fsdp",  # the same numbers in less memory
+    "training.accumulation", "training.gradient_checkpointing", "training.fsdp",  # these change memory, not results
 )  # fmt: skip
 """Keys, or whole sections, that a resumed run may set otherwise than it was started with."""
 
@@ -217,7 +217,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
         method, settings, data = self.method_class(), self.method_settings(), self.data
-        if data.source == "prompts" and method.needs_pictures(settings):
+        if data.source == "prompts" and method.needs_images(settings):
             raise ValueError(
                 f"data.source: {method.name} needs images, so prompts alone are not enough: give it some, or set "
                 "data.source to teacher to train on the teacher's samples for these prompts."

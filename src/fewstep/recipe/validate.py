@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run; the message says where and what to do."""
+    """A recipe that cannot be run; the message names the key and the remedy."""
 
 
 def validated(kind: type[T], data: Any, prefix: str = "") -> T:

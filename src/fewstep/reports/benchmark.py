@@ -116,7 +116,9 @@ class BenchmarkEntry:
         for seed in self.seeds:
             recipe = _without(load(self.recipe, [*changes, f"seed={seed}"]), self.without)
             if self.budget is not None:
-                steps = steps or steps_within(recipe, self.budget)  # a rehearsal of every stage, alike for all seeds
+                steps = steps or steps_within(
+                    recipe, self.budget
+                )  # measured in one short trial of every stage, for all seeds
                 recipe = _as_long(recipe, steps)
             yield Run(self, seed, recipe, tuple(changes))
 
@@ -288,7 +290,7 @@ class Benchmark:
                     say(f"{run.name}: another process is working on it")
                     continue
                 if self.is_measured(run):
-                    continue  # by another process, just now
+                    continue  # another process has just measured it
                 say(f"{run.name}: training and measuring")
                 if not self._train(run) or not self._measure(run):
                     return False
@@ -351,7 +353,7 @@ class Benchmark:
                 distil(run.recipe, folder, resume=True, show_progress=self.show_progress)
         except TrainingStopped:
             if time.monotonic() < self.until - 1:
-                raise  # by somebody else
+                raise  # not by this time limit: a user has stopped it
             return False
         finally:
             if folder.is_dir():
@@ -378,17 +380,18 @@ class Benchmark:
 
     def _measure_teacher(self) -> bool:
         """Every sampler of the teacher at few steps and at full length."""
-        sampling, mark = self.recipe.sample, self._teacher_fingerprint
+        sampling, fingerprint = self.recipe.sample, self._teacher_fingerprint
         steps = [sampling.teacher_steps, *sorted({n for run in self.runs for n in run.measured_at})]
         wanted = {
             self._file("teacher", f"{name.replace('+', 'p')}-{n}"): (name, n) for name in self.curves for n in steps
         }
-        wanted = {path: what for path, what in wanted.items() if not self._holds(path, mark)}
+        wanted = {path: what for path, what in wanted.items() if not self._holds(path, fingerprint)}
         if not wanted:
             return True
         teacher = self._teacher(self.recipe)
         facts = {
-            "guidance_scale": sampling.guidance_scale, "prompts": self.count, "versions": versions(), "mark": mark
+            "guidance_scale": sampling.guidance_scale, "prompts": self.count, "versions": versions(),
+            "mark": fingerprint,
         }  # fmt: skip
         for path, (name, n) in wanted.items():
             (candidate,) = teacher_candidates(teacher, [n], sampling.guidance_scale, _teacher_by(name), name)
@@ -415,7 +418,7 @@ class Benchmark:
         prompts = unseen_prompts(teacher, self.count)
         found = compare(teacher, [candidate], prompts, NOISE, per_prompt=4, floors=seed is None)
         (result,) = found.results
-        del result.figures["to first"]  # of one candidate alone it says nothing
+        del result.figures["to first"]  # the distance to the first candidate, which is itself
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(result, seed=seed, facts=facts | {"floors": found.floors}).save(path)
         return True

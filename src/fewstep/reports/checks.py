@@ -196,8 +196,8 @@ def data_alike(history: History, limit: float) -> Evidence | None:
 
 EVER = 0.54  # accuracy that a discriminator reaches in a tenth of the lines if it sees anything
 WORSE_THAN_CHANCE = 0.45
-OUT_OF_SIGHT = 0.3  # any discriminator recognises predictions of which so many lie beyond the data's range
-UNMOVED = 0.003  # a fake score that learns at all is better than the teacher by more than this somewhere
+OUT_OF_SIGHT = 0.3  # share of predictions beyond the data's range that any discriminator recognises
+UNMOVED = 0.003  # least advantage over the teacher, at some noise level, of a fake score that learns
 
 
 @check(
@@ -284,11 +284,13 @@ def rate_too_low(history: History, limit: float) -> Evidence | None:
     reach = float((rate.values * np.diff(rate.steps, prepend=0.0)).sum())
     planned = history.setting("training", "steps")
     reach *= max(1.0, planned / history.step) if is_number(planned) else 1.0
-    if reach > (limit / 20 if history.setting("student", "weights") == "full" else limit):  # small moves of all weights
+    if reach > (
+        limit / 20 if history.setting("student", "weights") == "full" else limit
+    ):  # full weights move less each, but all of them do
         return None
     loss = history.series("student/loss")
     if reach > limit / 20 and loss.enough and loss.tail.median < 0.7 * loss.head.median:
-        return None  # little, but it was enough
+        return None  # the updates were small, but the loss fell
     text = f"all its steps together can move no weight by more than about {reach:.2g}"
     return text, int(rate.steps[0]), history.step
 
@@ -462,7 +464,7 @@ def oscillates(history: History, limit: float) -> Evidence | None:
     if found is None or unit is None or len(found[0]) < MANY:
         return None
     offset, steps = found[0].tail.values - found[1].tail.values, found[0].tail.steps
-    line = np.polyval(np.polyfit(steps, offset, 1), steps)  # a drift is another check
+    line = np.polyval(np.polyfit(steps, offset, 1), steps)  # without its linear drift, which another check finds
     swing = float((offset - line).std()) / max(unit.mean, TINY)
     if swing <= limit:
         return None

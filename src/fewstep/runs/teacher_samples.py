@@ -82,7 +82,7 @@ def sample_teacher(run: Run, files: PairFiles, show_progress: bool = False) -> P
 @torch.no_grad()
 def _generate(run: Run, files: PairFiles, missing: list[int], show_progress: bool) -> None:
     """Generate this process's share of the missing files."""
-    distributed.wait()  # for the folder
+    distributed.wait()  # until the first process has made the folder
     teacher, texts = run.roles.teacher.uncounted(), captions(run.recipe)
     there = files.size - sum(len(files.rows(number)) for number in missing)
     with progress_bar(files.size, there, "sampling the teacher", show_progress and distributed.first()) as advance:

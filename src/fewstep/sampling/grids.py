@@ -74,18 +74,18 @@ def times_of_sigmas(schedule: Schedule, sigmas: Numbers) -> Array:
     return levels if schedule.family == "flow" else schedule.time_at(levels)
 
 
-def check_decreasing(times: Array, what: str, landing: float) -> Array:
+def check_decreasing(times: Array, what: str, last: float) -> Array:
     """``times``, one decreasing row of them.
 
     Raises:
-        ValueError: they do not decrease, or do not stay above the last state's time ``landing``.
+        ValueError: they do not decrease, or do not stay above ``last``, the last state's time.
     """
     if times.ndim != 1 or not len(times):
         raise ValueError(f"{what} must be a list of at least one number.")
     if not np.isfinite(times).all() or (np.diff(times) >= 0).any():
         raise ValueError(f"{what} must decrease from step to step, not {_words(times)}.")
-    if times[-1] <= landing:
-        raise ValueError(f"{what} must stay above {landing:g}, where this sampler ends, not {_words(times)}.")
+    if times[-1] <= last:
+        raise ValueError(f"{what} must stay above {last:g}, where this sampler ends, not {_words(times)}.")
     return times
 
 

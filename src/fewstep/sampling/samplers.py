@@ -137,7 +137,7 @@ class Sampler:
 
     def times(self, schedule: Schedule) -> Array:
         """The n + 1 decreasing native times of a run: those of n network calls, then the last state's."""
-        landing = float(schedule.clean if (self.final or self.lands) == "clean" else schedule.end)
+        last = float(schedule.clean if (self.final or self.lands) == "clean" else schedule.end)
         if self.timesteps is not None:
             times, what = np.atleast_1d(host(self.timesteps)), "timesteps"
         elif self.sigmas is not None:
@@ -145,10 +145,10 @@ class Sampler:
         else:
             assert self.num_inference_steps is not None
             times, what = self._spaced(schedule, self.num_inference_steps), "The grid"
-            if times[-1] == landing:  # the network would be called at the last state's own time
+            if times[-1] == last:  # the network would be called at the last state's own time
                 times = self._spaced(schedule, self.num_inference_steps + 1)[:-1]
         schedule.alpha_sigma(times)  # raises for times outside the schedule
-        return np.append(self._part(check_decreasing(times, what, landing), schedule), landing)
+        return np.append(self._part(check_decreasing(times, what, last), schedule), last)
 
     def _spaced(self, schedule: Schedule, n: int) -> Array:
         return spaced_times(schedule, n, self._grid, self.steps_offset, self._original, self.strength)

@@ -119,7 +119,7 @@ def teacher_ceilings(
     from fewstep.scenes64.train_detector import autoencoder, ceilings
 
     with resumable("teacher", "ceilings", *options(detector=detector, teacher=teacher, count=count)):
-        vae = autoencoder(teacher) if teacher else None  # that of an unfinished run is trained to its end first
+        vae = autoencoder(teacher) if teacher else None  # an unfinished run trains its autoencoder to the end first
     for name, accuracy in ceilings(load_detector(detector or ASSET), vae, count).items():
         shares = "  ".join(f"{part} {100 * share:.2f}" for part, share in accuracy.share.items())
         typer.echo(f"{name:14s} n = {accuracy.images}: {shares} %")

@@ -90,7 +90,7 @@ class Denoise(Stage):
     caption_dropout = 0.1  # probability of the empty caption, for classifier-free guidance
     # At high noise w is that of a v-prediction, so that composition and text count; at low noise it is bounded.
     max_weight = 10.0
-    # At the first step. The UNet reads the text and tells shapes apart long before the noise's error would ask for it.
+    # Weight at the first step. This task makes the UNet use the text long before the denoising loss alone would.
     detection = 0.1
 
     def __init__(self, network: CaptionedUNet, source: Source, schedule: Schedule, empty: Tensor) -> None:
@@ -120,7 +120,7 @@ class Denoise(Stage):
         return (snr + 1).clamp_max(self.max_weight) / snr
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Cond:
-        """The tokens of the captions that were drawn, some of them the empty caption's."""
+        """The tokens of the batch's captions, with some replaced by the empty caption."""
         assert batch.cond is not None
         tokens = batch.cond["tokens"].long()
         rows = torch.arange(len(tokens), device=tokens.device)

@@ -28,7 +28,7 @@ ASSET = Path(__file__).parent.parent / "assets" / "detector.safetensors"
 THRESHOLD = 0.45
 """A cell holds a centre where the network is at least this sure; a centre between four cells is worth 0.78 to each."""
 APART = 0.4
-"""Of two detections nearer to each other than this share of the sum of their radii, the less sure one is dropped."""
+"""If two detections are closer than this share of the sum of their radii, the less confident one is dropped."""
 SLACK = 0.025
 """Tolerance of places, in sides of the image: 1.6 pixels. No two words can then hold at once."""
 

@@ -1,4 +1,4 @@
-"""Exports read back as models: few_step.json beside the weights says how to sample, and on which base.
+"""Exports read back as models: few_step.json beside the weights holds the sampler and the base model.
 
 Whole pipelines load like any other model, except for the shift of a flow model, which their scheduler may hold in
 another form.

@@ -93,7 +93,7 @@ def _adamw8bit() -> type[Any]:
             assert parameter.grad is not None
             parameter.grad.masked_fill_(skip, 0.0)  # NaN has no place in the 8-bit table
             changing = [parameter.data, *_moments(self.state[parameter]).values()]
-            before = [t.clone() for t in changing]  # of one parameter at a time
+            before = [t.clone() for t in changing]  # copies one parameter's state at a time, to save memory
             self.update_step(group, parameter, group_index, index)
             for now, old in zip(changing, before, strict=True):
                 now.copy_(torch.where(skip, old, now))

@@ -14,13 +14,13 @@ class RunFiles:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe = path / "recipe.yaml"  # resolved, every default written out
-        self.versions = path / "versions.json"  # of the programs, and the fingerprint of the data
+        self.versions = path / "versions.json"  # versions of the libraries, and the fingerprint of the data
         self.data = path / "data"  # encoded images and captions, and the list of those that could not be used
         self.pairs = self.data / "pairs"  # the teacher's samples (recipe key `pairs`)
         self.log = path / "log.jsonl"  # one line for every log step
-        self.checkpoints = path / "checkpoints"  # to resume from
+        self.checkpoints = path / "checkpoints"  # full training states, from which a run resumes
         self.samples = path / "samples"  # sample grids at fixed seeds
-        self.sample_statistics = self.samples / "statistics.jsonl"  # their diversity
+        self.sample_statistics = self.samples / "statistics.jsonl"  # diversity of the sample grids
         self.evaluations = path / "evaluations.jsonl"  # validation results (recipe key `evaluate`)
         self.best = path / "best"  # the best student so far
         self.student = path / "student"  # the finished student

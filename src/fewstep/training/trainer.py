@@ -71,7 +71,9 @@ def build_roles(
         seed=seed,
         helpers=helpers,
     )
-    for spec in sorted(method.roles(), key=lambda spec: not spec.features_only):  # whole copies before any adapter
+    for spec in sorted(
+        method.roles(), key=lambda spec: not spec.features_only
+    ):  # copy the network before any adapter is added to it
         own = dataclasses.replace(weights or Weights(), kind=spec.weights) if spec.weights else weights
         if spec.features_only:
             roles.add_encoder(spec.name, own, origin)

@@ -59,7 +59,7 @@ class Bench:
 
     @cached_property
     def pairs(self) -> PairSource:
-        """What the exact teacher makes of unit noise in 50 steps of Heun's solver, guided as the bench is."""
+        """Pairs (unit noise, the exact teacher's sample after 50 steps of Heun's solver), with the bench's guidance."""
         noise = torch.stack([noise_of(self.seed, i, (self.mixture.dim,)) for i in range(STARTS)]).double()
         cond = self.starts[1]
         x0 = sample(self.teacher.uncounted(), HeunSampler(num_inference_steps=50), noise, cond, self.guidance_scale).x0
@@ -71,7 +71,7 @@ class Bench:
 
     @cached_property
     def starts(self) -> tuple[Tensor, Cond | None]:
-        """Where sampling starts: draws of the teacher's own p_T (not of N(0, 1): the two differ), [n, D], float64."""
+        """Start states x_T from the teacher's own p_T (not N(0, 1), which differs), [n, D], float64, and conditions."""
         generator = torch.Generator().manual_seed(stream_key(self.seed, "starts"))
         if not self.mixture.num_classes:
             return self.mixture.sample_at(STARTS, self.schedule, self.schedule.start, generator), None

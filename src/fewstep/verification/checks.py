@@ -29,8 +29,10 @@ from fewstep.verification.bench import Bench
 from fewstep.verification.distribution import distribution_rows
 from fewstep.verification.report import Row
 
-LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])  # for CM and CTM: CT's truth is known on lines
-STEPS_PER_HOP, LINE_STEPS_PER_HOP, MAX_STEPS, BATCH = 600, 200, 12_000, 512
+LINE = GaussianMixture(
+    [0.4, 0.6], [-0.6, 0.5], [0.5, 0.4]
+)  # for CM and CTM: CT's fixed point is known in one dimension only
+STEPS_PER_SOLVER_STEP, LINE_STEPS_PER_SOLVER_STEP, MAX_STEPS, BATCH = 600, 200, 12_000, 512
 
 
 def training_settings(steps: int) -> TrainingSettings:
@@ -53,7 +55,7 @@ def train_from_scratch(bench: Bench, method: Method, steps: int, show_progress: 
 
 @dataclass(frozen=True)
 class Checks:
-    """What is known of a method.
+    """The checks of one method.
 
     Attributes:
         fixed: rows about what its loss is zero at, nothing trained.
@@ -77,12 +79,12 @@ class Checks:
         """The number of training steps of a student of ``method`` by default."""
         if self.steps is not None:
             return self.steps
-        per_hop = LINE_STEPS_PER_HOP if self.on_a_line and dim == 1 else STEPS_PER_HOP
+        per_hop = LINE_STEPS_PER_SOLVER_STEP if self.on_a_line and dim == 1 else STEPS_PER_SOLVER_STEP
         return min(MAX_STEPS, per_hop * (method.original_inference_steps(method.settings) or 10))
 
 
 def checks_of(method: type[Method] | Method) -> Checks:
-    """What is known of a method, or of the one that it was derived from; of others only that it must draw the data."""
+    """The checks of a method or of its nearest base class; for others, only those of the samples' distribution."""
     cls = method if isinstance(method, type) else type(method)
     return next((CHECKS[base] for base in cls.__mro__ if base in CHECKS), Checks())
 
@@ -95,7 +97,7 @@ CHECKS: dict[type[Method], Checks] = {
     CTM: Checks(ctm.fixed_rows, ctm.trained_rows, mixture=LINE, on_a_line=True),
     DMD: Checks(dmd.fixed_rows, dmd.trained_rows, dmd.PAIRED_STEPS),
     DMD2: Checks(dmd2.fixed_rows, dmd2.trained_rows, dmd2.STEPS, dmd2.train, dmd2.RING, settings=dmd2.one_step_start),
-    Turbo: Checks(turbo.fixed_rows, steps=0),  # where a GAN ends on a finite network nobody knows
+    Turbo: Checks(turbo.fixed_rows, steps=0),  # a GAN's fixed point on a finite network is unknown
     LADD: Checks(ladd.fixed_rows, steps=0),
     Lightning: Checks(lightning.fixed_rows, lightning.trained_rows),
     Feedback: Checks(feedback.fixed_rows, feedback.trained_rows, feedback.STEPS, feedback.train, feedback.WIDE),

@@ -25,7 +25,7 @@ SAMPLES = 16_384  # samples on which CT's residual must vanish in the mean
 
 
 def cm_fixed_point(bench: Bench, method: CM) -> FixedPoint | None:
-    """What the method converges to on its last grid; None for CT where that is not known exactly."""
+    """The method's fixed point on its last grid; None for CT where it is not known exactly."""
     grid = method.grid.numpy()
     if method.settings.variant == "cd":
         return CDFixedPoint(bench.teacher, grid, bench.guidance_scale, method.solver)

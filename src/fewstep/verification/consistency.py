@@ -1,4 +1,4 @@
-"""What consistency methods share: the loss at a fixed point, its convergence with the grid, the scale of limits."""
+"""Rows shared by consistency methods: the loss at a fixed point, its convergence with the grid, the scale of limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every method must keep, whatever it computes: checked on one step in float64, without training."""
+"""The contract of every method, checked on one step in float64, without training."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ SAMPLES = 8192  # samples on which the diagonal's residual must vanish in the me
 
 
 def fixed_rows(bench: Bench, method: CTM) -> list[Row]:
-    """What holds without training: no loss at the fixed point for any h, t and s; the diagonal; steps without noise."""
+    """Rows without training: no loss at the fixed point for any h, t and s; the diagonal; steps without noise."""
     point = CTMFixedPoint(bench.teacher, method.grid.numpy(), bench.guidance_scale, method.solver)
     student = point.denoiser()
     worst = max(_worst_loss(bench, method, student, n) for n in range(1, method.settings.max_hops + 1))

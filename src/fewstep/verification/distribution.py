@@ -1,4 +1,4 @@
-"""What any few-step method must do, whatever its loss: draw from the data better than its teacher at as many steps."""
+"""A test for any few-step method: its samples are closer to the data than its teacher's at as many steps."""
 
 from __future__ import annotations
 

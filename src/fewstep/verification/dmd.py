@@ -28,12 +28,12 @@ SCALE, GIVEN, WITHOUT = 2.0, (1.0, 0.3), (0.0, 1.3)  # guidance; (mean, variance
 
 
 def fixed_rows(bench: Bench, method: DMD) -> list[Row]:
-    """What holds without training: nothing pulls at the solver; guidance moves mean and variance as far as it must."""
+    """Rows without training: no gradient at the pairs' solver; the mean and variance that guidance leads to."""
     rows = _solver_rows(bench, method) if bench.guidance_scale == 1.0 else []
     times = _times(bench.schedule)
     mean, variance = guided_fixed_point(bench.schedule, times, SCALE, GIVEN, WITHOUT)
     found = _rest(bench.schedule, times)
-    name = f"on a line, guided at {SCALE:g}, without pairs: where nothing pulls,"
+    name = f"on a line, guided at {SCALE:g}, without pairs: fixed point's"
     return [
         *rows,
         Row(f"{name} mean", mean, found[0], 1e-8),
@@ -44,7 +44,7 @@ def fixed_rows(bench: Bench, method: DMD) -> list[Row]:
 def guided_fixed_point(
     schedule: Schedule, times: Array, scale: float, given: tuple[float, float], without: tuple[float, float]
 ) -> tuple[float, float]:
-    """(mean, variance) of the Gaussian at which distribution matching by the KL weight ends on a line.
+    """(mean, variance) of the Gaussian to which distribution matching by the KL weight converges on a line.
 
     Scores of Gaussians are linear, a guided one too: with precisions p = alpha^2 / (alpha^2 variance + sigma^2), with
     and without the condition, the mean is that of both, weighted by w p and (1 - w) p', and the variance v solves

@@ -29,7 +29,7 @@ RING = GaussianMixture.ring(8, 4.0, 0.4)
 # One step begins where SDXL's published one-step student does, at 399 of 1,000: at 999 the fitted teacher's
 # predictions lie in the middle of the ring, and separating two modes takes longer.
 START = 0.4
-_RING_WIDTH = 0.1414  # of the ring with std 0.1, for which the limit of means is set
+_RING_WIDTH = 0.1414  # component width of the ring with std 0.1, on which the limit of means is set
 
 
 def fixed_rows(bench: Bench, method: DMD2) -> list[Row]:

@@ -27,7 +27,7 @@ _MOVE, _MOVES = 4e-3, 700  # step size and number of the gradient steps of free 
 
 
 def fixed_rows(bench: Bench, method: Feedback) -> list[Row]:
-    """What holds without training a student."""
+    """Rows that need no trained student."""
     return _threshold_rows(method)
 
 

@@ -1,4 +1,4 @@
-"""What CM, LCM, CTM, TCD, PCM and Hyper-SD converge to, exactly: their losses' fixed points, closed-form teachers.
+"""The exact fixed points of the losses of CM, LCM, CTM, TCD, PCM and Hyper-SD, for closed-form teachers.
 
 A consistency loss ties the student at grid time t to itself at the state that one step of the teacher's solver
 reaches, one grid time below.
@@ -24,7 +24,11 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.solvers import Solver, solve
 
-REACH, POINTS, NODES = 10.0, 2001, 24  # CT's tables, in standard deviations, and its rule
+REACH, POINTS, NODES = (
+    10.0,
+    2001,
+    24,
+)  # CT's tables: half width in standard deviations, points; nodes of the Gauss-Hermite rule
 
 
 class FixedPoint:

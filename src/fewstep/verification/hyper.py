@@ -31,7 +31,7 @@ _SAMPLES = 16
 
 
 def fixed_rows(bench: Bench, method: Hyper) -> list[Row]:
-    """What holds without training a student, for 8, 4, 2 and 1 segments of the method's grid."""
+    """Rows that need no trained student, for 8, 4, 2 and 1 segments of the method's grid."""
     rows = [] if method.gan else contract_rows_with_discriminator(bench, method)
     if method.settings.hop_by == "teacher" and bench.guidance_scale == 1.0 and not method.settings.tell_end:
         settings = dataclasses.replace(method.settings, hop_by="beginning", adversarial_weight=1.0)

@@ -17,7 +17,7 @@ from fewstep.verification.sizes import lengths, spread
 
 
 def fixed_rows(bench: Bench, method: LCM) -> list[Row]:
-    """What holds without training: no loss at the fixed point, which nears the flow map as the grid is refined."""
+    """Rows without training: no loss at the fixed point, which approaches the flow map as the grid is refined."""
     point = LCMFixedPoint(bench.teacher, method.grid.numpy(), bench.guidance_scale)
     return [loss_row(bench, method, point), *convergence_rows(bench)]
 

@@ -17,7 +17,7 @@ from fewstep.verification.sizes import rms
 
 
 def fixed_rows(bench: Bench, method: Lightning) -> list[Row]:
-    """What holds without training a student."""
+    """Rows that need no trained student."""
     rows = []
     for loss in ("conditional", "unconditional"):
         if method.settings.loss != loss:

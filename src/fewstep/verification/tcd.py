@@ -14,7 +14,7 @@ from fewstep.verification.sizes import rms
 
 
 def fixed_rows(bench: Bench, method: TCD) -> list[Row]:
-    """What holds without training: no loss at the fixed point where a student can have none, and its convergence."""
+    """Rows without training: no loss at the fixed point where a student can have none, and its convergence."""
     reached = [loss_row(bench, method, _fixed_point(bench, method))] if method.settings.single_end else []
     return [*reached, *convergence_rows(bench)]
 

@@ -28,7 +28,7 @@ _POINTS = 4096
 
 
 def fixed_rows(bench: Bench, method: Turbo) -> list[Row]:
-    """What holds without training a student."""
+    """Rows that need no trained student."""
     return [*distillation_rows(type(method)), *_score_rows(bench, method)]
 
 

@@ -56,7 +56,7 @@ def verify(
         mixture = GaussianMixture.from_json(mixture)
     guidance = chosen.teacher_guidance(chosen.settings) or OFF
     if not guidance.fixed:
-        raise ValueError("verify wants one guidance_scale, not a range: the truth depends on it.")
+        raise ValueError("verify needs one guidance_scale, not a range: the truth depends on it.")
     bench = Bench(mixture, chosen.schedule, seed, guidance.low)
     report = Report(chosen.title)
     started = time.process_time()

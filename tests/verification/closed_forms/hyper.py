@@ -27,7 +27,7 @@ def gaussian_row(stage: Hyper) -> Row:
     ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     sampler = PhasedSampler(num_inference_steps=k, original_inference_steps=hops)
     low, high = sample(student, sampler, ends).x0[:, 0].tolist()
-    name = f"k = {k}, a Gaussian: slope of its steps to the product of all hops'"
+    name = f"k = {k}, a Gaussian: slope of its steps to the product of all solver steps'"
     return Row(name, _product(hops), high - low, 1e-12)
 
 

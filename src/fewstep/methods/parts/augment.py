@@ -1,9 +1,9 @@
-"""DiffAugment: what both sides of an adversarial game see of an image, changed alike and at random (Zhao et al. 2020).
+"""DiffAugment: the same random changes of the discriminator's real and generated images (Zhao et al. 2020).
 
 All random numbers are given, seven for each image, so that a step can be replayed. Gradients pass through.
 
 ===========  ======  =========================================================================================
-policy       drawn   what becomes of an image with pixels from -1 to 1
+policy       drawn   change of an image with pixels from -1 to 1
 ===========  ======  =========================================================================================
 color        0, 1, 2 brightness: + (u - 0.5); saturation: 0 to 2 times the distance to the pixel's grey; contrast:
                      0.5 to 1.5 times the distance to the image's mean

@@ -1,4 +1,4 @@
-"""What a student of N calls is shown in training: states at one of its own sampling times.
+"""The inputs of a student of N calls in training: states at one of its own sampling times.
 
 =========  ========================================================================================================
 simulated  where its own calls lead it: DMD2's backward simulation (Yin et al. 2024, sec. 4.4), so that it learns to

@@ -35,7 +35,7 @@ def instance_loss(pred: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> T
     """A detector's predictions on images against those on data, mean over the batch: Hyper-SD's instance feedback (its
     sec. 3.3) with the detector's own reading of the data in the place of people's annotations.
 
-    Answers are those of `fewstep.models.detector.DetectorNetwork`: ``near`` [B, n, n], ``geometry`` [B, n, n, 3],
+    Predictions are those of `fewstep.models.detector.DetectorNetwork`: ``near`` [B, n, n], ``geometry`` [B, n, n, 3],
     attributes [B, n, n, values], logits all but the geometry. Cells count by how surely there is a thing in the data,
     whose mass in an image is 1; divergences of ``near`` are summed over cells and divided by that mass before it is
     made 1.

@@ -103,7 +103,7 @@ class LocalBatchNorm(nn.Module):
         group = max(g for g in (1, 3, 5, 7) if n % g == 0) if n % 2 else math.gcd(GROUP, n)
         if group * x.shape[-1] == 1:
             raise ValueError(
-                "Local batch norm sees one picture of one position at a time: give training.batch_size an even number."
+                "Local batch norm sees one image of one position at a time: give training.batch_size an even number."
             )
         grouped = x.reshape(-1, group, *x.shape[1:])
         variance, mean = torch.var_mean(grouped, dim=(1, 3), correction=0, keepdim=True)
@@ -181,7 +181,7 @@ def projection_condition(helpers: Helpers, cond: Cond | None, *others: Tensor) -
 
 
 def taps_of(roles: Roles) -> tuple[str, ...]:
-    """Where the discriminator looks."""
+    """The layers whose features the discriminator reads."""
     return cast(ProjectionHeads, roles.heads["discriminator"]).taps
 
 

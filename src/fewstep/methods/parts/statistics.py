@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.diffusion.schedule import working
 
-BINS = 10  # of noise levels, each a tenth of them
+BINS = 10  # of equal width over the noise levels
 TAIL, MARGIN = 0.005, 1.5  # the data's range: the distance from their channel's mean that 0.5 % exceed, times 1.5
 
 
@@ -68,7 +68,7 @@ def mean_shift(x0: Tensor, data: Tensor) -> Tensor:
 
 @torch.no_grad()
 def discriminator_statistics(real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
-    """Of a discriminator whose logit is positive for real: any shapes, all heads, tokens and rows alike.
+    """Statistics of a discriminator whose logit is positive for real, in any shape; heads, tokens and rows count alike.
 
     ``d_real``, ``d_fake``: the mean sigmoid. ``d_accuracy``: the mean of both shares on the right side of 0, ties
     half. ``d_logit_std``: over all logits.
@@ -99,7 +99,7 @@ def fake_score_statistics(fake_x0: Tensor, teacher_x0: Tensor, x0_student: Tenso
 
 @torch.no_grad()
 def by_time(values: Mapping[str, Tensor], t: Tensor, levels: Tensor, what: str) -> dict[str, Tensor]:
-    """Where in time a statistic of single rows lies: vectors over ten bins of the noise levels, the cleanest first.
+    """The distribution over time of a statistic of single rows: vectors over ten bins of the noise levels, the cleanest first.
 
     Each value is ``<name>_by_time``, the sum over a bin's rows over the batch; ``<what>_share_by_time`` is the share of
     rows in each bin. Over many steps the one divided by the other is the mean in a bin, where a batch has few rows.

@@ -80,7 +80,7 @@ class TrajectoryDiscriminator:
 
     @property
     def calls(self) -> int:
-        """How often the encoder is asked in a step."""
+        """Number of encoder calls in a step."""
         return 1 + self.gan.images
 
     def heads(self) -> HeadSpec:
@@ -107,7 +107,7 @@ class TrajectoryDiscriminator:
         seen = renoise(self.schedule, x_s, s, at, noise)
         leaf = seen.detach().requires_grad_()
         judged = Judged(at, noise, seen, leaf, self.gan.features(roles, leaf, at, cond))
-        if self.gan.images == 2:  # where they started: as it is, at its own time
+        if self.gan.images == 2:  # the start x_t of both jumps, without noise added, at its own time t
             assert start is not None
             judged.beside = self.gan.features(roles, *start, cond)
         return judged

@@ -83,7 +83,7 @@ class UNetNetwork(nn.Module):
         blocks["mid"] = self.unet.mid_block  # type: ignore[assignment]
         last = None if is_spread(self) else max(wanted, key=list(blocks).index)
         found: dict[str, Tensor] = {}
-        with watched({tap: blocks[tap] for tap in wanted}, found, last):  # down blocks give their skips too, second
+        with watched({tap: blocks[tap] for tap in wanted}, found, last):  # down blocks return (output, skips)
             self(x, t, cond)
         return [found[tap] for tap in wanted]
 
@@ -138,7 +138,7 @@ class StableDiffusion(Family):
     kohya_bases: ClassVar[Mapping[str, str]] = {"stable-diffusion-v1": "sd_v1"}
     comfyui_embeds_guidance = False
     addition_embed_type: ClassVar[str | None] = None
-    """What the UNet's config says of conditions beside the prompt."""
+    """The UNet config's entry for conditions beside the prompt."""
 
     @classmethod
     def fits(cls, pipeline: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The content of a scene, and how it is drawn from a stream of random numbers.
+"""The content of a scene, and its sampling from a stream of random numbers.
 
 Lengths are fractions of the image's side, so a scene can be rendered at any size; y points down.
 """
@@ -37,11 +37,11 @@ NUMBERS = (0.6, 0.25, 0.1, 0.05)
 """How often 1, 2, 3 and 4 things come."""
 
 _SMALL = (0.15, 0.18)
-_LARGE = {1: (0.25, 0.33), 2: (0.22, 0.27), 3: (0.21, 0.23), 4: (0.2, 0.22)}  # by the number of things
+_LARGE = {1: (0.25, 0.33), 2: (0.22, 0.27), 3: (0.21, 0.23), 4: (0.2, 0.22)}  # radii by the number of things
 _PERIODS = {"small": (0.12, 0.14), "large": (0.15, 0.21)}
-_GRAIN = (0.04, 0.05)  # so fine that chance never makes another fill of it
-_TURN = 0.5  # most that a thing is turned, radians
-_CENTRE = 0.34  # left, right, top and bottom begin this near to the edge
+_GRAIN = (0.04, 0.05)  # fine enough never to resemble another fill by chance
+_TURN = 0.5  # largest rotation of a thing, in radians
+_CENTRE = 0.34  # positions below it count as left or top, those above 1 minus it as right or bottom
 
 
 def place_of(x: float, y: float) -> str | None:
