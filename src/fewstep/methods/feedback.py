@@ -182,9 +182,7 @@ class Feedback(Method):
         exit = rng.shared.integer("exit", self.settings.first_exit, steps)
         draws = Draws(exit, rng.sample.normal("noise", (exit + 1, *shape)))
         if self.settings.perceptual_weight:
-            draws.level = rng.sample.integers(
-                "level", 1, steps
-            )  # level 0 is pure noise, where the data cannot be recognised
+            draws.level = rng.sample.integers("level", 1, steps)  # level 0 is pure noise, without content
             draws.level_noise = rng.sample.normal("level_noise", shape)
         return draws
 

@@ -99,7 +99,7 @@ def fake_score_statistics(fake_x0: Tensor, teacher_x0: Tensor, x0_student: Tenso
 
 @torch.no_grad()
 def by_time(values: Mapping[str, Tensor], t: Tensor, levels: Tensor, what: str) -> dict[str, Tensor]:
-    """The distribution over time of a statistic of single rows: vectors over ten bins of the noise levels, the cleanest first.
+    """A statistic of single rows over time: vectors over ten bins of the noise levels, the cleanest first.
 
     Each value is ``<name>_by_time``, the sum over a bin's rows over the batch; ``<what>_share_by_time`` is the share of
     rows in each bin. Over many steps the one divided by the other is the mean in a bin, where a batch has few rows.
