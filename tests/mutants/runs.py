@@ -116,8 +116,8 @@ MUTANTS = [
         ),
         (
             "resume: former names of settings are strangers",
-            "{renamed.get(key, key): value for key, value in method.items()}",
-            "dict(method)",
+            '{cls.renamed.get(key, key): value for key, value in stored["method"].items()}',
+            'dict(stored["method"])',
             "tests/runs/test_folder.py::test_settings_of_a_stored_recipe_may_have_former_names",
         ),
     ),
