@@ -133,3 +133,13 @@ def test_one_line_in_the_registry_lists_it(mine, tmp_path, monkeypatch, capsys):
     assert "network calls per step: student 1, teacher 6" in output
     assert find_method("mine") is cls and recipe_of("mine", tmp_path).method_class() is cls
     assert cls(Schedule.scaled_linear()).title == "mine"
+
+
+def test_a_former_name_of_the_contract_is_refused(tmp_path):
+    file = tmp_path / "old.py"
+    file.write_text(
+        "from fewstep import Method\n\n\nclass Old(Method):\n"
+        "    @classmethod\n    def needs_pictures(cls, settings):\n        return False\n"
+    )
+    with pytest.raises(ValueError, match=r"Old\.needs_pictures is called needs_images now"):
+        find_method(f"{file}:Old")

@@ -193,6 +193,11 @@ class Method:
     class Settings:
         """No settings."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "needs_pictures" in vars(cls):  # an override that nobody calls any more would be ignored in silence
+            raise ValueError(f"{cls.__name__}.needs_pictures is called needs_images now.")
+
     def __init__(self, schedule: Schedule, settings: Any = None, **overrides: Any) -> None:
         self.schedule = schedule
         base = self.Settings() if settings is None else settings
