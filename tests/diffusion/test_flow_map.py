@@ -43,6 +43,7 @@ def integrated(mixture, x, schedule, t, s, label=None, guidance_scale=1.0, toler
 # ------------------------------------------------------------------ closed form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_one_gaussian_written_as_two(route, dim):

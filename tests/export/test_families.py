@@ -83,6 +83,7 @@ def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewh
     assert gap(fewstep.load(runs / name, size=64).sample(PROMPTS, 4, **wishes), expected) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_lcm_on_a_flow_model(name, runs, elsewhere, tmp_path, monkeypatch):
     """Its fresh noises too are drawn as they are there: FLUX's for packed latents."""

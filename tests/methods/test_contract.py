@@ -205,6 +205,7 @@ def fields(draws):
     return {f.name: getattr(draws, f.name) for f in dataclasses.fields(draws)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [2, 4])
 @every_method
 def test_micro_batches_see_the_numbers_of_the_whole_batch(cls, settings, accumulation):
@@ -222,6 +223,7 @@ def test_micro_batches_see_the_numbers_of_the_whole_batch(cls, settings, accumul
         assert torch.equal(torch.cat([pick(SOURCE.batch(rng)) for rng in parts]), pick(SOURCE.batch(rng_of())))
 
 
+@pytest.mark.slow
 @every_kind
 @every_method
 def test_accumulation_changes_a_step_by_rounding_only(cls, settings, kind):

@@ -264,6 +264,7 @@ def test_pairs_are_counted_where_a_method_learns_from_them(small):
     assert found.equivalents == trainer.roles.cost().forward_equivalents / 8 == 12
 
 
+@pytest.mark.slow
 def test_a_player_that_plays_seldom_costs_its_share(small):
     settings, weights = TrainingSettings(batch_size=4), Weights("lora", rank=4)
     own = DMD2.Settings(num_inference_steps=1, student_every=3, adversarial_weight=0.0)

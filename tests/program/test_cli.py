@@ -105,6 +105,7 @@ def test_a_chain_is_diagnosed_by_its_last_stage_and_planned_by_dry_run(tmp_path,
     assert "run/01-a, 0 steps" in inside(monkeypatch, capsys, tmp_path, "diagnose", "run")[1]
 
 
+@pytest.mark.slow
 def test_several_seeds_are_several_runs(short, tmp_path, monkeypatch, capsys):
     arguments = ["distill", "scenes-64-lcm", "--out", "runs", "--seeds", "0,3", *sets(short), "-q"]
     code, output, errors = inside(monkeypatch, capsys, tmp_path, *arguments)

@@ -48,6 +48,7 @@ def work(runs, tmp_path_factory):
     return done
 
 
+@pytest.mark.slow
 def test_every_run_is_measured_once_and_on_the_same_prompts_and_noise(work, runs, tiny):
     """Held against one joint comparison of the teacher and a student: figures, and what is closed, to the last bit."""
     said = []
@@ -75,6 +76,7 @@ def test_every_run_is_measured_once_and_on_the_same_prompts_and_noise(work, runs
         assert lower_by(name, mine, few) == lower_by(name, joint.results[2], joint.results[1])
 
 
+@pytest.mark.slow
 def test_figures_of_another_recipe_or_teacher_are_not_taken_for_these(work, runs):
     assert all(work.is_measured(run) for run in runs)
     longer = within(runs[0].recipe, 1e6)
@@ -86,6 +88,7 @@ def test_figures_of_another_recipe_or_teacher_are_not_taken_for_these(work, runs
     assert other.results() is None and not other.work(lambda line: None)
 
 
+@pytest.mark.slow
 def test_what_is_written(work):
     found = work.write()
     pages, results = {"table.md", "table.csv", "table.json", "grid.png", "report.html"}, {"tcd-s0.json", "tcd-s1.json"}
@@ -105,6 +108,7 @@ def test_what_is_written(work):
     assert page.count("<svg") == 6 and "http" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_the_summary_is_over_seeds(work):
     """A column for each number of steps, compared with the figures of the results."""
     found = work.results()
@@ -141,12 +145,14 @@ def test_two_processes_take_different_runs(runs, tmp_path, monkeypatch):
     assert trained == ["tcd-s1", "tcd-s0", "tcd-s1"]
 
 
+@pytest.mark.slow
 def test_who_finds_nothing_but_what_others_are_at_is_not_done(work):
     with held(work.place / "teacher.lock"):
         assert not work.work(lambda line: None)
     assert work.work(lambda line: None)
 
 
+@pytest.mark.slow
 def test_what_another_process_has_finished_meanwhile_is_done(work, monkeypatch):
     """The first look finds it busy; the last one, that it is there."""
     looks = iter([False, True, True, True])
@@ -155,6 +161,7 @@ def test_what_another_process_has_finished_meanwhile_is_done(work, monkeypatch):
         assert work.work(lambda line: None)
 
 
+@pytest.mark.slow
 def test_a_result_is_read_as_it_was_written_and_a_damaged_one_is_named(work, tmp_path):
     before = work.results().results[-1]
     before.save(tmp_path / "one.safetensors")
@@ -171,6 +178,7 @@ def test_a_result_is_read_as_it_was_written_and_a_damaged_one_is_named(work, tmp
 # ---------------------------------------------------------------- one cost
 
 
+@pytest.mark.slow
 def test_a_budget_sets_the_steps(work, short):
     """The real cost of a run within a budget: not above it, and no whole step below."""
     recipe = load_recipe("scenes-64-tcd", short)
@@ -193,6 +201,7 @@ def test_the_memory_of_a_chain_is_that_of_the_stage_that_needs_most(short, work)
     assert run.memory == max(needs.values()) == needs["conditional"] > needs["unconditional"]
 
 
+@pytest.mark.slow
 def test_a_chain_shares_its_budget_among_its_stages(short):
     chain = load("scenes-64-lightning", [f"teacher={short[0].partition('=')[2]}", "training.batch_size=4"])
     sized = within(chain, 2e6)

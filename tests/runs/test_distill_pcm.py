@@ -41,6 +41,7 @@ def test_a_step_costs_what_the_documents_say(run):
     assert lines[-1].keys() >= logged
 
 
+@pytest.mark.slow
 def test_stopping_and_resuming_ends_in_the_same_heads_and_moments(run, tmp_path, monkeypatch):
     recipe, folder = run
     stop_and_go_on(monkeypatch, recipe, tmp_path / "run", 2)

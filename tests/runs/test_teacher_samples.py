@@ -144,6 +144,7 @@ def test_a_run_that_needs_pairs_makes_them_first_and_counts_them(run, made, opti
     assert {"student/matching", "student/regression", "fake/loss", "student/fake_error"} <= lines[-1].keys()
 
 
+@pytest.mark.slow
 def test_prepared_distilled_halfway_and_resumed_is_distilled(run, made, options, tmp_path):
     """With pairs from a folder of their own, too; they are met in the same order."""
     recipe = load_recipe("scenes-64-dmd", [*options, f"pairs.path={made / 'data' / 'pairs'}"])

@@ -170,6 +170,7 @@ def test_solvers_converge_to_the_flow_map_at_their_order(schedule, kind, solver,
     assert 1.8**order < errors[0] / errors[1] < 2.25**order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule, kind", [(VP, "epsilon"), (EDM, "sample"), (FLOW, "flow")])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_many_steps_reach_the_data(name, schedule, kind):

@@ -22,6 +22,7 @@ def held(rows):
     return named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.family)
 def test_every_row_of_the_line_holds(schedule):
     rows = list(verify("dmd2", schedule=schedule, steps=0))

@@ -39,6 +39,7 @@ def test_lcm_learns_its_fixed_point():
     assert report["one step: 95th percentile"].measured < 0.05
 
 
+@pytest.mark.slow
 def test_tcd_learns_its_fixed_point():
     report = verify("tcd", LINE, seed=1, steps=900)
     assert report.passed, report
