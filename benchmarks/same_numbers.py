@@ -1,0 +1,1063 @@
+"""Does this checkout compute the same numbers as an earlier commit, to the bit, on the same machine?
+
+    python benchmarks/same_numbers.py [--only weights,samplers,exports,verify,compat] [--commit HASH] [--work FOLDER]
+        [--tree FOLDER] [--out FILE.json]
+
+Both trees run the same commands, `python -m fewstep ...` on one thread, in folders of their own; then their files are
+compared. The parts are:
+
+    weights    every method's student, checkpoint, log and samples.png after 50 short steps of its shipped recipe, and a
+               few steps of scenes-64's own training (losses to 1e-6)
+    samplers   pictures by every sampler, and every sampler's float64 states on a closed-form network
+    exports    every tensor, header and configuration of `fewstep export`, and what it refuses
+    verify     the figures of `fewstep verify METHOD --steps 30`, as printed and in full precision
+    compat     the earlier commit's recipes, runs and exports in the new tree: parsed, drawn from, exported, resumed
+
+A row is OK, or DIFFERS (exit code 1), or SENTENCE: the new tree refuses an old file in one sentence and exit code 2,
+which is for people to judge. With --work the earlier commit's outputs are kept, and made again only when the machine,
+the versions or the commands change. Where names change between the two trees, extend the tables `NAMES`, `FIELDS` and
+`NEW_WORDS` below; everything else is found by command line, file or registry key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import io
+import json
+import math
+import os
+import platform
+import re
+import resource
+import runpy
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+COMMIT = "14e21aa336d5be70491b6ff7a0664ee5c9249004"
+PARTS = ("weights", "samplers", "exports", "verify", "compat")
+
+# ---------------------------------------------------------------- what may be called otherwise in the new tree
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "Denoiser": ("fewstep:Denoiser",),
+    "Schedule": ("fewstep:Schedule",),
+    "sample": ("fewstep:sample",),
+    "solve": ("fewstep:solve",),
+    "SAMPLERS": ("fewstep.sampling:SAMPLERS",),
+    "SOLVERS": ("fewstep.sampling.solvers:SOLVERS",),
+    "verify": ("fewstep.evaluation.truth.verify:verify",),
+    "load": ("fewstep.stages:load",),
+    "as_yaml": ("fewstep.recipe:as_yaml",),
+    "chain_yaml": ("fewstep.stages:chain_yaml",),
+    "TeacherSettings": ("fewstep.training.teacher:TeacherSettings",),
+    "train_vae": ("fewstep.training.teacher:train_vae",),
+    "train_unet": ("fewstep.training.teacher:train_unet",),
+}
+"""Where a name is found, the present place first or last: the first place that a tree has is taken."""
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "num_inference_steps": ("num_inference_steps",),
+    "timestep_spacing": ("timestep_spacing",),
+    "eta": ("eta",),
+    "steps": ("steps",),
+    "batch_size": ("batch_size",),
+    "log_every": ("log_every",),
+    "pool": ("pool",),
+    "vae": ("vae",),
+    "unet": ("unet",),
+}
+"""What a field of a dataclass is called: the first name that the class has is taken."""
+
+ACCEPTS = ("accepts",)
+"""Attributes by which a network says what it wants to be told, in either tree."""
+
+NEW_WORDS: dict[str, str] = {}
+"""Words of a command line, options and keys of --set KEY=VALUE, that are others in the new tree: old to new."""
+
+TIMES = ("steps_per_second", "modelspec.date")
+"""Keys whose values say when or how fast something was made; they are not compared."""
+
+ENVIRONMENT = {
+    **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")},
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONHASHSEED": "0",  # `feedback` adds terms of its perceptual loss in the order of a set of strings
+}
+"""Of every command, in both trees."""
+
+# ---------------------------------------------------------------- what is run
+
+SHORT = (
+    "training.batch_size=4", "training.log_every=10", "data.size=32", "sample.every=1000", "sample.teacher_steps=2",
+    "sample.prompts=[a red star, two shapes]",
+)  # fmt: skip
+PAIRS = ("pairs.size=32", "pairs.num_inference_steps=4")
+STEPS = 50
+
+
+@dataclass(frozen=True)
+class Training:
+    """A shipped recipe made short.
+
+    Attributes:
+        recipe: its name. sets: overrides beside `SHORT`.
+        stages: steps of each stage, for a recipe of several; others take `STEPS`.
+        needs: jobs that must have run before.
+    """
+
+    recipe: str
+    sets: tuple[str, ...] = ()
+    stages: Mapping[str, int] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+    def words(self, folder: str) -> tuple[str, ...]:
+        """The command line."""
+        steps = [f"stages.{name}.training.steps={n}" for name, n in self.stages.items()]
+        sets = [*SHORT, *(steps or [f"training.steps={STEPS}"]), *self.sets]
+        return ("distill", self.recipe, "--out", folder, "-q", *(word for s in sets for word in ("--set", s)))
+
+
+def _pairs_of(*stages: str) -> tuple[str, ...]:
+    return tuple(f"stages.{stage}.{item}" for stage in stages for item in PAIRS)
+
+
+TRAININGS: dict[str, Training] = {
+    "cm": Training("scenes-64-cm"),
+    "ict": Training("scenes-64-ict"),
+    "lcm": Training("scenes-64-lcm"),
+    "lcm-told": Training(  # all weights, told its guidance: the other form of LCM, for its exports
+        "scenes-64-lcm",
+        ("student.weights=full", "method.guidance_embed=true", "method.guidance_scale=[2, 4]",
+         "method.target_decay=0.95", "training.learning_rate=1e-4", "training.steps=15"),
+    ),
+    "ctm": Training("scenes-64-ctm"),
+    "tcd": Training("scenes-64-tcd"),
+    "pcm": Training("scenes-64-pcm"),
+    "dmd": Training("scenes-64-dmd", PAIRS),
+    "dmd2": Training("scenes-64-dmd2"),
+    "turbo": Training("scenes-64-turbo"),
+    "ladd": Training("scenes-64-ladd", ("method.warmup_steps=10",)),
+    "progressive": Training("scenes-64-progressive", stages={"eight": 25, "four": 25}),
+    "lightning": Training(
+        "scenes-64-lightning", stages={"eight": 14, "four": 12, "conditional": 12, "unconditional": 12}
+    ),
+    "hyper": Training(
+        "scenes-64-hyper",
+        _pairs_of("one-step", "unified"),
+        {"eight": 9, "four": 9, "two": 8, "one": 8, "one-step": 8, "unified": 8},
+    ),
+    "feedback": Training("scenes-64-feedback", stages={"student": 25, "feedback": 25}, needs=("rewards",)),
+}  # fmt: skip
+
+SAMPLERS = (
+    "lcm", "renoise", "tcd", "ctm", "phased", "ddim", "euler", "euler-ancestral", "heun", "dpm++2m",
+)  # fmt: skip
+WITH_ETA = ("tcd", "ctm", "phased", "ddim", "euler-ancestral")
+GRIDS = ("trailing", "leading", "linspace", "karras", "lcm", "lcm-v1", "turbo", "phases")
+METHODS = (
+    "cm", "lcm", "ctm", "tcd", "pcm", "dmd", "dmd2", "turbo", "ladd", "lightning", "hyper", "feedback",
+)  # fmt: skip
+PROMPTS = ("-p", "a red star", "-p", "two shapes")
+
+EXPORTS: dict[str, tuple[str, str, tuple[str, ...]]] = {  # name: training, folder in it, options
+    "tcd-diffusers": ("tcd", "", ("--to", "diffusers")),
+    "tcd-lora": ("tcd", "", ("--to", "lora")),
+    "tcd-kohya": ("tcd", "", ("--to", "kohya")),
+    "tcd-merged": ("tcd", "", ("--to", "merged")),
+    "dmd-diffusers": ("dmd", "", ("--to", "diffusers")),
+    "dmd-merged-half": ("dmd", "", ("--to", "merged", "--dtype", "float16")),
+    "dmd-lora": ("dmd", "", ("--to", "lora")),
+    "lcm-told-diffusers": ("lcm-told", "", ("--to", "diffusers")),
+    "lcm-told-merged": ("lcm-told", "", ("--to", "merged")),
+    "lcm-told-kohya": ("lcm-told", "", ("--to", "kohya")),
+    "ctm-diffusers": ("ctm", "", ("--to", "diffusers")),
+    "feedback-lora": ("feedback", "/02-feedback", ("--to", "lora")),
+}
+"""Some of them are refused: full weights, what a student is told, a LoRA on another student."""
+
+RESUMED = {
+    "tcd": ("training.steps=60",),
+    "dmd": ("training.steps=60",),
+    "dmd2": ("training.steps=60",),
+    "progressive": ("stages.four.training.steps=35",),
+}
+DRAWN = ("tcd", "dmd", "ctm", "lcm-told", "feedback")
+EXPORTED = {"tcd": "kohya", "dmd": "merged"}
+READ_BACK = ("tcd-lora", "tcd-diffusers")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Commands that both trees run, each in its own folder.
+
+    Attributes:
+        name: also the path that the commands write, unless `makes` says otherwise.
+        commands: words after `python -m fewstep`, or "inside" and the name of a function of `INSIDE` and its arguments.
+        needs: jobs of the same tree that must have run.
+        copies: (job, path): what that job made in the earlier commit's tree is copied there first.
+        reads: other jobs of the earlier commit's tree that must have run.
+        makes: paths that are removed before the commands run.
+        may_fail: an exit code other than 0 is an answer to compare, not an accident.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    needs: tuple[str, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
+    reads: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    may_fail: bool = False
+
+
+def _jobs() -> dict[str, Job]:
+    """All of them by name."""
+    jobs = [*_training_jobs(), *_sampler_jobs(), *_export_jobs(), *_verify_jobs(), *_compat_jobs()]
+    return {job.name: job for job in jobs}
+
+
+def _training_jobs() -> Iterator[Job]:
+    folders = ("runs/choices", "runs/taste", "runs/taste-held-out")
+    choices, taste, held_out = folders
+    train = ("reward", "train", choices, "--steps", "20", "-q", "--out")
+    yield Job(
+        "rewards",
+        (("reward", "scenes", choices, "--count", "40", "-q"), (*train, taste),
+         (*train, held_out, "--trunk", "reader", "--seed", "1")),
+        makes=folders,
+    )  # fmt: skip
+    for name, training in TRAININGS.items():
+        yield Job(f"runs/{name}", (training.words(f"runs/{name}"),), needs=training.needs)
+    yield Job("teacher", (("inside", "teacher", "teacher"),))
+
+
+def _sampler_jobs() -> Iterator[Job]:
+    begin = ("sample", "scenes-64", *PROMPTS, "--seed", "3", "--guidance-scale", "2", "--steps", "4")
+    for name in SAMPLERS:
+        eta = ("--eta", "0.5") if name in WITH_ETA else ()
+        path = f"pictures/{name}.png"
+        yield Job(path, ((*begin, "--sampler", name, *eta, "--out", path),))
+    path = "pictures/anew.png"
+    drawn_anew = ("--image", "../start.png", "--mask", "../mask.png", "--strength", "0.75")
+    yield Job(path, ((*begin, *drawn_anew, "--out", path),))
+    yield Job("states.safetensors", (("inside", "states", "states.safetensors"),))
+
+
+def _export_jobs() -> Iterator[Job]:
+    for name, (training, inner, options) in EXPORTS.items():
+        words = ("export", f"runs/{training}{inner}", *options, "--out", f"exports/{name}")
+        yield Job(f"exports/{name}", (words,), needs=(f"runs/{training}",), may_fail=True)
+
+
+def _verify_jobs() -> Iterator[Job]:
+    for name in METHODS:
+        path = f"verify/{name}.json"
+        yield Job(path, (("inside", "verify", path, "verify", name, "--steps", "30", "-q"),), may_fail=True)
+
+
+def _compat_jobs() -> Iterator[Job]:
+    for name, sets in RESUMED.items():
+        path = f"compat/resumed-{name}"
+        words = [word for item in sets for word in ("--set", item)]
+        command = ("distill", f"{path}/recipe.yaml", "--out", path, "--resume", "-q", *words)
+        yield Job(path, (command,), copies=((f"runs/{name}", path),), may_fail=True)
+    for name in DRAWN:
+        path = f"compat/drawn-{name}"
+        command = ("sample", path, *PROMPTS, "--seed", "5", "--out", f"{path}/drawn.png")
+        yield Job(path, (command,), copies=((f"runs/{name}", path),), may_fail=True)
+    for name, to in EXPORTED.items():
+        path = f"compat/exported-{name}"
+        command = ("export", path, "--to", to, "--out", f"{path}/made")
+        yield Job(path, (command,), copies=((f"runs/{name}", path),), may_fail=True)
+    for name in READ_BACK:
+        path = f"compat/read-{name}"
+        command = ("sample", path, *PROMPTS, "--seed", "5", "--out", f"{path}/drawn.png")
+        yield Job(path, (command,), copies=((f"exports/{name}", path),), may_fail=True)
+    path, runs = "compat/recipes.json", tuple(f"runs/{name}" for name in TRAININGS)
+    yield Job(path, (("inside", "parse", path, "{old source}/src/fewstep/recipes", "{old}/runs"),), reads=runs)
+
+
+JOBS = _jobs()
+
+# ---------------------------------------------------------------- inside a tree: run with its src on the path
+
+
+def find(name: str) -> Any:
+    """What `NAMES` calls so, from the first place that this tree has."""
+    for place in NAMES[name]:
+        module, _, attribute = place.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError):
+            continue
+    sys.exit(f"This tree has none of {', '.join(NAMES[name])}: add the new place of {name} to NAMES.")
+
+
+def options(cls: Any, **values: Any) -> dict[str, Any]:
+    """``values`` under the names that the dataclass has for them."""
+    known = {f.name for f in dataclasses.fields(cls)}
+    found = {}
+    for name, value in values.items():
+        own = next((other for other in FIELDS[name] if other in known), None)
+        if own is None:
+            sys.exit(f"{cls.__name__} has none of {', '.join(FIELDS[name])}: add the new name of {name} to FIELDS.")
+        found[own] = value
+    return found
+
+
+def _closed_form(x: Tensor, t: Any, cond: Any = None, **told: Any) -> Tensor:
+    """A smooth function that stands for a network; what it is told of the end of a jump shows in its answer."""
+    t, *ends = (torch.as_tensor(v, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1)) for v in (t, *told.values()))
+    return torch.sin(1.3 * x + 0.01 * t) + 0.2 * x.roll(1, dims=-1) + sum(0.003 * end for end in ends)
+
+
+def inside_states(out: str) -> None:
+    """Every sampler's states in float64: three schedules, several numbers of steps, amounts of noise and grids."""
+    make, denoise, sample, samplers = find("Schedule"), find("Denoiser"), find("sample"), find("SAMPLERS")
+    for name in ACCEPTS:
+        setattr(_closed_form, name, frozenset({"end"}))
+    generator = torch.Generator().manual_seed(0)
+    noise, *noises = torch.randn(20, 3, 2, 5, generator=generator, dtype=torch.float64)
+    found = {}
+    kinds = ((make.scaled_linear(), "epsilon"), (make.edm(), "sample"), (make.flow(3.0), "flow"))
+    for schedule, kind in kinds:
+        network = denoise(_closed_form, schedule, kind)
+        for label, sampler in _all_samplers(samplers):
+            try:
+                walked = sample(network, sampler, noise, None, 1.0, noises)
+            except ValueError:  # a grid that this schedule has not: the other tree must have as many
+                continue
+            _, states, times = vars(walked).values()
+            found[f"{kind} {label} states"], found[f"{kind} {label} times"] = torch.stack(states), times
+        for solver in find("SOLVERS"):
+            times = np.linspace(float(schedule.start), float(schedule.end), 7)
+            found[f"{kind} solver {solver}"] = find("solve")(network, noise, times, None, 1.0, solver)
+    save_file({name: t.contiguous().clone() for name, t in found.items()}, out)
+
+
+def _all_samplers(samplers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(label, sampler) for every key of the registry."""
+    for name, cls in samplers.items():
+        has_eta = any(f.name in FIELDS["eta"] for f in dataclasses.fields(cls))
+        for steps in (1, 4, 16):
+            for eta in (0.0, 0.3, 1.0) if has_eta else (None,):
+                more = {} if eta is None else {"eta": eta}
+                yield f"{name} {steps} {eta}", cls(**options(cls, num_inference_steps=steps, **more))
+        for grid in GRIDS:
+            yield f"{name} {grid}", cls(**options(cls, num_inference_steps=5, timestep_spacing=grid))
+
+
+def inside_verify(out: str, *words: str) -> None:
+    """The command line with these words; every number of the reports goes to ``out`` in full precision."""
+    kept: list[list[list[float]]] = []
+
+    def keeping(check: Callable[..., Any]) -> Callable[..., Any]:
+        def kept_too(*given: Any, **named: Any) -> Any:
+            report = check(*given, **named)
+            kept.append([[float(v) for v in vars(row).values() if isinstance(v, int | float)] for row in report])
+            return report
+
+        return kept_too
+
+    for place in NAMES["verify"]:
+        module, _, attribute = place.partition(":")
+        try:
+            home = importlib.import_module(module)
+            setattr(home, attribute, keeping(getattr(home, attribute)))
+        except (ImportError, AttributeError):
+            continue
+    sys.argv = ["fewstep", *words]
+    try:
+        runpy.run_module("fewstep", run_name="__main__")
+    finally:
+        Path(out).write_text(json.dumps(kept), encoding="utf-8")
+
+
+def inside_parse(out: str, *folders: str) -> None:
+    """What this tree makes of recipe files: their resolved values, or the error."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in map(Path, folders):
+        paths = folder.rglob("recipe.yaml") if folder.name == "runs" else folder.glob("*.yaml")
+        for path in sorted(paths):
+            name = str(path.relative_to(folder.parent))
+            try:
+                recipe = find("load")(str(path))
+                write = find("chain_yaml") if hasattr(recipe, "stages") else find("as_yaml")
+                found[name] = {"values": yaml.safe_load(write(recipe))}
+            except ValueError as error:
+                found[name] = {"sentence": str(error)}
+            except Exception as error:
+                found[name] = {"crash": f"{type(error).__name__}: {error}"}
+    Path(out).write_text(json.dumps(found), encoding="utf-8")
+
+
+def inside_teacher(out: str) -> None:
+    """Three steps of each stage of scenes-64's own training, on few scenes; the logs hold the losses of each step.
+
+    `fewstep teacher train` has no option for so few scenes, hence the functions behind it. This is the place to adapt
+    when they change: name them in `NAMES`, and the settings' fields in `FIELDS`. Stage two's `Teller` takes its first
+    weights from PyTorch's global generator, which no setting seeds, so it is seeded here.
+    """
+    settings = find("TeacherSettings")()
+    (vae,), (unet,) = options(type(settings), vae=0), options(type(settings), unet=0)
+    short = {}
+    for stage in (vae, unet):
+        own = getattr(settings, stage)
+        short[stage] = dataclasses.replace(own, **options(type(own), steps=3, batch_size=4, log_every=1))
+    settings = dataclasses.replace(settings, **short, **options(type(settings), pool=256))
+    trained = find("train_vae")(Path(out), settings)
+    torch.manual_seed(0)
+    find("train_unet")(Path(out), settings, trained)
+
+
+INSIDE: dict[str, Callable[..., None]] = {
+    "states": inside_states, "verify": inside_verify, "parse": inside_parse, "teacher": inside_teacher,
+}  # fmt: skip
+
+# ---------------------------------------------------------------- trees, and running jobs in them
+
+
+def _clocks() -> tuple[float, float]:
+    """Wall clock, and the CPU time of all commands so far: on a machine with other work only the second says much."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter(), used.ru_utime + used.ru_stime
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One of the two.
+
+    Attributes:
+        name: "old" or "new". source: holds ``src``. place: where its commands run and write.
+        words: of command lines, that are others in this tree.
+    """
+
+    name: str
+    source: Path
+    place: Path
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    def python(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Python with this tree's package on one thread, in this tree's place."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("FEWSTEP_", "RANK", "WORLD_SIZE"))}
+        env |= {**ENVIRONMENT, "PYTHONPATH": str(self.source / "src")}
+        command = [sys.executable, "-P", *words]
+        return subprocess.run(command, cwd=self.place, env=env, capture_output=True, text=True, check=False)
+
+    def check(self) -> None:
+        """Make sure that the package is this tree's and not one that is installed.
+
+        Raises:
+            SystemExit: it is another.
+        """
+        said = self.python("-c", "import fewstep; print(fewstep.__file__)")
+        if not said.stdout.strip().startswith(str(self.source)):
+            sys.exit(f"Python finds another fewstep than that of {self.source}: {said.stdout}{said.stderr}")
+
+    def perform(self, job: Job, old: Tree, stamp: str) -> None:
+        """Run a job and keep what it said and how long it took."""
+        for path in job.makes or (job.name,):
+            target = self.place / path
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+        for source, target in job.copies:
+            if (old.place / source).is_dir():
+                shutil.copytree(old.place / source, self.place / target)
+        began, said = _clocks(), []
+        for words in job.commands:
+            done = self._command(words, old)
+            said.append({"code": done.returncode, "out": done.stdout, "err": done.stderr})
+            if done.returncode:
+                break
+        wall, cpu = (now - then for now, then in zip(_clocks(), began, strict=True))
+        record = {"stamp": stamp, "seconds": wall, "cpu_seconds": cpu, "said": said}
+        path = self._record(job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    def _command(self, words: tuple[str, ...], old: Tree) -> subprocess.CompletedProcess[str]:
+        words = tuple(w.replace("{old}", str(old.place)).replace("{old source}", str(old.source)) for w in words)
+        if words[0] == "inside":
+            return self.python(str(Path(__file__).resolve()), *words[:3], *map(self._word, words[3:]))
+        return self.python("-m", "fewstep", *map(self._word, words))
+
+    def _word(self, word: str) -> str:
+        """A word of the command line, or the key of KEY=VALUE, as this tree has it."""
+        key, equals, value = word.partition("=")
+        return f"{self.words.get(key, key)}{equals}{value}"
+
+    def _record(self, job: Job) -> Path:
+        return self.place / "records" / f"{job.name.replace('/', '--')}.json"
+
+    def record(self, job: Job) -> dict[str, Any] | None:
+        """What `perform` kept, if it ran."""
+        path = self._record(job)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@dataclass
+class Session:
+    """Both trees, and which jobs have run in them. ``base``: what the earlier commit's outputs depend on."""
+
+    old: Tree
+    new: Tree
+    base: str
+    done: set[tuple[str, str]] = field(default_factory=set)
+    seconds: dict[str, dict[str, float]] = field(default_factory=lambda: {"old": {}, "new": {}})
+
+    def ensure(self, tree: Tree, name: str) -> None:
+        """Run a job and what it needs, each once; the earlier commit's kept outputs are taken where they fit."""
+        if (tree.name, name) in self.done:
+            return
+        job = JOBS[name]
+        for other in (*(source for source, _ in job.copies), *job.reads):
+            self.ensure(self.old, other)
+        for other in job.needs:
+            self.ensure(tree, other)
+        record, stamp = tree.record(job), self.stamp(job)
+        kept = tree is self.old and record is not None and record["stamp"] == stamp
+        if not kept:
+            print(f"         {tree.name}: {name} ...", end=" ", flush=True)
+            tree.perform(job, self.old, stamp)
+            record = tree.record(job)
+            print(f"{record['seconds']:.1f} s, {record['cpu_seconds']:.1f} s of CPU", flush=True)
+        self.seconds[tree.name][name] = record.get("cpu_seconds", record["seconds"])
+        self.done.add((tree.name, name))
+
+    def stamp(self, job: Job) -> str:
+        """Changes with anything that a job's outputs depend on, but for the new tree's source."""
+        sources = [inspect.getsource(INSIDE[words[1]]) for words in job.commands if words[0] == "inside"]
+        before = [self.stamp(JOBS[n]) for n in (*job.needs, *(source for source, _ in job.copies), *job.reads)]
+        said = json.dumps([self.base, job.commands, job.copies, sources, before])
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def both(self, name: str) -> tuple[Said, Said]:
+        """Run a job in both trees; what its last command said in each."""
+        for tree in (self.old, self.new):
+            self.ensure(tree, name)
+        return tuple(Said(**tree.record(JOBS[name])["said"][-1]) for tree in (self.old, self.new))  # type: ignore
+
+    def paths(self, name: str) -> tuple[Path, Path]:
+        """Where both trees have it."""
+        return self.old.place / name, self.new.place / name
+
+
+@dataclass(frozen=True)
+class Said:
+    """A command's exit code and words."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        """The last line of its complaint."""
+        return ([line.strip() for line in self.err.splitlines() if line.strip()] or [""])[-1]
+
+    @property
+    def is_sentence(self) -> bool:
+        """Whether it refused as it should: exit code 2 and one sentence."""
+        return self.code == 2 and self.last.startswith("Error: ") and "Traceback" not in self.err
+
+
+# ---------------------------------------------------------------- comparing
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether two things are the same, the largest gap between their numbers, and remarks."""
+
+    same: bool
+    gap: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: its verdict is OK, DIFFERS or SENTENCE."""
+
+    part: str
+    name: str
+    verdict: str
+    gap: float | None
+    note: str
+
+    def __str__(self) -> str:
+        gap = "" if self.gap is None else f"gap {self.gap:.3g}"
+        return f"{self.verdict:8} {self.part:8} {self.name:34} {gap:12} {self.note}".rstrip()
+
+
+def bits(tensor: Tensor) -> bytes:
+    """A tensor's own bytes: -0 is not 0 here, and NaN is itself."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def gap_of(old: Tensor, new: Tensor) -> float:
+    """The largest difference; infinite where shapes, types or NaN differ."""
+    if bits(old) == bits(new) and (old.shape, old.dtype) == (new.shape, new.dtype):
+        return 0.0
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return math.inf
+    gap = float((old.double() - new.double()).abs().max())
+    return math.inf if math.isnan(gap) else gap
+
+
+def compare_tensors(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Finding:
+    """By name; those whose names only one side has, by their contents."""
+    shared = [name for name in old if name in new]
+    differing = {name: gap_of(old[name], new[name]) for name in shared if not _same_tensor(old[name], new[name])}
+    left, right = (Counter(map(_mark, (t for k, t in a.items() if k not in b))) for a, b in ((old, new), (new, old)))
+    gap, notes = max(differing.values(), default=0.0), [f"{len(old)} tensors"]
+    if differing:
+        notes.append(f"{len(differing)} differ, {min(differing)} among them")
+    if left == right and left:
+        notes.append(f"{left.total()} have other names")
+    elif left != right:
+        gap = math.inf
+        notes.append(f"{(left - right).total()} are missing, {(right - left).total()} are new")
+    return Finding(bool(old) and not differing and left == right, gap, ", ".join(notes))
+
+
+def _same_tensor(old: Tensor, new: Tensor) -> bool:
+    return (old.shape, old.dtype) == (new.shape, new.dtype) and bits(old) == bits(new)
+
+
+def _mark(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(bits(tensor)).hexdigest()}"
+
+
+def compare_values(old: Any, new: Any, *, words_too: bool = True, tolerance: float = 0.0) -> Finding:
+    """JSON data by its leaves; a leaf whose key only one side has must be there under another key.
+
+    Args:
+        words_too: whether words must be the same as well, or numbers alone.
+        tolerance: relative, of numbers.
+    """
+    a, b = (dict(_leaves(data)) for data in (old, new))
+    gap, differing, reworded = 0.0, [], 0
+    for key in a.keys() & b.keys():
+        apart = _apart(a[key], b[key])
+        if isinstance(a[key], str) and isinstance(b[key], str) and not words_too:
+            reworded += a[key] != b[key]
+            continue
+        if apart and math.isfinite(apart):
+            apart, gap = apart / max(abs(a[key]), 1e-300), max(gap, apart)
+        if apart > tolerance:
+            gap = max(gap, apart)
+            differing.append(key)
+    left, right = (Counter(repr(v) for k, v in x.items() if k not in y) for x, y in ((a, b), (b, a)))
+    missing, added = (left - right), (right - left)
+    notes = [f"{len(a)} values"]
+    notes += [f"differ: {', '.join(sorted(differing)[:3])}"] if differing else []
+    notes += [f"{left.total()} old keys are not there"] if left else []
+    notes += [f"values without a match: {', '.join(list(missing)[:3])}"] if missing else []
+    notes += [f"{added.total()} new values"] if added else []
+    notes += [f"{reworded} texts reworded"] if reworded else []
+    return Finding(bool(a) and not differing and not missing, math.inf if missing else gap, ", ".join(notes))
+
+
+def _leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            if key not in TIMES:
+                yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(data, list):
+        for i, value in enumerate(data):
+            yield from _leaves(value, f"{prefix}[{i}]")
+    else:
+        yield prefix, data
+
+
+def _apart(old: Any, new: Any) -> float:
+    """0 for the same value; the distance of numbers, else infinity."""
+    if type(old) is type(new) and (old == new or repr(old) == repr(new)):
+        return 0.0
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in (old, new))
+    return abs(old - new) if numbers else math.inf
+
+
+def compare_pictures(old: Path, new: Path, tile: int, count: int) -> Finding:
+    """The last row of ``count`` square pictures of a grid; labels and captions stand outside and may be reworded."""
+    if not old.is_file() or not new.is_file():
+        return Finding(False, math.inf, "no picture")
+    wide, high = count * (tile + 4), tile + 4
+    a, b = (np.asarray(Image.open(path).convert("RGB"), dtype=np.int64)[-high:, -wide:] for path in (old, new))
+    if a.shape != b.shape:
+        return Finding(False, math.inf, f"{a.shape} and {b.shape} pixels")
+    apart = np.abs(a - b)
+    note = f"{count} pictures" + (f", {(apart > 0).any(-1).sum()} pixels differ" if apart.any() else "")
+    return Finding(not apart.any(), float(apart.max()), note)
+
+
+def tensors_below(folder: Path, pattern: str) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors files, by file and name."""
+    found = {}
+    for path in sorted(folder.rglob(pattern)):
+        if path.suffix == ".safetensors":
+            found |= {f"{path.relative_to(folder)} {name}": t for name, t in load_file(path).items()}
+    return found
+
+
+def headers_below(folder: Path) -> dict[str, dict[str, str]]:
+    """What the safetensors files of a folder say of themselves."""
+    found = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found[str(path.relative_to(folder))] = dict(file.metadata() or {})
+    return found
+
+
+def json_below(folder: Path, pattern: str) -> dict[str, Any]:
+    """The JSON files of a folder, by path; of lines, a list."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob(pattern)):
+        text = path.read_text(encoding="utf-8")
+        lines = path.suffix == ".jsonl"
+        found[str(path.relative_to(folder))] = [json.loads(x) for x in text.splitlines()] if lines else json.loads(text)
+    return found
+
+
+_FIGURE = re.compile(r"-?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf)\b")
+
+
+def printed(text: str) -> tuple[list[float], list[float]]:
+    """The figures of a report's columns in their order, and those within its words; headings hold neither."""
+    figures: list[float] = []
+    worded: list[float] = []
+    for line in text.splitlines():
+        words, *columns = re.split(r" {2,}", line.strip())
+        if len(columns) >= 2:
+            figures += [float(x) for column in columns for x in _FIGURE.findall(column)]
+            worded += [float(x) for x in _FIGURE.findall(words)]
+    return figures, worded
+
+
+# ---------------------------------------------------------------- the parts, row by row
+
+
+def found_row(part: str, name: str, finding: Finding, more: str = "") -> Row:
+    """A row of a comparison."""
+    note = "; ".join(text for text in (finding.note, more) if text)
+    return Row(part, name, "OK" if finding.same else "DIFFERS", finding.gap, note)
+
+
+def accident(part: str, name: str, session: Session, job: str) -> Row | None:
+    """Run a job that must succeed in both trees; a row where it does not."""
+    for tree, said in zip(("old", "new"), session.both(job), strict=True):
+        if said.code:
+            return Row(part, name, "DIFFERS", None, f"exit code {said.code} in the {tree} tree: {said.last}")
+    return None
+
+
+def rows_of_weights(session: Session) -> Iterator[Row]:
+    """Students, checkpoints, logs and pictures of every training, and the teacher's own."""
+    failed = accident("weights", "rewards", session, "rewards")
+    taste = [tensors_below(place, "taste*/reward.safetensors") for place in session.paths("runs")]
+    yield failed or found_row("weights", "rewards", compare_tensors(*taste))
+    for name in TRAININGS:
+        failed = accident("weights", name, session, f"runs/{name}")
+        if failed:
+            yield failed
+            continue
+        yield from _rows_of_run("weights", name, *session.paths(f"runs/{name}"))
+    yield from _rows_of_teacher(session)
+
+
+def _rows_of_run(part: str, name: str, old: Path, new: Path) -> Iterator[Row]:
+    students = (tensors_below(place, "student/*") for place in (old, new))
+    yield found_row(part, f"{name}: student", compare_tensors(*students))
+    checkpoints = (tensors_below(place, "checkpoints/*/*") for place in (old, new))
+    yield found_row(part, f"{name}: checkpoint", compare_tensors(*checkpoints))
+    files = ("log.jsonl", "statistics.jsonl", "few_step.json")
+    logs = ({file: json_below(place, file) for file in files} for place in (old, new))
+    yield found_row(part, f"{name}: log and card", compare_values(*logs, words_too=False))
+    pictures = sorted(path.relative_to(old) for path in old.rglob("student/samples.png"))
+    findings = [compare_pictures(old / path, new / path, 128, 2) for path in pictures]
+    worst = max((f.gap for f in findings), default=math.inf)
+    same = bool(findings) and all(f.same for f in findings)
+    yield found_row(part, f"{name}: samples.png", Finding(same, worst, f"{len(pictures)} files"))
+
+
+def _rows_of_teacher(session: Session) -> Iterator[Row]:
+    failed = accident("weights", "teacher", session, "teacher")
+    if failed:
+        yield failed
+        return
+    places = session.paths("teacher")
+    for stage in ("vae", "unet"):
+        logs = (json_below(place / stage, "log.jsonl") for place in places)
+        finding = compare_values(*logs, tolerance=1e-6)
+        yield found_row("weights", f"teacher, {stage}: losses", finding, "limit 1e-6, relative")
+    yield found_row("weights", "teacher: tensors", compare_tensors(*(tensors_below(p, "*") for p in places)))
+
+
+def rows_of_samplers(session: Session) -> Iterator[Row]:
+    """Pictures by the command line, and states in float64."""
+    for name in (*SAMPLERS, "anew"):
+        path = f"pictures/{name}.png"
+        failed = accident("samplers", f"{name}: picture", session, path)
+        yield failed or found_row("samplers", f"{name}: picture", compare_pictures(*session.paths(path), 192, 2))
+    failed = accident("samplers", "states", session, "states.safetensors")
+    if failed:
+        yield failed
+        return
+    old, new = map(load_file, session.paths("states.safetensors"))
+    for key in sorted({label.split()[1] for label in (*old, *new)}):
+        both = ({k: t for k, t in states.items() if k.split()[1] == key} for states in (old, new))
+        yield found_row("samplers", f"{key}: states" if key != "solver" else "solvers", compare_tensors(*both))
+
+
+def rows_of_exports(session: Session) -> Iterator[Row]:
+    """Files of every export, and refusals."""
+    for name in EXPORTS:
+        yield from _rows_of_export("exports", name, *session.both(f"exports/{name}"), *session.paths(f"exports/{name}"))
+
+
+def _rows_of_export(part: str, name: str, before: Said, after: Said, old: Path, new: Path) -> Iterator[Row]:
+    if before.code or after.code:
+        same, reworded = before.is_sentence and after.is_sentence, before.last != after.last
+        note = f"refused: {after.last}" + (f" (before: {before.last})" if reworded else "")
+        yield Row(part, name, "OK" if same else "DIFFERS", None, note)
+        return
+    yield found_row(part, f"{name}: tensors", compare_tensors(*(tensors_below(place, "*") for place in (old, new))))
+    headers = [headers_below(place) for place in (old, new)]
+    keys = [{file: sorted(header) for file, header in found.items()} for found in headers]
+    said = compare_values(*headers, words_too=False).note
+    yield found_row(part, f"{name}: header keys", Finding(keys[0] == keys[1], 0.0, said))
+    configs = (json_below(place, "*.json") for place in (old, new))
+    yield found_row(part, f"{name}: configs", compare_values(*configs, words_too=False))
+
+
+def rows_of_verify(session: Session) -> Iterator[Row]:
+    """Figures as they are printed, and in full precision."""
+    for name in METHODS:
+        path = f"verify/{name}.json"
+        before, after = session.both(path)
+        (figures, worded), (new_figures, new_worded) = printed(before.out), printed(after.out)
+        more = "" if worded == new_worded else "numbers within the words differ"
+        finding = compare_values(figures, new_figures)
+        if before.code != after.code or max(before.code, after.code) > 1 or len(figures) != len(new_figures):
+            more = f"{len(figures)} and {len(new_figures)} figures, exit codes {before.code} and {after.code}"
+            finding = Finding(False, math.inf)
+        yield found_row("verify", f"{name}: as printed", finding, more)
+        exact = [json.loads(p.read_text(encoding="utf-8")) if p.is_file() else [] for p in session.paths(path)]
+        shapes = [[[len(row) for row in report] for report in reports] for reports in exact]
+        finding = compare_values(*exact) if shapes[0] == shapes[1] else Finding(False, math.inf, "other rows")
+        yield found_row("verify", f"{name}: in full", finding)
+
+
+def rows_of_compat(session: Session) -> Iterator[Row]:
+    """What the new tree makes of the earlier commit's files."""
+    yield from _rows_of_recipes(session)
+    for name in RESUMED:
+        path = f"compat/resumed-{name}"
+        yield _refused(f"resumed {name}", *session.both(path)) or found_row(
+            "compat", f"resumed {name}", _weights_of_run(*session.paths(path))
+        )
+    for path in [*(f"compat/drawn-{name}" for name in DRAWN), *(f"compat/read-{name}" for name in READ_BACK)]:
+        name = path.removeprefix("compat/").replace("-", " ", 1)
+        pictures = (place / "drawn.png" for place in session.paths(path))
+        yield _refused(name, *session.both(path)) or found_row("compat", name, compare_pictures(*pictures, 192, 2))
+    for name in EXPORTED:
+        path = f"compat/exported-{name}"
+        before, after = session.both(path)
+        failed = _refused(f"exported {name}", before, after)
+        made = (place / "made" for place in session.paths(path))
+        yield from [failed] if failed else _rows_of_export("compat", f"exported {name}", before, after, *made)
+
+
+def _weights_of_run(old: Path, new: Path) -> Finding:
+    """Students and checkpoints together."""
+    return compare_tensors(*(
+        {**tensors_below(place, "student/*"), **tensors_below(place, "checkpoints/*/*")} for place in (old, new)
+    ))  # fmt: skip
+
+
+def _refused(name: str, before: Said, after: Said) -> Row | None:
+    """A row where either tree does not do it; None where both do."""
+    if before.code:
+        return Row("compat", name, "DIFFERS", None, f"exit code {before.code} in the old tree: {before.last}")
+    if after.code:
+        return Row("compat", name, "SENTENCE" if after.is_sentence else "DIFFERS", None, after.last)
+    return None
+
+
+def _rows_of_recipes(session: Session) -> Iterator[Row]:
+    """One row for shipped recipes and one for those that runs keep, and one more for each that is not parsed alike."""
+    job = "compat/recipes.json"
+    failed = accident("compat", "recipes", session, job)
+    if failed:
+        yield failed
+        return
+    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in session.paths(job))
+    for label, first in (("shipped recipes", "recipes"), ("recipes of runs", "runs")):
+        names = [name for name in old if name.startswith(f"{first}/")]
+        odd = [row for row in (_row_of_recipe(name, old[name], new[name]) for name in names) if row is not None]
+        yield from odd
+        bad, alike = sum(row.verdict == "DIFFERS" for row in odd), len(names) - len(odd)
+        note = f"{alike} of {len(names)} resolve to the same values"
+        yield Row("compat", label, "DIFFERS" if bad or not names else "OK", None, note)
+
+
+def _row_of_recipe(name: str, old: dict[str, Any], new: dict[str, Any]) -> Row | None:
+    """None where both trees resolve it to the same values, or both refuse it."""
+    if "values" not in old and "sentence" in new:
+        return None
+    if "sentence" in new:
+        one_line = "\n" not in new["sentence"]
+        return Row("compat", name, "SENTENCE" if one_line else "DIFFERS", None, new["sentence"])
+    if "crash" in new or "values" not in old:
+        return Row("compat", name, "DIFFERS", None, new.get("crash", "refused by the old tree alone"))
+    finding = compare_values(old["values"], new["values"])
+    return None if finding.same else found_row("compat", name, finding)
+
+
+ROWS: dict[str, Callable[[Session], Iterable[Row]]] = {
+    "weights": rows_of_weights, "samplers": rows_of_samplers, "exports": rows_of_exports, "verify": rows_of_verify,
+    "compat": rows_of_compat,
+}  # fmt: skip
+
+# ---------------------------------------------------------------- the whole
+
+
+def git(folder: Path, *words: str) -> bytes:
+    """Output of a git command."""
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=True).stdout
+
+
+def check_out(repository: Path, commit: str, folder: Path) -> Path:
+    """The package's sources of a commit, below ``folder``."""
+    if not folder.is_dir():
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        with tarfile.open(fileobj=io.BytesIO(git(repository, "archive", commit, "src"))) as archive:
+            archive.extractall(part, filter="data")
+        part.rename(folder)
+    return folder
+
+
+def copy_of(tree: Path, folder: Path) -> Path:
+    """A copy of the present sources: they may be edited while it runs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(tree / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    return folder
+
+
+def machine() -> dict[str, Any]:
+    """Of everything that decides the last bit."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    found = {"machine": platform.machine(), "processor": model or platform.processor(), "system": platform.system()}
+    found |= {"vector_instructions": torch.backends.cpu.get_cpu_capability(), "python": platform.python_version()}
+    names = ("torch", "numpy", "diffusers", "transformers", "peft", "safetensors", "pillow")
+    return found | {name: version(name) for name in names}
+
+
+def write_inputs(work: Path) -> None:
+    """A picture to draw anew and a mask, for both trees."""
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    picture = np.stack([np.tile(ramp, (64, 1)), np.tile(ramp[:, None], (1, 64)), np.full((64, 64), 90, np.uint8)], -1)
+    Image.fromarray(picture).save(work / "start.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 16:56] = 255
+    Image.fromarray(mask).save(work / "mask.png")
+
+
+def prepared(given: argparse.Namespace, work: Path) -> tuple[Session, dict[str, Any]]:
+    """Both trees in place, and what to say of them."""
+    tree = given.tree.resolve()
+    commit = git(tree, "rev-parse", f"{given.commit}^{{commit}}").decode().strip()
+    about = {
+        "old": commit,
+        "new": git(tree, "rev-parse", "HEAD").decode().strip(),
+        "new_is_changed": bool(git(tree, "status", "--porcelain", "--", "src").strip()),
+        **machine(),
+    }
+    sources = check_out(tree, commit, work / f"tree-{commit[:12]}"), copy_of(tree, work / "tree-new")
+    places = work / f"outputs-{commit[:12]}", work / "outputs-new"
+    for place in places:
+        place.mkdir(exist_ok=True)
+    write_inputs(work)
+    old, new = Tree("old", sources[0], places[0]), Tree("new", sources[1], places[1], NEW_WORDS)
+    for each in (old, new):
+        each.check()
+    return Session(old, new, json.dumps([commit, machine(), ENVIRONMENT])), about
+
+
+def compare_all(given: argparse.Namespace, work: Path) -> int:
+    """Run and compare the parts; returns the exit code."""
+    session, about = prepared(given, work)
+    print(f"{about['old'][:12]} and {about['new'][:12]}{', changed' if about['new_is_changed'] else ''}: torch "
+          f"{about['torch']}, {about['processor']}")  # fmt: skip
+    rows: list[Row] = []
+    taken: dict[str, dict[str, float]] = {}
+    for part in given.only:
+        before = {name: sum(seconds.values()) for name, seconds in session.seconds.items()}
+        for row in ROWS[part](session):
+            print(row, flush=True)
+            rows.append(row)
+        taken[part] = {name: sum(s.values()) - before[name] for name, s in session.seconds.items()}
+        spent = {name: f"{seconds:.0f} s of CPU" for name, seconds in taken[part].items()}
+        print(f"         {part}: {spent['old']} in the old tree, {spent['new']} in the new")
+    counts = Counter(row.verdict for row in rows)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("OK", "DIFFERS", "SENTENCE"))
+    print(f"{len(rows)} rows: {said}.")
+    costs = {"cpu_seconds": taken, "cpu_seconds_of_jobs": session.seconds}
+    report = {**about, **costs, "counts": counts, "rows": [vars(row) for row in rows]}
+    text = json.dumps(report, indent=1) + "\n"
+    for path in {work / "same_numbers.json", given.out or work / "same_numbers.json"}:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return 1 if counts["DIFFERS"] or not rows else 0
+
+
+def parts(text: str) -> list[str]:
+    """The parts of --only."""
+    found = [part.strip() for part in text.split(",")]
+    if unknown := [part for part in found if part not in PARTS]:
+        raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}: use {', '.join(PARTS)}")
+    return found
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["inside"]:
+        INSIDE[sys.argv[2]](*sys.argv[3:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=parts, default=list(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--commit", default=COMMIT, help="the earlier commit")
+    parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1], help="the new tree (default: this one)")
+    parser.add_argument("--work", type=Path, help="keep the earlier commit's outputs here, and use them again")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    given = parser.parse_args()
+    if given.work:
+        given.work.mkdir(parents=True, exist_ok=True)
+        sys.exit(compare_all(given, given.work.resolve()))
+    with tempfile.TemporaryDirectory(prefix="same-numbers-") as folder:
+        sys.exit(compare_all(given, Path(folder).resolve()))
+
+
+if __name__ == "__main__":
+    main()
