@@ -44,6 +44,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,13 @@ NAMES: dict[str, tuple[str, ...]] = {
     "solve": ("fewstep:solve",),
     "SAMPLERS": ("fewstep.sampling:SAMPLERS",),
     "SOLVERS": ("fewstep.sampling.solvers:SOLVERS",),
-    "verify": ("fewstep.evaluation.truth.verify:verify",),
-    "load": ("fewstep.stages:load",),
-    "as_yaml": ("fewstep.recipe:as_yaml",),
-    "chain_yaml": ("fewstep.stages:chain_yaml",),
-    "TeacherSettings": ("fewstep.training.teacher:TeacherSettings",),
-    "train_vae": ("fewstep.training.teacher:train_vae",),
-    "train_unet": ("fewstep.training.teacher:train_unet",),
+    "verify": ("fewstep.verification.verify:verify", "fewstep.evaluation.truth.verify:verify"),
+    "load": ("fewstep.recipe.chain:load", "fewstep.stages:load"),
+    "as_yaml": ("fewstep.recipe.schema:Recipe.as_yaml", "fewstep.recipe:as_yaml"),
+    "chain_yaml": ("fewstep.recipe.chain:Chain.as_yaml", "fewstep.stages:chain_yaml"),
+    "TeacherSettings": ("fewstep.scenes64.train_teacher:TeacherSettings", "fewstep.training.teacher:TeacherSettings"),
+    "train_vae": ("fewstep.scenes64.train_teacher:train_vae", "fewstep.training.teacher:train_vae"),
+    "train_unet": ("fewstep.scenes64.train_teacher:train_unet", "fewstep.training.teacher:train_unet"),
 }
 """Where a name is found, the present place first or last: the first place that a tree has is taken."""
 
@@ -307,7 +308,7 @@ def find(name: str) -> Any:
     for place in NAMES[name]:
         module, _, attribute = place.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            return attrgetter(attribute)(importlib.import_module(module))
         except (ImportError, AttributeError):
             continue
     sys.exit(f"This tree has none of {', '.join(NAMES[name])}: add the new place of {name} to NAMES.")
