@@ -6,25 +6,28 @@
 Both trees run the same commands, `python -m fewstep ...` on one thread, in folders of their own; then their files are
 compared. The parts are:
 
-    weights    every method's student, checkpoint, log and samples.png after 50 short steps of its shipped recipe, and a
-               few steps of scenes-64's own training (losses to 1e-6)
+    weights    every method's student, checkpoint, log and samples.png after 50 short steps of its shipped recipe;
+               the losses of scenes-64's own training on fixed batches (to 1e-6), its choices for reward models
     samplers   pictures by every sampler, and every sampler's float64 states on a closed-form network
     exports    every tensor, header and configuration of `fewstep export`, and what it refuses
     verify     the figures of `fewstep verify METHOD --steps 30`, as printed and in full precision
     compat     the earlier commit's recipes, runs and exports in the new tree: parsed, drawn from, exported, resumed
 
-A row is OK, or DIFFERS (exit code 1), or SENTENCE: the new tree refuses an old file in one sentence and exit code 2,
-which is for people to judge. With --work the earlier commit's outputs are kept, and made again only when the machine,
-the versions or the commands change. Where names change between the two trees, extend the tables `NAMES`, `FIELDS` and
-`NEW_WORDS` below; everything else is found by command line, file or registry key.
+A row is OK, or DIFFERS (exit code 1), or NOTE, which is for people to judge: the new tree refuses an old file in one
+sentence and exit code 2, or no longer prints a quantity. With --work the earlier commit's outputs are kept, and made
+again only when the machine, the versions or the commands change. Where names change between the two trees, extend the
+tables `NAMES`, `FIELDS` and `NEW_WORDS` below and the losses of scenes-64's stages; everything else is found by command
+line, file or registry key.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import io
 import json
@@ -44,7 +47,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -70,24 +72,15 @@ NAMES: dict[str, tuple[str, ...]] = {
     "SOLVERS": ("fewstep.sampling.solvers:SOLVERS",),
     "verify": ("fewstep.verification.verify:verify", "fewstep.evaluation.truth.verify:verify"),
     "load": ("fewstep.recipe.chain:load", "fewstep.stages:load"),
-    "as_yaml": ("fewstep.recipe.schema:Recipe.as_yaml", "fewstep.recipe:as_yaml"),
-    "chain_yaml": ("fewstep.recipe.chain:Chain.as_yaml", "fewstep.stages:chain_yaml"),
-    "TeacherSettings": ("fewstep.scenes64.train_teacher:TeacherSettings", "fewstep.training.teacher:TeacherSettings"),
-    "train_vae": ("fewstep.scenes64.train_teacher:train_vae", "fewstep.training.teacher:train_vae"),
-    "train_unet": ("fewstep.scenes64.train_teacher:train_unet", "fewstep.training.teacher:train_unet"),
+    "as_yaml": ("fewstep.recipe:as_yaml",),
+    "chain_yaml": ("fewstep.stages:chain_yaml",),
 }
-"""Where a name is found, the present place first or last: the first place that a tree has is taken."""
+"""Where a name is found; of several places the first that a tree has is taken."""
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "num_inference_steps": ("num_inference_steps",),
     "timestep_spacing": ("timestep_spacing",),
     "eta": ("eta",),
-    "steps": ("steps",),
-    "batch_size": ("batch_size",),
-    "log_every": ("log_every",),
-    "pool": ("pool",),
-    "vae": ("vae",),
-    "unet": ("unet",),
 }
 """What a field of a dataclass is called: the first name that the class has is taken."""
 
@@ -125,13 +118,13 @@ class Training:
     Attributes:
         recipe: its name. sets: overrides beside `SHORT`.
         stages: steps of each stage, for a recipe of several; others take `STEPS`.
-        needs: jobs that must have run before.
+        copies: of the job, see `Job`.
     """
 
     recipe: str
     sets: tuple[str, ...] = ()
     stages: Mapping[str, int] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
+    copies: tuple[tuple[str, str, str], ...] = ()
 
     def words(self, folder: str) -> tuple[str, ...]:
         """The command line."""
@@ -169,7 +162,11 @@ TRAININGS: dict[str, Training] = {
         _pairs_of("one-step", "unified"),
         {"eight": 9, "four": 9, "two": 8, "one": 8, "one-step": 8, "unified": 8},
     ),
-    "feedback": Training("scenes-64-feedback", stages={"student": 25, "feedback": 25}, needs=("rewards",)),
+    "feedback": Training(  # by the earlier commit's reward models in both trees
+        "scenes-64-feedback",
+        stages={"student": 25, "feedback": 25},
+        copies=tuple(("rewards", f"runs/{name}", f"runs/{name}") for name in ("taste", "taste-held-out")),
+    ),
 }  # fmt: skip
 
 SAMPLERS = (
@@ -216,7 +213,7 @@ class Job:
         name: also the path that the commands write, unless `makes` says otherwise.
         commands: words after `python -m fewstep`, or "inside" and the name of a function of `INSIDE` and its arguments.
         needs: jobs of the same tree that must have run.
-        copies: (job, path): what that job made in the earlier commit's tree is copied there first.
+        copies: (job, path, to): what that job made at ``path`` in the earlier commit's tree is copied there first.
         reads: other jobs of the earlier commit's tree that must have run.
         makes: paths that are removed before the commands run.
         may_fail: an exit code other than 0 is an answer to compare, not an accident.
@@ -225,7 +222,7 @@ class Job:
     name: str
     commands: tuple[tuple[str, ...], ...]
     needs: tuple[str, ...] = ()
-    copies: tuple[tuple[str, str], ...] = ()
+    copies: tuple[tuple[str, str, str], ...] = ()
     reads: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     may_fail: bool = False
@@ -248,8 +245,8 @@ def _training_jobs() -> Iterator[Job]:
         makes=folders,
     )  # fmt: skip
     for name, training in TRAININGS.items():
-        yield Job(f"runs/{name}", (training.words(f"runs/{name}"),), needs=training.needs)
-    yield Job("teacher", (("inside", "teacher", "teacher"),))
+        yield Job(f"runs/{name}", (training.words(f"runs/{name}"),), copies=training.copies)
+    yield Job("losses.json", (("inside", "losses", "losses.json"),))
 
 
 def _sampler_jobs() -> Iterator[Job]:
@@ -279,21 +276,20 @@ def _verify_jobs() -> Iterator[Job]:
 def _compat_jobs() -> Iterator[Job]:
     for name, sets in RESUMED.items():
         path = f"compat/resumed-{name}"
-        words = [word for item in sets for word in ("--set", item)]
-        command = ("distill", f"{path}/recipe.yaml", "--out", path, "--resume", "-q", *words)
-        yield Job(path, (command,), copies=((f"runs/{name}", path),), may_fail=True)
+        command = (*TRAININGS[name].words(path), "--resume", *(word for item in sets for word in ("--set", item)))
+        yield Job(path, (command,), copies=((f"runs/{name}", f"runs/{name}", path),), may_fail=True)
     for name in DRAWN:
         path = f"compat/drawn-{name}"
         command = ("sample", path, *PROMPTS, "--seed", "5", "--out", f"{path}/drawn.png")
-        yield Job(path, (command,), copies=((f"runs/{name}", path),), may_fail=True)
+        yield Job(path, (command,), copies=((f"runs/{name}", f"runs/{name}", path),), may_fail=True)
     for name, to in EXPORTED.items():
         path = f"compat/exported-{name}"
         command = ("export", path, "--to", to, "--out", f"{path}/made")
-        yield Job(path, (command,), copies=((f"runs/{name}", path),), may_fail=True)
+        yield Job(path, (command,), copies=((f"runs/{name}", f"runs/{name}", path),), may_fail=True)
     for name in READ_BACK:
         path = f"compat/read-{name}"
         command = ("sample", path, *PROMPTS, "--seed", "5", "--out", f"{path}/drawn.png")
-        yield Job(path, (command,), copies=((f"exports/{name}", path),), may_fail=True)
+        yield Job(path, (command,), copies=((f"exports/{name}", f"exports/{name}", path),), may_fail=True)
     path, runs = "compat/recipes.json", tuple(f"runs/{name}" for name in TRAININGS)
     yield Job(path, (("inside", "parse", path, "{old source}/src/fewstep/recipes", "{old}/runs"),), reads=runs)
 
@@ -308,7 +304,7 @@ def find(name: str) -> Any:
     for place in NAMES[name]:
         module, _, attribute = place.partition(":")
         try:
-            return attrgetter(attribute)(importlib.import_module(module))
+            return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError):
             continue
     sys.exit(f"This tree has none of {', '.join(NAMES[name])}: add the new place of {name} to NAMES.")
@@ -407,8 +403,7 @@ def inside_parse(out: str, *folders: str) -> None:
             name = str(path.relative_to(folder.parent))
             try:
                 recipe = find("load")(str(path))
-                write = find("chain_yaml") if hasattr(recipe, "stages") else find("as_yaml")
-                found[name] = {"values": yaml.safe_load(write(recipe))}
+                found[name] = {"values": yaml.safe_load(_as_yaml(recipe))}
             except ValueError as error:
                 found[name] = {"sentence": str(error)}
             except Exception as error:
@@ -416,27 +411,105 @@ def inside_parse(out: str, *folders: str) -> None:
     Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 
-def inside_teacher(out: str) -> None:
-    """Three steps of each stage of scenes-64's own training, on few scenes; the logs hold the losses of each step.
+def _as_yaml(recipe: Any) -> str:
+    """A resolved recipe or chain as text."""
+    if hasattr(recipe, "as_yaml"):
+        return recipe.as_yaml()
+    return (find("chain_yaml") if hasattr(recipe, "stages") else find("as_yaml"))(recipe)
 
-    `fewstep teacher train` has no option for so few scenes, hence the functions behind it. This is the place to adapt
-    when they change: name them in `NAMES`, and the settings' fields in `FIELDS`. Stage two's `Teller` takes its first
-    weights from PyTorch's global generator, which no setting seeds, so it is seeded here.
+
+def inside_losses(out: str) -> None:
+    """Losses of scenes-64's two stages, small networks on fixed batches with the same random streams.
+
+    This is the place to adapt when these stages change again: one function for each tree. Their trainings themselves
+    draw other random numbers than before, which is why losses are compared and not weights.
     """
-    settings = find("TeacherSettings")()
-    (vae,), (unet,) = options(type(settings), vae=0), options(type(settings), unet=0)
-    short = {}
-    for stage in (vae, unet):
-        own = getattr(settings, stage)
-        short[stage] = dataclasses.replace(own, **options(type(own), steps=3, batch_size=4, log_every=1))
-    settings = dataclasses.replace(settings, **short, **options(type(settings), pool=256))
-    trained = find("train_vae")(Path(out), settings)
+    losses = _losses_of_stages() if importlib.util.find_spec("fewstep.scenes64") else _losses_before()
+    found = {stage: {name: v.item() for name, v in terms.items()} for stage, terms in losses.items()}
+    Path(out).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _stirred(*networks: torch.nn.Module) -> None:
+    """Residual branches start at zero: let something through."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (p for network in networks for p in network.parameters()):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def _losses_before() -> dict[str, dict[str, Tensor]]:
+    """As commit 14e21aa has them: a stage draws its own batch."""
+    from fewstep.data.scenes import WORDS, Scenes
+    from fewstep.methods.random import Rng
+    from fewstep.training.linear_code import fit_linear_code
+    from fewstep.training.teacher_stages import AutoencoderStage, TextToImageStage, as_tensor, encode_pool, token_ids
+
+    from fewstep.models import scenes64
+    from fewstep.training.settings import TrainingSettings
+
+    settings = TrainingSettings(steps=10, batch_size=4)
+    code = fit_linear_code(as_tensor(Scenes(3).render(range(64)).images), 16)
+    torch.manual_seed(1)
+    vae = scenes64.build_vae((8, 8, 8, 8))
+    _stirred(vae)
+    found = {"autoencoder": AutoencoderStage(vae, code, settings, seed=0).loss(Rng(0, 2, 4))}
+    tokenizer = scenes64.build_tokenizer(WORDS)
     torch.manual_seed(0)
-    find("train_unet")(Path(out), settings, trained)
+    pool = encode_pool(scenes64.build_vae().eval(), tokenizer, seed=3, size=12, tellings=2)
+    torch.manual_seed(1)
+    unet = scenes64.build_unet((48, 32), text_width=32)
+    encoder = scenes64.build_text_encoder(tokenizer, width=32, layers=1)
+    schedule, empty = find("Schedule").from_diffusers(scenes64.build_scheduler()), token_ids(tokenizer, [""])
+    stage = TextToImageStage(unet, encoder, pool, empty, schedule, settings)
+    _stirred(unet, encoder, stage.teller)
+    return found | {"unet": stage.loss(Rng(0, 5, 4))}
+
+
+def _losses_of_stages() -> dict[str, dict[str, Tensor]]:
+    """As `fewstep.scenes64` has them: batch and draws are handed over, from the streams that `_losses_before` reads."""
+    from fewstep.data.batch import Batch
+    from fewstep.data.random import Rng
+    from fewstep.methods.base import Progress
+    from fewstep.models.cond import Cond
+    from fewstep.scenes64 import architecture, autoencoder, denoise
+    from fewstep.scenes64.linear_code import fit_linear_code
+    from fewstep.scenes64.scenes import WORDS, Scenes
+
+    code = fit_linear_code(autoencoder.as_tensor(Scenes(3).render(range(64)).images), 16)
+    torch.manual_seed(1)
+    vae, rng = architecture.build_vae((8, 8, 8, 8)), Rng(0, 2, 4)
+    _stirred(vae)
+    stage = autoencoder.Autoencoding(vae, autoencoder.RenderedScenes(Scenes(0, numbers=autoencoder.CROWDED)), code)
+    width = rng.sample.uniform("wobble", -0.4, 0.4).clamp_min(0)
+    draws = autoencoder.Draws(rng.sample.normal("posterior", architecture.LATENT_SHAPE), width)
+    found = {"autoencoder": _loss_of_stage(stage, stage.source.batch(rng), draws)}
+    tokenizer = architecture.build_tokenizer(WORDS)
+    torch.manual_seed(0)
+    pool = denoise.encode_scenes(architecture.build_vae().eval(), tokenizer, seed=3, size=12, tellings=2)
+    torch.manual_seed(1)
+    unet, rng = architecture.build_unet((48, 32), text_width=32), Rng(0, 5, 4)
+    network = denoise.CaptionedUNet(unet, architecture.build_text_encoder(tokenizer, width=32, layers=1))
+    _stirred(unet, network.text_encoder, network.head)
+    schedule = find("Schedule").from_diffusers(architecture.build_scheduler())
+    stage = denoise.Denoise(network, denoise.encoded_scenes(pool), schedule, denoise.token_ids(tokenizer, [""]))
+    picked = {name: t[rng.sample.integers("rows", 0, 12)] for name, t in pool.items()}
+    mean, std = picked.pop("mean").float(), picked.pop("std").float()
+    batch = Batch(torch.addcmul(mean, std, rng.sample.normal("posterior", mean.shape[1:])), Cond(picked))
+    return found | {"unet": _loss_of_stage(stage, batch, stage.draw(batch, rng, Progress(5, 10)))}
+
+
+def _loss_of_stage(stage: Any, batch: Any, draws: Any) -> dict[str, Tensor]:
+    """The loss that the trainer would go backward through, and its terms by their former names."""
+    from fewstep.training.settings import TrainingSettings
+
+    roles = stage.trainer(TrainingSettings(steps=10, batch_size=4), 0).roles
+    loss = stage.student(roles, batch, draws, stage.prepare(roles, batch, draws, {"student"}))
+    terms = {name.replace("detection", "telling"): term for name, term in {**loss.parts, **loss.stats}.items()}
+    return {"loss": loss.total, **terms}
 
 
 INSIDE: dict[str, Callable[..., None]] = {
-    "states": inside_states, "verify": inside_verify, "parse": inside_parse, "teacher": inside_teacher,
+    "states": inside_states, "verify": inside_verify, "parse": inside_parse, "losses": inside_losses,
 }  # fmt: skip
 
 # ---------------------------------------------------------------- trees, and running jobs in them
@@ -485,9 +558,9 @@ class Tree:
             target = self.place / path
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
             target.parent.mkdir(parents=True, exist_ok=True)
-        for source, target in job.copies:
-            if (old.place / source).is_dir():
-                shutil.copytree(old.place / source, self.place / target)
+        for _, source, target in job.copies:
+            if (old.place / source).is_dir() and (self is not old or source != target):
+                shutil.copytree(old.place / source, self.place / target, dirs_exist_ok=True)
         began, said = _clocks(), []
         for words in job.commands:
             done = self._command(words, old)
@@ -541,7 +614,7 @@ class Session:
         if (tree.name, name) in self.done:
             return
         job = JOBS[name]
-        for other in (*(source for source, _ in job.copies), *job.reads):
+        for other in (*(source for source, _, _ in job.copies), *job.reads):
             self.ensure(self.old, other)
         for other in job.needs:
             self.ensure(tree, other)
@@ -557,8 +630,9 @@ class Session:
 
     def stamp(self, job: Job) -> str:
         """Changes with anything that a job's outputs depend on, but for the new tree's source."""
-        sources = [inspect.getsource(INSIDE[words[1]]) for words in job.commands if words[0] == "inside"]
-        before = [self.stamp(JOBS[n]) for n in (*job.needs, *(source for source, _ in job.copies), *job.reads)]
+        called = [INSIDE[words[1]] for words in job.commands if words[0] == "inside"]
+        sources = [inspect.getsource(function) for function in called]
+        before = [self.stamp(JOBS[n]) for n in (*job.needs, *(source for source, _, _ in job.copies), *job.reads)]
         said = json.dumps([self.base, job.commands, job.copies, sources, before])
         return hashlib.sha256(said.encode()).hexdigest()
 
@@ -610,7 +684,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: its verdict is OK, DIFFERS or SENTENCE."""
+    """One comparison: its verdict is OK, DIFFERS or NOTE."""
 
     part: str
     name: str
@@ -756,16 +830,14 @@ def json_below(folder: Path, pattern: str) -> dict[str, Any]:
 _FIGURE = re.compile(r"-?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf)\b")
 
 
-def printed(text: str) -> tuple[list[float], list[float]]:
-    """The figures of a report's columns in their order, and those within its words; headings hold neither."""
-    figures: list[float] = []
-    worded: list[float] = []
+def printed(text: str) -> list[tuple[float, ...]]:
+    """The figures in the columns of a report, row by row; its words, and numbers in them, may be others."""
+    rows = []
     for line in text.splitlines():
-        words, *columns = re.split(r" {2,}", line.strip())
-        if len(columns) >= 2:
-            figures += [float(x) for column in columns for x in _FIGURE.findall(column)]
-            worded += [float(x) for x in _FIGURE.findall(words)]
-    return figures, worded
+        _, *columns = re.split(r" {2,}", line.strip())
+        figures = tuple(float(x) for column in columns for x in _FIGURE.findall(column))
+        rows += [figures] if len(columns) >= 2 and figures else []
+    return rows
 
 
 # ---------------------------------------------------------------- the parts, row by row
@@ -789,28 +861,28 @@ def rows_of_weights(session: Session) -> Iterator[Row]:
     """Students, checkpoints, logs and pictures of every training, and the teacher's own."""
     if session.pick(["rewards"]):
         failed = accident("weights", "rewards", session, "rewards")
-        yield failed or _share_rewards(*session.paths("runs"))
+        yield from [failed] if failed else _rows_of_rewards(*session.paths("runs"))
     for name in session.pick(TRAININGS):
         failed = accident("weights", name, session, f"runs/{name}")
         if failed:
             yield failed
             continue
         yield from _rows_of_run("weights", name, *session.paths(f"runs/{name}"))
-    if session.pick(["teacher"]):
-        yield from _rows_of_teacher(session)
+    if session.pick(["losses"]):
+        yield from _rows_of_losses(session)
 
 
-def _share_rewards(old: Path, new: Path) -> Row:
-    """Compare the reward models by shape, then give both trees the earlier one: scenes-64's trainings may draw other
-    numbers, and `feedback` is compared on the same rewards."""
-    shapes = [
-        {name: tensor.shape for name, tensor in tensors_below(place, "taste*/reward.safetensors").items()}
-        for place in (old, new)
-    ]
-    for folder in old.glob("taste*"):
-        shutil.copytree(folder, new / folder.name, dirs_exist_ok=True)
+def _rows_of_rewards(old: Path, new: Path) -> Iterator[Row]:
+    """The pairs of images that reward models learn from, and the models' tensors by shape: these trainings may draw
+    other random numbers, and `feedback` is compared on the same models."""
+    files = sorted(path.relative_to(old) for path in old.glob("choices/**/*") if path.is_file())
+    differing = [str(f) for f in files if not (new / f).is_file() or (old / f).read_bytes() != (new / f).read_bytes()]
+    note = f"{len(files)} files" + (f", differ: {', '.join(differing[:3])}" if differing else "")
+    yield found_row("weights", "rewards: choices", Finding(bool(files) and not differing, 0.0, note))
+    tensors = (tensors_below(place, "taste*/reward.safetensors") for place in (old, new))
+    shapes = [{name: (tensor.dtype, tensor.shape) for name, tensor in found.items()} for found in tensors]
     same = bool(shapes[0]) and shapes[0] == shapes[1]
-    return Row("weights", "rewards: shapes", "OK" if same else "DIFFERS", None, f"{len(shapes[0])} tensors")
+    yield found_row("weights", "rewards: shapes", Finding(same, 0.0, f"{len(shapes[0])} tensors"))
 
 
 def _rows_of_run(part: str, name: str, old: Path, new: Path) -> Iterator[Row]:
@@ -828,17 +900,16 @@ def _rows_of_run(part: str, name: str, old: Path, new: Path) -> Iterator[Row]:
     yield found_row(part, f"{name}: samples.png", Finding(same, worst, f"{len(pictures)} files"))
 
 
-def _rows_of_teacher(session: Session) -> Iterator[Row]:
-    failed = accident("weights", "teacher", session, "teacher")
+def _rows_of_losses(session: Session) -> Iterator[Row]:
+    failed = accident("weights", "losses", session, "losses.json")
     if failed:
         yield failed
         return
-    places = session.paths("teacher")
-    for stage in ("vae", "unet"):
-        logs = (json_below(place / stage, "log.jsonl") for place in places)
-        finding = compare_values(*logs, tolerance=1e-6)
-        yield found_row("weights", f"teacher, {stage}: losses", finding, "limit 1e-6, relative")
-    yield found_row("weights", "teacher: tensors", compare_tensors(*(tensors_below(p, "*") for p in places)))
+    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in session.paths("losses.json"))
+    for name in old:
+        gap = max(abs(value - new[name].get(term, math.inf)) for term, value in old[name].items())
+        note = f"{', '.join(old[name])} on a fixed batch; limit 1e-6"
+        yield found_row("weights", f"losses of scenes-64: {name}", Finding(gap <= 1e-6, gap, note))
 
 
 def rows_of_samplers(session: Session) -> Iterator[Row]:
@@ -883,18 +954,42 @@ def rows_of_verify(session: Session) -> Iterator[Row]:
     for name in session.pick(METHODS):
         path = f"verify/{name}.json"
         before, after = session.both(path)
-        (figures, worded), (new_figures, new_worded) = printed(before.out), printed(after.out)
-        more = "" if worded == new_worded else "numbers within the words differ"
-        finding = compare_values(figures, new_figures)
-        if before.code != after.code or max(before.code, after.code) > 1 or len(figures) != len(new_figures):
-            more = f"{len(figures)} and {len(new_figures)} figures, exit codes {before.code} and {after.code}"
-            more += f": {after.last}" if after.code > 1 else ""
-            finding = Finding(False, math.inf)
-        yield found_row("verify", f"{name}: as printed", finding, more)
-        exact = [json.loads(p.read_text(encoding="utf-8")) if p.is_file() else [] for p in session.paths(path)]
-        shapes = [[[len(row) for row in report] for report in reports] for reports in exact]
-        finding = compare_values(*exact) if shapes[0] == shapes[1] else Finding(False, math.inf, "other rows")
-        yield found_row("verify", f"{name}: in full", finding)
+        if max(before.code, after.code) > 1:
+            more = f"exit codes {before.code} and {after.code}: {(before if before.code > 1 else after).last}"
+            yield Row("verify", name, "DIFFERS", None, more)
+            continue
+        more = "" if before.code == after.code else f"exit codes {before.code} and {after.code}"
+        yield figures_row(f"{name}: as printed", printed(before.out), printed(after.out), more)
+        exact = [json.loads(file.read_text(encoding="utf-8")) for file in session.paths(path)]
+        both = ([tuple(row) for report in reports for row in report] for reports in exact)
+        yield figures_row(f"{name}: in full", *both, more)
+
+
+def figures_row(name: str, old: list[tuple[float, ...]], new: list[tuple[float, ...]], more: str) -> Row:
+    """Reports row by row: what the new tree has must be the earlier commit's, in its order; a part may be left out."""
+    marks = [[repr(row) for row in rows] for rows in (old, new)]
+    gone, added = [], []
+    for what, i, j, k, m in difflib.SequenceMatcher(None, *marks, autojunk=False).get_opcodes():
+        if what != "equal":
+            gone, added = gone + old[i:j], added + new[k:m]
+    moved = sorted(map(repr, gone)) == sorted(map(repr, added))
+    note = f"{len(old)} rows of figures"
+    if not gone and not added:
+        return Row("verify", name, "OK", 0.0, "; ".join(text for text in (note, more) if text))
+    if moved:
+        return Row("verify", name, "NOTE", 0.0, f"{note}, all the same in another order; {more}".rstrip("; "))
+    if added or not new:
+        pairs = [(a, b) for x, y in zip(gone, added, strict=False) for a, b in zip(x, y, strict=False)]
+        gap = max((_apart(a, b) for a, b in pairs), default=math.inf)
+        note += f", {len(gone)} are not in the new tree, {len(added)} are not in the old one; the first: "
+        note += f"{_short(gone)} and {_short(added)}"
+        return Row("verify", name, "DIFFERS", gap, f"{note}; {more}".rstrip("; "))
+    note += f", {len(gone)} are not printed now, the others are the same; the first: {_short(gone)}"
+    return Row("verify", name, "NOTE", 0.0, f"{note}; {more}".rstrip("; "))
+
+
+def _short(rows: list[tuple[float, ...]]) -> str:
+    return " ".join(f"{value:.6g}" for value in rows[0]) if rows else "none"
 
 
 def rows_of_compat(session: Session) -> Iterator[Row]:
@@ -931,7 +1026,7 @@ def _refused(name: str, before: Said, after: Said) -> Row | None:
     if before.code:
         return Row("compat", name, "DIFFERS", None, f"exit code {before.code} in the old tree: {before.last}")
     if after.code:
-        return Row("compat", name, "SENTENCE" if after.is_sentence else "DIFFERS", None, after.last)
+        return Row("compat", name, "NOTE" if after.is_sentence else "DIFFERS", None, after.last)
     return None
 
 
@@ -958,7 +1053,7 @@ def _row_of_recipe(name: str, old: dict[str, Any], new: dict[str, Any]) -> Row |
         return None
     if "sentence" in new:
         one_line = "\n" not in new["sentence"]
-        return Row("compat", name, "SENTENCE" if one_line else "DIFFERS", None, new["sentence"])
+        return Row("compat", name, "NOTE" if one_line else "DIFFERS", None, new["sentence"])
     if "crash" in new or "values" not in old:
         return Row("compat", name, "DIFFERS", None, new.get("crash", "refused by the old tree alone"))
     finding = compare_values(old["values"], new["values"])
@@ -1053,7 +1148,7 @@ def compare_all(given: argparse.Namespace, work: Path) -> int:
         spent = {name: f"{seconds:.0f} s of CPU" for name, seconds in taken[part].items()}
         print(f"         {part}: {spent['old']} in the old tree, {spent['new']} in the new")
     counts = Counter(row.verdict for row in rows)
-    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("OK", "DIFFERS", "SENTENCE"))
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("OK", "DIFFERS", "NOTE"))
     print(f"{len(rows)} rows: {said}.")
     costs = {"cpu_seconds": taken, "cpu_seconds_of_jobs": session.seconds}
     found = [{**vars(row), "gap": None if row.gap == math.inf else row.gap} for row in rows]
