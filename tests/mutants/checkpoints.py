@@ -36,9 +36,27 @@ MUTANTS = [
         "checkpoints/test_sampling.py",
         (
             "checkpoints: DDIM steps to its next time",
-            "replace(at, next=at.time - stride)",
-            "at",
+            "next=reached if reached >= 0 else",
+            "next=at.next if reached >= 0 else",
             "test_an_entry_samples_as_diffusers_does[hyper-sdxl-12step-cfg]",
+        ),
+        (
+            "checkpoints: DDIM's last step always reaches the final state",
+            "reached if reached >= 0 else",
+            "reached if reached >= 0 and not at.last else",
+            "tests/checkpoints/test_strides.py::test_ddim_ends_where_that_of_diffusers_ends[counts0-trailing-0-True]",
+        ),
+        (
+            "checkpoints: DDIM skips a call at index 0",
+            "grid = self._part(self._spaced(schedule, self.num_inference_steps), schedule)",
+            "grid = super().times(schedule)[:-1]",
+            "tests/checkpoints/test_strides.py::test_ddim_ends_where_that_of_diffusers_ends[counts0-leading-0-False]",
+        ),
+        (
+            "checkpoints: TCD ends at clean data by set_alpha_to_one",
+            "if cls is StridedDDIM:  #",
+            "if cls.diffusers_eta:  #",
+            "tests/checkpoints/test_strides.py::test_tcd_ends_at_index_0_whatever_its_config_says",
         ),
         (
             "checkpoints: samplers of published files are a table of their own",

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fewstep.checkpoints.registry import Checkpoint
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Array, Schedule
 from fewstep.models.families import Family, family_named
 from fewstep.sampling import SAMPLERS, DDIMSampler, Sampler
 from fewstep.sampling.samplers import Step
@@ -22,14 +22,22 @@ _SCM, _SCM_SECOND = "SCMScheduler", 1.3
 class StridedDDIM(DDIMSampler):
     """DDIM as diffusers steps: from t to t - T // n, which misses the next time where n does not divide T.
 
-    At 12 steps a state is thus up to one index off the network's time; these files were published for that.
+    At 12 steps a state is thus up to one index off the network's time; these files were published for that. Only a
+    step below index 0 reaches the final state: 7 trailing steps end at index 0, whatever ``final`` says.
     """
 
+    def times(self, schedule: Schedule) -> Array:
+        """Those of the grid; with ``final`` "end" the network may be called at index 0, and the state stays there."""
+        if self.num_inference_steps is None:
+            return super().times(schedule)
+        grid = self._part(self._spaced(schedule, self.num_inference_steps), schedule)
+        return np.append(grid, self._final_time(schedule))
+
     def step(self, at: Step) -> Tensor:
-        if self.num_inference_steps is None or at.last:
+        if self.num_inference_steps is None:
             return super().step(at)
-        stride = at.schedule.num_train_timesteps // self.num_inference_steps
-        return super().step(replace(at, next=at.time - stride))
+        reached = at.time - at.schedule.num_train_timesteps // self.num_inference_steps
+        return super().step(replace(at, next=reached if reached >= 0 else self._final_time(at.schedule)))
 
 
 def sampler_class(scheduler: str) -> type[Sampler] | None:
@@ -80,9 +88,10 @@ def sampler_of(
     options: dict[str, Any] = _grid(entry, cls, config, num_inference_steps, timesteps)
     if cls.diffusers_eta:
         options["eta"] = eta if eta is not None else (entry.eta or 0.0)
-        options["final"] = "clean" if config.get("set_alpha_to_one", True) else "end"
     elif eta is not None:
         raise ValueError(f"{entry.id} is sampled by {name}, which has no eta.")
+    if cls is StridedDDIM:  # TCDScheduler has the same key and ends at index 0 all the same
+        options["final"] = "clean" if config.get("set_alpha_to_one", True) else "end"
     if "original_inference_steps" in cls.options():
         options["original_inference_steps"] = int(config.get("original_inference_steps", 50))
     if strength is not None:

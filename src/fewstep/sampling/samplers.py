@@ -83,7 +83,7 @@ class Sampler:
         jumps: whether a step without fresh noise is nothing but a jump along the prediction, as DDIM's.
         diffusers_names: schedulers of diffusers whose published files this sampler can run.
         diffusers_start: how those start (`sample`): Euler schedulers scale unit noise by the first sigma.
-        diffusers_eta: whether those take ``eta`` in every step, and ``set_alpha_to_one`` (``final``) in their config.
+        diffusers_eta: whether those take ``eta`` in every step.
         comfyui_name, comfyui_schedule: ComfyUI's settings.
         comfyui_eta: whether ComfyUI's sampler has to be given ``eta``.
     """
@@ -137,7 +137,7 @@ class Sampler:
 
     def times(self, schedule: Schedule) -> Array:
         """The n + 1 decreasing native times of a run: those of n network calls, then the last state's."""
-        last = float(schedule.clean if (self.final or self.lands) == "clean" else schedule.end)
+        last = self._final_time(schedule)
         if self.timesteps is not None:
             times, what = np.atleast_1d(host(self.timesteps)), "timesteps"
         elif self.sigmas is not None:
@@ -149,6 +149,10 @@ class Sampler:
                 times = self._spaced(schedule, self.num_inference_steps + 1)[:-1]
         schedule.alpha_sigma(times)  # raises for times outside the schedule
         return np.append(self._part(check_decreasing(times, what, last), schedule), last)
+
+    def _final_time(self, schedule: Schedule) -> float:
+        """The last state's time."""
+        return float(schedule.clean if (self.final or self.lands) == "clean" else schedule.end)
 
     def _spaced(self, schedule: Schedule, n: int) -> Array:
         return spaced_times(schedule, n, self._grid, self.steps_offset, self._original, self.strength)
