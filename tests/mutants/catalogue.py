@@ -13,6 +13,7 @@ from tests.mutants import (
     runs,
     sampling,
     scenes64,
+    streams,
     students,
     training,
     verification,
@@ -68,5 +69,6 @@ ROOMS = (
     students,
     training,
     verification,
+    streams,
 )
 CATALOGUE: list[Mutant] = [mutant for room in ROOMS for mutant in room.MUTANTS]

@@ -208,7 +208,7 @@ MUTANTS = [
             "training: dropout is the same at every step",
             'stream_key(self.seed, step, "dropout")',
             'stream_key(self.seed, "dropout")',
-            "test_dropout_is_keyed_by_seed_and_step",
+            "test_dropout_is_keyed_by_seed_step_and_process",
         ),
         (
             "training: every micro-batch has the first rows",

@@ -14,7 +14,7 @@ from fewstep.methods.base import Loss, Method, Player, RoleSpec
 from fewstep.methods.lcm import LCM
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
-from fewstep.training import checkpoint
+from fewstep.training import checkpoint, distributed
 from fewstep.training.logging import Meter, read_log
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import NotFinite, Trainer
@@ -191,18 +191,23 @@ def test_no_checkpoint_is_written_after_a_bad_step(tmp_path):
     assert checkpoint.latest(tmp_path / "checkpoints").name == "step-0000005"
 
 
-def test_dropout_is_keyed_by_seed_and_step():
-    """The global generator, from which dropout draws, starts every step from a key of its own."""
+def test_dropout_is_keyed_by_seed_step_and_process(monkeypatch):
+    """The global generator, from which dropout draws, starts every step from a key of its own.
 
-    def drawn(seed, step):
+    Processes have other rows of the batch, and so other masks; within one, micro-batches draw one after the other.
+    """
+
+    def drawn(seed, step, rank):
         run = trainer("plain", seed=seed)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "rows", lambda size: slice(0, size))
         torch.manual_seed(99)
         torch.rand(step)
         run.step(step)
-        return torch.rand(4).tolist()
+        return tuple(torch.rand(4).tolist())
 
-    assert drawn(0, 3) == drawn(0, 3)
-    assert len({tuple(drawn(*key)) for key in ((0, 3), (0, 4), (1, 3))}) == 3
+    assert drawn(0, 3, 0) == drawn(0, 3, 0)
+    assert len({drawn(*key) for key in ((0, 3, 0), (0, 4, 0), (1, 3, 0), (0, 3, 1), (0, 3, 2))}) == 5
 
 
 def test_a_meter_means_over_the_steps_that_gave_a_value():

@@ -318,5 +318,7 @@ class Model:
         shape, generator = (count, *self.teacher.latent_shape), torch.Generator().manual_seed(seed)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents must have the shape {shape}, not {tuple(latents.shape)}.")
-        noise = torch.randn(*shape, generator=generator) if latents is None else latents
+        # drawn even where noise is given, most often by this very seed: the sampler's own draws come after it
+        noise = torch.randn(*shape, generator=generator)
+        noise = noise if latents is None else latents
         return noise.to(next(self.teacher.family.base.parameters()).device), generator

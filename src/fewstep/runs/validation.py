@@ -44,7 +44,7 @@ class SampleGrid:
     def __call__(self, step: int) -> None:
         run, settings = self.run, self.run.recipe.sample
         cond = run.teacher.encode_prompts(settings.prompts)
-        noise, other = (_noise(run, i) for i in range(2))
+        noise, other = (_noise(run, i)[0] for i in range(2))
         few = settings.num_inference_steps
         if self._teacher_rows is None:
             full, again, short = (
@@ -78,18 +78,22 @@ def sample_exported(run: Run, folder: Path) -> None:
     image_grid([run.teacher.decode(latents)], [label], settings.prompts).save(folder / SAMPLES_FILE)
 
 
-def _noise(run: Run, number: int = 0) -> torch.Tensor:
-    """Initial noise [prompts, ...] of the sample grid, by the run's seed plus ``number``."""
+def _noise(run: Run, number: int = 0) -> tuple[torch.Tensor, torch.Generator]:
+    """Initial noise [prompts, ...] of the sample grid, by the run's seed plus ``number``, and the sampler's generator.
+
+    The generator has drawn the noise and goes on from there: started anew, its first draw would be that very noise.
+    """
     generator = torch.Generator().manual_seed(run.recipe.seed + number)
     noise = torch.randn(len(run.recipe.sample.prompts), *run.teacher.latent_shape, generator=generator)
-    return noise.to(run.recipe.training.device)
+    return noise.to(run.recipe.training.device), generator
 
 
 def _sample_student(run: Run, view: Denoiser, card: Card, cond: Cond, number: int = 0) -> torch.Tensor:
     """Latents of the sample grid's prompts by a student, with the sampler of its card, from the noise of ``number``."""
+    noise, generator = _noise(run, number)
     return sample(
-        view.uncounted(), sampler_of(card), _noise(run, number), cond, card.guidance_scale,
-        guidance_embed=card.guidance_embed, generator=torch.Generator().manual_seed(run.recipe.seed + number),
+        view.uncounted(), sampler_of(card), noise, cond, card.guidance_scale,
+        guidance_embed=card.guidance_embed, generator=generator,
     ).x0  # fmt: skip
 
 

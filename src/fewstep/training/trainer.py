@@ -165,7 +165,8 @@ class Trainer:
         """
         due = {p.player.name: p for p in self.players if p.player.due(step)}
         progress = Progress(step, self.settings.steps, self.stage)
-        torch.manual_seed(stream_key(self.seed, step, "dropout"))  # dropout draws from the global generator
+        # dropout draws from the global generator: each process has other rows, and so other masks
+        torch.manual_seed(stream_key(self.seed, step, "dropout") + distributed.rank())
         for rng in self._micro_batches(step):
             batch = self.source.batch(rng)
             draws = self.method.draw(batch, rng, progress)
