@@ -129,4 +129,38 @@ MUTANTS = [
             "test_the_code_for_diffusers_does_what_the_entry_holds[hyper-sd3-4step-cfg]",
         ),
     ),
+    *planted(
+        "checkpoints/registry.json",
+        "checkpoints/test_published.py",
+        (
+            "registry: tcd-sdxl has another eta",
+            '"eta": 0.3, "lora_scale": 1.0, "resolution": 1024',
+            '"eta": 0.2, "lora_scale": 1.0, "resolution": 1024',
+            "test_an_entry_holds_what_was_published[tcd-sdxl]",
+        ),
+        (
+            "registry: dmd2's one step starts at the noisiest time",
+            '"timesteps": [399]',
+            '"timesteps": [999]',
+            "test_an_entry_holds_what_was_published[dmd2-sdxl-1step]",
+        ),
+        (
+            "registry: hyper's LoRA for SD3 is added whole",
+            '"guidance_scale": 5.0, "guidance_range": null, "eta": null, "lora_scale": 0.125',
+            '"guidance_scale": 5.0, "guidance_range": null, "eta": null, "lora_scale": 1.0',
+            "test_an_entry_holds_what_was_published[hyper-sd3-8step-cfg]",
+        ),
+        (
+            "registry: an entry names another entry's file",
+            '"file": "Hyper-SDXL-2steps-lora.safetensors"',
+            '"file": "Hyper-SDXL-4steps-lora.safetensors"',
+            "test_an_entry_holds_what_was_published[hyper-sdxl-2step]",
+        ),
+        (
+            "registry: a licence without commercial use allows it",
+            '"licence": "sai-nc-community", "commercial": "no"',
+            '"licence": "sai-nc-community", "commercial": "yes"',
+            "test_what_the_table_does_not_say_follows_from_it[sdxl-turbo]",
+        ),
+    ),
 ]
