@@ -21,7 +21,7 @@ unit: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not needs"
 
 test-all: extras  # what `make test` leaves out: training to convergence, kills, every family x method, the extras
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or needs"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or needs" --extras -rs
 
 extras: $(VENV)/.extras
 
@@ -41,7 +41,7 @@ demo: install
 verify: install
 	$(BIN)/fewstep verify
 
-mutants: install
+mutants: extras  # some defects are seen by tests that need them
 	$(BIN)/python -m tests.mutants
 
 clean:

@@ -14,12 +14,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items):
-    """A test that needs packages of an extra is skipped where one is missing."""
-    for item in items:
-        missing = [name for mark in item.iter_markers("needs") for name in mark.args if find_spec(name) is None]
-        if missing:
-            item.add_marker(pytest.mark.skip(reason=f"{missing[0]} is not installed"))
+def pytest_addoption(parser):
+    parser.addoption("--extras", action="store_true", help="fail, not skip, where a package of an extra is missing")
+
+
+def pytest_runtest_setup(item):
+    """A test that needs packages of an extra is skipped where one is missing, and fails under ``--extras``."""
+    missing = [name for mark in item.iter_markers("needs") for name in mark.args if find_spec(name) is None]
+    if missing:
+        absent = pytest.fail if item.config.getoption("--extras") else pytest.skip
+        absent(f"{missing[0]} is not installed: `make extras` does it")
 
 
 @pytest.fixture(scope="session")

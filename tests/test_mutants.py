@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from tests.mutants.catalogue import CATALOGUE
-from tests.mutants.mutant import ROOT, Mutant
+from tests.mutants.mutant import ROOT, Mutant, marked
 
 
 @cache
@@ -28,6 +28,16 @@ def test_a_defect_can_be_planted_and_its_test_exists(mutant):
     assert ast.dump(ast.parse(planted)) != tree  # it compiles, and is more than a comment
     path, name = re.fullmatch(r"(tests/[\w/]+\.py)::(test_\w+)(?:\[.+\])?", mutant.test).groups()
     assert name in functions(path)
+
+
+def test_a_defect_knows_what_its_test_needs():
+    """A skipped test passes: without the packages its defect would count as one that survived."""
+    tables, trackers = "tests/data/test_tables.py::test_x", "tests/training/test_trackers.py"
+    assert marked(tables) == {"pyarrow", "datasets"} and marked(f"{trackers}::test_x[a]") == frozenset()
+    assert marked(f"{trackers}::test_the_real_trackio_if_it_is_here[0]") == {"trackio"}
+    away = Mutant("room: wrong", "a.py", "x", "y", f"{trackers}::test_x", needs=("sys", "no_such_package"))
+    assert away.missing == "no_such_package"
+    assert not Mutant("room: wrong", "a.py", "x", "y", f"{trackers}::test_x", needs=("sys",)).missing
 
 
 def test_names_are_sentences_of_their_own():

@@ -97,6 +97,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at the same time")
     options = parser.parse_args()
     chosen = [m for m in CATALOGUE if not options.parts or any(part in m.name for part in options.parts)]
+    for mutant in chosen:
+        if mutant.missing:  # its test would be skipped, which is no pass
+            print(f"left out, as {mutant.missing} is not installed (make extras): {mutant.name}")
+    chosen = [mutant for mutant in chosen if options.list or not mutant.missing]
     if options.list or not chosen:
         print("\n".join(f"{m.name}\n    {m.file}: {m.test}" for m in chosen) or "There is no such mutant.")
         return 0 if chosen else 2

@@ -1,10 +1,6 @@
 """Planted defects of training."""
 
-from importlib.util import find_spec
-
 from tests.mutants.mutant import planted
-
-LOWMEM = find_spec("bitsandbytes") is not None  # of the extra `lowmem`
 
 MUTANTS = [
     *planted(
@@ -473,31 +469,27 @@ MUTANTS = [
             "tests/planning/test_estimate.py::test_moments_of_8_bits_are_a_byte_and_a_scale",
         ),
     ),
-    *(
-        planted(
-            "training/optimizers.py",
-            "training/test_optimizers.py",
-            (
-                "eight bits: a bad step changes weights",
-                "now.copy_(torch.where(skip, old, now))",
-                "now.copy_(now)",
-                "test_a_bad_step_leaves_weights_and_moments",
-            ),
-            (
-                "eight bits: a bad step leaves weights but not moments",
-                "changing = [parameter.data, *_moments(self.state[parameter]).values()]",
-                "changing = [parameter.data]",
-                "test_a_bad_step_leaves_weights_and_moments",
-            ),
-            (
-                "eight bits: a checkpoint forgets how many steps were made",
-                'if isinstance(state.get("step"), int):',
-                'if isinstance(state.get("step"), str):',
-                "test_resumed_to_the_bit",
-            ),
-        )
-        if LOWMEM
-        else []
+    *planted(
+        "training/optimizers.py",
+        "training/test_optimizers.py",
+        (
+            "eight bits: a bad step changes weights",
+            "now.copy_(torch.where(skip, old, now))",
+            "now.copy_(now)",
+            "test_a_bad_step_leaves_weights_and_moments",
+        ),
+        (
+            "eight bits: a bad step leaves weights but not moments",
+            "changing = [parameter.data, *_moments(self.state[parameter]).values()]",
+            "changing = [parameter.data]",
+            "test_a_bad_step_leaves_weights_and_moments",
+        ),
+        (
+            "eight bits: a checkpoint forgets how many steps were made",
+            'if isinstance(state.get("step"), int):',
+            'if isinstance(state.get("step"), str):',
+            "test_resumed_to_the_bit",
+        ),
     ),
     *planted(
         "training/machine.py",

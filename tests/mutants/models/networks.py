@@ -603,4 +603,43 @@ MUTANTS = [
             "test_a_lora_of_any_layout_is_read_as_ours[kohya]",
         ),
     ),
+    *planted(
+        "models/quantize.py",
+        "models/test_quantize.py",
+        (
+            "quantisation: int8 takes layers outside the blocks too",
+            "id(layer) in chosen)",
+            "isinstance(layer, nn.Linear))",
+            "test_it_holds_as_many_bytes_as_the_plan_says[int8]",
+        ),
+        needs=("torchao",),
+    ),
+    *planted(
+        "models/quantize.py",
+        "models/test_quantize.py",
+        (
+            "quantisation: the plan forgets the scales of nf4",
+            "count / 2 + 4 * count / _BLOCK",
+            "count / 2",
+            "test_it_holds_as_many_bytes_as_the_plan_says[nf4]",
+        ),
+        (
+            "quantisation: nf4 layers lose their biases",
+            "        made.bias = layer.bias\n",
+            "        made.bias = None\n",
+            "test_a_quantised_network_is_near_the_plain_one[sdxl-nf4]",
+        ),
+        needs=("bitsandbytes",),
+    ),
+    *planted(
+        "models/families/load.py",
+        "models/test_quantize.py",
+        (
+            "quantisation: a teacher is loaded plain, whatever was asked for",
+            "    if quantization is not None:\n",
+            "    if quantization is not None and dtype is None:\n",
+            "test_a_teacher_is_loaded_quantised_and_not_copied[nf4]",
+        ),
+        needs=("bitsandbytes",),
+    ),
 ]
