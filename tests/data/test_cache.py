@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
 import io
 import weakref
@@ -78,6 +80,32 @@ def test_a_changed_caption_picture_or_size_is_encoded_again(teacher, pictures, t
     larger = latents(by=as_teacher(build("sdxl"), size=2 * SIZE))
     assert larger.mean.shape[-1] == 2 * first.mean.shape[-1] and encoded == [2, 2, 2, 2]
     assert fingerprint(larger) != fingerprint(first) == fingerprint(latents())
+
+
+@pytest.mark.parametrize("what", ["images", "prompts"])
+def test_data_of_another_teacher_are_encoded_again(what, teacher, pictures, tmp_path):
+    """As wide and as large, with other weights: the files must not pass for this teacher's."""
+    pipeline = copy.copy(build("sdxl"))
+    others = {name: copy.deepcopy(getattr(pipeline, name)) for name in ("vae", "text_encoder", "text_encoder_2")}
+    with torch.no_grad():
+        for weight in (weight for part in others.values() for weight in part.parameters()):
+            weight.mul_(1.2)
+    pipeline.register_modules(**others)
+    another = as_teacher(pipeline, "another", size=SIZE)
+
+    def encoded(by, path):
+        if what == "prompts":
+            return prompt_latents(path, by, PROMPTS)
+        return image_latents(path, by, pictures)
+
+    first, second = encoded(teacher, tmp_path / "mine"), encoded(another, tmp_path / "mine")
+    fresh = encoded(another, tmp_path / "fresh")
+    assert fingerprint(first) != fingerprint(fresh) == fingerprint(second)
+    assert torch.equal(second.cond["prompt_embeds"], fresh.cond["prompt_embeds"])
+    student = dataclasses.replace(another, name="a student of it")  # whose VAE and text encoders are the model's own
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("mine*")}
+    encoded(student, tmp_path / "mine")
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.glob("mine*")}
 
 
 def test_what_cannot_be_read_is_passed_over_and_listed(teacher, pictures, tmp_path):

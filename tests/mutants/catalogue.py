@@ -13,6 +13,7 @@ from tests.mutants import (
     runs,
     sampling,
     scenes64,
+    settings,
     streams,
     students,
     training,
@@ -70,5 +71,6 @@ ROOMS = (
     training,
     verification,
     streams,
+    settings,
 )
 CATALOGUE: list[Mutant] = [mutant for room in ROOMS for mutant in room.MUTANTS]

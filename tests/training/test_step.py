@@ -264,6 +264,23 @@ def test_the_log_says_how_often_gradients_were_clipped_and_each_players_rate(tmp
     assert run.last_record["learning_rate"] == RATE and run.last_record["critic/learning_rate"] == 3 * RATE
 
 
+def test_a_logged_rate_is_that_of_the_step_it_stands_beside(tmp_path):
+    """Cosine over four steps, by hand, after one step of warm-up: the rate with which the last step was made."""
+    run, _ = pull(steps=5, log_every=1, lr_schedule="cosine", warmup_steps=1, critic_learning_rate=3 * RATE)
+    run.run_dir, made = tmp_path, []
+    update = run.players[0].update
+    run.players[0].update = lambda step: (
+        update(step), made.append(run.players[0].optimizer.param_groups[0]["lr"])
+    )  # fmt: skip
+    run.run()
+    wanted = [1.0, 1.0, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]
+    lines = list(read_log(tmp_path / "log.jsonl"))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert made == pytest.approx([RATE * share for share in wanted], rel=1e-12)
+    assert [line["learning_rate"] for line in lines] == pytest.approx(made, rel=1e-12)
+    assert [line["critic/learning_rate"] for line in lines] == pytest.approx([3 * rate for rate in made], rel=1e-12)
+
+
 def test_a_run_that_dies_leaves_its_last_words_in_the_log(tmp_path):
     class Bad:
         def batch(self, rng):

@@ -1,0 +1,189 @@
+"""Planted defects of settings and costs that are stated but do not arrive, in whatever room they stand."""
+
+from tests.mutants.mutant import planted
+
+MUTANTS = [
+    *planted(
+        "runs/dataset.py",
+        "runs/test_caption_dropout.py",
+        (
+            "settings: captions are never dropped",
+            "    if recipe.data.caption_dropout:\n",
+            "    if recipe.data.caption_dropout > 1:\n",
+            "test_captions_are_dropped_at_their_share[0.4]",
+        ),
+        (
+            "settings: captions are dropped at the usual share, whatever the recipe says",
+            "CaptionDropout(source, recipe.data.caption_dropout)",
+            "CaptionDropout(source, 0.1)",
+            "test_captions_are_dropped_at_their_share[0.4]",
+        ),
+    ),
+    *planted(
+        "data/cache.py",
+        "data/test_cache.py",
+        (
+            "cache: encoded images and captions do not know their teacher",
+            '"teacher": self.teacher.origin,',
+            '"teacher": "",',
+            "test_data_of_another_teacher_are_encoded_again[images]",
+        ),
+        (
+            "cache: a student of the same model encodes all data again",
+            '"teacher": self.teacher.origin,',
+            '"teacher": self.teacher.name,',
+            "test_data_of_another_teacher_are_encoded_again[prompts]",
+        ),
+    ),
+    *planted(
+        "checkpoints/sampling.py",
+        "inference/test_zero.py",
+        (
+            "settings: a published file's eta replaces the user's 0",
+            "eta if eta is not None else (entry.eta or 0.0)",
+            "eta or entry.eta or 0.0",
+            "test_eta_of_a_student_and_of_a_published_file[0.0]",
+        ),
+    ),
+    *planted(
+        "students/card.py",
+        "inference/test_zero.py",
+        (
+            "settings: a card's eta replaces the user's 0",
+            "for key, value in options.items() if value is not None}",
+            "for key, value in options.items() if value}",
+            "test_images_without_fresh_noise_are_others_than_the_default",
+        ),
+    ),
+    *planted(
+        "recipe/load.py",
+        "inference/test_zero.py",
+        (
+            "settings: the method's eta replaces a recipe's 0",
+            '{"num_inference_steps", "eta"} - given.model_fields_set',
+            '{"num_inference_steps", "eta"} - {key for key in given.model_fields_set if getattr(given, key)}',
+            "test_eta_of_a_recipe_is_that_of_its_student[given1-0.0]",
+        ),
+    ),
+    *planted(
+        "inference/model.py",
+        "inference/test_zero.py",
+        (
+            "settings: a card's embedded scale replaces the user's 0",
+            "self.card.guidance_embed if embed is None else embed",
+            "embed or self.card.guidance_embed",
+            "test_an_embedded_guidance_scale_of_zero_is_not_the_default",
+        ),
+    ),
+    *planted(
+        "methods/hyper.py",
+        "inference/test_zero.py",
+        (
+            "settings: hyper of one segment is sampled without fresh noise",
+            "eta=0.3 if whole else 0.0",
+            "eta=0.0",
+            "test_hyper_of_one_segment_is_sampled_as_tcd[1-0.3-tcd]",
+        ),
+    ),
+    *planted(
+        "methods/dmd2.py",
+        "methods/test_images_needed.py",
+        (
+            "settings: dmd2 on noised data is said to need none",
+            'settings.adversarial_weight > 0 or settings.student_input == "noised"',
+            "settings.adversarial_weight > 0",
+            "test_a_method_that_needs_no_images_learns_without_them[dmd2 on noised data]",
+        ),
+        (
+            "settings: dmd2 is said to need images for its own samples",
+            'settings.adversarial_weight > 0 or settings.student_input == "noised"',
+            "True",
+            "test_a_method_that_needs_no_images_learns_without_them[dmd2 on its own samples]",
+        ),
+    ),
+    *planted(
+        "methods/feedback.py",
+        "methods/test_images_needed.py",
+        (
+            "settings: feedback is said to need no images for its perceptual distance",
+            "return settings.perceptual_weight > 0\n",
+            "return False\n",
+            "test_a_method_that_needs_no_images_learns_without_them"
+            "[feedback-perceptual_weight-anchor_weight-held_out-first_exit]",
+        ),
+    ),
+    *planted(
+        "training/trainer.py",
+        "training/test_step.py",
+        (
+            "trainer: the logged rate is that of the next step",
+            'record["learning_rate"] = self.settings.rate(self.done - 1)',
+            'record["learning_rate"] = self.settings.rate(self.done)',
+            "test_a_logged_rate_is_that_of_the_step_it_stands_beside",
+        ),
+        (
+            "trainer: the critic's logged rate is that of the next step",
+            "self.settings.rate(self.done - 1, name)",
+            "self.settings.rate(self.done, name)",
+            "test_a_logged_rate_is_that_of_the_step_it_stands_beside",
+        ),
+    ),
+    *planted(
+        "recipe/schema.py",
+        "planning/test_costs.py",
+        (
+            "plan: the teacher's samples by Heun cost as those by DDIM",
+            'self.num_inference_steps * (2 if self.solver == "heun" else 1)',
+            "self.num_inference_steps",
+            "test_the_teachers_samples_cost_what_their_solver_asks[heun-9-3.0-2]",
+        ),
+        (
+            "plan: guidance of the teacher's samples is free",
+            "calls * (1 if self.guidance_scale == 1.0 else 2)",
+            "calls",
+            "test_the_teachers_samples_cost_what_their_solver_asks[ddim-5-3.0-2]",
+        ),
+    ),
+    *planted(
+        "planning/estimate.py",
+        "planning/test_costs.py",
+        (
+            "plan: text encoders take no memory",
+            'held["optimiser"] + texts + waiting + encoding',
+            'held["optimiser"] + waiting + encoding',
+            "test_every_part_of_a_pipeline_takes_memory_while_images_are_encoded",
+        ),
+        (
+            "plan: text encoders stay during training",
+            '"autoencoder": (0 if vae_waits else vae) + others',
+            '"autoencoder": (0 if vae_waits else vae) + others + texts',
+            "test_every_part_of_a_pipeline_takes_memory_while_images_are_encoded",
+        ),
+    ),
+    *planted(
+        "sampling/samplers.py",
+        "export/test_ends.py",
+        (
+            "export: DDIM with all of the noise ends clean, wherever it should end",
+            "return ancestral_noise() if self.eta == 1 and times[-1] < 0 else ddim_schedulers",
+            "return ancestral_noise() if self.eta == 1 else ddim_schedulers",
+            "test_ddim_ends_there_with_any_noise[1.0-end-4]",
+        ),
+        (
+            "export: ancestral Euler ends clean, wherever it should end",
+            "return ancestral_noise() if self.eta == 1 and times[-1] < 0 else iter(())",
+            "return ancestral_noise() if self.eta == 1 else iter(())",
+            "test_ancestral_noise_that_ends_at_the_tables_end_has_no_scheduler",
+        ),
+    ),
+    *planted(
+        "sampling/diffusers_schedulers.py",
+        "export/test_ends.py",
+        (
+            "export: DDIM with fresh noise ends at the table's end, wherever it should end",
+            '"set_alpha_to_one": bool(times[-1] < 0)}, call',
+            '"set_alpha_to_one": False}, call',
+            "test_ddim_ends_there_with_any_noise[0.4-clean-4]",
+        ),
+    ),
+]
