@@ -12,6 +12,52 @@ MUTANTS = [
             "pass",
             "test_pixels_outside_the_mask_are_those_of_the_image",
         ),
+        (
+            "sampling options: images of a prompt are not one after the other",
+            "torch.arange(len(given)).repeat_interleave(each)",
+            "torch.arange(len(given)).repeat(each)",
+            "tests/cases/test_sampling.py::test_several_images_of_each_prompt_from_an_image",
+        ),
+        (
+            "sampling options: FLUX keeps the shift of its own size",
+            "denoiser = denoiser.uncounted(family.schedule())",
+            "pass",
+            "tests/cases/test_sampling.py::test_sizes_generators_and_several_images_are_those_of_diffusers[48-80-flux]",
+        ),
+        (
+            "sampling options: SDXL is told its own size",
+            "cond = this.condition(given, negative_prompt, scale)",
+            "cond = self.condition(given, negative_prompt, scale)",
+            "tests/cases/test_sampling.py::test_sizes_generators_and_several_images_are_those_of_diffusers[48-80-sdxl]",
+        ),
+        (
+            "sampling options: guidance 0 leaves the prompt out",
+            'guidance(scale, "guidance_scale") or 1.0',
+            'guidance(scale, "guidance_scale")',
+            "tests/cases/test_sampling.py::test_guidance_off_is_said_by_0_and_by_1",
+        ),
+    ),
+    *planted(
+        "inference/arguments.py",
+        "cases/test_sampling.py",
+        (
+            "sampling options: noise is drawn from a generator whose latents are given",
+            "if given is not None and generator is not None:",
+            "if False:",
+            "test_a_generator_goes_on_where_it_stands",
+        ),
+        (
+            "sampling options: half a character is handed on",
+            "text.encode()",
+            "pass",
+            "test_what_cannot_be_used_is_one_sentence",
+        ),
+        (
+            "sampling options: text is a number",
+            "isinstance(given, bool | str | bytes) or given != int(given)",
+            "isinstance(given, bool) or float(given) != int(given)",
+            "test_what_cannot_be_used_is_one_sentence",
+        ),
     ),
     *planted(
         "inference/images.py",

@@ -342,4 +342,14 @@ MUTANTS = [
             "test_karras_keeps_its_noise_levels",
         ),
     ),
+    *planted(
+        "sampling/sample.py",
+        "cases/test_sampling.py",
+        (
+            "sampling: the first generator draws for all images",
+            "torch.cat([unit_normal((1, *shape[1:]), one, dtype, device) for one in generator])",
+            "unit_normal(shape, generator[0], dtype, device)",
+            "test_an_image_with_its_own_generator_does_not_depend_on_the_batch[lcm]",
+        ),
+    ),
 ]

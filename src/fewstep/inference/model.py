@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, Unpack, get_args, overload
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Unpack, get_args, overload
 
 import torch
 from PIL import Image
@@ -17,37 +16,24 @@ from fewstep.checkpoints.registry import Checkpoint
 from fewstep.checkpoints.sampling import sampler_of as published_sampler
 from fewstep.checkpoints.sampling import start_of
 from fewstep.evaluation.grids import to_images
+from fewstep.inference.arguments import (
+    MOST_IMAGES,
+    MOST_SIDE,
+    OutputType,
+    SampleOptions,
+    as_texts,
+    guidance,
+    sampler_options,
+    start,
+    whole_number,
+)
 from fewstep.inference.images import AnyImages, as_images, as_list, as_masks, cells
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.sampling import Sampler, sample
+from fewstep.sampling.sample import Generators
 from fewstep.students.card import Card, sampler_of
-
-
-class SampleOptions(TypedDict, total=False):
-    """Options of `Model.sample`, `img2img` and `inpaint`; the model's own values hold where one is left out.
-
-    Attributes:
-        guidance_scale: classifier-free guidance, 1 is off. guidance_embed: the scale for a network with a
-            guidance-scale embedding (FLUX, LCM's w).
-        negative_prompt: the prompt to guide away from, one for all or one for each prompt.
-        seed: of the initial noise (default 0). latents: the noise itself, [B, C, h, w], unit normal.
-        sampler: by its name. timesteps: of the network calls, in native time. eta: the share of fresh noise, 0 to 1.
-    """
-
-    guidance_scale: float | None
-    guidance_embed: float | None
-    negative_prompt: str | Sequence[str] | None
-    seed: int
-    latents: Tensor | None
-    sampler: str | None
-    timesteps: Sequence[float] | None
-    eta: float | None
-
-
-OutputType = Literal["pil", "pt", "latent"]
-"""PIL images, a tensor [B, 3, H, W] from 0 to 1, or latents [B, C, h, w]."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +83,7 @@ class Model:
         self, prompts: str | Sequence[str], num_inference_steps: int | None = None, *,
         output_type: OutputType = "pil", **options: Unpack[SampleOptions],
     ) -> list[Image.Image] | Tensor:  # fmt: skip
-        """One image for each prompt.
+        """One image for each prompt, or ``num_images_per_prompt``.
 
         Args:
             num_inference_steps: the model's own number if None.
@@ -167,7 +153,9 @@ class Model:
     ) -> list[Image.Image] | Tensor:
         if output_type not in get_args(OutputType):
             raise ValueError(f"Unknown output_type '{output_type}': use {', '.join(get_args(OutputType))}.")
-        for line in self.warnings(len(options.get("timesteps") or ()) or steps, options.get("guidance_scale")):
+        given, scale = sampler_options(steps, options.get("timesteps")), options.get("guidance_scale")
+        count = given["num_inference_steps"] if given["timesteps"] is None else len(given["timesteps"])
+        for line in self.warnings(count, None if scale is None else guidance(scale, "guidance_scale")):
             warnings.warn(line, stacklevel=3)
         found = self.generate(prompts, steps, **options, **more)
         if output_type == "pil":
@@ -182,8 +170,12 @@ class Model:
         guidance_scale: float | None = None,
         guidance_embed: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         latents: Tensor | None = None,
+        generator: Generators | None = None,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
         sampler: str | None = None,
         timesteps: Sequence[float] | None = None,
         eta: float | None = None,
@@ -192,16 +184,24 @@ class Model:
         strength: float | None = None,
     ) -> Generated:
         """Images with a description of how they were made; arguments and errors as in `sample` and `img2img`."""
-        options = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "eta": eta}
-        chosen = self.sampler(sampler, {**options, "strength": strength})
+        chosen = self.sampler(sampler, sampler_options(num_inference_steps, timesteps, eta, strength))
         scale, embed = self.guidance(guidance_scale, guidance_embed)
-        given = self._one_each(prompts, image)
-        images, masks = self._pixels(given, image, mask)
-        noise, generator = self._noise(len(given), seed, latents)
-        cond = self.condition(given, negative_prompt, scale)
-        start = "unit" if self.published is None or sampler is not None else start_of(self.published)
+        each, this = (
+            whole_number(num_images_per_prompt, "num_images_per_prompt", 1, MOST_IMAGES),
+            self.at(height, width),
+        )
+        given = this._one_each(prompts, image)
+        images, masks = this._pixels(given, image, mask)
+        cond = this.condition(given, negative_prompt, scale)
+        rows = torch.arange(len(given)).repeat_interleave(each)
+        device = next(self.teacher.family.base.parameters()).device
+        noise, draws = start((len(rows), *this.teacher.latent_shape), seed, generator, latents)
+        begins = "unit" if self.published is None or sampler is not None else start_of(self.published)
+        if images is not None:
+            images, masks = images[rows], None if masks is None else masks[rows]
         run = sample(
-            self.denoiser, chosen, noise, cond, scale, None, start, guidance_embed=embed, generator=generator,
+            this.denoiser, chosen, noise.to(device), cond[rows] if each > 1 else cond, scale, None, begins,
+            guidance_embed=embed, generator=draws,
             image=None if images is None else self.teacher.encode_images(images)[0],
             mask=None if masks is None else cells(masks, self._down),
         )  # fmt: skip
@@ -212,7 +212,8 @@ class Model:
         words += ", ..." if len(run.timesteps) > 8 else ""
         words += "" if strength is None else f"; strength {strength:g}"
         words += f"; guidance {scale:g}" + ("" if embed is None else f", embedded {embed:g}")
-        return Generated(run.x0, pixels, f"{words}; seed {seed}")
+        words += f"; seed {seed or 0}" if generator is None else "; noise of the caller's generator"
+        return Generated(run.x0, pixels, words)
 
     def sampler(self, name: str | None, options: Mapping[str, Any]) -> Sampler:
         """The model's own sampler, with the name and the options that are given; None among them is not given."""
@@ -226,16 +227,11 @@ class Model:
         Raises:
             ValueError: a scale is negative or not finite, or the network has no guidance-scale embedding.
         """
-        embedded = self.card.guidance_embed if embed is None else embed
+        scale = None if scale is None else guidance(scale, "guidance_scale") or 1.0  # 0 is off, as in diffusers
+        embedded = self.card.guidance_embed if embed is None else guidance(embed, "guidance_embed")
         if self.published is not None and self.published.guidance == "embedded":
             embedded, scale = (embedded if scale is None or embed is not None else scale), 1.0
-        elif self.published is not None:  # cards of published files write 0 for off
-            scale = self.guidance_scale if scale is None else scale or 1.0
-        else:
-            scale = self.guidance_scale if scale is None else scale
-        for name, value in (("guidance_scale", scale), ("guidance_embed", embedded)):
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite (1 is off), not {value:g}.")
+        scale = self.guidance_scale if scale is None else scale
         if embed is not None and "guidance_embed" not in self.denoiser.accepts:
             raise ValueError("This model has no guidance-scale embedding: leave guidance_embed out.")
         return scale, embedded
@@ -246,15 +242,17 @@ class Model:
         Raises:
             ValueError: a negative prompt without guidance, or a wrong number of them.
         """
+        away = [] if negative is None else as_texts(negative, "negative_prompt")
         cond = self.teacher.encode_prompts(list(prompts), guided=scale != 1)
-        if negative is None:
-            return cond
-        if scale == 1:
+        if scale == 1 and any(away):
             raise ValueError(
                 "A negative prompt does something only with guidance, and this model is sampled without: give a "
                 "guidance_scale above 1 too, or leave it out."
             )
-        away = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+        if negative is None or scale == 1:
+            return cond
+        if len(away) == 1:
+            away = away * len(prompts)
         if len(away) != len(prompts):
             raise ValueError(f"Give one negative prompt, or one for each of {len(prompts)} prompts, not {len(away)}.")
         return cond.with_negative(self.teacher.encode_prompts(away))
@@ -273,6 +271,24 @@ class Model:
 
     # ---------------------------------------------------------------- shapes
 
+    def at(self, height: int | None, width: int | None) -> Model:
+        """The same model for images of that many pixels, its own size where None.
+
+        Raises:
+            ValueError: the network has no such size.
+        """
+        own, given = self.image_size, {"height": height, "width": width}
+        sides = [
+            old if side is None else whole_number(side, name, 1, MOST_SIDE)
+            for (name, side), old in zip(given.items(), own, strict=True)
+        ]
+        if tuple(sides) == own:
+            return self
+        family, denoiser = self.teacher.family.at(*sides), self.denoiser
+        if self.published is None and family.schedule().shift != self.teacher.family.schedule().shift:
+            denoiser = denoiser.uncounted(family.schedule())  # FLUX: its shift depends on the size
+        return replace(self, teacher=replace(self.teacher, family=family, _known={}), denoiser=denoiser)
+
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of its images in pixels."""
@@ -285,7 +301,7 @@ class Model:
 
     def _one_each(self, prompts: str | Sequence[str], image: AnyImages | None) -> list[str]:
         """As many prompts as there will be images."""
-        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        given = as_texts(prompts)
         count = 1 if image is None else len(as_list(image))
         if not given or not count:
             raise ValueError("There is nothing to generate: give a prompt.")
@@ -311,14 +327,3 @@ class Model:
         if len(masks) not in (1, len(prompts)):
             raise ValueError(f"Give one mask, or one for each of {len(prompts)} images, not {len(masks)}.")
         return images, masks.expand(len(prompts), -1, -1, -1)
-
-    def _noise(self, count: int, seed: int, latents: Tensor | None) -> tuple[Tensor, torch.Generator]:
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed}.")
-        shape, generator = (count, *self.teacher.latent_shape), torch.Generator().manual_seed(seed)
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"latents must have the shape {shape}, not {tuple(latents.shape)}.")
-        # drawn even where noise is given, most often by this very seed: the sampler's own draws come after it
-        noise = torch.randn(*shape, generator=generator)
-        noise = noise if latents is None else latents
-        return noise.to(next(self.teacher.family.base.parameters()).device), generator

@@ -123,9 +123,14 @@ class Denoiser:
         guided, plain = (Prediction(x, o, t, self.schedule, self.prediction_type) for o in outputs)
         return guided, plain
 
-    def uncounted(self) -> Denoiser:
-        """The same denoiser with a cost of its own: for evaluating a network while it is being trained."""
-        return Denoiser(self.network, self.schedule, self.prediction_type, batched_guidance=self.batched_guidance)
+    def uncounted(self, schedule: Schedule | None = None) -> Denoiser:
+        """The same denoiser with a cost of its own, for evaluating a network while it is being trained.
+
+        Args:
+            schedule: another one in the place of its own.
+        """
+        own = schedule or self.schedule
+        return Denoiser(self.network, own, self.prediction_type, batched_guidance=self.batched_guidance)
 
     def features(self, x: Tensor, t: Time, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
         """Inner activations at the named taps, [B, C, ...] each, for discriminators; optional in a network.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from fewstep.diffusion.schedule import Array, Schedule, expand, working
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.samplers import Sampler, Step
+
+Generators: TypeAlias = "torch.Generator | Sequence[torch.Generator]"
 
 
 @dataclass
@@ -54,7 +56,7 @@ class _Draws:
     """Unit normals: the caller's own, in order, or new ones."""
 
     def __init__(
-        self, noises: Sequence[Tensor] | None, generator: torch.Generator | None, like: Tensor,
+        self, noises: Sequence[Tensor] | None, generator: Generators | None, like: Tensor,
         lay_out: Callable[[Tensor], Tensor],
     ) -> None:  # fmt: skip
         self.noises, self.generator, self.like, self.lay_out, self.used = noises, generator, like, lay_out, 0
@@ -62,9 +64,7 @@ class _Draws:
     def __call__(self) -> Tensor:
         like = self.like
         if self.noises is None:
-            device = self.generator.device if self.generator is not None else like.device
-            drawn = torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=device)
-            return self.lay_out(drawn.to(like.device))
+            return self.lay_out(unit_normal(like.shape, self.generator, like.dtype, like.device))
         if self.used == len(self.noises):
             raise ValueError(f"The sampler needs more than the {len(self.noises)} noises it was given.")
         noise = self.noises[self.used].to(device=like.device, dtype=like.dtype)
@@ -72,6 +72,16 @@ class _Draws:
             raise ValueError(f"noises[{self.used}] has shape {tuple(noise.shape)}, the state {tuple(like.shape)}.")
         self.used += 1
         return noise
+
+
+def unit_normal(
+    shape: Sequence[int], generator: Generators | None, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Unit normals [B, ...] on ``device``, each row by its own generator where there are several."""
+    if generator is None or isinstance(generator, torch.Generator):
+        here = device if generator is None else generator.device
+        return torch.randn(*shape, generator=generator, dtype=dtype, device=here).to(device)
+    return torch.cat([unit_normal((1, *shape[1:]), one, dtype, device) for one in generator])
 
 
 @torch.no_grad()
@@ -87,7 +97,7 @@ def sample(
     image: Tensor | None = None,
     mask: Tensor | None = None,
     guidance_embed: float | Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Trajectory:
     """Sample from ``denoiser``.
@@ -101,7 +111,7 @@ def sample(
         image: clean data [B, ...] to start from, noised to the sampler's first time (its ``strength``).
         mask: where the image is sampled anew (1); where it is 0 it is kept, at every step. Broadcasts over the image.
         guidance_embed: scale for the network's guidance-scale embedding, where it has one (1 is off).
-        generator: of the sampler's draws; torch's global one when None.
+        generator: of the sampler's draws, or one for each row of the batch; torch's global one when None.
         callback: called with the number of steps done and the state.
 
     Raises:

@@ -6,6 +6,7 @@ A new family is one file with a subclass of `Family` (and its network), and one 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -88,6 +89,7 @@ class Family:
 
     def __init__(self, pipeline: Any, size: int | None = None) -> None:
         self.pipeline, self.size = pipeline, size
+        self._sides: tuple[int, int] | None = None
         self._check()
         step = self.down * self.patch
         if size is not None and (size < step or size % step):
@@ -208,8 +210,22 @@ class Family:
         Raises:
             ValueError: neither the network's config nor ``size`` gives the height and width.
         """
-        sides = self.own_size() if self.size is None else (self.size // self.down,) * 2
-        return self.latent_channels, *sides
+        own = self._sides or (self.own_size() if self.size is None else (self.size // self.down,) * 2)
+        return self.latent_channels, *own
+
+    def at(self, height: int, width: int) -> Family:
+        """The same family for images of ``height`` x ``width`` pixels.
+
+        Raises:
+            ValueError: the network has no such size.
+        """
+        step, found = self.down * self.patch, copy.copy(self)
+        if height % step or width % step or not height or not width:
+            raise ValueError(
+                f"height and width must be multiples of {step} pixels for this model, not {height} and {width}."
+            )
+        found._sides = (height // self.down, width // self.down)
+        return found
 
     @property
     def multiple(self) -> int:

@@ -1,0 +1,1 @@
+"""Files and settings that people met elsewhere, by topic."""
