@@ -120,19 +120,23 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "inference/arguments.py",
+        "inference/test_noise.py",
+        (
+            "streams: noise that is given is drawn once more",
+            "    noise = unit_normal(shape, source, torch.float32)\n",
+            "    noise = given if given is not None else unit_normal(shape, source, torch.float32)\n",
+            "test_given_noise_is_not_drawn_again[lcm]",
+        ),
+    ),
+    *planted(
         "inference/model.py",
         "inference/test_noise.py",
         (
             "streams: what a sampler draws is the noise it starts from",
-            "guidance_embed=embed, generator=generator,",
+            "guidance_embed=embed, generator=draws,",
             "guidance_embed=embed, generator=torch.Generator().manual_seed(seed),",
             "test_one_seed_gives_independent_noises",
-        ),
-        (
-            "streams: noise that is given is drawn once more",
-            "        noise = torch.randn(*shape, generator=generator)\n",
-            "        noise = torch.randn(*shape, generator=generator) if latents is None else latents\n",
-            "test_given_noise_is_not_drawn_again[lcm]",
         ),
     ),
     *planted(
