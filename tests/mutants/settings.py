@@ -70,8 +70,8 @@ MUTANTS = [
         "inference/test_zero.py",
         (
             "settings: a card's embedded scale replaces the user's 0",
-            "self.card.guidance_embed if embed is None else embed",
-            "embed or self.card.guidance_embed",
+            'self.card.guidance_embed if embed is None else guidance(embed, "guidance_embed")',
+            'guidance(embed, "guidance_embed") if embed else self.card.guidance_embed',
             "test_an_embedded_guidance_scale_of_zero_is_not_the_default",
         ),
     ),

@@ -144,8 +144,8 @@ MUTANTS = [
         "inference/test_noise.py",
         (
             "streams: samplers draw from the global generator",
-            "drawn = torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=device)",
-            "drawn = torch.randn(like.shape, dtype=like.dtype, device=device)",
+            "unit_normal(like.shape, self.generator, like.dtype, like.device)",
+            "unit_normal(like.shape, None, like.dtype, like.device)",
             "test_the_global_generator_is_no_part_of_it",
         ),
     ),
