@@ -26,6 +26,64 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "recipe/chain.py",
+        "cases/test_chains.py",
+        (
+            "stages: a LoRA starts on another teacher than its own",
+            "if start.under != teacher and {start.under, teacher} & made.keys():",
+            "if False:",
+            "test_what_the_words_of_a_chain_tell_is_refused_when_it_is_read",
+        ),
+        (
+            "stages: LoRAs of different layers are joined",
+            "if below.targets != source.targets:",
+            "if False:",
+            "test_what_the_words_of_a_chain_tell_is_refused_when_it_is_read",
+        ),
+        (
+            "stages: a joined LoRA stands on the stage that it holds",
+            "source.targets, below.under)",
+            "source.targets, source.under)",
+            "test_stacked_loras_join_into_one_on_the_first_model",
+        ),
+    ),
+    *planted(
+        "runs/chain.py",
+        "cases/test_chains.py",
+        (
+            "stages: a later one is refused when its turn comes, hours later",
+            "    foresee(chain)\n",
+            "",
+            "test_what_a_later_stage_would_be_refused_for_is_said_before_the_first",
+        ),
+    ),
+    *planted(
+        "runs/foresee.py",
+        "cases/test_chains.py",
+        (
+            "plan: a stage that is conditioned on more may teach",
+            "cards[recipe.teacher.path] if recipe.teacher.path in cards else card_at(recipe.teacher.path)",
+            "card_at(recipe.teacher.path)",
+            "test_what_a_later_stage_would_be_refused_for_is_said_before_the_first",
+        ),
+        (
+            "plan: what this machine lacks is not said",
+            "found.append(str(error))",
+            "pass",
+            "test_what_this_machine_lacks_is_known",
+        ),
+    ),
+    *planted(
+        "runs/setup.py",
+        "cases/test_chains.py",
+        (
+            "init: the teacher's LoRA is refused, or counted twice",
+            "if init is not None and same_student(init, source):",
+            "if False:",
+            "test_a_stage_whose_init_is_its_teacher_begins_as_its_teacher",
+        ),
+    ),
+    *planted(
         "runs/setup.py",
         "runs/test_chain.py",
         (
@@ -40,6 +98,10 @@ MUTANTS = [
             "costs |= {text_hash(repr(card)): card.forward_equivalents} or",
             "test_every_stage_leaves_a_student",
         ),
+    ),
+    *planted(
+        "runs/fit.py",
+        "runs/test_chain.py",
         (
             "distill: the card forgets the guidance that a student was left with",
             "guidance_scale=wanted.guidance_scale,",
@@ -54,14 +116,14 @@ MUTANTS = [
         ),
         (
             "job: the card does not say what a student predicts",
-            "prediction_type=self.roles.student.prediction_type",
-            'prediction_type=""',
+            "prediction_type=spec.prediction_type or kind,",
+            'prediction_type="",',
             "tests/runs/test_distill_lightning.py::test_a_student_may_predict_another_kind_than_its_teacher",
         ),
         (
             "job: the recipe's sampler is not the card's",
-            "sampler=recipe.sample.sampler or self.method.sampler",
-            "sampler=self.method.sampler",
+            "sampler=recipe.sample.sampler or method.sampler",
+            "sampler=method.sampler",
             "tests/runs/test_distill_hyper.py::test_times_of_the_method_go_with_as_many_steps_alone",
         ),
         (
@@ -72,8 +134,8 @@ MUTANTS = [
         ),
         (
             "job: feedback draws from its student by another sampler",
-            "if card.sampler != method.sampler:",
-            "if False:",
+            "method.continues and card.sampler != method.sampler",
+            "False",
             ("tests/runs/test_distill_feedback.py::test_what_does_not_fit_is_one_sentence_before_anything_is_written"),
         ),
     ),

@@ -94,8 +94,8 @@ MUTANTS = [
         ),
         (
             "merging: the joined LoRA stands on the student that it holds",
-            "        name = _as_seen_from(target, base)\n",
-            "",
+            "name = _as_seen_from(target, below)",
+            "name = card.teacher",
             "tests/runs/test_distill_feedback.py::test_merged_with_a_scale_as_one_lora_on_the_first_teacher",
         ),
         (

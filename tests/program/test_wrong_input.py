@@ -12,7 +12,7 @@ from fewstep.inference.generate import generate, load_model
 from fewstep.recipe.load import load_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
-from fewstep.runs.setup import check_device
+from fewstep.runs.fit import check_device
 from fewstep.students.card import CARD_FILE, load_card
 from fewstep.training.console import command
 from fewstep.training.logging import JsonLines

@@ -150,38 +150,88 @@ def _check_earlier(reference: Any, where: str, earlier: list[str], must: bool = 
         raise RecipeError(f"{where}: there is no earlier stage '{reference}': {hint}")
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What a stage leaves, as far as a recipe's words tell.
+
+    Attributes:
+        rank, targets: of its LoRA; rank None: it has full weights.
+        under: the model or the earlier stage that it stands on.
+    """
+
+    rank: int | None
+    targets: tuple[str, ...] | None
+    under: str
+
+
+def _made(does: Recipe | Merge, earlier: Mapping[str, _Made]) -> _Made:
+    if isinstance(does, Recipe):
+        is_lora = does.student.weights == "lora"
+        return _Made(does.student.rank if is_lora else None, does.student.targets, does.teacher.path)
+    source = earlier[does.merge]
+    if does.weights == "full":
+        return _Made(None, None, source.under)
+    below = earlier[source.under]  # a joined LoRA has both ranks and stands where the lower one stood
+    return _Made((source.rank or 0) + (below.rank or 0), source.targets, below.under)
+
+
 def _check_fits(stages: Sequence[Stage]) -> None:
     """Refuse a last stage that does not suit the stages it begins with, before these have run."""
     *earlier, stage = stages
     if any(stage.name in before.begins_with for before in stages):
         raise RecipeError(f"stages.{stage.name}: a teacher or init has this name too: give the stage another one.")
-    made = {before.name: before.does for before in earlier}
-    ranks = {name: _rank(does) for name, does in made.items()}
+    made: dict[str, _Made] = {}
+    for before in earlier:
+        made[before.name] = _made(before.does, made)
     if isinstance(stage.does, Merge):
-        source = made[stage.does.merge]
-        if isinstance(source, Merge) or ranks[stage.does.merge] is None:
-            raise RecipeError(f"stages.{stage.name}.merge: '{stage.does.merge}' has full weights already.")
-        if stage.does.weights == "lora" and ranks.get(source.teacher.path) is None:
-            raise RecipeError(
-                f"stages.{stage.name}.weights: the teacher of '{stage.does.merge}' is no stage with a LoRA that it "
-                "could be joined with: leave it out, for full weights."
-            )
+        _check_merge(stage.name, stage.does, made)
         return
     recipe = stage.does
     if recipe.teacher.path in made and recipe.teacher.loras:
         raise RecipeError(f"stages.{stage.name}.teacher.loras go with a model, not with an earlier stage.")
-    _check_steps(stage.name, recipe, made.get(recipe.teacher.path))
-    if recipe.init in made and _rank(recipe) not in (None, ranks[recipe.init]):
-        has = "full weights" if ranks[recipe.init] is None else f"rank {ranks[recipe.init]}"
+    _check_steps(stage.name, recipe, {before.name: before.does for before in earlier}.get(recipe.teacher.path))
+    if recipe.init in made:
+        _check_start(f"stages.{stage.name}.init", recipe, recipe.init, made)
+
+
+def _check_merge(name: str, does: Merge, made: Mapping[str, _Made]) -> None:
+    source = made[does.merge]
+    if source.rank is None:
+        raise RecipeError(f"stages.{name}.merge: '{does.merge}' has full weights already.")
+    if does.weights == "full":
+        return
+    below = made.get(source.under)
+    if below is None or below.rank is None:
         raise RecipeError(
-            f"stages.{stage.name}.init: a LoRA of rank {recipe.student.rank} cannot start from '{recipe.init}', which "
-            f"has {has}."
+            f"stages.{name}.weights: the teacher of '{does.merge}' is no stage with a LoRA that it "
+            "could be joined with: leave it out, for full weights."
+        )
+    if below.targets != source.targets:
+        raise RecipeError(
+            f"stages.{name}.weights: '{does.merge}' and its teacher '{source.under}' adapt different layers "
+            "(student.targets), which one LoRA cannot join: leave it out, for full weights."
         )
 
 
-def _rank(does: Recipe | Merge) -> int | None:
-    """Rank of the LoRA that a stage trains; None: it leaves full weights, or a merge."""
-    return does.student.rank if isinstance(does, Recipe) and does.student.weights == "lora" else None
+def _check_start(key: str, recipe: Recipe, init: str, made: Mapping[str, _Made]) -> None:
+    """Refuse first weights that would be another function on this stage's teacher.
+
+    A stage whose ``init`` is its teacher begins as that, as it would without it; full weights take any LoRA together
+    with the weights that it stands on.
+    """
+    start, teacher, student = made[init], recipe.teacher.path, recipe.student
+    if teacher == init or student.weights == "full":
+        return
+    if start.rank != student.rank:
+        has = "full weights" if start.rank is None else f"rank {start.rank}"
+        raise RecipeError(f"{key}: a LoRA of rank {student.rank} cannot start from '{init}', which has {has}.")
+    if start.targets != student.targets:
+        raise RecipeError(f"{key}: '{init}' adapts other layers than this stage: give both the same student.targets.")
+    if start.under != teacher and {start.under, teacher} & made.keys():
+        raise RecipeError(
+            f"{key}: the LoRA of '{init}' stands on '{start.under}', but this stage's teacher is '{teacher}': "
+            f"take that teacher, leave init out to begin as '{teacher}', or set student.weights to full."
+        )
 
 
 def _check_steps(name: str, recipe: Recipe, teacher: Recipe | Merge | None) -> None:

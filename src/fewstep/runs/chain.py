@@ -13,6 +13,7 @@ from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
 from fewstep.runs.folder import RunFolder
+from fewstep.runs.foresee import foresee
 from fewstep.students.lineage import merge_student
 from fewstep.training import distributed
 
@@ -34,6 +35,7 @@ def run_chain(chain: Chain, folder: Path, *, resume: bool = False, show_progress
     distributed.join(next((s.recipe.training.device for s in chain.stages if s.recipe), "cpu"))
     files = RunFolder(folder)
     places = {s.name: RunFolder(files.stage(number, s.name)) for number, s in enumerate(chain.stages, 1)}
+    foresee(chain)
     _claim(chain, files, places, resume)
     made: dict[str, Path] = {}
     for stage in chain.stages:

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from fewstep.methods.base import Method
-from fewstep.models.hub import DTYPES
-from fewstep.models.meta_pipeline import MetaPipeline, outline
+from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.models.roles import Weights
 from fewstep.planning.estimate import Estimate, estimate, seconds_of_step, step_cost
 from fewstep.recipe.chain import Chain
 from fewstep.recipe.schema import MAY_CHANGE, Recipe
-from fewstep.students.lineage import model_behind
+from fewstep.runs.foresee import foresee, missing_here, outline_of
 from fewstep.training.machine import in_words, memory
 from fewstep.training.settings import TrainingSettings
 
@@ -47,7 +46,7 @@ def plan(recipe: Recipe, timed: bool = True) -> Plan:
     Raises:
         ValueError: what the run itself would refuse.
     """
-    teacher = _outline(recipe)
+    teacher = outline_of(recipe)
     try:
         teacher.denoiser()
     except ValueError as error:
@@ -57,13 +56,19 @@ def plan(recipe: Recipe, timed: bool = True) -> Plan:
 
 
 def dry_run(recipe: Recipe | Chain) -> str:
-    """The resolved recipe, followed in comments by what it, or each of its stages, needs."""
+    """The resolved recipe, followed in comments by what it, or each of its stages, needs.
+
+    Raises:
+        ValueError: what the run itself would refuse, in any of its stages.
+    """
+    foresee(recipe)
     lines = [recipe.as_yaml().rstrip()]
-    if not isinstance(recipe, Chain):
-        return "\n".join([*lines, *(f"# {line}" for line in describe(plan(recipe)))])
-    for name, stage in recipe.on_first_teacher().items():
-        lines += [f"# stage {name}", *(f"#   {line}" for line in describe(plan(stage)))]
-    return "\n".join(lines)
+    if isinstance(recipe, Chain):
+        for name, stage in recipe.on_first_teacher().items():
+            lines += [f"# stage {name}", *(f"#   {line}" for line in describe(plan(stage)))]
+    else:
+        lines += [f"# {line}" for line in describe(plan(recipe))]
+    return "\n".join([*lines, *(f"# NOT ON THIS MACHINE: {sentence}" for sentence in missing_here(recipe))])
 
 
 def cost_of_step(recipe: Recipe) -> float:
@@ -72,7 +77,7 @@ def cost_of_step(recipe: Recipe) -> float:
     Raises:
         ValueError: what the run itself would refuse.
     """
-    return recipe.training.batch_size * step_cost(_outline(recipe), *_training(recipe))
+    return recipe.training.batch_size * step_cost(outline_of(recipe), *_training(recipe))
 
 
 def cost_of_pairs(recipe: Recipe) -> int:
@@ -86,13 +91,7 @@ def memory_of_step(recipe: Recipe) -> int:
     Raises:
         ValueError: what the run itself would refuse.
     """
-    return sum(_estimate(recipe, _outline(recipe)).training.values())
-
-
-def _outline(recipe: Recipe) -> MetaPipeline:
-    """The teacher without weights; of a student, the model that it came from."""
-    teacher = recipe.teacher
-    return outline(model_behind(teacher.path), teacher.size, DTYPES[teacher.dtype], teacher.config)
+    return sum(_estimate(recipe, outline_of(recipe)).training.values())
 
 
 def _training(recipe: Recipe) -> tuple[type[Method], Any, TrainingSettings, Weights]:

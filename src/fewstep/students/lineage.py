@@ -18,7 +18,7 @@ from fewstep.models.lora import merge
 from fewstep.models.quantize import quantize
 from fewstep.models.roles import Roles, Weights
 from fewstep.students.card import CARD_FILE, Card, load_card
-from fewstep.students.student import load_weights, save_student, weights_file
+from fewstep.students.student import load_weights, save_student, weights_file, write_student
 from fewstep.training import distributed
 from fewstep.training.run_files import RunFiles
 
@@ -130,7 +130,7 @@ def load_start(name: str, teacher: str, weights: Literal["lora", "full"]) -> dic
     if folder is None:
         raise ValueError(f"init: there is no finished run, student's folder or LoRA file '{name}'.")
     saved, card = load_weights(folder), load_card(folder)
-    if card.weights == "full" or _same_student(_teacher_name(folder, card), teacher):
+    if card.weights == "full" or _same_teacher(_teacher_name(folder, card), teacher):
         return saved
     if weights == "lora":
         raise ValueError(
@@ -141,7 +141,12 @@ def load_start(name: str, teacher: str, weights: Literal["lora", "full"]) -> dic
     return under | {key: t for key, t in saved.items() if ".lora_" not in key}
 
 
-def _same_student(one: str, other: str) -> bool:
+def same_student(one: str, other: str) -> bool:
+    """Whether two names lead to one and the same finished student."""
+    return student_folder(Path(one)) is not None and _same_teacher(one, other)
+
+
+def _same_teacher(one: str, other: str) -> bool:
     """Whether two teachers are the same student, or both models, which may have several names and copies."""
     first, second = (student_folder(Path(name)) for name in (one, other))
     if first is None or second is None:
@@ -166,17 +171,17 @@ def merge_student(source: Path, target: Path, scale: float = 1.0, weights: Liter
     card = load_card(source)
     if card.weights == "full" or card.extra_inputs:
         raise ValueError(f"The student in {source} is no LoRA that could be merged.")
-    lora, base, held, name = scaled(load_weights(source), scale), source, Weights("full"), card.teacher
+    lora = scaled(load_weights(source), scale)
     if weights == "lora":
-        lora, base = _joined(lora, source, card)
-        name = _as_seen_from(target, base)
-        ranks = {t.shape[0] for key, t in lora.items() if ".lora_A" in key}
-        held = Weights("lora", ranks.pop(), targets=tuple(sorted({key.split(".lora_")[0] for key in lora})))
-    roles = Roles(teacher_of(base, load_card(base)).denoiser)
-    roles.add("student", held)
-    roles.start("student", lora)
-    rank = held.rank if weights == "lora" else 0
-    save_student(target, roles, replace(card, weights=weights, rank=rank, teacher=name))
+        joined, below = _joined(lora, source, card)
+        rank = next(t.shape[0] for key, t in joined.items() if ".lora_A" in key)
+        name = _as_seen_from(target, below)
+        write_student(target, joined, replace(card, rank=rank, teacher=name))
+    else:
+        roles = Roles(teacher_of(source, card).denoiser)
+        roles.add("student", Weights("full"))
+        roles.start("student", lora)
+        save_student(target, roles, replace(card, weights="full", rank=0))
     distributed.wait()
     return target
 

@@ -10,7 +10,7 @@ network. No other program reads those: they are in ``fewstep_student.safetensors
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,17 @@ def save_student(folder: Path, roles: Roles, card: Card, role: str = "student") 
     All of several processes must call this; the first one writes.
     """
     tensors = _folded(roles, role) if card.weights == "lora" else roles.tensors_of(role)
+    held = {n: whole(t.detach()).to("cpu", torch.float32).contiguous().clone() for n, t in tensors.items()}
+    return write_student(folder, held, card)
+
+
+def write_student(folder: Path, tensors: Mapping[str, Tensor], card: Card) -> Path:
+    """`save_student` of plain tensors, float32 on the host; LoRAs with their scale folded in."""
     shareable = card.weights == "lora" and not any(name.startswith("extras.") for name in tensors)
     path = folder / (LORA_FILE if shareable else OWN_FILE)
-    plain = {n: whole(t.detach()).to("cpu", torch.float32).contiguous().clone() for n, t in tensors.items()}
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
-        replace_tensors(path, plain, {"format": "pt", "fewstep": card.as_json()})
+        replace_tensors(path, dict(tensors), {"format": "pt", "fewstep": card.as_json()})
         card.save(folder)
     return path
 

@@ -1,0 +1,136 @@
+"""Whether the parts of a recipe fit each other, this machine, and the students that it begins with.
+
+A student that a run begins with is known by its card: that of a finished run, or the one that an earlier stage will
+write (`foreseen_card`). So a run refuses the same things in the same words as ``--dry-run`` does for all its stages.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fewstep.methods.base import Method
+from fewstep.methods.guidance import OFF
+from fewstep.recipe.schema import Recipe
+from fewstep.recipe.validate import RecipeError
+from fewstep.sampling import DDIMSampler
+from fewstep.students.card import Card, load_card, sampler_of
+from fewstep.students.lineage import student_folder
+from fewstep.training.optimizers import check_optimizer
+from fewstep.training.trackers import check_trackers
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Raises ValueError, one sentence, for a device or a package that the recipe needs and this machine lacks."""
+    check_device(recipe.training.device)
+    check_optimizer(recipe.training)
+    check_trackers(recipe.training.trackers)
+
+
+def check_device(name: str) -> None:
+    """Raises RecipeError for a device that this machine or this torch does not have."""
+    try:
+        there = torch.empty(1, device=name).cpu().device.type == "cpu"
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = False
+    if not there:
+        raise RecipeError(f"training.device: there is no device '{name}' here: use cpu, or cuda where torch finds one.")
+
+
+def card_at(place: str) -> Card | None:
+    """The card of the finished run or student at ``place``; None for a model."""
+    folder = student_folder(Path(place))
+    return None if folder is None else load_card(folder)
+
+
+def foreseen_card(recipe: Recipe, method: Method, kind: str) -> Card:
+    """The card that a run of ``recipe`` will write, as far as its words tell.
+
+    Args:
+        kind: prediction type of the teacher.
+    """
+    spec = next(s for s in method.roles() if s.name == "student")
+    guidance = method.teacher_guidance(method.settings) or OFF
+    wanted, few = method.sampling(method.settings), recipe.sample.num_inference_steps
+    fits = recipe.sample.sampler is None or len(wanted.timesteps) == few  # as many timesteps as steps
+    is_lora = recipe.student.weights == "lora"
+    return Card(
+        method=method.name,
+        sampler=recipe.sample.sampler or method.sampler,
+        num_inference_steps=few,
+        eta=recipe.sample.eta,
+        guidance_scale=wanted.guidance_scale,
+        timesteps=wanted.timesteps if fits else (),
+        prediction_type=spec.prediction_type or kind,
+        original_inference_steps=method.original_inference_steps(method.settings) or Card.original_inference_steps,
+        weights=recipe.student.weights,
+        rank=recipe.student.rank if is_lora else 0,
+        teacher=recipe.teacher.path,
+        extra_inputs=spec.extra_inputs,
+        guidance_embed=guidance.mean if "guidance_embed" in spec.extra_inputs else recipe.teacher.guidance_embed,
+        image_size=recipe.teacher.size,
+    )
+
+
+def check_fit(
+    recipe: Recipe, method: Method, kind: str, below: Card | None, start: Card | None, *, begins: bool
+) -> None:
+    """Refuse what would fail after hours, or train something else without a word.
+
+    Args:
+        method: on the teacher's schedule. kind: the teacher's prediction type.
+        below, start: cards of the teacher and of the first weights, where these are students.
+        begins: whether there are first weights other than the teacher's.
+
+    Raises:
+        RecipeError: one sentence: an opponent that cannot judge the images' shapes, weights of another prediction
+            type, a teacher of another sampler, a sampler that does not fit the schedule.
+    """
+    _check_buckets(recipe, method)
+    _check_teacher(recipe, method, below)
+    _check_kind(recipe, method, kind, start, begins)
+    few, many = recipe.sample.num_inference_steps, recipe.sample.teacher_steps
+    own = sampler_of(foreseen_card(recipe, method, kind))
+    for sampler in (own, DDIMSampler(num_inference_steps=few), DDIMSampler(num_inference_steps=many)):
+        try:
+            sampler.times(method.schedule)
+        except ValueError as error:
+            raise RecipeError(f"The samplers of this recipe do not fit its method and teacher: {error}") from None
+
+
+def _check_buckets(recipe: Recipe, method: Method) -> None:
+    """A head that ends in one logit of a 4x4 map cannot judge elongated ones."""
+    if recipe.data.aspect_buckets and method.head_needs_squares:
+        instead = "set method.head to residual, or leave" if "head" in method.setting_names() else "leave"
+        raise RecipeError(f"data.aspect_buckets: the discriminator of {method.name} needs squares: {instead} them out.")
+
+
+def _check_teacher(recipe: Recipe, method: Method, card: Card | None) -> None:
+    """A student that is conditioned on more than its prompt cannot teach; one that is continued keeps its sampler."""
+    if card is None:
+        return
+    name = recipe.teacher.path
+    if card.extra_inputs:
+        raise RecipeError(
+            f"The student of {name} has the extra inputs {' and '.join(card.extra_inputs)} and cannot be a teacher: "
+            "train it without them, or let it be the init of the next run."
+        )
+    if method.continues and card.sampler != method.sampler:
+        raise RecipeError(
+            f"method.sampler is {method.sampler}, but its teacher '{name}' is a student for the sampler "
+            f"{card.sampler}: set method.sampler to {card.sampler}."
+        )
+
+
+def _check_kind(recipe: Recipe, method: Method, kind: str, start: Card | None, begins: bool) -> None:
+    """Weights that were trained for one prediction type must not be read as another, unless converting is the task."""
+    mine = next(spec.prediction_type for spec in method.roles() if spec.name == "student") or kind
+    before = "" if start is None else start.prediction_type
+    if before and before != mine:
+        raise RecipeError(f"init: the student '{recipe.init}' predicts {before}, but this method's predicts {mine}.")
+    if not begins and mine != kind and not method.converts:
+        raise RecipeError(
+            f"init: a student that is to predict {mine} cannot begin with weights that predict {kind}: train one "
+            "with loss convert first, and begin with that."
+        )

@@ -1,0 +1,119 @@
+"""What can be known before a run starts, of a recipe or of every stage of a chain: no weights are read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from fewstep.checkpoints.registry import checkpoints
+from fewstep.data.find import find_captions
+from fewstep.models.families.single_file import is_single_file
+from fewstep.models.hub import DTYPES
+from fewstep.models.meta_pipeline import MetaPipeline, outline
+from fewstep.recipe.chain import Chain, Merge, Stage
+from fewstep.recipe.schema import Recipe
+from fewstep.recipe.validate import RecipeError
+from fewstep.runs.fit import card_at, check_fit, check_machine, foreseen_card
+from fewstep.students.card import Card
+from fewstep.students.lineage import model_behind
+from fewstep.training.trainer import check_batch
+
+
+def outline_of(recipe: Recipe) -> MetaPipeline:
+    """The teacher without weights; of a student, the model that it came from."""
+    teacher = recipe.teacher
+    return outline(model_behind(teacher.path), teacher.size, DTYPES[teacher.dtype], teacher.config)
+
+
+def foresee(recipe: Recipe | Chain) -> None:
+    """Refuse a recipe of which a stage would be refused when its turn comes.
+
+    A teacher whose configs cannot be read here is left to the run, which loads it.
+
+    Raises:
+        RecipeError: one sentence that names the stage.
+    """
+    if isinstance(recipe, Recipe):
+        _card(recipe, recipe, {})
+        return
+    bases, cards = recipe.on_first_teacher(), dict[str, Card | None]()
+    for stage in recipe.stages:
+        try:
+            cards[stage.name] = _foreseen(stage, bases, cards)
+        except ValueError as error:
+            raise RecipeError(f"stages.{stage.name}: {error}") from None
+
+
+def missing_here(recipe: Recipe | Chain) -> list[str]:
+    """What this machine lacks for the run, each a sentence: it may be planned here to be run elsewhere."""
+    recipes = [recipe] if isinstance(recipe, Recipe) else [s.recipe for s in recipe.stages if s.recipe is not None]
+    found = []
+    for each in recipes:
+        try:
+            check_machine(each)
+        except ValueError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _foreseen(stage: Stage, bases: Mapping[str, Recipe], cards: Mapping[str, Card | None]) -> Card | None:
+    """The card of the student that a stage will leave; None where it is not known."""
+    if isinstance(stage.does, Recipe):
+        return _card(stage.does, bases[stage.name], cards)
+    return _merged(stage.does, cards)
+
+
+def _merged(does: Merge, cards: Mapping[str, Card | None]) -> Card | None:
+    card = cards[does.merge]
+    if card is None:
+        return None
+    if card.extra_inputs:
+        raise RecipeError(
+            f"merge: the student of '{does.merge}' has the extra inputs {' and '.join(card.extra_inputs)}, which are "
+            "no weights of its teacher: it cannot be merged."
+        )
+    return replace(card, weights=does.weights)
+
+
+def _card(recipe: Recipe, base: Recipe, cards: Mapping[str, Card | None]) -> Card | None:
+    """The card that a run of ``recipe`` will write, with all checks made that need no weights.
+
+    Args:
+        base: the same on the model that the chain starts from. cards: of the earlier stages.
+    """
+    check_batch(recipe.training)
+    if recipe.data.place is not None:
+        find_captions(recipe.data.place, 1)
+    below = cards[recipe.teacher.path] if recipe.teacher.path in cards else card_at(recipe.teacher.path)
+    start = None
+    if recipe.init is not None and recipe.init != recipe.teacher.path:
+        start = cards[recipe.init] if recipe.init in cards else _outside(recipe, recipe.init)
+    try:
+        teacher = outline_of(base).denoiser()
+    except ValueError:
+        return None
+    kind = (below and below.prediction_type) or teacher.prediction_type
+    method = recipe.method_class()(teacher.schedule, recipe.method_settings())
+    if is_single_file(base.teacher.path):  # its own keys tell what it predicts, and they are not read here
+        start = None
+    begins = recipe.init not in (None, recipe.teacher.path)
+    check_fit(recipe, method, kind, below, start, begins=begins)
+    return foreseen_card(recipe, method, kind)
+
+
+def _outside(recipe: Recipe, init: str) -> Card | None:
+    """The card of first weights that are no earlier stage's: of a finished run or a student's folder, if they are."""
+    path, student = Path(init), recipe.student
+    if path.is_file() or (init in checkpoints() and not path.exists()):
+        return None
+    card = card_at(init)
+    if card is None:
+        raise RecipeError(f"init: there is no finished run, student's folder or LoRA file '{init}'.")
+    if student.weights == "lora" and card.weights == "full":
+        raise RecipeError(f"init: a LoRA of rank {student.rank} cannot start from '{init}', which has full weights.")
+    if student.weights == "lora" and card.rank != student.rank:
+        raise RecipeError(
+            f"init: a LoRA of rank {student.rank} cannot start from '{init}', which has rank {card.rank}."
+        )
+    return card

@@ -1,0 +1,81 @@
+"""Every shipped recipe on a tiny pipeline of its family: chains through all their stages, the others for two steps."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from fewstep.inference.load import load
+from fewstep.recipe.chain import Chain
+from fewstep.recipe.chain import load as load_recipe
+from fewstep.recipe.load import shipped_recipes
+from fewstep.runs.chain import run
+from fewstep.runs.plan import dry_run
+from fewstep.training.run_files import RunFiles
+from tests.models.pipelines import SIZE, build
+
+FAMILIES = ("sd15", "sdxl", "sd3", "flux")
+FEW = [
+    "training.steps=2", "training.batch_size=2", "training.accumulation=1", "training.warmup_steps=1",
+    "training.device=cpu", "training.precision=fp32", "training.log_every=1", "training.checkpoint_every=2",
+    "teacher.dtype=fp32", "student.rank=2", "sample.every=100", "sample.teacher_steps=1",
+    "sample.prompts=[a red circle]", "data.size=4",
+]  # fmt: skip
+OWN = {"num_grid_steps": 4, "halvings": 2, "encoder": "scenes-64"}
+"""Settings of methods that fit small pictures and a few steps; others stay those of the recipe."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A pipeline folder of every family, and a folder of captioned pictures."""
+    folder = tmp_path_factory.mktemp("shipped")
+    (folder / "pictures").mkdir()
+    for i, caption in enumerate(["a red circle", "a blue square", "a blue circle on grass", "a red square"]):
+        Image.new("RGB", (SIZE, SIZE), (60 * i, 20, 200 - 60 * i)).save(folder / "pictures" / f"{i}.png")
+        (folder / "pictures" / f"{i}.txt").write_text(caption)
+    return folder
+
+
+def short(name, place):
+    """The shipped recipe ``name``, so short that it runs on a tiny pipeline in seconds."""
+    recipe, sets = load_recipe(name), list(FEW)
+    family = name.split("-")[0]
+    if family in FAMILIES:
+        if not (place / family).is_dir():
+            build(family).save_pretrained(place / family)
+        sets += [f"teacher.path={place / family}", f"teacher.size={SIZE}", f"data.path={place / 'pictures'}"]
+    stages = recipe.stages if isinstance(recipe, Chain) else [None]
+    for stage in stages:
+        made, prefix = (recipe, "") if stage is None else (stage.recipe, f"stages.{stage.name}.")
+        if made is None:
+            continue
+        known = made.method_class().setting_names()
+        if stage is not None:
+            sets += [f"{prefix}training.steps=2"]
+        sets += [f"{prefix}method.{key}={value}" for key, value in OWN.items() if key in known and key in made.method]
+        sets += [f"{prefix}pairs.size=4", f"{prefix}pairs.num_inference_steps=1"] if made.needs_pairs else []
+    return load_recipe(name, sets)
+
+
+CHAINS = [name for name in shipped_recipes() if isinstance(load_recipe(name), Chain)]
+
+
+def test_the_chains_are_those_that_are_named():
+    assert {"sd15-lightning", "sdxl-lightning", "sd3-lightning", "flux-lightning", "sdxl-hyper"} < set(CHAINS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_shipped_chain_runs_from_its_first_stage_to_images(name, place, tmp_path):
+    chain = short(name, place)
+    folder = tmp_path / "run"
+    student = run(chain, folder)
+    assert student.parent == RunFiles(folder).stages()[-1] and len(RunFiles(folder).stages()) == len(chain.stages)
+    latents = load(folder).sample(["a red circle"], output_type="latent")
+    assert latents.isfinite().all() and float(latents.std()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name not in CHAINS])
+def test_a_shipped_recipe_can_be_planned(name, place):
+    assert "parameters in training" in dry_run(short(name, place))
