@@ -17,6 +17,7 @@ from fewstep.training.console import (
     Quiet,
     command,
     end_with,
+    long,
     numbers,
     options,
     resumable,
@@ -77,6 +78,7 @@ def root(
 
 
 @app.command()
+@long
 def distill(
     recipe: RecipeName,
     out: RunOut = None,
@@ -119,6 +121,7 @@ def distill(
 
 
 @app.command()
+@long
 def prepare(
     recipe: RecipeName,
     from_teacher: Annotated[
@@ -152,6 +155,7 @@ def prepare(
 
 
 @app.command()
+@long
 def sample(
     model: Annotated[
         str | None,
@@ -208,14 +212,16 @@ def sample(
     eta, LoRA scale and prediction type.
     """
     from fewstep.inference.generate import generate, load_model, scaled_loras
+    from fewstep.training.progress import doing
 
     if (model is None) == (checkpoint is None):
         raise ValueError("Give a MODEL or a --checkpoint, one of the two.")
     if image is None and (mask is not None or strength is not None):
         raise ValueError("--mask and --strength go with --image.")
-    loaded = load_model(
-        str(model or checkpoint), base, file, scaled_loras(lora or ()), published=model is None, device=device
-    )
+    with doing("loading the model"):
+        loaded = load_model(
+            str(model or checkpoint), base, file, scaled_loras(lora or ()), published=model is None, device=device
+        )
     times = numbers(timesteps)
     warnings = loaded.warnings(len(times) if times else steps, guidance_scale)
     for line in [*warnings, *([loaded.licence] if loaded.licence else [])]:
@@ -248,6 +254,7 @@ def page(
 
 
 @app.command()
+@long
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run, or a student's folder.")],
     to: Annotated[str, typer.Option(help="Layout: diffusers, lora, kohya or merged.")] = "diffusers",
@@ -294,6 +301,7 @@ def checkpoints(
 
 
 @app.command()
+@long
 def verify(
     methods: Annotated[
         list[str] | None, typer.Argument(help="Names of methods, or FILE.py:Class for your own (default: all methods).")
@@ -325,6 +333,7 @@ def verify(
 
 
 @app.command()
+@long
 def doctor(
     plan: Annotated[
         str | None, typer.Option("--plan", metavar="RECIPE", help="Print what this recipe needs instead, and stop.")
@@ -408,6 +417,7 @@ def recipes_copy(
 
 
 @app.command()
+@long
 def demo(
     out: Annotated[Path, typer.Option(help="Run directory; a run in it is used again.")] = Path("runs/demo"),
     overrides: Sets = None,
@@ -431,6 +441,7 @@ def demo(
 
 
 @app.command()
+@long
 def benchmark(
     jobs: Annotated[
         list[str] | None,
@@ -488,6 +499,7 @@ def benchmark(
 
 
 @app.command()
+@long
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Finished run directories of one teacher.")],
     out: Annotated[Path, typer.Option(help="Page to write, with PNG and JSON files beside it.")] = Path("report.html"),
@@ -501,7 +513,7 @@ def report(
     """Write one self-contained page: images from the same noise, quality against steps, losses, settings."""
     from fewstep.reports.report import STEPS
     from fewstep.reports.report import report as make
-    from fewstep.training.logging import progress_bar
+    from fewstep.training.progress import progress_bar
 
     with progress_bar(1 + len(STEPS) * (1 + len(runs)), 0, "sampling", not quiet) as advance:
         make(runs, out, count, advance, features)

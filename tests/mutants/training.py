@@ -4,6 +4,66 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
+        "training/progress.py",
+        "training/test_progress.py",
+        (
+            "progress: a line every minute",
+            "EVERY = 20.0",
+            "EVERY = 60.0",
+            "test_there_is_a_line_every_thirty_seconds_whatever_the_work_does",
+        ),
+        (
+            "progress: lines come only when the work reports",
+            "threading.Thread(target=self._watch, args=(self._over,), daemon=True).start()",
+            "pass",
+            "test_the_thread_writes_while_the_work_is_busy",
+        ),
+        (
+            "progress: the outermost work is shown, not the one that runs",
+            "self.write(self.tasks[-1].sentence(now))",
+            "self.write(self.tasks[0].sentence(now))",
+            "test_there_is_a_line_every_thirty_seconds_whatever_the_work_does",
+        ),
+        (
+            "progress: what was done before a resume counts as speed",
+            "spent, fresh = now - self.began, self.done - self.start",
+            "spent, fresh = now - self.began, self.done",
+            "test_a_line_says_where_the_work_stands",
+        ),
+        (
+            "progress: CI that asks for colours gets a terminal's control codes",
+            "(stream.isatty() and console.is_interactive)",
+            "console.is_terminal",
+            "test_colours_alone_make_no_terminal",
+        ),
+        (
+            "progress: a closed pipe ends the work",
+            "with suppress(OSError, ValueError):",
+            "with suppress(KeyError):",
+            "test_what_cannot_be_written_does_not_end_the_work",
+        ),
+    ),
+    *planted(
+        "training/console.py",
+        "training/test_progress.py",
+        (
+            "progress: a recipe that is printed has lines of progress in it",
+            'bool(given.get("dry_run"))',
+            "False",
+            "test_quiet_and_other_processes_say_nothing_and_a_plan_is_a_recipe",
+        ),
+    ),
+    *planted(
+        "cli.py",
+        "training/test_progress.py",
+        (
+            "progress: an export is silent",
+            "@app.command()\n@long\ndef export(",
+            "@app.command()\ndef export(",
+            "test_every_long_command_says_where_it_stands",
+        ),
+    ),
+    *planted(
         "training/players.py",
         "training/test_step.py",
         (

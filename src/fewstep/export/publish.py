@@ -35,6 +35,7 @@ from fewstep.sampling.diffusers_schedulers import SchedulerPlan
 from fewstep.students.card import Card, load_card, sampler_of
 from fewstep.students.lineage import first_teacher, student_folder, teacher_of
 from fewstep.students.student import LORA_FILE, SAMPLES_FILE, load_student, load_weights
+from fewstep.training.progress import doing
 from fewstep.training.run_files import RunFiles
 
 LAYOUTS = ("diffusers", "lora", "kohya", "merged")
@@ -80,7 +81,8 @@ def export(run: Path, to: str, out: Path | None = None, dtype: str = "fp32", dev
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        made = _write(part, to, run, source, card, dtype, device)
+        with doing(f"writing {folder} and sampling from it by diffusers"):
+            made = _write(part, to, run, source, card, dtype, device)
         if folder.exists():
             folder.rmdir()
         os.replace(part, folder)

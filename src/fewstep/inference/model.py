@@ -34,6 +34,7 @@ from fewstep.models.families import Teacher
 from fewstep.sampling import Sampler, sample
 from fewstep.sampling.sample import Generators
 from fewstep.students.card import Card, sampler_of
+from fewstep.training.progress import doing
 
 
 @dataclass(frozen=True)
@@ -199,13 +200,16 @@ class Model:
         begins = "unit" if self.published is None or sampler is not None else start_of(self.published)
         if images is not None:
             images, masks = images[rows], None if masks is None else masks[rows]
-        run = sample(
-            this.denoiser, chosen, noise.to(device), cond[rows] if each > 1 else cond, scale, None, begins,
-            guidance_embed=embed, generator=draws,
-            image=None if images is None else self.teacher.encode_images(images)[0],
-            mask=None if masks is None else cells(masks, self._down),
-        )  # fmt: skip
-        pixels = self.teacher.decode(run.x0)
+        with doing("sampling", len(chosen.times(this.denoiser.schedule)) - 1) as advance:
+            run = sample(
+                this.denoiser, chosen, noise.to(device), cond[rows] if each > 1 else cond, scale, None, begins,
+                guidance_embed=embed, generator=draws,
+                image=None if images is None else self.teacher.encode_images(images)[0],
+                mask=None if masks is None else cells(masks, self._down),
+                callback=lambda done, _: advance(done),
+            )  # fmt: skip
+        with doing("decoding the images"):
+            pixels = self.teacher.decode(run.x0)
         if images is not None and masks is not None:
             pixels = torch.where(masks.to(pixels.device) > 0, pixels, images.to(pixels) / 2 + 0.5)
         words = f"{chosen.name}, timesteps {', '.join(f'{t:g}' for t in run.timesteps[:8].tolist())}"

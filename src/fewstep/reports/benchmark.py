@@ -48,6 +48,7 @@ from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.card import load_card
 from fewstep.students.lineage import model_behind, student_folder
 from fewstep.training import distributed
+from fewstep.training.progress import doing
 from fewstep.training.trainer import TrainingStopped
 
 NOISE = 0
@@ -415,8 +416,9 @@ class Benchmark:
             return True
         if self._is_over():
             return False
-        prompts = unseen_prompts(teacher, self.count)
-        found = compare(teacher, [candidate], prompts, NOISE, per_prompt=4, floors=seed is None)
+        with doing(f"measuring {candidate.model}"):
+            prompts = unseen_prompts(teacher, self.count)
+            found = compare(teacher, [candidate], prompts, NOISE, per_prompt=4, floors=seed is None)
         (result,) = found.results
         del result.figures["to first"]  # the distance to the first candidate, which is itself
         path.parent.mkdir(parents=True, exist_ok=True)

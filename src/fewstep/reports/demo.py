@@ -15,7 +15,7 @@ from fewstep.recipe.schema import Recipe
 from fewstep.reports.candidates import student_candidates, teacher_candidates
 from fewstep.runs.distill import distill
 from fewstep.scenes64.prompts import unseen_prompts
-from fewstep.training.logging import progress_bar
+from fewstep.training.progress import progress_bar
 
 RECIPE = "scenes-64-tcd"
 

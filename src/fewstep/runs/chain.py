@@ -16,6 +16,7 @@ from fewstep.runs.folder import RunFolder
 from fewstep.runs.foresee import foresee
 from fewstep.students.lineage import merge_student
 from fewstep.training import distributed
+from fewstep.training.progress import doing
 
 
 def run(recipe: Recipe | Chain, folder: Path, *, resume: bool = False, show_progress: bool = False) -> Path:
@@ -41,7 +42,8 @@ def run_chain(chain: Chain, folder: Path, *, resume: bool = False, show_progress
     for stage in chain.stages:
         place, does = places[stage.name], stage.does
         if isinstance(does, Merge):
-            made[stage.name] = merge_student(made[does.merge], place.student, does.scale, does.weights)
+            with doing(f"{stage.name}: merging"):
+                made[stage.name] = merge_student(made[does.merge], place.student, does.scale, does.weights)
         else:
             made[stage.name] = distill(
                 does, place.path, resume=True, show_progress=show_progress,

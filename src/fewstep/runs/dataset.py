@@ -17,7 +17,7 @@ from fewstep.runs.setup import Run
 from fewstep.runs.teacher_samples import captions
 from fewstep.scenes64.latents import scene_latents
 from fewstep.training import distributed
-from fewstep.training.logging import progress_bar
+from fewstep.training.progress import progress_bar
 
 LATENTS = "latents"
 

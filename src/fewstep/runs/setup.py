@@ -22,6 +22,7 @@ from fewstep.runs.fit import card_at, check_fit, check_machine, foreseen_card
 from fewstep.runs.folder import RunFolder
 from fewstep.students.card import Card, load_card
 from fewstep.students.lineage import load_start, open_teacher, origin_of, same_student, student_folder
+from fewstep.training.progress import doing
 from fewstep.training.trainer import build_roles, check_batch
 
 
@@ -88,8 +89,9 @@ def setup(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = Non
     if init is not None and same_student(init, source):
         init = None  # it begins as its teacher anyway
 
-    teacher = _teacher(recipe, source)
-    begun = None if init is None else _first_weights(recipe, init, teacher, source)
+    with doing("loading the teacher"):
+        teacher = _teacher(recipe, source)
+        begun = None if init is None else _first_weights(recipe, init, teacher, source)
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
     below, start = card_at(source), None if init is None else card_at(init)
     check_fit(recipe, method, teacher.denoiser.prediction_type, below, start, begins=init is not None)

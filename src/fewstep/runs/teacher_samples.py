@@ -29,8 +29,8 @@ from fewstep.sampling import sample
 from fewstep.sampling.solvers import SOLVERS
 from fewstep.scenes64.scenes import Scenes
 from fewstep.training import distributed
-from fewstep.training.logging import progress_bar
 from fewstep.training.machine import is_out_of_memory
+from fewstep.training.progress import progress_bar
 
 _SEEN = 1024  # values of each weight that enter the fingerprint
 

@@ -21,6 +21,7 @@ from fewstep.students.lineage import copy_student
 from fewstep.students.student import SAMPLES_FILE, load_weights, save_student
 from fewstep.training import distributed
 from fewstep.training.logging import JsonLines, read_log
+from fewstep.training.progress import doing
 
 
 def validation_prompts(recipe: Recipe) -> list[list[str]]:
@@ -42,6 +43,10 @@ class SampleGrid:
         self._teacher_difference = 0.0
 
     def __call__(self, step: int) -> None:
+        with doing("generating sample images"):
+            self._write(step)
+
+    def _write(self, step: int) -> None:
         run, settings = self.run, self.run.recipe.sample
         cond = run.teacher.encode_prompts(settings.prompts)
         noise, other = (_noise(run, i)[0] for i in range(2))
@@ -115,7 +120,8 @@ class Validation:
 
     def __call__(self, step: int) -> bool:
         """Measure after ``step`` steps; True when the run should end."""
-        record = {"step": step, **distributed.from_first(self._measure(step))}
+        with doing(f"validation after step {step:,}"):
+            record = {"step": step, **distributed.from_first(self._measure(step))}
         if distributed.first():
             self._log = self._log or JsonLines(self.path, step - 1)  # later lines are from before an interruption
             self._log.write(record)

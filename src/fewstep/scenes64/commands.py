@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.training.console import Device, Quiet, command, numbers, options, resumable
+from fewstep.training.console import Device, Quiet, command, long, numbers, options, resumable
 
 teacher_app = typer.Typer(no_args_is_help=True, help="Train scenes-64, the model that ships with fewstep.")
 reward_app = typer.Typer(no_args_is_help=True, help="Reward models of human preference, for the method `feedback`.")
@@ -21,6 +21,7 @@ def _check_empty(folder: Path) -> None:
         raise ValueError(f"{folder} is not an empty folder: choose another one.")
 
 
+@long
 def scenes(
     out: Annotated[Path, typer.Argument(help=_EMPTY)],
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1000,
@@ -41,6 +42,7 @@ def scenes(
 
 
 @teacher_app.command("train")
+@long
 def teacher_train(
     out: Annotated[Path, typer.Option(help=_RESUMES)] = Path("runs/teacher"),
     vae_minutes: Annotated[
@@ -69,6 +71,7 @@ def teacher_train(
 
 
 @teacher_app.command("detector")
+@long
 def teacher_detector(
     out: Annotated[Path, typer.Option(help=_RESUMES)] = Path("runs/detector"),
     network: Annotated[
@@ -105,6 +108,7 @@ def teacher_detector(
 
 
 @teacher_app.command("ceilings")
+@long
 def teacher_ceilings(
     detector: Annotated[
         Path | None, typer.Option(help="File of the detector's weights (default: the shipped ones).")
@@ -126,6 +130,7 @@ def teacher_ceilings(
 
 
 @teacher_app.command("measure")
+@long
 def teacher_measure(
     teacher: Annotated[str, typer.Argument(help="scenes-64, or a folder of the same architecture.")] = "scenes-64",
     count: Annotated[int, typer.Option(min=32, help="Number of unseen prompts.")] = 1000,
@@ -139,7 +144,7 @@ def teacher_measure(
     """Measure the teacher's quality and prompt accuracy with 50, 8 and 4 steps of DDIM at several guidance scales."""
     from fewstep.evaluation.compare import as_json, table
     from fewstep.scenes64.prompts import measure_teacher, recommended_guidance
-    from fewstep.training.logging import progress_bar
+    from fewstep.training.progress import progress_bar
 
     scales = numbers(guidance, "--guidance needs numbers, e.g. 1,2,3") or []
     with progress_bar(3 * len(scales), 0, "sampling", True) as advance:
@@ -155,6 +160,7 @@ def teacher_measure(
 
 
 @reward_app.command("scenes")
+@long
 def reward_scenes(
     out: Annotated[Path, typer.Argument(help=_EMPTY)],
     count: Annotated[int, typer.Option(min=10, help="Number of pairs of images.")] = 3000,
@@ -167,7 +173,7 @@ def reward_scenes(
     """Write choices between scenes by simulated raters, a stated rule of taste with noise. No person was asked."""
     from fewstep.scenes64.scenes.raters import write_preferences
     from fewstep.scenes64.train_rewards import through_teacher
-    from fewstep.training.logging import progress_bar
+    from fewstep.training.progress import progress_bar
 
     _check_empty(out)
     with resumable("reward", "scenes", out, *options(count=count, seed=seed, teacher=teacher)):
@@ -180,6 +186,7 @@ def reward_scenes(
 
 
 @reward_app.command("train")
+@long
 def reward_train(
     folder: Annotated[Path, typer.Argument(help="Folder of images and preferences.jsonl: prompt, chosen, rejected.")],
     out: Annotated[Path, typer.Option(help=_RESUMES)] = Path("runs/taste"),

@@ -30,7 +30,7 @@ from fewstep.scenes64.architecture import LATENT_SHAPE
 from fewstep.scenes64.scenes.render import Bytes
 from fewstep.scenes64.stage import Stage
 from fewstep.scenes64.train_detector import as_unit, autoencoder, through_vae
-from fewstep.training.logging import progress_bar
+from fewstep.training.progress import progress_bar
 from fewstep.training.settings import TrainingSettings
 
 FILE = "reward.safetensors"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from fewstep.training import progress
+
 RANK = os.environ.get("RANK", "0")
 """The number of this process among torchrun's."""
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Device = Annotated[str, typer.Option(help="Device to compute on, e.g. cpu or cuda.")]
 
 
@@ -23,6 +26,22 @@ def end_with(message: str, code: int) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the sentence
     typer.echo(message if RANK == "0" else f"process {RANK}: {message}", err=True)
     return code
+
+
+def long(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a command that may take minutes show where it stands, unless it is given --quiet.
+
+    With --dry-run its output is a recipe, so progress goes to stderr.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **given: Any) -> Any:
+        show, plans = RANK == "0" and not given.get("quiet"), bool(given.get("dry_run"))
+        with progress.command(f"fewstep {function.__name__.replace('_', ' ')}", show, to_stderr=plans):
+            return function(*args, **given)
+
+    run.__dict__["is_long"] = True
+    return run
 
 
 @contextmanager

@@ -1,11 +1,10 @@
-"""The log of training: a JSONL file, and a progress bar with speed, time left and losses."""
+"""The log of training: running means, a JSONL file, and the speed."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,37 +89,3 @@ class Speed:
         rate = (step - self._step) / max(now - self._time, 1e-9)
         self._step, self._time = step, now
         return rate
-
-
-@contextmanager
-def progress_bar(total: int, start: int, label: str, show: bool) -> Iterator[Any]:
-    """Yields ``advance(step, text)``; shows nothing when ``show`` is False."""
-    if not show:
-        yield lambda step, text="": None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, refresh_per_second=4) as bar:
-        task = bar.add_task(label, total=total, completed=start, text="")
-
-        def advance(step: int, text: str = "") -> None:
-            fields: dict[str, Any] = {"text": text} if text else {}
-            bar.update(task, completed=step, **fields)
-
-        yield advance

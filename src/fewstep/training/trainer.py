@@ -20,8 +20,9 @@ from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles, Weights
 from fewstep.models.sharding import whole
 from fewstep.training import checkpoint, distributed
-from fewstep.training.logging import JsonLines, Meter, Speed, progress_bar
+from fewstep.training.logging import JsonLines, Meter, Speed
 from fewstep.training.players import PlayerState
+from fewstep.training.progress import doing, progress_bar
 from fewstep.training.run_files import RunFiles
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.step import losses, trained_by
@@ -308,6 +309,10 @@ class Trainer:
         """Write a checkpoint of the steps done; None when the run has no folder, or another process writes it."""
         if self.run_dir is None:
             return None
+        with doing("writing a checkpoint"):
+            return self._save(RunFiles(self.run_dir).checkpoints)
+
+    def _save(self, folder: Path) -> Path | None:
         self._guard()
         tensors = self.tensors()
         if not distributed.first():
@@ -318,7 +323,6 @@ class Trainer:
             "torch": torch.__version__,
             "forward_equivalents": self.cost(),
         }
-        folder = RunFiles(self.run_dir).checkpoints
         return checkpoint.save(folder, self.done, tensors, state, self.settings.keep_checkpoints)
 
     def resume(self) -> None:
