@@ -20,6 +20,7 @@ from fewstep.training.console import (
     long,
     numbers,
     options,
+    plain_remarks,
     resumable,
     whole_numbers,
 )  # fmt: skip
@@ -541,7 +542,8 @@ app.command()(scenes)
 def main() -> None:
     """Entry point: every user error is one sentence on stderr and exit code 2; Ctrl-C is 130."""
     try:
-        app(prog_name="fewstep")
+        with plain_remarks():
+            app(prog_name="fewstep")
     except KeyboardInterrupt:
         sys.exit(end_with("Interrupted.", 130))
     except (ValueError, OSError, ArithmeticError) as error:

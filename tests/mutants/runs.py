@@ -165,12 +165,6 @@ MUTANTS = [
             "test_a_run_made_longer_and_interrupted_is_not_finished",
         ),
         (
-            "resume: any key may change",
-            "if not free and before.get(key) != now.get(key):",
-            "if not free and before.keys() != now.keys():",
-            "tests/runs/test_folder.py::test_what_may_not",
-        ),
-        (
             "resume: the spelling of a recipe counts",
             "return done and self._stored_for(recipe) == recipe.as_data()",
             "return done and self.recipe.read_text() == recipe.as_yaml()",
@@ -181,6 +175,44 @@ MUTANTS = [
             '{cls.renamed.get(key, key): value for key, value in stored["method"].items()}',
             'dict(stored["method"])',
             "tests/runs/test_folder.py::test_settings_of_a_stored_recipe_may_have_former_names",
+        ),
+    ),
+    *planted(
+        "recipe/resume.py",
+        "runs/test_folder.py",
+        (
+            "resume: any key may change",
+            "if not may_change(key) and old.get(key) != new.get(key):",
+            "if not may_change(key) and old.keys() != new.keys():",
+            "test_what_may_not",
+        ),
+        (
+            "resume: a longer cosine is another curve without a word",
+            'if recipe.training.lr_schedule == "cosine":',
+            "if False:",
+            "tests/cases/test_resuming.py::test_what_a_longer_run_means_is_said",
+        ),
+        (
+            "resume: a longer run of a method that counts its steps is another run without a word",
+            "if recipe.method_class().depends_on_length(recipe.method_settings()):",
+            "if False:",
+            "tests/cases/test_resuming.py::test_what_a_longer_run_means_is_said",
+        ),
+    ),
+    *planted(
+        "runs/dataset.py",
+        "cases/test_resuming.py",
+        (
+            "resume: other images and captions, without a word",
+            "if before not in (None, now):",
+            "if False:",
+            "test_a_run_does_not_go_on_with_other_data",
+        ),
+        (
+            "resume: data that were never trained on may not change",
+            "if checkpoint.latest(run.folder.checkpoints) is None:",
+            "if False:",
+            "test_data_may_change_until_the_first_checkpoint",
         ),
     ),
     *planted(

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from fewstep.recipe.load import load_recipe, parse_recipe
-from fewstep.recipe.schema import MAY_CHANGE, Recipe
+from fewstep.recipe.resume import MAY_CHANGE
+from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.plan import Change

@@ -245,6 +245,11 @@ class Method:
         steps: int | None = cls._named(settings, "num_teacher_steps")
         return steps
 
+    @classmethod
+    def depends_on_length(cls, settings: Any) -> bool:
+        """Whether a step depends on the number of all steps (`Progress.total`), beyond the learning rate."""
+        return False
+
     @property
     def head_needs_squares(self) -> bool:
         """Whether a discriminator's head takes square images only (`HeadSpec`)."""

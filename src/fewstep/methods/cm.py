@@ -162,6 +162,10 @@ class CM(Method):
         teacher = {} if self.settings.variant == "ct" else {"teacher": 2 if self.solver == "heun" else 1}
         return {"student": 1, **teacher, "target": 1}
 
+    @classmethod
+    def depends_on_length(cls, settings: Settings) -> bool:
+        return settings.first_grid_steps is not None
+
     def grid_steps(self, progress: Progress) -> int:
         """N at a step: first_grid_steps, doubled after every K / (log2(last / first) + 1) steps (iCT)."""
         first, last = self.settings.first_grid_steps, self.settings.num_grid_steps

@@ -1,4 +1,4 @@
-"""What loading models has in common: errors in one sentence, silenced libraries, and words for dtypes."""
+"""What loading models has in common: errors and remarks in one sentence, silenced libraries, words for dtypes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from contextlib import contextmanager
 import torch
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Remark(UserWarning):
+    """A sentence for people about what they asked for: it is done, but perhaps not what they mean."""
 
 
 def short_error(error: BaseException) -> str:

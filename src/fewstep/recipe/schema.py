@@ -16,13 +16,6 @@ from fewstep.recipe.validate import RecipeError, unknown_key, validated
 from fewstep.sampling import SAMPLERS
 from fewstep.training.settings import TrainingSettings
 
-MAY_CHANGE = (
-    "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints",
-    "training.trackers", "pairs.path", "sample",
-    "training.accumulation", "training.gradient_checkpointing", "training.fsdp",  # these change memory, not results
-)  # fmt: skip
-"""Keys, or whole sections, that a resumed run may set otherwise than it was started with."""
-
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, and nothing changes after validation."""

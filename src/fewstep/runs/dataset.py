@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fewstep.data.cache import fingerprint, image_latents, prompt_latents
-from fewstep.data.files import replace_text
+from fewstep.data.files import replace_text, text_hash
 from fewstep.data.find import find_captions, find_images
 from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Prompts, Source, WithPrompts
+from fewstep.models.hub import Remark
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.setup import Run
 from fewstep.runs.teacher_samples import captions
 from fewstep.scenes64.latents import scene_latents
-from fewstep.training import distributed
+from fewstep.training import checkpoint, distributed
 from fewstep.training.progress import progress_bar
 
 LATENTS = "latents"
@@ -29,13 +32,25 @@ def build_dataset(run: Run, pairs: PairSource | None, place: Path, show_progress
 
     Args:
         pairs: the teacher's samples, if the recipe needs any. place: folder of the encoded images.
+
+    Warns:
+        Remark: images of the same names and captions have other values than those on which the run began.
+
+    Raises:
+        RecipeError: the run began with other images or captions; nothing has been encoded yet.
     """
     recipe, streams = run.recipe, run.method.streams
     of_teacher = pairs is not None and recipe.data.source == "teacher"
-    data = pairs if pairs is not None and of_teacher else _encoded(run, place, show_progress)
+    before, rows = _begun_with(run), ""
+    if pairs is not None and of_teacher:
+        data: LatentSource | Buckets | Prompts = pairs
+    else:
+        data, rows = _encoded(run, place, show_progress, before.get("rows"))
+    known = {**versions(), "rows": rows, "data": fingerprint(data)}
+    known |= {} if pairs is None or of_teacher else {"pairs": fingerprint(pairs)}
+    if before.get("data", known["data"]) != known["data"]:
+        warnings.warn(Remark(f"The data have other values than those on which {run.folder.path} began."), stacklevel=2)
     if distributed.first():
-        known = {**versions(), "data": fingerprint(data)}
-        known |= {} if pairs is None or of_teacher else {"pairs": fingerprint(pairs)}
         replace_text(run.folder.versions, json.dumps(known, indent=1) + "\n")
     source: Source = _with_prompts(data, run, of_teacher) if "prompts" in streams else data
     if recipe.data.caption_dropout:
@@ -43,21 +58,60 @@ def build_dataset(run: Run, pairs: PairSource | None, place: Path, show_progress
     return WithPairs(source, pairs) if pairs is not None and "pairs" in streams else source
 
 
-def _encoded(run: Run, place: Path, show_progress: bool) -> LatentSource | Buckets | Prompts:
-    """The recipe's images, or prompts alone, encoded now or before. The first process encodes, the others wait."""
+def _encoded(
+    run: Run, place: Path, show_progress: bool, rows: str | None
+) -> tuple[LatentSource | Buckets | Prompts, str]:
+    """The recipe's images, or prompts alone, encoded now or before, and what identifies them.
+
+    The first process encodes, the others wait.
+
+    Args:
+        rows: what identified those on which the run began; None where it begins now.
+    """
     path, data, device, teacher = place / LATENTS, run.recipe.data, run.recipe.training.device, run.teacher
     show_progress = show_progress and distributed.first()
     with distributed.first_goes_first():
         if data.place is None:
             with progress_bar(data.size or 0, 0, "encoding", show_progress) as advance:
-                return scene_latents(path, teacher, data.size or 0, data.seed, device, advance)
+                return scene_latents(path, teacher, data.size or 0, data.seed, device, advance), ""
         if data.source == "prompts":
             prompts = find_captions(data.place, data.size)
+            found = _checked_rows(run, "prompts", prompts, rows)
             with progress_bar(len(prompts), 0, "encoding", show_progress) as advance:
-                return prompt_latents(path, teacher, prompts, device, advance)
-        found = find_images(data.place, data.size)
-        with progress_bar(len(found.images), 0, "encoding", show_progress) as advance:
-            return image_latents(path, teacher, found, device, advance, data.aspect_buckets)
+                return prompt_latents(path, teacher, prompts, device, advance), found
+        images = find_images(data.place, data.size)
+        found = _checked_rows(run, "images", [f"{image.name}\t{image.caption}" for image in images.images], rows)
+        with progress_bar(len(images.images), 0, "encoding", show_progress) as advance:
+            return image_latents(path, teacher, images, device, advance, data.aspect_buckets), found
+
+
+def _begun_with(run: Run) -> dict[str, str]:
+    """What ``versions.json`` recorded of the data on which a run was trained; nothing where it has no checkpoint."""
+    if checkpoint.latest(run.folder.checkpoints) is None:
+        return {}
+    try:
+        known = json.loads(run.folder.versions.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    found = known if isinstance(known, dict) else {}
+    return {key: found[key] for key in ("rows", "data") if isinstance(found.get(key), str)}
+
+
+def _checked_rows(run: Run, kind: str, texts: Sequence[str], before: str | None) -> str:
+    """What identifies these images by name and caption, or prompts.
+
+    Raises:
+        RecipeError: a run began with others.
+    """
+    now = f"{len(texts)} {kind}, {text_hash(chr(10).join(texts))}"
+    if before not in (None, now):
+        counted = before.partition(",")[0]
+        changed = f"not {counted} any more" if counted != now.partition(",")[0] else "others, or have other captions"
+        raise RecipeError(
+            f"{run.folder.path} was trained on {counted} of {run.recipe.data.path}, and they are {changed}: "
+            "restore them, or choose another --out."
+        )
+    return now
 
 
 def _with_prompts(data: LatentSource | Buckets | Prompts, run: Run, of_teacher: bool) -> WithPrompts:

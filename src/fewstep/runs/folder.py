@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +12,13 @@ import yaml
 from fewstep.data.files import LOCK, only_one, replace_text
 from fewstep.methods.base import Method
 from fewstep.methods.registry import find_method
+from fewstep.models.hub import Remark
 from fewstep.recipe.load import parse_recipe
-from fewstep.recipe.schema import MAY_CHANGE, Recipe
+from fewstep.recipe.resume import consequences, refused
+from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.students.card import CARD_FILE
-from fewstep.training import distributed
+from fewstep.training import checkpoint, distributed
 from fewstep.training.run_files import RunFiles
 
 
@@ -48,20 +51,24 @@ class RunFolder(RunFiles):
     def may_resume(self, recipe: Recipe) -> None:
         """Compare ``recipe`` with the stored one: a run may be made longer, but not become another run.
 
+        Warns:
+            Remark: what a changed number of steps means for a run that has begun.
+
         Raises:
             RecipeError: names the first key that must not change, or the stored recipe is damaged.
         """
         stored = self._stored_for(recipe)
         if "stages" in stored:
             raise RecipeError(f"{self.path} holds a run of several stages, not of one recipe: choose another --out.")
-        before, now = _flat(stored), _flat(recipe.as_data())
-        for key in sorted(before.keys() | now.keys()):
-            free = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
-            if not free and before.get(key) != now.get(key):
-                raise RecipeError(
-                    f"{self.path} was started with {key} = {before.get(key)}, not {now.get(key)}: "
-                    "resume with the recipe it was started with, or choose another --out."
-                )
+        found = refused(stored, recipe.as_data())
+        if found is not None:
+            key, before, now = found
+            raise RecipeError(
+                f"{self.path} was started with {key} = {before}, not {now}: "
+                "resume with the recipe it was started with, or choose another --out."
+            )
+        for sentence in consequences(stored, recipe) if checkpoint.latest(self.checkpoints) else []:
+            warnings.warn(Remark(sentence), stacklevel=2)
 
     def stored(self) -> dict[str, Any]:
         """The plain data of the recipe that the directory keeps.
@@ -125,13 +132,3 @@ def _in_present_words(stored: dict[str, Any], cls: type[Method]) -> dict[str, An
     if isinstance(stored.get("method"), dict):
         stored["method"] = {cls.renamed.get(key, key): value for key, value in stored["method"].items()}
     return stored
-
-
-def _flat(data: object, prefix: str = "") -> dict[str, object]:
-    """Nested data as one level of dotted keys."""
-    if not isinstance(data, dict):
-        return {prefix: data}
-    found: dict[str, object] = {}
-    for key, value in data.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found

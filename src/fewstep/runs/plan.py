@@ -14,7 +14,8 @@ from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.models.roles import Weights
 from fewstep.planning.estimate import Estimate, estimate, seconds_of_step, step_cost
 from fewstep.recipe.chain import Chain
-from fewstep.recipe.schema import MAY_CHANGE, Recipe
+from fewstep.recipe.resume import may_change
+from fewstep.recipe.schema import Recipe
 from fewstep.runs.foresee import foresee, missing_here, outline_of
 from fewstep.training.machine import in_words, memory
 from fewstep.training.settings import TrainingSettings
@@ -134,7 +135,7 @@ class Change:
     @property
     def same_run(self) -> bool:
         """Whether a run that has begun may be resumed with it."""
-        return self.key in MAY_CHANGE
+        return may_change(self.key)
 
     def __str__(self) -> str:
         return f"{self.key}={self.value} (saves about {in_words(self.saves)})"

@@ -6,6 +6,7 @@ import functools
 import os
 import shlex
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -18,6 +19,27 @@ RANK = os.environ.get("RANK", "0")
 """The number of this process among torchrun's."""
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Device = Annotated[str, typer.Option(help="Device to compute on, e.g. cpu or cuda.")]
+
+
+@contextmanager
+def plain_remarks() -> Iterator[None]:
+    """Within this block each `Remark` is printed once, on stderr, as a sentence; other warnings as Python does."""
+    from fewstep.models.hub import Remark
+
+    usual, said = warnings.showwarning, set[str]()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if not issubclass(category, Remark):
+            usual(message, category, *rest)
+        elif RANK == "0" and str(message) not in said:
+            said.add(str(message))
+            typer.echo(f"Note: {message}", err=True)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 def end_with(message: str, code: int) -> int:
