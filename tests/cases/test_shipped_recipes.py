@@ -1,4 +1,4 @@
-"""Every shipped recipe on a tiny pipeline of its family: chains through all their stages, the others before they train."""
+"""Every shipped recipe on a tiny pipeline of its family: chains through all stages, the others before they train."""
 
 from __future__ import annotations
 
