@@ -185,7 +185,7 @@ def sample(
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE[:SCALE]", help="Style LoRA to add, scale 1 by default; repeat for several."),
+        typer.Option(metavar="FILE[:SCALE]", help="Style LoRA: file, folder or hub name; scale 1 by default."),
     ] = None,
     image: Annotated[Path | None, typer.Option(help="Start from this image instead of noise (img2img).")] = None,
     mask: Annotated[
@@ -200,7 +200,7 @@ def sample(
         str | None, typer.Option(help="Name of a published file (`fewstep checkpoints`), instead of MODEL.")
     ] = None,
     base: Annotated[
-        str | None, typer.Option(help="Model on which the published file is loaded (default: its own).")
+        str | None, typer.Option(help="Model on which a LoRA or published file is put (default: its own).")
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Local copy of the published file (default: downloaded from the hub).")

@@ -64,14 +64,14 @@ def test_a_lora_of_any_layout_is_read_as_ours(layout, teacher, lora, tmp_path):
         twice = {k: 2 * t if "lora_B" in k else t for k, t in expected.items()}
         save_file({k.replace("unet.", "base_model.model.", 1): t for k, t in twice.items()}, path)
         with pytest.raises(ValueError, match=r"adapter_config\.json"):
-            read_lora(teacher.pipeline, path)
+            read_lora(teacher.family.lora_parts, path)
         (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 2}')
     else:  # alpha 2 of rank 4 halves what is there
         said = {"unet.r": 4, "unet.lora_alpha": 2, "unet.target_modules": sorted(lora)}
         twice = {k: 2 * t if "lora_B" in k else t for k, t in expected.items()}
         save_file(twice, path, metadata={"lora_adapter_metadata": json.dumps(said)})
     before = {k: v.clone() for k, v in teacher.pipeline.unet.state_dict().items()}
-    found = read_lora(teacher.pipeline, path)
+    found = read_lora(teacher.family.lora_parts, path)
     assert {f"unet.{k}" for k in found} == expected.keys()
     for key, value in found.items():
         torch.testing.assert_close(value, expected[f"unet.{key}"], rtol=1e-5, atol=1e-6)
@@ -220,8 +220,9 @@ def test_peft_layout_is_checked_where_diffusers_has_no_loader(change, tmp_path):
     value = tensors.pop(first)
     more = {"rename": {first.replace("to_q", "to_z"): value}, "shape": {first: value[:, 1:]}, "flat": {first: value[0]}}
     save_file({k: t.contiguous() for k, t in {**tensors, **more.get(change, {})}.items()}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="does not fit PixArtTransformer2DModel"):
-        read_lora(pipeline, tmp_path / "x.safetensors")
+    match = {"drop": "lacks its down", "rename": "another model"}.get(change, "does not fit PixArtTransformer2DModel")
+    with pytest.raises(ValueError, match=match):
+        read_lora(find_family(pipeline).lora_parts, tmp_path / "x.safetensors")
 
 
 def test_a_network_with_a_guidance_scale_embedding_starts_none_without(tmp_path, monkeypatch):
@@ -282,7 +283,13 @@ def written(kind, lora, path):
     return path
 
 
-SAID = {"pickle": "convert it first", "text encoder": "encoder too", "mixed layouts": "only 59 of its 115 layers"}
+SAID = {
+    "pickle": "convert it first",
+    "text encoder": "encoder too",
+    "mixed layouts": "convert it to one layout",
+    "another model's": "is of another model (a UNet of Stable Diffusion)",
+    "missing keys": "lacks its down",
+}
 KINDS = ["pickle", "pickle in disguise", "cut", "another model's", "other shapes", "missing keys", "mixed layouts",
          "not a number", "absurd rank in the header", "path in a key", "empty", "text encoder"]  # fmt: skip
 
@@ -292,7 +299,7 @@ def test_a_hostile_file_is_one_sentence_and_loads_nothing(kind, teacher, lora, t
     path = written(kind, lora, tmp_path / "x.safetensors")
     before = {k: v.clone() for k, v in teacher.pipeline.unet.state_dict().items()}
     with pytest.raises(ValueError) as error:
-        read_lora(teacher.pipeline, path)
+        read_lora(teacher.family.lora_parts, path)
     said = str(error.value)
     assert SAID.get(kind, "") in said
     assert str(path) in said and "\n" not in said and len(said) < 600

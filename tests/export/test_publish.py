@@ -112,7 +112,7 @@ def test_loras_hold_the_students_weights(to, dtype, limit, run, tiny, in_this_pr
     file = next((tmp_path / "out").glob("*.safetensors"))
     assert file.name == {"lora": "pytorch_lora_weights.safetensors", "kohya": "mine_comfy.safetensors"}[to]
     student = load_file(run / "student" / "pytorch_lora_weights.safetensors")
-    found = read_lora(load_teacher(str(tiny)).pipeline, file)
+    found = read_lora(load_teacher(str(tiny)).family.lora_parts, file)
     assert {f"unet.{k}" for k in found} == student.keys() and made.round_trip.layers == len(found) // 2
     for key, value in found.items():
         wanted = student[f"unet.{key}"]

@@ -35,12 +35,13 @@ from tests.mutants.methods import (
     tcd,
     turbo,
 )
-from tests.mutants.models import families, networks
+from tests.mutants.models import families, lora_files, networks
 from tests.mutants.mutant import Mutant
 
 ROOMS = (
     diffusion,
     networks,
+    lora_files,
     families,
     sampling,
     data,

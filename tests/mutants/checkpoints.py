@@ -8,8 +8,8 @@ MUTANTS = [
         "checkpoints/test_load.py",
         (
             "checkpoints: the LoRA scale is forgotten",
-            ("lora, entry.lora_scale or 1.0)\n    else"),
-            ("lora, 1.0)\n    else"),
+            "[(path, entry.lora_scale or 1.0)]",
+            "[(path, 1.0)]",
             "test_a_lora_is_added_at_the_entrys_scale",
         ),
         (
@@ -26,7 +26,7 @@ MUTANTS = [
         ),
         (
             "checkpoints: a LoRA of another rank is handed on",
-            'if weights == "lora" and has != {rank}:',
+            'if weights == "lora" and has != [rank]:',
             "if False:",
             "test_a_recipe_starts_from_one[lora-8-has rank 4]",
         ),

@@ -80,8 +80,8 @@ MUTANTS = [
         "inference/test_use.py",
         (
             "styles: a student of full weights gets none",
-            "add_loras(teacher.pipeline, styles, getattr(student.network.network, teacher.family.part))",
-            "add_loras(teacher.pipeline, styles)",
+            "family.part: getattr(student.network.network, family.part)}, styles)",
+            "}, styles)",
             "test_style_loras_are_added_at_their_scales[full run]",
         ),
         (

@@ -147,7 +147,7 @@ def test_a_style_by_a_stranger_changes_nothing(spoil, tiny, tmp_path):
     from fewstep.models.lora_files import add_loras
 
     with pytest.raises(ValueError) as error:
-        add_loras(model.teacher.pipeline, [(path, 1.0)])
+        add_loras(model.teacher.family.lora_parts, [(path, 1.0)])
     assert "style" in str(error.value) and "\n" not in str(error.value)
     after = network.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[k], v) for k, v in before.items())

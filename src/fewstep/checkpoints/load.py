@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,7 @@ from fewstep.models.cond import Cond
 from fewstep.models.extras import sinusoid
 from fewstep.models.families import Teacher, family_named, load_teacher
 from fewstep.models.hub import short_error
-from fewstep.models.lora import merge
-from fewstep.models.lora_files import put_weights, read_lora, read_tensors, tensor_names
+from fewstep.models.lora_files import NotLowRank, add_loras, put_weights, read_lora, read_tensors, tensor_names
 
 
 def load_checkpoint(
@@ -46,8 +46,7 @@ def load_checkpoint(
     teacher = load_teacher(base or entry.base, device=device, **options)
     network = teacher.family.base
     if entry.is_lora:
-        lora = read_lora(teacher.pipeline, path)
-        merge(dict(network.named_parameters()), lora, entry.lora_scale or 1.0)
+        add_loras(teacher.family.lora_parts, [(path, entry.lora_scale or 1.0)])
     else:
         put_weights(network, read_tensors(path)[0], path)
         network.requires_grad_(False)
@@ -82,12 +81,28 @@ def lora_start(
     name: str, path: Path, teacher: Teacher, weights: Literal["lora", "full"], rank: int, scale: float = 1.0
 ) -> dict[str, Tensor]:
     """A LoRA file of any layout as the first weights of a student; arguments and errors as in `start_weights`."""
-    lora = read_lora(teacher.pipeline, path)
-    has = {t.shape[0] for key, t in lora.items() if ".lora_A" in key}
-    if weights == "lora" and has != {rank}:
-        raise ValueError(f"init: {name} has rank {', '.join(map(str, sorted(has)))}: set student.rank to that.")
     prefix = _prefix(teacher)
+    try:
+        lora = read_lora(teacher.family.lora_parts, path)
+    except NotLowRank as error:
+        if weights == "lora":
+            raise ValueError(f"init: {error}: it can start full weights only (student.weights=full).") from None
+        return {f"{prefix}.{key}": t for key, t in _added(teacher, path, scale).items()}
+    has = sorted({t.shape[0] for key, t in lora.items() if ".lora_A" in key})
+    if weights == "lora" and len(has) > 1:
+        ranks = ", ".join(map(str, has))
+        raise ValueError(f"init: {name} has the ranks {ranks}: it can start full weights only (student.weights=full).")
+    if weights == "lora" and has != [rank]:
+        raise ValueError(f"init: {name} has rank {has[0]}: set student.rank to that.")
     return {f"{prefix}.{key}": t * scale if ".lora_B" in key else t for key, t in lora.items()}
+
+
+def _added(teacher: Teacher, path: Path, scale: float) -> dict[str, Tensor]:
+    """All weights of the teacher's network with a LoRA file of any form added, in float32."""
+    family = teacher.family
+    network = copy.deepcopy(family.base).float()
+    add_loras({**family.lora_parts, family.part: network}, [(path, scale)])
+    return {name: p.detach() for name, p in network.named_parameters()}
 
 
 def download(entry: Checkpoint) -> Path:

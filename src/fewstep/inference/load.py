@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,7 +14,7 @@ from fewstep.checkpoints.registry import Checkpoint, checkpoints, find_checkpoin
 from fewstep.inference.model import Model
 from fewstep.models.families import load_teacher, parts_of, shipped
 from fewstep.models.hub import DTYPES, dtype_word
-from fewstep.models.lora_files import add_loras, is_lora
+from fewstep.models.lora_files import add_loras, is_lora, lora_file
 from fewstep.students.card import CARD_FILE, Card, load_card
 from fewstep.students.exported import find_export, open_export, read_whole
 from fewstep.students.lineage import first_teacher, is_pipeline, student_folder, teacher_of
@@ -40,9 +41,11 @@ def load(
         name: a run; what `fewstep export` wrote, a folder or LoRA file; a published checkpoint (`fewstep checkpoints`);
             or a teacher: scenes-64, a diffusers folder, a hub name, a single .safetensors file (with the
             folder of its configs: ``file@folder``).
-        base: the model that a LoRA or a published file is put on, its own if None.
+        base: the model that a LoRA or a published file is put on, its own if None. A LoRA without a card needs one, and
+            its sampler and number of steps with every call.
         file: a published checkpoint's file, if it is on this machine.
-        loras: style LoRAs on top, files of any layout; (file, scale) where the scale is not 1.
+        loras: style LoRAs on top: files of any form and layout, their folders or hub names; (file, scale) where the
+            scale is not 1.
         size: side of the images in pixels, the model's own if None.
         device, dtype: of the networks' weights (fp32, fp16, bf16).
 
@@ -88,7 +91,7 @@ def load_model(
     if folder is not None:
         return _student(folder, base, styles, how)
     if base is not None:
-        raise ValueError("A base goes with a LoRA or a published checkpoint.")
+        return _with(styles, _without_card(name, base, how))
     return _with(styles, _whole(str(name), how))
 
 
@@ -111,11 +114,22 @@ def _student(folder: Path, base: str | None, styles: list[tuple[Path, float]], h
     else:
         teacher = load_teacher(base, **{"size": card.image_size, **how})
     if card.weights == "lora":
-        add_loras(teacher.pipeline, styles)
+        add_loras(teacher.family.lora_parts, styles)
     student: Any = load_student(teacher, folder, card)
     if card.weights == "full" and styles:
-        add_loras(teacher.pipeline, styles, getattr(student.network.network, teacher.family.part))
+        family = teacher.family
+        add_loras({**family.lora_parts, family.part: getattr(student.network.network, family.part)}, styles)
     return Model(teacher, student, card, card.guidance_scale, base=base or first_teacher(folder))
+
+
+def _without_card(name: str | Path, base: str, how: dict[str, Any]) -> Model:
+    """A LoRA of any form on its base, without guidance; only whoever made it knows its sampler and steps."""
+    path = Path(name) if is_pipeline(Path(name)) else lora_file(name)
+    if not path.is_file() or not is_lora(path):
+        raise ValueError(f"A base goes with a LoRA or a published checkpoint, which {name} is not.")
+    teacher = load_teacher(base, **how)
+    add_loras(teacher.family.lora_parts, [(path, 1.0)])
+    return Model(teacher, teacher.denoiser, replace(TEACHER, sampler=""), 1.0, base=base)
 
 
 def _whole(name: str, how: dict[str, Any]) -> Model:
@@ -125,8 +139,9 @@ def _whole(name: str, how: dict[str, Any]) -> Model:
         raise ValueError(f"The run {name} has no student yet: finish it with fewstep distill ... --resume.")
     if path.suffix == ".safetensors" and path.is_file() and is_lora(path):
         raise ValueError(
-            f"{name} cannot be sampled from by itself: {CARD_FILE} is not beside it. Give a published checkpoint's "
-            "name with this as its file, or a model with this among its loras."
+            f"{name} cannot be sampled from by itself: {CARD_FILE} is not beside it. Give its base model (--base) with "
+            "a sampler and steps, a published checkpoint's name with this as its file, or a model with this among its "
+            "loras."
         )
     if not Path(first).exists() and "/" not in first and shipped(first) is None:
         near = difflib.get_close_matches(name.lower(), checkpoints(), n=2, cutoff=0.6)
@@ -142,7 +157,7 @@ def _whole(name: str, how: dict[str, Any]) -> Model:
 
 
 def _with(styles: list[tuple[Path, float]], model: Model) -> Model:
-    add_loras(model.teacher.pipeline, styles)
+    add_loras(model.teacher.family.lora_parts, styles)
     return model
 
 

@@ -220,7 +220,18 @@ class Model:
         return Generated(run.x0, pixels, words)
 
     def sampler(self, name: str | None, options: Mapping[str, Any]) -> Sampler:
-        """The model's own sampler, with the name and the options that are given; None among them is not given."""
+        """The model's own sampler, with the name and the options that are given; None among them is not given.
+
+        Raises:
+            ValueError: an option is invalid, or lacks where nothing says how the model is sampled.
+        """
+        counts = ("num_inference_steps", "timesteps")
+        told = name is not None and any(options.get(option) is not None for option in counts)
+        if self.published is None and not self.card.sampler and not told:
+            raise ValueError(
+                "No card says how this LoRA is sampled: give a sampler and the number of steps, such as --sampler lcm "
+                "--steps 4."
+            )
         if self.published is None or name is not None:
             return sampler_of(self.card, name, **options)
         return published_sampler(self.published, dict(self.teacher.pipeline.scheduler.config), **options)

@@ -15,13 +15,20 @@ from fewstep.data.find import find_captions
 from fewstep.methods.base import Method
 from fewstep.models.families import Teacher
 from fewstep.models.hub import DTYPES
-from fewstep.models.lora_files import is_lora
+from fewstep.models.lora_files import is_lora, lora_file
 from fewstep.models.roles import Roles
 from fewstep.recipe.schema import Recipe
 from fewstep.runs.fit import card_at, check_fit, check_machine, foreseen_card
 from fewstep.runs.folder import RunFolder
 from fewstep.students.card import Card, load_card
-from fewstep.students.lineage import load_start, open_teacher, origin_of, same_student, student_folder
+from fewstep.students.lineage import (
+    is_pipeline,
+    load_start,
+    open_teacher,
+    origin_of,
+    same_student,
+    student_folder,
+)
 from fewstep.training.progress import doing
 from fewstep.training.trainer import build_roles, check_batch
 
@@ -122,8 +129,11 @@ def _first_weights(recipe: Recipe, init: str, teacher: Teacher, source: str) -> 
     student = recipe.student
     if init in checkpoints() and not Path(init).exists():
         return start_weights(checkpoints()[init], teacher, student.weights, student.rank)
-    if Path(init).is_file() and is_lora(Path(init)):
-        return lora_start(init, Path(init), teacher, student.weights, student.rank)
+    path = Path(init)
+    if path.is_dir() and not is_pipeline(path) and student_folder(path) is None:
+        path = lora_file(path)
+    if path.is_file() and is_lora(path):
+        return lora_start(init, path, teacher, student.weights, student.rank)
     return load_start(init, source, student.weights)
 
 

@@ -112,5 +112,5 @@ def open_export(export: Exported, base: str | None = None, **options: Any) -> Te
         tensors = {name: t for file in export.files for name, t in read_tensors(file)[0].items()}
         put_weights(network, tensors, export.files[0])
     else:
-        merge(dict(network.named_parameters()), read_lora(teacher.pipeline, export.files[0]))
+        merge(dict(network.named_parameters()), read_lora(teacher.family.lora_parts, export.files[0]))
     return teacher.with_denoiser(kind=card.prediction_type)

@@ -552,58 +552,6 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "models/lora_files.py",
-        "checkpoints/test_load.py",
-        (
-            "styles: their scale is forgotten",
-            "merge(dict(module.named_parameters()), layers, scale)",
-            "merge(dict(module.named_parameters()), layers)",
-            "tests/inference/test_use.py::test_style_loras_are_added_at_their_scales[teacher]",
-        ),
-        (
-            "styles: the text encoder's part is lost",
-            "layers = {part: _layers(getattr(pipeline, part)) for part in parts}",
-            "layers = {part: _layers(getattr(pipeline, part)) for part in parts[:1]}",
-            "tests/inference/test_use.py::test_style_loras_are_added_at_their_scales[teacher]",
-        ),
-        (
-            "foreign: layers that are not there are ignored",
-            "if found < count:",
-            "if False:",
-            "test_a_hostile_file_is_one_sentence_and_loads_nothing[mixed layouts]",
-        ),
-        (
-            "foreign: numbers that are none are loaded",
-            "if bad is not None:",
-            "if False:",
-            "test_a_hostile_file_is_one_sentence_and_loads_nothing[not a number]",
-        ),
-        (
-            "foreign: the text encoder's part is dropped",
-            'if any(name.startswith(("text_encoder", "lora_te")) for name in tensor_names(path)):',
-            "if False:",
-            "test_a_hostile_file_is_one_sentence_and_loads_nothing[text encoder]",
-        ),
-        (
-            "foreign: an absurd alpha is believed",
-            "abs(scale) < 1e4",
-            "True",
-            "test_a_hostile_file_is_one_sentence_and_loads_nothing[absurd rank in the header]",
-        ),
-        (
-            "foreign: alpha in the header is forgotten",
-            "float(alphas[key]) / t.shape[1]",
-            "1.0",
-            "test_a_lora_of_any_layout_is_read_as_ours[peft with alpha in its header]",
-        ),
-        (
-            "foreign: kohya's alpha is forgotten",
-            ' * float(module.scaling["foreign"])',
-            "",
-            "test_a_lora_of_any_layout_is_read_as_ours[kohya]",
-        ),
-    ),
-    *planted(
         "models/quantize.py",
         "models/test_quantize.py",
         (

@@ -131,6 +131,11 @@ class Family:
         """The network that is distilled."""
         return getattr(self.pipeline, self.part)
 
+    @property
+    def lora_parts(self) -> dict[str, Any]:
+        """The modules that LoRA files may adapt, the network first; None for those that this pipeline lacks."""
+        return {name: getattr(self.pipeline, name, None) for name in (self.part, *self.text_encoders)}
+
     def network(self) -> nn.Module:
         """The network in the contract of `fewstep.models.denoiser`."""
         raise NotImplementedError

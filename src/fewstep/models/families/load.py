@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fewstep.models.families.registry import find_family
 from fewstep.models.families.single_file import is_single_file, load_single_file
 from fewstep.models.families.teacher import Teacher, as_teacher
 from fewstep.models.hub import quiet, short_error
+from fewstep.models.lora_files import add_loras
 from fewstep.models.quantize import Kind, quantize
 
 
@@ -33,7 +33,7 @@ def load_teacher(
     Args:
         name: as above, or the name of another `Teacher`.
         config: folder with the configs of a single file's model; it becomes part of the name, ``file@folder``.
-        loras: LoRA files or hub names that are merged into the network, by diffusers' own loader.
+        loras: LoRA files, their folders or hub names, that are merged into its weights.
         size, guidance_embed: as in `as_teacher`.
         quantization: "int8" or "nf4", how the frozen network is held under LoRA (`fewstep.models.quantize`).
         vae_tiling: decode and encode large images in tiles, to save memory.
@@ -121,21 +121,10 @@ def _try(teacher: Teacher) -> None:
 
 def _fuse(pipeline: Any, lora: str) -> None:
     """Merge a LoRA into the pipeline's weights."""
-    base = find_family(pipeline).base
-    before = _weight_sum(base)
     try:
-        with quiet():
-            pipeline.load_lora_weights(lora, use_safetensors=True)
-            pipeline.fuse_lora()
-            pipeline.unload_lora_weights()
-    except Exception as error:
-        raise ValueError(f"The teacher's LoRA '{lora}' cannot be loaded: {short_error(error)}") from error
-    if _weight_sum(base) == before:
-        raise ValueError(f"The teacher's LoRA '{lora}' changes nothing in this teacher: it was made for another model.")
-
-
-def _weight_sum(network: nn.Module) -> float:
-    return sum(float(p.detach().double().sum()) for p in network.parameters())
+        add_loras(find_family(pipeline).lora_parts, [(lora, 1.0)])
+    except ValueError as error:
+        raise ValueError(f"The teacher's LoRA '{lora}' cannot be loaded: {error}") from None
 
 
 def shipped(name: str) -> Path | None:
