@@ -15,6 +15,7 @@ from fewstep.training.console import (
     RANK,
     Device,
     Quiet,
+    at_home,
     command,
     end_with,
     long,
@@ -543,7 +544,7 @@ def main() -> None:
     """Entry point: every user error is one sentence on stderr and exit code 2; Ctrl-C is 130."""
     try:
         with plain_remarks():
-            app(prog_name="fewstep")
+            app(args=at_home(sys.argv[1:]), prog_name="fewstep")
     except KeyboardInterrupt:
         sys.exit(end_with("Interrupted.", 130))
     except (ValueError, OSError, ArithmeticError) as error:

@@ -74,6 +74,24 @@ MUTANTS = [
             "return masks[..., ::down, ::down]",
             "test_pixels_outside_the_mask_are_those_of_the_image",
         ),
+        (
+            "images: a pipe is waited for",
+            "    if not stat.S_ISREG(kind):\n",
+            "    if stat.S_ISDIR(kind):\n",
+            "tests/cases/test_pictures.py::test_pipes_and_devices_are_not_waited_for",
+        ),
+        (
+            "images: tensors have their channels last",
+            ".numpy(), channels_first=True)",
+            ".numpy())",
+            "tests/cases/test_pictures.py::test_shapes_that_could_be_both",
+        ),
+        (
+            "images: several in one array are one",
+            "return list(given) if given.ndim == 4 else [given]",
+            "return [given]",
+            "tests/cases/test_pictures.py::test_a_picture_is_the_same_from_whatever_it_comes",
+        ),
     ),
     *planted(
         "inference/load.py",

@@ -24,6 +24,18 @@ MUTANTS = [
             "bound = wanted.no_other_steps",
             "test_a_sampler_of_the_recipes_own",
         ),
+        (
+            "recipe: ~ is a folder of that name in lists of paths",
+            "if isinstance(data, list | tuple):",
+            "if isinstance(data, dict):",
+            "tests/cases/test_data.py::test_the_home_folder_stands_for_a_tilde",
+        ),
+        (
+            "recipe: prompts that begin with ~ are paths",
+            'value if key == "prompts" else _at_home(value)',
+            "_at_home(value)",
+            "tests/cases/test_data.py::test_the_home_folder_stands_for_a_tilde",
+        ),
     ),
     *planted(
         "recipe/schema.py",

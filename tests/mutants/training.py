@@ -52,6 +52,12 @@ MUTANTS = [
             "False",
             "test_quiet_and_other_processes_say_nothing_and_a_plan_is_a_recipe",
         ),
+        (
+            "console: prompts that begin with ~ are paths",
+            "if before in _PROMPTS or option in _PROMPTS:",
+            "if option in _PROMPTS:",
+            "tests/cases/test_data.py::test_the_home_folder_on_the_command_line",
+        ),
     ),
     *planted(
         "cli.py",

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.data.buckets import Size, bucket_sizes, nearest
+from fewstep.data.entries import Skipped, attempt
 from fewstep.data.files import replace_tensors, replace_text, text_hash
-from fewstep.data.images import Collection, Skipped, attempt, pixels
+from fewstep.data.images import Collection, pixels
 from fewstep.data.sources import Buckets, LatentSource, Prompts
 from fewstep.models.cond import Cond
 from fewstep.models.families import Teacher, vae_batch_size
@@ -67,7 +68,12 @@ def image_latents(
 
 
 def prompt_latents(
-    path: Path, teacher: Teacher, prompts: Sequence[str], device: str = "cpu", advance: Advance | None = None
+    path: Path,
+    teacher: Teacher,
+    prompts: Sequence[str],
+    device: str = "cpu",
+    advance: Advance | None = None,
+    skipped: tuple[Skipped, ...] = (),
 ) -> Prompts:
     """Prompts without images, encoded and kept likewise, for methods that need no images."""
     digest = text_hash("\n".join(prompts))
@@ -75,7 +81,7 @@ def prompt_latents(
     def read(rows: range) -> Iterator[Row]:
         return ((None, prompts[i]) for i in rows)
 
-    found = Encoding(path, teacher, f"prompts {digest}", len(prompts), read).load(device, advance)
+    found = Encoding(path, teacher, f"prompts {digest}", len(prompts), read, skipped).load(device, advance)
     assert isinstance(found, Prompts)
     return found
 
@@ -201,7 +207,9 @@ class Encoding:
         return {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
     def _list(self, passed: Sequence[str]) -> None:
-        listed, text = self.path.with_name(SKIPPED), "".join(f"{' '.join(line.split())}\n" for line in passed)
+        """Write ``skipped.txt``; names of files need not be text."""
+        lines = (" ".join(line.split()).encode("utf-8", "backslashreplace").decode() for line in passed)
+        listed, text = self.path.with_name(SKIPPED), "".join(f"{line}\n" for line in lines)
         if not passed:
             listed.unlink(missing_ok=True)
         elif not listed.is_file() or listed.read_text(encoding="utf-8") != text:  # other processes find it written

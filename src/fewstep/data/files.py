@@ -104,5 +104,5 @@ def sync_folder(path: Path) -> None:
 
 
 def text_hash(text: str) -> str:
-    """A hash of a text (a recipe, a list of prompts) in sixteen hexadecimal digits."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    """A hash of a text (a recipe, prompts, names of files) in sixteen hexadecimal digits."""
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()

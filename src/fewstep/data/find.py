@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep.data.entries import Skipped, usable
 from fewstep.data.folder import folder_images
-from fewstep.data.images import IMAGE_SUFFIXES, Collection, files_of, usable
+from fewstep.data.images import IMAGE_SUFFIXES, Collection, files_of
 from fewstep.data.prompts import PROMPT_SUFFIXES, read_prompts
 from fewstep.data.shards import SHARD_SUFFIX, shard_images
 from fewstep.data.tables import TABLE_SUFFIX, dataset_images, parquet_images
@@ -18,8 +20,9 @@ class Place:
 
     Attributes:
         source: "folder", "webdataset", "parquet", "datasets" or "prompts"; "" goes by what lies there.
-        path: its folder or file, or a hub name.
-        split: of a Hugging Face data set. image_column, caption_column: of tables; the latter of JSON too.
+        path: its folder or file, ~ being the home folder, or a hub name.
+        split: of a Hugging Face data set. image_column: of tables; the images' suffix in shards.
+        caption_column: of tables, JSON and lists of captions.
     """
 
     source: str
@@ -29,17 +32,23 @@ class Place:
     caption_column: str | None = None
 
     @property
+    def root(self) -> Path:
+        """``path`` with the home folder for ~."""
+        return Path(os.path.expanduser(self.path))
+
+    @property
     def kind(self) -> str:
         """``source`` if it is set, else the source that fits the files at ``path``."""
-        path = Path(self.path)
+        path = self.root
         if self.source:
             return self.source
-        if path.suffix.lower() in PROMPT_SUFFIXES:
+        suffix, is_folder = path.suffix.lower(), path.is_dir()
+        if suffix in PROMPT_SUFFIXES and not is_folder:
             return "prompts"
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return "datasets"
-        for kind, suffix in (("webdataset", SHARD_SUFFIX), ("parquet", TABLE_SUFFIX)):
-            if path.suffix == suffix or (path.is_dir() and files_of(path, suffix)):
+        for kind, its in (("webdataset", SHARD_SUFFIX), ("parquet", TABLE_SUFFIX)):
+            if files_of(path, its)[0] if is_folder else suffix == its:
                 return kind
         return "folder"
 
@@ -50,20 +59,26 @@ def find_images(place: Place, limit: int | None = None) -> Collection:
     Raises:
         ValueError: one sentence when there are none, or what reads them is not installed.
     """
-    path = Path(place.path)
+    path, columns, hint = place.root, (place.image_column, place.caption_column), ""
     if place.kind == "webdataset":
-        found = shard_images(path, place.caption_column)
+        found = shard_images(path, *columns)
     elif place.kind == "parquet":
-        found = parquet_images(path, place.image_column, place.caption_column)
+        found = parquet_images(path, *columns)
     elif place.kind == "datasets":
-        found = dataset_images(place.path, place.split, place.image_column, place.caption_column)
+        found = dataset_images(str(path), place.split, *columns)
     else:
-        found = folder_images(path)
-    return Collection(*usable(found, place.path, "images", limit, f" ({', '.join(IMAGE_SUFFIXES)})"))
+        found, hint = folder_images(path, place.caption_column), f" ({', '.join(IMAGE_SUFFIXES)})"
+    return Collection(*usable(found, place.path, "images", limit, hint))
 
 
 def find_captions(place: Place, limit: int | None = None) -> tuple[str, ...]:
     """The captions of a data set, or the prompts of a file, in their order."""
+    return captions_and_skipped(place, limit)[0]
+
+
+def captions_and_skipped(place: Place, limit: int | None = None) -> tuple[tuple[str, ...], tuple[Skipped, ...]]:
+    """As `find_captions`, and what was passed over."""
     if place.kind == "prompts":
-        return read_prompts(Path(place.path), limit, place.caption_column)[0]
-    return tuple(image.caption for image in find_images(place, limit).images)
+        return read_prompts(place.root, limit, place.caption_column)
+    found = find_images(place, limit)
+    return tuple(image.caption for image in found.images), found.skipped

@@ -63,7 +63,7 @@ def read_preferences(folder: Path) -> Preferences:
         raise ValueError(f"There are no preferences in '{folder}': it must hold {FILE}.")
     found, ties, root = [], 0, folder.resolve()
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # texts may hold other separators of lines
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # texts may hold other separators of lines
     except UnicodeDecodeError:
         raise ValueError(f"{file} is no text in UTF-8: save it anew.") from None
     for number, line in enumerate(lines, start=1):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fewstep.data.images import Skipped, attempt, caption_in, caption_of, usable
+from fewstep.data.entries import Skipped, attempt, usable
+from fewstep.data.text import caption_in, caption_of
 
 PROMPT_SUFFIXES = (".txt", ".jsonl")
 
@@ -27,9 +28,9 @@ def read_prompts(
 
 
 def _prompts(path: Path, column: str | None) -> Iterator[str | Skipped]:
-    with open(path, "rb") as file:
+    json_lines = path.suffix.lower() == ".jsonl"
+    with open(path, "rb") as file:  # whose lines end at a line feed alone
         for number, line in enumerate(file, start=1):
-            name = f"line {number} of {path.name}"
-            if line.strip():
-                json_lines = path.suffix.lower() == ".jsonl"
+            if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                name = f"line {number} of {path.name}"
                 yield attempt(name, caption_in, line, column) if json_lines else attempt(name, caption_of, line)

@@ -8,21 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from fewstep.data.images import (
-    CAPTION_KEYS,
-    CaptionedImage,
-    Skipped,
-    Unusable,
-    attempt,
-    caption_of,
-    from_files,
-    inside,
-)
+from fewstep.data.entries import Skipped, Unusable, attempt
+from fewstep.data.images import CaptionedImage, from_files, inside
+from fewstep.data.text import caption_among, caption_keys
 from fewstep.models.hub import short_error
 
 TABLE_SUFFIX = ".parquet"
@@ -56,37 +49,58 @@ def _rows(folder: Path, name: str, image: str | None, caption: str | None) -> It
     try:
         stamp = table.stat().st_mtime_ns
         with pyarrow.parquet.ParquetFile(table) as file:
-            image, caption = _columns(file.schema_arrow.names, image, caption, table)
+            image, captions = _columns(file.schema_arrow, image, caption, table)
             for group in range(file.num_row_groups):
-                texts = file.read_row_group(group, columns=[caption]).column(0).to_pylist()
+                texts = file.read_row_group(group, columns=captions).select(captions).to_pylist()
                 for row, text in enumerate(texts):
                     read = partial(_cell, folder, table, stamp, group, image, row)
-                    yield _row(f"{name}: row {first + row}", text, f"{stamp} {group} {row}", read)
+                    yield _row(f"{name}: row {first + row}", text, captions, f"{stamp} {group} {row}", read)
                 first += len(texts)
     except (pyarrow.ArrowException, OSError):
         yield Skipped(name, "it is cut short, damaged, or no parquet file")
 
 
-def _row(name: str, text: Any, stamp: str, read: Callable[[], bytes]) -> CaptionedImage | Skipped:
-    caption = attempt(name, caption_of, text if isinstance(text, str) else "")
+def _row(
+    name: str, row: Mapping[str, Any], captions: Sequence[str], stamp: str, read: Callable[[], bytes]
+) -> CaptionedImage | Skipped:
+    caption = attempt(name, caption_among, row, captions)
     return caption if isinstance(caption, Skipped) else CaptionedImage(name, caption, stamp, read)
 
 
-def _columns(there: Sequence[str], image: str | None, caption: str | None, table: Path | str) -> tuple[str, str]:
-    """The names of the two columns.
+def _columns(schema: Any, image: str | None, caption: str | None, table: Path | str) -> tuple[str, list[str]]:
+    """The names of the image column and of the caption columns, of which the first with text counts in each row.
 
     Raises:
-        ValueError: one sentence when the table has no such column.
+        ValueError: one sentence when the table has no such column, or its images are no bytes.
     """
 
-    def pick(key: str, given: str | None, usual: Sequence[str]) -> str:
-        found = next((name for name in ([given] if given is not None else usual) if name in there), None)
-        if found is None:
-            wanted = f"'{given}'" if given is not None else " or ".join(usual)
-            raise ValueError(f"data.{key}: there is no column {wanted} in {table}, which has {', '.join(there)}.")
+    def pick(key: str, usual: Sequence[str]) -> list[str]:
+        found = [name for name in usual if name in schema.names]
+        if not found:
+            wanted = " or ".join(usual) if len(usual) > 1 else f"'{usual[0]}'"
+            there = ", ".join(schema.names)
+            raise ValueError(f"data.{key}: there is no column {wanted} in {table}, which has {there}.")
         return found
 
-    return pick("image_column", image, _IMAGE_COLUMNS), pick("caption_column", caption, CAPTION_KEYS)
+    column = pick("image_column", _IMAGE_COLUMNS if image is None else (image,))[0]
+    captions = pick("caption_column", caption_keys(caption))
+    kind = schema.field(column).type
+    if not _holds_images(kind):
+        raise ValueError(
+            f"data.image_column: '{column}' of {table} is a column of {kind}, and images are read from bytes, or from "
+            "{bytes, path} as `datasets` writes them: paths alone, URLs and base64 are not followed or decoded."
+        )
+    return column, captions
+
+
+def _holds_images(kind: Any) -> bool:
+    """Whether cells of this Arrow type may be images: binary of any kind, or a struct with bytes or a path."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_struct(kind):
+        return any(kind.field(i).name in ("bytes", "path") for i in range(kind.num_fields))
+    return types.is_null(kind) or (not types.is_nested(kind) and "binary" in str(kind))
 
 
 def _cell(folder: Path, table: Path, stamp: int, group: int, column: str, row: int) -> bytes:
@@ -145,10 +159,10 @@ def dataset_images(
     if int(datasets.__version__.split(".")[0]) < _OLDEST:
         raise ValueError(f"data.source: datasets {datasets.__version__} may run scripts: install {_OLDEST} or newer.")
     data, folders = _opened(datasets, name, split)
-    image, caption = _columns(data.column_names, image_column, caption_column, name)
+    image, captions = _columns(data.features.arrow_schema, image_column, caption_column, name)
     if isinstance(data.features[image], datasets.Image):
         data = data.cast_column(image, datasets.Image(decode=False))
-    return _dataset_rows(data, folders, image, caption)
+    return _dataset_rows(data, folders, image, captions)
 
 
 def _opened(datasets: Any, name: str, split: str) -> tuple[Any, list[Path]]:
@@ -183,10 +197,13 @@ def _saved(folder: Path, split: str) -> Path:
     return folder
 
 
-def _dataset_rows(data: Any, folders: list[Path], image: str, caption: str) -> Iterator[CaptionedImage | Skipped]:
+def _dataset_rows(
+    data: Any, folders: list[Path], image: str, captions: list[str]
+) -> Iterator[CaptionedImage | Skipped]:
     stamp = str(data._fingerprint)
-    for row, text in enumerate(data[caption]):
-        yield _row(f"row {row}", text, f"{stamp} {row}", partial(_dataset_cell, data, row, image, folders))
+    for row, text in enumerate(data.select_columns(captions)):
+        read = partial(_dataset_cell, data, row, image, folders)
+        yield _row(f"row {row}", text, captions, f"{stamp} {row}", read)
 
 
 def _dataset_cell(data: Any, row: int, image: str, folders: list[Path]) -> bytes:

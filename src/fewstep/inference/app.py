@@ -49,7 +49,7 @@ def generate(
     Raises:
         ValueError: as `fewstep.load` and `Model.sample`; no prompt, or too many.
     """
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not 0 < len(prompts) <= _MOST:
         raise ValueError(f"Write one prompt a line, {_MOST} at most.")
     model = _opened(name.strip(), base.strip(), device)

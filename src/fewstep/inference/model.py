@@ -27,7 +27,7 @@ from fewstep.inference.arguments import (
     start,
     whole_number,
 )
-from fewstep.inference.images import AnyImages, as_images, as_list, as_masks, cells
+from fewstep.inference.images import AnyImages, as_images, as_masks, cells, opened
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
@@ -112,7 +112,7 @@ class Model:
         num_inference_steps: int | None = None, *,
         output_type: OutputType = "pil", **options: Unpack[SampleOptions],
     ) -> list[Image.Image] | Tensor:  # fmt: skip
-        """Images generated from ``image``: one image or file for all prompts, or one for each.
+        """Images generated from ``image``: one for all prompts, or one for each, in any form of `AnyImage`.
 
         Args:
             strength: from 0, the image as it is, to 1, nearly nothing of it. LCM and TCD students take all their
@@ -191,8 +191,9 @@ class Model:
             whole_number(num_images_per_prompt, "num_images_per_prompt", 1, MOST_IMAGES),
             self.at(height, width),
         )
-        given = this._one_each(prompts, image)
-        images, masks = this._pixels(given, image, mask)
+        begun = None if image is None else opened(image)
+        given = this._one_each(prompts, 1 if begun is None else len(begun))
+        images, masks = this._pixels(given, begun, mask)
         cond = this.condition(given, negative_prompt, scale)
         rows = torch.arange(len(given)).repeat_interleave(each)
         device = next(self.teacher.family.base.parameters()).device
@@ -314,10 +315,9 @@ class Model:
     def _down(self) -> int:
         return self.teacher.image_size // self.teacher.latent_shape[1]
 
-    def _one_each(self, prompts: str | Sequence[str], image: AnyImages | None) -> list[str]:
-        """As many prompts as there will be images."""
+    def _one_each(self, prompts: str | Sequence[str], count: int) -> list[str]:
+        """As many prompts as there will be images, from ``count`` images or none."""
         given = as_texts(prompts)
-        count = 1 if image is None else len(as_list(image))
         if not given or not count:
             raise ValueError("There is nothing to generate: give a prompt.")
         if len(given) == 1:
@@ -327,7 +327,7 @@ class Model:
         return given
 
     def _pixels(
-        self, prompts: Sequence[str], image: AnyImages | None, mask: AnyImages | None
+        self, prompts: Sequence[str], image: Sequence[Image.Image] | None, mask: AnyImages | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Images [B, 3, H, W] and masks [B, 1, H, W] of the model's size."""
         if image is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,17 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
     """A validated recipe from plain data, with what it leaves open taken from its method and its data."""
     if "stages" in data:
         raise RecipeError("This recipe has stages: run it with fewstep distill.")
-    return _with_pairs(_with_sampling(validated(Recipe, dict(data))))
+    return _with_pairs(_with_sampling(validated(Recipe, _at_home(data))))
+
+
+def _at_home(data: Any) -> Any:
+    """``data`` with the home folder for ~ at the beginning of every path; prompts are left as they are."""
+    if isinstance(data, Mapping):
+        return {key: value if key == "prompts" else _at_home(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_at_home(value) for value in data]
+    # a single file may name the folder of its configs too: file@folder
+    return "@".join(map(os.path.expanduser, data.split("@"))) if isinstance(data, str) else data
 
 
 def _with_sampling(recipe: Recipe) -> Recipe:
@@ -71,7 +82,7 @@ def _with_pairs(recipe: Recipe) -> Recipe:
 
 def find_recipe(source: str | Path) -> Path:
     """The file of a recipe given by path or by the name of a shipped one."""
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         return path
     named = shipped_recipes()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fewstep.data.cache import fingerprint, image_latents, prompt_latents
 from fewstep.data.files import replace_text, text_hash
-from fewstep.data.find import find_captions, find_images
+from fewstep.data.find import captions_and_skipped, find_images
 from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Prompts, Source, WithPrompts
 from fewstep.models.hub import Remark
@@ -75,10 +75,10 @@ def _encoded(
             with progress_bar(data.size or 0, 0, "encoding", show_progress) as advance:
                 return scene_latents(path, teacher, data.size or 0, data.seed, device, advance), ""
         if data.source == "prompts":
-            prompts = find_captions(data.place, data.size)
+            prompts, skipped = captions_and_skipped(data.place, data.size)
             found = _checked_rows(run, "prompts", prompts, rows)
             with progress_bar(len(prompts), 0, "encoding", show_progress) as advance:
-                return prompt_latents(path, teacher, prompts, device, advance), found
+                return prompt_latents(path, teacher, prompts, device, advance, skipped), found
         images = find_images(data.place, data.size)
         found = _checked_rows(run, "images", [f"{image.name}\t{image.caption}" for image in images.images], rows)
         with progress_bar(len(images.images), 0, "encoding", show_progress) as advance:

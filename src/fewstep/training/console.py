@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from fewstep.training import progress
 RANK = os.environ.get("RANK", "0")
 """The number of this process among torchrun's."""
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+_PROMPTS = ("-p", "--prompt", "--negative-prompt")
 Device = Annotated[str, typer.Option(help="Device to compute on, e.g. cpu or cuda.")]
 
 
@@ -78,6 +79,20 @@ def resumable(*words: object) -> Iterator[None]:
     except KeyboardInterrupt:
         message = f"Interrupted; what was saved is kept. Continue with: {command(*words)}"
         raise typer.Exit(end_with(message, 130)) from None
+
+
+def at_home(words: Sequence[str]) -> list[str]:
+    """A command line with the home folder for ~ wherever a path may begin, where a shell has not done it."""
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        if before in _PROMPTS or option in _PROMPTS:
+            found.append(word)
+        elif equals and option.startswith("--"):
+            found.append(f"{option}={os.path.expanduser(value)}")
+        else:
+            found.append(os.path.expanduser(word))
+    return found
 
 
 def command(*words: object) -> str:

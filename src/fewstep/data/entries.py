@@ -1,0 +1,65 @@
+"""Entries of a data set: each is used, or skipped with a reason. One bad entry does not end a run of days."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Unusable(ValueError):
+    """Why one entry of a data set cannot be used; the others can."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that was passed over, and why."""
+
+    name: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.why}"
+
+
+def attempt(name: str, make: Callable[..., T], *args: object) -> T | Skipped:
+    """``make(*args)``, or the reason why the entry ``name`` cannot be used."""
+    try:
+        return make(*args)
+    except Unusable as error:
+        return Skipped(name, str(error))
+    except OSError as error:
+        return unread(name, error)
+
+
+def unread(name: str, error: OSError) -> Skipped:
+    """A file or folder that the system does not let us read."""
+    return Skipped(name, f"it cannot be read ({error.strerror or type(error).__name__})")
+
+
+def usable(
+    found: Iterable[T | Skipped], where: str, kind: str, limit: int | None = None, hint: str = ""
+) -> tuple[tuple[T, ...], tuple[Skipped, ...]]:
+    """The first ``limit`` usable entries of a data set, and what was passed over before them.
+
+    Args:
+        where: the data set. kind: "images" or "prompts". hint: added to the error where nothing was found at all.
+
+    Raises:
+        ValueError: one sentence when there is none.
+    """
+    kept: list[T] = []
+    skipped: list[Skipped] = []
+    for entry in found:
+        if limit is not None and len(kept) == limit:
+            break
+        if isinstance(entry, Skipped):
+            skipped.append(entry)
+        else:
+            kept.append(entry)
+    if not kept:
+        reason = f", the first because {skipped[0]}" if skipped else hint
+        raise ValueError(f"data.path: {where} holds no {kind} that could be used{reason}.")
+    return tuple(kept), tuple(skipped)
