@@ -246,6 +246,12 @@ MUTANTS = [
             "data",
             "tests/runs/test_distill_feedback.py::test_prompts_of_the_pictures_reach_the_rewards",
         ),
+        (
+            "distil: prompts that cannot be used are not listed",
+            "prompt_latents(path, teacher, prompts, device, advance, skipped)",
+            "prompt_latents(path, teacher, prompts, device, advance)",
+            "tests/cases/test_data.py::test_a_run_lists_the_prompts_that_it_could_not_use",
+        ),
     ),
     *planted(
         "runs/teacher_samples.py",
