@@ -25,7 +25,7 @@ MUTANTS = [
             "test_a_sampler_of_the_recipes_own",
         ),
         (
-            "recipe: ~ is a folder of that name in lists of paths",
+            "recipe: the home folder is not found in lists of paths",
             "if isinstance(data, list | tuple):",
             "if isinstance(data, dict):",
             "tests/cases/test_data.py::test_the_home_folder_stands_for_a_tilde",
