@@ -149,8 +149,9 @@ class HalfwaySampler(Sampler):
     diffusers_names: ClassVar[tuple[str, ...]] = ("HalfwayScheduler",)
     diffusers_start: ClassVar[str] = "table"
     jumps: ClassVar[bool] = True
-    comfyui_name: ClassVar[str] = "sampler halfway"
-    comfyui_schedule: ClassVar[str] = "half_uniform"
+
+    def comfyui_sampler(self, schedule) -> str:
+        return "halfway"
 
     def diffusers_schedulers(self, times) -> Iterator[SchedulerPlan]:
         yield SchedulerPlan("DDIMScheduler", {"timestep_spacing": "trailing", "set_alpha_to_one": True})
@@ -183,7 +184,7 @@ def test_a_sampler_is_exported_and_has_published_files(tiny, one_sampler, in_thi
     made = export(tmp_path / "run", "lora", tmp_path / "out")
     assert made.round_trip.gap <= 1e-5
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "DDIMScheduler" in text and "sampler halfway, half_uniform" in text
+    assert "DDIMScheduler" in text and "sampler halfway, scheduler simple" in text
     entry = replace(find_checkpoint("sdxl-turbo"), scheduler="HalfwayScheduler")
     sampler = published_sampler(entry, {"original_inference_steps": 40}, num_inference_steps=2)
     assert isinstance(sampler, HalfwaySampler) and sampler.original_inference_steps == 40

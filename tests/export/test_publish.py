@@ -168,14 +168,14 @@ def test_what_stands_in_the_folder(run, in_this_process, tmp_path):
     export(run, "lora", tmp_path / "out")
     found = {str(p.relative_to(tmp_path / "out")): p for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert found.keys() == {
-        "pytorch_lora_weights.safetensors", "few_step.json", "README.md", "samples.png",
+        "pytorch_lora_weights.safetensors", "few_step.json", "README.md", "LICENSE.md", "samples.png",
         "scheduler/scheduler_config.json",
     }  # fmt: skip
     (tmp_path / "any").touch()
     ordinary = stat.S_IMODE((tmp_path / "any").stat().st_mode)
     assert {stat.S_IMODE(p.stat().st_mode) for p in found.values()} == {ordinary}
     text = found["README.md"].read_text()
-    for part in ("base_model:", "samples.png", "FD 12.5", "accuracy 0.75", "## Licence", "read its card", "115 LoRA"):
+    for part in ("library_name:", "samples.png", "FD 12.5", "accuracy 0.75", "## Licence", "read its card", "115 LoRA"):
         assert part in text, part
     with safe_open(found["pytorch_lora_weights.safetensors"], "pt") as file:
         said = file.metadata()

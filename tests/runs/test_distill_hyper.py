@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fewstep.export.readme import usage_hint
+from fewstep.export.comfyui import usage_hint
 from fewstep.export.scheduler import plan_scheduler
 from fewstep.inference.generate import generate, load_model
 from fewstep.recipe.chain import Chain, load
@@ -86,7 +86,8 @@ def test_the_one_step_network_is_drawn_from_800_by_lcm_here_and_in_diffusers(run
     schedule, config = teacher.denoiser.schedule, dict(teacher.pipeline.scheduler.config)
     plan = plan_scheduler(sampler_of(card), schedule, config, "epsilon", type(teacher.family))
     assert (plan.scheduler, plan.call) == ("LCMScheduler", {"timesteps": [800]})
-    assert usage_hint(card, plan) == "1 steps, cfg 1, sampler lcm, the sigmas of timesteps 800"
+    line = usage_hint(card, teacher, sampler_of(card), "epsilon")
+    assert line.startswith("1 step, cfg 1, sampler lcm, sigmas 5.1110277 0. ") and "initial noise by 0.9814" in line
     x = torch.randn(1, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     model, cond = load_model(str(folder)), teacher.encode_prompts(["a red star"])
     with torch.no_grad():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from torch import Tensor
 
 from fewstep.data.files import replace_tensors
+from fewstep.export.hub_card import licence_words, one_line, shown
 from fewstep.models.families import Family
 from fewstep.students.card import Card
 
@@ -17,12 +17,15 @@ _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # the two that the s
 
 
 def modelspec(
-    card: Card, family: Family, title: str, size: int, prediction: str, hint: str, licence: str, lora: bool
+    card: Card, family: Family, title: str, size: int, prediction: str, hint: str, base: str, lora: bool
 ) -> dict[str, str]:
     """Header keys of modelspec 1.0.1: all that it requires, and how to use the file.
 
+    A date is none of them: two exports of one student are equal to the byte.
+
     Args:
         size: side of the images in pixels. hint: settings in words, for programs to show.
+        base: the model that the student was distilled from.
     """
     name = family.architecture
     header = {
@@ -31,11 +34,12 @@ def modelspec(
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{size}x{size}",
-        "modelspec.description": f"{card.num_inference_steps}-step student of {card.teacher}, method {card.method}",
-        "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "modelspec.description": one_line(
+            f"{card.num_inference_steps}-step student of {shown(base)}, method {card.method}"
+        ),
         "modelspec.usage_hint": hint,
-        "modelspec.license": licence,
-        "modelspec.tags": f"few-step, {card.method}",
+        "modelspec.license": licence_words(base),
+        "modelspec.tags": one_line(f"few-step, {card.method}"),
         "format": "pt",
         "fewstep": card.as_json(),
     }

@@ -51,8 +51,8 @@ def refuse_target_time(card: Card) -> None:
     """
     if "end" in card.extra_inputs:
         raise ValueError(
-            "This student is conditioned on the target time of every step, which no other program supports: sample "
-            "with fewstep sample, or train one with tell_end off."
+            "This student is conditioned on the target time of every step, which no other program supports: sample it "
+            "with fewstep sample, or take a method without that input (for tcd and hyper: tell_end off)."
         )
 
 

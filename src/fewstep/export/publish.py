@@ -14,22 +14,26 @@ import inspect
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.data.files import give_usual_permissions, write_text
+from fewstep.export.comfyui import usage_hint
 from fewstep.export.header import modelspec, write
+from fewstep.export.hub_card import licence_file, one_line
 from fewstep.export.lora import kohya_layout, layers, peft_layout
 from fewstep.export.pipeline import close_guidance, put_student, refuse_target_time, save_network, save_pipeline
-from fewstep.export.readme import call_arguments, code, licence_words, readme, usage_hint
+from fewstep.export.readme import call_arguments, code, readme
 from fewstep.export.round_trip import LIMITS, Request, RoundTrip, check_round_trip
 from fewstep.export.scheduler import build_scheduler, plan_scheduler
-from fewstep.models.families import Teacher, is_ours, shipped
-from fewstep.models.hub import DTYPES, dtype_word
+from fewstep.models.families import Family, Teacher, is_ours, shipped
+from fewstep.models.hub import DTYPES, dtype_word, short_error
 from fewstep.sampling import sample
 from fewstep.sampling.diffusers_schedulers import SchedulerPlan
 from fewstep.students.card import Card, load_card, sampler_of
@@ -73,21 +77,31 @@ def export(run: Path, to: str, out: Path | None = None, dtype: str = "fp32", dev
     if source is None:
         raise ValueError(f"{run} holds no finished student to export.")
     folder = out or RunFiles(run).export / to
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already: choose another --out.")
     card = load_card(source)
     check_form(to, card, source)
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    above: list[Path] = []
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} is there already: choose another --out.")
+        above = [parent for parent in part.parents if not parent.exists()]
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         with doing(f"writing {folder} and sampling from it by diffusers"):
             made = _write(part, to, run, source, card, dtype, device)
         if folder.exists():
             folder.rmdir()
         os.replace(part, folder)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"The export cannot be written to {folder} ({short_error(error)}): make room or allow writing there, or "
+            "choose another --out; nothing was left behind."
+        ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        for parent in above:  # those that were made for it, as long as nothing is in them
+            with suppress(OSError):
+                parent.rmdir()
     return replace(made, folder=folder)
 
 
@@ -127,21 +141,21 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
     prediction, base = card.prediction_type or teacher.denoiser.prediction_type, first_teacher(source)
     schedule, config = teacher.denoiser.schedule, dict(teacher.pipeline.scheduler.config)
     plan = plan_scheduler(sampler_of(card), schedule, config, prediction, type(teacher.family))
-    title = run.resolve().name if source != run else source.resolve().name
+    title = one_line(run.resolve().name)
     del teacher  # the student's adapters are on its network: what is saved starts from a clean one
     teacher = teacher_of(source, card, device)
     family, tensors = teacher.family, load_weights(source)
     closed = to == "diffusers" and card.guidance_scale == 1 and family.closes_guidance
     if not closed:
-        embedded = None if "guidance_embed" in card.extra_inputs else card.guidance_embed or teacher.guidance_embed
+        own = teacher.guidance_embed if card.guidance_embed is None else card.guidance_embed
+        embedded = None if "guidance_embed" in card.extra_inputs else own
         given = family.guidance_arguments(card.guidance_scale, embedded)
         usual = inspect.signature(type(teacher.pipeline).__call__).parameters if to == "diffusers" else {}
         needed = {key: value for key, value in given.items() if key not in usual or value != usual[key].default}
         plan = replace(plan, call={**plan.call, **needed})
-    is_lora = to in ("lora", "kohya")
-    header = modelspec(
-        card, family, title, teacher.image_size, prediction, usage_hint(card, plan), licence_words(base), is_lora
-    )
+    is_lora, elsewhere = to in ("lora", "kohya"), _forms_for_comfyui(to, card, family)
+    hint = usage_hint(card, teacher, sampler_of(card), prediction) + elsewhere
+    header = modelspec(card, family, title, teacher.image_size, prediction, hint, base, is_lora)
     request = Request(
         str(shipped(base) or base), family.part, card.num_inference_steps, PROMPTS, call=plan.call, device=device,
         size=teacher.size,
@@ -180,15 +194,26 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
         "shift": schedule.shift if schedule.family == "flow" else None,
     }  # fmt: skip
     card.save(part, **more_of_card)
-    image = source / SAMPLES_FILE
-    if image.is_file():
-        shutil.copyfile(image, part / SAMPLES_FILE)
+    image = SAMPLES_FILE if (source / SAMPLES_FILE).is_file() else ""
+    if image:
+        shutil.copyfile(source / image, part / image)
+    if licence := licence_file(base):
+        write_text(part / "LICENSE.md", licence)
     checked = f"Read back by diffusers in a process of its own ({dtype} files): its latents are within {trip.gap:.1e} "
     checked += f"of fewstep's{f', all {trip.layers} LoRA layers found' if trip.layers else ''}."
     lines = code(to, base, file, family, card, plan)
-    text = readme(to, title, base, lines, card, plan, source.parent, checked, remarks, image.is_file())
-    write_text(part / "README.md", text)
+    write_text(part / "README.md", readme(to, title, base, lines, card, hint, source, checked, remarks, image))
     return Export(part, trip, call_arguments(card, plan), tuple(remarks))
+
+
+def _forms_for_comfyui(to: str, card: Card, family: Family) -> str:
+    """Which forms ComfyUI reads, where this one is none of them, as the end of a sentence."""
+    lora = ["--to kohya" if family.kohya_prefix else "--to lora"] if card.weights == "lora" else []
+    if to == "lora" and family.kohya_prefix:
+        return " (ComfyUI reads --to kohya: of this file it finds a part of the layers)"
+    if to == "diffusers":
+        return f" (ComfyUI reads {' and '.join([*lora, '--to merged'])}, not this folder)"
+    return ""
 
 
 def _latents(teacher: Teacher, source: Path, card: Card) -> Tensor:

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
 
-from fewstep.models.families import Family, registry, shipped
-from fewstep.sampling import SAMPLERS, Sampler
+from fewstep.export.hub_card import front_matter, licence_words, plain, shown
+from fewstep.models.families import Family, shipped
 from fewstep.sampling.diffusers_schedulers import SchedulerPlan
 from fewstep.students.card import Card
+from fewstep.training.logging import read_log
 from fewstep.training.run_files import RunFiles
-
-_OUR_LICENCE = "apache-2.0"  # of the models that come with this package
-
-
-def licence_of(base: str) -> str:
-    """Licence of a base model as its hub page names it; empty where it is not known here."""
-    return _OUR_LICENCE if shipped(base) is not None else registry.licence_of(base)
-
-
-def licence_words(base: str) -> str:
-    """Licence of a base model; in words where it is not known here."""
-    return licence_of(base) or f"that of {base}; read its card"
-
-
-def usage_hint(card: Card, plan: SchedulerPlan) -> str:
-    """ComfyUI's settings in one line, which programs show with the file."""
-    sampler = SAMPLERS.get(card.sampler, Sampler)
-    even = plan.scheduler == "LCMScheduler" and plan.config.get("original_inference_steps") != 50
-    schedule = Sampler.comfyui_schedule if even else sampler.comfyui_schedule
-    if "timesteps" in plan.call:  # none of ComfyUI's schedules has them
-        schedule = f"the sigmas of timesteps {', '.join(f'{t:g}' for t in plan.call['timesteps'])}"
-    words = [f"{card.num_inference_steps} steps", f"cfg {card.guidance_scale:g}", sampler.comfyui_name]
-    return ", ".join([*words, schedule, *([f"eta {card.eta:g}"] if sampler.comfyui_eta else [])])
 
 
 def code(to: str, base: str, file: str, family: Family, card: Card, plan: SchedulerPlan) -> str:
@@ -47,19 +25,24 @@ def code(to: str, base: str, file: str, family: Family, card: Card, plan: Schedu
         return "\n".join([
             "from diffusers import DiffusionPipeline", "", f"pipe = DiffusionPipeline.from_pretrained({here})", draws,
         ])  # fmt: skip
-    names, place = ["DiffusionPipeline", plan.scheduler], f'"{base}"'
+    names, place = ["DiffusionPipeline", plan.scheduler], _quoted(base)
     if to == "merged":
         network = type(family.base).__name__
         names, put = [*names, network], f"pipe.{family.part} = {network}.from_pretrained({here})"
     else:
-        put = f'pipe.load_lora_weights({here}, weight_name="{file}")'
+        put = f"pipe.load_lora_weights({here}, weight_name={_quoted(file)})"
     lines = [f"from diffusers import {', '.join(sorted(names))}"]
     if shipped(base) is not None:
-        lines, place = [*lines, "from fewstep.models.families import shipped"], f'shipped("{base}")'
+        lines, place = [*lines, "from fewstep.models.families import shipped"], f"shipped({_quoted(base)})"
     return "\n".join([
         *lines, "", f"pipe = DiffusionPipeline.from_pretrained({place})", put,
         f'pipe.scheduler = {plan.scheduler}.from_pretrained({here}, subfolder="scheduler")', draws,
     ])  # fmt: skip
+
+
+def _quoted(text: str) -> str:
+    """A string of Python in double quotes, whatever is in it."""
+    return json.dumps(text, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def call_arguments(card: Card, plan: SchedulerPlan) -> str:
@@ -68,37 +51,45 @@ def call_arguments(card: Card, plan: SchedulerPlan) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in {**steps, **plan.call}.items())
 
 
-def measured(run: Path) -> str:
-    """The last evaluation of the run, in words."""
-    file = RunFiles(run).evaluations
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+def measured(source: Path, card: Card) -> str:
+    """The evaluation of the very weights in a student's folder, in words.
+
+    A run may keep another student than its last one: the evaluation counts that was made at the card's step.
+    """
+    files = RunFiles(source.parent)
+    own = source.name in (files.student.name, files.best.name)
+    lines = [line for line in read_log(files.evaluations) if line["step"] == card.steps] if own else []
     if not lines:
-        return "Not measured while it was trained; `fewstep report` measures a run."
+        return "These weights were not measured while they were trained; `fewstep report` measures a run."
     figures = {k: v for k, v in lines[-1].items() if k != "step" and isinstance(v, int | float)}
-    words = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    return f"At step {lines[-1]['step']} of its training, on unseen prompts: {words}."
+    words = ", ".join(f"{plain(name)} {value:.4g}" for name, value in figures.items())
+    return f"At step {card.steps} of its training, on unseen prompts: {words}."
 
 
 def readme(
-    to: str, title: str, base: str, lines_of_code: str, card: Card, plan: SchedulerPlan, run: Path, proof: str,
-    remarks: list[str], image: bool,
+    to: str, title: str, base: str, lines_of_code: str, card: Card, hint: str, source: Path, proof: str,
+    remarks: list[str], image: str,
 ) -> str:  # fmt: skip
-    """The whole README, front matter included."""
-    licence = licence_words(base)
-    front: dict[str, Any] = {
-        "base_model": base,
-        "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
-        "license": licence_of(base) or "other",
-        "tags": ["few-step", card.method, *(["lora"] if to in ("lora", "kohya") else [])],
-    }
+    """The whole README, front matter included.
+
+    Args:
+        hint: ComfyUI's settings; empty: it has none for these files.
+        source: folder of the student. image: file of its samples, empty for none.
+    """
+    name = plain(shown(base))
     steps = f"{card.num_inference_steps} step{'s' if card.num_inference_steps != 1 else ''}"
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", "", f"# {title}", ""]
-    lines += [f"{base} in {steps}, distilled with the method `{card.method}` by fewstep.", ""]
-    lines += ["![samples](samples.png)", ""] if image else []
-    lines += ["## Use", "", "```python", lines_of_code, "```", ""]
-    lines += [f"Made for {steps}. ComfyUI's settings: {usage_hint(card, plan)}."]
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", lines_of_code)), default=0))
+    lines = [*front_matter(to, base, card, source.parent, image), "", f"# {plain(title)}", ""]
+    lines += [f"{name} in {steps}, distilled with the method {plain(card.method)} by fewstep.", ""]
+    lines += [f"![samples]({image})", ""] if image else []
+    lines += ["## Use", "", f"{fence}python", lines_of_code, fence, ""]
+    lines += [f"Made for {steps}."]
+    lines += ["", f"ComfyUI: {hint.rstrip('.')}."] if hint else []
     lines += ["", *(f"- {line}" for line in remarks)] if remarks else []
-    lines += ["", "## Quality", "", measured(run), f"Trained for {card.steps} steps. {proof}", ""]
-    lines += ["## Licence", "", f"This is a derivative of {base}: its licence ({licence}) applies to it too.", ""]
-    return "\n".join(lines)
+    lines += ["", "## Quality", "", measured(source, card), f"Trained for {card.steps} steps. {proof}", ""]
+    lines += [
+        "## Licence",
+        "",
+        f"This is a derivative of {name}: its licence ({plain(licence_words(base))}) applies to",
+    ]
+    return "\n".join([*lines[:-1], f"{lines[-1]} it too.", ""])

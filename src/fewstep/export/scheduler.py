@@ -76,9 +76,11 @@ def _flow(
 ) -> SchedulerPlan:
     if not family.flow_schedulers:
         raise ValueError(f"diffusers has no few-step scheduler for a flow model in a pipeline of {family.title}.")
-    name = sampler.flow_scheduler()
+    one_step = "FlowMatchEulerDiscreteScheduler" if len(times) == 2 else ""  # to clean data: no fresh noise is drawn
+    name = sampler.flow_scheduler() or one_step
     if not name:
-        raise ValueError(f"diffusers has no scheduler of flow models that steps like '{sampler.name}' here.")
+        noise = f" with eta {sampler.fresh_noise:g}" if sampler.fresh_noise else ""
+        raise ValueError(f"diffusers has no scheduler of flow models that steps like '{sampler.name}'{noise}.")
     n, shift, total = len(times) - 1, schedule.shift, int(base.get("num_train_timesteps", 1000))
     common = {"num_train_timesteps": total, "use_dynamic_shifting": False}
     even = np.allclose(times[:-1], schedule.shifted(np.arange(n, 0, -1) / n), rtol=0, atol=1e-9)

@@ -5,10 +5,12 @@ setup -> teacher's samples -> dataset -> trainer -> student
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from fewstep.data.pairs import PairSource
+from fewstep.export.possible import obstacle
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.dataset import build_dataset
@@ -64,6 +66,7 @@ def _distill(
 ) -> Path:
     """`distill` in a frame of its own: when memory runs out, nothing here is held while advice is prepared."""
     run = setup(recipe, files.path, earlier)
+    _say_obstacle(run)
     with files.locked():
         pairs = _claim(run, show_progress, shared=data)
         source = build_dataset(run, pairs, data or files.data, show_progress)
@@ -89,6 +92,16 @@ def _distill(
             sample_exported(run, files.student)
         distributed.wait()
     return files.student
+
+
+def _say_obstacle(run: Run) -> None:
+    """Say before hours of training that the student will have no export."""
+    teacher = run.teacher
+    config = dict(teacher.pipeline.scheduler.config)
+    kind, family = run.roles.student.prediction_type, type(teacher.family)
+    why = obstacle(run.card(0), teacher.denoiser.schedule, config, kind, family)
+    if why and distributed.first():
+        print(f"This student will have no export. {why}", file=sys.stderr, flush=True)
 
 
 def prepare_data(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fewstep.export.possible import obstacle
 from fewstep.methods.base import Method
 from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.models.roles import Weights
@@ -16,6 +17,7 @@ from fewstep.planning.estimate import Estimate, estimate, seconds_of_step, step_
 from fewstep.recipe.chain import Chain
 from fewstep.recipe.resume import may_change
 from fewstep.recipe.schema import Recipe
+from fewstep.runs.fit import foreseen_card
 from fewstep.runs.foresee import foresee, missing_here, outline_of
 from fewstep.training.machine import in_words, memory
 from fewstep.training.settings import TrainingSettings
@@ -204,7 +206,18 @@ def describe(planned: Plan) -> list[str]:
             f"before training, the teacher generates {recipe.pairs.size:,} samples in "
             f"{recipe.pairs.num_inference_steps} steps each: up to {cost:,} forward passes"
         )
+    lines += [f"no export: {why}"] if (why := _no_export(planned)) else []
     return lines + _memory(found)
+
+
+def _no_export(planned: Plan) -> str:
+    """Why the finished student will have no export; empty where it will."""
+    recipe, teacher = planned.recipe, planned.outline
+    family = teacher.family()
+    schedule = family.schedule()
+    method = recipe.method_class()(schedule, recipe.method_settings())
+    card = foreseen_card(recipe, method, family.prediction_type(schedule))
+    return obstacle(card, schedule, teacher.scheduler, type(family))
 
 
 def fits(planned: Plan) -> bool:

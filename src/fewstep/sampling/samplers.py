@@ -84,8 +84,8 @@ class Sampler:
         diffusers_names: schedulers of diffusers whose published files this sampler can run.
         diffusers_start: how those start (`sample`): Euler schedulers scale unit noise by the first sigma.
         diffusers_eta: whether those take ``eta`` in every step.
-        comfyui_name, comfyui_schedule: ComfyUI's settings.
-        comfyui_eta: whether ComfyUI's sampler has to be given ``eta``.
+        boundary: whether its x0 passes LCM's boundary scalings (`fewstep.diffusion.consistency`).
+        comfyui_node: node of ComfyUI that makes its steps on LCM's grid of 50 down to index 0; empty: there is none.
     """
 
     num_inference_steps: int | None = None
@@ -104,9 +104,8 @@ class Sampler:
     diffusers_names: ClassVar[tuple[str, ...]] = ()
     diffusers_start: ClassVar[Literal["unit", "table"]] = "unit"
     diffusers_eta: ClassVar[bool] = False
-    comfyui_name: ClassVar[str] = "euler"
-    comfyui_schedule: ClassVar[str] = "sgm_uniform"
-    comfyui_eta: ClassVar[bool] = False
+    boundary: ClassVar[bool] = False
+    comfyui_node: ClassVar[str] = ""
 
     @classmethod
     def options(cls) -> frozenset[str]:
@@ -120,6 +119,10 @@ class Sampler:
     def flow_scheduler(self) -> str:
         """The scheduler of diffusers that steps like it on flow schedules; empty if there is none."""
         return "FlowMatchEulerDiscreteScheduler" if self.jumps and self.fresh_noise == 0 else ""
+
+    def comfyui_sampler(self, schedule: Schedule) -> str:
+        """ComfyUI's sampler that steps like it on such a schedule, given its levels; empty if there is none."""
+        return "euler" if self.jumps and self.fresh_noise == 0 else ""
 
     def __post_init__(self) -> None:
         given = [k for k in ("num_inference_steps", "timesteps", "sigmas") if getattr(self, k) is not None]
@@ -244,6 +247,11 @@ def heun(first: Prediction, second: Prediction) -> Tensor:
     return torch.where(mask.to(x.device, non_blocking=True), second.x, x)
 
 
+def ancestral_in_comfyui(eta: float, schedule: Schedule) -> str:
+    """ComfyUI's sampler that steps like `ancestral`; none on flow schedules, where euler_ancestral has another eta."""
+    return "euler" if eta == 0 else "euler_ancestral" if schedule.family == "vp" else ""
+
+
 def only_first_order(schedule: Schedule, t: Time, s: Time) -> Any:
     """Whether Heun's step from t to s has no second slope: to clean data, or from pure noise of a VP schedule."""
     alpha_t, sigma = schedule.alpha_sigma(t)[0], schedule.alpha_sigma(s)[1]
@@ -270,14 +278,16 @@ class LCMSampler(Sampler):
     name: ClassVar[str] = "lcm"
     spacing: ClassVar[str] = "lcm"
     diffusers_names: ClassVar[tuple[str, ...]] = ("LCMScheduler", "FlowMatchLCMScheduler")
-    comfyui_name: ClassVar[str] = "sampler lcm"
-    comfyui_schedule: ClassVar[str] = "sgm_uniform with ModelSamplingDiscrete lcm"
+    boundary: ClassVar[bool] = True
 
     def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
         return on_training_grids("LCMScheduler", self.original_inference_steps, times, {})
 
     def flow_scheduler(self) -> str:
         return "FlowMatchLCMScheduler"
+
+    def comfyui_sampler(self, schedule: Schedule) -> str:
+        return "" if self.exact and schedule.end != schedule.clean else "lcm"
 
     def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
         return float(schedule.end)
@@ -307,6 +317,9 @@ class RenoiseSampler(Sampler):
     def flow_scheduler(self) -> str:
         return "FlowMatchLCMScheduler"
 
+    def comfyui_sampler(self, schedule: Schedule) -> str:
+        return "lcm"
+
     def step(self, at: Step) -> Tensor:
         x0 = at.prediction.x0
         return x0 if at.last else at.schedule.add_noise(x0, at.draw(), at.next)
@@ -329,9 +342,7 @@ class TCDSampler(Sampler):
     jumps: ClassVar[bool] = True
     diffusers_names: ClassVar[tuple[str, ...]] = ("TCDScheduler",)
     diffusers_eta: ClassVar[bool] = True
-    comfyui_name: ClassVar[str] = "ComfyUI-TCD's sampler"
-    comfyui_schedule: ClassVar[str] = "its own"
-    comfyui_eta: ClassVar[bool] = True
+    comfyui_node: ClassVar[str] = "TCDModelSamplingDiscrete of ComfyUI-TCD"
 
     def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
         if self.eta == 0:
@@ -430,6 +441,9 @@ class DDIMSampler(Sampler):
             return super().diffusers_schedulers(times)
         return ancestral_noise() if self.eta == 1 and times[-1] < 0 else ddim_schedulers(times, {"eta": self.eta})
 
+    def comfyui_sampler(self, schedule: Schedule) -> str:
+        return ancestral_in_comfyui(self.eta, schedule)
+
     def step(self, at: Step) -> Tensor:
         return ancestral(at, self.eta)
 
@@ -464,10 +478,17 @@ class EulerAncestralSampler(EulerSampler):
     name: ClassVar[str] = "euler-ancestral"
     jumps: ClassVar[bool] = False
     diffusers_names: ClassVar[tuple[str, ...]] = ("EulerAncestralDiscreteScheduler",)
-    comfyui_name: ClassVar[str] = "sampler euler_ancestral"
 
     def diffusers_schedulers(self, times: Array) -> Iterator[SchedulerPlan]:
+        if self.eta == 0:
+            return jump_schedulers(self._original, times)
         return ancestral_noise() if self.eta == 1 and times[-1] < 0 else iter(())
+
+    def flow_scheduler(self) -> str:
+        return "FlowMatchEulerDiscreteScheduler" if self.eta == 0 else ""
+
+    def comfyui_sampler(self, schedule: Schedule) -> str:
+        return ancestral_in_comfyui(self.eta, schedule)
 
     def step(self, at: Step) -> Tensor:
         return ancestral(at, self.eta)

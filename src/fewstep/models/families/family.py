@@ -68,6 +68,9 @@ class Family:
         kohya_prefix: how names in kohya's LoRA layout begin; empty: that layout is not for this family.
         kohya_bases: `architecture` -> kohya's name of the base model.
         comfyui_embeds_guidance: whether ComfyUI can run a network with a guidance-scale embedding.
+        comfyui_betas: kind, first and last beta of ComfyUI's table for its models; None where it has none, or none is
+            known here.
+        comfyui_shift: node of ComfyUI that sets the shift of a flow model; empty where none is known here.
     """
 
     title: ClassVar[str]
@@ -86,6 +89,8 @@ class Family:
     kohya_prefix: ClassVar[str] = ""
     kohya_bases: ClassVar[Mapping[str, str]] = {}
     comfyui_embeds_guidance: ClassVar[bool] = True
+    comfyui_betas: ClassVar[tuple[str, float, float] | None] = None
+    comfyui_shift: ClassVar[str] = ""
 
     def __init__(self, pipeline: Any, size: int | None = None) -> None:
         self.pipeline, self.size = pipeline, size

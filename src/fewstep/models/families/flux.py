@@ -109,6 +109,7 @@ class Flux(Family):
         "black-forest-labs/FLUX.1-schnell": "apache-2.0",
     }
     passes_sigmas = True
+    comfyui_shift = "ModelSamplingFlux"
 
     @property
     def architecture(self) -> str:

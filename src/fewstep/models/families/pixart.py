@@ -55,6 +55,7 @@ class PixArt(Family):
     title = "PixArt"
     names = ("pixart",)
     network_class = "PixArtTransformer2DModel"
+    comfyui_betas = ("linear", 0.0001, 0.02)
 
     def network(self) -> nn.Module:
         return PixArtNetwork(self.base)

@@ -53,6 +53,7 @@ class StableDiffusion3(Family):
         "stabilityai/stable-diffusion-3.5-medium": "stabilityai-ai-community",
         "stabilityai/stable-diffusion-3.5-large": "stabilityai-ai-community",
     }
+    comfyui_shift = "ModelSamplingSD3"
 
     @property
     def architecture(self) -> str:

@@ -137,6 +137,8 @@ class StableDiffusion(Family):
     kohya_prefix = "lora_unet_"
     kohya_bases: ClassVar[Mapping[str, str]] = {"stable-diffusion-v1": "sd_v1"}
     comfyui_embeds_guidance = False
+    comfyui_betas = ("scaled_linear", 0.00085, 0.012)
+    comfyui_shift = "ModelSamplingSD3"
     addition_embed_type: ClassVar[str | None] = None
     """The UNet config's entry for conditions beside the prompt."""
 
