@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -70,23 +69,23 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written ({error})") from None
     give_usual_permissions(path)
+    _order_header(path)
     with open(path, "rb+") as file:
-        _order_header(file)
-        file.flush()
         os.fsync(file.fileno())
 
 
-def _order_header(file: BinaryIO) -> None:
+def _order_header(path: Path) -> None:
     """Sort the metadata of a safetensors file, which its library writes in another order each time."""
-    size = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(size))
-    if "__metadata__" not in header:
-        return
-    header = {**header, "__metadata__": dict(sorted(header["__metadata__"].items()))}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    if len(text) <= size:  # the same entries in another order; the rest is padding
-        file.seek(8)
-        file.write(text.ljust(size))
+    with open(path, "rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if "__metadata__" not in header:
+            return
+        header = {**header, "__metadata__": dict(sorted(header["__metadata__"].items()))}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # the same entries in another order; the rest is padding
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def replace_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -1,0 +1,77 @@
+"""Whether a student will have an export is known, and said, before it is trained."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fewstep.export.possible import obstacle
+from fewstep.recipe.chain import Chain, load
+from fewstep.recipe.load import shipped_recipes
+from fewstep.runs.setup import planned_card
+from tests.command_line import inside
+from tests.export.test_comfyui import FAMILIES
+from tests.models.pipelines import build
+
+NEVER = {f"{family}-ctm" for family in ("sd15", "sdxl", "sd3", "flux")}
+"""Their students are conditioned on the target time."""
+
+
+def why_not(name, *changes):
+    family = FAMILIES[name.split("-")[0]]
+    recipe, found = load(name, changes), ""
+    cls, schedule, scheduler, *_ = family
+    for stage in recipe.on_first_teacher().values() if isinstance(recipe, Chain) else [recipe]:
+        card = planned_card(stage, stage.method_class()(schedule, stage.method_settings()))
+        kind = card.prediction_type or ("flow" if schedule.family == "flow" else "epsilon")
+        found = found or obstacle(card, schedule, scheduler, kind, cls)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.split("-")[0] in FAMILIES])
+def test_every_shipped_recipe_makes_what_can_be_exported(name):
+    assert ("conditioned on the target time" in why_not(name)) == (name in NEVER)
+
+
+@pytest.mark.parametrize("name, changes, first", [
+    ("sd3-tcd", ["sample.eta=0.3"], "diffusers has no scheduler of flow models that steps like 'tcd' with eta 0.3. "),
+    ("flux-tcd", ["sample.eta=0.3"], "diffusers has no scheduler of flow models that steps like 'tcd' with eta 0.3. "),
+    ("sd3-ladd", ["sample.sampler=euler-ancestral", "sample.eta=1"], "diffusers has no scheduler of flow models that "),
+    ("sd15-pcm", ["sample.eta=0.5"], "diffusers has no scheduler that steps like 'phased'"),
+])  # fmt: skip
+def test_the_way_out_is_one(name, changes, first):
+    """What the sentence names is tried: with it the student has an export."""
+    said = why_not(name, *changes)
+    assert said.startswith(first) and said.endswith(".")
+    ways = re.findall(r"(sample\.\w+=[\w.]+)", said.partition("Remedy: ")[2])
+    assert ways
+    for way in ways:
+        reset = ["sample.eta=0"] if "sampler" in way else []
+        assert why_not(name, *changes, way, *reset) == ""
+
+
+def test_one_step_draws_no_noise():
+    assert why_not("sd3-ladd", "sample.sampler=euler-ancestral", "sample.eta=1", "sample.num_inference_steps=1") == ""
+    assert why_not("sd3-tcd", "sample.eta=0.3", "sample.num_inference_steps=1") == ""
+
+
+@pytest.mark.slow
+def test_it_is_said_before_training(tmp_path, monkeypatch, capsys):
+    """By --dry-run, and by a run as it starts; a recipe with an export says nothing of the kind."""
+    build("sd3").save_pretrained(tmp_path / "sd3")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"method: {{name: tcd, num_grid_steps: 4}}\nteacher: {{path: {tmp_path / 'sd3'}, size: 64}}\n"
+        "student: {rank: 2}\ntraining: {steps: 1, batch_size: 2}\ndata: {size: 4}\n"
+        "sample: {num_inference_steps: 2, teacher_steps: 2, prompts: [a red circle]}\n"
+    )
+    begins = "diffusers has no scheduler of flow models that steps like 'tcd' with eta 0.3. Remedy: sample.eta=0"
+    code, out, err = inside(monkeypatch, capsys, tmp_path, "distill", recipe, "--dry-run")
+    assert code == 0 and f"# no export: {begins}" in out, err
+    code, out, err = inside(monkeypatch, capsys, tmp_path, "distill", recipe, "--out", "run")
+    assert code == 0 and err.startswith(f"This student will have no export. {begins}"), err
+    code, _, err = inside(monkeypatch, capsys, tmp_path, "export", "run", "--out", "there")
+    assert code == 2 and "steps like 'tcd' with eta 0.3" in err
+    code, out, err = inside(monkeypatch, capsys, tmp_path, "distill", recipe, "--dry-run", "--set", "sample.eta=0")
+    assert code == 0 and "no export" not in out + err
