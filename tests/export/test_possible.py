@@ -9,9 +9,9 @@ import pytest
 from fewstep.export.possible import obstacle
 from fewstep.recipe.chain import Chain, load
 from fewstep.recipe.load import shipped_recipes
-from fewstep.runs.setup import planned_card
+from fewstep.runs.fit import foreseen_card
 from tests.command_line import inside
-from tests.export.test_comfyui import FAMILIES
+from tests.export.test_comfyui import FAMILIES, kind_of
 from tests.models.pipelines import build
 
 NEVER = {f"{family}-ctm" for family in ("sd15", "sdxl", "sd3", "flux")}
@@ -19,13 +19,11 @@ NEVER = {f"{family}-ctm" for family in ("sd15", "sdxl", "sd3", "flux")}
 
 
 def why_not(name, *changes):
-    family = FAMILIES[name.split("-")[0]]
-    recipe, found = load(name, changes), ""
-    cls, schedule, scheduler, *_ = family
+    family, found = name.split("-")[0], ""
+    recipe, (cls, schedule, scheduler, *_) = load(name, changes), FAMILIES[family]
     for stage in recipe.on_first_teacher().values() if isinstance(recipe, Chain) else [recipe]:
-        card = planned_card(stage, stage.method_class()(schedule, stage.method_settings()))
-        kind = card.prediction_type or ("flow" if schedule.family == "flow" else "epsilon")
-        found = found or obstacle(card, schedule, scheduler, kind, cls)
+        method = stage.method_class()(schedule, stage.method_settings())
+        found = found or obstacle(foreseen_card(stage, method, kind_of(family)), schedule, scheduler, cls)
     return found
 
 

@@ -98,8 +98,7 @@ def _say_obstacle(run: Run) -> None:
     """Say before hours of training that the student will have no export."""
     teacher = run.teacher
     config = dict(teacher.pipeline.scheduler.config)
-    kind, family = run.roles.student.prediction_type, type(teacher.family)
-    why = obstacle(run.card(0), teacher.denoiser.schedule, config, kind, family)
+    why = obstacle(run.card(0), teacher.denoiser.schedule, config, type(teacher.family))
     if why and distributed.first():
         print(f"This student will have no export. {why}", file=sys.stderr, flush=True)
 
