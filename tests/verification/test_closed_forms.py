@@ -9,7 +9,7 @@ import pytest
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.hyper import Hyper
 from fewstep.verification.verify import verify
-from tests.verification.closed_forms import cm, dmd2, feedback, gan, hyper, lightning
+from tests.verification.closed_forms import cm, dmd, dmd2, feedback, gan, hyper, lightning
 from tests.verification.closed_forms.dmd2 import ANGLES, GUIDED, Game
 
 SCHEDULES = [Schedule.scaled_linear(), Schedule.edm(), Schedule.flow(shift=3.0)]
@@ -53,6 +53,16 @@ def test_a_reward_beside_matching_moves_the_mean_alone():
     tilted = rows["linear reward beside matching, 60 angles: mean"]
     assert tilted.truth == pytest.approx(1.40966, abs=5e-6) and tilted.measured == pytest.approx(1.40966, abs=5e-6)
     assert rows["linear reward beside matching, clean data: mean"].truth == pytest.approx(1.18)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.family)
+def test_samples_that_move_freely_stop_at_a_rewards_threshold(schedule):
+    assert len(held(feedback.threshold_rows(schedule))) == 4
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.family)
+def test_guided_dmd_ends_where_the_closed_form_says(schedule):
+    assert len(held(dmd.rows(schedule))) == 2
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.family)

@@ -19,7 +19,6 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.sampling import DDIMSampler, PhasedSampler, TCDSampler, sample
 from fewstep.students.card import Card, sampler_of
 from fewstep.verification.fixed_points import (
-    CDFixedPoint,
     CTFixedPoint,
     LCMFixedPoint,
     PCMFixedPoint,
@@ -116,8 +115,8 @@ def test_cm_figures_on_the_karras_grid(name):
     scaled = []
     for points, wanted in figures.items():
         grid = EDM.training_grid(points - 1)
-        euler = from_the_top(CDFixedPoint(teacher(mixture, EDM), grid, solver="ddim"), x)
-        heun = from_the_top(CDFixedPoint(teacher(mixture, EDM), grid), x)
+        euler = from_the_top(LCMFixedPoint(teacher(mixture, EDM), grid), x)
+        heun = from_the_top(LCMFixedPoint(teacher(mixture, EDM), grid, solver="heun"), x)
         ct = from_the_top(CTFixedPoint(mixture, EDM, grid), x)
         measured = rms(euler - exact), rms(heun - exact), rms(ct - exact), rms(ct - euler)
         for mine, figure in zip(measured, wanted, strict=True):
@@ -281,7 +280,7 @@ def test_cd_answers_with_heun_steps_composed(schedule):
     """Written in sigma/alpha, in t on flow schedules; the last step to clean data is Euler's."""
     ask, x = teacher(GMM_B, schedule), torch.linspace(-2, 2, 9, dtype=torch.float64) * (50 if schedule is EDM else 1)
     grid = schedule.training_grid(5)[::-1]
-    answer = consistency(CDFixedPoint(ask, grid).denoiser()(x, float(grid[0])))
+    answer = consistency(LCMFixedPoint(ask, grid, solver="heun").denoiser()(x, float(grid[0])))
     for t, u in pairwise(grid.tolist()):
         (alpha_t, sigma_t), (alpha_u, sigma_u) = ([float(c) for c in schedule.alpha_sigma(s)] for s in (t, u))
         first = ask(x, t)

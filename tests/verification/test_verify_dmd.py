@@ -6,8 +6,8 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.dmd import DMD
 from fewstep.methods.parts import score_pair
-from fewstep.verification.dmd import guided_fixed_point
 from fewstep.verification.verify import verify
+from tests.verification.closed_forms.dmd import guided_fixed_point
 
 SCHEDULES = {"vp": Schedule.scaled_linear(), "edm": Schedule.edm(), "flow": Schedule.flow()}
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
 from fewstep.data.pairs import PairSource, WithPairs, noise_of
-from fewstep.data.random import stream_key
+from fewstep.data.random import Rng, stream_key
 from fewstep.data.sources import MixtureSource, Source
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Method
+from fewstep.methods.base import Method, Progress
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.helpers import Helpers, PointEncoder, PointReward, one_hot_labels
@@ -69,6 +71,18 @@ class Bench:
         """Batches of what ``method`` consumes."""
         return WithPairs(self.source, self.pairs) if "pairs" in method.streams else self.source
 
+    def draw(
+        self,
+        method: Method,
+        size: int,
+        step: int = 0,
+        progress: Progress = Progress(0, 1),
+    ) -> tuple[Batch, Any]:
+        """A batch of ``size`` for ``method`` in float64, and the method's random numbers at ``step``."""
+        rng = Rng(self.seed, step, size, dtype=torch.float64)
+        batch = self.source_of(method).batch(rng)
+        return batch, method.draw(batch, rng, progress)
+
     @cached_property
     def starts(self) -> tuple[Tensor, Cond | None]:
         """Start states x_T from the teacher's own p_T (not N(0, 1), which differs), [n, D], float64, and conditions."""
@@ -122,10 +136,19 @@ class Bench:
         classes, accepts = self.mixture.num_classes, frozenset(extra_inputs)
         return MLP(self.schedule, self.mixture.dim, num_classes=classes, accepts=accepts, mean=centre, std=std)
 
-    def train(self, method: Method, settings: TrainingSettings, show_progress: bool = False) -> Trainer:
-        """Train ``method`` from scratch; the trainer holds the roles and the log's last record."""
-        roles = self.roles(method, settings.dtype)
+    def train(
+        self, method: Method, settings: TrainingSettings, show_progress: bool = False, roles: Roles | None = None
+    ) -> Trainer:
+        """Train ``method``, from scratch without ``roles``; the trainer holds the roles and the last log record."""
+        roles = self.roles(method, settings.dtype) if roles is None else roles
         follow(roles, method, settings)
         trainer = Trainer(method, roles, self.source_of(method), settings, seed=self.seed, show_progress=show_progress)
         trainer.run()
         return trainer
+
+
+def training_settings(steps: int, **others: Any) -> TrainingSettings:
+    """How verification trains its small students, with ``others`` for some of the settings."""
+    warmup, log_every = min(100, steps // 10), max(1, min(250, steps))
+    usual: dict[str, Any] = {"batch_size": 512, "learning_rate": 3e-3, "warmup_steps": warmup, "lr_schedule": "cosine"}
+    return TrainingSettings(steps=steps, log_every=log_every, **usual | others)

@@ -22,35 +22,25 @@ from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 from fewstep.models.roles import Roles
-from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
 from fewstep.verification import cm, ctm, dmd, dmd2, feedback, hyper, ladd, lcm, lightning, pcm, tcd, turbo
-from fewstep.verification.bench import Bench
+from fewstep.verification.bench import Bench, training_settings
+from fewstep.verification.contract import gan_contract_rows
 from fewstep.verification.distribution import distribution_rows
 from fewstep.verification.report import Row
 
-LINE = GaussianMixture(
-    [0.4, 0.6], [-0.6, 0.5], [0.5, 0.4]
-)  # for CM and CTM: CT's fixed point is known in one dimension only
-STEPS_PER_SOLVER_STEP, LINE_STEPS_PER_SOLVER_STEP, MAX_STEPS, BATCH = 600, 200, 12_000, 512
-
-
-def training_settings(steps: int) -> TrainingSettings:
-    """How verification trains its small students."""
-    return TrainingSettings(
-        steps=steps,
-        batch_size=BATCH,
-        learning_rate=3e-3,
-        warmup_steps=min(100, steps // 10),
-        lr_schedule="cosine",
-        ema_decay=0.0,
-        log_every=max(1, min(250, steps)),
-    )
+LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])
+"""For CM and CTM: CT's fixed point is known in one dimension only."""
+STEPS_PER_SOLVER_STEP, LINE_STEPS_PER_SOLVER_STEP, MAX_STEPS = 600, 200, 12_000
 
 
 def train_from_scratch(bench: Bench, method: Method, steps: int, show_progress: bool = False) -> Trainer:
     """Small networks of random weights, trained for ``steps``."""
     return bench.train(method, training_settings(steps), show_progress)
+
+
+def no_rows(bench: Bench, method: Method) -> list[Row]:
+    return []
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,7 @@ class Checks:
         settings: more settings of the method, from the schedule and the names of those that are given.
     """
 
-    fixed: Callable[[Bench, Any], list[Row]] = lambda bench, method: []
+    fixed: Callable[[Bench, Any], list[Row]] = no_rows
     trained: Callable[[Bench, Any, Roles], list[Row]] = distribution_rows
     steps: int | None = None
     train: Callable[[Bench, Any, int, bool], Trainer] = train_from_scratch
@@ -96,10 +86,10 @@ CHECKS: dict[type[Method], Checks] = {
     PCM: Checks(pcm.fixed_rows, pcm.trained_rows),
     CTM: Checks(ctm.fixed_rows, ctm.trained_rows, mixture=LINE, on_a_line=True),
     DMD: Checks(dmd.fixed_rows, dmd.trained_rows, dmd.PAIRED_STEPS),
-    DMD2: Checks(dmd2.fixed_rows, dmd2.trained_rows, dmd2.STEPS, dmd2.train, dmd2.RING, settings=dmd2.one_step_start),
+    DMD2: Checks(gan_contract_rows, dmd2.trained_rows, dmd2.STEPS, dmd2.train, dmd2.RING, settings=dmd2.one_step_start),
     Turbo: Checks(turbo.fixed_rows, steps=0),  # a GAN's fixed point on a finite network is unknown
     LADD: Checks(ladd.fixed_rows, steps=0),
     Lightning: Checks(lightning.fixed_rows, lightning.trained_rows),
-    Feedback: Checks(feedback.fixed_rows, feedback.trained_rows, feedback.STEPS, feedback.train, feedback.WIDE),
+    Feedback: Checks(no_rows, feedback.trained_rows, feedback.STEPS, feedback.train, feedback.WIDE),
     Hyper: Checks(hyper.fixed_rows, hyper.trained_rows),
 }

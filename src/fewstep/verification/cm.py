@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import torch
-from torch import Tensor
 
-from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.consistency import consistency
-from fewstep.methods.base import Progress
 from fewstep.methods.cm import CM
 from fewstep.models.roles import Roles
 from fewstep.verification.bench import Bench
-from fewstep.verification.consistency import convergence_rows
+from fewstep.verification.consistency import LAST, convergence_rows, loss_row, oracle, residual_rows
 from fewstep.verification.distribution import distribution_rows
-from fewstep.verification.fixed_points import CDFixedPoint, CTFixedPoint, FixedPoint
+from fewstep.verification.fixed_points import CTFixedPoint, FixedPoint, LCMFixedPoint
 from fewstep.verification.report import Row
-from fewstep.verification.sizes import rms, standard_errors
+from fewstep.verification.sizes import rms
 
 SAMPLES = 16_384  # samples on which CT's residual must vanish in the mean
 
@@ -28,7 +21,7 @@ def cm_fixed_point(bench: Bench, method: CM) -> FixedPoint | None:
     """The method's fixed point on its last grid; None for CT where it is not known exactly."""
     grid = method.grid.numpy()
     if method.settings.variant == "cd":
-        return CDFixedPoint(bench.teacher, grid, bench.guidance_scale, method.solver)
+        return LCMFixedPoint(bench.teacher, grid, bench.guidance_scale, method.solver)
     if bench.mixture.dim > 1 or bench.mixture.num_classes or method.settings.loss != "l2":
         return None
     return CTFixedPoint(bench.mixture, bench.schedule, grid)
@@ -39,17 +32,14 @@ def fixed_rows(bench: Bench, method: CM) -> list[Row]:
     point = cm_fixed_point(bench, method)
     if method.settings.variant == "cd":
         assert point is not None
-        loss, _, x0 = _step(bench, method, point, 256)
-        limit = 1e-20 * max(1.0, bench.width**2 + float(x0.square().mean()))
-        return [Row("loss at the exact fixed point", 0.0, loss, limit), *convergence_rows(bench, method.solver)]
-    rows = []
-    if point is not None:
-        _, (predicted, target), _ = _step(bench, method, point, SAMPLES)
-        residual = predicted - target
-        name = "residual at the exact fixed point, in standard errors:"
-        rows.append(Row(f"{name} its mean", 0.0, standard_errors(residual), 4.0))
-        rows.append(Row(f"{name} times the prediction", 0.0, standard_errors(residual * predicted), 4.0))
-    return rows
+        return [loss_row(bench, method, point), *convergence_rows(bench, method.solver)]
+    if point is None:
+        return []
+    batch, draws = bench.draw(method, SAMPLES, progress=LAST)
+    roles = oracle(bench, point.denoiser())
+    shared = method.prepare(roles, batch, draws, {"student"})
+    predicted = consistency(roles.student(shared.x_t, shared.t, batch.cond))
+    return residual_rows("at the exact fixed point", predicted, predicted - shared.target)
 
 
 def trained_rows(bench: Bench, method: CM, roles: Roles) -> list[Row]:
@@ -75,15 +65,3 @@ def trained_rows(bench: Bench, method: CM, roles: Roles) -> list[Row]:
         Row("one step: rms error", 0.0, rms(predicted - truth), limit, rms(truth - exact)),
         Row("one step: spread of the samples", wanted, spread, limit, abs(wanted - size)),
     ]
-
-
-def _step(bench: Bench, method: CM, point: FixedPoint, size: int) -> tuple[float, tuple[Tensor, Tensor], Tensor]:
-    """(loss, (prediction, target), data) of one step in float64 whose student and target are the fixed point."""
-    rng = Rng(bench.seed, 0, size, dtype=torch.float64)
-    batch: Batch = bench.source.batch(rng)
-    student = point.denoiser()
-    roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=student)
-    draws = method.draw(batch, rng, Progress(999, 1000))
-    shared = method.prepare(roles, batch, draws, {"student"})
-    loss = method.student(roles, batch, draws, shared).total.item()
-    return loss, (consistency(student(shared.x_t, shared.t, batch.cond)), shared.target), batch.x0

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.data.random import Rng
 from fewstep.methods.base import Progress
+from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.solvers import Solver, solve
 from fewstep.verification.bench import Bench
 from fewstep.verification.fixed_points import FixedPoint, compose
 from fewstep.verification.report import Row
-from fewstep.verification.sizes import lengths
+from fewstep.verification.sizes import lengths, rms, standard_errors
 
 # The limits of LCM and TCD are set on the ring of eight modes with std 0.1 on ten solver steps, where the composed
 # teacher is 0.126 off the flow map (median); elsewhere they scale with that distance or with the components' width.
 RING_STEPS = 10
+LAST = Progress(999, 1000)  # CM's grid may grow until then
 _RING_DISTANCE, _RING_WIDTH = 0.126, 0.1414
 
 
@@ -32,14 +34,25 @@ def composed_teacher(bench: Bench, grid: list[float]) -> tuple[Tensor, Tensor, f
 
 def loss_row(bench: Bench, method: Any, point: FixedPoint) -> Row:
     """The loss of ``method`` in float64 where student and target are the exact fixed point."""
-    rng = Rng(bench.seed, 0, 256, dtype=torch.float64)
-    batch = bench.source.batch(rng)
-    student = point.denoiser()
-    roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=student)
-    draws = method.draw(batch, rng, Progress(0, 1))
+    batch, draws = bench.draw(method, 256, progress=LAST)
+    roles = oracle(bench, point.denoiser())
     loss = method.student(roles, batch, draws, method.prepare(roles, batch, draws, {"student"})).total.item()
     size = max(1.0, bench.width**2 + float(batch.x0.square().mean()))
     return Row("loss at the exact fixed point", 0.0, loss, 1e-20 * size)
+
+
+def oracle(bench: Bench, student: Denoiser, **others: Denoiser) -> Any:
+    """Roles of the exact teacher whose student and target are ``student``, unless ``others`` names another target."""
+    return SimpleNamespace(**{"teacher": bench.teacher, "student": student, "target": student} | others)
+
+
+def residual_rows(name: str, predicted: Tensor, residual: Tensor) -> list[Row]:
+    """A squared error has its minimum where the residual has mean zero and is uncorrelated with the prediction."""
+    name = f"residual {name}, in standard errors:"
+    return [
+        Row(f"{name} its mean", 0.0, standard_errors(residual), 4.0),
+        Row(f"{name} times the prediction", 0.0, standard_errors(residual * predicted), 4.0),
+    ]
 
 
 def convergence_rows(bench: Bench, solver: Solver = "ddim") -> list[Row]:
@@ -61,3 +74,35 @@ def convergence_rows(bench: Bench, solver: Solver = "ddim") -> list[Row]:
         )
     ratio, order = errors[1] / errors[2], 1 if solver == "ddim" else 2
     return [Row("teacher on 250 / 500 steps: ratio of distances to the flow map", 2.0**order, ratio, 0.2 * 2.0**order)]
+
+
+def stage_rows(
+    bench: Bench,
+    student: Denoiser,
+    paths: Sequence[Sequence[float]],
+    step: str,
+    limit: float,
+    whole: str,
+    limit_of_whole: float,
+) -> list[Row]:
+    """A student's jumps, each from the teacher's own state, then all of them from the start.
+
+    Args:
+        paths: for each jump the teacher's times, from where it starts down to where it ends.
+        step, whole: names of the rows of a jump and of all jumps.
+    """
+    start, cond = bench.starts
+    x, rows = start, []
+    for path in paths:
+        t, s = path[0], path[-1]
+        composed = compose(bench.teacher, x, path, cond, bench.guidance_scale)
+        with torch.no_grad():
+            jump = student(x.float(), t, cond).at(s).double()
+        distance = rms(composed - bench.flow(x, t, s, cond))
+        rows.append(Row(f"{step} {t:g} -> {s:g}: rms error", 0.0, rms(jump - composed), limit, distance))
+        x = composed
+    times = [paths[0][0], *(path[-1] for path in paths)]
+    with torch.no_grad():
+        x_end = compose(student, start.float(), times, cond).double()
+    distance = rms(x - bench.flow(start, times[0], times[-1], cond))
+    return [*rows, Row(f"{whole}: rms error", 0.0, rms(x_end - x), limit_of_whole, distance)]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fewstep.data.random import Rng
-from fewstep.methods.base import Loss, Method, Progress
+from fewstep.methods.base import Loss, Method
 from fewstep.models.roles import Roles
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
@@ -21,32 +19,32 @@ from fewstep.verification.report import Row
 _BATCH = 16
 
 
-def contract_rows(bench: Bench, method: Method) -> list[Row]:
-    """Replays, gradients and calls of one step with every player due."""
+def contract_rows(bench: Bench, method: Method, label: str = "") -> list[Row]:
+    """Replays, gradients and calls of one step with every player due; ``label`` stands before each quantity."""
     settings = TrainingSettings(ema_decay=0.0, precision="fp64")
     roles = bench.roles(method, settings.dtype)
     follow(roles, method, settings)
     (first, _), (again, _) = _losses(bench, method, roles), _losses(bench, method, roles)
     difference = max(abs(_value(first[name]) - _value(again[name])) for name in first)
-    return [
+    rows = [
         Row("same draws, same loss: difference", 0.0, difference, 0.0),
         *_gradient_rows(bench, method, roles, settings),
         *_call_rows(bench, method, roles),
     ]
+    return [dataclasses.replace(row, quantity=label + row.quantity) for row in rows]
 
 
-def contract_rows_with_discriminator(bench: Bench, method: Method) -> list[Row]:
+def gan_contract_rows(bench: Bench, method: Method) -> list[Row]:
     """The same for a method verified without its discriminator, with the one that ``adversarial_weight`` adds."""
+    if method.gan:
+        return []
     adversarial = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=1.0))
-    rows = contract_rows(bench, adversarial)
-    return [dataclasses.replace(row, quantity=f"with a discriminator: {row.quantity}") for row in rows]
+    return contract_rows(bench, adversarial, "with a discriminator: ")
 
 
 def _losses(bench: Bench, method: Method, roles: Roles) -> tuple[dict[str, Loss], Any]:
     """Every player's loss of step 0, and its draws."""
-    rng = Rng(bench.seed, 0, _BATCH, dtype=torch.float64)
-    batch = bench.source_of(method).batch(rng)
-    draws = method.draw(batch, rng, Progress(0, 1))
+    batch, draws = bench.draw(method, _BATCH)
     everybody = [player.name for player in method.players]
     return {player.name: loss for player, loss in losses(method, roles, batch, draws, everybody)}, draws
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.data.random import Rng, stream_key
-from fewstep.methods.base import Progress
+from fewstep.data.random import stream_key
 from fewstep.methods.ctm import CTM
 from fewstep.models.roles import Roles
 from fewstep.sampling import CTMSampler
 from fewstep.sampling.sample import walk
 from fewstep.verification.bench import Bench
-from fewstep.verification.consistency import convergence_rows
+from fewstep.verification.consistency import convergence_rows, oracle, residual_rows
 from fewstep.verification.fixed_points import CTMFixedPoint
 from fewstep.verification.report import Row
-from fewstep.verification.sizes import rms, standard_errors
+from fewstep.verification.sizes import rms
 
 SAMPLES = 8192  # samples on which the diagonal's residual must vanish in the mean
 
@@ -80,31 +78,21 @@ def _worst_loss(bench: Bench, method: CTM, student: Any, num_steps: int) -> floa
     """Largest loss of a single sample over all starts and ends that ``num_steps`` solver steps leave."""
     last = len(method.grid) - 1
     pairs = [(i, end) for i in range(num_steps, last + 1) for end in range(i - num_steps + 1)]
-    rng = Rng(bench.seed, num_steps, len(pairs), dtype=torch.float64)
-    batch = bench.source.batch(rng)
-    draws = method.draw(batch, rng, Progress(0, 1))
+    batch, draws = bench.draw(method, len(pairs), num_steps)
     index, end = torch.tensor(pairs).T
     draws = dataclasses.replace(draws, num_steps=num_steps, index=index, end_index=end)
-    roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=student)
     quiet = type(method)(method.schedule, dataclasses.replace(method.settings, adversarial_weight=0.0))
-    shared = quiet.prepare(roles, batch, draws, {"student"})
+    shared = quiet.prepare(oracle(bench, student), batch, draws, {"student"})
     return float((shared.x_est - shared.target).detach().square().mean(1).max())
 
 
 def _diagonal_rows(bench: Bench, method: CTM, student: Any) -> list[Row]:
-    """Data minus the exact diagonal: mean zero, uncorrelated with the prediction, which makes it the minimum."""
-    rng = Rng(bench.seed, 0, SAMPLES, dtype=torch.float64)
-    batch = bench.source.batch(rng)
-    draws = method.draw(batch, rng, Progress(0, 1))
+    """Data minus the exact diagonal."""
+    batch, draws = bench.draw(method, SAMPLES)
     t = method.grid[torch.arange(SAMPLES) % (len(method.grid) - 1) + 1]
     x = bench.schedule.add_noise(batch.x0, draws.diagonal_noise, t)
     x0 = student(x, t, batch.cond, end=t).x0
-    residual = batch.x0 - x0
-    name = "residual of the exact diagonal, in standard errors:"
-    return [
-        Row(f"{name} its mean", 0.0, standard_errors(residual), 4.0),
-        Row(f"{name} times the prediction", 0.0, standard_errors(residual * x0), 4.0),
-    ]
+    return residual_rows("of the exact diagonal", x0, batch.x0 - x0)
 
 
 def _diagonal_error(bench: Bench, roles: Roles, t: float) -> float:

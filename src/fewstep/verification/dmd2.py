@@ -15,10 +15,8 @@ from fewstep.methods.dmd2 import DMD2
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
 from fewstep.sampling import make_sampler, sample
-from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer
-from fewstep.verification.bench import Bench
-from fewstep.verification.contract import contract_rows_with_discriminator
+from fewstep.verification.bench import Bench, training_settings
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import spread
 
@@ -30,11 +28,6 @@ RING = GaussianMixture.ring(8, 4.0, 0.4)
 # predictions lie in the middle of the ring, and separating two modes takes longer.
 START = 0.4
 _RING_WIDTH = 0.1414  # component width of the ring with std 0.1, on which the limit of means is set
-
-
-def fixed_rows(bench: Bench, method: DMD2) -> list[Row]:
-    """The contract of the discriminator, where ``method`` has none."""
-    return [] if method.gan else contract_rows_with_discriminator(bench, method)
 
 
 def one_step_start(schedule: Schedule, given: Collection[str]) -> dict[str, Any]:
@@ -52,18 +45,8 @@ def train(bench: Bench, method: DMD2, steps: int, show_progress: bool = False) -
         roles.add_network(spec.name, network, fitted.prediction_type)
     for heads in method.heads():
         roles.add_heads(heads.name, heads.build, heads.backbone).float()
-    settings = TrainingSettings(
-        steps=steps,
-        batch_size=BATCH,
-        learning_rate=3e-3,
-        critic_learning_rate=4e-3,
-        warmup_steps=min(100, steps // 10),
-        lr_schedule="cosine",
-        log_every=max(1, min(250, steps)),
-    )
-    trainer = Trainer(method, roles, bench.source, settings, seed=bench.seed, show_progress=show_progress)
-    trainer.run()
-    return trainer
+    settings = training_settings(steps, batch_size=BATCH, critic_learning_rate=4e-3)
+    return bench.train(method, settings, show_progress, roles)
 
 
 def fit_teacher(bench: Bench) -> Denoiser:

@@ -24,24 +24,24 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.solvers import Solver, solve
 
-REACH, POINTS, NODES = (
-    10.0,
-    2001,
-    24,
-)  # CT's tables: half width in standard deviations, points; nodes of the Gauss-Hermite rule
+# CT's tables: half width in standard deviations, points; nodes of the Gauss-Hermite rule.
+REACH, POINTS, NODES = 10.0, 2001, 24
 
 
 class FixedPoint:
     """A "sample" network known at the times of a training grid; the base of those below.
 
     Args:
-        teacher: exact or not; its guided DDIM step is the solver step from one grid time to the next below.
+        teacher: exact or not.
         grid: [N + 1] increasing native times, the schedule's end first (`Schedule.training_grid`).
         guidance_scale: of the teacher, 1.0 is off.
+        solver: of its step from one grid time to the next below.
     """
 
-    def __init__(self, teacher: Denoiser, grid: Sequence[float] | Array, guidance_scale: float = 1.0) -> None:
-        self.teacher, self.guidance_scale = teacher, guidance_scale
+    def __init__(
+        self, teacher: Denoiser, grid: Sequence[float] | Array, guidance_scale: float = 1.0, solver: Solver = "ddim"
+    ) -> None:
+        self.teacher, self.guidance_scale, self.solver = teacher, guidance_scale, solver
         self.grid = np.unique(host(grid))  # type: ignore[arg-type]  # one step per table index gives index 0 twice
 
     def denoiser(self) -> Denoiser:
@@ -64,15 +64,22 @@ class FixedPoint:
     def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
         raise NotImplementedError
 
-    def _walk(self, n: int, x: Tensor, cond: Cond | None) -> tuple[list[Tensor], Tensor]:
-        """(states at grid n, n - 1, ..., 0; the teacher's prediction of x0 at the last)."""
+    def _down(self, n: int, end: int, x: Tensor, cond: Cond | None) -> list[Tensor]:
+        """The teacher's states at the grid's times n, n - 1, ..., ``end`` from x at n."""
         states = [x]
-        for m in range(n, 0, -1):
-            states.append(self._solver_step(states[-1], float(self.grid[m]), float(self.grid[m - 1]), cond))
-        return states, self.teacher(states[-1], float(self.grid[0]), cond, self.guidance_scale).x0
+        for m in range(n, end, -1):
+            times = self.grid[[m, m - 1]]
+            states.append(solve(self.teacher, states[-1], times, cond, self.guidance_scale, self.solver))
+        return states
 
-    def _solver_step(self, x: Tensor, t: float, u: float, cond: Cond | None) -> Tensor:
-        return self.teacher(x, t, cond, self.guidance_scale).at(u)
+    def _teacher_x0(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
+        return self.teacher(x, float(self.grid[n]), cond, self.guidance_scale).x0
+
+    def _x0_of_jump(self, n: int, end: int, x: Tensor, x_s: Tensor) -> Tensor:
+        """The x0 at x, grid time n, whose jump to grid time ``end`` is x_s."""
+        (alpha_t, alpha), (sigma_t, sigma) = (c[[n, end]] for c in self.teacher.schedule.alpha_sigma(self.grid))
+        of_x = sigma / sigma_t  # the jump is of_x x + (alpha - alpha_t of_x) x0
+        return (x_s - float(of_x) * x) / float(alpha - alpha_t * of_x)
 
     def _rows(self, t: Time) -> np.ndarray[Any, np.dtype[np.int64]]:
         times = np.atleast_1d(host(t))
@@ -84,35 +91,20 @@ class FixedPoint:
 
 
 class LCMFixedPoint(FixedPoint):
-    """LCM's: the consistency function equals the teacher's DDIM composed down to the grid's end."""
+    """LCM's and, by Heun's solver, CD's: the consistency function equals the teacher composed down to the grid's end.
+
+    For CD see Song et al. 2023, theorem 1.
+    """
 
     def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
-        states, x0 = self._walk(n, x, cond)
         if n == 0:
-            return x0  # the consistency function ignores it: f(x, end) = x
-        return self._clean(n, x, states[-1])
+            return self._teacher_x0(0, x, cond)  # the consistency function ignores it: f(x, end) = x
+        return self._clean(n, x, self._down(n, 0, x, cond)[-1])
 
     def _clean(self, n: int, x: Tensor, value: Tensor) -> Tensor:
         """The x0 at x, grid time n, with which the consistency function equals ``value`` there."""
         skip, out = coefficients(self.teacher.schedule, self.grid[n])
         return (value - expand(skip, x) * x) / expand(out, x)
-
-
-class CDFixedPoint(LCMFixedPoint):
-    """CD's: the teacher's solver, Heun's or DDIM, composed down to the grid's end (Song et al. 2023, theorem 1)."""
-
-    def __init__(
-        self,
-        teacher: Denoiser,
-        grid: Sequence[float] | Array,
-        guidance_scale: float = 1.0,
-        solver: Solver = "heun",
-    ) -> None:
-        super().__init__(teacher, grid, guidance_scale)
-        self.solver: Solver = solver
-
-    def _solver_step(self, x: Tensor, t: float, u: float, cond: Cond | None) -> Tensor:
-        return solve(self.teacher, x, np.array([t, u]), cond, self.guidance_scale, self.solver)
 
 
 class CTFixedPoint(LCMFixedPoint):
@@ -148,7 +140,7 @@ class CTFixedPoint(LCMFixedPoint):
 
     def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
         if n == 0:
-            return self.teacher(x, float(self.grid[0])).x0
+            return self._teacher_x0(0, x, cond)
         return self._clean(n, x, self._look_up(n, x.double()).to(x.dtype))
 
     def _states(self, n: int) -> Tensor:
@@ -209,14 +201,15 @@ class TCDFixedPoint(FixedPoint):
         self.ends = range(len(self.grid)) if ends is None else sorted(set(ends))
 
     def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
-        states, x0 = self._walk(n, x, cond)
+        states = self._down(n, 0, x, cond)
+        x0 = self._teacher_x0(0, states[-1], cond)
         alpha, sigma = self.teacher.schedule.alpha_sigma(self.grid)
         for m in range(1, n + 1):
             x_t, x_u = states[n - m], states[n - m + 1]
             floor = (m - 1) // self.stride * self.stride
             ends = np.array([s for s in self.ends if floor <= s < m], dtype=np.int64)
             if not len(ends):  # never trained on: still the teacher
-                x0 = self.teacher(x_t, float(self.grid[m]), cond, self.guidance_scale).x0
+                x0 = self._teacher_x0(m, x_t, cond)
                 continue
             from_x_t = sigma[ends] / sigma[m]
             from_x_u = np.where(ends == m - 1, 1.0, sigma[ends] / (sigma[m - 1] or 1.0))  # sigma may be 0 at s = u
@@ -247,15 +240,12 @@ class PCMFixedPoint(FixedPoint):
 
     def _at(self, n: int, x: Tensor, cond: Cond | None) -> Tensor:
         if n == 0:
-            return self.teacher(x, float(self.grid[0]), cond, self.guidance_scale).x0  # no jump starts here
+            return self._teacher_x0(0, x, cond)  # no jump starts here
         edge = int(self.lower[self.lower < n].max())  # a time on an edge belongs to the phase below it
-        x_s = compose(self.teacher, x, self.grid[edge : n + 1][::-1], cond, self.guidance_scale)
-        (alpha_t, alpha), (sigma_t, sigma) = (c[[n, edge]] for c in self.teacher.schedule.alpha_sigma(self.grid))
-        of_x = sigma / sigma_t  # the jump to the edge is of_x x + (alpha - alpha_t of_x) x0
-        return (x_s - float(of_x) * x) / float(alpha - alpha_t * of_x)
+        return self._x0_of_jump(n, edge, x, self._down(n, edge, x, cond)[-1])
 
 
-class CTMFixedPoint(CDFixedPoint):
+class CTMFixedPoint(FixedPoint):
     """CTM's: the teacher's solver composed from t down to the end s on which the student is conditioned; at s = t the
     teacher's own prediction.
 
@@ -283,12 +273,7 @@ class CTMFixedPoint(CDFixedPoint):
         start, last = int(self._rows(time)[0]), int(self._rows(end)[0])
         if start <= last:
             raise ValueError(f"A trajectory leads down: from {time:g} none leads to {end:g}.")
-        x_s = x
-        for n in range(start, last, -1):
-            x_s = self._solver_step(x_s, float(self.grid[n]), float(self.grid[n - 1]), cond)
-        (alpha_t, alpha), (sigma_t, sigma) = (c[[start, last]] for c in self.teacher.schedule.alpha_sigma(self.grid))
-        of_x = sigma / sigma_t  # the jump is of_x x + (alpha - alpha_t of_x) x0
-        return (x_s - float(of_x) * x) / float(alpha - alpha_t * of_x)
+        return self._x0_of_jump(start, last, x, self._down(start, last, x, cond)[-1])
 
 
 def compose(

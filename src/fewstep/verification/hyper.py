@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +18,8 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
 from fewstep.sampling import PhasedSampler
 from fewstep.verification.bench import Bench
-from fewstep.verification.consistency import convergence_rows
-from fewstep.verification.contract import contract_rows, contract_rows_with_discriminator
+from fewstep.verification.consistency import convergence_rows, oracle
+from fewstep.verification.contract import contract_rows, gan_contract_rows
 from fewstep.verification.fixed_points import CTMFixedPoint, TCDFixedPoint, compose
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms
@@ -32,12 +30,11 @@ _SAMPLES = 16
 
 def fixed_rows(bench: Bench, method: Hyper) -> list[Row]:
     """Rows that need no trained student, for 8, 4, 2 and 1 segments of the method's grid."""
-    rows = [] if method.gan else contract_rows_with_discriminator(bench, method)
+    rows = gan_contract_rows(bench, method)
     if method.settings.hop_by == "teacher" and bench.guidance_scale == 1.0 and not method.settings.tell_end:
         settings = dataclasses.replace(method.settings, hop_by="beginning", adversarial_weight=1.0)
         later = type(method)(method.schedule, settings)  # with its discriminator: an untrained student is consistent
-        found = contract_rows(bench, later)
-        rows += [dataclasses.replace(row, quantity=f"later stages: {row.quantity}") for row in found]
+        rows += contract_rows(bench, later, "later stages: ")
     solver_steps = method.settings.num_grid_steps
     for k in sorted({*(k for k in STAGES if solver_steps % k == 0), solver_steps}, reverse=True):
         stage = _stage(method, k)
@@ -106,8 +103,7 @@ def jump_rows(bench: Bench, stage: Hyper) -> list[Row]:
     conditioned = _quiet(stage, tell_end=True)
     student = CTMFixedPoint(bench.teacher, grid, bench.guidance_scale, "ddim").denoiser()
     batch, draws, _ = _all_ends(bench, conditioned)
-    roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=student, beginning=bench.teacher)
-    shared = conditioned.prepare(roles, batch, draws, {"student"})
+    shared = conditioned.prepare(oracle(bench, student), batch, draws, {"student"})
     worst = float((shared.x_s - shared.target).square().mean(1).max())
     x, cond = bench.starts
     x, cond = x[:64], None if cond is None else cond[:64]
@@ -138,7 +134,7 @@ def gradient_row(bench: Bench, stage: Hyper) -> Row:
         return point(x, t, cond).x0.detach() + shift[starts]
 
     student = Denoiser(shifted, bench.schedule, "sample")
-    roles: Any = SimpleNamespace(teacher=bench.teacher, student=student, target=point, beginning=bench.teacher)
+    roles = oracle(bench, student, target=point)
     shared = quiet.prepare(roles, batch, draws, {"student"})
     (gradient,) = torch.autograd.grad(quiet.student(roles, batch, draws, shared).total, shift)
     size = max(1.0, rms(batch.x0))
@@ -150,7 +146,7 @@ def loss_left(bench: Bench, method: Hyper) -> float:
     """The loss of the exact fixed point over all solver steps and ends: no student without s as an input has less."""
     point = _fixed_point(bench, quiet := _quiet(method, tell_end=False))
     batch, draws, _ = _all_ends(bench, quiet)
-    roles: Any = SimpleNamespace(teacher=bench.teacher, student=point, target=point)
+    roles = oracle(bench, point)
     return float(quiet.student(roles, batch, draws, quiet.prepare(roles, batch, draws, {"student"})).total)
 
 
@@ -160,12 +156,10 @@ def _all_ends(bench: Bench, stage: Hyper) -> tuple[Batch, Draws, Tensor]:
     pairs = [(i, end) for i, floor in enumerate(floors) for end in range(floor, i + 1)]
     index, end = (torch.tensor(side).repeat_interleave(_SAMPLES) for side in zip(*pairs, strict=True))
     sample = torch.arange(_SAMPLES).repeat(len(pairs))
-    rng = Rng(bench.seed, 0, _SAMPLES, dtype=torch.float64)
-    few = bench.source.batch(rng)
-    noise = stage.draw(few, rng, Progress(0, 1)).noise
+    few, drawn = bench.draw(stage, _SAMPLES)
     cond = None if few.cond is None else few.cond[sample]
     scale = torch.full((len(sample),), bench.guidance_scale, dtype=torch.float64)
-    draws = Draws(index, end, noise[sample], scale, None, None)
+    draws = Draws(index, end, drawn.noise[sample], scale, None, None)
     return Batch(few.x0[sample], cond), draws, index * _SAMPLES + sample
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fewstep.data.random import Rng
 from fewstep.methods.base import Progress
 from fewstep.methods.ladd import LADD
 from fewstep.verification.bench import Bench
@@ -17,9 +16,8 @@ _POINTS = 4096
 
 def fixed_rows(bench: Bench, method: LADD) -> list[Row]:
     """The noise levels of the discriminator, and the gradient of every sample from every head."""
-    rng = Rng(bench.seed, method.settings.warmup_steps, _POINTS, dtype=torch.float64)
-    batch = bench.source.batch(rng)
-    draws = method.draw(batch, rng, Progress(method.settings.warmup_steps, 10**9))
+    warm = method.settings.warmup_steps
+    batch, draws = bench.draw(method, _POINTS, warm, Progress(warm, 10**9))
     level = np.log(method.schedule.noise_to_signal(method.judged_at(draws.ratio)))
     roles = bench.roles(method, torch.float64)
     shared = method.prepare(roles, batch, draws, {"student", "discriminator"})

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 
 from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
-from fewstep.methods.base import Progress
 from fewstep.methods.pcm import PCM, Draws, Shared
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
 from fewstep.sampling import PhasedSampler
 from fewstep.verification.bench import Bench
-from fewstep.verification.consistency import convergence_rows
-from fewstep.verification.contract import contract_rows_with_discriminator
+from fewstep.verification.consistency import convergence_rows, stage_rows
+from fewstep.verification.contract import gan_contract_rows
 from fewstep.verification.fixed_points import PCMFixedPoint, compose
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms
@@ -29,42 +27,23 @@ _DISCRIMINATOR_STEPS, _DISCRIMINATOR_BATCH = 120, 256
 
 def fixed_rows(bench: Bench, method: PCM) -> list[Row]:
     """Rows without training a student: the fixed point's loss and steps, the discriminator's contract and optimum."""
-    rows = [] if method.gan else contract_rows_with_discriminator(bench, method)
+    rows = gan_contract_rows(bench, method)
     return [*oracle_rows(bench, method), *rows, *discriminator_rows(bench, method), *convergence_rows(bench)]
 
 
 def trained_rows(bench: Bench, method: PCM, roles: Roles) -> list[Row]:
     """The trained student's jump over each phase from the teacher's own states, then all of them from the start."""
-    x, cond = bench.starts
-    path = _Path(bench, method)
-    rows = []
-    for t, s in pairwise(path.edges):
-        composed = path.teacher(x, t, s, cond)
-        with torch.no_grad():
-            jump = roles.student(x.float(), t, cond).at(s).double()
-        distance = rms(composed - bench.flow(x, t, s, cond))
-        rows.append(Row(f"phase {t:g} -> {s:g}: rms error", 0.0, rms(jump - composed), 0.06 * bench.width, distance))
-        x = composed
-    start, cond = bench.starts
-    with torch.no_grad():
-        x_end = compose(roles.student, start.float(), path.edges, cond).double()
-    distance = rms(x - bench.flow(start, path.edges[0], path.edges[-1], cond))
-    name = f"{len(path.edges) - 1} steps on the edges: rms error"
-    return [*rows, Row(name, 0.0, rms(x_end - x), 0.1 * bench.width, distance)]
+    phases = _phases(method)
+    name = f"{len(phases)} steps on the edges"
+    return stage_rows(bench, roles.student, phases, "phase", 0.06 * bench.width, name, 0.1 * bench.width)
 
 
-class _Path:
-    """The edges from the start down, and the teacher composed down the grid between any two of them."""
-
-    def __init__(self, bench: Bench, method: PCM) -> None:
-        self.bench, self.grid = bench, method.grid.numpy()
-        sampler = PhasedSampler(num_inference_steps=method.settings.num_phases,
-                         original_inference_steps=method.settings.num_grid_steps)  # fmt: skip
-        self.edges: list[float] = sampler.times(method.schedule).tolist()
-
-    def teacher(self, x: Tensor, t: float, s: float, cond: Cond | None) -> Tensor:
-        down = self.grid[(self.grid <= t) & (self.grid >= s)][::-1]
-        return compose(self.bench.teacher, x, down, cond, self.bench.guidance_scale)
+def _phases(method: PCM) -> list[list[float]]:
+    """The times of the grid in each phase, from its upper edge down to its lower one; the noisiest phase first."""
+    settings, grid = method.settings, method.grid.numpy()
+    sampler = PhasedSampler(num_inference_steps=settings.num_phases, original_inference_steps=settings.num_grid_steps)
+    edges = pairwise(sampler.times(method.schedule).tolist())
+    return [grid[(grid <= t) & (grid >= s)][::-1].tolist() for t, s in edges]
 
 
 class Oracle:
@@ -93,9 +72,9 @@ def oracle_rows(bench: Bench, method: PCM) -> list[Row]:
     batch, draws, shared = player_inputs(bench, quiet, oracle, 0, 256)
     loss = quiet.student(oracle, batch, draws, shared).total.item()
     x, cond = bench.starts
-    path = _Path(bench, method)
-    four = compose(oracle.target, x, path.edges, cond)
-    composed = path.teacher(x, path.edges[0], path.edges[-1], cond)
+    phases = _phases(method)
+    four = compose(oracle.target, x, [phases[0][0], *(phase[-1] for phase in phases)], cond)
+    composed = compose(bench.teacher, x, method.grid.tolist()[::-1], cond, bench.guidance_scale)
     size = max(1.0, bench.width**2 + float(batch.x0.square().mean()))
     return [
         Row("loss at the exact fixed point", 0.0, loss, 1e-20 * size),
@@ -145,7 +124,5 @@ def train_discriminator(bench: Bench, gan: PCM, offset: float) -> tuple[float, f
 
 def player_inputs(bench: Bench, method: PCM, oracle: Any, step: int, size: int) -> tuple[Batch, Draws, Shared]:
     """The arguments of the players of ``method`` after the roles: batch, draws and shared."""
-    rng = Rng(bench.seed, step, size, dtype=torch.float64)
-    batch = bench.source.batch(rng)
-    draws = method.draw(batch, rng, Progress(step, _DISCRIMINATOR_STEPS))
+    batch, draws = bench.draw(method, size, step)
     return batch, draws, method.prepare(oracle, batch, draws, {"student", "discriminator"})

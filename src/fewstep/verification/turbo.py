@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data.random import Rng
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule, expand
-from fewstep.methods.base import Progress
 from fewstep.methods.parts.discriminators import generator_loss
 from fewstep.methods.turbo import Turbo
 from fewstep.models.denoiser import Denoiser
@@ -105,9 +103,7 @@ def _score_rows(bench: Bench, method: Turbo) -> list[Row]:
     """With weighting sds in latents the gradient is w(t) (eps_teacher - eps') at every element."""
     settings = dataclasses.replace(method.settings, weighting="sds", space="latents")
     sds = type(method)(method.schedule, settings)
-    rng = Rng(bench.seed, 0, _POINTS, dtype=torch.float64)
-    batch = bench.source.batch(rng)
-    draws = sds.draw(batch, rng, Progress(0, 1))
+    batch, draws = bench.draw(sds, _POINTS)
     x0 = batch.x0.clone().requires_grad_()
     roles: Any = SimpleNamespace(teacher=bench.teacher)
     shared: Any = SimpleNamespace(x0_student=x0, seen=x0)

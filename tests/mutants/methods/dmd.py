@@ -31,6 +31,12 @@ MUTANTS = [
             "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
         ),
         (
+            "dmd: guidance weighs the unconditional score with 2 - w, not 1 - w",
+            "ScorePair(schedule, self.settings.guidance_scale, self",
+            "ScorePair(schedule, self.settings.guidance_scale - 1, self",
+            "tests/verification/test_closed_forms.py::test_guided_dmd_ends_where_the_closed_form_says",
+        ),
+        (
             "dmd: another time of the student is not heard",
             "float(schedule.start if given is None else given)",
             "float(schedule.start)",

@@ -1,20 +1,25 @@
-"""A reward beside distribution matching, on a Gaussian: it moves the mean and nothing else."""
+"""Feedback in closed form: free samples stop at a threshold; beside distribution matching a reward moves the mean."""
 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from fewstep.data.batch import Batch
 from fewstep.diffusion.schedule import Array, Schedule
-from fewstep.methods.feedback import Feedback, Goal
+from fewstep.methods.feedback import Draws, Feedback, Goal, Shared
 from fewstep.methods.parts.score_pair import ScorePair
-from fewstep.verification.feedback import gradient_at
+from fewstep.models.helpers import PointReward
 from fewstep.verification.report import Row
 from tests.verification.closed_forms.dmd2 import gradient, normal, root
 
 _MEAN, _VARIANCE, _PULL = 1.0, 0.6, 0.3
+_MOVE, _MOVES = 4e-3, 700  # step size and number of the gradient steps of free samples
 _FAR = 1e3  # a threshold that nothing reaches
 
 
@@ -50,3 +55,33 @@ def _tilted(angles: Array) -> tuple[float, float]:
         return by_mean + float(slope.sum()), by_std + float((slope * z).sum())
 
     return root(pulls, 0.8, 0.7)
+
+
+def threshold_rows(schedule: Schedule) -> list[Row]:
+    """Samples that move freely stop where their reward is the threshold; those beyond it never move."""
+    goal = Goal("points", 0.5, 0.7)
+    feedback = Feedback(schedule, rewards=(goal,))
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(64, 2, generator=generator, dtype=torch.float64)
+    began, reward = samples.clone(), PointReward()
+    edge = torch.full((1, 2), goal.threshold / math.sqrt(2), dtype=torch.float64)
+    edge = torch.cat([edge * (1 + step) for step in (1e-12, 0.5)])
+    below = reward(began) < goal.threshold
+    for _ in range(_MOVES):
+        samples = samples - _MOVE * len(samples) / goal.weight * gradient_at(feedback, samples)
+    return [
+        Row("gradient at and beyond the threshold", 0.0, float(gradient_at(feedback, edge).abs().sum()), 0.0),
+        Row("mean reward of samples that began below it", goal.threshold, float(reward(samples)[below].mean()), _MOVE),
+        Row("the highest of them", goal.threshold, float(reward(samples)[below].max()), _MOVE),
+        Row("movement of the others", 0.0, float((samples - began)[~below].abs().sum()), 0.0),
+    ]
+
+
+def gradient_at(method: Feedback, samples: Tensor) -> Tensor:
+    """The gradient of the method's loss at samples [B, D]."""
+    leaf = samples.detach().requires_grad_()
+    roles: Any = SimpleNamespace(decode=lambda x: x, reward=lambda name: PointReward())
+    draws, shared = Draws(0, leaf[:, None]), Shared(0.0, leaf, leaf)
+    loss = method.student(roles, Batch(samples, prompts=("",) * len(samples)), draws, shared)
+    (slope,) = torch.autograd.grad(loss.total, leaf)
+    return slope
