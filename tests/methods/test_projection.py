@@ -8,10 +8,10 @@ from fewstep.methods.parts.discriminators import r1
 from fewstep.methods.parts.projection import (
     LocalBatchNorm,
     ProjectionHead,
-    ProjectionHeads,
     SpectralConv,
     circular,
     projection_condition,
+    projection_heads,
     projection_loss,
 )
 from fewstep.models.cond import Cond
@@ -106,7 +106,7 @@ def test_what_heads_are_told_has_one_scale_and_zeros_stay():
 @pytest.mark.parametrize("dims", [1, 2])
 def test_r1_is_the_slope_at_the_heads_inputs_and_goes_no_further(dims):
     torch.manual_seed(0)
-    heads = ProjectionHeads({"a": 5, "b": 4}, 3, dims).double()
+    heads = projection_heads({"a": 5, "b": 4}, 3, dims).double()
     with torch.no_grad():
         for p in heads.parameters():
             p.add_(0.1 * torch.randn_like(p))

@@ -182,6 +182,7 @@ class Method:
     sampler: str = "ddim"  # the default sampler of its students
     converts: bool = False  # whether the student's prediction type differs from the teacher's
     continues: ClassVar[bool] = False  # whether the teacher is a few-step student, sampled in the same way
+    gan: Any = None  # the discriminator of its losses (`parts.discriminators.Discriminator`), if it has one
     encoder: str = ""  # the frozen image encoder of its losses: "scenes-64", a folder or a hub name
     rewards: tuple[str, ...] = ()  # the reward models of its losses (`fewstep.models.rewards`)
     measures: tuple[str, ...] = ()  # reward models that are only logged
@@ -213,8 +214,8 @@ class Method:
         return (RoleSpec("student"),)
 
     def heads(self) -> tuple[HeadSpec, ...]:
-        """The heads this method trains beside its roles: a discriminator's."""
-        return ()
+        """The heads this method trains beside its roles: by default those of ``gan``."""
+        return (self.gan.spec(),) if self.gan else ()
 
     @classmethod
     def sampling(cls, settings: Any) -> Sampling:

@@ -25,11 +25,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.schedule import Array, Schedule
-from fewstep.methods.base import Loss, Method, Progress, RoleSpec
+from fewstep.methods import Batch, Loss, Method, Progress, Rng, RoleSpec
 from fewstep.methods.guidance import OFF, Guidance
 from fewstep.methods.parts.distances import Distance, distance
 from fewstep.methods.parts.dropout import dropout_seed

@@ -32,10 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Array, Schedule
-from fewstep.methods.base import Balanced, HeadSpec, Loss, Method, Player, Progress, RoleSpec
+from fewstep.methods import Balanced, Batch, Loss, Method, Player, Progress, Rng, RoleSpec
 from fewstep.methods.guidance import OFF, Guidance
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
 from fewstep.methods.parts.distances import Distance, distance, with_gradient
@@ -147,16 +145,13 @@ class CTM(Method):
             raise ValueError(
                 f"max_hops must lie in 1 ... {len(self.grid) - 1}, the grid's solver steps, not {settings.max_hops}."
             )
-        self.gan = Discriminator("hinge") if settings.adversarial_weight else None
+        self.gan: Discriminator | None = Discriminator("hinge") if settings.adversarial_weight else None
         if self.gan is None:
             self.players = (Player("student"),)
 
     def roles(self) -> tuple[RoleSpec, ...]:
         decay = self.settings.target_decay
         return RoleSpec("student", ("end",)), RoleSpec("target", follows="student", decay=decay)
-
-    def heads(self) -> tuple[HeadSpec, ...]:
-        return (self.gan.spec(),) if self.gan else ()
 
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
         shape, last = batch.x0.shape[1:], len(self.grid) - 1

@@ -27,10 +27,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fewstep.data.batch import Batch, Pairs
-from fewstep.data.random import Rng
+from fewstep.data.batch import Pairs
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods import Batch, Loss, Method, Player, Progress, Rng, RoleSpec, Sampling
 from fewstep.methods.parts.distances import Distance, distance, feature_distance
 from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
 from fewstep.methods.parts.statistics import student_statistics

@@ -35,10 +35,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods import Batch, Loss, Method, Player, Progress, Rng, RoleSpec, Sampling
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss, logged_discriminator_loss
 from fewstep.methods.parts.distances import with_gradient
 from fewstep.methods.parts.inputs import Inputs, Policy, Terminal
@@ -161,9 +159,6 @@ class DMD2(Method):
 
     def roles(self) -> tuple[RoleSpec, ...]:
         return RoleSpec("student"), RoleSpec("fake", init_from=self.settings.fake_init_from)
-
-    def heads(self) -> tuple[HeadSpec, ...]:
-        return (self.gan.spec(),) if self.gan else ()
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:

@@ -31,10 +31,8 @@ import torch
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
-from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule, working
-from fewstep.methods.base import Loss, Method, Progress, Sampling
+from fewstep.methods import Batch, Loss, Method, Progress, Rng, Sampling
 from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.perceptual import perceptual_loss
 from fewstep.methods.parts.statistics import student_statistics

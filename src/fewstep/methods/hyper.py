@@ -35,10 +35,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods import Batch, Loss, Method, Player, Progress, Rng, RoleSpec, Sampling
 from fewstep.methods.guidance import OFF, Guidance
 from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.solver_step import SolverStep, solver_step
@@ -165,9 +163,6 @@ class Hyper(Method):
         if self.settings.hop_by == "beginning":
             roles.append(RoleSpec("beginning", follows="student", decay=1.0))
         return (*roles, self.gan.role) if self.gan else tuple(roles)
-
-    def heads(self) -> tuple[HeadSpec, ...]:
-        return (self.gan.heads(),) if self.gan else ()
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:

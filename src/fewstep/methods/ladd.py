@@ -28,16 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, Sampling
+from fewstep.methods import Batch, HeadSpec, Loss, Method, Player, Progress, Rng, Sampling
 from fewstep.methods.parts.discriminators import AdversarialLoss, generator_loss
 from fewstep.methods.parts.inputs import Terminal, noised_rows
 from fewstep.methods.parts.projection import (
-    ProjectionHeads,
     conditioned_heads,
     projection_condition,
+    projection_heads,
     projection_loss,
     taps_of,
 )
@@ -186,4 +184,4 @@ class LADD(Method):
 
 
 def _build(channels: Mapping[str, int], helpers: Helpers) -> nn.Module:
-    return ProjectionHeads(dict(channels), helpers.pooled_width + LEVEL_WIDTH, dims=2)
+    return projection_heads(channels, helpers.pooled_width + LEVEL_WIDTH, dims=2)

@@ -18,11 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import Loss, Method, Progress, RoleSpec
+from fewstep.methods import Batch, Loss, Method, Progress, Rng, RoleSpec
 from fewstep.methods.guidance import Guidance
 from fewstep.methods.parts.distances import Distance, distance
 from fewstep.methods.parts.solver_step import SolverStep, solver_step

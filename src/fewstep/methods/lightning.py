@@ -40,10 +40,8 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods import Batch, Loss, Method, Player, Progress, Rng, RoleSpec, Sampling
 from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.inputs import Terminal, noised_rows
 from fewstep.methods.parts.solver_step import SolverStep, solve_along
@@ -168,9 +166,6 @@ class Lightning(Method):
         kind = settings.prediction_type or ("sample" if settings.loss == "convert" else None)
         student = RoleSpec("student", prediction_type=kind)
         return (student, self.gan.role) if self.gan else (student,)
-
-    def heads(self) -> tuple[HeadSpec, ...]:
-        return (self.gan.heads(),) if self.gan else ()
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:

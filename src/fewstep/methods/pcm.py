@@ -34,10 +34,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, RoleSpec, Sampling
+from fewstep.methods import Batch, Loss, Method, Player, Progress, Rng, RoleSpec, Sampling
 from fewstep.methods.guidance import Guidance
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss
 from fewstep.methods.parts.distances import Distance, distance
@@ -141,15 +139,12 @@ class PCM(Method):
         # A solver step that lands on an edge belongs to the phase above that edge: it is what anchors the phase.
         self.phase = torch.from_numpy(np.searchsorted(edges, grid[:-1], side="right") - 1)
         self.guidance = Guidance.of(settings.guidance_scale)
-        self.gan = Discriminator("hinge") if settings.adversarial_weight else None
+        self.gan: Discriminator | None = Discriminator("hinge") if settings.adversarial_weight else None
         if self.gan is None:
             self.players = (Player("student"),)
 
     def roles(self) -> tuple[RoleSpec, ...]:
         return RoleSpec("student"), RoleSpec("target", follows="student", decay=self.settings.target_decay)
-
-    def heads(self) -> tuple[HeadSpec, ...]:
-        return (self.gan.spec(),) if self.gan else ()
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:

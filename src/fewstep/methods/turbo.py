@@ -45,18 +45,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Array, Schedule, expand
-from fewstep.methods.base import HeadSpec, Loss, Method, Player, Progress, Sampling
+from fewstep.methods import Batch, HeadSpec, Loss, Method, Player, Progress, Rng, Sampling
 from fewstep.methods.parts.augment import POLICIES, Policy, augmented, draw_augmentation
 from fewstep.methods.parts.discriminators import generator_loss
 from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.inputs import Terminal, noised_rows, pure_rows
 from fewstep.methods.parts.projection import (
-    ProjectionHeads,
     conditioned_heads,
     projection_condition,
+    projection_heads,
     projection_loss,
     taps_of,
 )
@@ -259,4 +257,4 @@ class Turbo(Method):
 
 def _build(channels: Mapping[str, int], helpers: Helpers) -> nn.Module:
     assert helpers.encoder is not None
-    return ProjectionHeads(dict(channels), helpers.pooled_width + helpers.encoder.summary_width)
+    return projection_heads(channels, helpers.pooled_width + helpers.encoder.summary_width)

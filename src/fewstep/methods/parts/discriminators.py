@@ -80,14 +80,6 @@ def r1(heads: Judge, features: Sequence[Tensor]) -> Tensor:
     return _mean([slope.flatten(1).square().sum(dim=1).mean() for slope in slopes])
 
 
-def approximate_r1(logits: Logits, nudged: Logits) -> Tensor:
-    """Mean of (D(x) - D(x + eta n))^2, ``nudged`` being the logits at the perturbed image: no second derivative.
-
-    Nudge the *noised* image: shifting clean data before the noise is added lets its level stand.
-    """
-    return _mean([(a - b).square().mean() for a, b in zip(logits, nudged, strict=True)])
-
-
 def _mean(terms: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(terms)).mean()
 

@@ -90,7 +90,7 @@ class Heads(nn.Module):
         self.taps = tuple(channels)
         self.heads = nn.ModuleDict({tap: head(c) for tap, c in channels.items()})
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Logits [B, positions] of every head, from features in the order of ``taps``."""
+    def forward(self, features: Sequence[Tensor], *condition: Tensor | None) -> list[Tensor]:
+        """Logits [B, positions] of every head, from features in the order of ``taps``, and the condition, if any."""
         pairs = zip(self.heads.values(), features, strict=True)
-        return [head(feature.to(next(head.parameters()).dtype)) for head, feature in pairs]
+        return [head(feature.to(next(head.parameters()).dtype), *condition) for head, feature in pairs]

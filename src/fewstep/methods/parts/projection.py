@@ -18,7 +18,7 @@ map    [B, C, h, w]                         3x3, zeros around                gro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import cast
 
@@ -151,20 +151,9 @@ def _block(channels: int, width: int, kernel: int, dims: int) -> nn.Module:
     return nn.Sequential(SpectralConv(channels, width, kernel, dims), norm, nn.LeakyReLU(0.2))
 
 
-class ProjectionHeads(Heads):
-    """One `ProjectionHead` for every tap.
-
-    Args:
-        channels: tap -> channels of its features. condition_width, dims: of the heads.
-    """
-
-    def __init__(self, channels: dict[str, int], condition_width: int, dims: int = 1) -> None:
-        super().__init__(channels, partial(ProjectionHead, condition_width=condition_width, dims=dims))
-
-    def forward(self, features: Sequence[Tensor], condition: Tensor | None = None) -> list[Tensor]:
-        """Logits [B, positions] of every head, from features in the order of ``taps``."""
-        pairs = zip(self.heads.values(), features, strict=True)
-        return [head(feature.to(next(head.parameters()).dtype), condition) for head, feature in pairs]
+def projection_heads(channels: Mapping[str, int], condition_width: int, dims: int = 1) -> Heads:
+    """One `ProjectionHead` for every tap, from the channels of its features."""
+    return Heads(channels, partial(ProjectionHead, condition_width=condition_width, dims=dims))
 
 
 def projection_condition(helpers: Helpers, cond: Cond | None, *others: Tensor) -> Tensor | None:
@@ -182,12 +171,13 @@ def projection_condition(helpers: Helpers, cond: Cond | None, *others: Tensor) -
 
 def taps_of(roles: Roles) -> tuple[str, ...]:
     """The layers whose features the discriminator reads."""
-    return cast(ProjectionHeads, roles.heads["discriminator"]).taps
+    return cast(Heads, roles.heads["discriminator"]).taps
 
 
 def conditioned_heads(roles: Roles, condition: Tensor | None) -> Judge:
     """The discriminator's heads with the condition of a batch."""
-    return partial(roles.heads["discriminator"], condition=condition)
+    heads = roles.heads["discriminator"]
+    return lambda features: heads(features, condition)
 
 
 def projection_loss(

@@ -83,7 +83,7 @@ class TrajectoryDiscriminator:
         """Number of encoder calls in a step."""
         return 1 + self.gan.images
 
-    def heads(self) -> HeadSpec:
+    def spec(self) -> HeadSpec:
         """What a method returns from `Method.heads`."""
         return self.gan.spec()
 
