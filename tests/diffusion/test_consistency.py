@@ -29,11 +29,6 @@ def test_lcm_scalings_by_formula_and_figure():
     assert skip == pytest.approx(6.9e-6, rel=0.01) and out == pytest.approx(0.9999965, abs=5e-8)
 
 
-def test_lcm_settings_are_used():
-    skip, out = boundary_scalings(3, timestep_scaling=2.0, sigma_data=1.5)
-    assert skip == pytest.approx(2.25 / (36 + 2.25)) and out == pytest.approx(6 / math.sqrt(36 + 2.25))
-
-
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
 def test_vp_is_lcm(kind):
     said = predictions(VP, [0, 19, 999], kind)

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from fewstep.evaluation.measured import RESAMPLINGS, Measured, Reference, gap_closed
-from fewstep.evaluation.metrics import GroupedMoments, Moments, centred_interval, detail_fd, spread
+from fewstep.evaluation.metrics import (
+    GroupedMoments,
+    Moments,
+    centred_interval,
+    detail_features,
+    frechet_distance,
+    spread,
+)
 from fewstep.scenes64.detector import judge_of, load_detector
 from fewstep.scenes64.scenes import Scenes
 
@@ -135,7 +142,8 @@ def test_statistics_come_back_from_their_file(detector, real, tmp_path):
     one = Measured.of(pictures, detector.features)
     before, after = one.figures(real), one.figures(again)
     assert after["detail FD"] == pytest.approx(before["detail FD"], rel=1e-3)
-    assert after["detail FD"] == pytest.approx(detail_fd(pictures, renders(11, 512)[0]), rel=1e-3)
+    mine, theirs = (Moments.of(detail_features(images)) for images in (pictures, renders(11, 512)[0]))
+    assert after["detail FD"] == pytest.approx(frechet_distance(mine, theirs), rel=1e-3)
     (tmp_path / "other.safetensors").write_bytes(b"no")
     for name in ("other", "missing"):
         with pytest.raises(ValueError, match="holds no reference statistics"):

@@ -10,13 +10,22 @@ from scipy import linalg
 from fewstep.evaluation.metrics import (
     Moments,
     centred_interval,
-    detail_fd,
-    fd,
+    detail_features,
     frechet_distance,
     kid,
     overlap,
 )
 from fewstep.scenes64.scenes import Scenes
+
+
+def fd(a, b):
+    """Frechet distance of two sets of features [N, D]."""
+    return frechet_distance(Moments.of(a), Moments.of(b))
+
+
+def detail_fd(a, b):
+    """Frechet distance of the patches of two sets of images [N, C, H, W] in [0, 1]."""
+    return fd(detail_features(a), detail_features(b))
 
 
 def normal(*shape, seed=0):

@@ -212,26 +212,26 @@ MUTANTS = [
         "diffusion/test_consistency.py",
         (
             "consistency: the timestep is not scaled by ten",
-            "np.maximum(np.asarray(t, dtype=np.float64), 0) * timestep_scaling",
+            "np.maximum(np.asarray(t, dtype=np.float64), 0) * TIMESTEP_SCALING",
             "np.maximum(np.asarray(t, dtype=np.float64), 0)",
             "test_lcm_scalings_by_formula_and_figure",
         ),
         (
             "consistency: c_out carries sigma_data, as EDM's does",
-            "np.asarray(q / np.sqrt(q**2 + sigma_data**2))",
-            "np.asarray(sigma_data * q / np.sqrt(q**2 + sigma_data**2))",
+            "np.asarray(q / np.sqrt(q**2 + SIGMA_DATA**2))",
+            "np.asarray(SIGMA_DATA * q / np.sqrt(q**2 + SIGMA_DATA**2))",
             "test_lcm_scalings_by_formula_and_figure",
         ),
         (
             "consistency: sigma_data is not squared in c_skip",
-            "np.asarray(sigma_data**2 / (q**2 + sigma_data**2))",
-            "np.asarray(sigma_data / (q**2 + sigma_data))",
+            "np.asarray(SIGMA_DATA**2 / (q**2 + SIGMA_DATA**2))",
+            "np.asarray(SIGMA_DATA / (q**2 + SIGMA_DATA))",
             "test_lcm_scalings_by_formula_and_figure",
         ),
         (
             "consistency: EDM's c_skip is not shifted by sigma_min",
-            "c_skip = sigma_data**2 / ((t - schedule.sigma_min) ** 2 + sigma_data**2)",
-            "c_skip = sigma_data**2 / (t**2 + sigma_data**2)",
+            "c_skip = SIGMA_DATA**2 / ((t - schedule.sigma_min) ** 2 + SIGMA_DATA**2)",
+            "c_skip = SIGMA_DATA**2 / (t**2 + SIGMA_DATA**2)",
             "test_edm_is_consistency_models",
         ),
         (

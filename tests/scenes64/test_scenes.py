@@ -12,19 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.scenes64.scenes import (
-    COLOURS,
-    FILLS,
-    PLACES,
-    SHAPES,
-    SIZES,
-    WORDS,
-    Scenes,
-    describe,
-    write_image_folder,
-    write_webdataset,
-)
-from fewstep.scenes64.scenes.content import draw_scene
+from fewstep.scenes64.scenes import WORDS, Scenes, write_image_folder, write_webdataset
+from fewstep.scenes64.scenes.caption import describe
+from fewstep.scenes64.scenes.content import COLOURS, FILLS, PLACES, SHAPES, SIZES, draw_scene
 from fewstep.scenes64.scenes.render import render
 
 NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}

@@ -7,7 +7,8 @@ import torch
 
 from fewstep import DDIMSampler, load_teacher, sample
 from fewstep.models.families import shipped
-from fewstep.scenes64.scenes import COLOURS, Scenes
+from fewstep.scenes64.scenes import Scenes
+from fewstep.scenes64.scenes.content import COLOURS
 
 FOLDER = shipped("scenes-64")
 

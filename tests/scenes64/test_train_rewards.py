@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from fewstep.data.preferences import Preference, Preferences
 from fewstep.models.encoders import load_encoder
 from fewstep.models.rewards import About, RewardNetwork, load_reward
 from fewstep.scenes64.scenes.raters import write_preferences
-from fewstep.scenes64.train_rewards import PairFeatures, margins, measure, preference_loss, train_reward, with_steps
+from fewstep.scenes64.train_rewards import SETTINGS, PairFeatures, margins, measure, preference_loss, train_reward
 from fewstep.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -56,7 +57,9 @@ def choices(tmp_path_factory):
 
 def test_a_reward_is_learnt_from_choices_and_is_the_same_again(choices, tmp_path):
     """From 80 pairs it knows the rule of taste roughly; its numbers are in standard deviations."""
-    results = [train_reward(choices, tmp_path / name, load_encoder(), 1, with_steps(150)) for name in ("a", "b")]
+    results = [
+        train_reward(choices, tmp_path / name, load_encoder(), 1, replace(SETTINGS, steps=150)) for name in ("a", "b")
+    ]
     assert results[0] == results[1] and results[0].held_out == 20 and results[0].trained == 80
     files = [load_file(tmp_path / name / "reward.safetensors") for name in ("a", "b")]
     assert all(torch.equal(t, files[1][key]) for key, t in files[0].items())
@@ -70,7 +73,7 @@ def test_a_reward_is_learnt_from_choices_and_is_the_same_again(choices, tmp_path
     assert liked[[0, 1, 2, 6]].mean() > liked[[3, 4, 5, 7]].mean() + 0.5  # red, orange, yellow, pink
     fills = network.taste.weight[0, at + 8 : at + 13] / network.usual[1, at + 8 : at + 13]
     assert fills[weights["plain"]] > fills[1:].mean()
-    other = train_reward(choices, tmp_path / "c", load_encoder(), 2, with_steps(5))
+    other = train_reward(choices, tmp_path / "c", load_encoder(), 2, replace(SETTINGS, steps=5))
     assert other.held_out == 20 and other.ceiling != results[0].ceiling  # other pairs are held out
 
 
@@ -85,14 +88,14 @@ def stopped(trainer, resume):
 def test_an_interrupted_training_goes_on(tmp_path):
     choices = tmp_path / "choices"
     write_preferences(choices, 3, 12)
-    whole = train_reward(choices, tmp_path / "whole", load_encoder(), 0, with_steps(8))
+    whole = train_reward(choices, tmp_path / "whole", load_encoder(), 0, replace(SETTINGS, steps=8))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "run", stopped)
         with pytest.raises(ZeroDivisionError):
-            train_reward(choices, tmp_path / "part", load_encoder(), 0, with_steps(8))
+            train_reward(choices, tmp_path / "part", load_encoder(), 0, replace(SETTINGS, steps=8))
     assert (tmp_path / "part" / "checkpoints" / "step-0000005").is_dir()
     assert not (tmp_path / "part" / "reward.safetensors").exists()
-    assert train_reward(choices, tmp_path / "part", load_encoder(), 0, with_steps(8)) == whole
+    assert train_reward(choices, tmp_path / "part", load_encoder(), 0, replace(SETTINGS, steps=8)) == whole
     files = [load_file(tmp_path / name / "reward.safetensors") for name in ("whole", "part")]
     assert all(torch.equal(t, files[1][key]) for key, t in files[0].items())
 

@@ -26,38 +26,32 @@ SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
 
 
-def boundary_scalings(
-    t: Array, timestep_scaling: float = TIMESTEP_SCALING, sigma_data: float = SIGMA_DATA
-) -> tuple[Array, Array]:
+def boundary_scalings(t: Array) -> tuple[Array, Array]:
     """LCM's (c_skip, c_out) at table index ``t`` (host float64, number or [B])."""
-    q = np.maximum(np.asarray(t, dtype=np.float64), 0) * timestep_scaling  # clean data, -1, lies beyond the end
-    return np.asarray(sigma_data**2 / (q**2 + sigma_data**2)), np.asarray(q / np.sqrt(q**2 + sigma_data**2))
+    q = np.maximum(np.asarray(t, dtype=np.float64), 0) * TIMESTEP_SCALING  # clean data, -1, lies beyond the end
+    return np.asarray(SIGMA_DATA**2 / (q**2 + SIGMA_DATA**2)), np.asarray(q / np.sqrt(q**2 + SIGMA_DATA**2))
 
 
-def coefficients(
-    schedule: Schedule, t: Array, timestep_scaling: float = TIMESTEP_SCALING, sigma_data: float = SIGMA_DATA
-) -> tuple[Array, Array]:
+def coefficients(schedule: Schedule, t: Array) -> tuple[Array, Array]:
     """(a, b) of f(x, t) = a x + b x0, by family, in the shape of ``t`` (host float64, number or [B])."""
     t = np.asarray(t, dtype=np.float64)
     if schedule.family == "vp":
-        return boundary_scalings(t, timestep_scaling, sigma_data)
+        return boundary_scalings(t)
     if schedule.family == "flow":
         clean = np.asarray(t == schedule.clean, dtype=np.float64)
         return clean, 1 - clean
     t = np.maximum(t, schedule.sigma_min)  # clean data, 0, lies beyond the end
     # F = (D - c_skip_edm x) / c_out_edm and c_out / c_out_edm = (t - sigma_min) / t
-    c_skip = sigma_data**2 / ((t - schedule.sigma_min) ** 2 + sigma_data**2)
-    c_edm = sigma_data**2 / (t**2 + sigma_data**2)
+    c_skip = SIGMA_DATA**2 / ((t - schedule.sigma_min) ** 2 + SIGMA_DATA**2)
+    c_edm = SIGMA_DATA**2 / (t**2 + SIGMA_DATA**2)
     ratio = (t - schedule.sigma_min) / t
     return np.asarray(c_skip - ratio * c_edm), np.asarray(ratio)
 
 
-def consistency(
-    prediction: Prediction, timestep_scaling: float = TIMESTEP_SCALING, sigma_data: float = SIGMA_DATA
-) -> Tensor:
+def consistency(prediction: Prediction) -> Tensor:
     """f(x, t) of the prediction's family (see the table above), same shape as x; exactly x at the end."""
     schedule, t, x = prediction.schedule, prediction.t, prediction.x
     if schedule.family == "flow":
         return prediction.at(schedule.clean)
-    of_x, of_x0 = coefficients(schedule, t, timestep_scaling, sigma_data)
+    of_x, of_x0 = coefficients(schedule, t)
     return expand(of_x, x) * x + expand(of_x0, x) * prediction.x0

@@ -11,14 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.data.files import replace_tensors
-from fewstep.evaluation.metrics import (
-    GroupedMoments,
-    Moments,
-    detail_features,
-    distance_to,
-    kid,
-    overlap,
-)
+from fewstep.evaluation.metrics import GroupedMoments, Moments, detail_features, distance_to, kid, overlap
 
 GROUPS = 32
 """Images are divided into this many groups of neighbours; intervals come from resampling the groups."""

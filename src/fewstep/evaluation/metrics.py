@@ -65,11 +65,6 @@ def _root(matrix: Tensor) -> Tensor:
     return root
 
 
-def fd(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of two sets of features [N, D]."""
-    return frechet_distance(Moments.of(a), Moments.of(b))
-
-
 @dataclass
 class GroupedMoments:
     """Sums over groups of images: the moments of any resampling of the groups follow without the features.
@@ -209,8 +204,3 @@ def detail_features(images: Tensor) -> Tensor:
         raise ValueError(f"Images must be [N, C, H, W] of at least {PATCH} pixels, not {list(images.shape)}.")
     patches = images.double().unfold(2, PATCH, PATCH // 2).unfold(3, PATCH, PATCH // 2)
     return patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * PATCH * PATCH) * 10
-
-
-def detail_fd(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of the patches of two sets of images [N, C, H, W] in [0, 1]."""
-    return fd(detail_features(a), detail_features(b))

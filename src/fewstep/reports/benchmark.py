@@ -113,14 +113,12 @@ class BenchmarkEntry:
     def runs(self, overrides: Sequence[str] = ()) -> Iterator[Run]:
         """One run for each seed, with ``overrides`` (KEY=VALUE) of its recipe."""
         changes = [*(f"{key}={value}" for key, value in self.set.items()), *overrides]
-        steps: dict[str, int] = {}
+        share = None
         for seed in self.seeds:
             recipe = _without(load(self.recipe, [*changes, f"seed={seed}"]), self.without)
             if self.budget is not None:
-                steps = steps or steps_within(
-                    recipe, self.budget
-                )  # measured in one short trial of every stage, for all seeds
-                recipe = _as_long(recipe, steps)
+                share = share or share_within(recipe, self.budget)  # in a short trial of each stage, for all seeds
+                recipe = _shortened(recipe, share)
             yield Run(self, seed, recipe, tuple(changes))
 
 
@@ -185,20 +183,36 @@ def within(recipe: Recipe | Chain, budget: float) -> Recipe | Chain:
     Raises:
         RecipeError: the teacher's samples, or one step of every stage, cost more.
     """
-    return _as_long(recipe, steps_within(recipe, budget))
+    return _shortened(recipe, share_within(recipe, budget))
 
 
-def steps_within(recipe: Recipe | Chain, budget: float) -> dict[str, int]:
-    """The number of steps of each stage in `within`, by its name; a single recipe's is empty. Raises as `within`."""
-    names = [stage.name for stage in recipe.stages if stage.recipe] if isinstance(recipe, Chain) else [""]
+def share_within(recipe: Recipe | Chain, budget: float) -> float:
+    """The share of its training steps that `within` leaves a recipe, and each stage of a chain. Raises as `within`."""
     alone = _alone(recipe)
-    costs = [cost_of_step(one) for one in alone]
     left = budget - sum(cost_of_pairs(one) for one in alone)
-    part = left / sum(cost * one.training.steps for cost, one in zip(costs, alone, strict=True))
-    steps = {name: int(part * one.training.steps + 1e-9) for name, one in zip(names, alone, strict=True)}
-    if min(steps.values()) < 1:
+    share = left / sum(cost_of_step(one) * one.training.steps for one in alone)
+    if min(_part(one, share) for one in alone) < 1:
         raise RecipeError(f"A budget of {budget:,.0f} forward passes is too small for this recipe: give more.")
-    return steps
+    return share
+
+
+def _part(recipe: Recipe, share: float) -> int:
+    """So many training steps are this share of a recipe's."""
+    return int(share * recipe.training.steps + 1e-9)
+
+
+def _shortened(recipe: Recipe | Chain, share: float) -> Recipe | Chain:
+    """The recipe, or each stage of a chain, with this share of its training steps, and warm-up in proportion."""
+    if isinstance(recipe, Recipe):
+        return _short(recipe, share)
+    stages = (replace(stage, does=_short(stage.recipe, share)) if stage.recipe else stage for stage in recipe.stages)
+    return Chain(tuple(stages))
+
+
+def _short(recipe: Recipe, share: float) -> Recipe:
+    training, steps = recipe.training, _part(recipe, share)
+    warmup = min(training.warmup_steps, max(1, steps // 10))
+    return recipe.model_copy(update={"training": dataclasses.replace(training, steps=steps, warmup_steps=warmup)})
 
 
 def _without(recipe: Recipe | Chain, left_out: Sequence[str]) -> Recipe | Chain:
@@ -220,22 +234,6 @@ def _without(recipe: Recipe | Chain, left_out: Sequence[str]) -> Recipe | Chain:
         if name in needed:
             raise RecipeError(f"without: a later stage begins with {name}: leave that one out, too.")
     return Chain(kept)
-
-
-def _as_long(recipe: Recipe | Chain, steps: dict[str, int]) -> Recipe | Chain:
-    """The recipe, or each stage of a chain, with its ``steps``, and warm-up in proportion."""
-    if isinstance(recipe, Chain):
-        return Chain(tuple(
-            stage if stage.recipe is None else replace(stage, does=_so_long(stage.recipe, steps[stage.name]))
-            for stage in recipe.stages
-        ))  # fmt: skip
-    return _so_long(recipe, steps[""])
-
-
-def _so_long(recipe: Recipe, steps: int) -> Recipe:
-    training = recipe.training
-    warmup = min(training.warmup_steps, max(1, steps // 10))
-    return recipe.model_copy(update={"training": dataclasses.replace(training, steps=steps, warmup_steps=warmup)})
 
 
 # ---------------------------------------------------------------- the work

@@ -13,6 +13,7 @@ from fewstep.models.families import load_teacher
 from fewstep.recipe.load import load_recipe
 from fewstep.recipe.schema import Recipe
 from fewstep.reports.candidates import student_candidates, teacher_candidates
+from fewstep.reports.results import in_percent
 from fewstep.runs.distill import distill
 from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.training.progress import progress_bar
@@ -34,9 +35,7 @@ class Demo:
         found = gap_closed_in(results, figure, results[-1])
         if found is None:
             return f"{figure}: the teacher loses nothing measurable at few steps"
-        share, (low, high) = found
-        between = f"[{100 * low:.0f}, {100 * high:.0f}]"
-        return f"{figure}: the student closes {100 * share:.0f} % {between} of the teacher's gap"
+        return f"{figure}: the student closes {in_percent(found)} of the teacher's gap"
 
 
 def demo(folder: Path, recipe: Recipe | None = None, count: int = 256, show_progress: bool = False) -> Demo:

@@ -120,9 +120,8 @@ def start_as_identity(unet: Any, constant: float = 3.0) -> None:
     latents, width = unet.config.in_channels, unet.config.block_out_channels[0]
     groups = unet.config.norm_num_groups
     size, each = width // groups, -(-latents // groups)
-    scale = (
-        (2 * each + 2 * constant**2) / size
-    ) ** 0.5  # standard deviation of a group's values, for latents of unit variance
+    # Standard deviation of a group's values, for latents of unit variance.
+    scale = ((2 * each + 2 * constant**2) / size) ** 0.5
     shortcut = unet.up_blocks[-1].resnets[-1].conv_shortcut
     shortcut.weight[:, :width] *= 0.1
     shortcut.weight[:, width:] = torch.eye(width)[:, :, None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -202,12 +203,13 @@ def reward_train(
     """Train a small reward model on choices between images of scenes-64, and measure it on held-out ones."""
     from fewstep.models.encoders import load_encoder
     from fewstep.scenes64.detector import load_detector
-    from fewstep.scenes64.train_rewards import FILE, train_reward, with_steps
+    from fewstep.scenes64.train_rewards import FILE, SETTINGS, train_reward
 
     if trunk not in ("encoder", "detector", "reader"):  # "reader" is the detector's former name
         raise ValueError(f"Unknown --trunk '{trunk}': use encoder or detector.")
     network = load_encoder() if trunk == "encoder" else load_detector().network
     with resumable("reward", "train", folder, *options(out=out, trunk=trunk, seed=seed, steps=steps)):
-        result = train_reward(folder, out, network, seed, with_steps(steps), not quiet)
+        settings = replace(SETTINGS, steps=steps or SETTINGS.steps)
+        result = train_reward(folder, out, network, seed, settings, not quiet)
     typer.echo(f"{result}")
     typer.echo(f"The reward model is {out / FILE}, in standard deviations of the images it was trained on.")

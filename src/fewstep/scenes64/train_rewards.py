@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -212,8 +212,3 @@ def through_teacher(name: str, seed: int) -> Callable[[Bytes, int], Bytes]:
         return decoded
 
     return decode
-
-
-def with_steps(steps: int | None) -> TrainingSettings:
-    """`SETTINGS`, with another number of steps if one is given."""
-    return SETTINGS if steps is None else replace(SETTINGS, steps=steps)
