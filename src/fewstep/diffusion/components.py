@@ -27,15 +27,14 @@ class Components:
         basis = None if self.basis is None else self.basis.to(device)
         return Components(self.means.to(device), self.variances.to(device), basis)
 
-    def at(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Noised:
-        """The noised components at states x [B, D], for alpha, sigma [1 or B, 1]."""
-        return Noised(self, x, alpha, sigma)
-
 
 class Noised:
     """Components at one noise level per row, N(alpha mu_k, V_k) with V_k = alpha^2 C_k + sigma^2, at states x.
 
     Axes come first, [D, B, K]: adding D planes is several times faster than summing rows of two or three numbers.
+
+    Args:
+        x: [B, D]. alpha, sigma: [1 or B, 1].
 
     Attributes:
         difference: x - alpha mu_k along the component's axes, [D, B, K].

@@ -114,7 +114,7 @@ class GaussianMixture:
         At sigma = 0 x0 is x / alpha exactly (and eps its prior mean 0); at alpha = 0 it is the prior mean.
         """
         flat = self._flat(x)
-        noised = self._noised(flat, alpha, sigma)
+        noised = self._noised(x, alpha, sigma)
         r = self._weigh(noised, label, guidance_scale)
         s = self._coefficient(sigma, flat)
         x0 = noised.posterior_mean(r)
@@ -128,21 +128,18 @@ class GaussianMixture:
 
     def score(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0, label: Label = None) -> Tensor:
         """grad log p_t(x), shaped like x; defined at sigma = 0 too."""
-        flat = self._flat(x)
-        noised = self._noised(flat, alpha, sigma)
+        noised = self._noised(x, alpha, sigma)
         return self._like(-noised.minus_score(self._weigh(noised, label)), x)
 
     def log_prob(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0, label: Label = None) -> Tensor:
         """log p_t(x), [B], in nats."""
-        flat = self._flat(x)
-        noised = self._noised(flat, alpha, sigma)
+        noised = self._noised(x, alpha, sigma)
         joint = noised.log_likelihood + self.class_weights_of(label, x.device).log()
         return torch.logsumexp(joint, dim=-1).to(torch.promote_types(x.dtype, torch.float32))
 
     def responsibilities(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0, label: Label = None) -> Tensor:
         """p(component | x_t), [B, K]."""
-        flat = self._flat(x)
-        noised = self._noised(flat, alpha, sigma)
+        noised = self._noised(x, alpha, sigma)
         return self._weigh(noised, label).to(torch.promote_types(x.dtype, torch.float32))
 
     def assign(self, x: Tensor, label: Label = None) -> Tensor:
@@ -277,9 +274,9 @@ class GaussianMixture:
         means, variances = self.means[:, 0].to(flat.device), self.components.variances[:, 0].to(flat.device)
         return quantiles.noised(self.class_weights_of(label, flat.device), means, variances, a, s)
 
-    def _noised(self, flat: Tensor, alpha: Time, sigma: Time) -> Noised:
-        a, s = self._coefficient(alpha, flat), self._coefficient(sigma, flat)
-        return self.components.to(flat.device).at(flat, a, s)
+    def _noised(self, x: Tensor, alpha: Time, sigma: Time) -> Noised:
+        a, s = self._coefficient(alpha, x), self._coefficient(sigma, x)
+        return Noised(self.components.to(x.device), self._flat(x), a, s)
 
     def _weigh(self, noised: Noised, label: Label, guidance_scale: Time = 1.0) -> Tensor:
         """Responsibilities [B, K]; guided ones may be negative, their sum is still 1."""

@@ -54,23 +54,15 @@ class Finding:
 
 def examine(runs: Path = Path("runs")) -> Iterator[Finding]:
     """All findings about this machine, each as soon as it is known; ``runs`` is the folder of future runs."""
-    yield _python()
+    yield Finding(OK, f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
     yield from _torch()
     yield _memory()
     yield _disk(runs)
     yield from packages(_requirements())
     yield _torchvision()
     yield _hub_cache()
-    for device in _devices():
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         yield _numbers(device)
-
-
-def _python() -> Finding:
-    return Finding(OK, f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
-
-
-def _devices() -> list[str]:
-    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def _torch() -> Iterator[Finding]:

@@ -244,8 +244,8 @@ MUTANTS = [
         ),
         (
             "discriminators: heads compute in half precision",
-            "head(feature.to(next(head.parameters()).dtype))",
-            "head.to(feature.dtype)(feature)",
+            "head(feature.to(next(head.parameters()).dtype), *condition)",
+            "head.to(feature.dtype)(feature, *condition)",
             "test_heads_compute_in_their_own_precision",
         ),
         (
