@@ -13,12 +13,6 @@ MUTANTS = [
             "test_a_lora_is_added_at_the_entrys_scale",
         ),
         (
-            "checkpoints: the embedded scale counts from zero",
-            "1000 * (guidance_embed - 1)",
-            "1000 * guidance_embed",
-            "test_a_guidance_scale_embedding_gets_the_scale_as_in_diffusers",
-        ),
-        (
             "checkpoints: the base's prediction type stays",
             'entry.scheduler_overrides.get("prediction_type", teacher.denoiser.prediction_type)',
             "teacher.denoiser.prediction_type",

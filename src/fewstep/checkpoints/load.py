@@ -6,14 +6,12 @@ import copy
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from fewstep.checkpoints.registry import Checkpoint
 from fewstep.checkpoints.sampling import sampler_class, schedule_of
-from fewstep.models.cond import Cond
-from fewstep.models.extras import sinusoid
 from fewstep.models.families import Teacher, family_named, load_teacher
+from fewstep.models.families.wrong_base import refuse_wrong_base
 from fewstep.models.hub import short_error
 from fewstep.models.lora_files import NotLowRank, add_loras, put_weights, read_lora, read_tensors, tensor_names
 
@@ -42,7 +40,8 @@ def load_checkpoint(
             raise ValueError(f"{entry.id} is a whole pipeline: give its folder as --base, not a --file.")
         return _configured(entry, load_teacher(base or entry.repo, device=device, **options))
     path = file or download(entry)
-    tensor_names(path)  # before the large base model: a wrong file should be refused at once
+    tensor_names(path)  # before the large base model: a wrong file, or a wrong base, should be refused at once
+    refuse_wrong_base(f"{entry.id} ({path})", path, base or entry.base, family_named(entry.family))
     teacher = load_teacher(base or entry.base, device=device, **options)
     network = teacher.family.base
     if entry.is_lora:
@@ -69,7 +68,7 @@ def start_weights(
     if weights == "lora":
         raise ValueError(f"init: {entry.id} is a whole network and cannot start a LoRA: set student.weights=full.")
     made = load_checkpoint(entry, None if entry.kind == "pipeline" else teacher.name, file)
-    if _embedding_width(made) and not _embedding_width(teacher):
+    if made.guidance_embed is not None and teacher.guidance_embed is None:
         raise ValueError(
             f"init: {entry.id} has a guidance-scale embedding, which {teacher.name} lacks: let it be the teacher, or "
             "start from its LoRA."
@@ -123,45 +122,13 @@ def download(entry: Checkpoint) -> Path:
         ) from error
 
 
-class GuidanceEmbedded:
-    """A UNet with the guidance-scale embedding of the published LCM models: sinusoids of 1,000 (w - 1).
-
-    Args:
-        network: in the contract of `fewstep.models.denoiser`, with an ``extra`` input. width: of the sinusoids.
-    """
-
-    accepts = frozenset({"guidance_embed"})
-
-    def __init__(self, network: Any, width: int) -> None:
-        self.network, self.width = network, width
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.network.dtype
-        return dtype
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None, *, guidance_embed: Tensor | None = None) -> Tensor:
-        extra = None if guidance_embed is None else sinusoid(1000 * (guidance_embed - 1), self.width).to(x.dtype)
-        output: Tensor = self.network(x, t, cond, extra=extra)
-        return output
-
-
 def _configured(entry: Checkpoint, teacher: Teacher) -> Teacher:
-    """The teacher with the entry's noise schedule, prediction kind and guidance-scale embedding."""
-    width, network = _embedding_width(teacher), None
-    if entry.guidance == "embedded" and width and "guidance_embed" not in teacher.denoiser.accepts:
-        network = GuidanceEmbedded(teacher.denoiser.network, width)
+    """The teacher with the entry's noise schedule and prediction kind."""
     return teacher.with_denoiser(
         name=entry.id,
-        network=network,
         schedule=schedule_of(entry, dict(teacher.pipeline.scheduler.config)),
         kind=entry.scheduler_overrides.get("prediction_type", teacher.denoiser.prediction_type),
     )
-
-
-def _embedding_width(teacher: Teacher) -> int:
-    """Width of the sinusoids of a UNet's own guidance-scale embedding; 0 where it has none."""
-    return int(teacher.family.base.config.get("time_cond_proj_dim") or 0)
 
 
 def _prefix(teacher: Teacher) -> str:

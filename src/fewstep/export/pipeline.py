@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from fewstep.models.extras import EMBED_WIDTH, sinusoid
 from fewstep.models.families import Teacher
+from fewstep.models.families.unet import CLOSED_WIDTH as _CLOSED
 from fewstep.models.hub import quiet
 from fewstep.models.lora import merge
 from fewstep.students.card import Card
 
 _W = "extras.project.guidance_embed.weight"
-_CLOSED = 4  # width of the embedding that `close_guidance` adds; diffusers divides by half of it less one
 
 
 @torch.no_grad()

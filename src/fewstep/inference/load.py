@@ -9,16 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fewstep.checkpoints.copies import copy_of
 from fewstep.checkpoints.load import load_checkpoint
 from fewstep.checkpoints.registry import Checkpoint, checkpoints, find_checkpoint
+from fewstep.checkpoints.sampling import sampler_class
 from fewstep.inference.model import Model
-from fewstep.models.families import load_teacher, parts_of, shipped
+from fewstep.models.families import Teacher, load_teacher, parts_of, shipped
+from fewstep.models.families.load import expanded
+from fewstep.models.families.wrong_base import refuse_wrong_base
 from fewstep.models.hub import DTYPES, dtype_word
 from fewstep.models.lora_files import add_loras, is_lora, lora_file
+from fewstep.sampling import LCMSampler, TCDSampler
 from fewstep.students.card import CARD_FILE, Card, load_card
 from fewstep.students.exported import find_export, open_export, read_whole
 from fewstep.students.lineage import first_teacher, is_pipeline, student_folder, teacher_of
-from fewstep.students.student import load_student
+from fewstep.students.student import load_student, weights_file
 from fewstep.training.run_files import RunFiles
 
 Loras: TypeAlias = "Sequence[str | Path | tuple[str | Path, float]]"
@@ -75,7 +80,8 @@ def load_model(
     """As `load`, without the warning. ``published``: the name can only be a published checkpoint's."""
     how: dict[str, Any] = {"device": device, "dtype": DTYPES[dtype_word(dtype, "dtype")]}
     how |= {} if size is None else {"size": size}
-    styles, path = [_scaled(lora) for lora in loras], Path(name)
+    name = expanded(str(name))
+    styles, path = [_scaled(lora) for lora in loras], name
     known = not path.exists() and str(name) in checkpoints()
     if published or known:
         return _with(styles, load_published(find_checkpoint(str(name)), base, Path(file) if file else None, **how))
@@ -112,6 +118,7 @@ def _student(folder: Path, base: str | None, styles: list[tuple[Path, float]], h
     if base is None:
         teacher = teacher_of(folder, card, **how)
     else:
+        refuse_wrong_base(f"The student in {folder}", weights_file(folder), base)
         teacher = load_teacher(base, **{"size": card.image_size, **how})
     if card.weights == "lora":
         add_loras(teacher.family.lora_parts, styles)
@@ -127,6 +134,7 @@ def _without_card(name: str | Path, base: str, how: dict[str, Any]) -> Model:
     path = Path(name) if is_pipeline(Path(name)) else lora_file(name)
     if not path.is_file() or not is_lora(path):
         raise ValueError(f"A base goes with a LoRA or a published checkpoint, which {name} is not.")
+    refuse_wrong_base(f"The LoRA {path}", path, base)
     teacher = load_teacher(base, **how)
     add_loras(teacher.family.lora_parts, [(path, 1.0)])
     return Model(teacher, teacher.denoiser, replace(TEACHER, sampler=""), 1.0, base=base)
@@ -152,8 +160,28 @@ def _whole(name: str, how: dict[str, Any]) -> Model:
     if is_pipeline(path) and (path / CARD_FILE).is_file():
         teacher, card, origin = read_whole(path, **how)
         return Model(teacher, teacher.denoiser, card, card.guidance_scale, base=origin)
+    entry = copy_of(first)
+    if entry is not None:
+        return load_published(entry, name, **how)
     teacher = load_teacher(name, **how)
-    return Model(teacher, teacher.denoiser, TEACHER, teacher.guidance_scale)
+    card = _few_step(teacher)
+    scale = teacher.guidance_scale if card is TEACHER else 1.0
+    return Model(teacher, teacher.denoiser, card, scale)
+
+
+def _few_step(teacher: Teacher) -> Card:
+    """The card of a pipeline that is somebody's few-step student by its scheduler or embedding; otherwise `TEACHER`."""
+    config = dict(teacher.pipeline.scheduler.config)
+    sampler = sampler_class(str(config.get("_class_name", "")))
+    embedded = teacher.guidance_embed if teacher.family.closes_guidance else None  # LCM's, not FLUX.1-dev's
+    if sampler not in (LCMSampler, TCDSampler) and embedded is None:
+        return TEACHER
+    name, eta = ("tcd", 0.3) if sampler is TCDSampler else ("lcm", 0.0)
+    original = int(config.get("original_inference_steps") or Card.original_inference_steps)
+    return replace(
+        TEACHER, method=name, sampler=name, num_inference_steps=4, eta=eta, original_inference_steps=original,
+        guidance_embed=embedded,
+    )  # fmt: skip
 
 
 def _with(styles: list[tuple[Path, float]], model: Model) -> Model:

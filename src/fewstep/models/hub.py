@@ -15,6 +15,10 @@ class Remark(UserWarning):
     """A sentence for people about what they asked for: it is done, but perhaps not what they mean."""
 
 
+class ModelError(ValueError):
+    """What is wrong with a model's files, in a whole sentence of ours: raised as it is, without words around it."""
+
+
 def short_error(error: BaseException) -> str:
     """The first line of an error's text, at most 200 characters."""
     text = str(error).strip().splitlines()

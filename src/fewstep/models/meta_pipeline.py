@@ -21,8 +21,9 @@ from torch import nn
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, parts_of, registry, shipped
-from fewstep.models.families.load import local_folder
-from fewstep.models.families.single_file import config_of, is_single_file
+from fewstep.models.families.load import expanded, local_folder
+from fewstep.models.families.single_file import config_of, is_single_file, scheduler_settings
+from fewstep.models.families.teacher import upcast_autoencoder
 from fewstep.models.helpers import Helpers
 from fewstep.models.hub import short_error
 from fewstep.models.rewards import open_reward
@@ -144,8 +145,9 @@ def outline(
         ValueError: one sentence when there are no configs, or diffusers has no such class.
     """
     name, config, _ = parts_of(name, config)
-    if is_single_file(name):
-        folder = config_of(Path(name), config)
+    single = is_single_file(name)
+    if single:
+        folder = config_of(expanded(name), config)
     else:
         local = shipped(name) or local_folder(name, "model_index.json", "config.json")
         folder = local or _downloaded_configs(name)
@@ -159,8 +161,11 @@ def outline(
     except (OSError, KeyError, TypeError, AttributeError, ImportError, json.JSONDecodeError) as error:
         raise ValueError(f"The teacher '{name}' cannot be built from its configs: {short_error(error)}") from None
     found.size = size
+    if single:
+        found.scheduler |= scheduler_settings(expanded(name), found.scheduler)
     for network in found.parts.values():
         nn.Module.to(network, dtype)  # diffusers' own .to warns about layers that should stay in float32
+    upcast_autoencoder(found.parts.get("vae"))
     return found
 
 

@@ -15,6 +15,7 @@ import torch
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.families import Teacher, load_teacher
+from fewstep.models.families.wrong_base import refuse_wrong_base
 from fewstep.models.lora import merge
 from fewstep.models.lora_files import put_weights, read_lora, read_tensors
 from fewstep.students.card import CARD_FILE, Card, load_card
@@ -106,6 +107,8 @@ def open_export(export: Exported, base: str | None = None, **options: Any) -> Te
     """
     card = export.card
     embedded = None if "guidance_embed" in card.extra_inputs else card.guidance_embed
+    if base is not None:
+        refuse_wrong_base(f"The export {export.files[0].parent}", export.files[0], base)
     teacher = load_teacher(base or export.base, **{"size": card.image_size, "guidance_embed": embedded, **options})
     network = teacher.family.base
     if export.to == "merged":

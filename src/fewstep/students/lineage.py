@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fewstep.checkpoints.copies import copy_of
+from fewstep.checkpoints.load import load_checkpoint
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.models.lora import merge
@@ -79,7 +81,11 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **
     """
     folder = student_folder(Path(name))
     if folder is None:
-        return load_teacher(name, device=device, loras=loras, **options)
+        entry = copy_of(name)
+        if entry is None:
+            return load_teacher(name, device=device, loras=loras, **options)
+        published = load_checkpoint(entry, name, device=device, loras=loras, **options)
+        return published.with_denoiser(name=published.origin)  # a card calls it by its place
     if loras:
         raise ValueError(f"teacher.loras go with a model, not with a finished run such as {name}.")
     card = load_card(folder)

@@ -56,6 +56,7 @@ class Family:
         network_class: class of that network in diffusers.
         text_encoders: the attributes of the text encoders, which are freed once all prompts are encoded and which
             LoRA files may adapt too.
+        optional_encoders: those of the text encoders that a pipeline may do without.
         single_file: how its checkpoints in one file are recognised; None: they are not read.
         licences: of base models, by their hub names.
         guidance_scale: classifier-free guidance of a teacher unless the user gives one (1 is off).
@@ -78,6 +79,7 @@ class Family:
     part: ClassVar[str] = "transformer"
     network_class: ClassVar[str] = ""
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    optional_encoders: ClassVar[tuple[str, ...]] = ()
     single_file: ClassVar[SingleFile | None] = None
     licences: ClassVar[Mapping[str, str]] = {}
     guidance_scale: ClassVar[float] = 3.0
@@ -104,6 +106,11 @@ class Family:
     def fits(cls, pipeline: Any) -> bool:
         """Whether ``pipeline`` is of this family, by the class of its network."""
         return type(getattr(pipeline, cls.part, None)).__name__ == cls.network_class
+
+    @classmethod
+    def fits_config(cls, config: Mapping[str, Any]) -> bool:
+        """As `fits`, by the network's config.json."""
+        return config.get("_class_name") == cls.network_class
 
     def _check(self) -> None:
         latents = getattr(self._vae_config, "latent_channels", None)
@@ -209,7 +216,9 @@ class Family:
         """(height, width) in latents of the images that the model was trained on."""
         size = self.base.config.sample_size
         if size is None:
-            raise ValueError(f"The {self.part} of this model has no sample_size in its config: write it there.")
+            raise ValueError(
+                f"The {self.part} of this model has no sample_size in its config: write it there, or give teacher.size."
+            )
         height, width = (size, size) if isinstance(size, int) else size
         return height, width
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from fewstep.models.families.registry import find_family
+from fewstep.models.families.folder import INDEX, downloaded, load_folder
+from fewstep.models.families.registry import find_family, parts
 from fewstep.models.families.single_file import is_single_file, load_single_file
 from fewstep.models.families.teacher import Teacher, as_teacher
-from fewstep.models.hub import quiet, short_error
+from fewstep.models.hub import ModelError, quiet, short_error
 from fewstep.models.lora_files import add_loras
 from fewstep.models.quantize import Kind, quantize
 
@@ -41,21 +42,20 @@ def load_teacher(
     Raises:
         ValueError: one sentence when there is no such model or its family is not supported.
     """
-    from diffusers import DiffusionPipeline
-
     name, config, loras = parts_of(name, config, loras)
     single = is_single_file(name)
     if config is not None and not single:
         raise ValueError(f"teacher.config goes with a single .safetensors file, which {name} is not.")
-    source = str(shipped(name) or name)
-    if not single:
-        local_folder(source, "model_index.json")
+    source = str(shipped(name) or expanded(name))
+    folder = None if single else local_folder(source, INDEX)
     try:
         with quiet():
             if single:
                 pipeline = load_single_file(Path(source), config, dtype)
             else:
-                pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
+                pipeline = load_folder(folder or downloaded(source), dtype)
+    except ModelError:
+        raise
     except Exception as error:  # three libraries read these files, each with its own errors
         raise ValueError(f"The teacher '{name}' cannot be loaded: {short_error(error)}") from error
     for lora in loras:
@@ -65,9 +65,13 @@ def load_teacher(
     if vae_tiling:
         pipeline.vae.enable_tiling()
     whole_name = "+".join([name if config is None else f"{name}@{config}", *loras])
-    teacher = as_teacher(pipeline.to(device), whole_name, size=size, guidance_embed=guidance_embed)
+    with quiet():  # diffusers warns of float16 on a CPU, which PyTorch can do
+        pipeline = pipeline.to(device)
+    teacher = as_teacher(pipeline, whole_name, size=size, guidance_embed=guidance_embed)
     try:
         _try(teacher)
+    except ModelError:
+        raise
     except Exception as error:
         raise ValueError(f"The teacher '{name}' is loaded but does not work: {short_error(error)}") from error
     return teacher
@@ -79,9 +83,9 @@ def local_folder(name: str, *indexes: str) -> Path | None:
     Raises:
         ValueError: one sentence when it is neither.
     """
-    folder = Path(name)
+    folder = expanded(name)
     if folder.is_dir() and not any((folder / index).is_file() for index in indexes):
-        raise ValueError(f"The folder {name} holds no diffusers pipeline (model_index.json is missing).")
+        raise ValueError(_no_pipeline(folder))
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise ValueError(
             f"There is no teacher '{name}': give scenes-64, a diffusers folder, a .safetensors file, or a hub name."
@@ -89,15 +93,37 @@ def local_folder(name: str, *indexes: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def expanded(name: str) -> Path:
+    """The path of that name, ~ being the user's folder."""
+    return Path(name).expanduser() if name.startswith("~") else Path(name)
+
+
+def _no_pipeline(folder: Path) -> str:
+    """What a folder without an index seems to be, in a sentence."""
+    start = f"The folder {folder} holds no diffusers pipeline ({INDEX} is missing)"
+    if (folder / "config.json").is_file() and (folder.resolve().parent / INDEX).is_file():
+        return f"{start}: it is one part of a model, whose folder is {folder.resolve().parent}."
+    inside = next((path.parent for path in sorted(folder.glob(f"*/{INDEX}"))), None)
+    inside = inside or next((path.parent for path in sorted(folder.glob(f"snapshots/*/{INDEX}"))), None)
+    if inside is not None:
+        return f"{start}: give a folder in it, {inside}."
+    files = [file for file in sorted(folder.glob("*")) if file.suffix.lower() == ".safetensors"]
+    if len(files) == 1:
+        return f"{start}: give the file in it, {files[0]}."
+    if any((folder / part / "config.json").is_file() for part in parts()):
+        return f"{start}: download it again, with that file."
+    return f"{start}."
+
+
 def parts_of(
     name: str, config: str | None = None, loras: Sequence[str] = ()
 ) -> tuple[str, str | None, tuple[str, ...]]:
     """(model, folder of its configs, all LoRAs) of a name such as ``file@folder+lora``."""
-    if Path(name).exists():
+    if expanded(name).exists():
         return name, config, tuple(loras)
     first, *more = name.split("+")
     file, at, folder = first.partition("@")
-    if at and Path(file).is_file():
+    if at and expanded(file).is_file():
         first, config = file, config or folder
     return first, config, (*more, *loras)
 
@@ -110,13 +136,37 @@ def is_ours(name: str) -> bool:
 
 @torch.no_grad()
 def _try(teacher: Teacher) -> None:
-    """Call every part once, at a small size: some errors in configs only show in a call."""
-    family = teacher.family
+    """Call every part once, at a small size: some errors in configs and weights only show in a call.
+
+    Raises:
+        ModelError: a part is missing, or what one computes is not finite.
+    """
+    family, name = teacher.family, teacher.name
+    for part in ("vae", *family.text_encoders):
+        if getattr(teacher.pipeline, part, None) is None and part not in family.optional_encoders:
+            raise ModelError(f"The teacher '{name}' has no {part}, which {family.title} needs: get the whole model.")
+    for part, tokenizer in vars(teacher.pipeline).items():
+        if part.startswith("tokenizer") and hasattr(tokenizer, "get_vocab"):
+            _check_words(name, part, tokenizer)
     side = min(*teacher.latent_shape[1:], family.smallest)
     like = next(family.base.parameters())
     x = torch.zeros(1, teacher.latent_shape[0], side, side, device=like.device, dtype=like.dtype)
-    teacher.denoiser.network(x, torch.full((1,), 1.0, device=like.device), teacher.encode_prompts(["a"]))
+    cond = teacher.encode_prompts(["a"])
+    found = {"text encoders": cond["prompt_embeds"]}
+    found[family.part] = teacher.denoiser.network(x, torch.full((1,), 1.0, device=like.device), cond)
+    for part, tensor in found.items():
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"The teacher '{name}' is loaded but does not work: its {part} returns NaN or infinity in "
+                f"{str(tensor.dtype).removeprefix('torch.')}: its weights are damaged, or need bf16 or fp32."
+            )
     teacher.decode(x)
+
+
+def _check_words(name: str, part: str, tokenizer: Any) -> None:
+    """Refuse a tokenizer that knows nothing but special tokens."""
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise ModelError(f"The {part} of '{name}' knows no words: every prompt would be encoded alike; get it again.")
 
 
 def _fuse(pipeline: Any, lora: str) -> None:

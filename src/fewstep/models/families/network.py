@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -60,6 +60,19 @@ def watched(blocks: dict[str, nn.Module], found: dict[str, Tensor], last: str | 
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def added_to_time(embedder: nn.Module, extra: Tensor | None) -> Iterator[None]:
+    """Within this block ``extra`` [B, width], if any, is added to the first input of a time embedder."""
+    if extra is None:
+        yield
+        return
+    handle = embedder.register_forward_pre_hook(lambda _, args: (args[0] + extra.to(args[0].dtype), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class TransformerNetwork(nn.Module):
@@ -149,16 +162,6 @@ class TransformerNetwork(nn.Module):
         """The module that turns sinusoids of the time [B, `extra_width`] into its embedding, first by ``linear_1``."""
         return self.transformer.time_text_embed.timestep_embedder  # type: ignore[union-attr]
 
-    @contextmanager
-    def _with_extra(self, extra: Tensor | None) -> Iterator[None]:
+    def _with_extra(self, extra: Tensor | None) -> AbstractContextManager[None]:
         """Within this block ``extra`` [B, `extra_width`] is added to the time embedder's input."""
-        if extra is None:
-            yield
-            return
-        handle = self.time_embedder.register_forward_pre_hook(
-            lambda _, args: (args[0] + extra.to(args[0].dtype), *args[1:])
-        )
-        try:
-            yield
-        finally:
-            handle.remove()
+        return added_to_time(self.time_embedder, extra)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -39,6 +41,18 @@ def class_of(pipeline: Any) -> type[Family]:
     raise ValueError(
         f"{pipeline_class(pipeline)} is not supported as a teacher: use {', '.join(titles[:-1])} or {titles[-1]}."
     )
+
+
+def family_in(folder: Path) -> type[Family] | None:
+    """The class of the family of a pipeline's folder by its configs alone; None where it is none of these."""
+    for cls in FAMILIES:
+        try:
+            config = json.loads((folder / cls.part / "config.json").read_text(encoding="utf-8"))
+            if cls.fits_config(config):
+                return cls
+        except (OSError, ValueError, AttributeError, RecursionError):
+            continue
+    return None
 
 
 def family_named(name: str) -> type[Family] | None:

@@ -48,6 +48,7 @@ class StableDiffusion3(Family):
     names = ("sd3",)
     network_class = "SD3Transformer2DModel"
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    optional_encoders = ("text_encoder_3",)
     licences: ClassVar[Mapping[str, str]] = {
         "stabilityai/stable-diffusion-3-medium-diffusers": "stabilityai-ai-community",
         "stabilityai/stable-diffusion-3.5-medium": "stabilityai-ai-community",

@@ -137,21 +137,46 @@ class Teacher:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] in [-1, 1] -> posterior (mean, standard deviation) of the scaled latents."""
+        """Images [B, 3, H, W] in [-1, 1] -> posterior (mean, standard deviation) of the scaled latents.
+
+        An autoencoder without a posterior (AutoencoderTiny) has the standard deviation 0.
+
+        Raises:
+            ValueError: the latents are not finite.
+        """
         with self._autoencoder() as vae:
             parts = [part.to(vae.device, vae.dtype) for part in images.split(vae_batch_size(images.shape[-1]))]
-            posteriors = [vae.encode(part).latent_dist for part in parts]
-        mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+            posteriors = [_posterior(vae.encode(part)) for part in parts]
+        mean, std = (torch.cat(found) for found in zip(*posteriors, strict=True))
         factor, shift = self.family.latent_scale
+        self._check_finite(mean + std, "The autoencoder's latents of these images")
         return (mean - shift) * factor, std * factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int | None = None) -> Tensor:
-        """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
+        """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in [0, 1], float32.
+
+        Raises:
+            ValueError: the latents or the images are not finite.
+        """
+        self._check_finite(latents, "The latents")
         batch_size = batch_size or vae_batch_size(latents.shape[-1] * self.family.down)
         with self._autoencoder():
             pieces = [self._decoded(part) for part in latents.split(batch_size)]
-        return (torch.cat(pieces).float() / 2 + 0.5).clamp(0, 1)
+        pixels = torch.cat(pieces).float()  # clamped, an infinite pixel would look like a white one
+        self._check_finite(pixels, "The autoencoder's images")
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+    def _check_finite(self, values: Tensor, what: str) -> None:
+        """Refuse NaN and infinity, which as pixels would be a black image without any error; ``what`` is plural.
+
+        Raises:
+            ValueError: one sentence with what helps: float16 ends at 65,504.
+        """
+        if not bool(values.isfinite().all()):
+            half = torch.float16 in (getattr(net, "dtype", None) for net in (self.pipeline.vae, self.family.base))
+            advice = "load the model in bf16 or fp32" if half else "lower the guidance scale, or get the weights again"
+            raise ValueError(f"{what} are not finite (NaN or infinite): {advice}.")
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """As `decode`, but with a graph to the latents, from -1 to 1 and not clamped: for losses."""
@@ -204,6 +229,7 @@ def as_teacher(
         ValueError: for families that are not supported, sizes that do not fit, a scale without an embedding for it.
     """
     family = find_family(pipeline, size)
+    upcast_autoencoder(getattr(pipeline, "vae", None))
     for part in (getattr(pipeline, "components", None) or vars(pipeline)).values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
@@ -213,6 +239,23 @@ def as_teacher(
             raise ValueError(f"teacher.guidance_embed: {type(family.base).__name__} has no guidance-scale embedding.")
         denoiser.network.guidance_embed = guidance_embed  # type: ignore[attr-defined]
     return Teacher(denoiser, family, name, name)
+
+
+def upcast_autoencoder(vae: Any) -> None:
+    """Put a float16 autoencoder whose config says ``force_upcast`` into float32, as diffusers' SDXL pipelines do.
+
+    The activations of SDXL's exceed 65,504: in float16 its images are black. diffusers turns it back after each use;
+    here it stays, for encoding and losses see it too.
+    """
+    if vae is not None and vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
+        torch.nn.Module.to(vae, torch.float32)  # diffusers' own .to warns about layers that should stay in float32
+
+
+def _posterior(encoded: Any) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation) of what a diffusers autoencoder returns from ``encode``."""
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mean, encoded.latent_dist.std
+    return encoded.latents, torch.zeros_like(encoded.latents)
 
 
 def vae_batch_size(side: int) -> int:

@@ -15,6 +15,7 @@ uncropped image of the training size, the pipeline's default. They are the same 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import check_taps
+from fewstep.models.extras import sinusoid
 from fewstep.models.families.family import Family, SingleFile
-from fewstep.models.families.network import needed, watched
+from fewstep.models.families.network import added_to_time, needed, watched
 from fewstep.models.sharding import is_spread
 
 # The layers that LCM-LoRA adapts in a UNet (latent-consistency LoRA report; 788 layers of SDXL).
@@ -33,6 +35,8 @@ UNET_LORA_TARGETS = (
     "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
 )  # fmt: skip
 _TIME_IDS = 6
+CLOSED_WIDTH = 4  # of the embedding that `fewstep.export.pipeline.close_guidance` adds: diffusers divides by half - 1
+LCM_SCALE = 8.5  # the guidance scale of diffusers' LatentConsistencyModelPipeline where its call gives none
 
 
 class UNetNetwork(nn.Module):
@@ -42,13 +46,21 @@ class UNetNetwork(nn.Module):
 
     Args:
         time_scale: native times are multiplied by it: 1 for table indices, 1,000 for flow's [0, 1].
+
+    Attributes:
+        guidance_embed: the embedded guidance scale of callers that give none, where the UNet has such an embedding
+            (``time_cond_proj_dim``, the published LCM models').
     """
 
     lora_targets = UNET_LORA_TARGETS
 
-    def __init__(self, unet: nn.Module, time_scale: float = 1.0) -> None:
+    def __init__(self, unet: nn.Module, time_scale: float = 1.0, guidance_embed: float = LCM_SCALE) -> None:
         super().__init__()
-        self.unet, self.time_scale = unet, time_scale
+        self.unet, self.time_scale, self.guidance_embed = unet, time_scale, guidance_embed
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        return frozenset({"guidance_embed"} if embeds_guidance(self.unet) else ())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,9 +78,13 @@ class UNetNetwork(nn.Module):
 
     @property
     def tap_channels(self) -> dict[str, int]:
-        """Features for a discriminator: the output of every down block and of the middle block, with its channels."""
+        """Features for a discriminator: the output of every down block and of the middle block, with its channels.
+
+        Some small UNets (Segmind's small-sd, SSD-1B and Vega) have no middle block.
+        """
         widths: Any = self.unet.config.block_out_channels  # type: ignore[union-attr]
-        return {**{f"down{i}": int(c) for i, c in enumerate(widths)}, "mid": int(widths[-1])}
+        middle = {"mid": int(widths[-1])} if self.unet.mid_block is not None else {}
+        return {**{f"down{i}": int(c) for i, c in enumerate(widths)}, **middle}
 
     def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
         """Activations [B, C, h, w] at the taps, in their order; the forward ends at the last of them.
@@ -80,7 +96,8 @@ class UNetNetwork(nn.Module):
         """
         wanted = check_taps(taps, self.tap_channels)
         blocks: dict[str, nn.Module] = {f"down{i}": b for i, b in enumerate(self.unet.down_blocks)}  # type: ignore[arg-type]
-        blocks["mid"] = self.unet.mid_block  # type: ignore[assignment]
+        if self.unet.mid_block is not None:
+            blocks["mid"] = self.unet.mid_block  # type: ignore[assignment]
         last = None if is_spread(self) else max(wanted, key=list(blocks).index)
         found: dict[str, Tensor] = {}
         with watched({tap: blocks[tap] for tap in wanted}, found, last):  # down blocks return (output, skips)
@@ -93,11 +110,28 @@ class UNetNetwork(nn.Module):
         unet.up_blocks = nn.ModuleList()
         unet.conv_norm_out, unet.conv_out = None, nn.Identity()  # a sharded UNet runs to its end
 
-    def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Cond | None,
+        *,
+        guidance_embed: Tensor | None = None,
+        extra: Tensor | None = None,
+    ) -> Tensor:
         cond = needed(cond)
+        if self.accepts:
+            usual = torch.full_like(t, self.guidance_embed, dtype=torch.float32)
+            w = usual if guidance_embed is None else guidance_embed
+            embedded = sinusoid(1000 * (w - 1), int(self.unet.config.time_cond_proj_dim)).to(x.dtype)  # type: ignore[union-attr,arg-type]
+            with added_to_time(self.time_embedder, extra):
+                return self._called(x, t, cond, embedded)
         if extra is not None and self.time_embedder.cond_proj is None:
             # diffusers adds cond_proj(timestep_cond) to the time embedding; ours arrives projected.
             self.time_embedder.cond_proj = _AsGiven()
+        return self._called(x, t, cond, extra)
+
+    def _called(self, x: Tensor, t: Tensor, cond: Cond, timestep_cond: Tensor | None) -> Tensor:
         if self.time_scale != 1:
             t = t * self.time_scale
         more: dict[str, Any] = {}
@@ -105,8 +139,19 @@ class UNetNetwork(nn.Module):
             pooled, ids = (cond[name].to(x.dtype) for name in ("pooled_embeds", "time_ids"))
             more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
         embeds = cond["prompt_embeds"].to(x.dtype)
-        output = self.unet(x, t, encoder_hidden_states=embeds, timestep_cond=extra, return_dict=False, **more)
+        output = self.unet(x, t, encoder_hidden_states=embeds, timestep_cond=timestep_cond, return_dict=False, **more)
         return cast(Tensor, output[0])
+
+
+def embeds_guidance(unet: Any) -> bool:
+    """Whether a UNet has a guidance-scale embedding, which it was trained with.
+
+    An export that closes guidance has one of `CLOSED_WIDTH` and zeros, which no scale can change.
+    """
+    layer = getattr(getattr(unet, "time_embedding", None), "cond_proj", None)
+    if not isinstance(layer, nn.Linear):
+        return False
+    return layer.in_features != CLOSED_WIDTH or (not layer.weight.is_meta and bool(layer.weight.any()))
 
 
 class _AsGiven(nn.Module):
@@ -148,6 +193,10 @@ class StableDiffusion(Family):
         added = getattr(getattr(unet, "config", None), "addition_embed_type", None)
         return unet is not None and added == cls.addition_embed_type
 
+    @classmethod
+    def fits_config(cls, config: Mapping[str, Any]) -> bool:
+        return super().fits_config(config) and config.get("addition_embed_type") == cls.addition_embed_type
+
     @property
     def name(self) -> str:
         return {768: "sd1", 1024: "sd2"}.get(self.base.config.cross_attention_dim, "")
@@ -179,7 +228,14 @@ class StableDiffusion(Family):
 
     def network(self) -> nn.Module:
         schedule = self.schedule()
-        return UNetNetwork(self.base, schedule.num_train_timesteps if schedule.family == "flow" else 1.0)
+        return UNetNetwork(
+            self.base, schedule.num_train_timesteps if schedule.family == "flow" else 1.0, self._usual_scale()
+        )
+
+    def _usual_scale(self) -> float:
+        """The guidance scale that this kind of pipeline embeds where its call gives none."""
+        parameters = inspect.signature(type(self.pipeline).__call__).parameters
+        return float(parameters["guidance_scale"].default) if "guidance_scale" in parameters else LCM_SCALE
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         embeds, _ = self.pipeline.encode_prompt(list(prompts), self.device(), 1, False)

@@ -1,0 +1,208 @@
+"""Pipelines in diffusers folders as people keep them: one variant of the weights, parts left out, broken downloads.
+
+Every network is read with its library's report of missing weights: diffusers and transformers would make them random.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fewstep.models.hub import ModelError, short_error
+
+INDEX = "model_index.json"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[^.-]+))?(?:-\d+-of-\d+(?:\.(?P<old>[^.]+))?)?\.safetensors"
+)
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
+"""Parts that play no role in sampling here: where they are listed and not there, the pipeline does without."""
+_LEFT_OUT = ("text_encoder_3", "tokenizer_3", *_UNUSED)
+"""Parts that an index need not list; SD3's pipeline puts zeros in the place of T5."""
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",))
+_CONFIGS = {"scheduler": "scheduler_config.json"}
+
+
+def load_folder(folder: Path, dtype: torch.dtype) -> Any:
+    """The pipeline in a diffusers folder.
+
+    Raises:
+        ModelError: a part, some of its weights or a vocabulary is missing, damaged, or a pickle.
+    """
+    from diffusers import DiffusionPipeline
+
+    listed = read_index(folder)
+    given: dict[str, Any] = {part: None for part in _left_out(folder, listed)}
+    for part, (library, kind) in listed.items():
+        if kind is not None and part not in given:
+            network = network_class(library, kind)
+            if network is not None:
+                given[part] = read_part(folder / part, library, network, dtype)
+            elif part.startswith("tokenizer"):
+                check_vocabulary(folder / part)
+            else:
+                _check_there(folder / part, _CONFIGS.get(part, ""))
+    return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **given)
+
+
+def downloaded(name: str) -> Path:
+    """The folder of a hub model in the hub's cache; its half-precision variant where there is no other."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(name, use_safetensors=True))
+    except OSError as error:
+        try:
+            return Path(DiffusionPipeline.download(name, use_safetensors=True, variant="fp16"))
+        except (OSError, ValueError):
+            raise error from None
+
+
+def read_index(folder: Path) -> dict[str, tuple[str | None, str | None]]:
+    """(library, class) of each part of the pipeline in a folder; None twice where it is left out.
+
+    Raises:
+        ModelError: the index is damaged.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return {name: (kind[0], kind[1]) for name, kind in index.items() if isinstance(kind, list) and len(kind) == 2}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ModelError(f"The file {folder / INDEX} is damaged ({short_error(error)}): download it again.") from None
+
+
+def _left_out(folder: Path, listed: Mapping[str, tuple[str | None, str | None]]) -> set[str]:
+    """The parts that this pipeline does without; passed as None, for diffusers demands some of them."""
+    absent = {part for part, (_, kind) in listed.items() if kind is None}
+    absent |= {part for part in _UNUSED if part in listed and not _has_files(folder / part)}
+    kinds = {str(kind) for _, kind in listed.values()}
+    if "SD3Transformer2DModel" in kinds:
+        absent |= {part for part in _LEFT_OUT if part not in listed}
+    return absent
+
+
+def _has_files(folder: Path) -> bool:
+    """Whether a part can be read at all, weights and config."""
+    if (folder / "preprocessor_config.json").is_file():
+        return True
+    return (folder / "config.json").is_file() and bool(_by_variant(folder))
+
+
+def network_class(library: str | None, kind: str) -> Any:
+    """The class of a part that is a network; None for tokenizers, schedulers and the like.
+
+    Raises:
+        ModelError: there is no such class here.
+    """
+    known = library in ("diffusers", "transformers")
+    try:
+        found = getattr(importlib.import_module(str(library) if known else f"diffusers.pipelines.{library}"), kind)
+    except (ImportError, AttributeError):
+        raise ModelError(f"This pipeline has a part of the class {library}.{kind}, which is not known here.") from None
+    return found if isinstance(found, type) and issubclass(found, torch.nn.Module) else None
+
+
+def read_part(folder: Path, library: str | None, network: Any, dtype: torch.dtype) -> Any:
+    """A network from its folder, all of its weights read."""
+    _check_there(folder, "config.json")
+    files = _by_variant(folder)
+    if not files:
+        raise ModelError(_no_weights(folder))
+    variant = next((name for name in ("", "fp32", "fp16", "bf16") if name in files), min(files))
+    for file in files[variant]:
+        check_whole(file)
+    _check_shards(folder, variant)
+    kind = {"dtype" if library == "transformers" else "torch_dtype": dtype}
+    module, report = network.from_pretrained(
+        str(folder), use_safetensors=True, variant=variant or None, output_loading_info=True, **kind
+    )
+    refuse_missing(f"The weights in {folder}", report["missing_keys"])
+    return module
+
+
+def refuse_missing(what: str, names: Any) -> None:
+    """Refuse weights that lack some of a network's: they would be random.
+
+    Raises:
+        ModelError: ``names`` is not empty.
+    """
+    if names:
+        lacked = sorted(names)
+        more = f" and {len(lacked) - 1} more" if len(lacked) > 1 else ""
+        raise ModelError(f"{what} lack {lacked[0]}{more}, which would be random: get a whole file of this model.")
+
+
+def check_whole(file: Path) -> None:
+    """Refuse a safetensors file that was downloaded in part, or is something else.
+
+    Raises:
+        ModelError: one sentence that names the file.
+    """
+    try:
+        with safe_open(file, framework="pt"):
+            return
+    except (OSError, SafetensorError) as error:
+        with file.open("rb") as begin:
+            pointer = begin.read(24).startswith(b"version https://git-lfs")
+        if pointer:
+            raise ModelError(
+                f"{file} is a pointer of git-lfs, not weights: run `git lfs pull` in that folder."
+            ) from None
+        raise ModelError(
+            f"The file {file} is damaged, or no safetensors file, or was downloaded in part ({short_error(error)}): "
+            "download it again."
+        ) from None
+
+
+def _by_variant(folder: Path) -> dict[str, list[Path]]:
+    """A part's files of weights by their variant ("fp16"); plain ones are under the empty name."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        match = _WEIGHTS.fullmatch(file.name)
+        if match:
+            found.setdefault(match["variant"] or match["old"] or "", []).append(file)
+    return found
+
+
+def _check_shards(folder: Path, variant: str) -> None:
+    """Refuse a folder that lacks one of the files that its index names."""
+    for index in folder.glob(f"*.safetensors.index{'.' if variant else ''}{variant}.json"):
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        for name in sorted(names):
+            _check_there(folder, Path(str(name)).name)
+
+
+def _check_there(folder: Path, file: str) -> None:
+    if not (folder / file).exists():
+        raise ModelError(f"The model is not complete, {folder / file} is missing: download it again.")
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Refuse a tokenizer without its words: transformers would make an empty one, and all prompts alike."""
+    if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
+        raise ModelError(
+            f"The tokenizer in {folder} has no vocabulary (tokenizer.json, vocab.json with merges.txt, spiece.model) "
+            "and would encode all prompts alike: download it again."
+        )
+
+
+def _no_weights(folder: Path) -> str:
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix.lower() in PICKLES)
+    if not pickles:
+        return f"The model is not complete, {folder} holds no weights (.safetensors): download it again."
+    return f"The weights in {folder} are pickles ({pickles[0]}), {pickle_advice(folder.parent)}"
+
+
+def pickle_advice(folder: Path) -> str:
+    """Why pickles are not read, and how a pipeline's are converted."""
+    return (
+        "which may run any program when they are read: where you trust them, convert them by DiffusionPipeline."
+        f'from_pretrained("{folder}").save_pretrained("NEW FOLDER").'
+    )
