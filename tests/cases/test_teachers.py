@@ -140,7 +140,7 @@ def test_a_network_that_overflows_writes_no_file(shelf, tmp_path, monkeypatch, c
     folder = shelf.copy("sd15", "nan")
     unet = folder / "unet" / WEIGHTS
     rewritten(unet, unet, lambda tensors: tensors["conv_out.weight"].fill_(torch.nan))
-    refused(folder, "its unet returns NaN or infinity in float32")
+    refused(folder, "NaN or infinity comes out of its unet in float32")
 
 
 # ------------------------------------------------------------------ single files

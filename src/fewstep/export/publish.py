@@ -145,8 +145,8 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
     del teacher  # the student's adapters are on its network: what is saved starts from a clean one
     teacher = teacher_of(source, card, device)
     family, tensors = teacher.family, load_weights(source)
-    own = teacher.guidance_embed is not None  # an embedding that the network was trained with must stay
-    closed = to == "diffusers" and card.guidance_scale == 1 and family.closes_guidance and not own
+    embeds = teacher.guidance_embed is not None  # an embedding that the network was trained with must stay
+    closed = to == "diffusers" and card.guidance_scale == 1 and family.closes_guidance and not embeds
     if not closed:
         own = teacher.guidance_embed if card.guidance_embed is None else card.guidance_embed
         embedded = None if "guidance_embed" in card.extra_inputs else own

@@ -157,7 +157,7 @@ def _try(teacher: Teacher) -> None:
     for part, tensor in found.items():
         if not bool(tensor.isfinite().all()):
             raise ModelError(
-                f"The teacher '{name}' is loaded but does not work: its {part} returns NaN or infinity in "
+                f"The teacher '{name}' is loaded but does not work: NaN or infinity comes out of its {part} in "
                 f"{str(tensor.dtype).removeprefix('torch.')}: its weights are damaged, or need bf16 or fp32."
             )
     teacher.decode(x)
