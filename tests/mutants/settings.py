@@ -186,4 +186,150 @@ MUTANTS = [
             "test_ddim_ends_there_with_any_noise[0.4-clean-4]",
         ),
     ),
+    *planted(
+        "runs/setup.py",
+        "runs/test_recipe_arrives.py",
+        (
+            "settings: the teacher's size is the model's own, whatever the recipe says",
+            "size=config.size",
+            "size=None",
+            "test_a_key_changes_a_run[teacher.size]",
+        ),
+        (
+            "settings: large images are never encoded in tiles",
+            "vae_tiling=config.vae_tiling",
+            "vae_tiling=False",
+            "test_a_key_changes_a_run[teacher.vae_tiling]",
+        ),
+        (
+            "settings: the teacher's weights are float32, whatever the recipe says",
+            "dtype=DTYPES[config.dtype]",
+            'dtype=DTYPES["fp32"]',
+            "test_a_key_changes_a_run[teacher.dtype]",
+        ),
+    ),
+    *planted(
+        "recipe/schema.py",
+        "runs/test_recipe_arrives.py",
+        (
+            "settings: a LoRA's alpha is its rank, whatever the recipe says",
+            "Weights(self.weights, self.rank, self.alpha, self.targets)",
+            "Weights(self.weights, self.rank, None, self.targets)",
+            "test_a_key_changes_a_run[student.alpha]",
+        ),
+        (
+            "settings: a LoRA adapts the family's layers, whatever the recipe says",
+            "Weights(self.weights, self.rank, self.alpha, self.targets)",
+            "Weights(self.weights, self.rank, self.alpha, None)",
+            "test_a_key_changes_a_run[student.targets]",
+        ),
+    ),
+    *planted(
+        "runs/distill.py",
+        "runs/test_recipe_arrives.py",
+        (
+            "settings: a run trains with seed 0, whatever the recipe says",
+            "seed=recipe.seed, run_dir",
+            "seed=0, run_dir",
+            "test_a_key_changes_a_run[seed]",
+        ),
+        (
+            "settings: sample grids are written after the last step alone",
+            "(recipe.sample.every, SampleGrid(run))",
+            "(recipe.training.steps, SampleGrid(run))",
+            "test_a_key_changes_a_run[sample.every]",
+        ),
+    ),
+    *planted(
+        "runs/teacher_samples.py",
+        "runs/test_recipe_arrives.py",
+        (
+            "settings: the teacher is sampled from the noises of seed 0",
+            "noise_of(settings.seed, i, shape)",
+            "noise_of(0, i, shape)",
+            "test_a_key_changes_a_run[pairs.seed]",
+        ),
+        (
+            "settings: the teacher is sampled by DDIM, whatever the recipe says",
+            "SOLVERS[settings.solver](",
+            'SOLVERS["ddim"](',
+            "test_a_key_changes_a_run[pairs.solver]",
+        ),
+    ),
+    *planted(
+        "runs/dataset.py",
+        "runs/test_recipe_arrives.py",
+        (
+            "settings: scenes are those of seed 1",
+            "data.size or 0, data.seed, device, advance",
+            "data.size or 0, 1, device, advance",
+            "test_a_key_changes_a_run[data.seed]",
+        ),
+        (
+            "settings: images are cropped to squares, whatever the recipe says",
+            "device, advance, data.aspect_buckets",
+            "device, advance, False",
+            "test_a_key_changes_a_run[data.aspect_buckets]",
+        ),
+    ),
+    *planted(
+        "runs/validation.py",
+        "runs/test_recipe_arrives.py",
+        (
+            "settings: validation takes 128 prompts, whatever the recipe says",
+            "unseen_prompts(run.teacher, self.settings.count)",
+            "unseen_prompts(run.teacher, 128)",
+            "test_a_key_changes_a_run[evaluate.count]",
+        ),
+    ),
+    *planted(
+        "training/optimizers.py",
+        "runs/test_recipe_arrives.py",
+        (
+            "settings: AdamW keeps its own eps",
+            '"eps": settings.eps',
+            '"eps": 1e-8',
+            "test_a_setting_of_training_changes_a_run[eps]",
+        ),
+    ),
+    *planted(
+        "training/trainer.py",
+        "runs/test_recipe_arrives.py",
+        (
+            "settings: two checkpoints are kept, whatever the recipe says",
+            "self.settings.keep_checkpoints",
+            "2",
+            "test_a_setting_of_training_changes_a_run[keep_checkpoints]",
+        ),
+    ),
+    *planted(
+        "methods/feedback.py",
+        "methods/test_settings_arrive.py",
+        (
+            "settings: feedback samples on a grid of 50 steps, whatever it is told",
+            '"original_inference_steps": settings.num_grid_steps',
+            '"original_inference_steps": 50',
+            "test_a_setting_changes_a_step[feedback.num_grid_steps]",
+        ),
+    ),
+    *planted(
+        "methods/lcm.py",
+        "methods/test_settings_arrive.py",
+        (
+            "settings: lcm's Huber loss has the default's width",
+            "self.settings.loss, self.settings.huber_c",
+            "self.settings.loss",
+            "test_a_setting_changes_a_step[lcm.huber_c]",
+        ),
+    ),
+    *planted(
+        "methods/lightning.py",
+        "methods/test_settings_arrive.py",
+        (
+            "settings: lightning noises all jumps alike often",
+            "settings.renoise_times, settings.renoise_weights",
+            "settings.renoise_times, (1.0,) * len(settings.renoise_times)",
+            "test_a_setting_changes_a_step[lightning.renoise_weights]",
+        ),
+    ),
 ]
