@@ -78,6 +78,12 @@ def test_a_teachers_lora_of_another_model_names_a_layer(tiny, lora, tmp_path):
         load_teacher(str(tiny), loras=[str(path)])
 
 
+def test_the_command_line_says_what_has_no_effect(tiny, lora, tmp_path, monkeypatch, capsys):
+    file = write(tmp_path / "x.safetensors", {**peft(lora), "bundle_emb.mytoken.clip_l": torch.ones(1, 16)})
+    code, _, err = inside(monkeypatch, capsys, tmp_path, "sample", tiny, "--lora", file, "--steps", 1)
+    assert code == 0 and err == f"Note: The embeddings in {file} (mytoken) are left out: only its LoRA is used.\n"
+
+
 # ---------------------------------------------------------------- init
 
 

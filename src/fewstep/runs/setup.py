@@ -130,7 +130,7 @@ def _first_weights(recipe: Recipe, init: str, teacher: Teacher, source: str) -> 
     if init in checkpoints() and not Path(init).exists():
         return start_weights(checkpoints()[init], teacher, student.weights, student.rank)
     path = Path(init)
-    if path.is_dir() and not is_pipeline(path) and student_folder(path) is None:
+    if not is_pipeline(path) and student_folder(path) is None and any(path.glob("*.safetensors")):
         path = lora_file(path)
     if path.is_file() and is_lora(path):
         return lora_start(init, path, teacher, student.weights, student.rank)

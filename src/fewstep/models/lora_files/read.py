@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.models.hub import Remark
 from fewstep.models.lora_files.files import lora_file, read_tensors, tensor_names
 from fewstep.models.lora_files.formats import lacking, rank_of
 from fewstep.models.lora_files.keys import Key, Layers, Parts, of_text_encoder, take_apart
@@ -42,7 +43,7 @@ def add_loras(parts: Parts, loras: Iterable[tuple[Path | str, float]]) -> None:
         loras: (file, folder of one, or hub name; scale).
 
     Warns:
-        UserWarning: what of a file has no effect here, or an alpha that some of its layers lack.
+        Remark: what of a file has no effect here, or an alpha that some of its layers lack.
 
     Raises:
         ValueError: one sentence: it is no LoRA, of another model, damaged or not supported, or the scale not finite.
@@ -92,15 +93,15 @@ def read_layers(parts: Parts, path: Path) -> list[Layer]:
         _fits(layer, parts, path)
     without = [layer.key for layer in layers if not _set_scale(layer, tensors, settings, path)]
     if words:
-        warnings.warn(
-            f"The embeddings in {path} ({', '.join(words)}) are left out: only its LoRA is used.", stacklevel=4
-        )
+        _say(f"The embeddings in {path} ({', '.join(words)}) are left out: only its LoRA is used.")
     if without and any("alpha" in layer.keys for layer in layers):
-        warnings.warn(
-            f"{len(without)} of {len(layers)} layers of {path} have no alpha, such as {without[0]}: their scale is 1.",
-            stacklevel=4,
-        )
+        some = f"{len(without)} of {len(layers)} layers"
+        _say(f"{some} of {path} have no alpha, such as {without[0]}: their scale is 1.")
     return layers
+
+
+def _say(words: str) -> None:
+    warnings.warn(words, Remark, stacklevel=5)
 
 
 def _known(path: Path, names: list[str]) -> list[Key]:
