@@ -10,6 +10,7 @@ import copy
 import functools
 import json
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -42,15 +43,35 @@ def copied(name):
     return {part: None if m is None else copy.deepcopy(m) for part, m in family.lora_parts.items()}
 
 
+_shared = functools.cache(copied)
+
+
+def named(parts):
+    """part.parameter -> the parameter."""
+    return {f"{part}.{n}": p for part, m in parts.items() if m is not None for n, p in m.named_parameters()}
+
+
 def effect(name, path, scale=1.0, parts=None):
-    """part.parameter -> its change by a LoRA file, of all parameters that change."""
-    parts = parts or copied(name)
-    before = {(part, n): p.clone() for part, m in parts.items() if m is not None for n, p in m.named_parameters()}
-    add_loras(parts, [(path, scale)])
-    after = {(part, n): p for part, m in parts.items() if m is not None for n, p in m.named_parameters()}
+    """part.parameter -> its change by a LoRA file, of all parameters that change; undone afterwards on shared parts."""
+    mine = parts or _shared(name)
+    before = {key: p.clone() for key, p in named(mine).items()}
+    add_loras(mine, [(path, scale)])
+    after = named(mine)
     assert after.keys() == before.keys()
-    changed = [key for key, p in after.items() if not torch.equal(p, before[key])]
-    return {f"{part}.{n}": (after[part, n].double() - before[part, n].double()) for part, n in changed}
+    changes = {key: p.double() - before[key].double() for key, p in after.items() if not torch.equal(p, before[key])}
+    for key in changes if parts is None else ():
+        after[key].copy_(before[key])
+    return changes
+
+
+def refusal(name, path):
+    """The sentence by which a LoRA file is refused, after which no parameter of any part has changed."""
+    parts = _shared(name)
+    with pytest.raises(ValueError) as error:
+        add_loras(parts, [(path, 1.0)])
+    original = named(find_family(build(name)).lora_parts)
+    assert all(torch.equal(p, original[key]) for key, p in named(parts).items())
+    return str(error.value)
 
 
 def worst(found, wanted):

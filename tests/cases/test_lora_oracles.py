@@ -75,6 +75,7 @@ def saved(tmp_path_factory):
     return save
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_what_diffusers_saves_is_what_it_fuses(name, config, saved):
@@ -109,6 +110,7 @@ def test_a_folder_of_pefts_is_what_peft_merges(tmp_path):
     assert worst(effect("sd15", tmp_path / "x" / "adapter_model.safetensors"), wanted) <= 2e-6
 
 
+@pytest.mark.slow
 def test_the_second_dora_stands_on_the_first(saved, tmp_path):
     """diffusers fuses one file after the other; so does this reader."""
     files = [saved("sd15", use_dora=True), saved("sd15", r=2)]

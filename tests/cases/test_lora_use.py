@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import warnings
@@ -11,7 +12,7 @@ import torch
 
 import fewstep
 from fewstep.models.families import load_teacher
-from fewstep.models.lora_files import lora_file
+from fewstep.models.lora_files import add_loras, lora_file
 from fewstep.recipe.load import parse_recipe
 from fewstep.runs.setup import setup
 from tests.cases.lora_inputs import decomposed, kohya, write
@@ -56,7 +57,10 @@ def gaps(network, wanted):
     return max((p - wanted[name]).abs().max().item() for name, p in network.named_parameters())
 
 
-@pytest.mark.parametrize("name, scale", [("plain.safetensors", 1), ("own", 4), ("own/adapter_model.safetensors", 4)])
+@pytest.mark.parametrize(
+    "name, scale",
+    [("plain.safetensors", 1), ("own", 4), pytest.param("own/adapter_model.safetensors", 4, marks=pytest.mark.slow)],
+)
 def test_both_doors_open_the_same_files(name, scale, tiny, teacher, lora, files):
     """peft's alpha of 8 at rank 4, stabilised, is a scale of 8 / 2."""
     wanted = added(teacher.pipeline.unet, lora, scale)
@@ -84,6 +88,14 @@ def test_the_command_line_says_what_has_no_effect(tiny, lora, tmp_path, monkeypa
     assert code == 0 and err == f"Note: The embeddings in {file} (mytoken) are left out: only its LoRA is used.\n"
 
 
+def test_of_several_files_none_is_added_where_one_is_refused(teacher, lora, files, tmp_path):
+    network = copy.deepcopy(teacher.pipeline.unet)
+    path = write(tmp_path / "x.safetensors", {"nothing": torch.ones(1)})
+    with pytest.raises(ValueError, match="holds no LoRA"):
+        add_loras({**teacher.family.lora_parts, "unet": network}, [(files / "plain.safetensors", 1.0), (path, 1.0)])
+    assert gaps(network, teacher.pipeline.unet.state_dict()) == 0
+
+
 # ---------------------------------------------------------------- init
 
 
@@ -92,6 +104,7 @@ def begun(tiny, init, folder, **student):
     return setup(parse_recipe({**recipe, "training": {"steps": 2, "batch_size": 2}}), folder).roles
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_a_folder_at_its_scale(tiny, lora, files, tmp_path):
     mine = begun(tiny, files / "own", tmp_path, rank=4).tensors_of("student")
     for name, (a, b) in lora.items():
@@ -99,6 +112,7 @@ def test_a_student_starts_from_a_folder_at_its_scale(tiny, lora, files, tmp_path
         torch.testing.assert_close(mine[f"unet.{name}.lora_B.weight"], 4 * b)
 
 
+@pytest.mark.slow
 def test_full_weights_start_from_a_lora_of_any_form(tiny, teacher, lora, files, tmp_path):
     unet = teacher.pipeline.unet
     mine = begun(tiny, files / "dora.safetensors", tmp_path, weights="full").tensors_of("student")
@@ -111,6 +125,7 @@ def test_full_weights_start_from_a_lora_of_any_form(tiny, teacher, lora, files, 
         assert (mine[f"unet.{name}"] - wanted).abs().max() <= 2e-6 * max(1, wanted.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, match", [
     ("dora.safetensors", r"more than products of two matrices .*full weights only \(student.weights=full\)"),
     ("ranks.safetensors", r"has the ranks 4, 8: it can start full weights only \(student.weights=full\)"),
@@ -128,10 +143,10 @@ def test_a_few_step_lora_of_ones_own_is_sampled(tiny, lora, teacher, files, tmp_
     call = ["sample", files / "plain.safetensors", "--base", tiny, "-p", WORDS[0]]
     code, out, err = inside(monkeypatch, capsys, tmp_path, *call, "--sampler", "lcm", "--steps", 4)
     assert code == 0 and "Wrote sample.png (lcm, timesteps" in out and "guidance 1;" in out and not err
-    for more in ([], ["--sampler", "lcm"], ["--steps", 4]):
-        code, out, err = inside(monkeypatch, capsys, tmp_path, *call, *more)
-        assert code == 2 and "No card says how this LoRA is sampled: give a sampler and the number of steps" in err
     made = fewstep.load(files / "own", base=str(tiny))
+    for more in ({}, {"sampler": "lcm"}, {"num_inference_steps": 4}, {"timesteps": [999, 499]}):
+        with pytest.raises(ValueError, match="No card says how this LoRA is sampled: give a sampler and the number of"):
+            made.sample(WORDS, **more)
     by_hand = fewstep.load(str(tiny))
     by_hand.teacher.pipeline.unet.load_state_dict(added(teacher.pipeline.unet, lora, 4))
     options = {"sampler": "lcm", "output_type": "latent"}
@@ -163,6 +178,9 @@ def test_a_folder_must_hold_one_lora(files, tmp_path):
             shutil.copyfile(files / "plain.safetensors", tmp_path / name / f"{i}.safetensors")
         with pytest.raises(ValueError, match=match):
             lora_file(tmp_path / name)
+    (tmp_path / "none" / "adapter_model.bin").touch()
+    with pytest.raises(ValueError, match=r"holds no LoRA file .*, but adapter_model\.bin, which may run any program"):
+        lora_file(tmp_path / "none")
     shutil.copyfile(files / "plain.safetensors", tmp_path / "two" / "pytorch_lora_weights.safetensors")
     assert lora_file(tmp_path / "two").name == "pytorch_lora_weights.safetensors"
 

@@ -145,7 +145,7 @@ def _whole(name: str, how: dict[str, Any]) -> Model:
     path, first = Path(name), parts_of(name)[0]
     if RunFiles(path).recipe.is_file():
         raise ValueError(f"The run {name} has no student yet: finish it with fewstep distill ... --resume.")
-    if path.suffix == ".safetensors" and path.is_file() and is_lora(path):
+    if path.suffix.lower() == ".safetensors" and path.is_file() and is_lora(path):
         raise ValueError(
             f"{name} cannot be sampled from by itself: {CARD_FILE} is not beside it. Give its base model (--base) with "
             "a sampler and steps, a published checkpoint's name with this as its file, or a model with this among its "

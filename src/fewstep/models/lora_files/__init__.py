@@ -1,4 +1,4 @@
-"""LoRA files of any form and layout: one reader for style LoRAs, a recipe's ``init`` and ``teacher.loras``."""
+"""LoRA files of any form and layout: one module for style LoRAs, a recipe's ``init`` and ``teacher.loras``."""
 
 from fewstep.models.lora_files.files import lora_file, put_weights, read_tensors, tensor_names
 from fewstep.models.lora_files.keys import Parts

@@ -81,8 +81,10 @@ def _only(names: list[str], where: str) -> str:
     files = sorted(name for name in names if name.lower().endswith(".safetensors"))
     usual = [name for name in _usual_names() if name in files]
     if not usual and len(files) != 1:
+        pickle = next((name for name in sorted(names) if name.lower().endswith((".bin", ".pt", ".ckpt"))), "")
         found = "holds several LoRA files: name one" if files else "holds no LoRA file (.safetensors)"
-        raise ValueError(f"{where} {found}.")
+        more = f", but {pickle}, which may run any program when it is read: convert it" if pickle and not files else ""
+        raise ValueError(f"{where} {found}{more}.")
     return usual[0] if usual else files[0]
 
 

@@ -44,14 +44,13 @@ _FIRST, _SECOND, _THIRD, _T5 = "text_encoder", "text_encoder_2", "text_encoder_3
 _PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lora_te_", (_FIRST,)), ("lora_te1_", (_FIRST,)), ("lora_te2_", (_SECOND,)), ("lora_te3_", (_THIRD, _T5)),
     ("text_encoder_2_", (_SECOND,)), ("text_encoder_3_", (_THIRD,)), ("text_encoder_", (_FIRST,)),
-    ("text_encoders_clip_l_transformer_", (_FIRST,)), ("text_encoders_clip_h_transformer_", (_FIRST,)),
-    ("text_encoders_clip_g_transformer_", (_SECOND,)), ("text_encoders_t5xxl_transformer_", (_T5,)),
+    ("clip_l_", (_FIRST,)), ("clip_h_", (_FIRST,)), ("clip_g_", (_SECOND,)), ("t5xxl_", (_T5,)), ("t5_", (_T5,)),
 )  # fmt: skip
 """How names of text encoders' layers begin: of kohya, OneTrainer, diffusers and ComfyUI; and whose they may be."""
-_NETWORK = (
-    "lora_unet_", "lora_transformer_", "lycoris_", "model_diffusion_model_", "diffusion_model_", "base_model_model_",
-    "unet_", "transformer_", "",
-)  # fmt: skip
+_NETWORK = ("lora_unet_", "lora_transformer_", "lycoris_", "model_diffusion_model_", "diffusion_model_", "unet_",
+            "transformer_", "")  # fmt: skip
+_AROUND = ("base_model_model_", "text_encoders_", "module_")
+"""What programs put before any of these."""
 _OLD_CLIP = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
 
@@ -80,7 +79,15 @@ def take_apart(name: str) -> Key | None:
 
 def of_text_encoder(name: str) -> bool:
     """Whether a tensor is of a text encoder's layer, by how its name begins."""
-    return name.replace(".", "_").startswith(tuple(prefix for prefix, _ in _PREFIXES))
+    return spelled(name).startswith(tuple(prefix for prefix, _ in _PREFIXES))
+
+
+def spelled(layer: str) -> str:
+    """A layer's name as all names are looked up: with underscores, without what torch and programs put around it."""
+    name = layer.replace("._orig_mod.", ".").replace(".", "_").replace("_processor_", "_")
+    for prefix in _AROUND:
+        name = name.removeprefix(prefix)
+    return name
 
 
 class Layers:
@@ -98,17 +105,21 @@ class Layers:
 
     def find(self, layer: str) -> tuple[str, Place] | None:
         """(the pipeline's part, the place in it) of a layer by its name in a file; None where there is none."""
-        name = layer.replace(".", "_").replace("_processor_", "_")
+        name = spelled(layer)
         for prefix, parts in (*_PREFIXES, *((prefix, (self.network,)) for prefix in _NETWORK)):
+            if not name.startswith(prefix):
+                continue
+            rest = name.removeprefix(prefix)
             for part in (self._t5 if part == _T5 else part for part in parts):
-                place = self._places.get(part, {}).get(name.removeprefix(prefix)) if name.startswith(prefix) else None
+                places = self._places.get(part, {})
+                place = places.get(rest) or places.get(rest.removeprefix("transformer_"))  # a wrapper of ComfyUI's
                 if place is not None:
                     return part, place
         return None
 
     def missing_part(self, layer: str) -> str:
         """The text encoder that a layer belongs to by its name, where the pipeline lacks it; else empty."""
-        name = layer.replace(".", "_")
+        name = spelled(layer)
         parts = next((parts for prefix, parts in _PREFIXES if name.startswith(prefix)), (self.network,))
         there = [self._t5 if part == _T5 else part for part in parts]
         return "" if any(self.parts.get(part) is not None for part in there) else there[0]

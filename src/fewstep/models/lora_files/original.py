@@ -104,7 +104,7 @@ def _of_unet(network: Any) -> Iterator[tuple[str, Place]]:
     yield from _plain(_UNET)
     first = 1  # input_blocks.0 is conv_in
     for i, block in enumerate(network.down_blocks):
-        yield from _of_unet_block(network, f"down_blocks.{i}", "input_blocks", first, len(block.resnets))
+        yield from _of_unet_block(block, f"down_blocks.{i}", "input_blocks", first)
         first += len(block.resnets)
         if getattr(block, "downsamplers", None):
             yield f"input_blocks.{first}.0.op", Place((f"down_blocks.{i}.downsamplers.0.conv",))
@@ -117,22 +117,19 @@ def _of_unet(network: Any) -> Iterator[tuple[str, Place]]:
             yield f"middle_block.{place}.{_RESNET.get(rest, rest)}", Place((name,))
     first = 0
     for i, block in enumerate(network.up_blocks):
-        yield from _of_unet_block(network, f"up_blocks.{i}", "output_blocks", first, len(block.resnets))
+        yield from _of_unet_block(block, f"up_blocks.{i}", "output_blocks", first)
         first += len(block.resnets)
         if getattr(block, "upsamplers", None):
             place = 2 if getattr(block, "attentions", None) else 1
             yield f"output_blocks.{first - 1}.{place}.conv", Place((f"up_blocks.{i}.upsamplers.0.conv",))
 
 
-def _of_unet_block(network: nn.Module, block: str, old: str, first: int, count: int) -> Iterator[tuple[str, Place]]:
+def _of_unet_block(block: Any, name: str, old: str, first: int) -> Iterator[tuple[str, Place]]:
     """The resnets and attentions of one down or up block, which begin at ``<old>.<first>``."""
-    for j in range(count):
-        for place, kind in enumerate(("resnets", "attentions")):
-            head = f"{block}.{kind}.{j}."
-            for name, _ in network.named_modules():
-                if name.startswith(head):
-                    rest = name.removeprefix(head)
-                    yield f"{old}.{first + j}.{place}.{_RESNET.get(rest, rest)}", Place((name,))
+    for place, kind in enumerate(("resnets", "attentions")):
+        for j, part in enumerate(getattr(block, kind, None) or ()):
+            for layer, _ in part.named_modules():
+                yield f"{old}.{first + j}.{place}.{_RESNET.get(layer, layer)}", Place((f"{name}.{kind}.{j}.{layer}",))
 
 
 def _of_flux(network: Any) -> Iterator[tuple[str, Place]]:

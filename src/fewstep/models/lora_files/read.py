@@ -37,7 +37,7 @@ def is_lora(path: Path) -> bool:
 def add_loras(parts: Parts, loras: Iterable[tuple[Path | str, float]]) -> None:
     """Add LoRA files, each at its scale, to a pipeline's network and text encoders, in place.
 
-    ``W + scale * change``, one file after the other. Where a file is refused, nothing of it has been added.
+    ``W + scale * change``, one file after the other. Where a file is refused, nothing of any has been added.
 
     Args:
         loras: (file, folder of one, or hub name; scale).
@@ -48,12 +48,14 @@ def add_loras(parts: Parts, loras: Iterable[tuple[Path | str, float]]) -> None:
     Raises:
         ValueError: one sentence: it is no LoRA, of another model, damaged or not supported, or the scale not finite.
     """
+    found: list[tuple[Layer, float]] = []
     for name, scale in loras:
         path = lora_file(name)
         if not math.isfinite(scale):
             raise ValueError(f"The LoRA {path} cannot be added at the scale {scale}.")
-        for layer in read_layers(parts, path):
-            layer.add_to(parts[layer.part], scale)
+        found += [(layer, scale) for layer in read_layers(parts, path)]
+    for layer, scale in found:
+        layer.add_to(parts[layer.part], scale)
 
 
 def read_lora(parts: Parts, name: Path | str) -> dict[str, Tensor]:
@@ -66,8 +68,10 @@ def read_lora(parts: Parts, name: Path | str) -> dict[str, Tensor]:
         ValueError: as `add_loras`, or it adapts text encoders too.
     """
     path, network = lora_file(name), next(iter(parts))
-    if any(of_text_encoder(key) for key in tensor_names(path)):
-        raise ValueError(f"The LoRA {path} adapts the text encoder too, which is not supported here.")
+    of_words = [of_text_encoder(key) for key in tensor_names(path)]
+    if any(of_words):
+        too = "" if all(of_words) else " too"
+        raise ValueError(f"The LoRA {path} adapts the text encoder{too}, which is not supported here.")
     found: dict[str, Tensor] = {}
     for layer in read_layers(parts, path):
         pairs = layer.pairs(parts[network])

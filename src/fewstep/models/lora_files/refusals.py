@@ -8,6 +8,8 @@ from typing import NoReturn
 
 from torch import Tensor
 
+from fewstep.models.lora_files.keys import spelled
+
 _UNET, _ORIGINAL = r"(?:down|up|mid)_blocks?_", r"(?:input|output)_blocks_|middle_block_"
 _MODELS: tuple[tuple[str, str], ...] = (  # words, and how names of layers of such a model look, with underscores
     ("FLUX.1", r"double_blocks_|single_blocks_|single_transformer_blocks_"),
@@ -29,21 +31,18 @@ _OTHERS: tuple[tuple[str, str], ...] = (  # what else files hold, and how names 
 )
 
 
-def plain(layer: str) -> str:
-    """A layer's name with underscores alone."""
-    return layer.replace(".", "_").replace("_processor_", "_")
-
-
 def made_for(layers: Iterable[str], tensors: Mapping[str, Tensor] | None = None) -> str:
     """The kind of model that layers of these names are of, in words; empty if that is not known.
 
     Args:
         tensors: layer -> its tensor [rank, inputs], which tells UNets apart by their text conditions' width.
     """
-    names = [plain(layer) for layer in layers]
+    names = [spelled(layer) for layer in layers]
     for words, pattern in _MODELS:
         if any(re.search(pattern, name) for name in names):
-            widths = {t.shape[1] for layer, t in (tensors or {}).items() if t.ndim > 1 and _CROSS.search(plain(layer))}
+            widths = {
+                t.shape[1] for layer, t in (tensors or {}).items() if t.ndim > 1 and _CROSS.search(spelled(layer))
+            }
             return _WIDTHS.get(widths.pop(), words) if len(widths) == 1 and "UNet" in words else words
     return ""
 
@@ -68,6 +67,8 @@ def refuse_unknown(path: object, names: list[str], unknown: list[str], known: bo
         raise ValueError(f"The file {path} holds {kind} ({name}), which is not supported.")
     if not known:
         raise ValueError(f"The file {path} holds no LoRA: none of its tensors is one's, such as {unknown[0]}.")
+    if any(name.startswith("extras.") for name in unknown):
+        raise ValueError(f"The LoRA {path} belongs to a student with embeddings of extra inputs: load that student.")
     whole = [name for name in unknown if name.endswith((".weight", ".bias", ".scale"))]
     if whole:
         norm = "of a norm, " if "norm" in whole[0] else ""
