@@ -104,20 +104,20 @@ def test_overlap_against_loops():
     inside = [[float((g - r).norm()) <= radius(real, j) for g in generated] for j, r in enumerate(real)]
     back = [[float((g - r).norm()) <= radius(generated, i) for i, g in enumerate(generated)] for r in real]
     got = overlap(generated, real, k)
-    assert got.precision == pytest.approx(np.mean([any(row[i] for row in inside) for i in range(20)]))
-    assert got.recall == pytest.approx(np.mean([any(row) for row in back]))
-    assert got.density == pytest.approx(np.sum(inside) / (k * 20))
-    assert got.coverage == pytest.approx(np.mean([any(row) for row in inside]))
+    assert got["precision"] == pytest.approx(np.mean([any(row[i] for row in inside) for i in range(20)]))
+    assert got["recall"] == pytest.approx(np.mean([any(row) for row in back]))
+    assert got["density"] == pytest.approx(np.sum(inside) / (k * 20))
+    assert got["coverage"] == pytest.approx(np.mean([any(row) for row in inside]))
 
 
 def test_overlap_of_far_and_of_collapsed_sets():
     real = normal(100, 2)
     far = overlap(real + 100, real)
-    assert (far.precision, far.recall, far.density, far.coverage) == (0, 0, 0, 0)
+    assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
     collapsed = overlap(real[:1] + 0.01 * normal(100, 2, seed=1), real)
-    assert collapsed.precision > 0.9
-    assert collapsed.recall < 0.1
-    assert collapsed.coverage < 0.2
+    assert collapsed["precision"] > 0.9
+    assert collapsed["recall"] < 0.1
+    assert collapsed["coverage"] < 0.2
 
 
 def test_a_bootstrap_interval_holds_the_value_and_shrinks():

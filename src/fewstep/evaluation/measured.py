@@ -119,7 +119,7 @@ class Measured:
         found["KID"] = kid(self.features, real.features)
         equal = real.features[: len(self.features)]  # neighbourhoods shrink with the number: compare as many
         if len(equal) > 5:
-            found |= vars(overlap(self.features, equal))
+            found |= overlap(self.features, equal)
         for name, (right, stated) in self.attributes.items():
             found[f"accuracy of {name}"] = right / stated
         return found

@@ -124,25 +124,18 @@ def kid(a: Tensor, b: Tensor) -> float:
 # ---------------------------------------------------------------- precision, recall, density, coverage
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """Overlap of two distributions, by balls around samples that reach to their k-th neighbour.
+def overlap(generated: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
+    """Overlap of two sets of features, [N, D] and [M, D], by balls around samples that reach to their k-th neighbour.
 
-    Attributes:
+    Returns:
         precision: share of generated samples inside a ball of a real one (Kynkaanniemi et al. 2019).
         recall: share of real samples inside a ball of a generated one.
         density: how many real balls a generated sample lies in, over k; may exceed 1 (Naeem et al. 2020).
         coverage: share of real balls that hold a generated sample.
+
+    Raises:
+        ValueError: there are no more than k samples on a side.
     """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
-def overlap(generated: Tensor, real: Tensor, k: int = 5) -> Overlap:
-    """Precision, recall, density and coverage of features [N, D] and [M, D], N and M above k."""
     if min(len(generated), len(real)) <= k:
         raise ValueError(f"Overlap with k = {k} needs more than {k} samples on both sides.")
     generated, real = generated.double(), real.double()
@@ -150,12 +143,12 @@ def overlap(generated: Tensor, real: Tensor, k: int = 5) -> Overlap:
     real_radius, generated_radius = _neighbour(real, k), _neighbour(generated, k)
     in_real = distances <= real_radius[:, None]
     in_generated = distances <= generated_radius[None, :]
-    return Overlap(
-        precision=float(in_real.any(dim=0).double().mean()),
-        recall=float(in_generated.any(dim=1).double().mean()),
-        density=float(in_real.double().sum(dim=0).mean() / k),
-        coverage=float((distances.min(dim=1).values <= real_radius).double().mean()),
-    )
+    return {
+        "precision": float(in_real.any(dim=0).double().mean()),
+        "recall": float(in_generated.any(dim=1).double().mean()),
+        "density": float(in_real.double().sum(dim=0).mean() / k),
+        "coverage": float((distances.min(dim=1).values <= real_radius).double().mean()),
+    }
 
 
 def _neighbour(x: Tensor, k: int) -> Tensor:

@@ -104,18 +104,6 @@ def lower_by(figure: str, ours: Result, theirs: Result) -> Estimate:
     return value, centred_interval(theirs.resampled[figure] - ours.resampled[figure], value)
 
 
-def gap_closed_by(figure: str, few: Result, full: Result, student: Result) -> Estimate | None:
-    """Share of the teacher's gap between ``few`` and ``full`` steps that the student closes, with its 95 % interval.
-
-    None where there is no measurable gap: its interval holds 0.
-    """
-    picked = (few, full, student)
-    if float((few.resampled[figure] - full.resampled[figure]).quantile(0.025)) <= 0:
-        return None
-    value = float(gap_closed(*(torch.tensor(each.figures[figure], dtype=torch.float64) for each in picked)))
-    return value, centred_interval(gap_closed(*(each.resampled[figure] for each in picked)), value)
-
-
 def teacher_at(steps: int, results: list[Result]) -> Result | None:
     """The teacher at so many steps; ``results`` begin with the same teacher at its full number of steps."""
     same = (r for r in results[1:] if r.model == results[0].model and r.steps == steps)
@@ -123,9 +111,17 @@ def teacher_at(steps: int, results: list[Result]) -> Result | None:
 
 
 def gap_closed_in(results: list[Result], figure: str, student: Result) -> Estimate | None:
-    """`gap_closed_by` for a student among ``results``, which begin with the teacher at its full number of steps.
+    """Share of the teacher's gap between the student's and all steps that the student closes, with its 95 % interval.
 
-    None also where the teacher was not measured at the student's number of steps.
+    None where the teacher was not measured at the student's number of steps, or where it has no measurable gap: the
+    gap's own interval holds 0.
+
+    Args:
+        results: the teacher at its full number of steps first, ``student`` among the others.
     """
-    few = teacher_at(student.steps, results)
-    return None if few is None else gap_closed_by(figure, few, results[0], student)
+    few, full = teacher_at(student.steps, results), results[0]
+    if few is None or float((few.resampled[figure] - full.resampled[figure]).quantile(0.025)) <= 0:
+        return None
+    picked = (few, full, student)
+    value = float(gap_closed(*(torch.tensor(each.figures[figure], dtype=torch.float64) for each in picked)))
+    return value, centred_interval(gap_closed(*(each.resampled[figure] for each in picked)), value)
