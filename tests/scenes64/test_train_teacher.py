@@ -16,10 +16,11 @@ from fewstep.scenes64.denoise import CaptionedUNet, Denoise, encode_scenes, enco
 from fewstep.scenes64.labels import Labels, detection_loss
 from fewstep.scenes64.linear_code import fit_linear_code
 from fewstep.scenes64.scenes import ATTRIBUTES, WORDS, Scenes
-from fewstep.scenes64.stage import averaged, seconds_per_step
+from fewstep.scenes64.stage import averaged
 from fewstep.scenes64.train_teacher import TeacherSettings, export, train_unet, train_vae
 from fewstep.training import checkpoint
 from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import seconds_per_step
 from tests.training.several import spawn
 
 torch.set_num_threads(1)
@@ -101,7 +102,7 @@ def test_measuring_the_speed_changes_nothing(pool, tokenizer):
     """It is done with a trainer of its own, which leaves the network that it was given as it was."""
     stage = denoise(pool, tokenizer)
     before = {name: p.clone() for name, p in stage.start.named_parameters()}
-    assert seconds_per_step(stage.trainer(TINY, 0), steps=1) > 0
+    assert seconds_per_step(stage.trainer(TINY, 0), steps=1, warm_up=0) > 0
     assert checkpoint.same(before, dict(stage.start.named_parameters()))
 
 

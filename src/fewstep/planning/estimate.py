@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, mean_cost,
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.step import trained_by
-from fewstep.training.trainer import Trainer, build_roles
+from fewstep.training.trainer import Trainer, build_roles, seconds_per_step
 
 _STEP = ("gradients", "activations")
 
@@ -243,14 +242,8 @@ def seconds_of_step(
     helpers = pipeline.helpers(built.encoder, settings.gradient_checkpointing, vae, rewards)
     roles = build_roles(teacher, built, settings, weights, helpers=helpers)
     source, _ = _data(pipeline, method, settings.batch_size, settings.batch_size, settings.device)
-    trainer = Trainer(built, roles, source, settings)
-    seconds = []
-    for step in range(1 + max(2, math.lcm(*(player.every for player in built.players)))):
-        start = time.perf_counter()
-        trainer.step(step)
-        trainer.players[0].grad_norm.item()  # waits for the device
-        seconds.append(time.perf_counter() - start)
-    return sum(seconds[1:]) / len(seconds[1:])
+    steps = max(2, math.lcm(*(player.every for player in built.players)))
+    return seconds_per_step(Trainer(built, roles, source, settings), steps, warm_up=1)
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ Roles hold the network as the student, and its average as ``ema``. Started by to
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,7 +26,7 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles, Weights
 from fewstep.training import distributed
 from fewstep.training.settings import TrainingSettings
-from fewstep.training.trainer import Trainer, build_roles
+from fewstep.training.trainer import Trainer, build_roles, seconds_per_step
 
 _PLAN = "plan.json"
 
@@ -99,22 +98,12 @@ def _plan(trainer: Trainer, folder: Path, minutes: float) -> None:
 
     Every process takes part in the measurement, because each step waits for all of them; the first one's time counts.
     """
-    seconds = distributed.from_first(seconds_per_step(trainer))
+    seconds = distributed.from_first(seconds_per_step(trainer, steps=6, warm_up=2))
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
         plan = {"steps": max(1, int(minutes * 60 / seconds)), "seconds_per_step": round(seconds, 4)}
         files.replace_text(folder / _PLAN, json.dumps(plan))
     distributed.wait()
-
-
-def seconds_per_step(trainer: Trainer, steps: int = 6) -> float:
-    """Duration of a step, measured on a trainer that is not used for anything else."""
-    for i in range(steps + 2):
-        if i == 2:  # the first two steps warm up
-            start = time.perf_counter()
-        trainer.step(i)
-        trainer.players[0].grad_norm.item()  # wait for the device
-    return (time.perf_counter() - start) / steps
 
 
 # ---------------------------------------------------------------- beside the loop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -350,6 +351,20 @@ class Trainer:
         self.spent = float(state.get("forward_equivalents", 0)) - self.roles.cost().forward_equivalents * (
             distributed.count()
         )
+
+
+def seconds_per_step(trainer: Trainer, steps: int, warm_up: int) -> float:
+    """Mean duration of a step, measured on a trainer that is not used for anything else.
+
+    Args:
+        steps: number of steps that count, after ``warm_up`` others.
+    """
+    for i in range(warm_up + steps):
+        if i == warm_up:
+            start = time.perf_counter()
+        trainer.step(i)
+        trainer.players[0].grad_norm.item()  # wait for the device
+    return (time.perf_counter() - start) / steps
 
 
 @contextmanager
