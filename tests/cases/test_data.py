@@ -320,6 +320,11 @@ def test_a_compressed_shard_says_so(tmp_path, mode):
     shard(tmp_path / "a.tar", [("a.png", PNG), ("a.txt", b"x")], mode)
     with pytest.raises(ValueError, match=r"a\.tar: it is compressed, .* decompress it to a plain tar file\."):
         found(tmp_path, "webdataset")
+    (tmp_path / "a.tar").rename(tmp_path / "a.tar.gz")
+    with pytest.raises(
+        ValueError, match=r"no shards \(\.tar\) in .*: decompress its files of \.tar\.gz and the like\."
+    ):
+        found(tmp_path, "webdataset")
 
 
 def test_shards_of_any_spelling_and_no_patterns(tmp_path):

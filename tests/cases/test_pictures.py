@@ -67,6 +67,19 @@ def test_every_orientation(orientation):
     assert (found[0, 0].numpy() == (expected[..., 0] >= 128)).all()
 
 
+def test_the_shape_that_decides_is_that_of_the_upright_picture():
+    """Whatever says how it lies: Pillow turns a TIFF by itself, others not."""
+    asked = []
+
+    def size_for(height, width):
+        asked.append((height, width))
+        return SIZE[::-1]
+
+    for name in ("turned", "turned webp", "turned tiff"):
+        pixels(CaptionedImage("it", "a", "", lambda name=name: PICTURES[name][0]), size_for)
+    assert asked == [SIZE[::-1]] * 3
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0no TIFF at all", b"x"])
 def test_damaged_exif_leaves_the_picture(exif):
     values = noise(3).astype(np.uint8)

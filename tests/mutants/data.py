@@ -261,7 +261,7 @@ MUTANTS = [
             "pictures: a TIFF is cut to the shape that it has lying on its side",
             'if file.format == "TIFF":',
             'if file.format == "TIF":',
-            "tests/cases/test_pictures.py::test_a_picture_is_the_same_from_whatever_it_comes",
+            "tests/cases/test_pictures.py::test_the_shape_that_decides_is_that_of_the_upright_picture",
         ),
         (
             "pictures: links lead out of the folder",

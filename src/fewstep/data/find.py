@@ -65,7 +65,7 @@ def find_images(place: Place, limit: int | None = None) -> Collection:
     elif place.kind == "parquet":
         found = parquet_images(path, *columns)
     elif place.kind == "datasets":
-        found = dataset_images(str(path), place.split, *columns)
+        found = dataset_images(os.path.expanduser(place.path), place.split, *columns)
     else:
         found, hint = folder_images(path, place.caption_column), f" ({', '.join(IMAGE_SUFFIXES)})"
     return Collection(*usable(found, place.path, "images", limit, hint))

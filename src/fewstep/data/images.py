@@ -96,9 +96,7 @@ def from_files(
     """
     (files, closed), folder = files_of(path, suffix), path if path.is_dir() else path.parent
     if not files:
-        pattern = any(sign in path.name for sign in "*?{[") and not path.exists()
-        hint = ": patterns are not expanded, so give one file or their folder" if pattern else ""
-        raise ValueError(f"data.path: there are no {kind} ({suffix}) in '{path}'{hint}.")
+        raise ValueError(f"data.path: there are no {kind} ({suffix}) in '{path}'{_hint(path, suffix)}.")
 
     def entries() -> Iterator[CaptionedImage | Skipped]:
         for name in (str(file.relative_to(folder)) for file in files):
@@ -112,6 +110,14 @@ def from_files(
     return entries()
 
 
+def _hint(path: Path, suffix: str) -> str:
+    """Why there may be no such file."""
+    if any(sign in path.name for sign in "*?{[") and not path.exists():
+        return ": patterns are not expanded, so give one file or their folder"
+    compressed = path.is_dir() and any(f"{suffix}." in file.name.lower() for file in walk(path)[0])
+    return f": decompress its files of {suffix}.gz and the like" if compressed else ""
+
+
 def inside(folder: Path, name: str) -> Path:
     """The file ``name`` of ``folder``, whatever links and dots there are in it.
 
@@ -121,7 +127,9 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         there = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # a link to itself, a name that no file can have
+    except ValueError:
+        raise Unusable("no file can have this name") from None
+    except (OSError, RuntimeError):  # a link to itself
         there = False
     if not there:
         raise Unusable("it lies outside the folder")

@@ -115,6 +115,7 @@ def from_array(values: npt.NDArray[Any], channels_first: bool = False) -> Image.
     Raises:
         Unusable: another shape, another type, values out of range or not finite.
     """
+    values = np.asarray(values)  # masked arrays and matrices are arrays with rules of their own
     if values.ndim == 2:
         values = values[:, :, None]
     last, first = (values.ndim == 3 and values.shape[side] in _MODES for side in (-1, 0))

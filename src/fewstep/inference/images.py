@@ -27,6 +27,7 @@ AnyImages: TypeAlias = "AnyImage | Sequence[AnyImage]"
 
 def as_list(given: AnyImages) -> list[AnyImage]:
     """One image, or several, as a list; arrays and tensors of four dimensions are several."""
+    given = _as_array(given)
     if isinstance(given, np.ndarray | Tensor):
         return list(given) if given.ndim == 4 else [given]
     if isinstance(given, Image.Image | str | os.PathLike | bytes | bytearray | memoryview) or hasattr(given, "read"):
@@ -65,6 +66,8 @@ def as_masks(given: AnyImages, images: AnyImages, size: tuple[int, int]) -> Tens
         ValueError: as `as_images`; a mask has another size than its image, or has no white.
     """
     masks, masked = [_read(mask, _grey) for mask in as_list(given)], opened(images)
+    if not masks:
+        raise ValueError("There is no mask: give one, or one for each image.")
     for i, mask in enumerate(masks):
         own = masked[min(i, len(masked) - 1)].size
         if mask.size != own:
@@ -95,6 +98,7 @@ def _read(given: AnyImage, convert: Any) -> Image.Image:
     Raises:
         ValueError: one sentence that names the image.
     """
+    given = _as_array(given)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow about sizes, which are limited here
@@ -106,7 +110,8 @@ def _read(given: AnyImage, convert: Any) -> Image.Image:
                 check_size(file)
                 return convert(file)
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError("There is no image " + str(given) + ".") from None
+        hint = ": web addresses are not fetched, so save it to a file first" if "://" in str(given) else ""
+        raise ValueError("There is no image " + str(given) + f"{hint}.") from None
     except Unusable as error:
         raise ValueError(_refusal(given, str(error))) from None
     except Image.DecompressionBombError:
@@ -114,6 +119,12 @@ def _read(given: AnyImage, convert: Any) -> Image.Image:
     except Exception as error:  # a decoder on damaged bytes may raise anything
         closed = getattr(error, "strerror", None)
         raise ValueError(_refusal(given, closed or "it is damaged, or no image")) from None
+
+
+def _as_array(given: Any) -> Any:
+    """Arrays of other libraries as numpy's; anything else as it is."""
+    other = hasattr(given, "__array__") and not isinstance(given, np.ndarray | Tensor | Image.Image)
+    return np.asarray(given) if other else given
 
 
 def _from_values(given: npt.NDArray[Any] | Tensor) -> Image.Image:
@@ -144,7 +155,7 @@ def _refusal(given: Any, why: str) -> str:
     if isinstance(given, np.ndarray | Tensor):
         name = f"The {'tensor' if isinstance(given, Tensor) else 'array'} {list(given.shape)}"
     else:
-        name = str(given) if isinstance(given, str | os.PathLike) else f"The given {type(given).__name__}"
+        name = f"{given!s:.200}" if isinstance(given, str | os.PathLike) else f"The given {type(given).__name__}"
     return f"{name} cannot be read as an image: {why}."
 
 

@@ -68,16 +68,19 @@ class DataConfig(Section):
         "teacher: the teacher's samples for the captions of any of these (see `pairs`)",
     )
     path: str | None = Field(
-        default=None, description="folder or file, with captions in .txt or metadata.jsonl; for datasets the name"
+        default=None,
+        description="folder or file, with captions in .txt, metadata.jsonl or metadata.csv; for datasets the name",
     )
     size: int | None = Field(default=None, ge=1, description="number of images; empty: 4000 scenes, or all images")
     seed: int = Field(default=1, ge=0, lt=2**63, description="seed of the scenes")
     split: str = Field(default="train", description="split of a data set of the hub")
     image_column: str | None = Field(
-        default=None, description="image column of a table; empty: image, jpg, png or another common name"
+        default=None,
+        description="image column of a table, or image suffix in shards; empty: image, jpg, png or another usual one",
     )
     caption_column: str | None = Field(
-        default=None, description="caption column of a table or JSON file; empty: text, caption or prompt"
+        default=None,
+        description="caption column of a table, JSON file or metadata list; empty: text, caption or prompt",
     )
     aspect_buckets: bool = Field(default=False, description="keep the shape of images instead of cropping squares")
     caption_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of images trained without caption")
