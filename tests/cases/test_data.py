@@ -240,6 +240,9 @@ def test_what_a_list_names_and_is_not_there(tmp_path):
         "missing.png": "it is not there", "x.png": "it is not there as a file, but as a folder, pipe or device",
         "a.gif": "it is none of .png, .jpg, .jpeg, .jfif, .webp, .bmp, .tif, .tiff: convert it",
     }  # fmt: skip
+    assert found(folder(tmp_path / "odd", {"a.png": None, "metadata.jsonl": lines_of(
+        {"file_name": "a.png", "text": "x"}, {"file_name": "a\0.png", "text": "x"})}))[1] == {
+        "a\0.png (line 2 of metadata.jsonl)": "no file can have this name"}  # fmt: skip
     for number in range(7, 12):
         like = 'it is not like {"file_name": "cat.jpg", "text": "a cat"}'
         assert skipped[f"line {number} of metadata.jsonl"] == like
@@ -263,6 +266,7 @@ def test_tables_of_captions(tmp_path):
     ("metadata.csv", "file_name;text\na.png;one\n", "its columns must be file_name and text or caption or prompt, "
                                                     "separated by commas, not file_name;text"),
     ("metadata.csv", "", "its columns must be file_name and text"),
+    ("metadata.csv", "file_name,text\na.png,one\n".encode("utf-16"), "metadata.csv: it is not text in UTF-8"),
     ("metadata.csv", "image,text\na.png,one\n", "not image, text"),
     ("metadata.csv", "file_name,text\n", "metadata.csv: it names no image"),
     ("metadata.csv", 'file_name,text\na.png,"' + "x" * 200_000, "it is damaged after row 0"),
@@ -380,12 +384,21 @@ def test_tables_whose_images_are_no_bytes_are_refused(tmp_path):
 @pytest.mark.needs("pyarrow")
 def test_captions_of_tables(tmp_path):
     import pyarrow
+    import pyarrow.parquet
 
     cells = [PNG] * 4
     table(tmp_path / "a.parquet", caption=["a", "b", "c", None], image=cells, text=[None, "", "t", None])
     captions, skipped = found(tmp_path, "parquet")
     assert captions == {f"a.parquet: row {i}": text for i, text in enumerate("abt")}
     assert skipped == {"a.parquet: row 3": "it has no caption"}
+    twice = pyarrow.Table.from_arrays(
+        [pyarrow.array(cells)] * 2 + [pyarrow.array(["x"] * 4)], ["image", "image", "text"]
+    )
+    pyarrow.parquet.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(
+        ValueError, match=r"data\.image_column: .* has several columns of the name image: rename them\."
+    ):
+        found(tmp_path, "parquet")
     table(tmp_path / "a.parquet", image=cells, text=[["a", "b"], ["c"], [], None])
     with pytest.raises(ValueError, match=r"row 0: its caption is no text, but \['a', 'b'\]"):
         found(tmp_path, "parquet")
@@ -446,18 +459,34 @@ def test_the_home_folder_stands_for_a_tilde(tmp_path, monkeypatch):
     recipe = parse_recipe({
         "method": {"name": "feedback", "rewards": [{"model": "~/r.safetensors", "threshold": 1.0}]},
         "teacher": {"path": "~/m.safetensors@~/configs", "loras": ["~/l.safetensors", "owner/name~x"], "config": "~"},
-        "init": "~/i", "data": {"source": "folder", "path": "~/set"}, "pairs": {"path": "~/pairs"},
+        "init": "~/i+~/j", "data": {"source": "folder", "path": "~/set"}, "pairs": {"path": "~/pairs"},
         "sample": {"prompts": ["~/is a prompt", "~"]},
     })  # fmt: skip
     home = str(tmp_path)
     assert recipe.teacher.path == f"{home}/m.safetensors@{home}/configs" and recipe.teacher.config == home
     assert recipe.teacher.loras == (f"{home}/l.safetensors", "owner/name~x")
-    assert (recipe.init, recipe.data.path, recipe.pairs.path) == (f"{home}/i", f"{home}/set", f"{home}/pairs")
+    assert (recipe.init, recipe.data.path, recipe.pairs.path) == (f"{home}/i+{home}/j", f"{home}/set", f"{home}/pairs")
     assert recipe.method["rewards"][0]["model"] == f"{home}/r.safetensors"
     assert recipe.sample.prompts == ("~/is a prompt", "~")
     (tmp_path / "mine.yaml").write_text("method: lcm\ndata: {source: folder, path: ~/set}\n")
     assert find_recipe("~/mine.yaml") == tmp_path / "mine.yaml"
     assert load_recipe("~/mine.yaml").data.path == load_recipe("~/mine.yaml", ["data.path=~/set"]).data.path
+
+
+def test_the_home_folder_of_what_is_loaded(tmp_path, monkeypatch):
+    from fewstep.inference import load
+    from fewstep.models import families
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen = []
+    monkeypatch.setattr(load, "find_export", seen.append)
+    monkeypatch.setattr(load, "student_folder", lambda path: path)
+    monkeypatch.setattr(load, "_student", lambda folder, base, styles, how: (folder, base, styles))
+    found = load.load_model("~/runs/mine", base="~/base", loras=["~/a.safetensors", ("~/b.safetensors", 2)])
+    styles = [(tmp_path / "a.safetensors", 1.0), (tmp_path / "b.safetensors", 2.0)]
+    assert seen == [tmp_path / "runs" / "mine"] and found == (seen[0], "~/base", styles)
+    assert families.load.expanded("~/base") == tmp_path / "base"  # what loads a base
+    assert families.load.expanded("~nobody here/base") == Path("~nobody here/base")
 
 
 def test_the_home_folder_on_the_command_line(tmp_path, monkeypatch):

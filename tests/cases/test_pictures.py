@@ -188,6 +188,19 @@ def test_shapes_that_could_be_both():
     assert sampled(opaque, (6, 3)).shape == (6, 3, 3) and (sampled(opaque, (6, 3))[..., 0] == 7).all()
 
 
+class Elsewhere:
+    """An array of another library."""
+
+    def __array__(self, dtype=None, copy=None):
+        return EIGHT
+
+
+def test_arrays_of_other_libraries():
+    for given in (Elsewhere(), np.ma.masked_array(EIGHT, mask=EIGHT > 9), [Elsewhere()]):
+        assert (sampled(given) == EIGHT).all()
+    assert as_list(Elsewhere())[0] is EIGHT
+
+
 def test_several_are_a_list_whatever_holds_them():
     image = Image.fromarray(EIGHT)
     for given in (
@@ -228,6 +241,8 @@ BROKEN = encoded(Image.fromarray(EIGHT), "JPEG")[:500]
     (5, "The given int cannot be read as an image: it is no file, image, array or tensor."),
     ([None], "The given NoneType cannot be read as an image"),
     ("no/such.png", "There is no image no/such.png."),
+    ("https://a.b/c.png", "There is no image https://a.b/c.png: web addresses are not fetched, so save it to a file"),
+    ("x" * 9999, " cannot be read as an image: File name too long."),
     ("~/no such image.png", "There is no image ~/no such image.png."),
     (f"{__file__}/a.png", "There is no image"),
     ("a\0b.png", "cannot be read as an image"),

@@ -103,6 +103,12 @@ MUTANTS = [
             "test_style_loras_are_added_at_their_scales[full run]",
         ),
         (
+            "loading: the home folder is not found",
+            "expanded(str(file)), float(scale)",
+            "Path(file), float(scale)",
+            "tests/cases/test_data.py::test_the_home_folder_of_what_is_loaded",
+        ),
+        (
             "loading: another base is passed over",
             'teacher = load_teacher(base, **{"size": card.image_size, **how})',
             "teacher = teacher_of(folder, card, **how)",

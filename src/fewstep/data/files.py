@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 LOCK = ".lock"
+
+
+def at_home(path: str) -> str:
+    """A path with the home folder for ~ at its beginning, and at that of each part of file@folder and model+lora."""
+    return re.sub(r"(?<![^@+])~[^@+]*", lambda part: os.path.expanduser(part[0]), path)
 
 
 @contextmanager

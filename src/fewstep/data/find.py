@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.data.entries import Skipped, usable
+from fewstep.data.files import at_home
 from fewstep.data.folder import folder_images
 from fewstep.data.images import IMAGE_SUFFIXES, Collection, files_of
 from fewstep.data.prompts import PROMPT_SUFFIXES, read_prompts
@@ -34,7 +34,7 @@ class Place:
     @property
     def root(self) -> Path:
         """``path`` with the home folder for ~."""
-        return Path(os.path.expanduser(self.path))
+        return Path(at_home(self.path))
 
     @property
     def kind(self) -> str:
@@ -65,7 +65,7 @@ def find_images(place: Place, limit: int | None = None) -> Collection:
     elif place.kind == "parquet":
         found = parquet_images(path, *columns)
     elif place.kind == "datasets":
-        found = dataset_images(os.path.expanduser(place.path), place.split, *columns)
+        found = dataset_images(at_home(place.path), place.split, *columns)
     else:
         found, hint = folder_images(path, place.caption_column), f" ({', '.join(IMAGE_SUFFIXES)})"
     return Collection(*usable(found, place.path, "images", limit, hint))

@@ -9,6 +9,7 @@ Nothing outside the folder is read, whatever its links and its list say.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -101,6 +102,9 @@ def _json_rows(file: str, data: bytes) -> Iterator[tuple[str, Any]]:
 
 def _csv_rows(file: str, data: bytes, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Likewise of every row; a cell may be quoted and hold line ends."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as spreadsheets may save it
+        yield file, Skipped(file, "it is not text in UTF-8")
+        return
     text = data.decode("utf-8-sig", "surrogateescape")  # a row in another encoding does not end the others
     rows, number = csv.DictReader(io.StringIO(text, newline="")), 0
     try:

@@ -80,6 +80,8 @@ def _columns(schema: Any, image: str | None, caption: str | None, table: Path | 
             wanted = " or ".join(usual) if len(usual) > 1 else f"'{usual[0]}'"
             there = ", ".join(schema.names)
             raise ValueError(f"data.{key}: there is no column {wanted} in {table}, which has {there}.")
+        if any(schema.names.count(name) > 1 for name in found):
+            raise ValueError(f"data.{key}: {table} has several columns of the name {' or '.join(found)}: rename them.")
         return found
 
     column = pick("image_column", _IMAGE_COLUMNS if image is None else (image,))[0]

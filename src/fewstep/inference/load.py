@@ -84,7 +84,9 @@ def load_model(
     styles, path = [_scaled(lora) for lora in loras], name
     known = not path.exists() and str(name) in checkpoints()
     if published or known:
-        return _with(styles, load_published(find_checkpoint(str(name)), base, Path(file) if file else None, **how))
+        return _with(
+            styles, load_published(find_checkpoint(str(name)), base, expanded(str(file)) if file else None, **how)
+        )
     if file is not None:
         raise ValueError("A file goes with the name of a published checkpoint: `fewstep checkpoints` lists them.")
     written = find_export(path)
@@ -190,7 +192,8 @@ def _with(styles: list[tuple[Path, float]], model: Model) -> Model:
 
 
 def _scaled(lora: str | Path | tuple[str | Path, float]) -> tuple[Path, float]:
-    return (Path(lora), 1.0) if isinstance(lora, str | Path) else (Path(lora[0]), float(lora[1]))
+    file, scale = (lora, 1.0) if isinstance(lora, str | Path) else lora
+    return expanded(str(file)), float(scale)
 
 
 def _is_lora_of_a_run(path: Path) -> bool:

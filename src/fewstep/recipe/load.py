@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fewstep.data.files import at_home
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError, number, validated
 
@@ -49,8 +49,7 @@ def _at_home(data: Any) -> Any:
         return {key: value if key == "prompts" else _at_home(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [_at_home(value) for value in data]
-    # a single file may name the folder of its configs too: file@folder
-    return "@".join(map(os.path.expanduser, data.split("@"))) if isinstance(data, str) else data
+    return at_home(data) if isinstance(data, str) else data
 
 
 def _with_sampling(recipe: Recipe) -> Recipe:
@@ -82,7 +81,7 @@ def _with_pairs(recipe: Recipe) -> Recipe:
 
 def find_recipe(source: str | Path) -> Path:
     """The file of a recipe given by path or by the name of a shipped one."""
-    path = Path(os.path.expanduser(source))
+    path = Path(at_home(str(source)))
     if path.is_file():
         return path
     named = shipped_recipes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def local_folder(name: str, *indexes: str) -> Path | None:
 
 def expanded(name: str) -> Path:
     """The path of that name, ~ being the user's folder."""
-    return Path(name).expanduser() if name.startswith("~") else Path(name)
+    return Path(os.path.expanduser(name))
 
 
 def _no_pipeline(folder: Path) -> str:
