@@ -453,6 +453,7 @@ def of_other_kinds():
 
 def of_damage():
     yield "up alone", "sd15", {**kohya(Q, A, B), f"{kohya_name(K)}.lora_up.weight": B}, None, "lacks its down"
+    yield "up alone in the last layer", "sd15", {**kohya(K, A2, B2), f"{kohya_name(Q)}.lora_up.weight": B}, None, "to_q"
     yield "down alone", "sd15", {**kohya(Q, A, B), f"{kohya_name(K)}.lora_down.weight": A}, None, "lacks its up"
     yield "alpha alone", "sd15", {**kohya(Q, A, B), f"{kohya_name(K)}.alpha": torch.ones(())}, None, "has no weights"
     yield "half a LoHa", "sd15", {f"{kohya_name(Q)}.hada_w1_a": A}, None, "lacks its hada_w1_b"

@@ -138,10 +138,12 @@ def test_a_start_that_does_not_fit_is_refused(run, data, tmp_path):
 
 
 def test_a_teachers_loras_are_part_of_it(run, tiny):
-    """diffusers' own merging of our LoRA file, against ours."""
+    """Merged from our LoRA file: by `teacher.loras`, and by diffusers' own loader."""
     lora = run / "01-coarse" / "student" / "pytorch_lora_weights.safetensors"
-    teacher = load_teacher(str(tiny), loras=(str(lora),))
-    assert torch.allclose(output(teacher.denoiser, teacher), student(run / "01-coarse" / "student"), atol=1e-5)
+    ours, theirs = load_teacher(str(tiny), loras=(str(lora),)), load_teacher(str(tiny))
+    theirs.pipeline.load_lora_weights(str(lora))
+    for teacher in (ours, theirs):
+        assert torch.allclose(output(teacher.denoiser, teacher), student(run / "01-coarse" / "student"), atol=1e-5)
     with pytest.raises(ValueError, match="LoRA '/no/such' cannot be loaded"):
         load_teacher(str(tiny), loras=("/no/such",))
 

@@ -65,7 +65,7 @@ MUTANTS = [
             "        _fill(layer, tensors, path)\n        _fits(layer, parts, path)\n",
             "        _fill(layer, tensors, path)\n        _fits(layer, parts, path)\n"
             "        layer.add_to(parts[layer.part], 1.0)\n",
-            f"{_REFUSED}[damage: up alone]",
+            f"{_REFUSED}[damage: up alone in the last layer]",
         ),
         (
             "lora files: nobody is told of the alpha that some layers lack",

@@ -16,7 +16,7 @@ _MODELS: tuple[tuple[str, str], ...] = (  # words, and how names of layers of su
     ("Stable Diffusion 3", r"joint_blocks_|(?:^|_)transformer_blocks_\d+_attn_add_q_proj|_context_block_"),
     ("a UNet of Stable Diffusion", rf"(?:^|_)(?:{_UNET}|{_ORIGINAL})"),
     ("a diffusion transformer", r"(?:^|_)(?:transformer_)?(?:blocks|layers)_\d+_"),
-    ("a text encoder", r"text_model_|^lora_te|^text_encoder"),
+    ("one with another text encoder", r"text_model_|^lora_te|^text_encoder"),
 )
 _WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 _INPUTS = ("conv_in", "x_embedder", "pos_embed.proj")
