@@ -179,7 +179,7 @@ def sample(
         float | None, typer.Option(help="Share of fresh noise, 0 to 1, for samplers that have it (default: own).")
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance scale; 1 is off (default: 1; 3 for a teacher).")
+        float | None, typer.Option(help="Classifier-free guidance scale; 1 or 0 is off (default: 1; 3 for a teacher).")
     ] = None,
     negative_prompt: Annotated[
         str | None, typer.Option(help="Prompt that guidance leads away from (default: the empty prompt).")

@@ -4,6 +4,26 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
+        "methods/guidance.py",
+        "cases/test_guidance_off.py",
+        (
+            "guidance: 0 is the answer to no prompt",
+            "return scale or 1.0",
+            "return scale",
+            "test_a_method_whose_guidance_is_0_is_the_one_without",
+        ),
+    ),
+    *planted(
+        "students/card.py",
+        "cases/test_guidance_off.py",
+        (
+            "guidance: a card's 0 is the answer to no prompt",
+            "guidance_scale=off_is_one(card.guidance_scale)",
+            "guidance_scale=card.guidance_scale",
+            "test_cards_are_read_so",
+        ),
+    ),
+    *planted(
         "recipe/chain.py",
         "runs/test_chain.py",
         (

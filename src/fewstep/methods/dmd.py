@@ -33,7 +33,7 @@ from fewstep.methods import Batch, Loss, Method, Player, Progress, Rng, RoleSpec
 from fewstep.methods.parts.distances import Distance, distance, feature_distance
 from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
 from fewstep.methods.parts.statistics import student_statistics
-from fewstep.methods.settings import Weight, checked
+from fewstep.methods.settings import FixedGuidance, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 from fewstep.sampling.sample import first_state
@@ -94,7 +94,7 @@ class DMD(Method):
         """
 
         timestep: float | None = None
-        guidance_scale: Weight = 3.0
+        guidance_scale: FixedGuidance = 3.0
         weighting: Weighting = "l1"
         fake_init_from: Literal["teacher", "student"] = "teacher"
         regression_weight: Weight = 0.25

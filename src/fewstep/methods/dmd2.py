@@ -42,7 +42,7 @@ from fewstep.methods.parts.distances import with_gradient
 from fewstep.methods.parts.inputs import Inputs, Policy, Terminal
 from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
 from fewstep.methods.parts.statistics import student_statistics
-from fewstep.methods.settings import Count, Halvings, Weight, checked
+from fewstep.methods.settings import Count, FixedGuidance, Halvings, Weight, checked
 from fewstep.models.roles import Roles
 
 
@@ -128,7 +128,7 @@ class DMD2(Method):
 
         num_inference_steps: Count = 4
         timesteps: tuple[float, ...] | None = None
-        guidance_scale: Weight = 8.0
+        guidance_scale: FixedGuidance = 8.0
         weighting: Weighting = "l1"
         fake_init_from: Literal["teacher", "student"] = "teacher"
         student_every: Count = 5

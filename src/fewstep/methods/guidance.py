@@ -10,9 +10,17 @@ from torch import Tensor
 from fewstep.data.random import Rng
 
 
+def off_is_one(scale: float) -> float:
+    """A guidance scale as all code reads it, where 1 is off; people and cards of published files also write 0 for off.
+
+    By the formula ``null + w (cond - null)`` a 0 would be the answer to no prompt, which nobody asks for in this way.
+    """
+    return scale or 1.0
+
+
 @dataclass(frozen=True)
 class Guidance:
-    """A guidance scale w (1 = off): one number, or drawn per sample from [low, high].
+    """A guidance scale w (1 = off, and 0 as a single number too): one number, or drawn per sample from [low, high].
 
     Published LCM ranges count from 0; add one to each end.
     """
@@ -28,7 +36,8 @@ class Guidance:
             raise ValueError(f"guidance_scale must be one number or [low, high], not {pair}.")
         if not all(0 <= scale < math.inf for scale in pair):
             raise ValueError(f"guidance_scale must be at least 0 and finite (1 is off), not {value}.")
-        return cls(float(pair[0]), float(pair[1]))
+        low, high = map(float, pair)
+        return cls(off_is_one(low), off_is_one(high)) if low == high else cls(low, high)
 
     @property
     def fixed(self) -> bool:

@@ -47,7 +47,7 @@ from fewstep.methods.parts.inputs import Terminal, noised_rows
 from fewstep.methods.parts.solver_step import SolverStep, solve_along
 from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.parts.trajectory_discriminator import BACKBONE, Judged, TrajectoryDiscriminator
-from fewstep.methods.settings import Count, Halvings, Held, Share, Weight, checked
+from fewstep.methods.settings import Count, FixedGuidance, Halvings, Held, Share, Weight, checked
 from fewstep.models.roles import Roles
 
 Objective: TypeAlias = Literal["mse", "conditional", "unconditional", "convert"]
@@ -116,7 +116,7 @@ class Lightning(Method):
         num_teacher_steps: Count = 8
         num_start_times: Count | None = None
         loss: Objective = "conditional"
-        guidance_scale: Weight = 1.0
+        guidance_scale: FixedGuidance = 1.0
         prediction_type: Literal["epsilon", "v_prediction", "sample", "flow"] | None = None
         terminal: Terminal = "noise"
         renoise_times: tuple[Share, ...] = (0.01, 0.25, 0.5, 0.75)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic.dataclasses import dataclass
 
-from fewstep.methods.guidance import Guidance
+from fewstep.methods.guidance import Guidance, off_is_one
 
 T = TypeVar("T")
 
@@ -47,8 +47,8 @@ def _scale(value: Any, convert: ValidatorFunctionWrapHandler) -> float | tuple[f
         scale: float | tuple[float, float] = convert(value)
     except ValidationError:
         raise ValueError(f"guidance_scale must be one number or [low, high], not {value!r:.80}.") from None
-    Guidance.of(scale)
-    return scale
+    guidance = Guidance.of(scale)
+    return guidance.low if guidance.fixed else scale
 
 
 Weight: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -56,7 +56,9 @@ Weight: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 GuidanceScale: TypeAlias = Annotated[float | tuple[float, float], WrapValidator(_scale)]
-"""The teacher's w (1 = off): one number, or [low, high] drawn per sample (`Guidance`)."""
+"""The teacher's w (1 or 0: off): one number, or [low, high] drawn per sample (`Guidance`)."""
+FixedGuidance: TypeAlias = Annotated[Weight, AfterValidator(off_is_one)]
+"""The teacher's w (1 or 0: off), one number."""
 Halvings: TypeAlias = Annotated[int, Field(ge=0)]
 """Convolutions of stride 2 in a discriminator's head, whose map must come down to 4x4."""
 Held: TypeAlias = Literal["full", "lora"]

@@ -60,7 +60,7 @@ from fewstep.methods.parts.projection import (
 )
 from fewstep.methods.parts.score_pair import noise_levels
 from fewstep.methods.parts.statistics import student_statistics
-from fewstep.methods.settings import Count, Weight, checked
+from fewstep.methods.settings import Count, FixedGuidance, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles
@@ -136,7 +136,7 @@ class Turbo(Method):
         distillation_weight: Weight = 0.5
         weighting: Weighting = "exponential"
         space: Literal["pixels", "latents"] = "pixels"
-        guidance_scale: Weight = 4.0
+        guidance_scale: FixedGuidance = 4.0
         encoder: str = "facebook/dinov2-small"
         augment: tuple[Policy, ...] = POLICIES
         r1_weight: Weight = 1e-5

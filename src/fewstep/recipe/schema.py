@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator,
 from fewstep.data.find import Place, find_captions
 from fewstep.methods.base import Method
 from fewstep.methods.registry import find_method
+from fewstep.methods.settings import FixedGuidance
 from fewstep.models.roles import Weights
 from fewstep.recipe.validate import RecipeError, unknown_key, validated
 from fewstep.sampling import SAMPLERS
@@ -120,10 +121,9 @@ class PairsConfig(Section):
     size: int | None = Field(default=None, ge=1, description="number of samples; empty: one for each caption")
     solver: Literal["ddim", "heun", "dpm++2m"] = Field(default="ddim", description="solver of the teacher's ODE")
     num_inference_steps: int = Field(default=50, ge=1, description="solver steps; heun calls the teacher twice in each")
-    guidance_scale: float | None = Field(
-        default=None, ge=0, allow_inf_nan=False,
-        description="guidance scale of the teacher; empty: that of the method, or else of the sample grid",
-    )  # fmt: skip
+    guidance_scale: FixedGuidance | None = Field(
+        default=None, description="guidance scale of the teacher; empty: that of the method, or else of the sample grid"
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the noise")
     batch_size: int = Field(default=32, ge=1, description="samples generated at once and kept in one file")
     path: str | None = Field(default=None, description="folder of the samples; empty: a folder inside the run")
@@ -156,8 +156,8 @@ class SampleConfig(Section):
     num_inference_steps: int = Field(default=4, ge=1, description="steps of the student; for PCM its phases by default")
     eta: float = Field(default=0.0, ge=0, le=1, description="fresh noise, 0 (none) to 1; for TCD 0.3 by default")
     teacher_steps: int = Field(default=50, ge=1, description="steps of the teacher in the grid")
-    guidance_scale: float = Field(
-        default=3.0, ge=0, allow_inf_nan=False, description="guidance scale of the teacher in the grid"
+    guidance_scale: FixedGuidance = Field(
+        default=3.0, description="guidance scale of the teacher in the grid; 1 or 0: off"
     )
 
     @field_validator("sampler")

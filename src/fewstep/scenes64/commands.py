@@ -144,10 +144,11 @@ def teacher_measure(
 ) -> None:
     """Measure the teacher's quality and prompt accuracy with 50, 8 and 4 steps of DDIM at several guidance scales."""
     from fewstep.evaluation.compare import as_json, table
+    from fewstep.methods.guidance import off_is_one
     from fewstep.scenes64.prompts import measure_teacher, recommended_guidance
     from fewstep.training.progress import progress_bar
 
-    scales = numbers(guidance, "--guidance needs numbers, e.g. 1,2,3") or []
+    scales = [off_is_one(w) for w in numbers(guidance, "--guidance needs numbers, e.g. 1,2,3") or []]
     with progress_bar(3 * len(scales), 0, "sampling", True) as advance:
         comparison = measure_teacher(teacher, count, scales, seed, reference, advance)
     names = ["FD", "detail FD", "accuracy", *(n for n in comparison.results[0].figures if n.startswith("accuracy of"))]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from fewstep.data.files import replace_text
+from fewstep.methods.guidance import off_is_one
 from fewstep.sampling import SAMPLERS, Sampler, make_sampler
 
 CARD_FILE = "few_step.json"
@@ -73,7 +74,8 @@ def load_card(folder: Path) -> Card:
         data = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
         if not isinstance(data, dict) or data.get("format") != 1:
             raise ValueError("unknown format")
-        return TypeAdapter(Card).validate_python(data)
+        card = TypeAdapter(Card).validate_python(data)
+        return replace(card, guidance_scale=off_is_one(card.guidance_scale))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
