@@ -4,6 +4,32 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
+        "reports/diagnose.py",
+        "cases/test_diagnosis.py",
+        (
+            "diagnose: two findings give opposite advice",
+            "if check.opposes(other)), None)",
+            "if False), None)",
+            "test_no_combination_of_findings_gives_opposite_advice",
+        ),
+        (
+            "diagnose: a handful of steps is judged",
+            "if early and not check.early:",
+            "if False:",
+            "test_a_handful_of_steps_is_too_early",
+        ),
+    ),
+    *planted(
+        "reports/checks.py",
+        "cases/test_diagnosis.py",
+        (
+            "diagnose: oscillation does not know that it asks for a stronger critic",
+            'turns="+critic -rate"',
+            'turns="-rate"',
+            "test_no_combination_of_findings_gives_opposite_advice",
+        ),
+    ),
+    *planted(
         "reports/benchmark.py",
         "reports/test_benchmark.py",
         (

@@ -31,6 +31,8 @@ class Check:
         problem: the first half of a finding's sentence; advice: what to do about it.
         find: the evidence in a history, given the limit; None where there is no problem.
         fatal: False for what is worth knowing but not wrong.
+        turns: what the advice would turn up or down, as in "-rate +critic" (`opposes`).
+        early: whether it can be made after a handful of steps.
     """
 
     name: str
@@ -41,6 +43,12 @@ class Check:
     advice: str
     find: Callable[[History, float], Evidence | None]
     fatal: bool = True
+    turns: frozenset[str] = frozenset()
+    early: bool = False
+
+    def opposes(self, other: Check) -> bool:
+        """Whether one advice turns up what the other turns down: a rate, a player's updates, the length of the run."""
+        return any({"+": "-", "-": "+"}[turn[0]] + turn[1:] in other.turns for turn in self.turns)
 
     def __call__(self, history: History) -> Evidence | None:
         return self.find(history, self.limit)
@@ -50,12 +58,20 @@ CHECKS: list[Check] = []
 
 
 def check(
-    name: str, *needs: str, limit: float, reason: str, problem: str, advice: str, fatal: bool = True
+    name: str,
+    *needs: str,
+    limit: float,
+    reason: str,
+    problem: str,
+    advice: str,
+    fatal: bool = True,
+    turns: str = "",
+    early: bool = False,
 ) -> Callable[[Callable[[History, float], Evidence | None]], Check]:
     """Make a check of a function, and add it to `CHECKS`."""
 
     def register(find: Callable[[History, float], Evidence | None]) -> Check:
-        CHECKS.append(Check(name, needs, limit, reason, problem, advice, find, fatal))
+        CHECKS.append(Check(name, needs, limit, reason, problem, advice, find, fatal, frozenset(turns.split()), early))
         return CHECKS[-1]
 
     return register
@@ -73,6 +89,7 @@ ABSURD_RATE = 0.05  # weights are of the order 0.02 to 0.1: one AdamW step at th
     reason="no published student predicts ten times as wide as its data; an update of such a size makes a new network",
     problem="The first updates destroyed the weights",
     advice="lower training.learning_rate (or critic_learning_rate) 10 to 1000 times, and start again",
+    turns="-rate -critic -resume",
 )
 def rate_too_high(history: History, limit: float) -> Evidence | None:
     if discriminator_blind(history) or (_critics_rate_is_lower(history) and fake_score_lags(history)):
@@ -128,6 +145,8 @@ def _critics_rate_is_lower(history: History) -> bool:
     reason="a number that is not finite never becomes finite again",
     problem="The training met numbers that are not finite",
     advice="look for NaN in the data and the teacher's weights, else lower the learning rates; continue with --resume",
+    turns="-rate -critic +resume",
+    early=True,
 )
 def not_finite(history: History, limit: float) -> Evidence | None:
     for line in history.records:
@@ -229,6 +248,7 @@ def discriminator_blind(history: History, limit: float) -> Evidence | None:
     reason="if it stays above this the student's gradient vanishes (the specification's section 11.4)",
     problem="The discriminator is nearly always right",
     advice="add more noise to its inputs, give it fewer or smaller updates (critic_learning_rate) or an R1 penalty",
+    turns="-critic",
 )
 def discriminator_strong(history: History, limit: float) -> Evidence | None:
     accuracy, beyond = history.first("d_accuracy"), history.first("saturation")
@@ -248,6 +268,7 @@ def discriminator_strong(history: History, limit: float) -> Evidence | None:
     reason="it must be at most 1 (section 11.3 of the specification), and above 1.05 something should be done",
     problem="The fake score does not keep up with the student",
     advice="give it more updates per step of the student, a higher critic_learning_rate or a higher rank",
+    turns="+critic +rank",
 )
 def fake_score_lags(history: History, limit: float) -> Evidence | None:
     found = history.pair("fake_error", "teacher_fake_error")
@@ -276,6 +297,7 @@ def fake_score_lags(history: History, limit: float) -> Evidence | None:
     reason="weights are of the order 0.02 to 0.1; published runs could move them by 0.01 or more",
     problem="The student can learn next to nothing at this learning rate in so few steps",
     advice="raise training.learning_rate (LoRA: 1e-4 to 2e-3, all weights: 1e-6 to 1e-5), or train longer",
+    turns="+rate +length",
 )
 def rate_too_low(history: History, limit: float) -> Evidence | None:
     rate = history.series("learning_rate")
@@ -302,6 +324,7 @@ def rate_too_low(history: History, limit: float) -> Evidence | None:
     reason="beyond 1.5 times what 0.5 % of the data exceed: on scenes-64 0.05 % of them at guidance 3, 2.3 % at 20",
     problem="The teacher's own predictions are saturated, and the student learns them",
     advice="lower method.guidance_scale; if it is low, check the teacher's prediction_type and the latents' scaling",
+    turns="-guidance",
 )
 def teacher_saturated(history: History, limit: float) -> Evidence | None:
     return _beyond(history.first("teacher_saturation"), limit)
@@ -322,6 +345,7 @@ def _beyond(share: Series | None, limit: float) -> Evidence | None:
     reason="three times the loss, or thirty times the gradient, of the run's first third is no noise",
     problem="The training diverges",
     advice="lower training.learning_rate, or let the target follow the student as an average (target_decay 0.95)",
+    turns="-rate",
 )
 def loss_rises(history: History, limit: float) -> Evidence | None:
     limits = {name: 10 * limit for name in history.names("grad_norm")}
@@ -347,6 +371,7 @@ def _adversarial(history: History) -> bool:
     reason="the range is 1.5 times what 0.5 % of the data exceed; of scenes-64's students 0.05 % lie beyond",
     problem="The student's predictions are saturated",
     advice="lower the teacher's guidance_scale, and check the scale of the predictions and of the latents",
+    turns="-guidance",
 )
 def saturated(history: History, limit: float) -> Evidence | None:
     return _beyond(history.first("saturation"), limit)
@@ -380,6 +405,7 @@ def drift(history: History, limit: float) -> Evidence | None:
     problem="The student has lost diversity",
     advice="raise the weight of the adversarial loss or of the fake score, lower that of the distillation loss and "
     "guidance_scale",
+    turns="+opponent -guidance",
 )
 def diversity_lost(history: History, limit: float) -> Evidence | None:
     found = history.pair("x0_spread", "data_spread")
@@ -407,6 +433,7 @@ def diversity_lost(history: History, limit: float) -> Evidence | None:
     problem="The student gains in the rewards that it is trained on, and loses in the one that is held out",
     advice="train shorter, lower the thresholds or the rank, raise method.perceptual_weight or method.anchor_weight, "
     "or merge it with a smaller scale",
+    turns="-length -rank",
 )
 def reward_hacked(history: History, limit: float) -> Evidence | None:
     """From the first to the last third, both the shortfall of a reward and the held-out reward fall."""
@@ -457,6 +484,7 @@ def gradients_vanish(history: History, limit: float) -> Evidence | None:
     reason="the brightness of whole batches: students that work stay below 0.1, small GANs that settle below 0.35",
     problem="The student oscillates",
     advice="give the critic more updates per step of the student, or lower the student's learning rate",
+    turns="+critic -rate",
 )
 def oscillates(history: History, limit: float) -> Evidence | None:
     found = history.pair("x0_mean", "data_mean")
@@ -478,6 +506,7 @@ def oscillates(history: History, limit: float) -> Evidence | None:
     reason="a fall of 3 % would have been seen, with 97.5 % certainty",
     problem="The student's loss does not fall",
     advice="raise training.learning_rate or max_grad_norm, and check that the loss reaches the student's weights",
+    turns="+rate",
 )
 def loss_flat(history: History, limit: float) -> Evidence | None:
     """Even two standard errors below the measured one, the loss of the last third has not fallen by the limit."""
@@ -501,6 +530,8 @@ def loss_flat(history: History, limit: float) -> Evidence | None:
     reason="more than half of what is exported would be the untrained student",
     problem="The average of the student's weights has hardly moved",
     advice="lower training.ema_decay, or train longer",
+    turns="+length",
+    early=True,
 )
 def average_behind(history: History, limit: float) -> Evidence | None:
     decay, planned = history.setting("training", "ema_decay"), history.setting("training", "steps")
@@ -538,6 +569,8 @@ def always_clipped(history: History, limit: float) -> Evidence | None:
     problem="The run is not finished",
     advice="continue with fewstep distill ... --resume, unless it is running now",
     fatal=False,
+    turns="+resume +length",
+    early=True,
 )
 def unfinished(history: History, limit: float) -> Evidence | None:
     planned = history.setting("training", "steps")

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.reports.checks import CHECKS, Check
+from fewstep.reports.checks import CHECKS, Check, Evidence, not_finite
 from fewstep.reports.history import ENOUGH, History, read_history
+
+EARLY = 25
+"""Steps below which a run that goes on is not judged."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Diagnosis:
         checked: checks without a finding.
         unchecked: check -> why it could not be made: statistics that are missing, or too few lines of them.
         missing: sentences about what the folder lacks.
+        early: a sentence where the run has done too little for most checks.
     """
 
     run: str
@@ -51,6 +56,7 @@ class Diagnosis:
     checked: tuple[str, ...]
     unchecked: dict[str, str]
     missing: tuple[str, ...]
+    early: str = ""
 
     @property
     def healthy(self) -> bool:
@@ -63,8 +69,8 @@ class Diagnosis:
 
     def sentences(self) -> list[str]:
         """Everything, for people."""
-        lines = []
-        if self.healthy:
+        lines = [self.early] if self.early else []
+        if self.healthy and not self.early:
             nothing = f"Nothing stands out in the {self.step} steps of this run."
             lines.append(nothing if self.checked else "This run has logged too little to be checked.")
         for finding in self.findings:
@@ -93,20 +99,46 @@ def diagnose(run: Path) -> Diagnosis:
 
 def examine(history: History, run: str = "") -> Diagnosis:
     """Apply every check to a history."""
-    findings, checked, unchecked = [], [], {}
+    found: list[tuple[Check, Evidence]] = []
+    checked, unchecked, early = [], {}, _too_early(history)
     for check in CHECKS:
-        evidence, lacks = check(history), _lacks(history, check)
-        if evidence is not None:
-            figures, first, last = evidence
-            steps = f"at step {last}" if first == last else f"steps {first} to {last}"
-            sentence = f"{check.problem}: {figures} ({steps}). {_capital(check.advice)}."
-            findings.append(Finding(check.name, check.fatal, sentence, first, last))
+        lacks = _lacks(history, check)
+        if early and not check.early:
+            unchecked[check.name] = lacks or "too early"
+        elif (evidence := check(history)) is not None:
+            found.append((check, evidence))
         elif lacks:
             unchecked[check.name] = lacks
         else:
             checked.append(check.name)
-    findings.sort(key=lambda finding: not finding.fatal)
-    return Diagnosis(run, history.step, tuple(findings), tuple(checked), unchecked, tuple(history.missing))
+    found.sort(key=lambda pair: not pair[0].fatal)
+    findings = tuple(_findings(found))
+    return Diagnosis(run, history.step, findings, tuple(checked), unchecked, tuple(history.missing), early)
+
+
+def _findings(found: Sequence[tuple[Check, Evidence]]) -> Iterator[Finding]:
+    """Findings with their advice, causes first: what would undo the advice on a likelier cause is not advised."""
+    advised: list[Check] = []
+    for check, (figures, first, last) in found:
+        cause = next((other for other in advised if check.opposes(other)), None)
+        if cause is None:
+            advised.append(check)
+            advice = _capital(check.advice)
+        else:
+            advice = f"See to '{cause.name}' first, whose remedy is the opposite"
+        steps = f"at step {last}" if first == last else f"steps {first} to {last}"
+        yield Finding(check.name, check.fatal, f"{check.problem}: {figures} ({steps}). {advice}.", first, last)
+
+
+def _too_early(history: History) -> str:
+    """A sentence where a run that goes on has too few steps or lines for a trend to be distinguished from noise."""
+    lines = len(history.records)
+    if not lines or (history.step >= EARLY and lines >= ENOUGH) or not_finite(history):
+        return ""
+    return (
+        f"It is too early for a diagnosis: {history.step} steps are done and {lines} lines logged, and it takes "
+        f"{EARLY} steps and {ENOUGH} lines (training.log_every)."
+    )
 
 
 def _lacks(history: History, check: Check) -> str:
