@@ -513,12 +513,9 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write one self-contained page: images from the same noise, quality against steps, losses, settings."""
-    from fewstep.reports.report import STEPS
     from fewstep.reports.report import report as make
-    from fewstep.training.progress import progress_bar
 
-    with progress_bar(1 + len(STEPS) * (1 + len(runs)), 0, "sampling", not quiet) as advance:
-        make(runs, out, count, advance, features)
+    make(runs, out, count, not quiet, features)
     typer.echo(f"Wrote {out}.")
 
 

@@ -4,6 +4,22 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
+        "reports/report.py",
+        "cases/test_report_steps.py",
+        (
+            "report: a student of two phases is shown at eight",
+            "if wanted.no_other_steps and recipe.sample.sampler is None:",
+            "if False:",
+            "test_step_counts_that_the_student_cannot_take_are_left_out",
+        ),
+        (
+            "report: eight of four grid times are asked for",
+            "tuple(n for n in STEPS if _has_times(card, n, schedule)) or own",
+            "STEPS",
+            "test_step_counts_that_the_student_cannot_take_are_left_out",
+        ),
+    ),
+    *planted(
         "reports/diagnose.py",
         "cases/test_diagnosis.py",
         (

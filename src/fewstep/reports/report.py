@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fewstep.data.files import replace_text
+from fewstep.diffusion.schedule import Schedule
 from fewstep.evaluation.compare import FIGURES, Candidate, Comparison, as_json, compare, comparison_grid
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.result import in_steps
@@ -26,9 +27,10 @@ from fewstep.reports.page import Page
 from fewstep.reports.results import quality_charts
 from fewstep.runs.folder import RunFolder
 from fewstep.scenes64.prompts import unseen_prompts
-from fewstep.students.card import CARD_FILE
+from fewstep.students.card import CARD_FILE, Card, load_card, sampler_of
 from fewstep.students.lineage import first_teacher
 from fewstep.training.logging import read_log
+from fewstep.training.progress import progress_bar
 from fewstep.training.run_files import RunFiles
 
 STEPS = (1, 2, 4, 8)
@@ -62,7 +64,7 @@ def report(
     folders: Sequence[Path],
     out: Path,
     count: int = 256,
-    advance: Callable[[int], None] | None = None,
+    show_progress: bool = False,
     features: str = "detector",
 ) -> Comparison:
     """Write ``out`` (HTML), and beside it the images (PNG) and the figures (JSON).
@@ -70,7 +72,6 @@ def report(
     Args:
         folders: finished run directories of one teacher.
         count: number of unseen prompts to measure on.
-        advance: called with the number of candidates that are done, of 1 + len(STEPS) * (1 + len(folders)).
         features: "detector", or a DINOv2, CLIP or similar model (folder or hub name) for FD, KID and overlap.
 
     Raises:
@@ -86,7 +87,9 @@ def report(
     prompts = unseen_prompts(teacher, count)
     if features not in ("detector", "reader"):  # "reader" is the detector's former name
         prompts = replace(prompts, features=load_pretrained_encoder(features), reference=None)
-    comparison = compare(teacher, candidates_of(teacher, runs), prompts, first.seed, advance, per_prompt=4)
+    candidates = candidates_of(teacher, runs)
+    with progress_bar(len(candidates), 0, "sampling", show_progress) as advance:
+        comparison = compare(teacher, candidates, prompts, first.seed, advance, per_prompt=4)
     shown = by_steps_grid(comparison)
     page = Page("Few-step report: " + ", ".join(run.label for run in runs))
     page.text(f"{count} unseen prompts, seed {first.seed}; teacher {name}.", note=True)
@@ -102,12 +105,31 @@ def report(
 
 
 def candidates_of(teacher: Teacher, runs: Sequence[FinishedRun]) -> list[Candidate]:
-    """The teacher at its full number of steps and at few, and every student at few steps."""
+    """The teacher at its full number of steps and at few, and every student at the few that it can take."""
     sampling = runs[0].recipe.sample
     candidates = teacher_candidates(teacher, (sampling.teacher_steps, *STEPS), sampling.guidance_scale)
     for run in runs:
-        candidates += student_candidates(run.files.student, STEPS, run.label if len(runs) > 1 else "student")
+        label = run.label if len(runs) > 1 else "student"
+        candidates += student_candidates(run.files.student, steps_of(run, teacher.denoiser.schedule), label)
     return candidates
+
+
+def steps_of(run: FinishedRun, schedule: Schedule) -> tuple[int, ...]:
+    """Those of `STEPS` that a run's student can take, by its method and on its sampler's grid; else its own number."""
+    card, recipe = load_card(run.files.student), run.recipe
+    wanted = recipe.method_class().sampling(recipe.method_settings())
+    own = (card.num_inference_steps,)
+    if wanted.no_other_steps and recipe.sample.sampler is None:
+        return own
+    return tuple(n for n in STEPS if _has_times(card, n, schedule)) or own
+
+
+def _has_times(card: Card, steps: int, schedule: Schedule) -> bool:
+    try:
+        sampler_of(card, num_inference_steps=steps).times(schedule)
+    except ValueError:
+        return False
+    return True
 
 
 def labels_of(folders: Sequence[Path]) -> list[str]:
@@ -125,13 +147,17 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
 
 
 def by_steps_grid(comparison: Comparison, prompts: int = 3) -> Image.Image:
-    """A few prompts, each at 1, 2, 4 and 8 steps from left to right: the teacher at full steps, then every model."""
+    """A few prompts, each at 1, 2, 4 and 8 steps from left to right: the teacher at full steps, then every model.
+
+    Where a model does not take so many steps its place is white.
+    """
     full, *others = comparison.results
     found = {(r.model, r.steps): r.images[:prompts] for r in others}
-    models = list(dict.fromkeys(r.model for r in others))
-    rows = [full.images[:prompts].repeat_interleave(len(STEPS), dim=0)]
-    rows += [torch.stack([found[model, n] for n in STEPS], dim=1).flatten(0, 1) for model in models]
-    above = [f"{in_steps(n)}: {caption}" for caption in comparison.captions[:prompts] for n in STEPS]
+    models, columns = list(dict.fromkeys(r.model for r in others)), sorted({r.steps for r in others})
+    white = torch.ones_like(full.images[:prompts])
+    rows = [full.images[:prompts].repeat_interleave(len(columns), dim=0)]
+    rows += [torch.stack([found.get((model, n), white) for n in columns], dim=1).flatten(0, 1) for model in models]
+    above = [f"{in_steps(n)}: {caption}" for caption in comparison.captions[:prompts] for n in columns]
     return image_grid(rows, [full.label, *models], above)
 
 
