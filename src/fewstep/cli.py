@@ -16,8 +16,10 @@ from fewstep.training.console import (
     Device,
     Quiet,
     at_home,
+    check_working_folder,
     command,
     end_with,
+    in_words,
     long,
     numbers,
     options,
@@ -225,7 +227,7 @@ def sample(
             str(model or checkpoint), base, file, scaled_loras(lora or ()), published=model is None, device=device
         )
     times = numbers(timesteps)
-    warnings = loaded.warnings(len(times) if times else steps, guidance_scale)
+    warnings = loaded.warnings(len(times) if times else steps, guidance_scale, sampler)
     for line in [*warnings, *([loaded.licence] if loaded.licence else [])]:
         typer.echo(line, err=True)
     if image is not None and strength is None:
@@ -540,6 +542,7 @@ app.command()(scenes)
 def main() -> None:
     """Entry point: every user error is one sentence on stderr and exit code 2; Ctrl-C is 130."""
     try:
+        check_working_folder()
         with plain_remarks():
             app(args=at_home(sys.argv[1:]), prog_name="fewstep")
     except KeyboardInterrupt:
@@ -547,7 +550,7 @@ def main() -> None:
     except (ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("FEWSTEP_TRACEBACK"):  # shows where a defect is
             raise
-        sys.exit(end_with(f"Error: {' '.join(str(error).split())}", 2))
+        sys.exit(end_with(f"Error: {' '.join(in_words(error).split())}", 2))
     except (MemoryError, RuntimeError) as error:
         from fewstep.training.machine import is_out_of_memory
 

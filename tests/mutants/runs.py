@@ -4,6 +4,62 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
+        "models/families/family.py",
+        "cases/test_sampling_remarks.py",
+        (
+            "prompts: what no encoder reads is ignored without a word",
+            "if tokenizer is not None and len(tokenizer(text)",
+            "if False and len(tokenizer(text)",
+            "test_a_prompt_beyond_the_encoder_is_remarked_on_once",
+        ),
+    ),
+    *planted(
+        "models/families/teacher.py",
+        "cases/test_sampling_remarks.py",
+        (
+            "prompts: a data set is remarked on in each of its parts",
+            "self._told = True",
+            "self._told = False",
+            "test_a_prompt_beyond_the_encoder_is_remarked_on_once",
+        ),
+    ),
+    *planted(
+        "inference/model.py",
+        "cases/test_sampling_remarks.py",
+        (
+            "sampling: another sampler than the card's, without a word",
+            "other = few and sampler not in (None, own)",
+            "other = False",
+            "test_another_sampler_than_the_cards_is_remarked_on",
+        ),
+    ),
+    *planted(
+        "training/console.py",
+        "cases/test_error_sentences.py",
+        (
+            "console: a deleted working folder is a traceback",
+            "        os.getcwd()\n",
+            "        pass\n",
+            "test_a_deleted_working_folder_is_a_sentence",
+        ),
+        (
+            "console: a full disk is not called by its name",
+            "error.errno not in (errno.ENOSPC, errno.EDQUOT)",
+            "error.errno not in (errno.ENOSPC,)",
+            "test_a_full_disk_is_called_by_its_name",
+        ),
+    ),
+    *planted(
+        "recipe/load.py",
+        "cases/test_error_sentences.py",
+        (
+            "recipes: data may be nested without end",
+            "if inside and depth == _DEEPEST:",
+            "if False:",
+            "test_what_is_too_deep_or_too_large_is_refused",
+        ),
+    ),
+    *planted(
         "methods/guidance.py",
         "cases/test_guidance_off.py",
         (

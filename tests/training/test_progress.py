@@ -113,7 +113,7 @@ def test_what_cannot_be_written_does_not_end_the_work(monkeypatch):
             raise BrokenPipeError
 
     display = progress._display(Closed())
-    display.clock = itertools.count(0, 100).__next__
+    display.clock = itertools.count(100, 100).__next__
     display.tasks.append(progress.Task("training"))
     display.tick()
 

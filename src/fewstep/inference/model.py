@@ -156,7 +156,8 @@ class Model:
             raise ValueError(f"Unknown output_type '{output_type}': use {', '.join(get_args(OutputType))}.")
         given, scale = sampler_options(steps, options.get("timesteps")), options.get("guidance_scale")
         count = given["num_inference_steps"] if given["timesteps"] is None else len(given["timesteps"])
-        for line in self.warnings(count, None if scale is None else guidance(scale, "guidance_scale")):
+        scale = None if scale is None else guidance(scale, "guidance_scale")
+        for line in self.warnings(count, scale, options.get("sampler")):
             warnings.warn(line, stacklevel=3)
         found = self.generate(prompts, steps, **options, **more)
         if output_type == "pil":
@@ -273,12 +274,20 @@ class Model:
             raise ValueError(f"Give one negative prompt, or one for each of {len(prompts)} prompts, not {len(away)}.")
         return cond.with_negative(self.teacher.encode_prompts(away))
 
-    def warnings(self, steps: int | None = None, guidance_scale: float | None = None) -> list[str]:
-        """A sentence for each option that does not suit a published file."""
+    def warnings(
+        self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
+    ) -> list[str]:
+        """A sentence for each option that does not suit a published file, and for a sampler that is not a student's own."""
+        own, name = self.card.sampler, self.published.id if self.published else "This student"
+        if self.published is not None:
+            own = self.sampler(None, {}).name
+        few = self.published is not None or bool(self.card.method)
+        other = few and sampler not in (None, own)
+        found = [f"{name} was trained for the sampler {own}, not {sampler}: images may be worse."] if other else []
         if self.published is None:
-            return []
+            return found
         steps = steps or self.published.default_steps
-        return explain.warnings(self.published, self.base, self.teacher.family.name, steps, guidance_scale)
+        return found + explain.warnings(self.published, self.base, self.teacher.family.name, steps, guidance_scale)
 
     @property
     def licence(self) -> str:

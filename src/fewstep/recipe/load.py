@@ -15,6 +15,7 @@ from fewstep.recipe.validate import RecipeError, number, validated
 
 SHORT_FORMS = {"method": "name", "teacher": "path"}
 """Sections that a string alone may stand for, and the key that it then is."""
+_DEEPEST = 50  # levels of a recipe; its own keys lie on five
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -31,8 +32,7 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     data = spelled_out(_read(find_recipe(source)))
     for item in overrides:
         _override(data, item)
-    if not _is_small(data):
-        raise RecipeError(f"The recipe {source} is no recipe: it has more than 100,000 entries, or holds itself.")
+    _check_small(data, f"The recipe {source}")
     return data
 
 
@@ -40,6 +40,7 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
     """A validated recipe from plain data, with what it leaves open taken from its method and its data."""
     if "stages" in data:
         raise RecipeError("This recipe has stages: run it with fewstep distill.")
+    _check_small(data, "This")
     return _with_pairs(_with_sampling(validated(Recipe, _at_home(data))))
 
 
@@ -102,7 +103,7 @@ def _read(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {error}.") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise RecipeError(f"The recipe {path} is not valid YAML{where}.") from None
@@ -111,17 +112,21 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _is_small(data: Any, limit: int = 100_000) -> bool:
-    """Whether the data end: a few lines of YAML anchors can stand for billions of entries, or for themselves."""
-    waiting = [data]
+def _check_small(data: Any, what: str, limit: int = 100_000) -> None:
+    """Refuse data that do not end: a few lines of YAML anchors can stand for billions of entries, or for themselves."""
+    waiting = [(data, 0)]
     while waiting and limit > 0:
-        entry = waiting.pop()
+        entry, depth = waiting.pop()
         limit -= 1
-        if isinstance(entry, Mapping):
-            waiting += entry.values()
-        elif isinstance(entry, list):
-            waiting += entry
-    return not waiting
+        inside = entry.values() if isinstance(entry, Mapping) else entry if isinstance(entry, list) else ()
+        waiting += [(each, depth + 1) for each in inside]
+        if inside and depth == _DEEPEST:
+            break
+    if waiting:
+        raise RecipeError(
+            f"{what} is no recipe: it has more than {limit:,} entries, is nested deeper than {_DEEPEST} levels, or "
+            "holds itself."
+        )
 
 
 def spelled_out(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,11 +138,13 @@ def _override(data: dict[str, Any], item: str) -> None:
     """Set one ``a.b=value`` of the command line in ``data``."""
     path, equals, text = item.partition("=")
     if not equals or not path or any(not part for part in path.split(".")):
-        raise RecipeError(f"--set needs key.subkey=value, not '{item}'.")
+        raise RecipeError(f"--set needs key.subkey=value, not '{item:.80}'.")
+    if path.count(".") > _DEEPEST:
+        raise RecipeError(f"--set {path:.80}: no key of a recipe lies so deep.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {path}: the value '{text}' is not valid YAML.") from None
+    except (yaml.YAMLError, RecursionError, ValueError):  # ValueError: a number of thousands of digits
+        raise RecipeError(f"--set {path:.80}: the value '{text:.80}' is not valid YAML.") from None
     *parents, last = path.split(".")
     place, parents = _stage(data, path, parents)
     value = number(value) if isinstance(value, str) else value

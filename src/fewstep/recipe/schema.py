@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator,
 from fewstep.data.find import Place, find_captions
 from fewstep.methods.base import Method
 from fewstep.methods.registry import find_method
-from fewstep.methods.settings import FixedGuidance
+from fewstep.methods.settings import LARGEST, FixedGuidance
 from fewstep.models.roles import Weights
 from fewstep.recipe.validate import RecipeError, unknown_key, validated
 from fewstep.sampling import SAMPLERS
@@ -34,7 +34,9 @@ class TeacherConfig(Section):
     )
     config: str | None = Field(default=None, description="folder with configs and tokenizers for a single file")
     loras: tuple[str, ...] = Field(default=(), description="LoRA files or hub names that are part of the teacher")
-    size: int | None = Field(default=None, ge=1, description="side of the images in pixels; empty: the model's own")
+    size: int | None = Field(
+        default=None, ge=1, le=LARGEST, description="side of the images in pixels; empty: the model's own"
+    )
     dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="number format of the teacher's weights")
     guidance_embed: float | None = Field(
         default=None, ge=0, allow_inf_nan=False, description="FLUX's guidance-scale embedding; empty: 3.5"
@@ -49,7 +51,7 @@ class StudentConfig(Section):
     """How the student holds its weights."""
 
     weights: Literal["lora", "full"] = Field(default="lora", description="LoRA adapters on the teacher, or all weights")
-    rank: int = Field(default=32, ge=1, description="LoRA rank")
+    rank: int = Field(default=32, ge=1, le=2**16, description="LoRA rank")
     alpha: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="the LoRA scale is alpha / rank; empty: alpha = rank"
     )
@@ -72,7 +74,9 @@ class DataConfig(Section):
         default=None,
         description="folder or file, with captions in .txt, metadata.jsonl or metadata.csv; for datasets the name",
     )
-    size: int | None = Field(default=None, ge=1, description="number of images; empty: 4000 scenes, or all images")
+    size: int | None = Field(
+        default=None, ge=1, le=LARGEST, description="number of images; empty: 4000 scenes, or all images"
+    )
     seed: int = Field(default=1, ge=0, lt=2**63, description="seed of the scenes")
     split: str = Field(default="train", description="split of a data set of the hub")
     image_column: str | None = Field(
@@ -118,14 +122,18 @@ class DataConfig(Section):
 class PairsConfig(Section):
     """The teacher's samples, made once: pairs of noise and latent (dmd), or data (`data.source: teacher`)."""
 
-    size: int | None = Field(default=None, ge=1, description="number of samples; empty: one for each caption")
+    size: int | None = Field(
+        default=None, ge=1, le=LARGEST, description="number of samples; empty: one for each caption"
+    )
     solver: Literal["ddim", "heun", "dpm++2m"] = Field(default="ddim", description="solver of the teacher's ODE")
-    num_inference_steps: int = Field(default=50, ge=1, description="solver steps; heun calls the teacher twice in each")
+    num_inference_steps: int = Field(
+        default=50, ge=1, le=LARGEST, description="solver steps; heun calls the teacher twice in each"
+    )
     guidance_scale: FixedGuidance | None = Field(
         default=None, description="guidance scale of the teacher; empty: that of the method, or else of the sample grid"
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the noise")
-    batch_size: int = Field(default=32, ge=1, description="samples generated at once and kept in one file")
+    batch_size: int = Field(default=32, ge=1, le=LARGEST, description="samples generated at once and kept in one file")
     path: str | None = Field(default=None, description="folder of the samples; empty: a folder inside the run")
 
     @property
@@ -148,14 +156,16 @@ class SampleConfig(Section):
         min_length=1,
         description="prompts of the sample grid",
     )
-    every: int = Field(default=500, ge=1, description="training steps between sample grids")
+    every: int = Field(default=500, ge=1, le=LARGEST, description="training steps between sample grids")
     sampler: str | None = Field(
         default=None,
         description="sampler of the finished student, with the steps and eta given here; empty: that of its method",
     )
-    num_inference_steps: int = Field(default=4, ge=1, description="steps of the student; for PCM its phases by default")
+    num_inference_steps: int = Field(
+        default=4, ge=1, le=LARGEST, description="steps of the student; for PCM its phases by default"
+    )
     eta: float = Field(default=0.0, ge=0, le=1, description="fresh noise, 0 (none) to 1; for TCD 0.3 by default")
-    teacher_steps: int = Field(default=50, ge=1, description="steps of the teacher in the grid")
+    teacher_steps: int = Field(default=50, ge=1, le=LARGEST, description="steps of the teacher in the grid")
     guidance_scale: FixedGuidance = Field(
         default=3.0, description="guidance scale of the teacher in the grid; 1 or 0: off"
     )
@@ -171,14 +181,14 @@ class SampleConfig(Section):
 class EvaluateConfig(Section):
     """Validation during training: keep the best student, stop when nothing improves."""
 
-    every: int = Field(default=0, ge=0, description="training steps between measurements; 0: no validation")
+    every: int = Field(default=0, ge=0, le=LARGEST, description="training steps between measurements; 0: no validation")
     metric: Literal["detail FD", "FD", "accuracy"] = Field(
         default="detail FD", description="metric that decides: detail FD or FD (lower is better), accuracy (higher is)"
     )
-    count: int = Field(default=128, ge=8, description="number of unseen prompts")
+    count: int = Field(default=128, ge=8, le=LARGEST, description="number of unseen prompts")
     keep_best: bool = Field(default=True, description="the finished student is the best one measured, not the last")
     patience: int = Field(
-        default=0, ge=0, description="stop after this many measurements without improvement; 0: never"
+        default=0, ge=0, le=LARGEST, description="stop after this many measurements without improvement; 0: never"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import shlex
@@ -41,6 +42,22 @@ def plain_remarks() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = usual
+
+
+def check_working_folder() -> None:
+    """Raises ValueError, one sentence, where the working folder has been deleted."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise ValueError("The working folder does not exist any more: change to another one, and try again.") from None
+
+
+def in_words(error: Exception) -> str:
+    """An error as a sentence: of a full disk Python tells neither the place nor what to do."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return str(error)
+    where = f" ({error.filename} could not be written)" if error.filename else ""
+    return f"The disk is full{where}: make room, then go on with the same command, a run with --resume."
 
 
 def end_with(message: str, code: int) -> int:

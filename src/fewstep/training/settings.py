@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, field_validator
 
-from fewstep.methods.settings import Count, checked
+from fewstep.methods.settings import LARGEST, Count, checked
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -47,7 +47,7 @@ class TrainingSettings:
     accumulation: Count = 1
     learning_rate: Positive = 1e-4
     critic_learning_rate: Positive | None = None
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     betas: tuple[Decay, Decay] = (0.9, 0.999)

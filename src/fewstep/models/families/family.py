@@ -66,6 +66,7 @@ class Family:
         flow_schedulers: whether diffusers has few-step schedulers of flow models that work in its pipeline.
         closes_guidance: whether its pipeline runs without guidance, whatever scale it is given, when the network has
             a guidance-scale embedding.
+        text_tokens: of a prompt that its longest text encoder reads, where its tokenizer does not set a lower number.
         kohya_prefix: how names in kohya's LoRA layout begin; empty: that layout is not for this family.
         kohya_bases: `architecture` -> kohya's name of the base model.
         comfyui_embeds_guidance: whether ComfyUI can run a network with a guidance-scale embedding.
@@ -88,6 +89,7 @@ class Family:
     passes_sigmas: ClassVar[bool] = False
     flow_schedulers: ClassVar[bool] = True
     closes_guidance: ClassVar[bool] = False
+    text_tokens: int = CLIP_TOKENS
     kohya_prefix: ClassVar[str] = ""
     kohya_bases: ClassVar[Mapping[str, str]] = {}
     comfyui_embeds_guidance: ClassVar[bool] = True
@@ -292,6 +294,20 @@ class Family:
         pieces = [self.encode(list(prompts[i : i + batch_size])) for i in range(0, len(prompts), batch_size)]
         tensors = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
         return self._with_sizes(tensors, self.null() if guided else None, size)
+
+    def cut_off(self, prompts: Sequence[str]) -> str:
+        """A sentence about prompts that no text encoder reads to their end; empty where there are none."""
+        parts = ("tokenizer_3", "tokenizer_2", "tokenizer")  # the last one's encoder reads most
+        tokenizer = next((t for t in (getattr(self.pipeline, part, None) for part in parts) if t is not None), None)
+        most = min(self.text_tokens, int(getattr(tokenizer, "model_max_length", self.text_tokens)))
+        # no token is shorter than a byte, and there are at most two special ones
+        longer = [text for text in prompts if len(text.encode("utf-8", "replace")) + 2 > most]
+        longer = [text for text in longer if tokenizer is not None and len(tokenizer(text)["input_ids"]) > most]
+        if not longer:
+            return ""
+        some = f"{len(longer)} of {len(prompts)} prompts are" if len(prompts) > 1 else "The prompt is"
+        read = f"the {most} tokens that the text encoder reads; the rest is ignored"
+        return f"{some} longer than {read}: '{longer[0]:.40}…'."
 
     def zeros(self, count: int, clip_tokens: int, dtype: torch.dtype, device: str) -> Cond:
         """Conditions of zeros in the right shapes, to measure memory with."""

@@ -71,5 +71,9 @@ class PixArt(Family):
         return {"resolution": resolution, "aspect_ratio": torch.tensor([[height / width]])}
 
     def shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
-        tokens = _TOKENS["sigma" if "Sigma" in pipeline_class(self.pipeline) else "alpha"]
+        tokens = self.text_tokens
         return {"prompt_embeds": (tokens, int(self.base.config.caption_channels)), "prompt_mask": (tokens,)}
+
+    @property
+    def text_tokens(self) -> int:  # type: ignore[override]
+        return _TOKENS["sigma" if "Sigma" in pipeline_class(self.pipeline) else "alpha"]

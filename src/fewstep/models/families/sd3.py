@@ -47,6 +47,7 @@ class StableDiffusion3(Family):
     title = "Stable Diffusion 3.x"
     names = ("sd3",)
     network_class = "SD3Transformer2DModel"
+    text_tokens = _T5_TOKENS
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional_encoders = ("text_encoder_3",)
     licences: ClassVar[Mapping[str, str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from fewstep.models.encoders import open_encoder
 from fewstep.models.families.family import Family
 from fewstep.models.families.registry import find_family
 from fewstep.models.helpers import Helpers, pooled_prompt
-from fewstep.models.hub import quiet
+from fewstep.models.hub import Remark, quiet
 from fewstep.models.rewards import open_reward
 
 _MOST, _PIXELS = 32, 2**21
@@ -41,6 +42,7 @@ class Teacher:
     origin: str = ""
     _known: dict[tuple[str, ...], Cond] = field(default_factory=dict)
     _freed: bool = False
+    _told: bool = False
 
     @property
     def pipeline(self) -> Any:
@@ -96,6 +98,9 @@ class Teacher:
             size: (height, width) in pixels of the images, for networks conditioned on it; the teacher's own by default.
             guided: False leaves out the null condition, where no guidance will need it.
 
+        Warns:
+            Remark: a prompt is longer than the text encoders read; once for a teacher.
+
         Raises:
             ValueError: the text encoders are freed (`free_text_encoders`), and these prompts were not among those kept.
         """
@@ -104,7 +109,12 @@ class Teacher:
         if self._freed:
             raise ValueError("This teacher's text encoders were freed once its data were encoded: load it again.")
         with quiet():
-            return self.family.conditions(prompts, batch_size, size, guided)
+            sentence = "" if self._told else self.family.cut_off(prompts)
+            cond = self.family.conditions(prompts, batch_size, size, guided)
+        if sentence:
+            self._told = True  # once: a data set is encoded in many parts
+            warnings.warn(Remark(sentence), stacklevel=2)
+        return cond
 
     def free_text_encoders(self, later: Iterable[Sequence[str]] = (), autoencoder: bool = False) -> None:
         """Free the memory of the text encoders; only the lists of prompts in ``later`` can be encoded after that.
