@@ -277,7 +277,7 @@ class Model:
     def warnings(
         self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
     ) -> list[str]:
-        """A sentence for each option that does not suit a published file, and for a sampler that is not a student's own."""
+        """A sentence for each option that does not suit a published file, and for a sampler that is not its own."""
         own, name = self.card.sampler, self.published.id if self.published else "This student"
         if self.published is not None:
             own = self.sampler(None, {}).name
