@@ -332,4 +332,48 @@ MUTANTS = [
             "test_a_setting_changes_a_step[lightning.renoise_weights]",
         ),
     ),
+    *planted(
+        "cli.py",
+        "program/test_options_arrive.py",
+        (
+            "options: sample draws from seed 0, whatever it is told",
+            '{"num_inference_steps": steps, "timesteps": times, "eta": eta}, guidance_scale, seed, out,',
+            '{"num_inference_steps": steps, "timesteps": times, "eta": eta}, guidance_scale, 0, out,',
+            "test_an_option_reaches_the_work[sample.seed]",
+        ),
+        (
+            "options: export computes on the CPU, whatever it is told",
+            "made = write(run, to, out, dtype, device)",
+            'made = write(run, to, out, dtype, "cpu")',
+            "test_an_option_reaches_the_work[export.device]",
+        ),
+        (
+            "options: a benchmark never stops by itself, whatever it is told",
+            'out, runs or out / "runs", minutes, show_progress',
+            'out, runs or out / "runs", None, show_progress',
+            "test_an_option_reaches_the_work[benchmark.minutes]",
+        ),
+        (
+            "options: a report compares by the detector, whatever it is told",
+            "make(runs, out, count, advance, features)",
+            "make(runs, out, count, advance)",
+            "test_an_option_reaches_the_work[report.features]",
+        ),
+        (
+            "options: verify trains by seed 0, whatever it is told",
+            "check(name, mixture, seed=seed, steps=steps",
+            "check(name, mixture, seed=0, steps=steps",
+            "test_an_option_reaches_the_work[verify.seed]",
+        ),
+    ),
+    *planted(
+        "scenes64/commands.py",
+        "program/test_options_arrive.py",
+        (
+            "options: a teacher is trained anew, whatever its first weights should be",
+            "vae_minutes, unet_minutes, init, export, device, show=True)",
+            "vae_minutes, unet_minutes, None, export, device, show=True)",
+            "test_an_option_reaches_the_work[teacher train.init]",
+        ),
+    ),
 ]
