@@ -146,6 +146,7 @@ ROWS: dict[str, tuple[Callable[..., Any], str, list[str], str]] = {
     "data.path": (found, "{others}", PICTURES, "tcd"),
     "data.size": (found, "2", PICTURES, "tcd"),
     "data.seed": (read, "2", ["data.size=4"], "tcd"),
+    "data.caption_column": (found, "other", PICTURES, "tcd"),
     "data.aspect_buckets": (read, "true", [*PICTURES, "data.size=3"], "tcd"),
     "data.caption_dropout": (read, "0.9", ["data.size=4"], "tcd"),
     "pairs.size": (paired, "4", DMD, "dmd"),
@@ -175,7 +176,6 @@ ELSEWHERE = {
     "teacher.config": "tests/models/test_single_file.py",
     # columns and splits of tables, which need the extra `data`
     "data.split": "tests/data/test_tables.py",
-    "data.caption_column": "tests/data/test_tables.py",
     "data.image_column": "tests/data/test_tables.py",
     # what it saves is known by shapes; holding a network so needs the extra `lowmem`
     "teacher.quantize": "tests/models/test_quantize.py",
