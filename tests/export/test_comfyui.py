@@ -206,6 +206,10 @@ def test_flux_has_the_students_shift_at_any_size(size, shift, scheduler):
 def test_times_between_indices_and_a_late_start():
     line = setting(make_sampler("euler", timesteps=[998.5, 400]), "sd15")
     assert line == "No setting of ComfyUI samples like 'euler' here: ComfyUI rounds the times that a network is given."
+    line = setting(make_sampler("lcm", num_inference_steps=50), "sd15", "v_prediction")
+    assert line == (
+        "No setting of ComfyUI samples like 'lcm' here: below index 100 its boundary scalings need LCM's own levels."
+    )
     late = make_sampler("renoise", timesteps=[799, 399])
     line = setting(late, "sd15")
     assert line.endswith("Not equal: ComfyUI multiplies the initial noise by 0.9812 here, fewstep does not.")
@@ -234,8 +238,11 @@ def test_guidance_is_said_as_comfyui_takes_it():
     line = usage_hint(card, teacher("flux", 3.5), sampler_of(card), "flow")
     assert line.endswith(", FluxGuidance 2.5") and comfy_sampling.read(line).guidance == 2.5
     assert "FluxGuidance" not in usage_hint(card, teacher("flux"), sampler_of(card), "flow")  # schnell has none
+    line = usage_hint(card, teacher("sd15", 8.5), sampler_of(card), "epsilon")  # a UNet with an embedding of its own
+    assert line == "ComfyUI cannot run this network: it has a guidance-scale embedding."
     card = Card("pcm", "euler", 4, "lora", "x", guidance_scale=2.0)
     line = usage_hint(card, teacher("sdxl", zeros=True), sampler_of(card), "epsilon")
     assert "cfg 2" in line and "ConditioningZeroOut for the negative prompt" in line
+    assert setting(sampler_of(card), "sdxl", guidance=0.0) == setting(sampler_of(card), "sdxl", guidance=1.0)
     for changed in (teacher("sd15"), teacher("sdxl")):
         assert "ZeroOut" not in usage_hint(card, changed, sampler_of(card), "epsilon")

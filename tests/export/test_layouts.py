@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -12,13 +13,14 @@ from diffusers.utils import convert_unet_state_dict_to_peft
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fewstep.export.header import tensor_hash, write
+from fewstep.export.header import modelspec, tensor_hash, write
 from fewstep.export.lora import ADAPTER_METADATA, kohya_layout, layers, peft_layout
 from fewstep.models.families import UNET_LORA_TARGETS
 from fewstep.models.families.flux import FluxNetwork
 from fewstep.models.families.sd3 import SD3Network
-from fewstep.models.families.unet import StableDiffusion
+from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 from fewstep.models.lora import matching
+from fewstep.students.card import Card
 from tests.export.comfy import SD15, SDXL, flux_names, sd3_names, unet_names
 
 CONFIGS = {  # of the published models, as far as they shape the network
@@ -136,3 +138,38 @@ def test_the_hash_is_that_of_the_tensors_bytes(tmp_path):
     assert said["modelspec.hash_sha256"] == "0x" + hashlib.sha256(b"".join(bytes_of)).hexdigest()
     save_file(tensors, tmp_path / "y.safetensors", {"other": "header"})
     assert tensor_hash(tmp_path / "y.safetensors") == said["modelspec.hash_sha256"]
+
+
+def pruned(name, **changed):
+    """The family of a full-size UNet on the meta device, with parts of its config changed."""
+    with torch.device("meta"):
+        made = diffusers.UNet2DConditionModel(**{**CONFIGS[name], **changed})
+    return (StableDiffusionXL if name == "SDXL" else StableDiffusion)(SimpleNamespace(unet=made))
+
+
+@pytest.mark.parametrize("name, changed, wanted", [
+    ("SD1.5", {}, "stable-diffusion-v1"),
+    ("SD1.5", {"layers_per_block": 1, "mid_block_type": None, "block_out_channels": (320, 640, 1280),  # BK-SDM-Tiny
+               "down_block_types": ("CrossAttnDownBlock2D",) * 3, "up_block_types": ("CrossAttnUpBlock2D",) * 3},
+     "stable-diffusion-v1"),
+    ("SD1.5", {"block_out_channels": (320, 640), "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+               "up_block_types": ("CrossAttnUpBlock2D",) * 2}, "stable-diffusion-v1"),
+    ("SD1.5", {"block_out_channels": (160, 320, 640, 640), "layers_per_block": 1}, "stable-diffusion-v1"),
+    ("SD1.5", {"cross_attention_dim": 1024, "layers_per_block": 1}, "stable-diffusion-v2-512"),
+    ("SD1.5", {"cross_attention_dim": 1024, "sample_size": 96, "layers_per_block": 1}, "stable-diffusion-v2-768-v"),
+    ("SD1.5", {"cross_attention_dim": 64}, "UNet2DConditionModel"),
+    ("SDXL", {}, "stable-diffusion-xl-v1-base"),
+    ("SDXL", {"transformer_layers_per_block": (1, 1, 2)}, "stable-diffusion-xl-v1-base"),  # Segmind-Vega
+    ("SDXL", {"transformer_layers_per_block": (1, 2, 4)}, "segmind-stable-diffusion-1b"),
+    ("SDXL", {"transformer_layers_per_block": [1, [2, 2], [4, 4]],
+              "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1]}, "segmind-stable-diffusion-1b"),
+    ("SDXL", {"cross_attention_dim": 64}, "UNet2DConditionModel"),
+])  # fmt: skip
+def test_pruned_models_have_an_architecture_too(name, changed, wanted):
+    """One that programs know; SSD-1B's own, by which alone SwarmUI can tell it from SDXL."""
+    family = pruned(name, **changed)
+    assert family.architecture == wanted
+    header = modelspec(Card("lcm", "lcm", 4, "lora", "x"), family, "t", 512, "epsilon", "h", "a/b", True)
+    assert header["modelspec.architecture"] == f"{wanted}/lora"
+    known = {"stable-diffusion-v1": "sd_v1", "UNet2DConditionModel": None}
+    assert header.get("ss_base_model_version") == known.get(wanted, "sdxl_base_v1-0" if name == "SDXL" else None)

@@ -48,6 +48,8 @@ def usage_hint(card: Card, teacher: Teacher, sampler: Sampler, prediction: str) 
         prediction: prediction kind of the student's network.
     """
     pipeline, scale = teacher.pipeline, card.guidance_scale
+    if teacher.guidance_embed is not None and not teacher.family.comfyui_embeds_guidance:
+        return "ComfyUI cannot run this network: it has a guidance-scale embedding."
     found = comfyui(
         sampler, teacher.denoiser.schedule, prediction, type(teacher.family), dict(pipeline.scheduler.config),
         teacher.image_size,
@@ -64,8 +66,8 @@ def usage_hint(card: Card, teacher: Teacher, sampler: Sampler, prediction: str) 
 
 
 def hint(steps: int, guidance_scale: float, found: ComfyUI, nodes: Iterable[str] = ()) -> str:
-    """The line of `usage_hint` from its parts."""
-    words = [f"{steps} step{'s' if steps != 1 else ''}", f"cfg {guidance_scale:g}", *found.settings, *nodes]
+    """The line of `usage_hint` from its parts; a guidance scale of 0 is off, as 1 is, which ComfyUI knows alone."""
+    words = [f"{steps} step{'s' if steps != 1 else ''}", f"cfg {guidance_scale or 1:g}", *found.settings, *nodes]
     return ", ".join(words) + (f". {found.remark}" if found.remark else "")
 
 

@@ -12,6 +12,9 @@ from fewstep.export.scheduler import plan_scheduler
 from fewstep.models.families import Family
 from fewstep.students.card import Card, sampler_of
 
+REMEDY = "Remedy:"
+"""The word after which an obstacle names the settings without which it would be none."""
+
 
 def obstacle(card: Card, schedule: Schedule, scheduler: Mapping[str, Any], family: type[Family]) -> str:
     """Why `fewstep export` will refuse this student, and what would change that; empty where it will not.
@@ -32,7 +35,7 @@ def obstacle(card: Card, schedule: Schedule, scheduler: Mapping[str, Any], famil
     if not why:
         return ""
     ways = [words for words, changed in _changes(card) if not refusal(changed)]
-    return f"{why} Remedy: {' or '.join(ways)}." if ways else why
+    return f"{why} {REMEDY} {' or '.join(ways)}." if ways else why
 
 
 def _changes(card: Card) -> Iterator[tuple[str, Card]]:

@@ -29,6 +29,7 @@ from fewstep.export.header import modelspec, write
 from fewstep.export.hub_card import licence_file, one_line
 from fewstep.export.lora import kohya_layout, layers, peft_layout
 from fewstep.export.pipeline import close_guidance, put_student, refuse_target_time, save_network, save_pipeline
+from fewstep.export.possible import REMEDY, obstacle
 from fewstep.export.readme import call_arguments, code, readme
 from fewstep.export.round_trip import LIMITS, Request, RoundTrip, check_round_trip
 from fewstep.export.scheduler import build_scheduler, plan_scheduler
@@ -36,7 +37,7 @@ from fewstep.models.families import Family, Teacher, is_ours, shipped
 from fewstep.models.hub import DTYPES, dtype_word, short_error
 from fewstep.sampling import sample
 from fewstep.sampling.diffusers_schedulers import SchedulerPlan
-from fewstep.students.card import Card, load_card, sampler_of
+from fewstep.students.card import CARD_FILE, Card, load_card, sampler_of
 from fewstep.students.lineage import first_teacher, student_folder, teacher_of
 from fewstep.students.student import LORA_FILE, SAMPLES_FILE, load_student, load_weights
 from fewstep.training.progress import doing
@@ -137,16 +138,18 @@ def check_form(to: str, card: Card, source: Path) -> None:
 def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str, device: str) -> Export:
     """All files of an export into ``part``, checked in diffusers."""
     teacher = teacher_of(source, card, device)
-    expected = _latents(teacher, source, card)
     prediction, base = card.prediction_type or teacher.denoiser.prediction_type, first_teacher(source)
     schedule, config = teacher.denoiser.schedule, dict(teacher.pipeline.scheduler.config)
+    if why := obstacle(replace(card, prediction_type=prediction), schedule, config, type(teacher.family)):
+        raise ValueError(f"{why} A finished student has these keys in {source / CARD_FILE}." if REMEDY in why else why)
     plan = plan_scheduler(sampler_of(card), schedule, config, prediction, type(teacher.family))
+    expected = _latents(teacher, source, card)
     title = one_line(run.resolve().name)
     del teacher  # the student's adapters are on its network: what is saved starts from a clean one
     teacher = teacher_of(source, card, device)
     family, tensors = teacher.family, load_weights(source)
     embeds = teacher.guidance_embed is not None  # an embedding that the network was trained with must stay
-    closed = to == "diffusers" and card.guidance_scale == 1 and family.closes_guidance and not embeds
+    closed = to == "diffusers" and card.guidance_scale in (0, 1) and family.closes_guidance and not embeds
     if not closed:
         own = teacher.guidance_embed if card.guidance_embed is None else card.guidance_embed
         embedded = None if "guidance_embed" in card.extra_inputs else own

@@ -19,6 +19,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ UNET_LORA_TARGETS = (
 _TIME_IDS = 6
 CLOSED_WIDTH = 4  # of the embedding that `fewstep.export.pipeline.close_guidance` adds: diffusers divides by half - 1
 LCM_SCALE = 8.5  # the guidance scale of diffusers' LatentConsistencyModelPipeline where its call gives none
+_SDXL_WIDTH, _SSD_1B_DEPTH = 2048, 4  # of the prompts; transformer blocks at the lowest resolution
 
 
 class UNetNetwork(nn.Module):
@@ -203,14 +205,8 @@ class StableDiffusion(Family):
 
     @property
     def architecture(self) -> str:
-        config = self.base.config
-        if tuple(config.block_out_channels)[:3] != (320, 640, 1280):
-            return super().architecture
-        return self._architecture(config)
-
-    def _architecture(self, config: Any) -> str:
-        """modelspec's name of a UNet of Stable Diffusion's widths."""
-        wide = (config.sample_size or 64) > 64
+        """By the width of the prompts, which pruned models (BK-SDM, tiny-sd) keep while they leave out blocks."""
+        wide = (self.base.config.sample_size or 64) > 64
         second = "stable-diffusion-v2-768-v" if wide else "stable-diffusion-v2-512"
         return {"sd1": "stable-diffusion-v1", "sd2": second}.get(self.name, super().architecture)
 
@@ -256,15 +252,29 @@ class StableDiffusionXL(StableDiffusion):
     )
     licences: ClassVar[Mapping[str, str]] = {"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"}
     flow_schedulers = True
-    kohya_bases: ClassVar[Mapping[str, str]] = {"stable-diffusion-xl-v1-base": "sdxl_base_v1-0"}
+    kohya_bases: ClassVar[Mapping[str, str]] = {
+        "stable-diffusion-xl-v1-base": "sdxl_base_v1-0",
+        "segmind-stable-diffusion-1b": "sdxl_base_v1-0",
+    }
     addition_embed_type = "text_time"
 
     @property
     def name(self) -> str:
         return "sdxl"
 
-    def _architecture(self, config: Any) -> str:
-        return "stable-diffusion-xl-v1-base"
+    @property
+    def architecture(self) -> str:
+        """That of the base model for pruned ones too (Segmind-Vega, KOALA), but for SSD-1B, which has its own name."""
+        config = self.base.config
+        if config.cross_attention_dim != _SDXL_WIDTH:
+            return type(self.base).__name__
+        depths = config.transformer_layers_per_block  # one for all levels, or one a level, or one a block of each
+        deepest = depths[-1] if isinstance(depths, list | tuple) else depths
+        return (
+            "segmind-stable-diffusion-1b"
+            if set(np.ravel(deepest)) == {_SSD_1B_DEPTH}
+            else "stable-diffusion-xl-v1-base"
+        )
 
     def _check(self) -> None:
         super()._check()
