@@ -550,4 +550,26 @@ MUTANTS = [
             "test_pixels_of_a_bucket_are_the_pictures_own",
         ),
     ),
+    *planted(
+        "data/find.py",
+        "runs/test_measured_on.py",
+        (
+            "find: held-out images are trained on",
+            "return replace(found, images=_split(found.images, place)[0])",
+            "return found",
+            "test_held_out_images_are_trained_on_by_nobody",
+        ),
+        (
+            "find: held-out captions are trained on",
+            "return _split(captions, place)[0], skipped",
+            "return captions, skipped",
+            "test_held_out_images_are_trained_on_by_nobody",
+        ),
+        (
+            "find: the first ones are held out",
+            "out = set(picked[:count].tolist())",
+            "out = set(range(count))",
+            "test_held_out_images_are_trained_on_by_nobody",
+        ),
+    ),
 ]

@@ -220,8 +220,8 @@ MUTANTS = [
         "runs/test_chain.py",
         (
             "watch: high accuracy is bad",
-            'sign = -1 if self.settings.metric == "accuracy" else 1',
-            "sign = 1",
+            "best_first(metric, line[metric])",
+            "line[metric]",
             "test_the_best_student_is_kept_and_patience_ends_the_run[accuracy]",
         ),
         (
@@ -334,8 +334,8 @@ MUTANTS = [
         "runs/test_teacher_samples.py",
         (
             "prepare: the teacher is not guided",
-            "x0 = sample(teacher, solver, noise, cond, settings.guidance_scale).x0",
-            "x0 = sample(teacher, solver, noise, cond).x0",
+            "x0 = sample(self.denoiser, solver, noise, cond, settings.guidance_scale).x0",
+            "x0 = sample(self.denoiser, solver, noise, cond).x0",
             "test_samples_are_the_guided_teachers_from_their_noise_and_captions",
         ),
         (
@@ -352,8 +352,8 @@ MUTANTS = [
         ),
         (
             "prepare: a student's adapters change the teacher's name",
-            "yield from base_parameters(run.roles.base)",
-            "yield from run.roles.base.parameters()",
+            "yield from base_parameters(cast(nn.Module, teacher.denoiser.network))",
+            "yield from teacher.denoiser.network.parameters()",
             "test_a_teachers_fingerprint_is_its_weights_kind_and_schedule",
         ),
         (
@@ -388,7 +388,7 @@ MUTANTS = [
         ),
         (
             "prepare: stages share what they do not both want",
-            "json.dumps(wanted, sort_keys=True)",
+            "json.dumps(about, sort_keys=True)",
             "json.dumps(sorted(wanted), sort_keys=True)",
             "tests/runs/test_distill_hyper.py::test_stages_share_the_samples_of_the_teacher_that_both_want",
         ),
@@ -401,6 +401,40 @@ MUTANTS = [
             "key=lambda change: -change.saves",
             "key=lambda change: change.saves",
             "test_advice_is_ordered_by_what_it_saves",
+        ),
+    ),
+    *planted(
+        "runs/measured_on.py",
+        "runs/test_measured_on.py",
+        (
+            "measured on: the reference is what was asked for in training",
+            "found = held_out_captions(place, data.size) if place.held_out else find_captions(place, data.size)",
+            "found = find_captions(place, data.size)",
+            "test_the_reference_is_the_teachers_image_of_each_prompt_from_the_students_noise",
+        ),
+        (
+            "measured on: students start from other noise than the teacher",
+            "noise_of(NOISE, i, teacher.latent_shape) for i in",
+            "noise_of(NOISE + 1, i, teacher.latent_shape) for i in",
+            "test_the_reference_is_the_teachers_image_of_each_prompt_from_the_students_noise",
+        ),
+        (
+            "measured on: the reference is a few-step teacher",
+            "num_inference_steps=shown.teacher_steps, guidance_scale",
+            "num_inference_steps=shown.num_inference_steps, guidance_scale",
+            "test_the_reference_is_the_teachers_image_of_each_prompt_from_the_students_noise",
+        ),
+        (
+            "measured on: the reference is not guided",
+            "guidance_scale=shown.guidance_scale, seed=NOISE",
+            "guidance_scale=1.0, seed=NOISE",
+            "test_the_reference_is_the_teachers_image_of_each_prompt_from_the_students_noise",
+        ),
+        (
+            "measured on: images trained on are the reference",
+            "found = held_out_images(recipe.place, recipe.data.size).images",
+            "found = find_images(recipe.place, recipe.data.size).images",
+            "test_held_out_images_as_reference",
         ),
     ),
 ]

@@ -273,12 +273,12 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "runs/validation.py",
+        "runs/measured_on.py",
         "runs/test_recipe_arrives.py",
         (
             "settings: validation takes 128 prompts, whatever the recipe says",
-            "unseen_prompts(run.teacher, self.settings.count)",
-            "unseen_prompts(run.teacher, 128)",
+            "unseen_prompts(teacher, count or recipe.evaluate.count)",
+            "unseen_prompts(teacher, count or 128)",
             "test_a_key_changes_a_run[evaluate.count]",
         ),
     ),
@@ -355,8 +355,8 @@ MUTANTS = [
         ),
         (
             "options: a report compares by the detector, whatever it is told",
-            "make(runs, out, count, advance, features)",
-            "make(runs, out, count, advance)",
+            "make(runs, out, count, not quiet, features)",
+            "make(runs, out, count, not quiet)",
             "test_an_option_reaches_the_work[report.features]",
         ),
         (

@@ -172,6 +172,10 @@ ROWS: dict[str, tuple[Callable[..., Any], str, list[str], str]] = {
 }  # fmt: skip
 # Keys whose effect needs what is not built here, with the reason and the test that sees it.
 ELSEWHERE = {
+    **dict.fromkeys(
+        (f"evaluate.{key}" for key in ("prompts", "reference", "path", "features", "metrics")),
+        "tests/runs/test_measured_on.py",
+    ),
     # the folder of configs of a single file, which takes a whole model to write
     "teacher.config": "tests/models/test_single_file.py",
     # columns and splits of tables, which need the extra `data`

@@ -17,7 +17,7 @@ from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill, prepare_data
 from fewstep.runs.plan import describe, plan
 from fewstep.runs.setup import setup
-from fewstep.runs.teacher_samples import _generate, fingerprint, pair_files
+from fewstep.runs.teacher_samples import TeacherSampling, fingerprint, pair_files
 from fewstep.scenes64 import architecture as scenes64
 from fewstep.scenes64.scenes import WORDS, Scenes
 from fewstep.students.card import load_card
@@ -93,7 +93,7 @@ def test_processes_share_the_files_out(made, options, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "wait", lambda: None)
     for rank, left in ((1, [0, 2]), (0, [])):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        _generate(job, files, [0, 1, 2], False)
+        TeacherSampling.of_run(job)._generate(files, [0, 1, 2], False)
         assert files.missing() == left
     assert same_files(tmp_path / "run", made)
 
@@ -186,17 +186,17 @@ def test_a_teachers_fingerprint_is_its_weights_kind_and_schedule(options, tmp_pa
         setup(recipe.model_copy(update={"student": recipe.student.model_copy(update={"weights": kind})}), tmp_path)
         for kind in ("lora", "full")
     )
-    name = fingerprint(lora)
-    assert name == fingerprint(full)  # adapters of a student are none of the teacher's weights
+    name = fingerprint(lora.teacher)
+    assert name == fingerprint(full.teacher)  # adapters of a student are none of the teacher's weights
     kind, lora.teacher.denoiser.prediction_type = lora.teacher.denoiser.prediction_type, "sample"
-    assert fingerprint(lora) != name
+    assert fingerprint(lora.teacher) != name
     lora.teacher.denoiser.prediction_type = kind
     for part in (lora.roles.base, lora.teacher.pipeline.text_encoder):
         weight = next(p for key, p in part.named_parameters() if key.endswith("conv_in.weight") or "embedding" in key)
         with torch.no_grad():
             weight.mul_(1.001)
-        assert fingerprint(lora) != name
-        name = fingerprint(lora)
+        assert fingerprint(lora.teacher) != name
+        name = fingerprint(lora.teacher)
 
 
 def test_a_teacher_that_gives_nan_is_one_sentence(options, tmp_path):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fewstep.data.entries import Skipped, Unusable, attempt
+from fewstep.data.entries import Skipped, Unusable, attempt, usable
 from fewstep.data.images import IMAGE_SUFFIXES, CaptionedImage, inside, walk
 from fewstep.data.text import MAX_TEXT, caption_among, caption_keys, caption_of, decoded, lines
 
@@ -45,6 +45,19 @@ def folder_images(folder: Path, caption_column: str | None = None) -> Iterator[C
         raise ValueError(f"data.path: there is no folder '{folder}'{hint}.")
     listed = next((name for name in METADATA if (folder / name).is_file()), None)
     return _beside(folder) if listed is None else _listed(folder, listed, caption_keys(caption_column))
+
+
+def uncaptioned_images(folder: Path) -> tuple[CaptionedImage, ...]:
+    """All images of ``folder`` and below it, in the order of their names; captions are not read.
+
+    Raises:
+        ValueError: one sentence when there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder '{folder}' of images to compare with.")
+    names = (str(path.relative_to(folder)) for path in walk(folder)[0] if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = (attempt(name, lambda name: _image(name, inside(folder, name), ""), name) for name in names)
+    return usable(found, str(folder), "images", hint=f" ({', '.join(IMAGE_SUFFIXES)})")[0]
 
 
 # ---------------------------------------------------------------- captions beside their images

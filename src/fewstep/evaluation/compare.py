@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewstep.evaluation.figures import FIGURES, SHORT
 from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.measured import Features, Measured
-from fewstep.evaluation.metrics import Moments, centred_interval, frechet_distance, spread
+from fewstep.evaluation.measured import Features, resamplings
+from fewstep.evaluation.metrics import Moments, centred_interval, frechet_distance, spreads
 from fewstep.evaluation.prompt_set import PromptSet
 from fewstep.evaluation.result import Result
 from fewstep.models.cond import Cond
@@ -57,26 +58,6 @@ class Comparison:
         return len(self.captions)
 
 
-FIGURES = {
-    "evaluations": "network evaluations per image, both branches of guidance counted",
-    "ms": "milliseconds of sampling per image, without decoding",
-    "FD": "Frechet distance of features (the detector's by default) to real images",
-    "KID": "unbiased kernel distance of the same features",
-    "detail FD": "Frechet distance of 8x8 patches to real images",
-    "accuracy": "share of images that show everything their prompt states, by the detector",
-    "precision": "share of generated images that lie among real ones",
-    "recall": "share of real images that lie among the generated ones",
-    "density": "number of real neighbourhoods in which a generated image lies, 1 for equal distributions",
-    "coverage": "share of real neighbourhoods that hold a generated image",
-    "spread": "mean distance of two images of one prompt, in features",
-    "to first": "root mean square pixel difference to the first row, same noise",
-}
-"""The figures of each candidate; real images are seen through the teacher's autoencoder."""
-
-SHORT = ("evaluations", "ms", "FD", "detail FD", "accuracy", "to first")
-"""The figures of the table in a terminal."""
-
-
 def compare(
     teacher: Teacher,
     candidates: Sequence[Candidate],
@@ -98,14 +79,15 @@ def compare(
     Raises:
         ValueError: the prompt set has neither a reference nor real images to make one.
     """
-    count, features = len(prompts.captions), prompts.features
-    cond, noise = eval_inputs(teacher, prompts.captions, seed)
+    count = len(prompts.captions)
+    cond, noise = eval_inputs(teacher, prompts, seed)
     real, lowest = prompts.reference_from(count), {}
     if floors and prompts.real is not None:
         others = prompts.statistics(2 * count)
         lowest["FD"] = frechet_distance(Moments.of(others.features), Moments.of(real.features))
         lowest["detail FD"] = frechet_distance(others.detail, real.detail)
     results: list[Result] = []
+    first: tuple[Tensor, Tensor] | None = None
     for i, candidate in enumerate(candidates):
         before, started = candidate.denoiser.cost.evaluations, time.perf_counter()
         latents = sample_candidate(candidate, noise, cond, seed)
@@ -113,13 +95,18 @@ def compare(
         images = teacher.decode(latents).cpu()
         evaluations = (candidate.denoiser.cost.evaluations - before) / count
         figures = {"evaluations": evaluations, "ms": 1000 * seconds / count}
-        measured = Measured.of(images, features, prompts.judge)
+        measured = prompts.measure(images)
+        if prompts.teacher is None:
+            first = first or (images, measured.features)
+            measured.compare_with("first", images, *first)
         figures |= measured.figures(real)
-        if per_prompt:
-            figures["spread"] = _spread(teacher, candidate, cond[: min(16, count)], per_prompt, seed, features)
-        first = results[0].images if results else images
-        figures["to first"] = float((images - first).square().mean().sqrt())
+        if first is not None:
+            figures["to first"] = float((images - first[0]).square().mean().sqrt())  # float32, as in earlier tables
         resampled = measured.resampled(real)
+        if per_prompt:
+            values = _spreads(teacher, candidate, cond[: min(16, count)], per_prompt, seed, prompts.features)
+            figures["spread"] = float(values.mean())
+            resampled["spread"] = resamplings(len(values)) @ values / len(values)
         intervals = {name: centred_interval(values, figures[name]) for name, values in resampled.items()}
         facts = {"guidance_scale": candidate.guidance_scale}
         results.append(Result(candidate.model, candidate.steps, images, figures, intervals, resampled, facts=facts))
@@ -155,21 +142,22 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(figures, indent=1) + "\n"
 
 
-def _spread(
+def _spreads(
     teacher: Teacher, candidate: Candidate, cond: Cond, per_prompt: int, seed: int, features: Features
-) -> float:
-    """Diversity within prompts, ``per_prompt`` images of each, every one from its own noise."""
+) -> Tensor:
+    """Diversity within each prompt, ``per_prompt`` images of each, every one from its own noise; float64 [prompts]."""
     rows = torch.arange(len(cond)).repeat_interleave(per_prompt)
     generator = torch.Generator().manual_seed(seed + 10**6)
     noise = torch.randn(len(rows), *teacher.latent_shape, generator=generator).to(cond["prompt_embeds"].device)
     images = teacher.decode(sample_candidate(candidate, noise, cond[rows], seed)).cpu()
-    return spread(features(images), per_prompt)
+    return spreads(features(images), per_prompt)
 
 
-def eval_inputs(teacher: Teacher, captions: Sequence[str], seed: int) -> tuple[Cond, Tensor]:
-    """The captions as a condition, and the noise of ``seed`` from which every candidate starts."""
-    cond = teacher.encode_prompts(captions)
-    noise = torch.randn(len(captions), *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
+def eval_inputs(teacher: Teacher, prompts: PromptSet, seed: int) -> tuple[Cond, Tensor]:
+    """The captions as a condition, and the noise from which every candidate starts: the set's own, or of ``seed``."""
+    cond, noise, shape = teacher.encode_prompts(prompts.captions), prompts.noise, teacher.latent_shape
+    if noise is None:
+        noise = torch.randn(len(prompts.captions), *shape, generator=torch.Generator().manual_seed(seed))
     return cond, noise.to(cond["prompt_embeds"].device)
 
 

@@ -6,7 +6,7 @@ trained network to meaning. Every distance of finite sets has a floor above 0 (o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -83,11 +83,11 @@ class GroupedMoments:
         return cls.join(features.tensor_split(groups))
 
     @classmethod
-    def join(cls, groups: Sequence[Tensor]) -> GroupedMoments:
-        """From the features [n, D] of each group."""
-        counts = torch.tensor([float(len(group)) for group in groups], dtype=torch.float64)
-        sums = torch.stack([group.double().sum(dim=0) for group in groups])
-        return cls(counts, sums, torch.stack([group.double().T @ group.double() for group in groups]))
+    def join(cls, groups: Iterable[Tensor]) -> GroupedMoments:
+        """From the features [n, D] of each group, which are taken one after the other."""
+        found = [(float(len(group)), group.double().sum(dim=0), group.double().T @ group.double()) for group in groups]
+        counts, sums, squares = zip(*found, strict=True)
+        return cls(torch.tensor(counts, dtype=torch.float64), torch.stack(sums), torch.stack(squares))
 
     def moments(self, weights: Tensor | None = None) -> Moments:
         """With each group counted ``weights`` [G] times (once by default)."""
@@ -111,14 +111,16 @@ def kid(a: Tensor, b: Tensor) -> float:
         raise ValueError(f"KID compares features [N, D] of equal D, not {list(a.shape)} and {list(b.shape)}.")
     a, b = a.double(), b.double()
 
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
     def within(x: Tensor) -> Tensor:
         k, n = kernel(x, x), len(x)
         return (k.sum() - k.diagonal().sum()) / (n * (n - 1))
 
     return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
+def kernel(x: Tensor, y: Tensor) -> Tensor:
+    """``(x y / D + 1)^3`` of all pairs of rows [N, D] and [M, D]: [N, M]."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 # ---------------------------------------------------------------- precision, recall, density, coverage
@@ -140,7 +142,7 @@ def overlap(generated: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
         raise ValueError(f"Overlap with k = {k} needs more than {k} samples on both sides.")
     generated, real = generated.double(), real.double()
     distances = torch.cdist(real, generated)
-    real_radius, generated_radius = _neighbour(real, k), _neighbour(generated, k)
+    real_radius, generated_radius = neighbour(real, k), neighbour(generated, k)
     in_real = distances <= real_radius[:, None]
     in_generated = distances <= generated_radius[None, :]
     return {
@@ -151,7 +153,7 @@ def overlap(generated: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
     }
 
 
-def _neighbour(x: Tensor, k: int) -> Tensor:
+def neighbour(x: Tensor, k: int) -> Tensor:
     """Distance of each sample to its k-th nearest other one."""
     return torch.cdist(x, x).kthvalue(k + 1, dim=1).values
 
@@ -160,7 +162,12 @@ def _neighbour(x: Tensor, k: int) -> Tensor:
 
 
 def spread(features: Tensor, per_prompt: int) -> float:
-    """Diversity within a prompt: mean distance of two images of one prompt.
+    """Diversity within a prompt: the mean of `spreads` over all prompts."""
+    return float(spreads(features, per_prompt).mean())
+
+
+def spreads(features: Tensor, per_prompt: int) -> Tensor:
+    """Mean distance of two images of each prompt, float64 [P].
 
     Args:
         features: [P * per_prompt, D], the images of a prompt side by side; ``per_prompt`` at least 2.
@@ -168,8 +175,8 @@ def spread(features: Tensor, per_prompt: int) -> float:
     if per_prompt < 2 or len(features) % per_prompt:
         raise ValueError(f"{len(features)} images are not {per_prompt} (two or more) of each prompt.")
     by_prompt = features.double().unflatten(0, (-1, per_prompt))
-    total = torch.cdist(by_prompt, by_prompt).sum(dim=(1, 2)) / (per_prompt * (per_prompt - 1))
-    return float(total.mean())
+    total: Tensor = torch.cdist(by_prompt, by_prompt).sum(dim=(1, 2))
+    return total / (per_prompt * (per_prompt - 1))
 
 
 # ---------------------------------------------------------------- intervals

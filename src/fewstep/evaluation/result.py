@@ -30,7 +30,7 @@ class Result:
         model: its name in tables, e.g. "student" or "teacher, ddim".
         steps: of its sampler.
         images: [N, 3, H, W] in [0, 1].
-        figures: name -> value, in the order of `compare.FIGURES`; intervals: 95 %, of those that have one.
+        figures: name -> value, in the order of `figures.FIGURES`; intervals: 95 %, of those that have one.
         resampled: [RESAMPLINGS] values of a figure, over resamplings that all results of the same prompts share, so
             that differences and ratios of two results can be taken resampling by resampling.
         seed: of its training; None for a teacher, and where seeds are not compared.

@@ -36,6 +36,7 @@ _TOLERANCE = 0.01  # relative, float32 against float64; TF32 convolutions stay b
 _GIVES = {
     "lowmem": "training.optimizer adamw8bit, moments in a quarter of the memory",
     "data": "data.source parquet and datasets",
+    "metrics": "image features for measurements without a model hub",
 }
 _EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)""")
 

@@ -76,7 +76,7 @@ def _with_pairs(recipe: Recipe) -> Recipe:
         scale = guidance.low if guidance and guidance.fixed else recipe.sample.guidance_scale
         pairs = pairs.model_copy(update={"guidance_scale": scale})
     if pairs.size is None:
-        pairs = pairs.model_copy(update={"size": recipe.data.count()})
+        pairs = pairs.model_copy(update={"size": recipe.captions()})
     return recipe.model_copy(update={"pairs": pairs})
 
 

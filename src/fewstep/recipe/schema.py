@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from fewstep.data.find import Place, find_captions
+from fewstep.evaluation.figures import DECIDING
 from fewstep.methods.base import Method
 from fewstep.methods.registry import find_method
 from fewstep.methods.settings import LARGEST, FixedGuidance
@@ -110,14 +111,6 @@ class DataConfig(Section):
         source = "" if self.source == "teacher" else self.source
         return Place(source, self.path, self.split, self.image_column, self.caption_column)
 
-    def count(self) -> int:
-        """The number of images or captions; those of a file or folder are counted there.
-
-        Raises:
-            ValueError: one sentence when they do not exist.
-        """
-        return self.size or 0 if self.place is None else len(find_captions(self.place, self.size))
-
 
 class PairsConfig(Section):
     """The teacher's samples, made once: pairs of noise and latent (dmd), or data (`data.source: teacher`)."""
@@ -182,14 +175,62 @@ class EvaluateConfig(Section):
     """Validation during training: keep the best student, stop when nothing improves."""
 
     every: int = Field(default=0, ge=0, le=LARGEST, description="training steps between measurements; 0: no validation")
-    metric: Literal["detail FD", "FD", "accuracy"] = Field(
-        default="detail FD", description="metric that decides: detail FD or FD (lower is better), accuracy (higher is)"
+    count: int = Field(default=128, ge=8, le=LARGEST, description="number of prompts")
+    prompts: str | None = Field(
+        default=None,
+        description="text file of prompts, one a line; empty: captions that are held out of training (at most a third "
+        "of them), for scenes those of unseen ones",
     )
-    count: int = Field(default=128, ge=8, le=LARGEST, description="number of unseen prompts")
+    reference: str | None = Field(
+        default=None,
+        description="images to measure distances to. teacher: its own for the same prompts and noise, made once; data: "
+        "those of the held-out captions; or a folder of images; empty: teacher, for scenes-64 its real scenes",
+    )
+    path: str | None = Field(
+        default=None, description="folder of the teacher's reference images; empty: inside the run"
+    )
+    features: str | None = Field(
+        default=None,
+        description="network whose features are compared: imagenet (extra metrics), or DINOv2, CLIP or SigLIP from a "
+        "folder or the hub; empty: imagenet, for scenes-64 its detector",
+    )
+    metrics: tuple[str, ...] = Field(
+        default=(),
+        description="further figures: perceptual (distance to the teacher's image), clip:MODEL, pickscore, "
+        "aesthetic:FOLDER",
+    )
+    metric: str = Field(default="detail FD", description="figure that decides, such as detail FD, FD, KID or accuracy")
     keep_best: bool = Field(default=True, description="the finished student is the best one measured, not the last")
     patience: int = Field(
         default=0, ge=0, le=LARGEST, description="stop after this many measurements without improvement; 0: never"
     )
+
+    @field_validator("metric")
+    @classmethod
+    def _decides(cls, value: str) -> str:
+        if value not in DECIDING:
+            raise ValueError(f"evaluate.metric: '{value}' cannot decide: use {', '.join(DECIDING)}.")
+        return value
+
+
+_OF_TEACHER = ("to teacher", "unlike teacher", "perceptual")
+
+
+def _check_metric(evaluate: EvaluateConfig, scenes: bool) -> None:
+    """Raises ValueError where ``evaluate.metric`` is a figure that these settings do not measure."""
+    metric, asked = evaluate.metric, {name.partition(":")[0] for name in evaluate.metrics}
+    own = not scenes or evaluate.prompts or evaluate.reference
+    missing = {
+        "accuracy": "only the detector of scenes-64 judges prompts" if own else "",
+        "CLIP score": "" if "clip" in asked else "add clip:MODEL to evaluate.metrics",
+        "PickScore": "" if "pickscore" in asked else "add pickscore to evaluate.metrics",
+        "aesthetic": "" if "aesthetic" in asked else "add aesthetic:FOLDER to evaluate.metrics",
+        "perceptual": "" if "perceptual" in asked else "add perceptual to evaluate.metrics",
+    }.get(metric, "")
+    if metric in _OF_TEACHER and (not own or evaluate.reference not in (None, "teacher")):
+        missing = "set evaluate.reference to teacher"
+    if missing:
+        raise ValueError(f"evaluate.metric: '{metric}' is not measured here: {missing}.")
 
 
 class Recipe(Section):
@@ -228,6 +269,7 @@ class Recipe(Section):
                 f"data.source: {method.name} needs images, so prompts alone are not enough: give it some, or set "
                 "data.source to teacher to train on the teacher's samples for these prompts."
             )
+        _check_metric(self.evaluate, scenes=data.path is None)
         if self.teacher.quantize and (self.student.weights == "full" or self.training.fsdp):
             other = "student.weights full" if self.student.weights == "full" else "training.fsdp"
             raise ValueError(f"teacher.quantize does not go with {other}: a quantised network is frozen and whole.")
@@ -236,6 +278,22 @@ class Recipe(Section):
         if data.aspect_buckets and "prompts" in method.streams:
             raise ValueError(f"data.aspect_buckets do not go with {method.name}, which reads the images' captions.")
         return self
+
+    @property
+    def place(self) -> Place | None:
+        """Where the images or prompts are, and how many are held out of training to measure on; None for scenes."""
+        place, evaluate = self.data.place, self.evaluate
+        if place is None or not evaluate.every or (evaluate.prompts and evaluate.reference != "data"):
+            return place
+        return dataclasses.replace(place, held_out=evaluate.count)
+
+    def captions(self) -> int:
+        """The number of images or captions that are trained on; those of a file or folder are counted there.
+
+        Raises:
+            ValueError: one sentence when they do not exist.
+        """
+        return self.data.size or 0 if self.place is None else len(find_captions(self.place, self.data.size))
 
     def method_class(self) -> type[Method]:
         """The class that ``method.name`` names."""

@@ -13,7 +13,8 @@ from PIL import Image
 
 from fewstep.data.files import replace_text
 from fewstep.diffusion.schedule import Schedule
-from fewstep.evaluation.compare import FIGURES, Candidate, Comparison, as_json, compare, comparison_grid
+from fewstep.evaluation.compare import Candidate, Comparison, as_json, compare, comparison_grid
+from fewstep.evaluation.figures import FIGURES
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.result import in_steps
 from fewstep.methods.parts.statistics import BINS

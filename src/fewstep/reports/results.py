@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import FIGURES
+from fewstep.evaluation.figures import FIGURES
 from fewstep.evaluation.grids import image_grid
 from fewstep.evaluation.result import KEPT_IMAGES, Estimate, Result, gap_closed_in, in_steps
 from fewstep.reports.page import Page
@@ -23,7 +23,7 @@ from fewstep.scenes64.prompts import unseen_captions
 from fewstep.training.machine import in_words
 
 SHOWN = ("FD", "KID", "detail FD", "recall", "accuracy", "spread")
-"""The figures of the table, among those of `compare.FIGURES`."""
+"""The figures of the table, among those of `figures.FIGURES`."""
 DISTANCES = ("FD", "detail FD")
 IN_SHORT = ("FD", "detail FD", "accuracy")
 """The figures in a cell of the summary, and of the charts."""

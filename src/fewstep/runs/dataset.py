@@ -59,7 +59,7 @@ def build_dataset(run: Run, pairs: PairSource | None, place: Path, show_progress
 
 
 def _encoded(
-    run: Run, place: Path, show_progress: bool, rows: str | None
+    run: Run, folder: Path, show_progress: bool, rows: str | None
 ) -> tuple[LatentSource | Buckets | Prompts, str]:
     """The recipe's images, or prompts alone, encoded now or before, and what identifies them.
 
@@ -68,18 +68,19 @@ def _encoded(
     Args:
         rows: what identified those on which the run began; None where it begins now.
     """
-    path, data, device, teacher = place / LATENTS, run.recipe.data, run.recipe.training.device, run.teacher
+    path, data, device, teacher = folder / LATENTS, run.recipe.data, run.recipe.training.device, run.teacher
+    place = run.recipe.place
     show_progress = show_progress and distributed.first()
     with distributed.first_goes_first():
-        if data.place is None:
+        if place is None:
             with progress_bar(data.size or 0, 0, "encoding", show_progress) as advance:
                 return scene_latents(path, teacher, data.size or 0, data.seed, device, advance), ""
         if data.source == "prompts":
-            prompts, skipped = captions_and_skipped(data.place, data.size)
+            prompts, skipped = captions_and_skipped(place, data.size)
             found = _checked_rows(run, "prompts", prompts, rows)
             with progress_bar(len(prompts), 0, "encoding", show_progress) as advance:
                 return prompt_latents(path, teacher, prompts, device, advance, skipped), found
-        images = find_images(data.place, data.size)
+        images = find_images(place, data.size)
         found = _checked_rows(run, "images", [f"{image.name}\t{image.caption}" for image in images.images], rows)
         with progress_bar(len(images.images), 0, "encoding", show_progress) as advance:
             return image_latents(path, teacher, images, device, advance, data.aspect_buckets), found
@@ -120,7 +121,7 @@ def _with_prompts(data: LatentSource | Buckets | Prompts, run: Run, of_teacher: 
     Raises:
         RecipeError: images were skipped, so that captions and latents are not the same rows.
     """
-    texts = captions(run.recipe, None if of_teacher else run.recipe.data.count())
+    texts = captions(run.recipe, None if of_teacher else run.recipe.captions())
     if isinstance(data, Buckets) or len(texts) != data.order.size:
         raise RecipeError(
             f"data: the method {run.method.name} reads captions, and some images could not be encoded "

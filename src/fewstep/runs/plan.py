@@ -105,7 +105,7 @@ def _training(recipe: Recipe) -> tuple[type[Method], Any, TrainingSettings, Weig
 def _estimate(recipe: Recipe, teacher: MetaPipeline) -> Estimate:
     return estimate(
         teacher, *_training(recipe),
-        recipe.data.count(), len(recipe.sample.prompts), recipe.pairs.size or 0, recipe.teacher.quantize,
+        recipe.captions(), len(recipe.sample.prompts), recipe.pairs.size or 0, recipe.teacher.quantize,
     )  # fmt: skip
 
 

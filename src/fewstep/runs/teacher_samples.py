@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +22,10 @@ from fewstep.data.find import find_captions
 from fewstep.data.pairs import PairFiles, PairSource, noise_of
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.families import Teacher
 from fewstep.models.lora import base_parameters
 from fewstep.models.quantize import plain
-from fewstep.recipe.schema import Recipe
+from fewstep.recipe.schema import PairsConfig, Recipe
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.setup import Run
 from fewstep.sampling import sample
@@ -33,6 +36,100 @@ from fewstep.training.machine import is_out_of_memory
 from fewstep.training.progress import progress_bar
 
 _SEEN = 1024  # values of each weight that enter the fingerprint
+
+
+@dataclass(frozen=True)
+class TeacherSampling:
+    """What the teacher generates: one sample for each caption, each from noise of its own.
+
+    Attributes:
+        teacher: the model, which encodes the captions. denoiser: its network.
+        settings: solver, steps, guidance scale, seed and rows of a file. captions: one for each sample.
+        device: to sample on.
+    """
+
+    teacher: Teacher
+    denoiser: Denoiser
+    settings: PairsConfig
+    captions: Sequence[str]
+    device: str
+
+    @classmethod
+    def of_run(cls, run: Run) -> TeacherSampling:
+        """The samples that ``run.recipe.pairs`` describes."""
+        recipe = run.recipe
+        teacher = run.roles.teacher.uncounted()
+        return cls(run.teacher, teacher, recipe.pairs, captions(recipe), recipe.training.device)
+
+    def about(self) -> dict[str, str | int | float]:
+        """Everything that determines the samples, up to rounding: device and precision are not part of it."""
+        settings = self.settings.model_dump(exclude={"path"})
+        return {**settings, "prompts": text_hash("\n".join(self.captions)), "teacher": fingerprint(self.teacher)}
+
+    def files(self, place: Path) -> PairFiles:
+        """Their files in ``place``, existing or not.
+
+        Raises:
+            ValueError: the folder holds other samples, or something else.
+        """
+        files = PairFiles(place, self.about())
+        files.check()
+        return files
+
+    def load(self, files: PairFiles, show_progress: bool = False) -> PairSource:
+        """The samples from their files; missing ones are generated.
+
+        Raises:
+            ValueError: another program works there; the teacher gives NaN.
+        """
+        missing = files.missing()
+        distributed.wait()  # every process must have looked before one of them creates files
+        if missing:
+            if distributed.first():
+                files.claim()
+            with only_one(files.place) if distributed.first() else nullcontext():
+                self._generate(files, missing, show_progress)
+                distributed.wait()
+        return files.load(self.device)
+
+    @torch.no_grad()
+    def _generate(self, files: PairFiles, missing: list[int], show_progress: bool) -> None:
+        """Generate this process's share of the missing files."""
+        distributed.wait()  # until the first process has made the folder
+        there = files.size - sum(len(files.rows(number)) for number in missing)
+        with progress_bar(files.size, there, "sampling the teacher", show_progress and distributed.first()) as advance:
+            for number in missing[distributed.rank() :: distributed.count()]:
+                rows, before = files.rows(number), self.denoiser.cost.forward_equivalents
+                cond = self.teacher.encode_prompts([self.captions[i] for i in rows])
+                x0 = self._sample(rows, cond)
+                files.write(number, x0, cond, self.denoiser.cost.forward_equivalents - before)
+                there += distributed.count() * len(rows)
+                advance(min(there, files.size))
+
+    def _sample(self, rows: range, cond: Cond) -> Tensor:
+        """Latents [rows, ...] for these captions.
+
+        Raises:
+            ValueError: they are not finite in float16, or memory does not suffice.
+        """
+        settings, shape = self.settings, self.teacher.latent_shape
+        assert settings.guidance_scale is not None
+        noise = torch.stack([noise_of(settings.seed, i, shape) for i in rows]).to(self.device)
+        solver = SOLVERS[settings.solver](num_inference_steps=settings.num_inference_steps)
+        try:
+            x0 = sample(self.denoiser, solver, noise, cond, settings.guidance_scale).x0
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"Out of memory while the teacher was sampled, {len(rows)} images at once: lower pairs.batch_size."
+            ) from None
+        if not x0.half().isfinite().all():
+            raise ValueError(
+                f"The teacher's samples {rows[0]} to {rows[-1]} are not finite: lower pairs.guidance_scale, or try "
+                "another pairs.solver."
+            )
+        return x0
 
 
 def pairs_folder(recipe: Recipe, folder: RunFolder) -> Path:
@@ -51,102 +148,45 @@ def pair_files(run: Run, shared: Path | None = None) -> PairFiles | None:
     """
     if not run.recipe.needs_pairs:
         return None
-    wanted, place = about(run), pairs_folder(run.recipe, run.folder)
+    wanted, place = TeacherSampling.of_run(run), pairs_folder(run.recipe, run.folder)
     if shared is not None and run.recipe.pairs.path is None:
-        name = hashlib.blake2b(json.dumps(wanted, sort_keys=True).encode(), digest_size=4).hexdigest()
-        place = shared / f"pairs-{name}"
-    files = PairFiles(place, wanted)
-    files.check()
-    return files
+        place = folder_for(shared, "pairs", wanted.about())
+    return wanted.files(place)
+
+
+def folder_for(shared: Path, kind: str, about: Mapping[str, str | int | float]) -> Path:
+    """The folder in ``shared`` of samples that are ``about`` this."""
+    name = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return shared / f"{kind}-{name}"
 
 
 def sample_teacher(run: Run, files: PairFiles, show_progress: bool = False) -> PairSource:
-    """The teacher's samples from their files; missing ones are generated.
+    """The teacher's samples of a run, as `TeacherSampling.load`.
 
     Sample i has the caption of image i of the recipe's data, which start again after the last, and noise of its own.
-
-    Raises:
-        ValueError: another program works there; the teacher gives NaN.
     """
-    missing = files.missing()
-    distributed.wait()  # every process must have looked before one of them creates files
-    if missing:
-        if distributed.first():
-            files.claim()
-        with only_one(files.place) if distributed.first() else nullcontext():
-            _generate(run, files, missing, show_progress)
-            distributed.wait()
-    return files.load(run.recipe.training.device)
-
-
-@torch.no_grad()
-def _generate(run: Run, files: PairFiles, missing: list[int], show_progress: bool) -> None:
-    """Generate this process's share of the missing files."""
-    distributed.wait()  # until the first process has made the folder
-    teacher, texts = run.roles.teacher.uncounted(), captions(run.recipe)
-    there = files.size - sum(len(files.rows(number)) for number in missing)
-    with progress_bar(files.size, there, "sampling the teacher", show_progress and distributed.first()) as advance:
-        for number in missing[distributed.rank() :: distributed.count()]:
-            rows, before = files.rows(number), teacher.cost.forward_equivalents
-            cond = run.teacher.encode_prompts([texts[i] for i in rows])
-            x0 = _sample(run, teacher, rows, cond)
-            files.write(number, x0, cond, teacher.cost.forward_equivalents - before)
-            there += distributed.count() * len(rows)
-            advance(min(there, files.size))
-
-
-def _sample(run: Run, teacher: Denoiser, rows: range, cond: Cond) -> Tensor:
-    """Latents [rows, ...] for these captions, by the solver and guidance scale of the recipe.
-
-    Raises:
-        ValueError: they are not finite in float16, or memory does not suffice.
-    """
-    settings, shape = run.recipe.pairs, run.teacher.latent_shape
-    assert settings.guidance_scale is not None
-    noise = torch.stack([noise_of(settings.seed, i, shape) for i in rows]).to(run.recipe.training.device)
-    solver = SOLVERS[settings.solver](num_inference_steps=settings.num_inference_steps)
-    try:
-        x0 = sample(teacher, solver, noise, cond, settings.guidance_scale).x0
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ValueError(
-            f"Out of memory while the teacher was sampled, {len(rows)} images at once: lower pairs.batch_size."
-        ) from None
-    if not x0.half().isfinite().all():
-        raise ValueError(
-            f"The teacher's samples {rows[0]} to {rows[-1]} are not finite: lower pairs.guidance_scale, or try another "
-            "pairs.solver."
-        )
-    return x0
+    return TeacherSampling.of_run(run).load(files, show_progress)
 
 
 def captions(recipe: Recipe, count: int | None = None) -> list[str]:
     """One caption for every pair, or for each of ``count`` images."""
     data, size = recipe.data, recipe.pairs.size if count is None else count
     assert size is not None
-    if data.place is not None:
-        distinct = find_captions(data.place, data.size)
+    if recipe.place is not None:
+        distinct = find_captions(recipe.place, data.size)
     else:
         scenes = Scenes(data.seed)
         distinct = tuple(scenes.scene(i).caption for i in range(min(size, data.size or 0)))
     return [distinct[i % len(distinct)] for i in range(size)]
 
 
-def about(run: Run) -> dict[str, str | int | float]:
-    """Everything that determines the samples, up to rounding: the device and its precision are not part of it."""
-    settings = run.recipe.pairs.model_dump(exclude={"path"})
-    prompts = text_hash("\n".join(captions(run.recipe)))
-    return {**settings, "prompts": prompts, "teacher": fingerprint(run)}
-
-
-def fingerprint(run: Run) -> str:
+def fingerprint(teacher: Teacher) -> str:
     """Hash of the teacher: some values of every weight of its network and text encoders, its prediction and schedule.
 
     The weights are those of the frozen base, whatever adapters a student has added to it.
     """
-    denoiser, digest = run.teacher.denoiser, hashlib.blake2b(digest_size=8)
-    for weight in _weights(run):
+    denoiser, digest = teacher.denoiser, hashlib.blake2b(digest_size=8)
+    for weight in _weights(teacher):
         flat = plain(weight.detach()).reshape(-1)
         seen = flat[:: max(1, flat.numel() // _SEEN)].float().cpu()
         digest.update(f"{tuple(weight.shape)}".encode() + seen.numpy().tobytes())
@@ -156,8 +196,8 @@ def fingerprint(run: Run) -> str:
     return digest.hexdigest()
 
 
-def _weights(run: Run) -> Iterator[Tensor]:
-    yield from base_parameters(run.roles.base)
-    for name, part in sorted(run.teacher.pipeline.components.items()):
+def _weights(teacher: Teacher) -> Iterator[Tensor]:
+    yield from base_parameters(cast(nn.Module, teacher.denoiser.network))
+    for name, part in sorted(teacher.pipeline.components.items()):
         if name.startswith("text_encoder") and isinstance(part, nn.Module):
             yield from part.parameters()

@@ -8,14 +8,16 @@ from pathlib import Path
 import torch
 
 from fewstep.evaluation.compare import Candidate, eval_inputs, sample_candidate
+from fewstep.evaluation.figures import DECIDING, best_first
 from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.measured import Measured, Reference
+from fewstep.evaluation.measured import Reference
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.recipe.schema import Recipe
+from fewstep.runs.measured_on import evaluation_captions, prompt_set
 from fewstep.runs.setup import Run
 from fewstep.sampling import DDIMSampler, sample
-from fewstep.scenes64.prompts import REFERENCE_FIRST, unseen_captions, unseen_prompts
+from fewstep.scenes64.prompts import REFERENCE_FIRST
 from fewstep.students.card import Card, load_card, sampler_of
 from fewstep.students.lineage import copy_student
 from fewstep.students.student import SAMPLES_FILE, load_weights, save_student
@@ -26,8 +28,7 @@ from fewstep.training.progress import doing
 
 def validation_prompts(recipe: Recipe) -> list[list[str]]:
     """The lists of prompts that are encoded during training: until then the text encoders are needed."""
-    count = recipe.evaluate.count if recipe.evaluate.every else 0
-    return [list(recipe.sample.prompts), *([unseen_captions(count)] if count else [])]
+    return [list(recipe.sample.prompts), *([evaluation_captions(recipe)] if recipe.evaluate.every else [])]
 
 
 class SampleGrid:
@@ -115,7 +116,7 @@ class Validation:
         self.run, self.cost, self.settings = run, cost, run.recipe.evaluate
         self.path = run.folder.evaluations
         self._log: JsonLines | None = None
-        self._prompts = unseen_prompts(run.teacher, self.settings.count)
+        self._prompts = prompt_set(run.recipe, run.teacher, run.folder)
         self._reference: Reference | None = None
 
     def __call__(self, step: int) -> bool:
@@ -147,8 +148,8 @@ class Validation:
 
     def _best(self, step: int) -> int | None:
         """The step of the best measurement, the first of equals."""
-        sign = -1 if self.settings.metric == "accuracy" else 1
-        lines = [(sign * line[self.settings.metric], line["step"]) for line in self._lines(step)]
+        metric = self.settings.metric
+        lines = [(best_first(metric, line[metric]), line["step"]) for line in self._lines(step)]
         return int(min(lines)[1]) if lines else None
 
     def _lines(self, step: int) -> list[dict[str, float]]:
@@ -161,11 +162,11 @@ class Validation:
         candidate = Candidate("student", student, sampler_of(card), scale, card.guidance_embed)
         prompts, seed = self._prompts, run.recipe.seed
         self._reference = self._reference or prompts.reference_from(REFERENCE_FIRST)
-        cond, noise = eval_inputs(run.teacher, prompts.captions, seed)
+        cond, noise = eval_inputs(run.teacher, prompts, seed)
         images = run.teacher.decode(sample_candidate(candidate, noise, cond, seed)).cpu()
         # `compare` would compute intervals and floors too, which nobody reads here
-        figures = Measured.of(images, prompts.features, prompts.judge).figures(self._reference)
-        return {name: figures[name] for name in ("FD", "detail FD", "accuracy")}
+        figures = prompts.measure(images).figures(self._reference)
+        return {name: figures[name] for name in DECIDING if name in figures}
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:

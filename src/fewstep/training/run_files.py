@@ -17,6 +17,7 @@ class RunFiles:
         self.versions = path / "versions.json"  # versions of the libraries, and the fingerprint of the data
         self.data = path / "data"  # encoded images and captions, and the list of those that could not be used
         self.pairs = self.data / "pairs"  # the teacher's samples (recipe key `pairs`)
+        self.reference = self.data / "reference"  # the teacher's images that students are compared with
         self.log = path / "log.jsonl"  # one line for every log step
         self.checkpoints = path / "checkpoints"  # full training states, from which a run resumes
         self.samples = path / "samples"  # sample grids at fixed seeds

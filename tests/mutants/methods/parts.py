@@ -548,8 +548,8 @@ MUTANTS = [
         ),
         (
             "trajectory discriminator: real and fake change places",
-            'logged_discriminator_loss(logits, self._logits(roles, judged.features, judged), "logistic")',
-            'logged_discriminator_loss(self._logits(roles, judged.features, judged), logits, "logistic")',
+            "logged_discriminator_loss(logits, self._logits(roles, judged.features, judged), self.gan.loss)",
+            "logged_discriminator_loss(self._logits(roles, judged.features, judged), logits, self.gan.loss)",
             "test_both_players_steps_are_the_papers[vp-epsilon-unconditional-full]",
         ),
         (

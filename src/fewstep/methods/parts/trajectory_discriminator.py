@@ -117,7 +117,7 @@ class TrajectoryDiscriminator:
 
         That gradient is formed at once: the graph of the features stays for the discriminator's own loss.
         """
-        adversarial = generator_loss(self._logits(roles, judged.features, judged), "logistic")
+        adversarial = generator_loss(self._logits(roles, judged.features, judged), self.gan.loss)
         (grad,) = torch.autograd.grad(adversarial, judged.leaf, retain_graph=True)
         return with_gradient(adversarial, judged.seen, grad), grad
 
@@ -125,7 +125,7 @@ class TrajectoryDiscriminator:
         """softplus(-D(real)) + softplus(D(fake)); real: [B, ...] where the student should have landed, at s [B]."""
         seen = renoise(self.schedule, real, s, judged.at, judged.noise)
         logits = self._logits(roles, self.gan.features(roles, seen, judged.at, cond), judged)
-        return logged_discriminator_loss(logits, self._logits(roles, judged.features, judged), "logistic")
+        return logged_discriminator_loss(logits, self._logits(roles, judged.features, judged), self.gan.loss)
 
     def judged_at(self, s: Tensor, level: Tensor) -> Tensor:
         """s [B] itself, or t* where s is the schedule's end, or clean."""

