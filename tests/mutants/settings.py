@@ -376,4 +376,44 @@ MUTANTS = [
             "test_an_option_reaches_the_work[teacher train.init]",
         ),
     ),
+    *planted(
+        "methods/ladd.py",
+        "methods/test_sampling_defaults.py",
+        (
+            "settings: ladd's students are sampled without fresh noise",
+            "eta=1.0",
+            "eta=0.0",
+            "test_students_are_sampled_as_their_papers_say[ladd]",
+        ),
+    ),
+    *planted(
+        "methods/lightning.py",
+        "methods/test_sampling_defaults.py",
+        (
+            "settings: lightning's students are said to take any number of steps",
+            "no_other_steps=True",
+            "no_other_steps=False",
+            "test_students_are_sampled_as_their_papers_say[lightning]",
+        ),
+    ),
+    *planted(
+        "models/families/flux.py",
+        "models/test_family_facts.py",
+        (
+            "settings: FLUX's pipeline is said to leave its levels to the scheduler",
+            "passes_sigmas = True",
+            "passes_sigmas = False",
+            "test_whether_its_pipeline_hands_over_levels_of_its_own[flux]",
+        ),
+    ),
+    *planted(
+        "models/families/pixart.py",
+        "models/test_family_facts.py",
+        (
+            "settings: PixArt's betas in ComfyUI are Stable Diffusion's",
+            '("linear", 0.0001, 0.02)',
+            '("linear", 0.00085, 0.012)',
+            "test_what_other_programs_know_of_it[pixart]",
+        ),
+    ),
 ]

@@ -1,0 +1,58 @@
+"""What a family says of its pipeline, against diffusers' own classes; and what only other programs know, as numbers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import get_type_hints
+
+import diffusers
+import pytest
+
+from fewstep.models.families.flux import Flux
+from fewstep.models.families.pixart import PixArt
+from fewstep.models.families.registry import FAMILIES
+from fewstep.models.families.sd3 import StableDiffusion3
+from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
+
+PIPELINES = {
+    StableDiffusion: diffusers.StableDiffusionPipeline,
+    StableDiffusionXL: diffusers.StableDiffusionXLPipeline,
+    StableDiffusion3: diffusers.StableDiffusion3Pipeline,
+    Flux: diffusers.FluxPipeline,
+    PixArt: diffusers.PixArtAlphaPipeline,
+}
+# Betas that ComfyUI takes for a model without a scheduler's config: those of latent diffusion, and of PixArt's DiT.
+BETAS = {
+    StableDiffusion: ("scaled_linear", 0.00085, 0.012), StableDiffusionXL: ("scaled_linear", 0.00085, 0.012),
+    StableDiffusion3: None, Flux: None, PixArt: ("linear", 0.0001, 0.02),
+}  # fmt: skip
+# Prefix of a UNet's layers in files by kohya's trainer, which A1111 and ComfyUI look for; its name for the base.
+KOHYA = {StableDiffusion: ("lora_unet_", "sd_v1"), StableDiffusionXL: ("lora_unet_", "sdxl_base_v1-0")}
+
+
+def test_every_family_is_here():
+    assert set(FAMILIES) == set(PIPELINES) == set(BETAS)
+
+
+@pytest.mark.parametrize("family", PIPELINES, ids=lambda family: family.names[0])
+def test_its_parts_are_those_of_its_pipeline(family):
+    hints = get_type_hints(PIPELINES[family].__init__)
+    assert family.text_encoders == tuple(name for name in hints if name.startswith("text_encoder"))
+    assert family.part in hints and hints[family.part].__name__ == family.network_class
+    assert set(family.optional_encoders) <= set(family.text_encoders)
+
+
+@pytest.mark.parametrize("family", PIPELINES, ids=lambda family: family.names[0])
+def test_whether_its_pipeline_hands_over_levels_of_its_own(family):
+    """FLUX's lays 1, (n - 1) / n, ..., 1 / n itself; the others leave it to the scheduler."""
+    source = inspect.getsource(PIPELINES[family].__call__)
+    assert family.passes_sigmas == ("np.linspace(1.0, 1 / num_inference_steps" in source)
+
+
+@pytest.mark.parametrize("family", PIPELINES, ids=lambda family: family.names[0])
+def test_what_other_programs_know_of_it(family):
+    assert family.comfyui_betas == BETAS[family]
+    prefix, base = KOHYA.get(family, ("", ""))
+    assert family.kohya_prefix == prefix and list(family.kohya_bases.values()) == ([base] if base else [])
+    assert family.guidance_scale == 3.0  # ours, for a teacher's samples unless it embeds the scale
+    assert family.pixels_per_token == 16 * 16
