@@ -225,6 +225,7 @@ def of_flux():
     yield "kohya, fused", kohya("double_blocks.0.img_attn.qkv", a, b, 2), None, half
     yield "ComfyUI's names, fused", peft("double_blocks.0.img_attn.qkv", a, b, "diffusion_model."), None, fused
     yield "original names", peft("double_blocks.0.img_attn.qkv", a, b, ""), None, fused
+    yield "fal's trainer", peft("double_blocks.0.img_attn.qkv", a, b, "base_model.model."), None, fused
     yield "XLabs, fused", peft(
         "double_blocks.0.processor.qkv_lora1", a, b, "", "down.weight", "up.weight"), None, fused  # fmt: skip
     yield "XLabs, out of a single block", peft(

@@ -11,7 +11,7 @@ import torch
 
 from fewstep.models.families import find_family
 from fewstep.models.lora_files.original import original_names
-from tests.cases.lora_inputs import copied, effect, weights, worst
+from tests.cases.lora_inputs import copied, drawn, effect, kohya, peft, weights, worst, write
 from tests.models.pipelines import build
 
 TARGETS = ["to_q", "to_k", "to_out.0", "conv1", "proj_mlp"]
@@ -159,3 +159,66 @@ def test_original_names_are_those_of_diffusers_converters(name):
     wanted = network.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def in_kohyas_names(name):
+    """A LoRA of every layer of a network and its first text encoder, in kohya's names, alpha 2 of rank 4."""
+    tensors = {}
+    for part, module in find_family(build(name)).lora_parts.items():
+        if part == "text_encoder_3" or type(module).__name__.startswith("T5"):
+            continue
+        names = original_names(module) if name == "sdxl" else ()  # kohya's trainer has diffusers' UNet for SD 1.x
+        other = {place.layers[0]: first for first, place in names}
+        for layer, child in module.named_modules():
+            if isinstance(child, torch.nn.Linear | torch.nn.Conv2d) and "projection" not in layer:
+                rows, columns, *kernel = child.weight.shape
+                a, b = drawn(4, columns, *kernel), drawn(rows, 4, *[1] * len(kernel), seed=1)
+                prefix = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}.get(part, "lora_unet_")
+                long = layer if layer.startswith("text_model") or prefix == "lora_unet_" else f"text_model.{layer}"
+                tensors |= kohya(other.get(layer, long), a, b, 2, prefix)
+    return tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sdxl", "sd15"])
+def test_kohyas_files_of_whole_unets_are_what_diffusers_fuses(name, tmp_path):
+    """All layers of a UNet, SDXL's under their original names, and of the text encoders."""
+    file = write(tmp_path / "x.safetensors", in_kohyas_names(name))
+    wanted = fused(name, file)
+    assert len(wanted) > 60 and worst(effect(name, file), wanted) <= 1e-6
+
+
+def of_flux():
+    block, single, h = "double_blocks.0", "single_blocks.1", 16
+    qkv, out = (drawn(4, h), drawn(3 * h, 4)), (drawn(4, h), drawn(h, 4))
+    tail = (drawn(4, 5 * h), drawn(h, 4))
+    yield "kohya", {
+        **kohya(f"{block}.img_attn.qkv", *qkv, 2), **kohya(f"{block}.txt_attn.qkv", *qkv, 4),
+        **kohya(f"{block}.img_attn.proj", *out, 2), **kohya(f"{single}.linear2", *tail, 2)}  # fmt: skip
+    parts = {"qkv_lora1": qkv, "qkv_lora2": qkv, "proj_lora1": out, "proj_lora2": out}
+    parts = {f"{block}.processor.{part}": pair for part, pair in parts.items()}
+    parts |= {f"{single}.processor.qkv_lora": qkv, f"{single}.processor.proj_lora": tail}
+    yield (
+        "XLabs",
+        {
+            name: t
+            for part, pair in parts.items()
+            for name, t in peft(part, *pair, "", "down.weight", "up.weight").items()
+        },
+    )
+    names = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_out.0")
+    yield "OneTrainer", {k: t for name in names for k, t in kohya(name, *out, 2, "lora_transformer_").items()}
+    yield "a tensor of alpha", {
+        **peft(names[0], *out, "transformer."), f"transformer.{names[0]}.alpha": torch.tensor(2.0)}  # fmt: skip
+    yield "kohya's endings", peft(names[0], *out, "transformer.", "lora_down.weight", "lora_up.weight")
+
+
+FLUX = dict(of_flux())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", FLUX)
+def test_layouts_of_flux_are_what_diffusers_fuses(layout, tmp_path):
+    file = write(tmp_path / "x.safetensors", FLUX[layout])
+    wanted = fused("flux", file)
+    assert wanted and worst(effect("flux", file), wanted) <= 1e-6

@@ -18,6 +18,7 @@ from fewstep.models.lora_files.keys import Parts
 
 PEFT = "base_model.model."
 """peft's own files have this before every name."""
+_NOT_PEFTS = re.compile(r"base_model\.model\.(double|single)_blocks\.")  # fal's trainer of FLUX, without alpha
 _HEADER = "lora_adapter_metadata"
 _MOST = 1e4
 _OF_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights as well
@@ -32,7 +33,7 @@ def peft_settings(path: Path, names: list[str], metadata: Mapping[str, str], par
     Raises:
         ValueError: one sentence: the config is not there, damaged, or of a kind that is not supported.
     """
-    if any(name.startswith(PEFT) for name in names):
+    if any(name.startswith(PEFT) for name in names) and not any(map(_NOT_PEFTS.match, names)):
         return {next(iter(parts)): _checked(_beside(path), path)}
     if metadata.get(_HEADER) is None:
         return {}
