@@ -365,6 +365,9 @@ def of_another_model():
         None,
         "another shape",
     )
+    longer = kohya("text_model.encoder.layers.30.mlp.fc1", A, B, prefix="lora_te_")
+    match = r"another model \(one with another text encoder\): only 0 of its 1 layers are in this model"
+    yield "a longer text encoder's", "sd15", longer, None, match
     yield (
         "a text encoder that is not here",
         "sd15",
@@ -459,10 +462,14 @@ def of_damage():
     yield "alpha alone", "sd15", {**kohya(Q, A, B), f"{kohya_name(K)}.alpha": torch.ones(())}, None, "has no weights"
     yield "half a LoHa", "sd15", {f"{kohya_name(Q)}.hada_w1_a": A}, None, "lacks its hada_w1_b"
     yield "half a LoKr", "sd15", {f"{kohya_name(Q)}.lokr_w1": A}, None, "lacks its lokr_w2_a"
+    yield "a factor twice", "sd15", {
+        f"{kohya_name(Q)}.{name}": drawn(*shape)
+        for name, shape in {"lokr_w1": (4, 4), "lokr_w1_a": (4, 1), "lokr_w1_b": (1, 4), "lokr_w2": (8, 8)}.items()
+    }, None, "holds lokr_w1 twice"  # fmt: skip
     yield "two forms", "sd15", {**kohya(Q, A, B), f"{kohya_name(Q)}.diff": drawn(32, 32)}, None, "LoRA and diff at once"
     yield "not a number", "sd15", kohya(Q, A * float("nan"), B), None, "lora_down.weight is not finite"
-    yield "rank zero", "sd15", kohya(Q, A[:0], B[:, :0]), None, "holds no number"
-    yield "whole numbers", "sd15", kohya(Q, A.to(torch.int8), B), None, r"holds whole numbers \(int8\)"
+    yield "rank zero", "sd15", kohya(Q, A[:0], B[:, :0]), None, "holds nothing, where real"
+    yield "whole numbers", "sd15", kohya(Q, A.to(torch.int8), B), None, "holds int8, where real numbers"
     for name, alpha in (("not a number", float("nan")), ("absurd", 1e30)):
         yield f"alpha {name}", "sd15", kohya(Q, A, B, alpha), None, "its alpha is absurd"
     yield "two alphas", "sd15", {**kohya(Q, A, B), f"{kohya_name(Q)}.alpha": torch.ones(2)}, None, "no single number"

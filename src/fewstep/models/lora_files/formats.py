@@ -37,6 +37,9 @@ def lacking(kinds: Iterable[str]) -> str:
     if not forms:
         return "" if "diff_b" in has and not has & {"magnitude", "dora_scale"} else "has no weights"
     needs = {"LoRA": _LORA, "LoHa": _LOHA, "LoKr": (), "diff": ("diff",)}[forms[0]]
+    twice = next((f"lokr_w{i}" for i in "12" if {f"lokr_w{i}"} < {f"lokr_w{i}", f"lokr_w{i}_a"} & has), "")
+    if twice:
+        return f"holds {twice} twice, whole and as a product"
     if forms == ["LoKr"]:
         needs = tuple(name for i in "12" if f"lokr_w{i}" not in has for name in (f"lokr_w{i}_a", f"lokr_w{i}_b"))
     if has & {"hada_t1", "hada_t2"}:

@@ -145,7 +145,7 @@ def _located(layers: Layers, keys: list[Key], tensors: Mapping[str, Tensor], pat
             )
     if wrong:
         shapes = {key.layer: tensors[key.name] for key in keys if key.kind == "down"}
-        network = type(layers.parts[layers.network]).__name__
+        network = "model" if any(map(of_text_encoder, wrong)) else type(layers.parts[layers.network]).__name__
         refuse_layers(path, network, sorted({key.layer for key in keys}), wrong, shapes)
     return list(found.values())
 
@@ -159,8 +159,8 @@ def _fill(layer: Layer, tensors: Mapping[str, Tensor], path: Path) -> None:
         if kind == "alpha":
             raise ValueError(f"The LoRA {path} is damaged: {key.name} is no single number.")
         if not t.is_floating_point() or not t.numel():
-            what = "no number" if not t.numel() else f"whole numbers ({str(t.dtype).removeprefix('torch.')})"
-            raise ValueError(f"The LoRA {path} is damaged: {key.name} holds {what}.")
+            what = str(t.dtype).removeprefix("torch.") if t.numel() else "nothing"
+            raise ValueError(f"The LoRA {path} is damaged: {key.name} holds {what}, where real numbers should be.")
         if not bool(t.to(torch.float32).isfinite().all()):
             raise ValueError(f"The LoRA {path} is damaged: {key.name} is not finite.")
         layer.tensors[kind] = t

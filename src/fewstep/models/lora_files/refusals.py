@@ -15,8 +15,8 @@ _MODELS: tuple[tuple[str, str], ...] = (  # words, and how names of layers of su
     ("FLUX.1", r"double_blocks_|single_blocks_|single_transformer_blocks_"),
     ("Stable Diffusion 3", r"joint_blocks_|(?:^|_)transformer_blocks_\d+_attn_add_q_proj|_context_block_"),
     ("a UNet of Stable Diffusion", rf"(?:^|_)(?:{_UNET}|{_ORIGINAL})"),
-    ("a diffusion transformer", r"(?:^|_)(?:transformer_)?(?:blocks|layers)_\d+_"),
     ("one with another text encoder", r"text_model_|^lora_te|^text_encoder"),
+    ("a diffusion transformer", r"(?:^|_)(?:transformer_)?(?:blocks|layers)_\d+_"),
 )
 _WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 _INPUTS = ("conv_in", "x_embedder", "pos_embed.proj")
@@ -63,6 +63,7 @@ def refuse_unknown(path: object, names: list[str], unknown: list[str], known: bo
         ValueError: always.
     """
     kind, name = other_kind(names)
+    unknown = [f"{key:.160}" for key in unknown]
     if kind:
         raise ValueError(f"The file {path} holds {kind} ({name}), which is not supported.")
     if not known:
@@ -91,7 +92,7 @@ def refuse_layers(
     Raises:
         ValueError: always.
     """
-    kind, key = made_for(wrong, tensors), min(wrong.items())[1]
+    kind, key = made_for(wrong, tensors), f"{min(wrong.items())[1]:.160}"
     if not kind:
         raise ValueError(
             f"The LoRA {path} has a layout that is not known here: no {network} has a layer of a name like {key}."
