@@ -419,6 +419,14 @@ def test_a_saved_data_set_of_paths_is_refused(tmp_path):
 # ---------------------------------------------------------------- prompts, preferences, paths
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_prompts_in_another_encoding_are_one_sentence(tmp_path, encoding):
+    for name, text in (("p.txt", "\ufeffa\nb\n"), ("p.jsonl", "\ufeff" + lines_of({"text": "a"}, {"text": "b"}))):
+        (tmp_path / name).write_bytes(text.removeprefix("\ufeff" if encoding == "utf-16" else "").encode(encoding))
+        with pytest.raises(ValueError, match=f"the first because line 1 of {name}: it is text in UTF-16, not in UTF-8"):
+            find_captions(Place("prompts", str(tmp_path / name)))
+
+
 def test_prompts_that_are_no_text_are_listed(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text(lines_of({"text": "one"}, {"text": 3}, "just text", {"prompt": "two"}, {"text": ["a"]}))
@@ -430,6 +438,7 @@ def test_prompts_that_are_no_text_are_listed(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_lists_the_prompts_that_it_could_not_use(short, tmp_path):
     (tmp_path / "p.txt").write_bytes(b"a red circle\n\xff\ntwo shapes\n")
     data = ["data.source=prompts", f"data.path={tmp_path / 'p.txt'}", "data.size=null", "method.adversarial_weight=0"]

@@ -405,6 +405,16 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "data/prompts.py",
+        "cases/test_data.py",
+        (
+            "prompts: of UTF-16 every second line is a prompt",
+            "if number == 1 and line.startswith(UTF_16):",
+            "if number == 0:",
+            "test_prompts_in_another_encoding_are_one_sentence",
+        ),
+    ),
+    *planted(
         "data/folder.py",
         "cases/test_data.py",
         (

@@ -9,7 +9,6 @@ Nothing outside the folder is read, whatever its links and its list say.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
@@ -19,7 +18,7 @@ from typing import Any
 
 from fewstep.data.entries import Skipped, Unusable, attempt, usable
 from fewstep.data.images import IMAGE_SUFFIXES, CaptionedImage, inside, walk
-from fewstep.data.text import MAX_TEXT, caption_among, caption_keys, caption_of, decoded, lines
+from fewstep.data.text import MAX_TEXT, UTF_16, caption_among, caption_keys, caption_of, decoded, lines
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 _TEXTS = (".txt", ".caption")
@@ -115,7 +114,7 @@ def _json_rows(file: str, data: bytes) -> Iterator[tuple[str, Any]]:
 
 def _csv_rows(file: str, data: bytes, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Likewise of every row; a cell may be quoted and hold line ends."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as spreadsheets may save it
+    if data.startswith(UTF_16):
         yield file, Skipped(file, "it is not text in UTF-8")
         return
     text = data.decode("utf-8-sig", "surrogateescape")  # a row in another encoding does not end the others

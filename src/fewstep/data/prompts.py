@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fewstep.data.entries import Skipped, attempt, usable
-from fewstep.data.text import caption_in, caption_of
+from fewstep.data.text import UTF_16, caption_in, caption_of
 
 PROMPT_SUFFIXES = (".txt", ".jsonl")
 
@@ -31,6 +31,9 @@ def _prompts(path: Path, column: str | None) -> Iterator[str | Skipped]:
     json_lines = path.suffix.lower() == ".jsonl"
     with open(path, "rb") as file:  # whose lines end at a line feed alone
         for number, line in enumerate(file, start=1):
+            if number == 1 and line.startswith(UTF_16):  # whose lines would be taken for text with NUL in it
+                yield Skipped(f"line 1 of {path.name}", "it is text in UTF-16, not in UTF-8: what follows is lost")
+                return
             if line.strip(b"\xef\xbb\xbf \t\r\n"):
                 name = f"line {number} of {path.name}"
                 yield attempt(name, caption_in, line, column) if json_lines else attempt(name, caption_of, line)

@@ -5,6 +5,7 @@ Other separators (U+2028, vertical tab, form feed, U+0085) are part of a caption
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from fewstep.data.entries import Unusable
 
 MAX_TEXT = 2**20  # bytes of a caption, or of the file that holds it
 CAPTION_KEYS = ("text", "caption", "prompt")
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""How files begin that spreadsheets and editors save as "Unicode"."""
 
 
 def decoded(data: bytes) -> str:
