@@ -17,9 +17,13 @@ import fewstep
 from fewstep.checkpoints.copies import copy_of
 from fewstep.checkpoints.load import load_checkpoint
 from fewstep.checkpoints.registry import find_checkpoint
+from fewstep.export.publish import export
 from fewstep.models.families import as_teacher, load_teacher
 from fewstep.models.meta_pipeline import outline
 from fewstep.models.roles import Roles, Weights
+from fewstep.recipe.load import parse_recipe
+from fewstep.runs.distill import distill
+from fewstep.runs.setup import setup
 from fewstep.students.lineage import open_teacher
 from tests.cases.folders import RED, WEIGHTS, Shelf, edit, lcm, rewritten, without
 from tests.checkpoints.tiny import kohya, lora_of
@@ -407,6 +411,45 @@ def test_editing_networks_and_refiners_are_refused(channels, kind, shelf):
 
 
 @slow
+def test_channels_with_statistics_of_their_own_are_followed_as_in_diffusers(shelf):
+    folder = shelf.copy("sdxl", "statistics")
+    edit(folder / "vae" / "config.json", latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 2.0, 1.0])
+    theirs, seen = DiffusionPipeline.from_pretrained(folder), []
+    theirs.set_progress_bar_config(disable=True)
+    step = theirs.scheduler.step
+    theirs.scheduler.step = lambda *args, **more: seen.append(step(*args, **more)) or seen[-1]
+    images = theirs(RED, num_inference_steps=2, output_type="pt", height=SIZE, width=SIZE).images
+    teacher = load_teacher(str(folder))
+    torch.testing.assert_close(teacher.decode(seen[-1][0]), images, rtol=1e-4, atol=1e-4)
+    x = torch.rand(1, 3, SIZE, SIZE) * 2 - 1
+    mean, std = (torch.tensor(v).view(1, 4, 1, 1) for v in ([0.1, -0.2, 0.3, 0.0], [1.5, 0.5, 2.0, 1.0]))
+    posterior = theirs.vae.encode(x).latent_dist
+    torch.testing.assert_close(teacher.encode_images(x)[0], (posterior.mean - mean) * 0.5 / std)
+    torch.testing.assert_close(teacher.encode_images(x)[1], posterior.std * 0.5 / std)
+
+
+@slow
+def test_a_safety_checker_and_an_image_encoder_may_be_there(shelf, plain):
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    small = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 32,
+    }
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=small, projection_dim=8))
+    seeing = CLIPVisionModelWithProjection(CLIPVisionConfig(**small, projection_dim=8))
+    pipeline = DiffusionPipeline.from_pretrained(
+        shelf("sd15"), safety_checker=checker, feature_extractor=CLIPImageProcessorPil(), image_encoder=seeing
+    )
+    pipeline.save_pretrained(shelf.place / "checked")
+    assert torch.equal(latents(shelf.place / "checked", dtype="fp32"), plain["sd15"])
+
+
+@slow
 def test_an_autoencoder_with_another_scale_is_followed(shelf):
     folder = shelf.copy("sd15", "other scale")
     edit(folder / "vae" / "config.json", scaling_factor=0.25)
@@ -434,6 +477,8 @@ def test_an_lcm_pipeline_is_sampled_as_its_own_pipeline_does(scale, seed, lcm_fo
     assert model.sampler(None, {}).name == "lcm" and model.card.num_inference_steps == 4 and model.guidance_scale == 1
     mine = model.sample(RED, seed=seed, guidance_embed=scale, output_type="latent")
     torch.testing.assert_close(mine, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+    again = model.sample(RED, seed=seed, guidance_scale=scale, output_type="latent")  # as diffusers calls it
+    assert torch.equal(again, mine)
     other = model.sample(RED, seed=seed, guidance_embed=(scale or 8.5) + 2, output_type="latent")
     assert (other - mine).abs().max() > 10 * (mine - wanted).abs().max()
 
@@ -497,6 +542,32 @@ def test_a_copy_of_a_published_pipeline_is_that_checkpoint(how, shelf):
     teacher = open_teacher(str(folder))  # taught by its settings, and found again by its place
     assert teacher.name == str(folder) and teacher.denoiser.prediction_type == "epsilon"
     assert copy_of("StabilityAI/sdxl-turbo").id == "sdxl-turbo" and copy_of("stabilityai/stable-diffusion-xl") is None
+
+
+@slow
+def test_a_few_step_teacher_is_taught_and_exported_with_its_guidance_scale(shelf, lcm_folder, tmp_path):
+    """A run on an LCM pipeline calls it at the recipe's w; its student is the same in diffusers, at that w."""
+    settings = {
+        "method": {"name": "lcm", "guidance_scale": 1}, "data": {"source": "scenes", "size": 8},
+        "teacher": {"path": str(lcm_folder), "guidance_embed": 4.0, "size": SIZE}, "student": {"rank": 2},
+        "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.05}, "sample": {"teacher_steps": 2, "every": 2},
+    }  # fmt: skip
+    run = setup(parse_recipe(settings), tmp_path / "run")
+    assert run.teacher.guidance_embed == 4 and run.card(0).guidance_embed == 4
+    distill(parse_recipe(settings), tmp_path / "run")
+    for to in ("diffusers", "lora"):
+        made = export(tmp_path / "run", to, tmp_path / to)
+        assert made.round_trip.gap < 1e-4 and "guidance_scale=4" in made.call
+    places = [str(tmp_path / name) for name in ("run", "diffusers")]
+    told, other = (fewstep.load(place).sample(RED, output_type="latent") for place in places)
+    torch.testing.assert_close(told, other, rtol=1e-3, atol=1e-4)
+    settings["method"]["guidance_scale"] = 7.5
+    with pytest.warns(UserWarning, match=r"few-step model, made for guidance of 1 .*, and teacher\.guidance_embed"):
+        setup(parse_recipe(settings), tmp_path / "other")
+    turbo = shelf.copy("sdxl", "taught/sdxl-turbo")
+    settings["teacher"] = {"path": str(turbo), "size": SIZE}
+    with pytest.warns(UserWarning, match=r"few-step model, made for guidance of 1 at most \(1 is off\): set method"):
+        assert setup(parse_recipe(settings), tmp_path / "other").teacher.name == str(turbo)
 
 
 def test_a_folder_that_only_has_the_name_of_one_is_not_one(shelf):

@@ -157,4 +157,30 @@ MUTANTS = [
             "test_what_the_table_does_not_say_follows_from_it[sdxl-turbo]",
         ),
     ),
+    *planted(
+        "checkpoints/copies.py",
+        "cases/test_teachers.py",
+        (
+            "checkpoints: a folder's name is enough",
+            "return found if found is not None and family_in(path) is family_named(found.family) else None",
+            "return found",
+            "test_a_folder_that_only_has_the_name_of_one_is_not_one",
+        ),
+        (
+            "checkpoints: copies are known by their own name alone",
+            "        yield str(json.loads(",
+            "        str(json.loads(",
+            "test_a_copy_of_a_published_pipeline_is_that_checkpoint",
+        ),
+    ),
+    *planted(
+        "inference/load.py",
+        "cases/test_teachers.py",
+        (
+            "checkpoints: an LCM pipeline is sampled as a teacher",
+            "if sampler not in (LCMSampler, TCDSampler) and embedded is None:",
+            "if True:",
+            "test_an_lcm_pipeline_is_sampled_as_its_own_pipeline_does",
+        ),
+    ),
 ]

@@ -246,7 +246,8 @@ class Model:
         """
         scale = None if scale is None else guidance(scale, "guidance_scale") or 1.0  # 0 is off, as in diffusers
         embedded = self.card.guidance_embed if embed is None else guidance(embed, "guidance_embed")
-        if self.published is not None and self.published.guidance == "embedded":
+        lcm = not self.card.teacher and self.card.guidance_embed is not None  # somebody's pipeline, not a student here
+        if lcm if self.published is None else self.published.guidance == "embedded":
             embedded, scale = (embedded if scale is None or embed is not None else scale), 1.0
         scale = self.guidance_scale if scale is None else scale
         if embed is not None and "guidance_embed" not in self.denoiser.accepts:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from fewstep.checkpoints.copies import copy_of
 from fewstep.checkpoints.load import lora_start, start_weights
 from fewstep.checkpoints.registry import checkpoints
 from fewstep.data.files import text_hash
 from fewstep.data.find import find_captions
 from fewstep.methods.base import Method
 from fewstep.models.families import Teacher
-from fewstep.models.hub import DTYPES
+from fewstep.models.hub import DTYPES, Remark
 from fewstep.models.lora_files import is_lora, lora_file
 from fewstep.models.roles import Roles
 from fewstep.recipe.schema import Recipe
@@ -100,6 +103,7 @@ def setup(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = Non
         teacher = _teacher(recipe, source)
         begun = None if init is None else _first_weights(recipe, init, teacher, source)
     method = recipe.method_class()(teacher.denoiser.schedule, recipe.method_settings())
+    _remark_on_guidance(source, teacher, method)
     below, start = card_at(source), None if init is None else card_at(init)
     check_fit(recipe, method, teacher.denoiser.prediction_type, below, start, begins=init is not None)
 
@@ -108,6 +112,17 @@ def setup(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = Non
     student = recipe.student.build()
     roles = build_roles(teacher.denoiser, method, settings, student, recipe.seed, begun, origin, helpers)
     return Run(recipe, RunFolder(folder), teacher, method, roles, _costs({source} if init is None else {source, init}))
+
+
+def _remark_on_guidance(source: str, teacher: Teacher, method: Method) -> None:
+    """Say so where classifier-free guidance is put on a few-step teacher, which was not made for it."""
+    wanted, entry = method.teacher_guidance(method.settings), copy_of(source)
+    embeds = teacher.guidance_embed is not None and teacher.family.closes_guidance
+    most = 1.0 if embeds else (entry.guidance_range or (1.0, entry.guidance_scale or 1.0))[1] if entry else math.inf
+    if wanted is not None and wanted.high > most:
+        instead = ", and teacher.guidance_embed to the scale that it embeds" if embeds else ""
+        sentence = f"The teacher {source} is a few-step model, made for guidance of {most:g} at most (1 is off): set "
+        warnings.warn(Remark(f"{sentence}method.guidance_scale to that{instead}."), stacklevel=3)
 
 
 def _teacher(recipe: Recipe, source: str) -> Teacher:

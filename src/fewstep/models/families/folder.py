@@ -44,7 +44,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Any:
         if kind is not None and part not in given:
             network = network_class(library, kind)
             if network is not None:
-                given[part] = read_part(folder / part, library, network, dtype)
+                given[part] = read_part(folder / part, network, dtype)
             elif part.startswith("tokenizer"):
                 check_vocabulary(folder / part)
             else:
@@ -109,8 +109,12 @@ def network_class(library: str | None, kind: str) -> Any:
     return found if isinstance(found, type) and issubclass(found, torch.nn.Module) else None
 
 
-def read_part(folder: Path, library: str | None, network: Any, dtype: torch.dtype) -> Any:
-    """A network from its folder, all of its weights read."""
+def read_part(folder: Path, network: Any, dtype: torch.dtype) -> Any:
+    """A network of this class from its folder, all of its weights read.
+
+    Raises:
+        ModelError: some are missing, damaged or pickles.
+    """
     _check_there(folder, "config.json")
     files = _by_variant(folder)
     if not files:
@@ -119,7 +123,7 @@ def read_part(folder: Path, library: str | None, network: Any, dtype: torch.dtyp
     for file in files[variant]:
         check_whole(file)
     _check_shards(folder, variant)
-    kind = {"dtype" if library == "transformers" else "torch_dtype": dtype}
+    kind = {"dtype" if hasattr(network, "config_class") else "torch_dtype": dtype}  # transformers', and diffusers'
     module, report = network.from_pretrained(
         str(folder), use_safetensors=True, variant=variant or None, output_loading_info=True, **kind
     )
@@ -145,6 +149,7 @@ def check_whole(file: Path) -> None:
     Raises:
         ModelError: one sentence that names the file.
     """
+    _check_there(file.parent, file.name)  # a link may lead nowhere
     try:
         with safe_open(file, framework="pt"):
             return

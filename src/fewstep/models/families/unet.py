@@ -285,6 +285,20 @@ class StableDiffusionXL(StableDiffusion):
                 "supported as a teacher."
             )
 
+    @property
+    def latent_scale(self) -> tuple[Any, Any]:
+        """As `Family.latent_scale`; [1, C, 1, 1] each for an autoencoder that normalises every channel by its own.
+
+        SDXL's pipelines alone follow an autoencoder's ``latents_mean`` and ``latents_std`` (Playground's has them).
+        """
+        config, (factor, shift) = self._vae_config, super().latent_scale
+        found = [getattr(config, name, None) for name in ("latents_mean", "latents_std")]
+        if None in found:
+            return factor, shift
+        vae = self.pipeline.vae
+        mean, std = (torch.tensor(values, dtype=vae.dtype, device=vae.device).view(1, -1, 1, 1) for values in found)
+        return factor / std, mean
+
     def _pooled(self) -> int:
         config = self.base.config
         return int(config.projection_class_embeddings_input_dim - _TIME_IDS * config.addition_time_embed_dim)

@@ -52,9 +52,8 @@ def refuse_wrong_base(what: str, file: Path, base: str, family: type[Family] | N
     width = next((shape[1] for name, shape in shapes.items() if _ATTENDS.search(name) and len(shape) > 1), None)
     unets = (StableDiffusion, StableDiffusionXL)
     if mine in unets and theirs in unets:
-        wrong = (None not in (width, wide) and width != wide) or (
-            mine is StableDiffusionXL and theirs is StableDiffusion
-        )
+        other = None not in (width, wide) and width != wide
+        wrong = other or (mine is StableDiffusionXL and theirs is StableDiffusion)
     else:
         wrong = mine is not None and mine is not theirs
     if wrong:
