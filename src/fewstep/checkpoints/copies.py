@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +22,7 @@ def copy_of(name: str | Path) -> Checkpoint | None:
     or by its own name, and where its network is of that family.
     """
     whole = [entry for entry in checkpoints().values() if entry.kind == "pipeline"]
-    path = Path(name).expanduser() if str(name).startswith("~") else Path(name)
+    path = Path(os.path.expanduser(name))
     if not path.is_dir():
         return next((entry for entry in whole if entry.repo.lower() == str(name).lower()), None)
     if not (path / "model_index.json").is_file():

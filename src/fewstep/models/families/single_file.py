@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -56,7 +57,7 @@ def is_single_file(name: str) -> bool:
     Raises:
         ModelError: it is a pickle, which can run code when it is read, or of another format.
     """
-    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    path = Path(os.path.expanduser(name))
     if not path.is_file():
         return False
     suffix = path.suffix.lower()
@@ -74,7 +75,7 @@ def config_of(path: Path, config: str | None = None) -> Path:
         ModelError: one sentence when the file is damaged or of another kind.
     """
     found = _kind(path, config)
-    return Path(str(config)).expanduser() if found is None else _SHIPPED / found.configs
+    return Path(os.path.expanduser(str(config))) if found is None else _SHIPPED / found.configs
 
 
 def scheduler_settings(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def _kind(path: Path, config: str | None) -> SingleFile | None:
     kinds = {cls.single_file: cls for cls in registry.FAMILIES if cls.single_file is not None}
     found = next((kind for kind in kinds if any(name.startswith(kind.prefix) for name in names)), None)
     if config is not None:
-        folder = Path(config).expanduser()
+        folder = Path(os.path.expanduser(config))
         if not (folder / INDEX).is_file():
             raise ModelError(f"teacher.config: the folder {config} holds no configs ({INDEX} is missing).")
         theirs = registry.family_in(folder)
