@@ -96,6 +96,19 @@ def test_of_several_files_none_is_added_where_one_is_refused(teacher, lora, file
     assert gaps(network, teacher.pipeline.unet.state_dict()) == 0
 
 
+def test_a_wrong_file_is_refused_before_any_model_is_loaded(tiny, tmp_path, monkeypatch):
+    from fewstep.models.families import load
+
+    path = write(tmp_path / "x.safetensors", {"emb_params": torch.ones(1)})
+    monkeypatch.setattr(load, "load_folder", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(ValueError, match="holds a textual inversion"):
+        fewstep.load(str(tiny), loras=[path])
+    with pytest.raises(
+        ValueError, match=r"The teacher's LoRA .* cannot be loaded: The file .* holds a textual inversion"
+    ):
+        load_teacher(str(tiny), loras=[str(path)])
+
+
 # ---------------------------------------------------------------- init
 
 

@@ -18,7 +18,7 @@ from fewstep.models.families import Teacher, load_teacher, parts_of, shipped
 from fewstep.models.families.load import expanded
 from fewstep.models.families.wrong_base import refuse_wrong_base
 from fewstep.models.hub import DTYPES, dtype_word
-from fewstep.models.lora_files import add_loras, is_lora, lora_file
+from fewstep.models.lora_files import add_loras, check_lora, is_lora, lora_file
 from fewstep.sampling import LCMSampler, TCDSampler
 from fewstep.students.card import CARD_FILE, Card, load_card
 from fewstep.students.exported import find_export, open_export, read_whole
@@ -82,6 +82,8 @@ def load_model(
     how |= {} if size is None else {"size": size}
     name = expanded(str(name))
     styles, path = [_scaled(lora) for lora in loras], name
+    for lora, _ in styles:  # before the model, which may be large
+        check_lora(lora)
     known = not path.exists() and str(name) in checkpoints()
     if published or known:
         return _with(

@@ -34,7 +34,7 @@ class TeacherConfig(Section):
         "finished run, or an earlier stage",
     )
     config: str | None = Field(default=None, description="folder with configs and tokenizers for a single file")
-    loras: tuple[str, ...] = Field(default=(), description="LoRA files or hub names that are part of the teacher")
+    loras: tuple[str, ...] = Field(default=(), description="LoRA files, folders or hub names of its LoRAs")
     size: int | None = Field(
         default=None, ge=1, le=LARGEST, description="side of the images in pixels; empty: the model's own"
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fewstep.models.families.registry import find_family, parts
 from fewstep.models.families.single_file import is_single_file, load_single_file
 from fewstep.models.families.teacher import Teacher, as_teacher
 from fewstep.models.hub import ModelError, quiet, short_error
-from fewstep.models.lora_files import add_loras
+from fewstep.models.lora_files import add_loras, check_lora
 from fewstep.models.quantize import Kind, quantize
 
 
@@ -49,6 +50,9 @@ def load_teacher(
         raise ValueError(f"teacher.config goes with a single .safetensors file, which {name} is not.")
     source = str(shipped(name) or expanded(name))
     folder = None if single else local_folder(source, INDEX)
+    for lora in loras:  # before the model, which may be large
+        with _as_teachers(lora):
+            check_lora(lora)
     try:
         with quiet():
             if single:
@@ -60,7 +64,8 @@ def load_teacher(
     except Exception as error:  # three libraries read these files, each with its own errors
         raise ValueError(f"The teacher '{name}' cannot be loaded: {short_error(error)}") from error
     for lora in loras:
-        _fuse(pipeline, lora)
+        with _as_teachers(lora):
+            add_loras(find_family(pipeline).lora_parts, [(lora, 1.0)])
     if quantization is not None:
         quantize(find_family(pipeline).base, quantization)
     if vae_tiling:
@@ -170,10 +175,11 @@ def _check_words(name: str, part: str, tokenizer: Any) -> None:
         raise ModelError(f"The {part} of '{name}' knows no words: every prompt would be encoded alike; get it again.")
 
 
-def _fuse(pipeline: Any, lora: str) -> None:
-    """Merge a LoRA into the pipeline's weights."""
+@contextmanager
+def _as_teachers(lora: str) -> Iterator[None]:
+    """Within this block errors say that the LoRA is the teacher's."""
     try:
-        add_loras(find_family(pipeline).lora_parts, [(lora, 1.0)])
+        yield
     except ValueError as error:
         raise ValueError(f"The teacher's LoRA '{lora}' cannot be loaded: {error}") from None
 

@@ -2,9 +2,9 @@
 
 from fewstep.models.lora_files.files import lora_file, put_weights, read_tensors, tensor_names
 from fewstep.models.lora_files.keys import Parts
-from fewstep.models.lora_files.read import NotLowRank, add_loras, is_lora, read_lora
+from fewstep.models.lora_files.read import NotLowRank, add_loras, check_lora, is_lora, read_lora
 
 __all__ = [
-    "NotLowRank", "Parts", "add_loras", "is_lora", "lora_file", "put_weights", "read_lora", "read_tensors",
-    "tensor_names",
+    "NotLowRank", "Parts", "add_loras", "check_lora", "is_lora", "lora_file", "put_weights", "read_lora",
+    "read_tensors", "tensor_names",
 ]  # fmt: skip

@@ -60,7 +60,7 @@ def lora_file(name: str | Path) -> Path:
     Raises:
         ValueError: one sentence when there is none, or a folder has several.
     """
-    path, hub = Path(name), _HUB_NAME.fullmatch(str(name))
+    path, hub = Path(name).expanduser(), _HUB_NAME.fullmatch(str(name))
     if path.is_dir():
         return path / _only([file.name for file in path.iterdir()], f"The folder {path}")
     if path.exists() or hub is None or (hub["file"] is None and path.suffix):

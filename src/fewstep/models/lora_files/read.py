@@ -34,6 +34,16 @@ def is_lora(path: Path) -> bool:
     return found and not any(name.startswith("extras.") for name in names)
 
 
+def check_lora(name: Path | str) -> None:
+    """Refuse a LoRA by its name and those of its tensors alone, before a large model is loaded for it.
+
+    Raises:
+        ValueError: as `add_loras`, for what can be known so early.
+    """
+    path = lora_file(name)
+    _known(path, [key for key in tensor_names(path) if not key.startswith(_EMBEDDING)])
+
+
 def add_loras(parts: Parts, loras: Iterable[tuple[Path | str, float]]) -> None:
     """Add LoRA files, each at its scale, to a pipeline's network and text encoders, in place.
 
