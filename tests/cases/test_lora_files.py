@@ -419,7 +419,7 @@ def of_other_kinds():
         "flux",
         peft("x_embedder", drawn(4, 32), drawn(16, 4), "transformer."),
         None,
-        "widens x_embedder from 16 to 32 inputs, as Control LoRAs do",
+        r"widens x_embedder from 16 to 32 inputs, as Control LoRAs do \(transformer.x_embedder.lora_A.weight\)",
     )
     yield (
         "a wider first convolution",

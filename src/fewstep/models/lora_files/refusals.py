@@ -124,7 +124,7 @@ def refuse_shapes(
     if layer in _INPUTS and len(down) == len(shape) and down[1] > shape[1]:
         raise ValueError(
             f"The LoRA {path} widens {layer} from {shape[1]} to {down[1]} inputs, as Control LoRAs do "
-            f"({min(tensors)}): that is not supported."
+            f"({min(shapes)}): that is not supported."
         )
     key, kind = min(shapes), made_for(tensors, tensors)
     raise ValueError(
