@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from fewstep.training.console import (
     check_working_folder,
     command,
     end_with,
+    finite,
     in_words,
     long,
     numbers,
@@ -215,13 +217,14 @@ def sample(
     `fewstep sample --checkpoint sdxl-lightning-4step-lora --base my-sdxl -p "a cat"` knows scheduler, grid, guidance,
     eta, LoRA scale and prediction type.
     """
-    from fewstep.inference.generate import generate, load_model, scaled_loras
+    from fewstep.inference.generate import check_out, generate, load_model, scaled_loras
     from fewstep.training.progress import doing
 
     if (model is None) == (checkpoint is None):
         raise ValueError("Give a MODEL or a --checkpoint, one of the two.")
     if image is None and (mask is not None or strength is not None):
         raise ValueError("--mask and --strength go with --image.")
+    check_out(out)
     with doing("loading the model"):
         loaded = load_model(
             str(model or checkpoint), base, file, scaled_loras(lora or ()), published=model is None, device=device
@@ -455,7 +458,11 @@ def benchmark(
     runs: Annotated[Path | None, typer.Option(help="Folder of the runs (default: OUT/runs).")] = None,
     budget: Annotated[
         float | None,
-        typer.Option(min=1, help="Forward passes that a run may cost, a backward pass counting as 2 (default: open)."),
+        typer.Option(
+            min=1,
+            callback=finite,
+            help="Forward passes that a run may cost, a backward pass counting as 2 (default: open).",
+        ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, one run each, e.g. 0,1,2 (default: the job's).")] = None,
     steps: Annotated[
@@ -463,7 +470,8 @@ def benchmark(
     ] = None,
     count: Annotated[int | None, typer.Option(min=8, help="Number of unseen prompts (default 5000).")] = None,
     minutes: Annotated[
-        float | None, typer.Option("--slice", min=0, help="Minutes after which it stops (default: never).")
+        float | None,
+        typer.Option("--slice", min=0, callback=finite, help="Minutes after which it stops (default: never)."),
     ] = None,
     overrides: Sets = None,
     show: Annotated[bool, typer.Option("--list", help="Print which runs are measured and which are not, and stop.")] = (
@@ -541,6 +549,8 @@ app.command()(scenes)
 
 def main() -> None:
     """Entry point: every user error is one sentence on stderr and exit code 2; Ctrl-C is 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that no encoding has
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_working_folder()
         with plain_remarks():
@@ -551,6 +561,10 @@ def main() -> None:
         if os.environ.get("FEWSTEP_TRACEBACK"):  # shows where a defect is
             raise
         sys.exit(end_with(f"Error: {' '.join(in_words(error).split())}", 2))
+    except RecursionError:
+        if os.environ.get("FEWSTEP_TRACEBACK"):
+            raise
+        sys.exit(end_with("Error: A value is nested too deeply: no recipe or option needs hundreds of levels.", 2))
     except (MemoryError, RuntimeError) as error:
         from fewstep.training.machine import is_out_of_memory
 

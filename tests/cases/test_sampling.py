@@ -169,7 +169,7 @@ HALF = torch.randn(1, 4, 8, 8)
     ({"negative_prompt": "b"}, "A negative prompt does something only with guidance"),
     ({"negative_prompt": ["b", "c"], "guidance_scale": 2}, "or one for each of 1 prompts, not 2."),
     ({"negative_prompt": 5, "guidance_scale": 2}, "negative_prompt must be a text or a list of texts, not 5."),
-    ({"negative_prompt": "\udcff", "guidance_scale": 2}, "negative_prompt hold '\\udcff' at character 1"),
+    ({"negative_prompt": "\udcff", "guidance_scale": 2}, "negative_prompt: '\\udcff' at position 1"),
     ({"latents": [1, 2]}, "latents must be a tensor of the shape (1, 4, 16, 16), not list."),
     ({"latents": HALF}, "latents must have the shape (1, 4, 16, 16), not (1, 4, 8, 8)."),
     ({"latents": torch.full((1, 4, 16, 16), float("nan"))}, "latents must be finite"),
@@ -177,8 +177,8 @@ HALF = torch.randn(1, 4, 8, 8)
     ({"prompts": None}, "prompts must be a text or a list of texts, not None."), ({"prompts": 5}, "not 5."),
     ({"prompts": [1, 2]}, "not 1."), ({"prompts": b"a"}, "not b'a'."), ({"prompts": [None]}, "not None."),
     ({"prompts": []}, "There is nothing to generate: give a prompt."),
-    ({"prompts": "a \udcff cat"}, "prompts hold '\\udcff' at character 3, which is no character by itself"),
-    ({"prompts": ["a", "\ud83d"]}, "prompts hold '\\ud83d' at character 1"),
+    ({"prompts": "a \udcff cat"}, "prompts: '\\udcff' at position 3 is no character by itself"),
+    ({"prompts": ["a", "\ud83d"]}, "prompts: '\\ud83d' at position 1"),
     ({"output_type": "np"}, "Unknown output_type 'np'"),
 ])  # fmt: skip
 def test_what_cannot_be_used_is_one_sentence(options, sentence):

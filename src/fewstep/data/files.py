@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -94,11 +94,28 @@ def _order_header(path: Path) -> None:
             file.write(text.ljust(size))
 
 
-def replace_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that readers see the old or the new one, never half of it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write in this block; then it takes the place of ``path``.
+
+    Readers see the old file or the new one, never half of it. If the block fails, the old one stays, and nothing else.
+    """
     part = path.with_name(f".{path.name}.part")
-    save_tensors(part, tensors, metadata)
-    os.replace(part, path)
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError) and error.strerror is not None:
+            error.filename, error.filename2 = str(path), None  # the file that the user knows
+        raise
+
+
+def replace_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file by `replacing`."""
+    with replacing(path) as part:
+        save_tensors(part, tensors, metadata)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,10 +127,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old or the new one, never half of it."""
-    part = path.with_name(f".{path.name}.part")
-    write_text(part, text)
-    os.replace(part, path)
+    """Write a text file by `replacing`."""
+    with replacing(path) as part:
+        write_text(part, text)
 
 
 def sync_folder(path: Path) -> None:

@@ -76,6 +76,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: one sentence, without the file's name.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("it is a pipe or a device, no file.")  # reading it might never end
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

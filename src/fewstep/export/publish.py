@@ -34,7 +34,7 @@ from fewstep.export.readme import call_arguments, code, readme
 from fewstep.export.round_trip import LIMITS, Request, RoundTrip, check_round_trip
 from fewstep.export.scheduler import build_scheduler, plan_scheduler
 from fewstep.models.families import Family, Teacher, is_ours, shipped
-from fewstep.models.hub import DTYPES, dtype_word, short_error
+from fewstep.models.hub import DTYPES, check_device, dtype_word, short_error
 from fewstep.sampling import sample
 from fewstep.sampling.diffusers_schedulers import SchedulerPlan
 from fewstep.students.card import CARD_FILE, Card, load_card, sampler_of
@@ -74,6 +74,7 @@ def export(run: Path, to: str, out: Path | None = None, dtype: str = "fp32", dev
     """
     if to not in LAYOUTS:
         raise ValueError(f"Unknown --to '{to}': use {', '.join(LAYOUTS)}.")
+    check_device(device, "--device")
     dtype, source = dtype_word(dtype, "--dtype"), student_folder(run)
     if source is None:
         raise ValueError(f"{run} holds no finished student to export.")

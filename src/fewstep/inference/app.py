@@ -17,6 +17,7 @@ from fewstep.checkpoints.registry import checkpoints
 from fewstep.evaluation.grids import image_grid
 from fewstep.inference.load import load_model
 from fewstep.inference.model import Model
+from fewstep.models.hub import check_device
 from fewstep.students.lineage import student_folder
 
 HERE = "127.0.0.1"
@@ -70,14 +71,16 @@ def page(model: str = "", device: str = "cpu") -> Any:
     """The page, as gradio's Blocks.
 
     Raises:
-        ValueError: gradio is not installed.
+        ValueError: gradio is not installed, or there is no such device.
     """
+    check_device(device, "--device")
     gradio = _gradio()
     known = models()
 
     def clicked(name: str, base: str, text: str, steps: float, seed: float, teacher_steps: float) -> tuple[Any, str]:
         try:
-            return generate(name or "", base or "", text or "", int(steps), int(seed or 0), int(teacher_steps), device)
+            few, first, many = (int(number or 0) for number in (steps, seed, teacher_steps))  # a field may be empty
+            return generate(name or "", base or "", text or "", few, first, many, device)
         except (ValueError, OSError, ArithmeticError) as error:
             return None, f"**Nothing was generated.** {' '.join(str(error).split())}"
 

@@ -63,8 +63,8 @@ def as_texts(given: Any, name: str = "prompts") -> list[str]:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{name} hold {text[error.start]!a} at character {error.start + 1}, which is no character by itself: "
-                "give the text in UTF-8."
+                f"{name}: {text[error.start]!a} at position {error.start + 1} is no character by itself: give the text "
+                "in UTF-8."
             ) from None
     return texts
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from fewstep.data.files import replacing
 from fewstep.evaluation.grids import image_grid
 from fewstep.inference.load import load_model
 from fewstep.inference.model import Model
 
-__all__ = ["generate", "load_model", "scaled_loras"]
+__all__ = ["check_out", "generate", "load_model", "scaled_loras"]
 _SMALL = 192  # pixels: smaller images are enlarged
 
 
@@ -32,14 +36,34 @@ def generate(
     Raises:
         ValueError: as `Model.sample`, and for a file name that is not an image's.
     """
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"--out must be a .png, .jpg or .webp file, not '{out}'.")
+    check_out(out)
     found = model.generate(prompts, sampler=sampler, guidance_scale=guidance_scale, seed=seed, **options, **more)
     out.parent.mkdir(parents=True, exist_ok=True)
     captions = [*prompts, *[""] * (len(found.images) - len(prompts))]  # one prompt may have several images
     scale = max(1, _SMALL // found.images.shape[-1])
-    image_grid([found.images], [f"seed {seed}"], captions, scale=scale).save(out)
+    grid = image_grid([found.images], [f"seed {seed}"], captions, scale=scale)
+    with replacing(out) as part:
+        grid.save(part, Image.registered_extensions()[out.suffix.lower()])
     return found.description
+
+
+def check_out(out: Path) -> None:
+    """Before any work is done: can an image be written to ``out``?
+
+    Raises:
+        ValueError: its name is not an image's, it is a folder or a device, or nothing can be written where it would be.
+    """
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"--out must be a .png, .jpg or .webp file, not '{out}'.")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"--out {out} is {'a folder' if out.is_dir() else 'no ordinary file'}: choose another name.")
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written: {there} is {_obstacle(there)}.")
+
+
+def _obstacle(place: Path) -> str:
+    return "a folder in which you may not write" if place.is_dir() else "no folder"
 
 
 def scaled_loras(given: Sequence[str]) -> list[tuple[str, float]]:

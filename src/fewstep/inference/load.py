@@ -17,7 +17,7 @@ from fewstep.inference.model import Model
 from fewstep.models.families import Teacher, load_teacher, parts_of, shipped
 from fewstep.models.families.load import expanded
 from fewstep.models.families.wrong_base import refuse_wrong_base
-from fewstep.models.hub import DTYPES, dtype_word
+from fewstep.models.hub import DTYPES, check_device, dtype_word
 from fewstep.models.lora_files import add_loras, check_lora, is_lora, lora_file
 from fewstep.sampling import LCMSampler, TCDSampler
 from fewstep.students.card import CARD_FILE, Card, load_card
@@ -78,6 +78,7 @@ def load_model(
     dtype: str = "fp32",
 ) -> Model:
     """As `load`, without the warning. ``published``: the name can only be a published checkpoint's."""
+    check_device(device)  # before files of gigabytes are read, or downloaded
     how: dict[str, Any] = {"device": device, "dtype": DTYPES[dtype_word(dtype, "dtype")]}
     how |= {} if size is None else {"size": size}
     name = expanded(str(name))

@@ -25,6 +25,18 @@ def short_error(error: BaseException) -> str:
     return (text[0] if text else type(error).__name__)[:200]
 
 
+def check_device(name: str, option: str = "device") -> None:
+    """Raises ValueError for a device that this machine or this torch does not have, or that holds no values (meta)."""
+    try:
+        there = torch.empty(1, device=name).cpu().device.type == "cpu"
+    except torch.OutOfMemoryError:
+        return  # it is there and full, which is another sentence
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError):
+        there = False
+    if not there:
+        raise ValueError(f"{option}: there is no device '{name!s:.40}' here: use cpu, or cuda where torch finds one.")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within this block diffusers and transformers do not warn of missing extras and long prompts."""

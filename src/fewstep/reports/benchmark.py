@@ -95,8 +95,10 @@ class BenchmarkEntry:
         path, data = Path(source), None
         if path.suffix in (".yaml", ".yml"):
             try:
+                if not path.is_file():
+                    raise FileNotFoundError(path)
                 data = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
                 raise RecipeError(f"{path} cannot be read: give a job's file, or a recipe's name or file.") from None
         if not isinstance(data, dict) or "recipe" not in data:
             data = {"recipe": source}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fewstep.training.console import Device, Quiet, command, long, numbers, options, resumable
+from fewstep.training.console import Device, Quiet, command, finite, long, numbers, options, resumable
 
 teacher_app = typer.Typer(no_args_is_help=True, help="Train scenes-64, the model that ships with fewstep.")
 reward_app = typer.Typer(no_args_is_help=True, help="Reward models of human preference, for the method `feedback`.")
@@ -47,10 +48,14 @@ def scenes(
 def teacher_train(
     out: Annotated[Path, typer.Option(help=_RESUMES)] = Path("runs/teacher"),
     vae_minutes: Annotated[
-        float | None, typer.Option(help="Minutes of stage one, the autoencoder (default: its number of steps).")
+        float | None,
+        typer.Option(
+            min=0, callback=finite, help="Minutes of stage one, the autoencoder (default: its number of steps)."
+        ),
     ] = None,
     unet_minutes: Annotated[
-        float | None, typer.Option(help="Minutes of stage two, the UNet (default: its number of steps).")
+        float | None,
+        typer.Option(min=0, callback=finite, help="Minutes of stage two, the UNet (default: its number of steps)."),
     ] = None,
     init: Annotated[
         str | None, typer.Option(help="First weights: scenes-64 or a pipeline folder (default: random weights).")
@@ -60,8 +65,10 @@ def teacher_train(
     export: Annotated[Path | None, typer.Option(help="Diffusers folder to write at the end (default: none).")] = None,
 ) -> None:
     """Train the autoencoder, then the UNet with its text encoder. Hours on a CPU; resumable."""
+    from fewstep.models.hub import check_device
     from fewstep.scenes64.train_teacher import TeacherSettings, train_teacher
 
+    check_device(device, "--device")
     again = options(
         out=out, vae_minutes=vae_minutes, unet_minutes=unet_minutes, init=init, seed=seed, device=device, export=export
     )
@@ -84,7 +91,7 @@ def teacher_detector(
                      "teacher's run (default: none)."),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Minutes of training (default: its number of steps).")
+        float | None, typer.Option(min=0, callback=finite, help="Minutes of training (default: its number of steps).")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights and scenes (default: that of the shipped network).")
@@ -95,9 +102,11 @@ def teacher_detector(
     ] = None,
 ) -> None:  # fmt: skip
     """Train the detector, which measures prompt accuracy, or the encoder. Less than an hour on a CPU; resumable."""
+    from fewstep.models.hub import check_device
     from fewstep.scenes64.train_detector import NETWORKS, DetectorSettings, autoencoder, train_detector
     from fewstep.scenes64.train_detector import export as write
 
+    check_device(device, "--device")
     if network not in NETWORKS:
         raise ValueError(f"Unknown --network '{network}': use {' or '.join(NETWORKS)}.")
     again = options(out=out, network=network, teacher=teacher, minutes=minutes, seed=seed, device=device, export=export)
@@ -148,7 +157,10 @@ def teacher_measure(
     from fewstep.scenes64.prompts import measure_teacher, recommended_guidance
     from fewstep.training.progress import progress_bar
 
-    scales = [off_is_one(w) for w in numbers(guidance, "--guidance needs numbers, e.g. 1,2,3") or []]
+    given = numbers(guidance, "--guidance needs numbers, e.g. 1,2,3") or []
+    if not given or not all(0 <= scale < math.inf for scale in given):
+        raise ValueError(f"--guidance needs numbers of at least 0, e.g. 1,2,3, not '{guidance}'.")
+    scales = [off_is_one(scale) for scale in given]
     with progress_bar(3 * len(scales), 0, "sampling", True) as advance:
         comparison = measure_teacher(teacher, count, scales, seed, reference, advance)
     names = ["FD", "detail FD", "accuracy", *(n for n in comparison.results[0].figures if n.startswith("accuracy of"))]

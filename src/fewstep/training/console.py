@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import os
 import shlex
 import signal
@@ -26,11 +27,11 @@ Device = Annotated[str, typer.Option(help="Device to compute on, e.g. cpu or cud
 @contextmanager
 def plain_remarks() -> Iterator[None]:
     """Within this block each `Remark` is printed once, on stderr, as a sentence; other warnings as Python does."""
-    from fewstep.models.hub import Remark
-
     usual, said = warnings.showwarning, set[str]()
 
     def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        from fewstep.models.hub import Remark  # imports torch, for which `fewstep --help` must not wait
+
         if not issubclass(category, Remark):
             usual(message, category, *rest)
         elif RANK == "0" and str(message) not in said:
@@ -53,10 +54,13 @@ def check_working_folder() -> None:
 
 
 def in_words(error: Exception) -> str:
-    """An error as a sentence: of a full disk Python tells neither the place nor what to do."""
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return str(error)
-    where = f" ({error.filename} could not be written)" if error.filename else ""
+    """An error as a sentence; the system's errors with the file that they are about, and what to do of a full disk."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    name = "" if error.filename is None else f"{error.filename!s:.200}"
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}{name and ': '}{name}."
+    where = f" ({name} could not be written)" if name else ""
     return f"The disk is full{where}: make room, then go on with the same command, a run with --resume."
 
 
@@ -82,6 +86,17 @@ def long(function: Callable[..., Any]) -> Callable[..., Any]:
 
     run.__dict__["is_long"] = True
     return run
+
+
+def finite(parameter: typer.CallbackParam, value: float | None) -> float | None:
+    """The callback of an option that takes a number.
+
+    Raises:
+        ValueError: the number is infinite, or none.
+    """
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{parameter.opts[0]} must be a finite number, not {value:g}.")
+    return value
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from fewstep.models.families.folder import INDEX, downloaded, load_folder
 from fewstep.models.families.registry import find_family, parts
 from fewstep.models.families.single_file import is_single_file, load_single_file
 from fewstep.models.families.teacher import Teacher, as_teacher
-from fewstep.models.hub import ModelError, quiet, short_error
+from fewstep.models.hub import ModelError, check_device, quiet, short_error
 from fewstep.models.lora_files import add_loras, check_lora
 from fewstep.models.quantize import Kind, quantize
 
@@ -44,6 +44,7 @@ def load_teacher(
     Raises:
         ValueError: one sentence when there is no such model or its family is not supported.
     """
+    check_device(device)
     name, config, loras = parts_of(name, config, loras)
     single = is_single_file(name)
     if config is not None and not single:
