@@ -235,7 +235,7 @@ def test_a_report_is_one_page(short, tmp_path, monkeypatch, capsys):
 def test_a_diagnosis_in_words_and_as_json(tmp_path, monkeypatch, capsys):
     line = {"student/mean_shift": 0.01, "student/data_std": 1.0}
     for name, shift, code in (("sound", 0.01, 0), ("drifted", 4.0, 1)):
-        lines = [{"step": i + 1, **line, "student/mean_shift": shift} for i in range(10)]
+        lines = [{"step": 100 * (i + 1), **line, "student/mean_shift": shift} for i in range(10)]
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         found = inside(monkeypatch, capsys, tmp_path, "diagnose", name)
