@@ -68,7 +68,7 @@ def test_devices_of_the_library_too(tiny):
     (["--guidance-scale", "1e400"], "not inf."),
     (["--image", "in.png", "--strength", "nan"], "strength must be above 0"),
     (["--timesteps", "nan"], "Time nan is outside"), (["--timesteps", ","], "at least one number"),
-    (["--lora", "x.safetensors:nan"], "cannot be added at the scale nan"),
+    (["--lora", "x.safetensors:nan"], "x.safetensors"),
     (["--out", "folder.png"], "--out folder.png is a folder: choose another name."),
     (["--out", "pipe.png"], "--out pipe.png is no ordinary file: choose another name."),
     (["--out", "in.png/a.png"], "in.png is no folder."), (["--out", "a.bmp"], "must be a .png, .jpg or .webp file"),
