@@ -140,11 +140,11 @@ def test_full_weights_start_from_a_lora_of_any_form(tiny, teacher, lora, files, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, match", [
-    ("dora.safetensors", r"more than products of two matrices .*full weights only \(student.weights=full\)"),
-    ("ranks.safetensors", r"has the ranks 4, 8: it can start full weights only \(student.weights=full\)"),
+    ("dora.safetensors", r"more than products of two matrices"),
+    ("ranks.safetensors", r"has the ranks 4, 8"),
 ])  # fmt: skip
 def test_a_lora_starts_no_lora_that_it_is_not(name, match, tiny, files, tmp_path):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=rf"{match}.*: it can start full weights only \(student.weights=full\)"):
         begun(tiny, files / name, tmp_path, rank=4)
 
 

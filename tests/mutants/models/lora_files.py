@@ -208,4 +208,50 @@ MUTANTS = [
             f"{_OTHER}[flux: T5 as lora_te3_]",
         ),
     ),
+    *planted(
+        "inference/load.py",
+        "cases/test_lora_use.py",
+        (
+            "lora files: one without a card is sampled with guidance",
+            'replace(TEACHER, sampler=""), 1.0, base=base)',
+            'replace(TEACHER, sampler=""), 3.0, base=base)',
+            "test_a_few_step_lora_of_ones_own_is_sampled",
+        ),
+    ),
+    *planted(
+        "inference/model.py",
+        "cases/test_lora_use.py",
+        (
+            "lora files: one without a card has fifty steps",
+            "any(options.get(option) is not None for option in counts)",
+            "True",
+            "test_a_few_step_lora_of_ones_own_is_sampled",
+        ),
+    ),
+    *planted(
+        "checkpoints/load.py",
+        "cases/test_lora_use.py",
+        (
+            "lora files: full weights begin without the DoRA that they start from",
+            "add_loras({**family.lora_parts, family.part: network}, [(path, scale)])",
+            "pass",
+            "test_full_weights_start_from_a_lora_of_any_form",
+        ),
+        (
+            "lora files: a LoRA of several ranks starts one of another",
+            'if weights == "lora" and len(has) > 1:',
+            "if False:",
+            "test_a_lora_starts_no_lora_that_it_is_not[ranks.safetensors-has the ranks 4, 8]",
+        ),
+    ),
+    *planted(
+        "models/families/load.py",
+        "cases/test_lora_use.py",
+        (
+            "lora files: the model is loaded before a wrong file is seen",
+            "            check_lora(lora)\n",
+            "            pass\n",
+            "test_a_wrong_file_is_refused_before_any_model_is_loaded",
+        ),
+    ),
 ]
