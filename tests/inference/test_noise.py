@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import fewstep
-from fewstep.evaluation.compare import Candidate, _spread, eval_inputs, sample_candidate
+from fewstep.evaluation.compare import Candidate, _spreads, eval_inputs, sample_candidate
+from fewstep.evaluation.prompt_set import PromptSet
 from fewstep.export.publish import PROMPTS, _latents
 from fewstep.inference.model import Model
 from fewstep.models.families import as_teacher, load_teacher
@@ -26,6 +27,11 @@ from tests.export.test_publish import LCM, finished
 from tests.models.pipelines import SIZE, build
 
 WORDS = ["a red star", "two shapes"]
+
+
+def flat(images):
+    """Features of images: their pixels."""
+    return images.flatten(1)
 
 
 @pytest.fixture
@@ -102,15 +108,15 @@ def test_exports_are_compared_on_independent_noises(tiny, tmp_path, normals):
 
 def test_evaluation_draws_every_batch_anew(model, normals):
     candidate = Candidate("lcm", model.denoiser, LCMSampler(num_inference_steps=3))
-    cond, noise = eval_inputs(model.teacher, WORDS * 2, 5)
+    cond, noise = eval_inputs(model.teacher, PromptSet(WORDS * 2, flat), 5)
     sample_candidate(candidate, noise, cond, 5, batch=2)
     assert len(normals) == 2 * 3 and largest_correlation(normals) < 6
 
 
 def test_the_spread_of_a_prompt_is_measured_on_noises_of_its_own(model, normals):
     candidate = Candidate("renoise", model.denoiser, RenoiseSampler(num_inference_steps=2))
-    cond, noise = eval_inputs(model.teacher, WORDS, 5)
-    _spread(model.teacher, candidate, cond, 2, 5, lambda images: images.flatten(1))
+    cond, noise = eval_inputs(model.teacher, PromptSet(WORDS, flat), 5)
+    _spreads(model.teacher, candidate, cond, 2, 5, flat)
     every = [image for normal in (noise, *normals) for image in normal.split(1)]
     assert len(every) == 2 + 2 * 4 and largest_correlation(every) < 6
 
