@@ -185,9 +185,11 @@ def test_a_model_with_zero_terminal_snr():
     ("sd15", {"schedule": Schedule.scaled_linear(num_train_timesteps=500)}, "no setting for the noise schedule"),
     ("sd15", {"schedule": Schedule.edm()}, "no setting for the noise schedule"),
     ("pixart", {"schedule": Schedule.flow(3.0)}, "no setting for the noise schedule of this PixArt model"),
+    ("sd3", {"schedule": Schedule.flow(3.0, num_train_timesteps=500)}, "no setting for the noise schedule"),
 ])  # fmt: skip
 def test_a_model_that_comfyui_does_not_know_as_it_is(family, other, match):
     assert match in setting(make_sampler("euler", num_inference_steps=4), family, "epsilon", **other)
+    assert "no conversion of flow" in setting(make_sampler("euler", num_inference_steps=4), "sd15", "flow")
 
 
 @pytest.mark.parametrize("size, shift, scheduler", [

@@ -12,6 +12,8 @@ from safetensors import safe_open
 from fewstep.data.files import save_tensors
 from fewstep.export import publish
 from fewstep.export.publish import export
+from fewstep.recipe.load import load_recipe
+from fewstep.runs.distill import distill
 from tests.command_line import inside
 from tests.export.test_publish import in_this_process, run  # noqa: F401
 
@@ -100,3 +102,16 @@ def test_a_folder_that_holds_something_is_left_alone(run, tmp_path):  # noqa: F8
     with pytest.raises(ValueError, match="is there already"):
         export(run, "lora", tmp_path / "out")
     assert contents(tmp_path) == {"out/mine": b"x"}
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_recipe_are_equal_to_the_byte(short, tmp_path):
+    """Student, card, its samples and the training state; the log has times, and the folder is another one's."""
+    recipe = load_recipe("scenes-64-tcd", short)
+    for name in ("first", "second"):
+        distill(recipe, tmp_path / name)
+    first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name] and name != "log.jsonl"] == []
+    assert {"student/pytorch_lora_weights.safetensors", "student/few_step.json"} <= first.keys()
+    assert any(name.startswith("checkpoints/") for name in first)

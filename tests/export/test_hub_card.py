@@ -79,7 +79,7 @@ def test_a_local_model_is_never_named_by_its_path(name, tmp_path, monkeypatch):
 def test_the_shipped_model_is_named_but_no_base_model(tmp_path):
     data, text = front(text_of("scenes-64", tmp_path))
     assert data["license"] == "apache-2.0" and "base_model" not in data and "scenes-64 in 4 steps" in text
-    assert hub_name("scenes-64") == ""
+    assert hub_name("scenes-64") == "" and licence_words("scenes-64+style.safetensors") == "apache-2.0"
 
 
 def test_the_samples_are_the_widget(tmp_path):

@@ -82,7 +82,7 @@ def comfyui(
     """
     times = sampler.times(schedule)
     name = sampler.comfyui_sampler(schedule) or ("euler" if len(times) == 2 else "")  # one step draws no fresh noise
-    if schedule.family == "flow" and family.comfyui_shift:
+    if schedule.family == "flow" and family.comfyui_shift and schedule.num_train_timesteps == 1000:
         return _flow(name, sampler, schedule, times, _shift_node(family, schedule, scheduler, size))
     if schedule.family == "vp" and family.comfyui_betas and _has_table(family.comfyui_betas, schedule):
         return _vp(name, sampler, schedule, times, prediction)
@@ -115,6 +115,8 @@ def _vp(name: str, sampler: Sampler, schedule: Schedule, times: Array, predictio
         return ComfyUI((f"{sampler.comfyui_node} scheduler simple eta {sampler.fresh_noise:g}",))
     if not name:
         return _none(sampler, "none of its samplers draws so much fresh noise")
+    if prediction not in _SAMPLING:
+        return _none(sampler, f"it has no conversion of {prediction} with this table")
     kind = f"{_SAMPLING[prediction] or 'eps'} zsnr" if zero_snr else _SAMPLING[prediction]
     node = (f"ModelSamplingDiscrete {kind}",) if kind else ()
     late = called[-1] >= _LATE

@@ -49,7 +49,8 @@ def plain(text: str) -> str:
 
 def licence_of(base: str) -> str:
     """Licence of a base model as its hub page names it; empty where it is not known here."""
-    return _OUR_LICENCE if shipped(base) is not None else registry.licence_of(parts_of(base)[0])
+    name = parts_of(base)[0]
+    return _OUR_LICENCE if shipped(name) is not None else registry.licence_of(name)
 
 
 def licence_words(base: str) -> str:
