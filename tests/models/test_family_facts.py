@@ -53,6 +53,6 @@ def test_whether_its_pipeline_hands_over_levels_of_its_own(family):
 def test_what_other_programs_know_of_it(family):
     assert family.comfyui_betas == BETAS[family]
     prefix, base = KOHYA.get(family, ("", ""))
-    assert family.kohya_prefix == prefix and list(family.kohya_bases.values()) == ([base] if base else [])
+    assert family.kohya_prefix == prefix and set(family.kohya_bases.values()) == ({base} if base else set())
     assert family.guidance_scale == 3.0  # ours, for a teacher's samples unless it embeds the scale
     assert family.pixels_per_token == 16 * 16
