@@ -19,6 +19,7 @@ from typing import Any, Protocol, TextIO
 
 EVERY = 20.0
 """Seconds between plain lines; with what a busy machine adds, there is one at least every 30 s."""
+_FIRST = 10.0  # seconds before a command's first line: the program itself has needed some to start
 _TICK = 0.5  # seconds between looks at the clock
 
 Advance = Callable[..., None]
@@ -58,7 +59,7 @@ class Display(Protocol):
 
 
 class Lines:
-    """Plain lines about the innermost task, one every `EVERY` seconds as long as there is any.
+    """Plain lines about the innermost task, one every `EVERY` seconds as long as there is any, the first one sooner.
 
     Args:
         write: takes a line. clock: the time in seconds.
@@ -74,7 +75,7 @@ class Lines:
         with self._lock:
             task.began = self.clock()
             if not self.tasks:
-                self._written, self._over = task.began, threading.Event()
+                self._written, self._over = task.began + _FIRST - EVERY, threading.Event()
                 threading.Thread(target=self._watch, args=(self._over,), daemon=True).start()
             self.tasks.append(task)
 

@@ -244,7 +244,7 @@ class Trainer:
         return any([hook(self.done) for hook in due])
 
     def _bar(self) -> Any:
-        label = self.stage or self.method.name or "training"
+        label = f"training {self.stage or self.method.name}".rstrip()
         return progress_bar(self.settings.steps, self.done, label, self.show_progress)
 
     @contextmanager
