@@ -364,6 +364,21 @@ def test_weights_that_a_folder_lacks_are_never_random(shelf):
 
 
 @slow
+def test_parts_of_another_model_are_named(shelf):
+    changes = [
+        ("unet", "sd15", {"in_channels": 9}), ("text_encoder", "sd15", {"hidden_size": 32}),
+        ("vae", "sd15", {"latent_channels": 8}), ("unet", "sdxl", {"cross_attention_dim": 24}),
+    ]  # fmt: skip
+    for part, name, changed in changes:
+        folder = shelf.copy(name, f"{part} of another {name}")
+        edit(folder / part / "config.json", **changed)
+        refused(folder, rf"The weights in .*{part} have other shapes than its config\.json says")
+    folder = shelf.copy("sd15", "encoder of another")
+    shutil.copytree(shelf("sdxl") / "text_encoder_2", folder / "text_encoder", dirs_exist_ok=True)
+    refused(folder, "is of another model: its prompts have width 24, and the unet takes 16")
+
+
+@slow
 def test_folders_that_are_not_whole_are_refused_in_one_sentence(shelf):
     folder = shelf.copy("sd15", "broken")
     shutil.rmtree(folder / "unet")

@@ -124,9 +124,16 @@ def read_part(folder: Path, network: Any, dtype: torch.dtype) -> Any:
         check_whole(file)
     _check_shards(folder, variant)
     kind = {"dtype" if hasattr(network, "config_class") else "torch_dtype": dtype}  # transformers', and diffusers'
-    module, report = network.from_pretrained(
-        str(folder), use_safetensors=True, variant=variant or None, output_loading_info=True, **kind
-    )
+    try:
+        module, report = network.from_pretrained(
+            str(folder), use_safetensors=True, variant=variant or None, output_loading_info=True, **kind
+        )
+    except (ValueError, RuntimeError) as error:
+        if "expected shape" in str(error) or "mismatch" in str(error):  # diffusers' words, and transformers'
+            raise ModelError(
+                f"The weights in {folder} have other shapes than its config.json says: they are of another model."
+            ) from None
+        raise
     refuse_missing(f"The weights in {folder}", report["missing_keys"])
     return module
 

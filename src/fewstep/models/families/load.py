@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fewstep.models.families.family import CLIP_TOKENS
 from fewstep.models.families.folder import INDEX, downloaded, load_folder
 from fewstep.models.families.registry import find_family, parts
 from fewstep.models.families.single_file import is_single_file, load_single_file
@@ -159,6 +160,12 @@ def _try(teacher: Teacher) -> None:
     like = next(family.base.parameters())
     x = torch.zeros(1, teacher.latent_shape[0], side, side, device=like.device, dtype=like.dtype)
     cond = teacher.encode_prompts(["a"])
+    wide, wanted = (shape[-1] for shape in (cond["prompt_embeds"].shape, family.shapes(CLIP_TOKENS)["prompt_embeds"]))
+    if wide != wanted:
+        raise ModelError(
+            f"The text encoder of '{name}' is of another model: its prompts have width {wide}, and the {family.part} "
+            f"takes {wanted}."
+        )
     found = {"text encoders": cond["prompt_embeds"]}
     found[family.part] = teacher.denoiser.network(x, torch.full((1,), 1.0, device=like.device), cond)
     for part, tensor in found.items():
