@@ -42,7 +42,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Any:
     given: dict[str, Any] = {part: None for part in _left_out(folder, listed)}
     for part, (library, kind) in listed.items():
         if kind is not None and part not in given:
-            network = network_class(library, kind)
+            network = network_class(folder, library, kind)
             if network is not None:
                 given[part] = read_part(folder / part, network, dtype)
             elif part.startswith("tokenizer"):
@@ -73,8 +73,9 @@ def read_index(folder: Path) -> dict[str, tuple[str | None, str | None]]:
     """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return {name: (kind[0], kind[1]) for name, kind in index.items() if isinstance(kind, list) and len(kind) == 2}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and not name.startswith("_")}
+        return {name: (kind[0], kind[1]) for name, kind in parts.items()}
+    except (OSError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise ModelError(f"The file {folder / INDEX} is damaged ({short_error(error)}): download it again.") from None
 
 
@@ -95,8 +96,8 @@ def _has_files(folder: Path) -> bool:
     return (folder / "config.json").is_file() and bool(_by_variant(folder))
 
 
-def network_class(library: str | None, kind: str) -> Any:
-    """The class of a part that is a network; None for tokenizers, schedulers and the like.
+def network_class(folder: Path, library: str | None, kind: str) -> Any:
+    """The class of a part of the pipeline in ``folder`` that is a network; None for tokenizers, schedulers and so on.
 
     Raises:
         ModelError: there is no such class here.
@@ -105,7 +106,9 @@ def network_class(library: str | None, kind: str) -> Any:
     try:
         found = getattr(importlib.import_module(str(library) if known else f"diffusers.pipelines.{library}"), kind)
     except (ImportError, AttributeError):
-        raise ModelError(f"This pipeline has a part of the class {library}.{kind}, which is not known here.") from None
+        raise ModelError(
+            f"The pipeline in {folder} has a part of the class {library}.{kind}, which is not one of diffusers'."
+        ) from None
     return found if isinstance(found, type) and issubclass(found, torch.nn.Module) else None
 
 

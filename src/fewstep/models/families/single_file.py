@@ -165,7 +165,7 @@ def _completed(cls: Any, file: Path, path: Path, folder: Path, more: dict[str, A
                     "configs, as teacher.config (FILE@FOLDER)."
                 ) from None
             library, kind = read_index(folder)[part]
-            more[part] = read_part(folder / part, network_class(library, str(kind)), more["torch_dtype"])
+            more[part] = read_part(folder / part, network_class(folder, library, str(kind)), more["torch_dtype"])
 
 
 @contextmanager
