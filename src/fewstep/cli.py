@@ -63,6 +63,16 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. --set training.steps=500."),
 ]
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
+Features = Annotated[
+    str,
+    typer.Option(
+        help="Network of FD and KID: imagenet, or a DINOv2, CLIP or SigLIP model (folder or hub name); by default the "
+        "recipe's, for scenes-64 its detector."
+    ),
+]
+PromptsFile = Annotated[
+    Path | None, typer.Option(help="Text file of prompts, one a line, to measure on instead of the recipe's.")
+]
 RunOut = Annotated[Path | None, typer.Option(help="Run directory (default: runs/<recipe>).")]
 
 
@@ -516,17 +526,46 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Finished run directories of one teacher.")],
     out: Annotated[Path, typer.Option(help="Page to write, with PNG and JSON files beside it.")] = Path("report.html"),
     count: Annotated[int, typer.Option(min=8, help="Number of unseen prompts to measure on.")] = 256,
-    features: Annotated[
-        str,
-        typer.Option(help="Network of FD and KID: detector, or a DINOv2 or CLIP model (folder or hub name)."),
-    ] = "detector",
+    features: Features = "",
+    prompts: PromptsFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Write one self-contained page: images from the same noise, quality against steps, losses, settings."""
     from fewstep.reports.report import report as make
 
-    make(runs, out, count, not quiet, features)
+    make(runs, out, count, not quiet, features, prompts)
     typer.echo(f"Wrote {out}.")
+
+
+@app.command()
+@long
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(help="Finished run directories of one teacher.")],
+    steps: Annotated[str | None, typer.Option(help="Numbers of steps, e.g. 1,2,4,8 (default: its own).")] = None,
+    guidance: Annotated[str | None, typer.Option(help="Guidance scales, e.g. 1,2,3 (default: its own).")] = None,
+    eta: Annotated[str | None, typer.Option(help="Shares of fresh noise, e.g. 0,0.3 (default: its own).")] = None,
+    lora_scale: Annotated[str | None, typer.Option(help="Strengths of a LoRA student, e.g. 0.8,1.")] = None,
+    prompts: PromptsFile = None,
+    count: Annotated[int, typer.Option(min=0, help="Number of prompts; 0: as the recipe says.")] = 0,
+    features: Features = "",
+    out: Annotated[Path, typer.Option(help="JSON file to write, with a PNG of the images.")] = Path("evaluation.json"),
+    quiet: Quiet = False,
+) -> None:
+    """Measure students at every combination of steps, guidance, eta and LoRA scale: which one to ship?"""
+    from fewstep.evaluation.compare import table
+    from fewstep.reports.evaluate import COLUMNS, Sweep, best
+    from fewstep.reports.evaluate import evaluate as measure
+
+    several = {"guidance": guidance, "eta": eta, "lora_scale": lora_scale}
+    values = {
+        name: tuple(numbers(text, f"--{name.replace('_', '-')} needs numbers, e.g. 1,2,3") or ())
+        for name, text in several.items()
+    }
+    sweep = Sweep(steps=tuple(whole_numbers(steps, "--steps")), **values)
+    found = measure(runs, sweep, out, count, features, prompts, not quiet)
+    typer.echo(table(found, COLUMNS))
+    typer.echo(best(found, "FD"))
+    typer.echo(f"Wrote {out} and {out.with_suffix('.png')}.")
 
 
 @app.command()

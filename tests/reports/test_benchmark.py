@@ -117,16 +117,17 @@ def test_the_summary_is_over_seeds(work):
     assert (teacher[0], teacher[-1], student[0], student[-1]) == ("teacher, ddim", "", "tcd", "0, 1")
     assert "±" not in "".join(teacher) and student[3] == ""
     two = [e.figures["FD"] for e in found.results if (e.model, e.steps) == ("tcd", 2)]
-    mean, spread = student[2].split(",")[0].split(" ± ")
+    mean, spread = student[2].split(",")[0].removeprefix("FD ").split(" ± ")
     assert float(mean) == pytest.approx(sum(two) / 2, rel=0.005)
     assert float(spread) == pytest.approx(abs(two[0] - two[1]) / 2**0.5, abs=0.005 * sum(two) / 2)
 
 
 def test_a_cell_of_the_summary():
     one = {"FD": 0.21234, "detail FD": 2.0, "accuracy": 0.531, "KID": 5.0}
-    assert over_seeds([one]) == "0.212, 2.00, 53 %"
-    assert over_seeds([one, one | {"FD": 0.23234, "detail FD": 4.0}]) == "0.222 ± 0.014, 3.00 ± 1.41, 53 ± 0 %"
-    assert over_seeds([{"FD": 0.0, "detail FD": 12345.0}]) == "0, 12345"
+    assert over_seeds([one]) == "FD 0.212, detail FD 2.00, accuracy 53 %"
+    both = over_seeds([one, one | {"FD": 0.23234, "detail FD": 4.0}])
+    assert both == "FD 0.222 ± 0.014, detail FD 3.00 ± 1.41, accuracy 53 ± 0 %"
+    assert over_seeds([{"FD": 0.0, "detail FD": 12345.0}]) == "FD 0, detail FD 12345"
     assert over_seeds([]) == ""
 
 

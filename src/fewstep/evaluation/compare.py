@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.evaluation.figures import FIGURES, SHORT
-from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.grids import ON_PAGES, image_grid
 from fewstep.evaluation.measured import Features, resamplings
 from fewstep.evaluation.metrics import Moments, centred_interval, frechet_distance, spreads
 from fewstep.evaluation.prompt_set import PromptSet
@@ -60,7 +60,7 @@ class Comparison:
 
 def compare(
     teacher: Teacher,
-    candidates: Sequence[Candidate],
+    candidates: Iterable[Candidate],
     prompts: PromptSet,
     seed: int = 0,
     advance: Callable[[int], None] | None = None,
@@ -132,7 +132,7 @@ def comparison_grid(comparison: Comparison, columns: int = 8) -> Image.Image:
     """A row for each candidate: its images of the first ``columns`` prompts, with their captions."""
     results = comparison.results
     rows, labels = [r.images[:columns] for r in results], [r.label for r in results]
-    return image_grid(rows, labels, comparison.captions[:columns])
+    return image_grid(rows, labels, comparison.captions[:columns], largest=ON_PAGES)
 
 
 def as_json(comparison: Comparison) -> str:

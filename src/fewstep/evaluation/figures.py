@@ -50,8 +50,9 @@ FIGURES = {
 SHORT = ("evaluations", "ms", "FD", "detail FD", "accuracy", "to first")
 """The figures of the table in a terminal."""
 
-_OF_COMPARISONS = ("to first", "unlike first", "spread")
-DECIDING = tuple(name for name, figure in FIGURES.items() if figure.better and name not in _OF_COMPARISONS)
+OF_FIRST = ("to first", "unlike first")
+"""Figures that compare with the first of several models."""
+DECIDING = tuple(name for name, figure in FIGURES.items() if figure.better and name not in (*OF_FIRST, "spread"))
 """The figures by which the best of several students can be chosen."""
 
 

@@ -8,22 +8,27 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+ON_PAGES = 256
+"""Largest side of an image in the grid of a page."""
 _GAP, _INK, _PAPER = 4, (40, 40, 40), (250, 250, 250)
 
 
 def image_grid(
-    rows: Sequence[Tensor], labels: Sequence[str], captions: Sequence[str] = (), scale: int = 2
+    rows: Sequence[Tensor], labels: Sequence[str], captions: Sequence[str] = (), scale: int = 2, largest: int = 0
 ) -> Image.Image:
     """One row of images for each label.
 
     Args:
         rows: each [B, 3, H, W] in [0, 1], all of one shape.
         labels: one for each row; captions: one for each column, above it.
-        scale: whole-number enlargement, pixels kept square.
+        scale: whole-number enlargement, pixels kept square. largest: side to which larger images are reduced; 0: never.
     """
     font = ImageFont.load_default(size=14)
     count, _, height, width = rows[0].shape
     height, width = height * scale, width * scale
+    way, most = Image.Resampling.NEAREST, max(height, width)
+    if 0 < largest < most:
+        way, height, width = Image.Resampling.LANCZOS, height * largest // most, width * largest // most
     left = _GAP + max(int(font.getlength(label)) for label in labels) + 2 * _GAP
     wrapped = [_wrap(text, font, width) for text in captions]
     top = _GAP + 17 * max((len(lines) for lines in wrapped), default=0)
@@ -37,7 +42,7 @@ def image_grid(
         y = top + i * (height + _GAP)
         draw.text((_GAP, y + height // 2 - 8), label, _INK, font)
         for j, image in enumerate(to_images(row)):
-            canvas.paste(image.resize((width, height), Image.Resampling.NEAREST), (left + j * (width + _GAP), y))
+            canvas.paste(image.resize((width, height), way), (left + j * (width + _GAP), y))
     return canvas
 
 

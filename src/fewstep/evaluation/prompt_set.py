@@ -25,6 +25,7 @@ class PromptSet:
         noise: latents [N, ...] of unit normals that every model starts from; None: those of a seed.
         teacher: the teacher's image of every caption from the noise that students start from, [N, 3, H, W] in [0, 1].
         scores: by name what rates an image of each caption, such as its similarity to the caption.
+        about: the prompts and the reference in words.
         perceptual: perceptual distance [N] of two sets of images, for `teacher`.
     """
 
@@ -36,6 +37,7 @@ class PromptSet:
     noise: Tensor | None = None
     teacher: Tensor | None = None
     scores: Mapping[str, Score] = field(default_factory=dict)
+    about: str = "unseen prompts"
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def reference_from(self, first: int) -> Reference:

@@ -31,22 +31,23 @@ from pydantic.dataclasses import dataclass as checked
 
 from fewstep.data.files import held, replace_text, text_hash
 from fewstep.evaluation.compare import Candidate, compare
-from fewstep.evaluation.result import Result, lower_by, teacher_at
+from fewstep.evaluation.figures import OF_FIRST
+from fewstep.evaluation.result import KEPT_IMAGES, Result, lower_by, teacher_at
 from fewstep.methods.registry import METHODS
-from fewstep.models.families import Teacher, load_teacher
-from fewstep.models.hub import DTYPES
+from fewstep.models.families import Teacher
 from fewstep.recipe.chain import Chain, load
 from fewstep.recipe.load import shipped_recipes
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError, validated
-from fewstep.reports.candidates import student_candidates, teacher_candidates
+from fewstep.reports.candidates import first_teacher_of, student_candidates, teacher_candidates
 from fewstep.reports.results import DISTANCES, ResultsTable, in_order
 from fewstep.runs.chain import run as distil
 from fewstep.runs.dataset import versions
+from fewstep.runs.folder import RunFolder
+from fewstep.runs.measured_on import prompt_set
 from fewstep.runs.plan import cost_of_pairs, cost_of_step, memory_of_step
-from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.card import load_card
-from fewstep.students.lineage import model_behind, student_folder
+from fewstep.students.lineage import student_folder
 from fewstep.training import distributed
 from fewstep.training.progress import doing
 from fewstep.training.trainer import TrainingStopped
@@ -267,6 +268,7 @@ class Benchmark:
             ("guidance scales of the teacher", {run.last.sample.guidance_scale for run in self.runs}),
             ("numbers of prompts", {run.job.count for run in self.runs}),
             ("full lengths of the teacher", {run.last.sample.teacher_steps for run in self.runs}),
+            ("prompts or references", {_measured_on(run.last) for run in self.runs}),
         ):
             if len(values) > 1:
                 listed = ", ".join(sorted(map(str, values)))
@@ -366,14 +368,14 @@ class Benchmark:
         folder, device = self.place / run.name, run.last.training.device
         student = student_folder(folder)
         assert student is not None
-        card, teacher = load_card(student), self._teacher(run.last)
+        card, teacher = load_card(student), first_teacher_of(run.last)
         facts = {
             "recipe": run.job.recipe, "set": list(run.changes), "method": card.method, "training_steps": card.steps,
             "forward_equivalents": card.forward_equivalents, "minutes": _minutes(folder), "memory": run.memory,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
             "versions": versions(), "prompts": self.count, "mark": run.fingerprint,
         }  # fmt: skip
-        candidates = student_candidates(student, run.measured_at, run.job.name, device)
+        candidates = student_candidates(student, run.measured_at, run.job.name, run.last)
         return all(
             self._measure_one(teacher, candidate, self._file(run.name, steps), run.seed, facts)
             for candidate, steps in zip(candidates, run.measured_at, strict=True)
@@ -389,7 +391,7 @@ class Benchmark:
         wanted = {path: what for path, what in wanted.items() if not self._holds(path, fingerprint)}
         if not wanted:
             return True
-        teacher = self._teacher(self.recipe)
+        teacher = first_teacher_of(self.recipe)
         facts = {
             "guidance_scale": sampling.guidance_scale, "prompts": self.count, "versions": versions(),
             "mark": fingerprint,
@@ -400,14 +402,6 @@ class Benchmark:
                 return False
         return True
 
-    def _teacher(self, recipe: Recipe) -> Teacher:
-        """The model at the beginning of a run's lineage, past all students in between, with all its weights."""
-        teacher = recipe.teacher
-        return load_teacher(
-            model_behind(teacher.path), device=recipe.training.device, loras=teacher.loras, dtype=DTYPES[teacher.dtype],
-            size=teacher.size, config=teacher.config, guidance_embed=teacher.guidance_embed,
-        )  # fmt: skip
-
     def _measure_one(
         self, teacher: Teacher, candidate: Candidate, path: Path, seed: int | None, facts: dict[str, Any]
     ) -> bool:
@@ -417,12 +411,15 @@ class Benchmark:
         if self._is_over():
             return False
         with doing(f"measuring {candidate.model}"):
-            prompts = unseen_prompts(teacher, self.count)
+            prompts = prompt_set(self.recipe, teacher, RunFolder(self.place / "teacher"), self.count)
             found = compare(teacher, [candidate], prompts, NOISE, per_prompt=4, floors=seed is None)
         (result,) = found.results
-        del result.figures["to first"]  # the distance to the first candidate, which is itself
+        for values in (result.figures, result.intervals, result.resampled):
+            for name in OF_FIRST:  # the first candidate is itself
+                values.pop(name, None)  # type: ignore[attr-defined]
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(result, seed=seed, facts=facts | {"floors": found.floors}).save(path)
+        shown = {"floors": found.floors, "captions": list(prompts.captions[:KEPT_IMAGES]), "about": prompts.about}
+        replace(result, seed=seed, facts=facts | shown).save(path)
         return True
 
     def _holds(self, path: Path, fingerprint: str) -> bool:
@@ -458,6 +455,13 @@ def _stopped_at(until: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def _measured_on(recipe: Recipe) -> str:
+    """The keys that decide on what students are measured."""
+    evaluate, path = recipe.evaluate, recipe.data.path
+    given = {"prompts": evaluate.prompts, "reference": evaluate.reference, "features": evaluate.features}
+    return ", ".join(f"{key} {value}" for key, value in {"data": path, **given}.items() if value) or "scenes-64's own"
 
 
 def _teacher_by(sampler: str) -> str:

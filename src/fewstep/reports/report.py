@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,18 @@ from fewstep.data.files import replace_text
 from fewstep.diffusion.schedule import Schedule
 from fewstep.evaluation.compare import Candidate, Comparison, as_json, compare, comparison_grid
 from fewstep.evaluation.figures import FIGURES
-from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.result import in_steps
+from fewstep.evaluation.grids import ON_PAGES, image_grid
+from fewstep.evaluation.result import gap_closed_in, in_steps
 from fewstep.methods.parts.statistics import BINS
-from fewstep.models.encoders import load_pretrained_encoder
-from fewstep.models.families import Teacher, load_teacher
+from fewstep.models.families import Teacher
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
-from fewstep.reports.candidates import student_candidates, teacher_candidates
+from fewstep.reports.candidates import first_teacher_of, student_candidates, teacher_candidates
 from fewstep.reports.diagnose import diagnose
 from fewstep.reports.page import Page
-from fewstep.reports.results import quality_charts
+from fewstep.reports.results import in_percent, quality_charts
 from fewstep.runs.folder import RunFolder
-from fewstep.scenes64.prompts import unseen_prompts
+from fewstep.runs.measured_on import prompt_set
 from fewstep.students.card import CARD_FILE, Card, load_card, sampler_of
 from fewstep.students.lineage import first_teacher
 from fewstep.training.logging import read_log
@@ -56,6 +55,11 @@ class FinishedRun:
             raise RecipeError(f"The run {folder} has no student yet: finish it with fewstep distill ... --resume.")
         return cls(label, files, files.kept_recipe(), list(read_log(files.log)))
 
+    @property
+    def card(self) -> Card:
+        """How its student is sampled."""
+        return load_card(self.files.student)
+
     def column(self, key: str) -> list[tuple[float, float]]:
         """Points (step, value) of a column of the log."""
         return [(line["step"], line[key]) for line in self.log if key in line]
@@ -66,14 +70,17 @@ def report(
     out: Path,
     count: int = 256,
     show_progress: bool = False,
-    features: str = "detector",
+    features: str = "",
+    prompts: Path | None = None,
 ) -> Comparison:
     """Write ``out`` (HTML), and beside it the images (PNG) and the figures (JSON).
 
     Args:
         folders: finished run directories of one teacher.
-        count: number of unseen prompts to measure on.
-        features: "detector", or a DINOv2, CLIP or similar model (folder or hub name) for FD, KID and overlap.
+        count: number of prompts to measure on; there may be fewer.
+        features: network of FD, KID and overlap: "imagenet", or a DINOv2, CLIP or similar model (folder or hub name);
+            the runs' own by default.
+        prompts: text file of prompts to measure on instead of the runs' own.
 
     Raises:
         ValueError: a run is not finished, or has another teacher.
@@ -84,16 +91,16 @@ def report(
     if len(names) != 1:
         raise ValueError("A report compares runs of one teacher: make one report for each teacher.")
     (name,), first = names, runs[0].recipe
-    teacher = load_teacher(name, loras=first.teacher.loras)
-    prompts = unseen_prompts(teacher, count)
-    if features not in ("detector", "reader"):  # "reader" is the detector's former name
-        prompts = replace(prompts, features=load_pretrained_encoder(features), reference=None)
+    teacher = first_teacher_of(first)
+    measured_on = prompt_set(asked(first, features, prompts), teacher, runs[0].files, count, show_progress)
     candidates = candidates_of(teacher, runs)
     with progress_bar(len(candidates), 0, "sampling", show_progress) as advance:
-        comparison = compare(teacher, candidates, prompts, first.seed, advance, per_prompt=4)
+        comparison = compare(teacher, candidates, measured_on, first.seed, advance, per_prompt=4)
     shown = by_steps_grid(comparison)
     page = Page("Few-step report: " + ", ".join(run.label for run in runs))
-    page.text(f"{count} unseen prompts, seed {first.seed}; teacher {name}.", note=True)
+    page.text(f"{comparison.count} {measured_on.about}; teacher {name}.", note=True)
+    for sentence in verdict(comparison):
+        page.text(sentence)
     _images(page, shown, comparison)
     _quality(page, comparison)
     for section in (_training, _by_time, _feedback, _diagnoses, _provenance):
@@ -105,13 +112,39 @@ def report(
     return comparison
 
 
+def asked(recipe: Recipe, features: str = "", prompts: Path | None = None) -> Recipe:
+    """The recipe with other features or prompts to measure with."""
+    changes: dict[str, Any] = {} if prompts is None else {"prompts": str(prompts)}
+    if features not in ("", "detector", "reader"):  # "reader" is the detector's former name
+        changes |= {"features": features}
+    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=changes)})
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """For each student at each number of steps what it reaches, in one sentence."""
+    full, *others = comparison.results
+    sentences = []
+    for result in others:
+        if result.model == full.model:
+            continue
+        times = full.figures["evaluations"] / result.figures["evaluations"]
+        closed = gap_closed_in(comparison.results, "FD", result)
+        gap = "" if closed is None else f", closes {in_percent(closed)} of the teacher's gap at as many steps"
+        sentences.append(
+            f"{result.label}: FD {result.in_words('FD')}{gap}; {times:.3g} times fewer network evaluations than "
+            f"{full.label}."
+        )
+    return sentences
+
+
 def candidates_of(teacher: Teacher, runs: Sequence[FinishedRun]) -> list[Candidate]:
     """The teacher at its full number of steps and at few, and every student at the few that it can take."""
     sampling = runs[0].recipe.sample
     candidates = teacher_candidates(teacher, (sampling.teacher_steps, *STEPS), sampling.guidance_scale)
     for run in runs:
         label = run.label if len(runs) > 1 else "student"
-        candidates += student_candidates(run.files.student, steps_of(run, teacher.denoiser.schedule), label)
+        steps = steps_of(run, teacher.denoiser.schedule)
+        candidates += student_candidates(run.files.student, steps, label, run.recipe)
     return candidates
 
 
@@ -159,7 +192,7 @@ def by_steps_grid(comparison: Comparison, prompts: int = 3) -> Image.Image:
     rows = [full.images[:prompts].repeat_interleave(len(columns), dim=0)]
     rows += [torch.stack([found.get((model, n), white) for n in columns], dim=1).flatten(0, 1) for model in models]
     above = [f"{in_steps(n)}: {caption}" for caption in comparison.captions[:prompts] for n in columns]
-    return image_grid(rows, [full.label, *models], above)
+    return image_grid(rows, [full.label, *models], above, largest=ON_PAGES)
 
 
 # ---------------------------------------------------------------- sections of the page

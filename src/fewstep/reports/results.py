@@ -16,13 +16,13 @@ from PIL import Image
 
 from fewstep.data.files import replace_text
 from fewstep.evaluation.figures import FIGURES
-from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.grids import ON_PAGES, image_grid
 from fewstep.evaluation.result import KEPT_IMAGES, Estimate, Result, gap_closed_in, in_steps
 from fewstep.reports.page import Page
 from fewstep.scenes64.prompts import unseen_captions
 from fewstep.training.machine import in_words
 
-SHOWN = ("FD", "KID", "detail FD", "recall", "accuracy", "spread")
+SHOWN = ("FD", "KID", "detail FD", "recall", "accuracy", "unlike teacher", "spread")
 """The figures of the table, among those of `figures.FIGURES`."""
 DISTANCES = ("FD", "detail FD")
 IN_SHORT = ("FD", "detail FD", "accuracy")
@@ -33,7 +33,7 @@ _COST: dict[str, Callable[[Any], str]] = {
     "memory": in_words,
 }
 """The facts of a result that the table shows, and how they are written."""
-_SUMMARY = f"In each cell {', '.join(IN_SHORT)}: of several seeds the mean and the standard deviation"
+_SUMMARY = "Of several seeds the mean and the standard deviation"
 
 Table = tuple[list[str], list[list[str]]]
 """Head and rows, as text."""
@@ -58,6 +58,16 @@ class ResultsTable:
         """The teacher at its full number of steps."""
         return self.results[0]
 
+    @property
+    def shown(self) -> list[str]:
+        """Those of `SHOWN` that these models have."""
+        return [name for name in SHOWN if any(name in result.figures for result in self.results)]
+
+    @property
+    def about(self) -> str:
+        """The prompts and the reference in words."""
+        return str(self.full.facts.get("about", "unseen prompts"))
+
     def gap_closed(self, result: Result, figure: str) -> Estimate | None:
         """`gap_closed_in` this table."""
         return gap_closed_in(self.results, figure, result)
@@ -67,7 +77,7 @@ class ResultsTable:
         for r in self.results:
             row: dict[str, Any] = {"model": r.model, "seed": r.seed, "steps": r.steps}
             row |= {name: r.facts.get(name) for name in _COST}
-            for name in SHOWN:
+            for name in self.shown:
                 row[name] = r.figures.get(name)
                 if name in r.intervals:
                     row[f"{name} low"], row[f"{name} high"] = r.intervals[name]
@@ -78,12 +88,12 @@ class ResultsTable:
 
     def table(self) -> Table:
         """A row for each result."""
-        head = ["model", "steps", "cost", "minutes", "memory", *SHOWN, *(f"{name} closed" for name in DISTANCES)]
+        head = ["model", "steps", "cost", "minutes", "memory", *self.shown, *(f"{name} closed" for name in DISTANCES)]
         return head, [self._cells(result) for result in self.results]
 
     def _cells(self, r: Result) -> list[str]:
         cost = ["" if r.facts.get(name) is None else write(r.facts[name]) for name, write in _COST.items()]
-        figures = [r.in_words(name) if name in r.figures else "" for name in SHOWN]
+        figures = [r.in_words(name) if name in r.figures else "" for name in self.shown]
         closed = ["" if r is self.full else in_percent(self.gap_closed(r, name)) for name in DISTANCES]
         return [r.name, str(r.steps), *cost, *figures, *closed]
 
@@ -104,8 +114,9 @@ class ResultsTable:
         """The summary and the table, with a line that explains each figure."""
         lines = [*_markdown(*self.summary()), "", f"{_SUMMARY}.", "", *_markdown(*self.table()), ""]
         floors = ", ".join(f"{name} {value:.3g}" for name, value in self.floors.items())
-        lines.append(f"{self.count} unseen prompts, 95 % intervals in brackets; as many real images: {floors}.")
-        lines += [f"- {name}: {FIGURES[name]}" for name in SHOWN]
+        floors = f"; as many real images: {floors}" if floors else ""
+        lines.append(f"{self.count} {self.about}; 95 % intervals in brackets{floors}.")
+        lines += [f"- {name}: {FIGURES[name]}" for name in self.shown]
         lines.append("- cost: forward passes of one image in training, a backward pass as two, with pairs and stages")
         lines.append("- memory: estimate of the peak of a training step, for the stage that needs most")
         lines.append("- closed: share of the teacher's loss at as many steps that the student avoids")
@@ -125,18 +136,19 @@ class ResultsTable:
         first = {r.model: r.seed for r in reversed(self.results)}
         shown = [r for r in self.results if r.seed == first[r.model]]
         labels = [f"{r.model}, {r.steps}" for r in shown]
-        return image_grid([r.images for r in shown], labels, unseen_captions(KEPT_IMAGES))
+        captions = self.full.facts.get("captions") or unseen_captions(KEPT_IMAGES)  # older files are of scenes-64
+        return image_grid([r.images for r in shown], labels, captions, largest=ON_PAGES)
 
     def page(self) -> Page:
         """Summary, table, quality against steps and against compute cost, images."""
         page = Page("Benchmark")
-        page.text(f"{self.count} unseen prompts, the same noise for all; in brackets 95 % intervals.", note=True)
+        page.text(f"{self.count} {self.about}, the same noise for all; in brackets 95 % intervals.", note=True)
         page.table(*self.summary())
         page.text(f"{_SUMMARY}.", note=True)
         page.table(*self.table())
         quality_charts(page, self.results[1:])
         page.image(self.grid(), "Every row starts from the same noise and the same prompts.")
-        for name in SHOWN:
+        for name in self.shown:
             page.text(f"{name}: {FIGURES[name]}.", note=True)
         return page
 
@@ -180,7 +192,7 @@ def over_seeds(found: Sequence[dict[str, float]]) -> str:
         mean = float(values.mean())
         places = 0 if unit or mean == 0 else max(0, 2 - math.floor(math.log10(abs(mean))))
         spread = f" ± {float(values.std()):.{places}f}" if len(values) > 1 else ""
-        cells.append(f"{mean:.{places}f}{spread}{unit}")
+        cells.append(f"{name} {mean:.{places}f}{spread}{unit}")
     return ", ".join(cells)
 
 

@@ -89,12 +89,24 @@ def prompt_set(
         images = teacher_images(recipe, teacher, folder, captions, show_progress)
         reference = Reference.of_batches(images.split(_ROWS), features)
         return PromptSet(
-            captions, features, reference, noise=noise, teacher=images, scores=scores, perceptual=perceptual
-        )
+            captions, features, reference, noise=noise, teacher=images, scores=scores, perceptual=perceptual,
+            about=_in_words(recipe),
+        )  # fmt: skip
     if perceptual is not None:
         raise RecipeError("evaluate.metrics: perceptual is a distance to the teacher's images: set reference: teacher.")
     reference = Reference.of_batches(_real_images(recipe, teacher), features)
-    return PromptSet(captions, features, reference, noise=noise, scores=scores)
+    return PromptSet(captions, features, reference, noise=noise, scores=scores, about=_in_words(recipe))
+
+
+def _in_words(recipe: Recipe) -> str:
+    """The prompts and the reference of a recipe's own prompt set."""
+    evaluate, place = recipe.evaluate, recipe.place
+    prompts = "captions held out of training" if place is not None and place.held_out else "captions trained on"
+    if evaluate.prompts or place is None:
+        prompts = f"prompts of {Path(evaluate.prompts).name}" if evaluate.prompts else "captions of unseen scenes"
+    against = {"data": "held-out images", "teacher": "the teacher's images of the same prompts and noise"}
+    reference = evaluate.reference or "teacher"
+    return f"{prompts}, against {against.get(reference, f'the images of {Path(reference).name}')}"
 
 
 def teacher_images(

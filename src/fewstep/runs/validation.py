@@ -9,7 +9,7 @@ import torch
 
 from fewstep.evaluation.compare import Candidate, eval_inputs, sample_candidate
 from fewstep.evaluation.figures import DECIDING, best_first
-from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.grids import ON_PAGES, image_grid
 from fewstep.evaluation.measured import Reference
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
@@ -68,7 +68,7 @@ class SampleGrid:
         if not distributed.first():
             return
         run.folder.samples.mkdir(exist_ok=True)
-        image_grid(rows, labels, settings.prompts).save(run.folder.grid(step))
+        image_grid(rows, labels, settings.prompts, largest=2 * ON_PAGES).save(run.folder.grid(step))
         JsonLines(run.folder.sample_statistics, step - 1).write({"step": step, "diversity": diversity})
 
 
@@ -81,7 +81,8 @@ def sample_exported(run: Run, folder: Path) -> None:
     run.roles.start("exported", load_weights(folder))
     latents = _sample_student(run, view, card, run.teacher.encode_prompts(settings.prompts))
     label = f"{card.method}, {card.num_inference_steps} steps"
-    image_grid([run.teacher.decode(latents)], [label], settings.prompts).save(folder / SAMPLES_FILE)
+    grid = image_grid([run.teacher.decode(latents)], [label], settings.prompts, largest=2 * ON_PAGES)
+    grid.save(folder / SAMPLES_FILE)
 
 
 def _noise(run: Run, number: int = 0) -> tuple[torch.Tensor, torch.Generator]:

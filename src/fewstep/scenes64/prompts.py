@@ -33,6 +33,7 @@ def unseen_prompts(teacher: Teacher, count: int) -> PromptSet:
         captions=[scene.caption for scene in scenes],
         features=detector.features,
         reference=reference_of(teacher),
+        about="captions of unseen scenes, against real scenes",
         judge=judge_of(detector, scenes),
         real=lambda numbers: real_images(teacher, numbers),
     )
