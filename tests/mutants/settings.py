@@ -355,8 +355,8 @@ MUTANTS = [
         ),
         (
             "options: a report compares by the detector, whatever it is told",
-            "make(runs, out, count, not quiet, features)",
-            "make(runs, out, count, not quiet)",
+            "make(runs, out, count, not quiet, features, prompts)",
+            "make(runs, out, count, not quiet, '', prompts)",
             "test_an_option_reaches_the_work[report.features]",
         ),
         (
