@@ -106,7 +106,8 @@ class Layers:
     def find(self, layer: str) -> tuple[str, Place] | None:
         """(the pipeline's part, the place in it) of a layer by its name in a file; None where there is none."""
         name = spelled(layer)
-        for prefix, parts in (*_PREFIXES, *((prefix, (self.network,)) for prefix in _NETWORK)):
+        own = (f"{self.network}_", *_NETWORK)  # a family of one's own may call its network otherwise
+        for prefix, parts in (*_PREFIXES, *((prefix, (self.network,)) for prefix in own)):
             if not name.startswith(prefix):
                 continue
             rest = name.removeprefix(prefix)
