@@ -11,14 +11,17 @@ import importlib
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import fewstep
+from fewstep.data.pairs import noise_of
 from fewstep.evaluation.compare import Candidate, _spreads, eval_inputs, sample_candidate
 from fewstep.evaluation.prompt_set import PromptSet
 from fewstep.export.publish import PROMPTS, _latents
 from fewstep.inference.model import Model
 from fewstep.models.families import as_teacher, load_teacher
-from fewstep.recipe.load import load_recipe
+from fewstep.recipe.load import load_recipe, shipped_recipes
+from fewstep.runs.measured_on import NOISE
 from fewstep.runs.setup import setup
 from fewstep.runs.validation import SampleGrid
 from fewstep.sampling import LCMSampler, RenoiseSampler
@@ -119,6 +122,16 @@ def test_the_spread_of_a_prompt_is_measured_on_noises_of_its_own(model, normals)
     _spreads(model.teacher, candidate, cond, 2, 5, flat)
     every = [image for normal in (noise, *normals) for image in normal.split(1)]
     assert len(every) == 2 + 2 * 4 and largest_correlation(every) < 6
+
+
+def test_students_are_not_measured_from_the_noises_of_their_pairs():
+    """Pair i of a seed starts from the same noise in every set, and so would image i of a validation by that seed."""
+    seeds = {0}
+    for path in shipped_recipes().values():
+        stages = yaml.safe_load(path.read_text(encoding="utf-8"))
+        seeds |= {stage.get("pairs", {}).get("seed", 0) for stage in (stages, *stages.get("stages", ()))}
+    noises = [noise_of(seed, row, (16, 8, 8)) for seed in (*seeds, NOISE) for row in range(4)]
+    assert NOISE not in seeds and largest_correlation(noises) < 6
 
 
 def test_the_global_generator_is_no_part_of_it(model):

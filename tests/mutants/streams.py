@@ -197,4 +197,14 @@ MUTANTS = [
             "test_the_spread_of_a_prompt_is_measured_on_noises_of_its_own",
         ),
     ),
+    *planted(
+        "runs/measured_on.py",
+        "inference/test_noise.py",
+        (
+            "streams: students are measured from the noises of their pairs",
+            "NOISE = 2**62",
+            "NOISE = 0",
+            "test_students_are_not_measured_from_the_noises_of_their_pairs",
+        ),
+    ),
 ]

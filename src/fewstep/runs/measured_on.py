@@ -31,8 +31,11 @@ from fewstep.runs.folder import RunFolder
 from fewstep.runs.teacher_samples import TeacherSampling, folder_for
 from fewstep.scenes64.prompts import unseen_captions, unseen_prompts
 
-NOISE = 0
-"""Seed of the noise behind every image that is measured, the same for all runs."""
+NOISE = 2**62
+"""Seed of the noise behind every image that is measured, the same for all runs.
+
+It is none that `pairs.seed` has by itself: a student must not be measured from noises whose images it has learnt.
+"""
 _SIDE = 64
 """The detector of scenes-64 sees images of this side alone."""
 _ROWS = 8  # reference images in a file, generated at once
