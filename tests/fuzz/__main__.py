@@ -1,6 +1,6 @@
 """Broken recipes and broken files through the command line, as a stranger would hand them in.
 
-    python -m tests.fuzz [--recipes 500] [--files 200] [--seed 0]
+    python -m tests.fuzz [--recipes 500] [--files 200] [--commands 200] [--seed 0]
 
 Every one must end as a good run does or in exit code 2 and one sentence, without a traceback, within `LIMIT` seconds.
 """
@@ -28,6 +28,7 @@ from fewstep.recipe.load import shipped_recipes
 from fewstep.scenes64 import architecture as scenes64
 from fewstep.scenes64.scenes import WORDS
 from tests.fuzz import mutate
+from tests.fuzz.commands import command_line
 
 LIMIT = 60  # seconds
 SHORT = """
@@ -60,7 +61,7 @@ class Runner:
         self.ends: Counter[str] = Counter()
         self.faults: list[str] = []
 
-    def run(self, what: str, *arguments: object) -> None:
+    def run(self, what: str, *arguments: object, usage: bool = False) -> None:
         out, err = io.StringIO(), io.StringIO()
         signal.signal(signal.SIGALRM, _hung)
         signal.alarm(LIMIT)
@@ -77,7 +78,7 @@ class Runner:
         finally:
             signal.alarm(0)
         said = [line for line in err.getvalue().strip().splitlines() if line.strip()]
-        if code == 0:
+        if code == 0 or (usage and code == 2 and said and said[0].startswith("Usage: ")):
             self.ends["fine"] += 1
         elif code == 2 and len(said) == 1 and said[0].startswith("Error: ") and "Traceback" not in said[0]:
             self.ends["one sentence"] += 1
@@ -112,6 +113,17 @@ def recipes(runner: Runner, count: int, seed: int, folder: Path, teacher: Path) 
             runner.run(f"recipe {i}", "distill", path, "--dry-run")
     for run in folder.glob("run-*"):
         shutil.rmtree(run)
+
+
+def commands(runner: Runner, count: int, seed: int, folder: Path, teacher: Path) -> None:
+    """Command lines with values that make no sense; those that typer itself explains are as good as a sentence."""
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        for i in range(count):
+            runner.run(f"command {i}", *command_line(random.Random(f"command {seed} {i}"), teacher), usage=True)
+    finally:
+        os.chdir(here)
 
 
 def _small(path: Path) -> bool:
@@ -167,12 +179,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--recipes", type=int, default=500)
     parser.add_argument("--files", type=int, default=200)
+    parser.add_argument("--commands", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
     runner = Runner()
     with tiny_teacher() as teacher:
-        for job, count in ((recipes, given.recipes), (files, given.files)):
+        for job, count in ((recipes, given.recipes), (files, given.files), (commands, given.commands)):
             with tempfile.TemporaryDirectory() as name:
                 job(runner, count, given.seed, Path(name), teacher)
             print(f"{count} broken {job.__name__}: {dict(runner.ends)}", flush=True)

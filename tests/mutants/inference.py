@@ -125,4 +125,50 @@ MUTANTS = [
             "test_a_row_of_the_student_and_one_of_its_teacher",
         ),
     ),
+    *planted(
+        "inference/generate.py",
+        "program/test_edges.py",
+        (
+            "edges: an image is written over the earlier one",
+            "with replacing(out) as part:",
+            "for part in [out]:",
+            "test_a_full_disk_keeps_the_earlier_image",
+        ),
+        (
+            "edges: a folder takes the place of an image",
+            "if out.exists() and not out.is_file():",
+            "if False:",
+            "test_what_cannot_be_sampled_is_one_sentence",
+        ),
+    ),
+    *planted(
+        "models/hub.py",
+        "program/test_edges.py",
+        (
+            "edges: a device of no values is a device",
+            "torch.empty(1, device=name).cpu().device.type",
+            'torch.empty(1, device=name).shape and "cpu"',
+            "test_a_device_that_is_not_there_is_said_first",
+        ),
+    ),
+    *planted(
+        "training/console.py",
+        "program/test_edges.py",
+        (
+            "edges: infinite minutes are minutes",
+            "if value is not None and not math.isfinite(value):",
+            "if value is not None and math.isnan(value):",
+            "test_other_commands_refuse_in_one_sentence",
+        ),
+    ),
+    *planted(
+        "data/files.py",
+        "program/test_edges.py",
+        (
+            "edges: half a file stays",
+            "            part.unlink()\n",
+            "            pass\n",
+            "test_a_block_that_fails_leaves_the_old_file",
+        ),
+    ),
 ]

@@ -7,10 +7,12 @@ import signal
 import pytest
 
 from tests.fuzz import mutate
-from tests.fuzz.__main__ import CHAIN, Runner, files, recipes
+from tests.fuzz.__main__ import CHAIN, Runner, commands, files, recipes
 
 
-@pytest.mark.parametrize(("job", "count"), [(recipes, 40), pytest.param(files, 5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("job", "count"), [(recipes, 40), (commands, 10), pytest.param(files, 5, marks=pytest.mark.slow)]
+)
 def test_broken_input_is_one_sentence(job, count, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["fewstep"])
     before = signal.getsignal(signal.SIGALRM)
