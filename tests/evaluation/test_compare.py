@@ -58,7 +58,8 @@ def test_any_prompts_any_size_and_any_judge(teacher, candidates):
         assert result.figures.keys() - without == result.intervals.keys() == result.resampled.keys()
         assert all(low <= result.figures[name] <= high for name, (low, high) in result.intervals.items())
     assert found.results[0].figures["to first"] == 0 < found.results[1].figures["to first"]
-    assert "real images" in table(found) and '"pictures": 8' in as_json(found)
+    assert "real images" not in table(found) and '"pictures": 8' in as_json(found)
+    assert "Over 8 unseen prompts" in table(found)
     assert comparison_grid(found, 2).height > 2 * 128
 
 

@@ -127,6 +127,10 @@ def test_the_figures_are_those_of_these_weights(tmp_path):
     (tmp_path / "evaluations.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 5')
     for folder in ("student", "best"):
         assert measured(tmp_path / folder, CARD) == "At step 300 of its training, on unseen prompts: FD 7.25."
+    with open(tmp_path / "evaluations.jsonl", "w") as file:
+        file.write(json.dumps({"step": 300, "FD": 7.25, "on": "8 captions held out of training, against *x*"}) + "\n")
+        file.write(json.dumps({"step": 400, "FD": 8.5}) + "\n")
+    assert "on 8 captions held out of training, against \\*x\\*: FD 7.25." in measured(tmp_path / "student", CARD)
     assert "At step 400" in measured(tmp_path / "student", replace(CARD, steps=400))
     for source, card in ((tmp_path / "student", replace(CARD, steps=350)), (tmp_path / "another", CARD)):
         assert measured(source, card).startswith("These weights were not measured")

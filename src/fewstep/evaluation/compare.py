@@ -45,12 +45,14 @@ class Comparison:
     Attributes:
         results: in the order of the candidates; captions: of their images; seed: of the noise.
         floors: FD and detail FD of as many other real images to the reference: nothing can do better.
+        about: the prompts and the reference in words.
     """
 
     results: list[Result]
     captions: Sequence[str]
     seed: int
     floors: dict[str, float]
+    about: str = "unseen prompts"
 
     @property
     def count(self) -> int:
@@ -112,7 +114,7 @@ def compare(
         results.append(Result(candidate.model, candidate.steps, images, figures, intervals, resampled, facts=facts))
         if advance is not None:
             advance(i + 1)
-    return Comparison(results, prompts.captions, seed, lowest)
+    return Comparison(results, prompts.captions, seed, lowest, prompts.about)
 
 
 def table(comparison: Comparison, names: Sequence[str] = SHORT) -> str:
@@ -120,11 +122,12 @@ def table(comparison: Comparison, names: Sequence[str] = SHORT) -> str:
     results = comparison.results
     names = [name for name in names if name in results[0].figures]
     rows = [["", *names], *([r.label, *(r.in_words(name) for name in names)] for r in results)]
-    rows.append(["real images", *(f"{comparison.floors[n]:.3g}" if n in comparison.floors else "" for n in names)])
+    if comparison.floors:
+        rows.append(["real images", *(f"{comparison.floors[n]:.3g}" if n in comparison.floors else "" for n in names)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
              for row in rows]  # fmt: skip
-    lines += ["", f"Over {comparison.count} unseen prompts, 95 % intervals in brackets; lower FD is better:"]
+    lines += ["", f"Over {comparison.count} {comparison.about}; 95 % intervals in brackets:"]
     return "\n".join([line.rstrip() for line in lines] + [f"  {n}: {FIGURES[n]}" for n in names if n in FIGURES])
 
 

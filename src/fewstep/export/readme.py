@@ -63,7 +63,8 @@ def measured(source: Path, card: Card) -> str:
         return "These weights were not measured while they were trained; `fewstep report` measures a run."
     figures = {k: v for k, v in lines[-1].items() if k != "step" and isinstance(v, int | float)}
     words = ", ".join(f"{plain(name)} {value:.4g}" for name, value in figures.items())
-    return f"At step {card.steps} of its training, on unseen prompts: {words}."
+    on = plain(str(lines[-1].get("on", "unseen prompts")))
+    return f"At step {card.steps} of its training, on {on}: {words}."
 
 
 def readme(

@@ -209,7 +209,8 @@ def _quality(page: Page, comparison: Comparison) -> None:
     names, floors = list(full.figures), comparison.floors
     page.heading("Quality")
     rows = [[r.label, *(r.in_words(name, digits=4) for name in names)] for r in comparison.results]
-    rows.append(["real images", *(f"{floors[name]:.4g}" if name in floors else "" for name in names)])
+    if floors:
+        rows.append(["real images", *(f"{floors[name]:.4g}" if name in floors else "" for name in names)])
     page.table(["", *names], rows)
     page.text(f"{comparison.count} images of each; in brackets 95 % intervals, resampled over images.", note=True)
     for name in names:

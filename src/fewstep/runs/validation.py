@@ -126,7 +126,8 @@ class Validation:
             record = {"step": step, **distributed.from_first(self._measure(step))}
         if distributed.first():
             self._log = self._log or JsonLines(self.path, step - 1)  # later lines are from before an interruption
-            self._log.write(record)
+            prompts = self._prompts
+            self._log.write(record | {"on": f"{len(prompts.captions)} {prompts.about}"})
         distributed.wait()
         if self.settings.keep_best and self._best(step) == step:
             save_student(self.run.folder.best, self.run.roles, self.run.card(step, self.cost()), self.run.role)
