@@ -120,6 +120,18 @@ def test_what_the_words_of_a_chain_tell_is_refused_when_it_is_read(stages, sente
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_joined_lora_has_both_ranks_and_stands_where_the_lower_one_stood():
+    joined = [
+        {"name": "a", **LCM}, {"name": "b", **LCM, "teacher": "a"}, {"name": "c", "merge": "b", "weights": "lora"},
+        {"name": "d", **LCM, "init": "c", "student": {"rank": 4}},
+    ]  # fmt: skip
+    assert len(parse_chain({**COMMON, "stages": joined}).stages) == 4
+    with pytest.raises(ValueError, match="a LoRA of rank 2 cannot start from 'c', which has rank 4"):
+        parse_chain({**COMMON, "stages": [*joined[:3], {"name": "d", **LCM, "init": "c"}]})
+    with pytest.raises(ValueError, match="is no stage with a LoRA that it could be joined with"):
+        parse_chain({**COMMON, "stages": [*joined[:3], {"name": "d", "merge": "c", "weights": "lora"}]})
+
+
 @pytest.mark.parametrize(("stages", "sentence"), KNOWN)
 def test_what_a_later_stage_would_be_refused_for_is_said_before_the_first(stages, sentence, tmp_path):
     chain = parse_chain({**COMMON, "stages": stages})

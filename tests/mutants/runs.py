@@ -120,7 +120,7 @@ MUTANTS = [
             "stages: a joined LoRA stands on the stage that it holds",
             "source.targets, below.under)",
             "source.targets, source.under)",
-            "test_stacked_loras_join_into_one_on_the_first_model",
+            "test_a_joined_lora_has_both_ranks_and_stands_where_the_lower_one_stood",
         ),
     ),
     *planted(
