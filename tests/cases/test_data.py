@@ -489,6 +489,7 @@ def test_the_home_folder_of_what_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     seen = []
     monkeypatch.setattr(load, "find_export", seen.append)
+    monkeypatch.setattr(load, "check_lora", lambda path: None)
     monkeypatch.setattr(load, "student_folder", lambda path: path)
     monkeypatch.setattr(load, "_student", lambda folder, base, styles, how: (folder, base, styles))
     found = load.load_model("~/runs/mine", base="~/base", loras=["~/a.safetensors", ("~/b.safetensors", 2)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
-from fewstep.evaluation.compare import eval_inputs
 from fewstep.methods.guidance import OFF, Guidance
 from fewstep.methods.registry import METHODS
 from fewstep.recipe.load import load_recipe, parse_recipe
@@ -55,7 +55,7 @@ def test_cards_are_read_so(tmp_path):
     assert load_card(tmp_path).guidance_scale == 1
     recipe = load_recipe("scenes-64-tcd", ["sample.guidance_scale=0"])
     (candidate,) = teacher_candidates(teacher, [1], recipe.sample.guidance_scale)
-    cond, noise = eval_inputs(teacher, ["a red circle"], 0)
+    cond, noise = teacher.encode_prompts(["a red circle"]), torch.zeros(1, *teacher.latent_shape)
     asked = teacher.denoiser.uncounted()
     asked(noise, 999, cond, guidance_scale=candidate.guidance_scale)
     assert asked.cost.evaluations == 1
