@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import warnings
@@ -103,6 +104,9 @@ def of_peft():
     """Settings of peft's in a file's header."""
     tensors = {**peft(Q, A, B), **peft(K, A2, B2)}
     yield "alpha", peft(Q, A, B), header(lora_alpha=1, r=4), unet(Q, AB / 4)
+    own = {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 8, "alpha_pattern": {"to_k": 4}})}
+    yield "a network's own file", {**peft(Q, A, B, ""), **peft(K, A2, B2, "")}, own, {
+        **unet(Q, AB * 2), **unet(K, low_rank(A2, B2) / 2)}  # fmt: skip
     yield "alpha none", peft(Q, A, B), header(lora_alpha=None), unet(Q, AB)
     yield "alpha in words", peft(Q, A, B), header(lora_alpha="8", r=4), unet(Q, AB * 2)
     yield "rank of a billion", peft(Q, A, B), header(lora_alpha=8, r=10**9), unet(Q, AB * 2)
@@ -366,6 +370,14 @@ def of_another_model():
         "another shape",
     )
     longer = kohya("text_model.encoder.layers.30.mlp.fc1", A, B, prefix="lora_te_")
+    alone = peft("text_model.encoder.layers.0.self_attn.q_proj", A, B, "")
+    yield (
+        "a text encoder's, of none by name",
+        "sd15",
+        alone,
+        None,
+        r"another model \(a text encoder by itself\): only 0",
+    )
     match = r"another model \(one with another text encoder\): only 0 of its 1 layers are in this model"
     yield "a longer text encoder's", "sd15", longer, None, match
     yield (
@@ -467,6 +479,15 @@ def of_damage():
         for name, shape in {"lokr_w1": (4, 4), "lokr_w1_a": (4, 1), "lokr_w1_b": (1, 4), "lokr_w2": (8, 8)}.items()
     }, None, "holds lokr_w1 twice"  # fmt: skip
     yield "two forms", "sd15", {**kohya(Q, A, B), f"{kohya_name(Q)}.diff": drawn(32, 32)}, None, "LoRA and diff at once"
+    number = torch.tensor(1.0)
+    for name, tensors in {
+        "diff": {f"{kohya_name(Q)}.diff": number},
+        "a magnitude": {**kohya(Q, A, B), f"{kohya_name(Q)}.dora_scale": number},
+        "a factor": {f"{kohya_name(Q)}.lokr_w1": number, f"{kohya_name(Q)}.lokr_w2": number},
+    }.items():  # fmt: skip
+        yield f"a single number for {name}", "sd15", tensors, None, "is a single number, where a matrix should be"
+    settings = header(lora_alpha=8, use_dora=True)
+    yield "a DoRA without magnitudes", "sd15", peft(Q, A, B), settings, "is a DoRA, but a layer has no lora_magnitude"
     yield "not a number", "sd15", kohya(Q, A * float("nan"), B), None, "lora_down.weight is not finite"
     yield "rank zero", "sd15", kohya(Q, A[:0], B[:, :0]), None, "holds nothing, where real"
     yield "whole numbers", "sd15", kohya(Q, A.to(torch.int8), B), None, "holds int8, where real numbers"
@@ -479,6 +500,13 @@ def of_damage():
     yield "an alpha beyond measure", "sd15", peft(Q, A, B), header(lora_alpha=10**18), "its alpha is absurd"
     yield "a pattern that never ends", "sd15", peft(Q, A, B), header(
         lora_alpha=8, alpha_pattern={"(a+)+$": 1}), "is no layer's name"  # fmt: skip
+    for name, pattern in {
+        "of much that may be absent": ".?" * 60 + "Z",
+        "of choices": "(.|..)" * 30 + "Z",
+        "short": "a?b?c?d?e?",
+    }.items():
+        yield f"a pattern {name}", "sd15", peft(Q, A, B), header(
+            lora_alpha=8, alpha_pattern={pattern: 1}), "is no layer's name"  # fmt: skip
     yield "ranks that differ", "sd15", kohya(Q, A, B[:, :2]), None, "another shape"
 
 
@@ -493,6 +521,31 @@ def test_a_file_is_refused_whole_in_one_sentence(name, tmp_path):
     path = write(tmp_path / "x.safetensors", tensors, metadata)
     said = refusal(pipeline, path)
     assert re.search(match, said) and str(path) in said and "\n" not in said and len(said) < 400, said
+
+
+def test_tensors_of_4_bits_are_refused(tmp_path):
+    """Which torch holds, but does not compute with."""
+    shapes = {f"{kohya_name(Q)}.lora_down.weight": [4, 32], f"{kohya_name(Q)}.lora_up.weight": [32, 4]}
+    entries = {
+        name: {"dtype": "F4", "shape": shape, "data_offsets": [64 * i, 64 * (i + 1)]}
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    head = json.dumps(entries).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\x38" * 128)
+    assert re.search(
+        "lora_down.weight holds float4.*, which is not supported", refusal("sd15", tmp_path / "x.safetensors")
+    )
+
+
+def test_original_names_by_peft_have_the_scale_of_its_config(tmp_path):
+    """fal's trainer writes such names without a config; then the scale is 1."""
+    a, b = drawn(4, 16), drawn(48, 4)
+    layers = [f"transformer.transformer_blocks.0.attn.to_{one}" for one in "qkv"]
+    tensors = peft("double_blocks.0.img_attn.qkv", a, b, "base_model.model.")
+    path = write(tmp_path / "adapter_model.safetensors", tensors)
+    assert worst(effect("flux", path), split(low_rank(a, b), *layers)) <= 2e-6
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    assert worst(effect("flux", path), split(2 * low_rank(a, b), *layers)) <= 2e-6
 
 
 # ---------------------------------------------------------------- what has no effect is said, and nothing else

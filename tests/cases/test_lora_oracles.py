@@ -98,7 +98,8 @@ def test_a_folder_of_pefts_is_what_peft_merges(tmp_path):
         LoraConfig(r=4, lora_alpha=8, target_modules=["to_q"], init_lora_weights=False, use_dora=True),
         LoHaConfig(r=2, alpha=6, **common), LoHaConfig(r=2, alpha=6, use_effective_conv2d=True, **common),
         LoKrConfig(r=2, alpha=6, **common), LoKrConfig(r=2, alpha=6, decompose_both=True, decompose_factor=4, **common),
-        LoKrConfig(r=99, alpha=66, **common), LoKrConfig(r=2, alpha=6, use_effective_conv2d=True, **common),
+        LoKrConfig(r=99, alpha=66, **common), LoKrConfig(r=99, alpha=66, rank_pattern={"to_q": 50}, **common),
+        LoKrConfig(r=2, alpha=6, use_effective_conv2d=True, **common),
     ):  # fmt: skip
         torch.manual_seed(1)
         model = get_peft_model(copied("sd15")["unet"], config)
@@ -108,6 +109,20 @@ def test_a_folder_of_pefts_is_what_peft_merges(tmp_path):
         wanted = {key: change for key, change in wanted.items() if change.any()}
         assert wanted and worst(effect("sd15", tmp_path / "x"), wanted) <= 2e-6, config
     assert worst(effect("sd15", tmp_path / "x" / "adapter_model.safetensors"), wanted) <= 2e-6
+
+
+@pytest.mark.slow
+def test_the_file_of_a_network_is_what_it_fuses(tmp_path):
+    """`save_lora_adapter` writes its settings without the part's name."""
+    network, _ = adapted(build("sd15").unet)
+    network.save_lora_adapter(tmp_path)
+    network.fuse_lora()
+    layers = {name: layer for name, layer in network.named_modules() if hasattr(layer, "base_layer")}
+    wanted = {
+        f"unet.{name}.weight": layer.base_layer.weight.detach().double() - weights("sd15")[f"unet.{name}.weight"]
+        for name, layer in layers.items()
+    }
+    assert len(wanted) > 4 and worst(effect("sd15", tmp_path), wanted) <= 1e-6
 
 
 @pytest.mark.slow

@@ -214,6 +214,8 @@ def test_a_hub_name_is_downloaded_and_peft_config_with_it(monkeypatch, tmp_path)
     assert lora_file("someone/lora") == tmp_path / "adapter_model.safetensors"
     assert asked == [("someone/lora", "adapter_config.json"), ("someone/lora", "adapter_model.safetensors")]
     assert lora_file("someone/lora/deep/x.safetensors") == tmp_path / "deep" / "x.safetensors"
+    assert lora_file("someone/lora/deep/adapter_model.safetensors").parent == tmp_path / "deep"
+    assert asked[3] == ("someone/lora", "deep/adapter_config.json")
     listed[1:] = ["a.safetensors", "b.safetensors"]
     with pytest.raises(ValueError, match="The hub's someone/lora holds several LoRA files: name one"):
         lora_file("someone/lora")

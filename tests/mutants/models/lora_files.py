@@ -32,7 +32,7 @@ MUTANTS = [
         ),
         (
             "foreign: numbers that are none are loaded",
-            "if not bool(t.to(torch.float32).isfinite().all()):",
+            "if not _finite(t, key.name, path):",
             "if False:",
             f"{_HOSTILE}[not a number]",
         ),
@@ -68,6 +68,18 @@ MUTANTS = [
             f"{_REFUSED}[damage: up alone in the last layer]",
         ),
         (
+            "lora files: a single number is a matrix",
+            "        if not t.ndim:\n",
+            "        if False:\n",
+            f"{_REFUSED}[damage: a single number for diff]",
+        ),
+        (
+            "lora files: a DoRA without magnitudes is a LoRA",
+            'if settings[layer.part].get("use_dora") and',
+            "if False and",
+            f"{_REFUSED}[damage: a DoRA without magnitudes]",
+        ),
+        (
             "lora files: nobody is told of the alpha that some layers lack",
             'if without and any("alpha" in layer.keys for layer in layers):',
             "if False:",
@@ -94,6 +106,30 @@ MUTANTS = [
             'return checked_scale(float(alpha) / (math.sqrt(size) if settings.get("use_rslora") else size))',
             "return 1.0",
             "tests/checkpoints/test_load.py::test_a_lora_of_any_layout_is_read_as_ours[peft with alpha in its header]",
+        ),
+        (
+            "lora files: settings of a network's own file are not read",
+            'if settings.keys() & {"r", "lora_alpha", "alpha"}:',
+            "if False:",
+            f"{_UNET}[of_peft: a network's own file]",
+        ),
+        (
+            "lora files: peft's config beside original names is not read",
+            "path.with_name(ADAPTER_CONFIG).is_file() or not",
+            "not",
+            "test_original_names_by_peft_have_the_scale_of_its_config",
+        ),
+        (
+            "lora files: the rank's pattern is not read",
+            '_setting(settings, "rank_pattern", layer, settings.get("r"))',
+            'settings.get("r")',
+            "tests/cases/test_lora_oracles.py::test_a_folder_of_pefts_is_what_peft_merges",
+        ),
+        (
+            "lora files: patterns of many choices are tried",
+            "[*+?{(]",
+            "[*+{]",
+            f"{_REFUSED}[damage: a pattern short]",
         ),
         (
             "lora files: rsLoRA is scaled as LoRA",

@@ -100,8 +100,9 @@ def _downloaded(repo: str, file: str | None) -> Path:
     cached = next((name for name in usual if isinstance(try_to_load_from_cache(repo, name), str)), None)
     try:
         name = file or cached or _only(HfApi().list_repo_files(repo), f"The hub's {repo}")
-        if name == usual[1]:
-            hf_hub_download(repo, ADAPTER_CONFIG)
+        folder, _, last = name.rpartition("/")
+        if last == usual[1]:
+            hf_hub_download(repo, f"{folder}/{ADAPTER_CONFIG}".lstrip("/"))
         return Path(hf_hub_download(repo, name))
     except ValueError:
         raise

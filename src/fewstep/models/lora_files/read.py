@@ -171,7 +171,9 @@ def _fill(layer: Layer, tensors: Mapping[str, Tensor], path: Path) -> None:
         if not t.is_floating_point() or not t.numel():
             what = str(t.dtype).removeprefix("torch.") if t.numel() else "nothing"
             raise ValueError(f"The LoRA {path} is damaged: {key.name} holds {what}, where real numbers should be.")
-        if not bool(t.to(torch.float32).isfinite().all()):
+        if not t.ndim:
+            raise ValueError(f"The LoRA {path} is damaged: {key.name} is a single number, where a matrix should be.")
+        if not _finite(t, key.name, path):
             raise ValueError(f"The LoRA {path} is damaged: {key.name} is not finite.")
         layer.tensors[kind] = t
     problem = lacking(layer.tensors)
@@ -179,17 +181,27 @@ def _fill(layer: Layer, tensors: Mapping[str, Tensor], path: Path) -> None:
         raise ValueError(f"The LoRA {path} is damaged: the layer of {layer.key} {problem}.")
 
 
+def _finite(t: Tensor, name: str, path: Path) -> bool:
+    try:
+        return bool(t.to(torch.float32).isfinite().all())
+    except NotImplementedError:
+        what = str(t.dtype).removeprefix("torch.")
+        raise ValueError(f"The LoRA {path} cannot be read: {name} holds {what}, which is not supported.") from None
+
+
 def _set_scale(layer: Layer, tensors: Mapping[str, Tensor], settings: Mapping[str, Settings], path: Path) -> bool:
     """Set a layer's scale by its alpha, or peft's settings; False where neither has one, and it stays 1.
 
     Raises:
-        ValueError: one sentence: alpha is not one finite number.
+        ValueError: one sentence: alpha is not one finite number, or a DoRA lacks its magnitudes.
     """
     rank, own = rank_of(layer.tensors), layer.keys.get("alpha")
     try:
         if own is not None and rank is not None:
             layer.scale = checked_scale(float(tensors[own.name].to(torch.float32)) / rank)
         elif layer.part in settings and not layer.tensors.keys() & {"diff", "diff_b"}:
+            if settings[layer.part].get("use_dora") and layer.tensors.keys() & {"down", "magnitude"} == {"down"}:
+                raise ValueError("its settings say that it is a DoRA, but a layer has no lora_magnitude_vector")
             layer.scale = peft_scale(settings[layer.part], layer.place.layers[0], rank)
         return own is not None or layer.part in settings or rank is None
     except (ValueError, RuntimeError) as error:

@@ -15,6 +15,7 @@ _MODELS: tuple[tuple[str, str], ...] = (  # words, and how names of layers of su
     ("FLUX.1", r"double_blocks_|single_blocks_|single_transformer_blocks_"),
     ("Stable Diffusion 3", r"joint_blocks_|(?:^|_)transformer_blocks_\d+_attn_add_q_proj|_context_block_"),
     ("a UNet of Stable Diffusion", rf"(?:^|_)(?:{_UNET}|{_ORIGINAL})"),
+    ("a text encoder by itself", r"^text_model_"),
     ("one with another text encoder", r"text_model_|^lora_te|^text_encoder"),
     ("a diffusion transformer", r"(?:^|_)(?:transformer_)?(?:blocks|layers)_\d+_"),
 )

@@ -30,10 +30,13 @@ Settings = Mapping[str, Any]
 def peft_settings(path: Path, names: list[str], metadata: Mapping[str, str], parts: Parts) -> dict[str, Settings]:
     """part -> peft's settings for it: from `adapter_config.json` beside a file of peft's own, or the file's header.
 
+    A header's settings have their part's name before each, or are the network's (diffusers' `save_lora_adapter`).
+
     Raises:
         ValueError: one sentence: the config is not there, damaged, or of a kind that is not supported.
     """
-    if any(name.startswith(PEFT) for name in names) and not any(map(_NOT_PEFTS.match, names)):
+    has_config = path.with_name(ADAPTER_CONFIG).is_file() or not any(map(_NOT_PEFTS.match, names))
+    if any(name.startswith(PEFT) for name in names) and has_config:
         return {next(iter(parts)): _checked(_beside(path), path)}
     if metadata.get(_HEADER) is None:
         return {}
@@ -45,6 +48,8 @@ def peft_settings(path: Path, names: list[str], metadata: Mapping[str, str], par
         raise ValueError(f"The LoRA {path} cannot be read: its metadata is damaged ({error}).") from None
     found = {part: {k.removeprefix(f"{part}."): v for k, v in settings.items() if k.startswith(f"{part}.")}
              for part in parts}  # fmt: skip
+    if settings.keys() & {"r", "lora_alpha", "alpha"}:
+        found[next(iter(parts))] = settings
     return {part: _checked(own, path) for part, own in found.items() if own}
 
 
@@ -82,15 +87,20 @@ def peft_scale(settings: Settings, layer: str, rank: int | None) -> float:
         ValueError: one sentence when they are damaged.
     """
     try:
-        patterns = settings.get("alpha_pattern") or {}
-        matched = next((key for key in patterns if _matches(str(key), layer)), None)
-        alpha = settings.get("lora_alpha", settings.get("alpha")) if matched is None else patterns[matched]
-        size = settings.get("r") if rank is None else rank
+        alpha = _setting(settings, "alpha_pattern", layer, settings.get("lora_alpha", settings.get("alpha")))
+        size = _setting(settings, "rank_pattern", layer, settings.get("r")) if rank is None else rank
         if alpha is None or size is None:
             return 1.0
         return checked_scale(float(alpha) / (math.sqrt(size) if settings.get("use_rslora") else size))
     except (ValueError, TypeError, AttributeError, ZeroDivisionError, OverflowError, re.error) as error:
         raise ValueError(f"its metadata is damaged ({error})") from None
+
+
+def _setting(settings: Settings, patterns: str, layer: str, otherwise: Any) -> Any:
+    """The value of the first pattern that the layer's name matches."""
+    values = settings.get(patterns) or {}
+    matched = next((key for key in values if _matches(str(key), layer)), None)
+    return otherwise if matched is None else values[matched]
 
 
 def checked_scale(scale: float) -> float:
@@ -110,6 +120,7 @@ def _matches(pattern: str, layer: str) -> bool:
     Raises:
         ValueError: an expression that a stranger may have made to run for ever.
     """
-    if len(pattern) > 200 or re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 4:
+    choices = len(re.findall(r"[*+?{(]", pattern))  # each may be tried for each length of the others
+    if len(pattern) > 200 or re.search(r"\)[*+?{]", pattern) or choices > 4:
         raise ValueError(f"the pattern {pattern:.40} is no layer's name")
     return re.match(rf"(.*\.)?({pattern})$", layer) is not None
