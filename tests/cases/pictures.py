@@ -37,14 +37,25 @@ def png16(values, key=None):
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
-def tiff16(values, order="<"):
+def png_of(values, bits, key):
+    """A PNG of grey of ``bits`` (1, 2, 4) whose transparent colour is ``key``."""
+    rows = ("".join(f"{value:0{bits}b}" for value in row) for row in values)  # SIZE fills whole bytes
+    rows = b"".join(b"\0" + int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
+    head = struct.pack(">IIBBBBB", *values.shape[::-1], bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"tRNS", struct.pack(">H", key)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    body = (struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def tiff16(values, order="<", white_is_zero=False):
     """An uncompressed TIFF of 16 bits, [H, W] or [H, W, 3], in either byte order."""
     height, width = values.shape[:2]
     channels = 1 if values.ndim == 2 else values.shape[2]
     data = values.astype(f"{order}u2").tobytes()
     first = 8 + len(data)
-    tags = [(256, 3, 1, width), (257, 3, 1, height), (259, 3, 1, 1), (262, 3, 1, 1 if channels == 1 else 2),
-            (273, 4, 1, 8), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, len(data))]  # fmt: skip
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (259, 3, 1, 1),
+            (262, 3, 1, 1 - white_is_zero if channels == 1 else 2), (273, 4, 1, 8),
+            (277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, len(data))]  # fmt: skip
     bits_at = first + 2 + 12 * (len(tags) + 1) + 4
     tags.append((258, 3, channels, 16 if channels == 1 else bits_at))
     entry = [
@@ -117,6 +128,7 @@ def shown():
         "rgb, one transparent": (encoded(image, transparency=key), keyed, 0),
         "grey of 16": (png16(deep), grey(deep / 257), 0.5),
         "grey of 16 tiff": (tiff16(deep), grey(deep / 257), 0.5),
+        "grey of 16 tiff, white 0": (tiff16(deep, white_is_zero=True), 255 - grey(deep / 257), 0.5),
         "grey of 16 tiff, big end first": (tiff16(deep, ">"), grey(deep / 257), 0.5),
         "rgb of 16": (png16(wide), wide / 257, 1),
         "rgb of 16 tiff": (tiff16(wide), wide / 257, 1),

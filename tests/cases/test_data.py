@@ -156,6 +156,24 @@ def test_a_caption_that_cannot_be_read_is_listed(tmp_path, monkeypatch):
     assert found(tmp_path) == ({"a.png": "x"}, {"b.png": "it cannot be read (Permission denied)"})
 
 
+def test_links_to_folders_are_listed(tmp_path):
+    """Wherever they lead: to another place, to a folder that is read anyway, to themselves."""
+    folder(tmp_path, {"else/a.png": None, "else/a.txt": "x", "data/in/b.png": None, "data/in/b.txt": "y"})
+    for name, target in (("out", tmp_path / "else"), ("twice", tmp_path / "data/in"), ("me", tmp_path / "data")):
+        (tmp_path / "data" / name).symlink_to(target)
+    captions, skipped = found(tmp_path / "data")
+    assert captions == {"in/b.png": "y"} and sorted(skipped) == ["me", "out", "twice"]
+    assert all(why.startswith("it is a link to a folder, and those are not followed") for why in skipped.values())
+    (tmp_path / "link").symlink_to(tmp_path / "else")
+    assert found(tmp_path / "link") == ({"a.png": "x"}, {})
+
+
+def test_a_column_that_a_folder_without_a_list_cannot_have(tmp_path):
+    place = folder(tmp_path, {"a.png": None, "a.txt": "x"})
+    with pytest.raises(ValueError, match=r"data.caption_column: '.*' has no metadata.jsonl .*, in which 'blip' would"):
+        found(place, caption_column="blip")
+
+
 @pytest.mark.parametrize("name, says", [
     ("none", r"there is no folder '.*none'\."), ("a.zip", "but a file: unpack it, or set data.source to its kind"),
 ])  # fmt: skip
@@ -252,14 +270,21 @@ def test_what_a_list_names_and_is_not_there(tmp_path):
 def test_tables_of_captions(tmp_path):
     """Cells hold line ends, quotes and commas; a row in another encoding or without a cell does not end the others."""
     rows = BOM + 'file_name,text,n\r\na.png,"one,\r\n""two""\u2028",1\r\n\r\nb.png,"\nb\n",2\n'.encode()
-    rows += b"c.png,gr\xfcn,3\nd.png\ne.png,last,5,6,7\nnone.png,x,0\n"
-    place = folder(tmp_path, {**{f"{name}.png": None for name in "abcde"}, "metadata.csv": rows})
+    rows += b"c.png,gr\xfcn,3\nd.png\ne.png,last,5\nnone.png,x,0\nf.png,a cat, sitting,6\n"
+    place = folder(tmp_path, {**{f"{name}.png": None for name in "abcdef"}, "metadata.csv": rows})
     captions, skipped = found(place)
     assert captions == {"a.png": 'one,\r\n"two"', "b.png": "b", "e.png": "last"}
     assert skipped == {
         "c.png (row 3 of metadata.csv)": "its caption is not text in UTF-8",
         "d.png (row 4 of metadata.csv)": "it has no caption", "none.png (row 6 of metadata.csv)": "it is not there",
+        "row 7 of metadata.csv": "it has more cells than columns: quote text with commas",
     }  # fmt: skip
+
+
+def test_a_long_cell_does_not_end_a_table(tmp_path):
+    rows = "file_name,text\na.png," + "x" * 200_000 + "\nb.png,b\n"
+    captions, skipped = found(folder(tmp_path, {"a.png": None, "b.png": None, "metadata.csv": rows}))
+    assert captions == {"a.png": "x" * 200_000, "b.png": "b"} and not skipped
 
 
 @pytest.mark.parametrize("name, text, says", [
@@ -269,7 +294,7 @@ def test_tables_of_captions(tmp_path):
     ("metadata.csv", "file_name,text\na.png,one\n".encode("utf-16"), "metadata.csv: it is not text in UTF-8"),
     ("metadata.csv", "image,text\na.png,one\n", "not image, text"),
     ("metadata.csv", "file_name,text\n", "metadata.csv: it names no image"),
-    ("metadata.csv", 'file_name,text\na.png,"' + "x" * 200_000, "it is damaged after row 0"),
+    ("metadata.csv", 'file_name,text\na.png,"' + "x" * 2_000_000, "it is damaged after row 0"),
     ("metadata.jsonl", "\n \n", "metadata.jsonl: it names no image"),
     ("metadata.jsonl", '[\n {\n  "file_name": "a.png",\n  "text": "one"\n }\n]', "line 1 of metadata.jsonl: it is not"),
     ("sub/metadata.jsonl", lines_of({"file_name": "b.png", "text": "x"}),
@@ -317,6 +342,24 @@ def test_of_several_images_the_plain_suffix_counts(tmp_path):
         sorted(named) == ["a.tar: 0", "a.tar: 1", "a.tar: 9"]
         and skipped["a.tar: 4"] == "it has no mask.png, but seg.png, txt"
     )
+
+
+def test_a_key_of_captions_is_looked_for_in_json_first(tmp_path):
+    """A text beside it has no keys, and would be another caption than the one that is asked for."""
+    entry = json.dumps({"long": "the long one", "caption": "x"}).encode()
+    shard(tmp_path / "a.tar", [("a.png", PNG), ("a.txt", b"short"), ("a.json", entry), ("b.png", PNG), ("b.txt", b"b")])
+    assert found(tmp_path, "webdataset") == ({"a.tar: a": "short", "a.tar: b": "b"}, {})
+    long = found(tmp_path, "webdataset", caption_column="long")
+    assert long == ({"a.tar: a": "the long one", "a.tar: b": "b"}, {})
+
+
+def test_hidden_members_are_no_sample_and_doubles_are_ambiguous(tmp_path):
+    """macOS puts ._NAME beside every file; two shards written into one may give one sample's text to another."""
+    members = [("._a.png", PNG), ("._a.txt", b"junk"), ("./.b.png", PNG), ("./.b.txt", b"junk"), ("a.png", PNG)]
+    members += [("a.txt", b"x"), ("c.png", PNG), ("c.txt", b"one"), ("c.PNG", png("blue"))]
+    shard(tmp_path / "a.tar", members)
+    doubled = {"a.tar: c": "it holds png twice, of two samples perhaps"}
+    assert found(tmp_path, "webdataset") == ({"a.tar: a": "x"}, doubled)
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from fewstep.data.images import CaptionedImage, pixels
 from fewstep.inference.images import as_images, as_list, as_masks, opened
-from tests.cases.pictures import SIZE, encoded, grey, noise, png16, shown, upright
+from tests.cases.pictures import SIZE, encoded, grey, noise, png16, png_of, shown, upright
 
 PICTURES = shown()
 
@@ -104,6 +104,17 @@ def test_what_png_names_as_transparent_is_white_in_16_bits_too():
             assert (image[2, 3] == 255).all()
             image[2, 3] = values[2, 3] / 257
             assert np.abs(image - (values if values.ndim == 3 else grey(values)) / 257).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_what_png_names_as_transparent_is_white_in_few_bits_too(bits):
+    """Pillow scales the pixels to 8 bits, but not the colour that is transparent."""
+    values, top = noise(top=2**bits), 2**bits - 1
+    for key in range(top + 1):
+        data, expected = png_of(values, bits, key), grey(np.where(values == key, 255, values * 255 // top))
+        picture = Image.open(io.BytesIO(data))
+        for image in (trained(data, SIZE), sampled(data), sampled(picture), sampled(picture)):
+            assert (image == expected).all()
 
 
 @pytest.mark.parametrize("size", [(24, 24), (64, 64), (32, 48), (12, 40)])

@@ -276,6 +276,12 @@ MUTANTS = [
             "tests/cases/test_data.py::test_a_folder_that_cannot_be_read_is_listed",
         ),
         (
+            "pictures: links to folders are passed over in silence",
+            "if link.is_symlink()]",
+            "if False]",
+            "tests/cases/test_data.py::test_links_to_folders_are_listed",
+        ),
+        (
             "pictures: a changed caption has the old fingerprint",
             "repr((image.name, image.stamp, image.caption))",
             "repr((image.name, image.stamp))",
@@ -291,6 +297,18 @@ MUTANTS = [
     *planted(
         "data/rgb.py",
         "data/test_images.py",
+        (
+            "pictures: the transparent grey of few bits is not scaled",
+            '_SCALES = {"L;2": 85, "L;4": 17}',
+            "_SCALES = {}",
+            "tests/cases/test_pictures.py::test_what_png_names_as_transparent_is_white_in_few_bits_too[4]",
+        ),
+        (
+            "pictures: 16 bits whose white is zero are a negative",
+            "255 - eight if _white_is_zero(image) else eight",
+            "eight",
+            "tests/cases/test_pictures.py::test_a_picture_is_the_same_from_whatever_it_comes[grey of 16 tiff, white 0]",
+        ),
         (
             "pictures: they lie on their side",
             "upright = image if turn is None else image.transpose(turn)",
@@ -430,6 +448,24 @@ MUTANTS = [
             "test_captions_in_a_list_have_the_usual_keys_or_the_named_one",
         ),
         (
+            "folder: a column is asked of a folder without a list",
+            "if listed is None and caption_column is not None:",
+            "if False:",
+            "test_a_column_that_a_folder_without_a_list_cannot_have",
+        ),
+        (
+            "folder: a caption ends at its comma",
+            "more = None in row",
+            "more = False",
+            "test_tables_of_captions",
+        ),
+        (
+            "folder: a long cell ends the table",
+            "csv.field_size_limit(max(csv.field_size_limit(), MAX_TEXT + 1))",
+            "csv.field_size_limit(2**17)",
+            "test_a_long_cell_does_not_end_a_table",
+        ),
+        (
             "folder: a row in another encoding ends the table",
             '"utf-8-sig", "surrogateescape"',
             '"utf-8-sig", "strict"',
@@ -468,6 +504,24 @@ MUTANTS = [
             "f\"{member.name.rpartition('/')[0]}/{key}\"",
             'f"{key}"',
             "test_captions_are_text_or_a_key_of_json",
+        ),
+        (
+            "shards: a key is asked of a text",
+            'kinds = _TEXTS if key is None else ("json", *_TEXTS)',
+            "kinds = _TEXTS",
+            "tests/cases/test_data.py::test_a_key_of_captions_is_looked_for_in_json_first",
+        ),
+        (
+            "shards: hidden members are a sample",
+            "if not key:",
+            "if False:",
+            "tests/cases/test_data.py::test_hidden_members_are_no_sample_and_doubles_are_ambiguous",
+        ),
+        (
+            "shards: of two members of one name the last counts",
+            "if key in twice:",
+            "if False:",
+            "tests/cases/test_data.py::test_hidden_members_are_no_sample_and_doubles_are_ambiguous",
         ),
         (
             "shards: of several images any is taken",

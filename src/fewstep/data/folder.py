@@ -22,6 +22,7 @@ from fewstep.data.text import MAX_TEXT, UTF_16, caption_among, caption_keys, cap
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 _TEXTS = (".txt", ".caption")
+csv.field_size_limit(max(csv.field_size_limit(), MAX_TEXT + 1))  # its own limit ends the whole list
 _NOT_READ = (
     ".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".ppm", ".pgm", ".exr", ".hdr",
     ".dng", ".cr2", ".cr3", ".nef", ".arw", ".mp4", ".mov", ".webm",
@@ -43,6 +44,10 @@ def folder_images(folder: Path, caption_column: str | None = None) -> Iterator[C
         hint = ", but a file: unpack it, or set data.source to its kind" if folder.is_file() else ""
         raise ValueError(f"data.path: there is no folder '{folder}'{hint}.")
     listed = next((name for name in METADATA if (folder / name).is_file()), None)
+    if listed is None and caption_column is not None:
+        raise ValueError(
+            f"data.caption_column: '{folder}' has no {' or '.join(METADATA)}, in which '{caption_column}' would be."
+        )
     return _beside(folder) if listed is None else _listed(folder, listed, caption_keys(caption_column))
 
 
@@ -126,7 +131,9 @@ def _csv_rows(file: str, data: bytes, keys: tuple[str, ...]) -> Iterator[tuple[s
             yield file, Skipped(file, f"its columns must be {wanted}, separated by commas, not {', '.join(there)}")
             return
         for number, row in enumerate(rows, start=1):
-            yield f"row {number} of {file}", row
+            where = f"row {number} of {file}"
+            more = None in row  # such as an unquoted comma in a caption, which would lose its end
+            yield where, Skipped(where, "it has more cells than columns: quote text with commas") if more else row
     except csv.Error as error:
         yield file, Skipped(file, f"it is damaged after row {number} ({error}): what follows is lost")
 

@@ -24,6 +24,7 @@ from fewstep.data.rgb import SIDEWAYS, check_size, fitted, orientation, rgb
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_LINK = "it is a link to a folder, and those are not followed: give that folder as data.path, or move it here"
 _MAX_ENLARGEMENT = 8  # times a side may be enlarged; smaller images carry too little detail
 
 
@@ -63,15 +64,17 @@ class Collection:
 
 
 def walk(folder: Path) -> tuple[list[Path], list[Skipped]]:
-    """(all files below a folder in the order of their names, the folders in it that cannot be read)."""
+    """(all files below a folder in the order of their names, the folders in it that cannot be read or are links)."""
     files: list[Path] = []
     closed: list[Skipped] = []
 
     def note(error: OSError) -> None:
         closed.append(unread(os.path.relpath(error.filename, folder), error))
 
-    for place, _, names in os.walk(folder, onerror=note):
+    for place, folders, names in os.walk(folder, onerror=note):
         files += [Path(place, name) for name in names]
+        links = (Path(place, name) for name in sorted(folders))
+        closed += [Skipped(str(link.relative_to(folder)), _LINK) for link in links if link.is_symlink()]
     return sorted(files), closed
 
 

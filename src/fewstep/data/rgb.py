@@ -25,6 +25,7 @@ _TURNS = {
 }  # fmt: skip
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_SCALES = {"L;2": 85, "L;4": 17}
 _SLACK = 1e-3  # by which rounding and resampling may take floats beyond 0 and 1: a quarter of a level of 8 bits
 
 
@@ -36,6 +37,7 @@ def check_size(image: Image.Image) -> None:
 
 def orientation(image: Image.Image) -> int:
     """The orientation in EXIF, 1 (upright) where it says none or is damaged."""
+    _scale_key(image)  # before this loads a PNG
     try:
         found = image.getexif().get(0x0112)
     except Exception:  # Pillow raises errors of many kinds on damaged EXIF; the pixels may be whole
@@ -51,14 +53,30 @@ def eight_bits(image: Image.Image) -> Image.Image:
     """
     if not image.width or not image.height:
         raise Unusable("it has no pixels")
+    _scale_key(image)
     image.load()  # turns a TIFF upright; other formats leave that to their reader
     turn = _TURNS.get(orientation(image))
     upright = image if turn is None else image.transpose(turn)
     if turn is not None:  # or whoever gets it would turn it again
         upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-        return Image.fromarray(_without_key(_of_16_bits(np.asarray(upright)), upright))
+        eight = _without_key(_of_16_bits(np.asarray(upright)), upright)
+        return Image.fromarray(255 - eight if _white_is_zero(image) else eight)
     return Image.fromarray(_of_floats(np.asarray(upright))) if image.mode == "F" else upright
+
+
+def _scale_key(image: Image.Image) -> None:
+    """Make the transparent grey of a PNG of 2 or 4 bits one of 8, as Pillow makes the pixels; once, as it is loaded."""
+    tile = getattr(image, "tile", None) if image.format == "PNG" else None
+    raw = tile[0].args if tile else ""
+    if raw in _SCALES and isinstance(image.info.get("transparency"), int):
+        image.load()
+        image.info["transparency"] *= _SCALES[raw]
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    """Whether a TIFF stores white as 0, which Pillow undoes for 8 bits, but not for 16."""
+    return bool(getattr(image, "tag_v2", {}).get(262) == 0)
 
 
 def rgb(image: Image.Image) -> Image.Image:

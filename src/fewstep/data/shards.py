@@ -44,6 +44,7 @@ def _samples(folder: Path, name: str, image: str | None, column: str | None) -> 
     shard = folder / name
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     wrong: list[Skipped] = []
+    twice: dict[str, str] = {}
     size, stamp = shard.stat().st_size, shard.stat().st_mtime_ns
     with open(shard, "rb") as file:
         try:
@@ -56,8 +57,12 @@ def _samples(folder: Path, name: str, image: str | None, column: str | None) -> 
                         wrong.append(Skipped(f"{name}: {member.name}", refused))
                         continue
                     key, _, suffix = member.name.rpartition("/")[2].partition(".")
-                    place = samples.setdefault(f"{member.name.rpartition('/')[0]}/{key}".lstrip("/"), {})
-                    place[suffix.lower()] = member
+                    if not key:  # a hidden file, such as those that macOS adds to every other
+                        continue
+                    sample = f"{member.name.rpartition('/')[0]}/{key}".lstrip("/")
+                    if suffix.lower() in samples.setdefault(sample, {}):
+                        twice[sample] = suffix.lower()
+                    samples[sample][suffix.lower()] = member
         except (tarfile.TarError, ValueError, OverflowError, EOFError):
             wrong.append(Skipped(name, _no_tar(shard)))
         else:
@@ -65,7 +70,10 @@ def _samples(folder: Path, name: str, image: str | None, column: str | None) -> 
             if any(file.read()):
                 wrong.append(Skipped(name, "it is cut short: its end-of-archive block is missing"))
         for key, members in samples.items():
-            yield attempt(f"{name}: {key}", _sample, f"{name}: {key}", shard, members, str(stamp), image, column)
+            if key in twice:
+                yield Skipped(f"{name}: {key}", f"it holds {twice[key]} twice, of two samples perhaps")
+            else:
+                yield attempt(f"{name}: {key}", _sample, f"{name}: {key}", shard, members, str(stamp), image, column)
     yield from wrong
 
 
@@ -88,7 +96,7 @@ def _sample(
     name: str, shard: Path, members: Mapping[str, tarfile.TarInfo], stamp: str, image: str | None, column: str | None
 ) -> CaptionedImage:
     pixels = members[_image_of(members, image)]
-    kind = _text_of(members)
+    kind = _text_of(members, column)
     text = _read(shard, members[kind].offset_data, min(members[kind].size, MAX_TEXT + 1))
     caption = caption_in(text, column) if kind.endswith("json") else caption_of(text)
     read = partial(_read, shard, pixels.offset_data, pixels.size)
@@ -111,10 +119,11 @@ def _image_of(members: Mapping[str, tarfile.TarInfo], wanted: str | None) -> str
     return plain[0]
 
 
-def _text_of(members: Mapping[str, tarfile.TarInfo]) -> str:
-    """The suffix of the caption: the plain one, or the only one."""
-    plain = [suffix for suffix in _TEXTS if suffix in members]
-    longer = [suffix for suffix in members if suffix.rpartition(".")[2] in _TEXTS]
+def _text_of(members: Mapping[str, tarfile.TarInfo], key: str | None) -> str:
+    """The suffix of the caption: the plain one, or the only one; .json before others where a ``key`` is asked for."""
+    kinds = _TEXTS if key is None else ("json", *_TEXTS)
+    plain = [suffix for suffix in kinds if suffix in members]
+    longer = [suffix for suffix in members if suffix.rpartition(".")[2] in kinds]
     if not longer:
         raise Unusable("it has no caption")
     if not plain and len(longer) > 1:
