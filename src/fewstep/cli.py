@@ -551,7 +551,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="JSON file to write, with a PNG of the images.")] = Path("evaluation.json"),
     quiet: Quiet = False,
 ) -> None:
-    """Measure students at every combination of steps, guidance, eta and LoRA scale: which one to ship?"""
+    """Measure students at every combination of steps, guidance, eta and LoRA scale, to choose what to ship."""
     from fewstep.evaluation.compare import table
     from fewstep.reports.evaluate import COLUMNS, Sweep, best
     from fewstep.reports.evaluate import evaluate as measure
