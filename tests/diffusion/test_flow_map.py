@@ -206,6 +206,7 @@ def test_the_schedule_only_changes_coordinates():
     torch.testing.assert_close(ring.flow_map(x, VP, 700, 50), ve, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_map_carries_samples_to_samples():
     ring = GaussianMixture.ring(4, 1.0, 0.15)
     y = ring.flow_map(starts(ring, VP, 999, 4000), VP, 999, -1)

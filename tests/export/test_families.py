@@ -67,7 +67,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, to", [
-    ("sd15", "diffusers"), ("sdxl", "kohya"),
+    pytest.param("sd15", "diffusers", marks=pytest.mark.slow), ("sdxl", "kohya"),
     pytest.param("sd3", "diffusers", marks=pytest.mark.slow), pytest.param("flux", "lora", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):

@@ -142,6 +142,7 @@ def test_what_does_not_go_together_is_refused(monkeypatch):
             quantize(torch.nn.Linear(2, 2), kind)
 
 
+@pytest.mark.slow
 def test_a_plan_knows_of_it():
     from fewstep.runs.plan import plan
 

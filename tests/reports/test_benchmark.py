@@ -211,6 +211,7 @@ def test_a_chain_shares_its_budget_among_its_stages(short):
     assert min(longer) > 1.5 and max(longer) / min(longer) < 1.01
 
 
+@pytest.mark.slow
 def test_pairs_are_paid_for_first(short):
     recipe = load_recipe("scenes-64-dmd", [*short, "pairs.size=10", "pairs.num_inference_steps=5"])
     cost = 10 * 5 * 2  # guided

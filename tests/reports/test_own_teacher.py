@@ -41,6 +41,16 @@ def own(place, family, side, **changes):
     })  # fmt: skip
 
 
+@pytest.fixture()
+def quick(monkeypatch):
+    """Colours of four parts of an image as its features: the ImageNet network takes most of the time."""
+    monkeypatch.setattr("fewstep.runs.measured_on.load_imagenet_encoder", lambda device: colours)
+
+
+def colours(images):
+    return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
 def spoiled(run, place):
     """The run with a student whose LoRA is noise."""
     shutil.copytree(run, place)
@@ -57,6 +67,7 @@ def runs(tmp_path_factory):
     return [place / "good", spoiled(place / "good", place / "bad")]
 
 
+@pytest.mark.slow
 def test_a_worse_student_ranks_behind_and_every_figure_has_its_interval(runs, tmp_path):
     found = evaluate(runs, Sweep(steps=(2,)), tmp_path / "evaluation.json")
     full, _, good, bad = found.results
@@ -75,7 +86,7 @@ def test_a_worse_student_ranks_behind_and_every_figure_has_its_interval(runs, tm
     assert Image.open(tmp_path / "evaluation.png").size[0] > 64
 
 
-def test_a_sweep_is_every_combination_of_the_students(runs, tmp_path):
+def test_a_sweep_is_every_combination_of_the_students(runs, quick, tmp_path):
     """Strength 0 of the LoRA is the teacher by the student's sampler; a strength of 1 comes back exactly."""
     found = evaluate(runs[:1], Sweep(steps=(1, 2), lora_scale=(0.0, 1.0), guidance=(0.0, 2.0)), tmp_path / "sweep.json")
     labels = [result.label for result in found.results[3:]]
@@ -95,7 +106,7 @@ def test_values_that_no_sampler_takes_are_one_sentence(value, name):
         Sweep(**{name: value})
 
 
-def test_the_page_says_against_what_and_begins_with_what_was_reached(runs, tmp_path):
+def test_the_page_says_against_what_and_begins_with_what_was_reached(runs, quick, tmp_path):
     comparison = report(runs, tmp_path / "report.html", count=8)
     page = (tmp_path / "report.html").read_text()
     assert "8 captions held out of training, against the teacher&#39;s images of the same prompts and noise" in page

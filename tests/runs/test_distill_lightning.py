@@ -63,6 +63,7 @@ def whole(tiny, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_stage_leaves_a_student_of_its_own_steps(run, tmp_path):
     folder = run[1]
     cards = [load_card(folder / name / "student") for name in NAMES]
@@ -77,6 +78,7 @@ def test_every_stage_leaves_a_student_of_its_own_steps(run, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_step_costs_what_the_documents_say(run):
     """A picture: student 3, teacher 2 calls (guided: 4); features 1/2 each, with their gradients 1 more for each.
 
@@ -91,6 +93,7 @@ def test_a_step_costs_what_the_documents_say(run):
     assert costs == [3 + 4, 3 + 2, 3 + 2 + 3 * 1.5, 3 + 2 + 2 * 1.5]
 
 
+@pytest.mark.slow
 def test_a_discriminator_begins_as_the_first_model_whoever_teaches(run, tiny, tmp_path):
     chain, folder = run
     recipe = chain.stages[2].recipe
@@ -103,6 +106,7 @@ def test_a_discriminator_begins_as_the_first_model_whoever_teaches(run, tiny, tm
                for name, t in found.items())  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_discriminator_has_no_decoder(run, tmp_path):
     chain, folder = run
     job = setup(chain.stages[3].recipe, tmp_path, {"eight": folder / NAMES[0] / "student",
@@ -166,11 +170,13 @@ def test_a_student_may_predict_another_kind_than_its_teacher(whole, tmp_path):
     assert words == "ddim, timesteps 999; guidance 1; seed 0"
 
 
+@pytest.mark.slow
 def test_a_conversion_brings_x0_towards_the_teachers(whole):
     lines = [json.loads(line) for line in (whole / "04-converted" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["student/convert"] < 0.7 * lines[0]["student/convert"]
 
 
+@pytest.mark.slow
 def test_weights_of_one_kind_are_not_read_as_another(whole, tmp_path):
     method = {"name": "lightning", "loss": "conditional", "num_inference_steps": 1, "num_teacher_steps": 4}
     recipe = {**COMMON, "teacher": str(whole / "03-full"), "student": {"weights": "full"}}
@@ -195,6 +201,7 @@ def test_a_teacher_is_asked_on_the_grid_it_learnt():
     parse_chain({"stages": [first, second]})
 
 
+@pytest.mark.slow
 def test_merged_it_is_the_same_student(whole):
     one, other = (whole / name / "student" for name in ("01-unconditional", "02-whole"))
     teacher = teacher_of(one, load_card(one))

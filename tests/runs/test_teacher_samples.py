@@ -240,6 +240,7 @@ def test_prepare_says_what_it_cannot_do(tmp_path, monkeypatch, capsys):
     assert code == 2 and "has stages" in errors
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_pairs(options):
     said = "\n".join(describe(plan(load_recipe("scenes-64-dmd", options), timed=False)))
     assert "before training, the teacher generates 10 samples in 2 steps each: up to 40 forward passes" in said

@@ -77,6 +77,7 @@ def test_a_reward_by_the_trunks_former_name_too(tmp_path, monkeypatch, capsys):
     assert code == 2 and "Unknown --trunk 'teller': use encoder or detector." in errors
 
 
+@pytest.mark.slow
 def test_figures_of_a_teacher(tiny, tmp_path, monkeypatch, capsys):
     """Its reference is written and used; the scale of lowest FD is named."""
     from fewstep.scenes64 import prompts

@@ -38,6 +38,7 @@ def test_gans_against_closed_forms():
     assert len(held(gan.rows())) == 8
 
 
+@pytest.mark.slow
 def test_lightning_against_closed_forms():
     """Halvings of one Gaussian, where a mean square error is measured, and what ideal discriminators ask for."""
     rows = held(lightning.rows())
