@@ -107,7 +107,7 @@ def test_values_that_no_sampler_takes_are_one_sentence(value, name):
 
 
 def test_the_page_says_against_what_and_begins_with_what_was_reached(runs, quick, tmp_path):
-    comparison = report(runs, tmp_path / "report.html", count=8)
+    comparison = report(runs[:1], tmp_path / "report.html", count=8)
     page = (tmp_path / "report.html").read_text()
     assert "8 captions held out of training, against the teacher&#39;s images of the same prompts and noise" in page
     sentence = verdict(comparison)[0]
