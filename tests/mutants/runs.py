@@ -247,6 +247,12 @@ MUTANTS = [
             "tests/runs/test_folder.py::test_a_finished_run_is_known_by_its_recipes_values_not_by_their_spelling",
         ),
         (
+            "resume: keys that a run does not know yet are other settings",
+            "stored[name] = defaults | stored[name]",
+            "pass",
+            "tests/runs/test_folder.py::test_keys_that_a_stored_recipe_does_not_know_yet_have_their_defaults",
+        ),
+        (
             "resume: former names of settings are strangers",
             '{cls.renamed.get(key, key): value for key, value in stored["method"].items()}',
             'dict(stored["method"])',

@@ -88,6 +88,20 @@ def test_settings_of_a_stored_recipe_may_have_former_names(tmp_path):
         load_recipe(files.recipe)
 
 
+def test_keys_that_a_stored_recipe_does_not_know_yet_have_their_defaults(folder):
+    """Of a run that was begun before there were any."""
+    stored = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    recipe = parse_recipe(stored)
+    for key in ("prompts", "reference", "path", "features", "metrics"):
+        del stored["evaluate"][key]
+    folder.recipe.write_text(yaml.safe_dump(stored), encoding="utf-8")
+    assert folder.is_finished(recipe)
+    folder.may_resume(recipe)
+    folder.may_resume(parse_recipe({**stored, "evaluate": {"path": "elsewhere"}}))  # a place is no other reference
+    with pytest.raises(RecipeError, match=r"evaluate.metrics = \[\], not \['perceptual'\]"):
+        folder.may_resume(parse_recipe({**stored, "evaluate": {"metrics": ["perceptual"]}}))
+
+
 def test_the_last_run_of_several_stages_is_the_last_that_trains(tmp_path):
     files = RunFolder(tmp_path)
     assert files.last() == tmp_path and files.stages() == []

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from fewstep.data.files import LOCK, only_one, replace_text
 from fewstep.methods.base import Method
@@ -96,8 +97,13 @@ class RunFolder(RunFiles):
         return parse_recipe(_in_present_words(stored, find_method(name)) if isinstance(name, str) else stored)
 
     def _stored_for(self, recipe: Recipe) -> dict[str, Any]:
-        """`stored`, for a comparison with ``recipe``."""
-        return _in_present_words(self.stored(), recipe.method_class())
+        """`stored`, for a comparison with ``recipe``: keys that were not there yet have their defaults."""
+        stored = _in_present_words(self.stored(), recipe.method_class())
+        for name, section in Recipe.model_fields.items():
+            if name != "method" and isinstance(stored.get(name), dict) and section.default is not None:
+                defaults = TypeAdapter(section.annotation).dump_python(section.default, mode="json")
+                stored[name] = defaults | stored[name]
+        return stored
 
     def is_finished(self, recipe: Recipe) -> bool:
         """Whether exactly this recipe has run to its end here."""
