@@ -277,8 +277,8 @@ MUTANTS = [
         "runs/test_recipe_arrives.py",
         (
             "settings: validation takes 128 prompts, whatever the recipe says",
-            "unseen_prompts(teacher, count or recipe.evaluate.count)",
-            "unseen_prompts(teacher, count or 128)",
+            "count = recipe.evaluate.count if count is None else count\n    if measures",
+            "count = 128 if count is None else count\n    if measures",
             "test_a_key_changes_a_run[evaluate.count]",
         ),
     ),

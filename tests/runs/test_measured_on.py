@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fewstep.models.imagenet import load_imagenet_encoder
 from fewstep.recipe.load import parse_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
+from fewstep.runs.foresee import foresee
 from fewstep.runs.measured_on import evaluation_captions, prompt_set
 from fewstep.runs.setup import setup
 from fewstep.sampling import DDIMSampler, sample
@@ -181,12 +183,49 @@ def test_held_out_images_as_reference(folder, tmp_path):
         ({"reference": "/nowhere"}, "there is no folder '/nowhere'"),
         ({"reference": "data", "metrics": ["perceptual"]}, "set reference: teacher"),
         ({"metrics": ["inception"]}, "there is no figure 'inception': use perceptual, clip, pickscore, aesthetic"),
+        ({"prompts": "/nowhere.txt"}, "^evaluate.prompts: prompts are a file of .txt or .jsonl"),
+        ({"prompts": "few.txt"}, "^evaluate: 3 prompts are too few to measure on: give 8 or more"),
+        ({"reference": "broken", "prompts": "many.txt"}, "^evaluate.reference: 0 images are too few to measure on"),
         ({"metric": "ms"}, "'ms' cannot decide"),
         ({"metric": "accuracy"}, "accuracy"),
     ],
 )
-def test_what_cannot_be_measured_is_one_sentence(folder, tmp_path, evaluate, sentence):
+def test_what_cannot_be_measured_is_one_sentence(folder, tmp_path, monkeypatch, evaluate, sentence):
+    monkeypatch.chdir(tmp_path)
+    Path("few.txt").write_text("\na cat\n \na dog\n\na bird\n")
+    Path("many.txt").write_text("a cat\n" * 9)
+    Path("broken").mkdir()
+    for i in range(9):
+        Path("broken", f"{i}.png").write_bytes(b"no image")
     with pytest.raises((RecipeError, ValueError), match=f"(?i){sentence}"):
         made = recipe(folder, **evaluate)
         run = setup(made, tmp_path / "run")
         prompt_set(made, run.teacher, run.folder)
+
+
+@pytest.mark.parametrize("evaluate", [{"prompts": "/nowhere.txt"}, {"reference": "/nowhere"}, {"metrics": ["inception"]},
+                                      {"metrics": ["perceptual"], "reference": "data"}, {"count": 9, "reference": "x"}])  # fmt: skip
+def test_what_cannot_be_measured_is_refused_before_anything_is_encoded(folder, tmp_path, evaluate):
+    made = recipe(folder, **evaluate)
+    for refused in (lambda: foresee(made), lambda: distill(made, tmp_path / "run")):
+        with pytest.raises(ValueError, match="evaluate|there is no folder|There is no folder"):
+            refused()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teachers_images_belong_to_their_size(folder, tmp_path):
+    """One folder for runs of two sizes of one teacher."""
+    for side in (64, 128):
+        made = recipe(folder, path=str(tmp_path / "shared"))
+        made = made.model_copy(update={"teacher": made.teacher.model_copy(update={"size": side})})
+        run = setup(made, tmp_path / "run")
+        assert prompt_set(made, run.teacher, run.folder).teacher.shape[-1] == side
+    assert len(list((tmp_path / "shared").iterdir())) == 2
+
+
+def test_images_that_were_trained_on_are_called_so(folder, tmp_path):
+    """Nothing was held out, but the images of the data are asked for."""
+    made = recipe(folder, every=0, reference="data")
+    run = setup(made, tmp_path / "run")
+    prompts = prompt_set(made, run.teacher, run.folder)
+    assert len(prompts.reference.features) == 8 and prompts.about == "captions trained on, against images trained on"

@@ -15,6 +15,7 @@ from fewstep.recipe.chain import Chain, Merge, Stage
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.fit import card_at, check_fit, check_machine, foreseen_card
+from fewstep.runs.measured_on import check_measured
 from fewstep.students.card import Card
 from fewstep.students.lineage import model_behind
 from fewstep.training.trainer import check_batch
@@ -85,6 +86,7 @@ def _card(recipe: Recipe, base: Recipe, cards: Mapping[str, Card | None]) -> Car
     check_batch(recipe.training)
     if recipe.data.place is not None:
         find_captions(recipe.data.place, 1)
+    check_measured(recipe)
     below = cards[recipe.teacher.path] if recipe.teacher.path in cards else card_at(recipe.teacher.path)
     start = None
     if recipe.init is not None and recipe.init != recipe.teacher.path:

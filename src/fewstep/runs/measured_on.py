@@ -7,7 +7,7 @@ be measured without any data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fewstep.data.entries import Skipped, attempt
-from fewstep.data.find import FEWEST, Place, find_captions, held_out_captions, held_out_images
+from fewstep.data.find import FEWEST, Place, find_captions, find_images, held_out_captions, held_out_images
 from fewstep.data.folder import uncaptioned_images
-from fewstep.data.images import pixels
+from fewstep.data.images import CaptionedImage, pixels
 from fewstep.data.pairs import noise_of
 from fewstep.evaluation.measured import Features, Reference
 from fewstep.evaluation.prompt_set import PromptSet
@@ -56,16 +56,43 @@ def evaluation_captions(recipe: Recipe, count: int | None = None) -> list[str]:
     Raises:
         ValueError: one sentence when there are too few.
     """
-    evaluate, data = recipe.evaluate, recipe.data
-    count = count or evaluate.count
+    count = recipe.evaluate.count if count is None else count
+    return _enough(_captions(recipe, count))
+
+
+def _captions(recipe: Recipe, count: int) -> list[str]:
+    evaluate, data, place = recipe.evaluate, recipe.data, recipe.place
     if evaluate.prompts:
-        return list(find_captions(Place("prompts", evaluate.prompts), count))
-    if data.place is None:
+        try:
+            return list(find_captions(Place("prompts", evaluate.prompts), count))
+        except ValueError as error:
+            raise ValueError(f"evaluate.prompts: {str(error).removeprefix('data.path: ')}") from None
+    if place is None:
         return unseen_captions(count)
-    place = recipe.place
-    assert place is not None
     found = held_out_captions(place, data.size) if place.held_out else find_captions(place, data.size)
     return list(found[:count])
+
+
+def _enough(captions: list[str]) -> list[str]:
+    if len(captions) < FEWEST:
+        raise ValueError(f"evaluate: {len(captions)} prompts are too few to measure on: give {FEWEST} or more.")
+    return captions
+
+
+def check_measured(recipe: Recipe) -> None:
+    """Refuse before any training what the students of ``recipe`` could not be measured on.
+
+    Raises:
+        ValueError: one sentence, where prompts, captions or reference images are missing, or a figure is unknown.
+    """
+    evaluate = recipe.evaluate
+    if not evaluate.every:
+        return
+    if recipe.place is not None or evaluate.prompts:
+        evaluation_captions(recipe)
+    _check_figures(evaluate)
+    if evaluate.reference not in (None, "teacher"):
+        _reference_images(recipe)
 
 
 def prompt_set(
@@ -80,9 +107,12 @@ def prompt_set(
     Raises:
         ValueError: one sentence, where images, networks or prompts are missing.
     """
+    count = recipe.evaluate.count if count is None else count
     if measures_scenes(recipe, teacher.image_size):
-        return unseen_prompts(teacher, count or recipe.evaluate.count)
+        _enough(unseen_captions(min(count, FEWEST)))
+        return unseen_prompts(teacher, count)
     evaluate, device = recipe.evaluate, recipe.training.device
+    _check_figures(evaluate)
     captions = evaluation_captions(recipe, count)
     features = open_features(evaluate.features or "imagenet", device)
     scores = {figure: partial(score, captions=captions) for figure, score in _scores(evaluate, device).items()}
@@ -95,8 +125,6 @@ def prompt_set(
             captions, features, reference, noise=noise, teacher=images, scores=scores, perceptual=perceptual,
             about=_in_words(recipe),
         )  # fmt: skip
-    if perceptual is not None:
-        raise RecipeError("evaluate.metrics: perceptual is a distance to the teacher's images: set reference: teacher.")
     reference = Reference.of_batches(_real_images(recipe, teacher), features)
     return PromptSet(captions, features, reference, noise=noise, scores=scores, about=_in_words(recipe))
 
@@ -104,10 +132,11 @@ def prompt_set(
 def _in_words(recipe: Recipe) -> str:
     """The prompts and the reference of a recipe's own prompt set."""
     evaluate, place = recipe.evaluate, recipe.place
-    prompts = "captions held out of training" if place is not None and place.held_out else "captions trained on"
+    held_out = place is not None and place.held_out
+    prompts = "captions held out of training" if held_out else "captions trained on"
     if evaluate.prompts or place is None:
         prompts = f"prompts of {Path(evaluate.prompts).name}" if evaluate.prompts else "captions of unseen scenes"
-    against = {"data": "held-out images", "teacher": "the teacher's images of the same prompts and noise"}
+    against = {"data": "held-out images" if held_out else "images trained on", "teacher": "the teacher's images of the same prompts and noise"}
     reference = evaluate.reference or "teacher"
     return f"{prompts}, against {against.get(reference, f'the images of {Path(reference).name}')}"
 
@@ -127,7 +156,9 @@ def teacher_images(
     )  # fmt: skip
     sampling = TeacherSampling(teacher, teacher.denoiser, settings, captions, recipe.training.device)
     shared = folder.reference if evaluate.path is None else Path(evaluate.path)
-    latents = sampling.load(sampling.files(folder_for(shared, "teacher", sampling.about())), show_progress).mean
+    drawn_as = {"shape": str(tuple(teacher.latent_shape)), "guidance_embed": str(teacher.guidance_embed)}
+    place = folder_for(shared, "teacher", {**sampling.about(), **drawn_as})
+    latents = sampling.load(sampling.files(place), show_progress).mean
     return torch.cat([teacher.decode(part.float()).cpu() for part in latents.split(_ROWS)])
 
 
@@ -145,16 +176,22 @@ def _perceptual(features: Features, device: str) -> Callable[[Tensor, Tensor], T
     return (features if isinstance(features, ImageNetEncoder) else load_imagenet_encoder(device)).distance
 
 
+def _check_figures(evaluate: EvaluateConfig) -> None:
+    """Raises RecipeError for a figure that there is not, or that needs another reference."""
+    for name in evaluate.metrics:
+        if name.partition(":")[0] not in ("perceptual", *_FIGURES):
+            known = ", ".join(["perceptual", *_FIGURES])
+            raise RecipeError(f"evaluate.metrics: there is no figure '{name}': use {known}.")
+    if "perceptual" in evaluate.metrics and evaluate.reference not in (None, "teacher"):
+        raise RecipeError("evaluate.metrics: perceptual is a distance to the teacher's images: set reference: teacher.")
+
+
 def _scores(evaluate: EvaluateConfig, device: str) -> dict[str, Callable[..., Tensor]]:
     """Reward models that only measure, by the name of their figure."""
     found = {}
     for name in evaluate.metrics:
         if name == "perceptual":
             continue
-        kind = name.partition(":")[0]
-        if kind not in _FIGURES:
-            known = ", ".join(["perceptual", *_FIGURES])
-            raise RecipeError(f"evaluate.metrics: there is no figure '{name}': use {known}.")
         reward = open_reward(name, device, measures=True)
 
         @torch.no_grad()
@@ -162,24 +199,42 @@ def _scores(evaluate: EvaluateConfig, device: str) -> dict[str, Callable[..., Te
             parts = zip(images.split(_ROWS), range(0, len(captions), _ROWS), strict=True)
             return torch.cat([rate(part.to(device) * 2 - 1, captions[i : i + _ROWS]).cpu() for part, i in parts])
 
-        found[_FIGURES[kind]] = score
+        found[_FIGURES[name.partition(":")[0]]] = score
     return found
 
 
 def _real_images(recipe: Recipe, teacher: Teacher) -> Iterator[Tensor]:
     """Batches of the reference images, cropped as in training and as the teacher's autoencoder reproduces them."""
-    side, evaluate = teacher.image_size, recipe.evaluate
-    if evaluate.reference == "data":
-        if recipe.place is None or recipe.data.source == "prompts":
-            raise RecipeError("evaluate.reference: the data hold no images: give a folder, or set it to teacher.")
-        found = held_out_images(recipe.place, recipe.data.size).images
-    else:
-        found = uncaptioned_images(Path(str(evaluate.reference)))
-    if len(found) < FEWEST:
-        raise RecipeError(f"evaluate.reference: {len(found)} images are too few to measure on: give {FEWEST} or more.")
+    side, found, count = teacher.image_size, _reference_images(recipe), 0
     for first in range(0, len(found), _ROWS):
         read = [attempt(image.name, pixels, image, lambda h, w: (side, side)) for image in found[first : first + _ROWS]]
         kept = [entry for entry in read if not isinstance(entry, Skipped)]
+        count += len(kept)
         if kept:
             mean, _ = teacher.encode_images(torch.stack(kept).float() / 127.5 - 1)
             yield teacher.decode(mean).cpu()
+    _enough_images(count)
+
+
+def _reference_images(recipe: Recipe) -> Sequence[CaptionedImage]:
+    """The images that ``evaluate.reference`` names: of data of which none are held out, as many as prompts.
+
+    Raises:
+        ValueError: one sentence, when there are too few.
+    """
+    evaluate, place = recipe.evaluate, recipe.place
+    if evaluate.reference != "data":
+        found: Sequence[CaptionedImage] = uncaptioned_images(Path(str(evaluate.reference)))
+    elif place is None or place.kind == "prompts":
+        raise RecipeError("evaluate.reference: the data hold no images: give a folder, or set it to teacher.")
+    elif place.held_out:
+        found = held_out_images(place, recipe.data.size).images
+    else:
+        found = find_images(place, recipe.data.size).images[: evaluate.count]
+    _enough_images(len(found))
+    return found
+
+
+def _enough_images(count: int) -> None:
+    if count < FEWEST:
+        raise RecipeError(f"evaluate.reference: {count} images are too few to measure on: give {FEWEST} or more.")

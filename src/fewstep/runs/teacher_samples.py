@@ -80,7 +80,7 @@ class TeacherSampling:
         """The samples from their files; missing ones are generated.
 
         Raises:
-            ValueError: another program works there; the teacher gives NaN.
+            ValueError: another program works there; the teacher gives NaN; the files are of another size of images.
         """
         missing = files.missing()
         distributed.wait()  # every process must have looked before one of them creates files
@@ -90,7 +90,13 @@ class TeacherSampling:
             with only_one(files.place) if distributed.first() else nullcontext():
                 self._generate(files, missing, show_progress)
                 distributed.wait()
-        return files.load(self.device)
+        found = files.load(self.device)
+        if found.mean.shape[1:] != self.teacher.latent_shape:
+            raise ValueError(
+                f"{files.place} holds latents {list(found.mean.shape[1:])}, but this recipe needs "
+                f"{list(self.teacher.latent_shape)}, as images of another size have: choose another pairs.path."
+            )
+        return found
 
     @torch.no_grad()
     def _generate(self, files: PairFiles, missing: list[int], show_progress: bool) -> None:
