@@ -5,6 +5,60 @@ from tests.mutants.mutant import planted
 MUTANTS = [
     *planted(
         "reports/report.py",
+        "reports/test_own_teacher.py",
+        (
+            "report: captions that another run has seen are held out",
+            "if len(data) > 1 and found.about.startswith(HELD_OUT):",
+            "if False:",
+            "test_captions_that_another_run_may_have_seen_are_said",
+        ),
+        (
+            "report: students of other sizes are measured at the first one's",
+            "if len(sizes) > 1:",
+            "if False:",
+            "test_runs_that_cannot_be_compared",
+        ),
+        (
+            "report: a chain's last stage has lost its first teacher",
+            "if name == card.teacher:",
+            "if True:",
+            "test_a_chain_is_measured_against_the_model_that_it_began_with",
+        ),
+        (
+            "report: a run called teacher passes for the teacher",
+            'if len({*labels, "teacher"}) > len(labels):',
+            "if len(set(labels)) == len(labels):",
+            "test_a_run_may_be_called_teacher",
+        ),
+    ),
+    *planted(
+        "reports/candidates.py",
+        "reports/test_own_teacher.py",
+        (
+            "report: a teacher's LoRA is merged twice under its student",
+            "{} if recipe is None else _held_as(recipe)",
+            '{} if recipe is None else _held_as(recipe) | {"loras": recipe.teacher.loras}',
+            "test_a_teachers_lora_is_merged_once",
+        ),
+    ),
+    *planted(
+        "reports/benchmark.py",
+        "reports/test_own_teacher.py",
+        (
+            "benchmark: the teacher's row is that of other prompts",
+            'text_hash(known if own == _SCENES else f"{known} {own}")',
+            "text_hash(known)",
+            "test_a_table_has_the_number_of_its_images_and_a_teacher_of_the_same_prompts",
+        ),
+        (
+            "benchmark: as many images as were asked for",
+            'full.facts.get("images", self.count)',
+            "self.count",
+            "test_a_table_has_the_number_of_its_images_and_a_teacher_of_the_same_prompts",
+        ),
+    ),
+    *planted(
+        "reports/report.py",
         "cases/test_report_steps.py",
         (
             "report: a student of two phases is shown at eight",

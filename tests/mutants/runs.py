@@ -438,9 +438,43 @@ MUTANTS = [
         ),
         (
             "measured on: images trained on are the reference",
-            "found = held_out_images(recipe.place, recipe.data.size).images",
-            "found = find_images(recipe.place, recipe.data.size).images",
+            "found = held_out_images(place, recipe.data.size).images",
+            "found = find_images(place, recipe.data.size).images",
             "test_held_out_images_as_reference",
+        ),
+        (
+            "measured on: a teacher's images are of any size",
+            '{"shape": str(tuple(teacher.latent_shape)), ',
+            "{",
+            "test_a_teachers_images_belong_to_their_size",
+        ),
+        (
+            "measured on: scenes are seen by their detector, whatever was asked for",
+            "return replace(found, features=open_features(evaluate.features, device), reference=None)",
+            "return found",
+            "test_scenes_may_be_measured_by_another_network",
+        ),
+        (
+            "measured on: a handful of prompts is enough",
+            "if len(captions) < FEWEST:",
+            "if len(captions) < 1:",
+            "test_what_cannot_be_measured_is_one_sentence",
+        ),
+        (
+            "measured on: broken images are a reference",
+            "    _enough_images(count)\n",
+            "",
+            "test_what_cannot_be_measured_is_one_sentence",
+        ),
+    ),
+    *planted(
+        "runs/distill.py",
+        "runs/test_measured_on.py",
+        (
+            "distill: what cannot be measured on is found after the images are encoded",
+            "    check_measured(recipe)\n",
+            "",
+            "test_what_cannot_be_measured_is_refused_before_anything_is_encoded",
         ),
     ),
 ]

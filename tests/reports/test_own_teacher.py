@@ -8,14 +8,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fewstep.evaluation.figures import FIGURES
+from fewstep.recipe.chain import parse_chain
 from fewstep.recipe.load import parse_recipe
+from fewstep.recipe.schema import EvaluateConfig
+from fewstep.reports.benchmark import Benchmark, BenchmarkEntry
+from fewstep.reports.candidates import first_teacher_of, student_candidates
 from fewstep.reports.evaluate import Sweep, best, evaluate
-from fewstep.reports.report import report, verdict
+from fewstep.reports.report import FinishedRun, labels_of, measured_alike, report, verdict
+from fewstep.runs.chain import run_chain
 from fewstep.runs.distill import distill
+from fewstep.runs.folder import RunFolder
 from tests.models.pipelines import WORDS, build
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -115,6 +122,95 @@ def test_the_page_says_against_what_and_begins_with_what_was_reached(runs, quick
         sentence.startswith("good, 1 step: FD ") and "times fewer network evaluations than teacher, 3 steps" in sentence
     )
     assert page.index(sentence.split("[")[0]) < page.index("<h2>") and "accuracy:" not in page
+
+
+def test_a_teachers_lora_is_merged_once(runs, tmp_path):
+    """The student stands on the teacher with its LoRA, to the bit."""
+    recipe = parse_recipe(yaml.safe_load((runs[1] / "recipe.yaml").read_text()))
+    loras = (str(runs[1] / "student" / LORA),)
+    made = recipe.model_copy(update={
+        "teacher": recipe.teacher.model_copy(update={"loras": loras}), "evaluate": EvaluateConfig(),
+    })  # fmt: skip
+    distill(made, tmp_path / "run")
+    teacher, (student,) = first_teacher_of(made), student_candidates(tmp_path / "run" / "student", recipe=made)
+    under = {name.replace("base_layer.", ""): t for name, t in student.denoiser.network.network.named_parameters()}
+    for name, weight in teacher.denoiser.network.named_parameters():
+        assert torch.equal(under[name], weight), name
+
+
+@pytest.mark.slow
+def test_a_chain_is_measured_against_the_model_that_it_began_with(runs, tmp_path):
+    data = yaml.safe_load((runs[0] / "recipe.yaml").read_text())
+    stages = [{"name": "coarse"}, {"name": "fine", "teacher": "coarse"}, {"name": "one", "merge": "fine"}]
+    chain = parse_chain({**data, "evaluate": {}, "training": {**data["training"], "steps": 1}, "stages": stages})
+    run_chain(chain, tmp_path / "chain")
+    run = FinishedRun.read(RunFolder(tmp_path / "chain").last(), "fine")
+    teacher = first_teacher_of(run.recipe)
+    wanted = first_teacher_of(FinishedRun.read(runs[0], "good").recipe)
+    for (name, a), b in zip(
+        teacher.denoiser.network.named_parameters(), wanted.denoiser.network.parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    (candidate,) = Sweep(steps=(2,)).of(run, "fine", teacher.denoiser.schedule)
+    assert candidate.steps == 2 and teacher.image_size == wanted.image_size
+
+
+def copied(run, place, *changes):
+    """The run in another folder, as if its recipe had been another one."""
+    shutil.copytree(run, place)
+    text = (place / "recipe.yaml").read_text()
+    for old, new in changes:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (place / "recipe.yaml").write_text(text)
+    return place
+
+
+def test_captions_that_another_run_may_have_seen_are_said(runs, tmp_path):
+    other = copied(runs[0], tmp_path / "other", ("evaluate:\n  every: 1\n", "evaluate:\n  every: 0\n"))
+    pair = [FinishedRun.read(run, run.name) for run in (runs[0], other)]
+    teacher, against = first_teacher_of(pair[0].recipe), ", against the teacher's images of the same prompts and noise"
+    for wanted, found in ((" of good, which others may have seen", pair), ("", pair[:1])):
+        assert measured_alike(found, teacher).about == f"captions held out of training{wanted}{against}"
+    assert measured_alike(pair[::-1], teacher).about == f"captions trained on{against}"
+
+
+def test_runs_that_cannot_be_compared(runs, tmp_path):
+    large, prompts = copied(runs[0], tmp_path / "large"), tmp_path / "few.txt"
+    card = json.loads((large / "student" / "few_step.json").read_text())
+    (large / "student" / "few_step.json").write_text(json.dumps({**card, "image_size": 128}))
+    with pytest.raises(ValueError, match="Images of one size are compared, not of 128 and 64"):
+        evaluate([runs[0], large], Sweep(), tmp_path / "evaluation.json")
+    (large / "student" / "few_step.json").write_text(json.dumps({**card, "weights": "full"}))
+    with pytest.raises(ValueError, match="--lora-scale goes with a LoRA student"):
+        evaluate([large], Sweep(lora_scale=(1.0,)), tmp_path / "evaluation.json")
+    prompts.write_text("a cat\n")
+    for given in ({"prompts": prompts}, {"count": 3}):
+        with pytest.raises(ValueError, match=r"^evaluate: \d prompts are too few to measure on: give 8 or more"):
+            evaluate(runs[:1], Sweep(), tmp_path / "evaluation.json", **given)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_a_run_may_be_called_teacher(tmp_path):
+    folders = [tmp_path / "mine" / name for name in ("teacher", "other")]
+    assert labels_of(folders) == ["mine/teacher", "mine/other"]
+
+
+@pytest.mark.slow
+def test_a_table_has_the_number_of_its_images_and_a_teacher_of_the_same_prompts(runs, tmp_path):
+    """Of 8 captions 16 were asked for; other prompts have another teacher's row."""
+    (tmp_path / "nine.txt").write_text("a blue square\n" * 9)
+    tables = []
+    for prompts in ("null", str(tmp_path / "nine.txt")):
+        entry = BenchmarkEntry("lcm", str(runs[0] / "recipe.yaml"), steps=(2,), count=16)
+        overrides = ["evaluate.every=0", f"evaluate.prompts={prompts}", "training.steps=1", "data.size=8"]
+        work = Benchmark(list(entry.runs(overrides)), tmp_path / "out", tmp_path / "runs", curves=("ddim",))
+        assert work.work(lambda line: None)
+        tables.append(work.results())
+        shutil.rmtree(tmp_path / "runs" / "lcm-s0")
+    assert [table.count for table in tables] == [8, 9]
+    assert tables[0].about.startswith("captions trained on") and tables[1].about.startswith("prompts of nine.txt")
+    assert tables[0].full.figures["spread"] != tables[1].full.figures["spread"]
 
 
 @pytest.mark.slow

@@ -315,7 +315,7 @@ class Benchmark:
         if full is None:
             return None
         rest = in_order((r for r in found if r is not full), list(dict.fromkeys(run.job.name for run in self.runs)))
-        return ResultsTable([full, *rest], self.count, full.facts["floors"])
+        return ResultsTable([full, *rest], full.facts.get("images", self.count), full.facts["floors"])
 
     def write(self) -> ResultsTable | None:
         """Write the table of `results`, and a file for each measured run."""
@@ -418,7 +418,12 @@ class Benchmark:
             for name in OF_FIRST:  # the first candidate is itself
                 values.pop(name, None)  # type: ignore[attr-defined]
         path.parent.mkdir(parents=True, exist_ok=True)
-        shown = {"floors": found.floors, "captions": list(prompts.captions[:KEPT_IMAGES]), "about": prompts.about}
+        shown = {
+            "floors": found.floors,
+            "images": found.count,
+            "captions": list(prompts.captions[:KEPT_IMAGES]),
+            "about": prompts.about,
+        }
         replace(result, seed=seed, facts=facts | shown).save(path)
         return True
 
@@ -431,7 +436,9 @@ class Benchmark:
 
     @property
     def _teacher_fingerprint(self) -> str:
-        return text_hash(f"{self.recipe.teacher.model_dump_json()} {self.recipe.sample.guidance_scale}")
+        known = f"{self.recipe.teacher.model_dump_json()} {self.recipe.sample.guidance_scale}"
+        own = _measured_on(self.recipe)
+        return text_hash(known if own == _SCENES else f"{known} {own}")
 
 
 _MINUTES = "minutes.json"
@@ -457,11 +464,18 @@ def _stopped_at(until: float) -> Iterator[None]:
         timer.cancel()
 
 
+_SCENES = "scenes-64's own"
+
+
 def _measured_on(recipe: Recipe) -> str:
     """The keys that decide on what students are measured."""
-    evaluate, path = recipe.evaluate, recipe.data.path
-    given = {"prompts": evaluate.prompts, "reference": evaluate.reference, "features": evaluate.features}
-    return ", ".join(f"{key} {value}" for key, value in {"data": path, **given}.items() if value) or "scenes-64's own"
+    evaluate, place = recipe.evaluate, recipe.place
+    given = {
+        "data": recipe.data.path, "prompts": evaluate.prompts, "reference": evaluate.reference,
+        "features": evaluate.features, "metrics": " and ".join(evaluate.metrics),
+        "held out": 0 if place is None else place.held_out,
+    }  # fmt: skip
+    return ", ".join(f"{key} {value}" for key, value in given.items() if value) or _SCENES
 
 
 def _teacher_by(sampler: str) -> str:

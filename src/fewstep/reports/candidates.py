@@ -12,7 +12,7 @@ from fewstep.models.hub import DTYPES
 from fewstep.recipe.schema import Recipe
 from fewstep.sampling import make_sampler
 from fewstep.students.card import load_card, sampler_of
-from fewstep.students.lineage import model_behind, student_folder, teacher_of
+from fewstep.students.lineage import model_behind, teacher_of
 from fewstep.students.student import load_student
 
 
@@ -49,9 +49,7 @@ def student_candidates(
         recipe: of its run, which says how its teacher is held; in float32 on the CPU by default.
     """
     card = load_card(folder)
-    options = {} if recipe is None else _held_as(recipe)
-    if recipe is not None and student_folder(Path(recipe.teacher.path)) is None:
-        options["loras"] = recipe.teacher.loras
-    student = load_student(teacher_of(folder, card, **options), folder, card)
+    held_as = {} if recipe is None else _held_as(recipe)
+    student = load_student(teacher_of(folder, card, **held_as), folder, card)  # its card names the teacher's LoRAs
     samplers = [sampler_of(card, num_inference_steps=n) for n in steps or [card.num_inference_steps]]
     return [Candidate(model, student, sampler, card.guidance_scale, card.guidance_embed) for sampler in samplers]

@@ -16,10 +16,10 @@ from fewstep.data.files import replace_text
 from fewstep.diffusion.schedule import Schedule
 from fewstep.evaluation.compare import Candidate, Comparison, as_json, compare, comparison_grid
 from fewstep.evaluation.figures import FIGURES
+from fewstep.evaluation.result import in_steps
 from fewstep.models.hub import Remark
 from fewstep.reports.candidates import first_teacher_of, student_candidates, teacher_candidates
-from fewstep.reports.report import FinishedRun, asked, labels_of
-from fewstep.runs.measured_on import prompt_set
+from fewstep.reports.report import FinishedRun, labels_of, measured_alike, steps_of
 from fewstep.students.card import sampler_of
 from fewstep.students.lineage import first_teacher
 from fewstep.training.progress import progress_bar
@@ -57,6 +57,9 @@ class Sweep:
         """The student of ``run`` at every combination that its sampler can take; a remark names the others."""
         (own,), card = student_candidates(run.files.student, (), label, run.recipe), run.card
         lora = _LoraScale(own.denoiser)
+        if self.steps and set(self.steps) != {card.num_inference_steps} == set(steps_of(run, schedule)):
+            trained = in_steps(card.num_inference_steps)
+            warnings.warn(Remark(f"{label} was trained for {trained} alone: others are no fair trial."), stacklevel=2)
         for scale in self.lora_scale or (1.0,):
             lora.set(scale)
             for steps, eta, guidance in product(self.steps or (None,), self.eta or (None,), self.guidance or (None,)):
@@ -92,15 +95,17 @@ def evaluate(
         count: number of prompts; 0: as the first run's recipe. features, prompts: as `fewstep.reports.report.report`.
 
     Raises:
-        ValueError: a run is not finished, or has another teacher.
+        ValueError: a run is not finished, or has another teacher, or no LoRA for the scales of ``sweep``.
     """
     folders = [RunFiles(folder).last() for folder in folders]
     labels = labels_of(folders) if len(folders) > 1 else ["student"]
     runs = [FinishedRun.read(folder, label) for folder, label in zip(folders, labels, strict=True)]
     if len({first_teacher(run.files.student) for run in runs}) != 1:
         raise ValueError("Students of one teacher are compared: evaluate those of another one apart.")
+    if sweep.lora_scale and any(run.card.weights == "full" for run in runs):
+        raise ValueError("--lora-scale goes with a LoRA student, and one of these has full weights: leave it out.")
     first, teacher = runs[0].recipe, first_teacher_of(runs[0].recipe)
-    measured_on = prompt_set(asked(first, features, prompts), teacher, runs[0].files, count or None, show_progress)
+    measured_on = measured_alike(runs, teacher, features, prompts, count or None, show_progress)
     steps = sweep.steps or tuple(sorted({run.card.num_inference_steps for run in runs}))
     shown = teacher_candidates(teacher, (first.sample.teacher_steps, *steps), first.sample.guidance_scale)
 
@@ -137,8 +142,5 @@ class _LoraScale:
 
     @torch.no_grad()
     def set(self, scale: float) -> None:
-        """Raises ValueError where its weights are full."""
-        if not self.own and scale != 1.0:
-            raise ValueError("--lora-scale goes with a LoRA student: this one has full weights.")
         for weight, own in self.own:
             weight.copy_(own * scale)

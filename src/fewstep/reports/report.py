@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.evaluation.compare import Candidate, Comparison, as_json, compare, comparison_grid
 from fewstep.evaluation.figures import FIGURES
 from fewstep.evaluation.grids import ON_PAGES, image_grid
+from fewstep.evaluation.prompt_set import PromptSet
 from fewstep.evaluation.result import gap_closed_in, in_steps
 from fewstep.methods.parts.statistics import BINS
 from fewstep.models.families import Teacher
@@ -26,7 +27,7 @@ from fewstep.reports.diagnose import diagnose
 from fewstep.reports.page import Page
 from fewstep.reports.results import in_percent, quality_charts
 from fewstep.runs.folder import RunFolder
-from fewstep.runs.measured_on import prompt_set
+from fewstep.runs.measured_on import HELD_OUT, prompt_set
 from fewstep.students.card import CARD_FILE, Card, load_card, sampler_of
 from fewstep.students.lineage import first_teacher
 from fewstep.training.logging import read_log
@@ -38,7 +39,7 @@ STEPS = (1, 2, 4, 8)
 
 @dataclass
 class FinishedRun:
-    """A run with a student: its label in the report, its files, its recipe, the lines of its log."""
+    """A run with a student: its label in the report, its files, its recipe on the first teacher, its log's lines."""
 
     label: str
     files: RunFolder
@@ -53,7 +54,7 @@ class FinishedRun:
             raise RecipeError(f"{folder} is no run directory: recipe.yaml is missing.")
         if not (files.student / CARD_FILE).is_file():
             raise RecipeError(f"The run {folder} has no student yet: finish it with fewstep distill ... --resume.")
-        return cls(label, files, files.kept_recipe(), list(read_log(files.log)))
+        return cls(label, files, _on_first_teacher(files), list(read_log(files.log)))
 
     @property
     def card(self) -> Card:
@@ -63,6 +64,15 @@ class FinishedRun:
     def column(self, key: str) -> list[tuple[float, float]]:
         """Points (step, value) of a column of the log."""
         return [(line["step"], line[key]) for line in self.log if key in line]
+
+
+def _on_first_teacher(files: RunFolder) -> Recipe:
+    """The recipe of a run; where its teacher is a student, with the model behind that, which an earlier stage hides."""
+    recipe, card, name = files.kept_recipe(), load_card(files.student), first_teacher(files.student)
+    if name == card.teacher:
+        return recipe
+    changes = {"path": name, "config": None, "loras": (), "size": card.image_size}  # its name has configs and LoRAs
+    return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=changes)})
 
 
 def report(
@@ -92,7 +102,7 @@ def report(
         raise ValueError("A report compares runs of one teacher: make one report for each teacher.")
     (name,), first = names, runs[0].recipe
     teacher = first_teacher_of(first)
-    measured_on = prompt_set(asked(first, features, prompts), teacher, runs[0].files, count, show_progress)
+    measured_on = measured_alike(runs, teacher, features, prompts, count, show_progress)
     candidates = candidates_of(teacher, runs)
     with progress_bar(len(candidates), 0, "sampling", show_progress) as advance:
         comparison = compare(teacher, candidates, measured_on, first.seed, advance, per_prompt=4)
@@ -110,6 +120,31 @@ def report(
     replace_text(out.with_suffix(".json"), as_json(comparison))
     replace_text(out, page.html())
     return comparison
+
+
+def measured_alike(
+    runs: Sequence[FinishedRun],
+    teacher: Teacher,
+    features: str = "",
+    prompts: Path | None = None,
+    count: int | None = None,
+    show_progress: bool = False,
+) -> PromptSet:
+    """What the students of ``runs`` are measured on, all of them on that of the first one.
+
+    Raises:
+        ValueError: they make images of several sizes.
+    """
+    first, sizes = runs[0], {run.card.image_size for run in runs}
+    if len(sizes) > 1:
+        listed = " and ".join(sorted(map(str, sizes)))
+        raise ValueError(f"Images of one size are compared, not of {listed}: measure these runs apart.")
+    found = prompt_set(asked(first.recipe, features, prompts), teacher, first.files, count, show_progress)
+    data = {(run.recipe.place, run.recipe.data.size) for run in runs}
+    if len(data) > 1 and found.about.startswith(HELD_OUT):
+        of_first = f"{HELD_OUT} of {first.label}, which others may have seen"
+        found = replace(found, about=found.about.replace(HELD_OUT, of_first, 1))
+    return found
 
 
 def asked(recipe: Recipe, features: str = "", prompts: Path | None = None) -> Recipe:
@@ -175,7 +210,7 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         labels = ["/".join(part[-length:]) for part in parts]
-        if len(set(labels)) == len(labels):
+        if len({*labels, "teacher"}) > len(labels):  # the teacher has a row of its own
             return labels
     raise ValueError("A report compares different runs: the same one was given twice.")
 

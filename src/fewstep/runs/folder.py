@@ -101,7 +101,7 @@ class RunFolder(RunFiles):
         stored = _in_present_words(self.stored(), recipe.method_class())
         for name, section in Recipe.model_fields.items():
             if name != "method" and isinstance(stored.get(name), dict) and section.default is not None:
-                defaults = TypeAdapter(section.annotation).dump_python(section.default, mode="json")
+                defaults = TypeAdapter(type(section.default)).dump_python(section.default, mode="json")
                 stored[name] = defaults | stored[name]
         return stored
 

@@ -8,6 +8,7 @@ be measured without any data.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +37,7 @@ NOISE = 2**62
 
 It is none that `pairs.seed` has by itself: a student must not be measured from noises whose images it has learnt.
 """
+HELD_OUT = "captions held out of training"
 _SIDE = 64
 """The detector of scenes-64 sees images of this side alone."""
 _ROWS = 8  # reference images in a file, generated at once
@@ -109,13 +111,11 @@ def prompt_set(
     """
     count = recipe.evaluate.count if count is None else count
     if measures_scenes(recipe, teacher.image_size):
-        _enough(unseen_captions(min(count, FEWEST)))
-        return unseen_prompts(teacher, count)
+        return _of_scenes(recipe, teacher, count)
     evaluate, device = recipe.evaluate, recipe.training.device
     _check_figures(evaluate)
     captions = evaluation_captions(recipe, count)
-    features = open_features(evaluate.features or "imagenet", device)
-    scores = {figure: partial(score, captions=captions) for figure, score in _scores(evaluate, device).items()}
+    features, scores = open_features(evaluate.features or "imagenet", device), _scores_of(captions, evaluate, device)
     noise = torch.stack([noise_of(NOISE, i, teacher.latent_shape) for i in range(len(captions))])
     perceptual = _perceptual(features, device) if "perceptual" in evaluate.metrics else None
     if (evaluate.reference or "teacher") == "teacher":
@@ -129,14 +129,31 @@ def prompt_set(
     return PromptSet(captions, features, reference, noise=noise, scores=scores, about=_in_words(recipe))
 
 
+def _of_scenes(recipe: Recipe, teacher: Teacher, count: int) -> PromptSet:
+    """scenes-64's own prompt set, with the recipe's features and further figures."""
+    evaluate, device = recipe.evaluate, recipe.training.device
+    if "perceptual" in evaluate.metrics:
+        raise RecipeError("evaluate.metrics: perceptual is a distance to the teacher's images: set reference: teacher.")
+    _check_figures(evaluate)
+    _enough(unseen_captions(min(count, FEWEST)))
+    found = unseen_prompts(teacher, count)
+    found = replace(found, scores=_scores_of(found.captions, evaluate, device))
+    if evaluate.features is None:
+        return found
+    return replace(found, features=open_features(evaluate.features, device), reference=None)
+
+
 def _in_words(recipe: Recipe) -> str:
     """The prompts and the reference of a recipe's own prompt set."""
     evaluate, place = recipe.evaluate, recipe.place
     held_out = place is not None and place.held_out
-    prompts = "captions held out of training" if held_out else "captions trained on"
+    prompts = HELD_OUT if held_out else "captions trained on"
     if evaluate.prompts or place is None:
         prompts = f"prompts of {Path(evaluate.prompts).name}" if evaluate.prompts else "captions of unseen scenes"
-    against = {"data": "held-out images" if held_out else "images trained on", "teacher": "the teacher's images of the same prompts and noise"}
+    against = {
+        "data": "held-out images" if held_out else "images trained on",
+        "teacher": "the teacher's images of the same prompts and noise",
+    }
     reference = evaluate.reference or "teacher"
     return f"{prompts}, against {against.get(reference, f'the images of {Path(reference).name}')}"
 
@@ -184,6 +201,11 @@ def _check_figures(evaluate: EvaluateConfig) -> None:
             raise RecipeError(f"evaluate.metrics: there is no figure '{name}': use {known}.")
     if "perceptual" in evaluate.metrics and evaluate.reference not in (None, "teacher"):
         raise RecipeError("evaluate.metrics: perceptual is a distance to the teacher's images: set reference: teacher.")
+
+
+def _scores_of(captions: Sequence[str], evaluate: EvaluateConfig, device: str) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What rates images of these captions, by the name of its figure."""
+    return {figure: partial(score, captions=list(captions)) for figure, score in _scores(evaluate, device).items()}
 
 
 def _scores(evaluate: EvaluateConfig, device: str) -> dict[str, Callable[..., Tensor]]:
