@@ -11,6 +11,7 @@ import torch
 from fewstep.data.sources import LatentSource
 from fewstep.methods.lcm import LCM
 from fewstep.models.families import as_teacher, load_teacher
+from fewstep.models.lora_files import read_lora
 from fewstep.models.meta_pipeline import outline
 from fewstep.models.quantize import is_quantized, plain, quantizable, quantize, saved_bytes
 from fewstep.models.roles import Weights
@@ -21,6 +22,7 @@ from fewstep.students.lineage import open_teacher
 from fewstep.students.student import load_student, save_student
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
+from tests.cases.lora_inputs import write
 from tests.models.pipelines import PROMPTS, SIZE, build
 
 KINDS = [
@@ -128,6 +130,17 @@ def test_a_finished_run_is_quantised_with_its_student_in_it(kind, tmp_path):
     answers = [t.denoiser(x, 999, cond).output for t in (mine, whole, teacher)]
     apart, moved = (float((answers[i] - answers[1]).norm()) for i in (0, 2))
     assert is_quantized(mine.denoiser.network) and 0 < apart < {"int8": 0.05, "nf4": 0.5}[kind] * moved
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lora_file_is_read_for_it_as_for_the_plain_network(kind, tmp_path):
+    """As a start of a student: nf4 holds a weight in a tensor of another shape."""
+    layer, quantised, whole = "transformer_blocks.0.attn.to_q", teacher_of("sd3", kind), teacher_of("sd3")
+    rows, columns = whole.family.base.get_submodule(layer).weight.shape
+    pair = {f"transformer.{layer}.lora_A.weight": torch.rand(2, columns)}
+    path = write(tmp_path / "x.safetensors", {**pair, f"transformer.{layer}.lora_B.weight": torch.rand(rows, 2)})
+    mine, theirs = (read_lora(teacher.family.lora_parts, path) for teacher in (quantised, whole))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
 def test_what_does_not_go_together_is_refused(monkeypatch):

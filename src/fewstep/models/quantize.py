@@ -71,6 +71,12 @@ def plain(weight: Tensor) -> Tensor:
     return weight.dequantize() if type(weight).__module__.startswith("torchao") else weight
 
 
+def whole_shape(weight: Tensor) -> tuple[int, ...]:
+    """The shape of what a weight stands for; the tensor that holds nf4 is packed."""
+    state = getattr(weight, "quant_state", None)
+    return tuple(weight.shape if state is None else state.shape)
+
+
 def _to_int8(network: nn.Module) -> None:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 

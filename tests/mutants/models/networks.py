@@ -572,6 +572,12 @@ MUTANTS = [
             "test_it_holds_as_many_bytes_as_the_plan_says[nf4]",
         ),
         (
+            "quantisation: a LoRA file is held against packed weights",
+            "weight.shape if state is None else state.shape",
+            "weight.shape",
+            "test_a_lora_file_is_read_for_it_as_for_the_plain_network[nf4]",
+        ),
+        (
             "quantisation: nf4 layers lose their biases",
             "        made.bias = layer.bias\n",
             "        made.bias = None\n",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fewstep.models.lora_files.formats import change, change_of_bias, low_rank
 from fewstep.models.lora_files.keys import Key
 from fewstep.models.lora_files.original import Place
+from fewstep.models.quantize import whole_shape
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Layer:
 
     def shape(self, network: nn.Module) -> tuple[int, ...]:
         """Shape of the weight that it changes, all of its rows."""
-        rows = [tuple(self._weight(network, name).shape) for name in self.place.layers]
+        rows = [whole_shape(self._weight(network, name)) for name in self.place.layers]
         return (sum(row[0] for row in rows), *rows[0][1:])
 
     def change(self, weight: Tensor) -> dict[str, Tensor]:
@@ -69,7 +70,7 @@ class Layer:
         if pair is None:
             return None
         down, up = pair[0], self._ordered(self.scale * pair[1])
-        sizes = [len(self._weight(network, name)) for name in self.place.layers]
+        sizes = [whole_shape(self._weight(network, name))[0] for name in self.place.layers]
         found: dict[str, Tensor] = {}
         for name, rows in zip(self.place.layers, up.split(sizes), strict=True):
             found |= {f"{name}.lora_A.weight": down.clone(), f"{name}.lora_B.weight": rows.clone()}
