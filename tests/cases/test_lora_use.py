@@ -12,10 +12,10 @@ import torch
 
 import fewstep
 from fewstep.models.families import load_teacher
-from fewstep.models.lora_files import add_loras, lora_file
+from fewstep.models.lora_files import add_loras, lora_file, read_lora
 from fewstep.recipe.load import parse_recipe
 from fewstep.runs.setup import setup
-from tests.cases.lora_inputs import decomposed, kohya, write
+from tests.cases.lora_inputs import CONV, Q, copied, decomposed, kohya, pair, write
 from tests.checkpoints.tiny import added, lora_of, peft
 from tests.command_line import inside
 
@@ -123,6 +123,19 @@ def test_a_student_starts_from_a_folder_at_its_scale(tiny, lora, files, tmp_path
     for name, (a, b) in lora.items():
         torch.testing.assert_close(mine[f"unet.{name}.lora_A.weight"], a)
         torch.testing.assert_close(mine[f"unet.{name}.lora_B.weight"], 4 * b)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_pairs_have_the_shapes_of_the_layers_that_they_adapt(flat, tmp_path):
+    """A convolution's as a matrix, or a matrix as a convolution: either would fit no adapter."""
+    conv, linear = pair("sd15", CONV), pair("sd15", Q)
+    first = [t.flatten(1) for t in conv] if flat else conv
+    second = linear if flat else [t[:, :, None, None] for t in linear]
+    path = write(tmp_path / "x.safetensors", {**kohya(CONV, *first, 2), **kohya(Q, *second, 2)})
+    found = read_lora(copied("sd15"), path)
+    for layer, (a, b) in ((CONV, conv), (Q, linear)):
+        assert torch.equal(found[f"{layer}.lora_A.weight"], a)
+        assert torch.equal(found[f"{layer}.lora_B.weight"], b / 2)
 
 
 @pytest.mark.slow

@@ -206,6 +206,12 @@ MUTANTS = [
         "models/lora_files/layer.py",
         _CASES,
         (
+            "lora files: pairs have the shapes of the file",
+            "down = pair[0].reshape(-1, *inputs)",
+            "down = pair[0]",
+            "tests/cases/test_lora_use.py::test_pairs_have_the_shapes_of_the_layers_that_they_adapt",
+        ),
+        (
             "lora files: shift and scale of the last modulation are not exchanged",
             "torch.cat(rows.chunk(2)[::-1]) if self.place.swapped else rows",
             "rows",

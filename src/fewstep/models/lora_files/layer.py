@@ -65,11 +65,16 @@ class Layer:
                 parameter += (scale * piece).to(parameter)
 
     def pairs(self, network: nn.Module) -> dict[str, Tensor] | None:
-        """``<layer>.lora_A.weight`` and ``.lora_B.weight`` of its layers, the scale in B; None if there is more."""
+        """``<layer>.lora_A.weight`` and ``.lora_B.weight`` of its layers, the scale in B; None if there is more.
+
+        A is [rank, *the weight's own inputs and kernel], however the file has it: a 1 x 1 convolution as a matrix, too.
+        """
         pair = low_rank(self.tensors)
         if pair is None:
             return None
-        down, up = pair[0], self._ordered(self.scale * pair[1])
+        inputs = self.shape(network)[1:] or (1,)  # a norm has none
+        down = pair[0].reshape(-1, *inputs)
+        up = self._ordered(self.scale * pair[1].reshape(-1, len(down), *[1] * (len(inputs) - 1)))
         sizes = [whole_shape(self._weight(network, name))[0] for name in self.place.layers]
         found: dict[str, Tensor] = {}
         for name, rows in zip(self.place.layers, up.split(sizes), strict=True):
