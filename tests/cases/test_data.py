@@ -405,7 +405,9 @@ def test_tables_whose_images_are_no_bytes_are_refused(tmp_path):
     for name, cells in {
         "paths": ["a.png", "b.png"], "base64": [base64.b64encode(PNG).decode()] * 2, "lists": [[1, 2], [3]],
         "lists of bytes": [[PNG], [PNG]], "structs": [{"url": "x"}, {"url": "y"}],
-        "numbers": [1, 2], "dictionary of strings": pyarrow.array(["a", "b"]).dictionary_encode(),
+        "structs of base64": [{"bytes": base64.b64encode(PNG).decode(), "path": "x.png"}] * 2,
+        "structs of numbers": [{"bytes": [1, 2]}] * 2, "numbers": [1, 2],
+        "dictionary of strings": pyarrow.array(["a", "b"]).dictionary_encode(),
     }.items():  # fmt: skip
         table(tmp_path / "a.parquet", image=cells, text=text)
         with pytest.raises(ValueError, match=r"data\.image_column: 'image' of .* is a column of .*read from bytes, or"):
@@ -415,9 +417,11 @@ def test_tables_whose_images_are_no_bytes_are_refused(tmp_path):
 
         with pytest.raises(ValueError, match=r"data\.image_column"):  # before a teacher is looked for
             setup(parse_recipe(recipe), tmp_path / f"run {name}")
+    (tmp_path / "b.png").write_bytes(PNG)
     for cells in (
         [PNG, PNG], pyarrow.array([PNG] * 2, pyarrow.large_binary()), pyarrow.array([PNG, PNG]).dictionary_encode(),
         pyarrow.array([PNG, PNG], pyarrow.binary(len(PNG))), [{"bytes": PNG, "path": None}] * 2, [{"bytes": PNG}] * 2,
+        [{"bytes": None, "path": "b.png"}] * 2, [{"path": "b.png"}] * 2,
     ):  # fmt: skip
         table(tmp_path / "a.parquet", image=cells, text=text)
         images = find_images(Place("parquet", str(tmp_path / "a.parquet"))).images

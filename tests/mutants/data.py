@@ -569,6 +569,12 @@ MUTANTS = [
             "    if kind is None:\n",
             "tests/cases/test_data.py::test_tables_whose_images_are_no_bytes_are_refused",
         ),
+        (
+            "tables: bytes of a struct may be anything",
+            '_holds_images(fields["bytes"]) if "bytes" in fields else "path" in fields',
+            'fields.keys() & {"bytes", "path"}',
+            "tests/cases/test_data.py::test_tables_whose_images_are_no_bytes_are_refused",
+        ),
     ),
     *planted(
         "data/buckets.py",

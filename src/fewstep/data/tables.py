@@ -96,12 +96,13 @@ def _columns(schema: Any, image: str | None, caption: str | None, table: Path | 
 
 
 def _holds_images(kind: Any) -> bool:
-    """Whether cells of this Arrow type may be images: binary of any kind, or a struct with bytes or a path."""
+    """Whether cells of this Arrow type may be images: binary of any kind, or a struct with such bytes or a path."""
     from pyarrow import types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if types.is_struct(kind):
-        return any(kind.field(i).name in ("bytes", "path") for i in range(kind.num_fields))
+        fields = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
+        return _holds_images(fields["bytes"]) if "bytes" in fields else "path" in fields
     return types.is_null(kind) or (not types.is_nested(kind) and "binary" in str(kind))
 
 
