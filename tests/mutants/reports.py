@@ -19,6 +19,12 @@ MUTANTS = [
             "test_runs_that_cannot_be_compared",
         ),
         (
+            "report: the page is written over its own images",
+            "if out.suffix in beside:",
+            "if False:",
+            "test_runs_that_cannot_be_compared",
+        ),
+        (
             "report: a chain's last stage has lost its first teacher",
             "if name == card.teacher:",
             "if True:",

@@ -187,6 +187,10 @@ def test_runs_that_cannot_be_compared(runs, tmp_path):
     for given in ({"prompts": prompts}, {"count": 3}):
         with pytest.raises(ValueError, match=r"^evaluate: \d prompts are too few to measure on: give 8 or more"):
             evaluate(runs[:1], Sweep(), tmp_path / "evaluation.json", **given)
+    for make, name in ((evaluate, "x.png"), (report, "x.png"), (report, "x.json")):
+        with pytest.raises(ValueError, match=r"give it another ending than \.(png|json)"):
+            make(runs[:1], *([Sweep()] if make is evaluate else []), tmp_path / name)
+        assert not (tmp_path / name).exists()
     assert not (tmp_path / "evaluation.json").exists()
 
 

@@ -19,7 +19,7 @@ from fewstep.evaluation.figures import FIGURES
 from fewstep.evaluation.result import in_steps
 from fewstep.models.hub import Remark
 from fewstep.reports.candidates import first_teacher_of, student_candidates, teacher_candidates
-from fewstep.reports.report import FinishedRun, labels_of, measured_alike, steps_of
+from fewstep.reports.report import FinishedRun, check_out, labels_of, measured_alike, steps_of
 from fewstep.students.card import sampler_of
 from fewstep.students.lineage import first_teacher
 from fewstep.training.progress import progress_bar
@@ -97,6 +97,7 @@ def evaluate(
     Raises:
         ValueError: a run is not finished, or has another teacher, or no LoRA for the scales of ``sweep``.
     """
+    check_out(out, ".png")
     folders = [RunFiles(folder).last() for folder in folders]
     labels = labels_of(folders) if len(folders) > 1 else ["student"]
     runs = [FinishedRun.read(folder, label) for folder, label in zip(folders, labels, strict=True)]
@@ -125,9 +126,10 @@ def evaluate(
 def best(comparison: Comparison, figure: str) -> str:
     """Which student to ship by one figure, in a sentence."""
     full, *others = comparison.results
-    students = [result for result in others if result.model != full.model and figure in result.figures]
+    measured = [result for result in others if result.model != full.model]
+    students = [result for result in measured if figure in result.figures]
     if not students:
-        return f"No student has the figure {figure}."
+        return f"No student has the figure {figure}." if measured else "No student could be measured at these values."
     sign = -1.0 if FIGURES[figure].better == "higher" else 1.0
     found = min(students, key=lambda result: sign * result.figures[figure])
     return f"Best by {figure}: {found.label} ({found.in_words(figure)})."

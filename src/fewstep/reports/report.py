@@ -95,6 +95,7 @@ def report(
     Raises:
         ValueError: a run is not finished, or has another teacher.
     """
+    check_out(out, ".png", ".json")
     folders = [RunFiles(folder).last() for folder in folders]
     runs = [FinishedRun.read(folder, label) for folder, label in zip(folders, labels_of(folders), strict=True)]
     names = {first_teacher(run.files.student) for run in runs}
@@ -120,6 +121,12 @@ def report(
     replace_text(out.with_suffix(".json"), as_json(comparison))
     replace_text(out, page.html())
     return comparison
+
+
+def check_out(out: Path, *beside: str) -> None:
+    """Raises ValueError where a file to write has the name of one of those that go beside it."""
+    if out.suffix in beside:
+        raise ValueError(f"--out {out}: a file of that name goes beside it: give it another ending than {out.suffix}.")
 
 
 def measured_alike(
