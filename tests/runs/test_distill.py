@@ -271,9 +271,9 @@ def test_yaml_of_a_recipe_is_plain(run):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["scenes-64-lcm", "scenes-64-tcd"])
 def test_the_beginning_of_a_shipped_recipe_is_healthy(name, tmp_path):
-    """On the shipped teacher, from as few lines as a judgement needs."""
-    short = ["training.steps=12", "training.batch_size=4", "training.log_every=2", "training.warmup_steps=2",
-             "data.size=16", "sample.every=12", "sample.teacher_steps=4"]  # fmt: skip
+    """On the shipped teacher, from as few steps and lines as a judgement needs."""
+    short = ["training.steps=28", "training.batch_size=4", "training.log_every=2", "training.warmup_steps=2",
+             "data.size=16", "sample.every=28", "sample.teacher_steps=4"]  # fmt: skip
     distill(load_recipe(name, short), tmp_path / "run")
     found = diagnose(tmp_path / "run")
     assert found.healthy, str(found)

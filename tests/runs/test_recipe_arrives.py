@@ -100,7 +100,9 @@ def sampled(recipe, folder):
     decode, grid = job.teacher.decode, validation.image_grid
     job.teacher.decode = lambda x: (seen.append(x.tolist()), decode(x))[1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "image_grid", lambda *parts: (seen.append(parts[1:]), grid(*parts))[1])
+        patch.setattr(
+            validation, "image_grid", lambda *parts, **named: (seen.append(parts[1:]), grid(*parts, **named))[1]
+        )
         SampleGrid(job)(1)
     return [*seen, dataclasses.asdict(job.card(1)) | {"costs": {}}, validation_prompts(recipe)]
 
