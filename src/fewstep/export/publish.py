@@ -96,7 +96,7 @@ def export(run: Path, to: str, out: Path | None = None, dtype: str = "fp32", dev
         os.replace(part, folder)
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"The export cannot be written to {folder} ({short_error(error)}): make room or allow writing there, or "
+            f"The export cannot be written to {folder} ({_cause(error)}): make room or allow writing there, or "
             "choose another --out; nothing was left behind."
         ) from None
     finally:
@@ -255,3 +255,8 @@ def _write_header(folder: Path, header: dict[str, str]) -> None:
     files = list(folder.glob("*.safetensors"))
     if len(files) == 1:
         write(files[0], load_file(files[0]), header)
+
+
+def _cause(error: OSError | SafetensorError) -> str:
+    """Why a file could not be written, without the names of files that libraries put before it."""
+    return getattr(error, "strerror", None) or short_error(Exception(str(error).rpartition("I/O error: ")[2]))
