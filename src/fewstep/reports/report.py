@@ -169,12 +169,12 @@ def verdict(comparison: Comparison) -> list[str]:
     for result in others:
         if result.model == full.model:
             continue
-        times = full.figures["evaluations"] / result.figures["evaluations"]
+        ours, theirs = result.figures["evaluations"], full.figures["evaluations"]
         closed = gap_closed_in(comparison.results, "FD", result)
         gap = "" if closed is None else f", closes {in_percent(closed)} of the teacher's gap at as many steps"
         sentences.append(
-            f"{result.label}: FD {result.in_words('FD')}{gap}; {times:.3g} times fewer network evaluations than "
-            f"{full.label}."
+            f"{result.label}: FD {result.in_words('FD')}{gap}; network evaluations per image: {ours:g}, where "
+            f"{full.label}, has {theirs:g}."
         )
     return sentences
 
