@@ -58,9 +58,15 @@ MUTANTS = [
         ),
         (
             "resampled: groups count once in a mean",
+            "(w @ rights) / (w @ all_stated)",
+            "(w.clamp(max=1) @ rights) / (w.clamp(max=1) @ all_stated)",
+            "test_mean_curve",
+        ),
+        (
+            "resampled: images of a group count once in a distance of many features",
             "return weights.double().repeat_interleave(counts)",
             "return weights.double().clamp(max=1).repeat_interleave(counts)",
-            "test_mean_curve",
+            "test_frechet_distance_by_moments_and_by_inner_products",
         ),
     ),
 ]

@@ -456,13 +456,13 @@ MUTANTS = [
         ),
         (
             "measured on: a handful of prompts is enough",
-            "if len(captions) < FEWEST:",
-            "if len(captions) < 1:",
+            "if count < FEWEST:",
+            "if count < 1:",
             "test_what_cannot_be_measured_is_one_sentence",
         ),
         (
             "measured on: broken images are a reference",
-            "    _enough_images(count)\n",
+            '    _enough("evaluate.reference", count, "images")\n',
             "",
             "test_what_cannot_be_measured_is_one_sentence",
         ),

@@ -1,12 +1,14 @@
 """Distances as functions of how often each group of images counts: what a bootstrap over groups resamples.
 
-Images are divided into G groups of neighbours. Whatever is costly is computed once for all groups; a resampling, given
-as weights [G], then only sums it up. Weights of None count every group once and give the plain figure.
+Images are divided into G groups of neighbours. Whatever is costly is computed once for all groups, at the first
+resampling; each, given as weights [G], then only sums it up. Weights of None count every group once and give the plain
+figure, which needs none of that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ def row_weights(weights: Tensor | None, counts: Tensor) -> Tensor:
 
 def mean_curve(values: Tensor, counts: Tensor) -> Curve:
     """The mean of a value [N] of each image."""
-    return lambda w: float(row_weights(w, counts) @ values.double() / row_weights(w, counts).sum())
+    return share_curve(values.double(), torch.ones(len(values), dtype=torch.float64), counts)
 
 
 def root_mean_curve(squares: Tensor, counts: Tensor) -> Curve:
@@ -43,7 +45,14 @@ def share_curve(right: Tensor, stated: Tensor, counts: Tensor) -> Curve:
     """The sum of ``right`` over that of ``stated``, both [N]."""
     parts = counts.tolist()
     rights, all_stated = (torch.stack([part.sum() for part in t.split(parts)]) for t in (right, stated))
-    return lambda w: float(right.sum() / stated.sum() if w is None else (w @ rights) / (w @ all_stated))
+
+    def share(weights: Tensor | None) -> float:
+        if weights is None:
+            return float(right.sum() / stated.sum())
+        w = weights.double()
+        return float((w @ rights) / (w @ all_stated))
+
+    return share
 
 
 def frechet_curve(features: Tensor, real: Tensor, counts: Tensor) -> Curve:
@@ -85,19 +94,24 @@ def kid_curve(features: Tensor, real: Tensor, counts: Tensor) -> Curve:
 
     Resampled, it takes pairs of images of different groups alone: an image that counts twice is no pair with itself.
     """
-    a, b, sizes = features.double(), real.double(), counts.double()
-    groups = torch.arange(len(counts)).repeat_interleave(counts)
-    blocks = torch.zeros(len(counts), len(b), dtype=torch.float64)
-    across = blocks.index_add(0, groups, kernel(a, b)).sum(dim=1)
-    by_group = torch.zeros(len(counts), len(a), dtype=torch.float64).index_add(0, groups, kernel(a, a))
-    pairs = torch.zeros(len(counts), len(counts), dtype=torch.float64).index_add(0, groups, by_group.T)
-    pairs.fill_diagonal_(0)
-    of_real, m = kernel(b, b), len(b)
-    within_real = (of_real.sum() - of_real.diagonal().sum()) / (m * (m - 1))
+    a, b, sizes, m = features.double(), real.double(), counts.double(), len(real)
+
+    @cache
+    def sums() -> tuple[Tensor, Tensor, Tensor]:
+        """Of the kernel: over pairs of each two groups [G, G], within real images, of each group and those [G]."""
+        groups = torch.arange(len(counts)).repeat_interleave(counts)
+        blocks = torch.zeros(len(counts), len(b), dtype=torch.float64)
+        across = blocks.index_add(0, groups, kernel(a, b)).sum(dim=1)
+        by_group = torch.zeros(len(counts), len(a), dtype=torch.float64).index_add(0, groups, kernel(a, a))
+        pairs = torch.zeros(len(counts), len(counts), dtype=torch.float64).index_add(0, groups, by_group.T)
+        pairs.fill_diagonal_(0)
+        of_real = kernel(b, b)
+        return pairs, (of_real.sum() - of_real.diagonal().sum()) / (m * (m - 1)), across
 
     def distance(weights: Tensor | None) -> float:
         if weights is None:
             return kid(features, real)
+        pairs, within_real, across = sums()
         w, n = weights.double(), weights.double() @ sizes
         different = n**2 - (w * sizes).square().sum()
         if different == 0:  # one group drawn again and again
@@ -112,28 +126,33 @@ def overlap_curves(features: Tensor, real: Tensor, counts: Tensor, k: int = NEIG
 
     The balls stay those of all images; a resampling changes which images are there to lie in them.
     """
-    plain = overlap(features, real, k)
-    a, b = features.double(), real.double()
-    distances = torch.cdist(b, a)
-    around_real, around_generated = neighbour(b, k), neighbour(a, k)
-    inside = (distances <= around_real[:, None]).double()
-    reached = (distances <= around_generated[None, :]).double()
-    parts = counts.tolist()
-    nearest = torch.stack([part.min(dim=1).values for part in distances.split(parts, dim=1)])
-    recalled = torch.stack([part.amax(dim=1) for part in reached.split(parts, dim=1)])
-    precision, density = inside.amax(dim=0), inside.sum(dim=0) / k
 
-    def share(found: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float]:
-        return lambda w: float(found(w > 0).double().mean())
+    @cache
+    def plain() -> dict[str, float]:
+        return overlap(features, real, k)
 
-    resampled = {
-        "precision": mean_curve(precision, counts),
-        "recall": share(lambda there: recalled[there].amax(dim=0)),
-        "density": mean_curve(density, counts),
-        "coverage": share(lambda there: nearest[there].amin(dim=0) <= around_real),
-    }
+    @cache
+    def resampled() -> dict[str, Callable[[Tensor], float]]:
+        a, b = features.double(), real.double()
+        distances = torch.cdist(b, a)
+        around_real, around_generated = neighbour(b, k), neighbour(a, k)
+        inside = (distances <= around_real[:, None]).double()
+        reached = (distances <= around_generated[None, :]).double()
+        parts = counts.tolist()
+        nearest = torch.stack([part.min(dim=1).values for part in distances.split(parts, dim=1)])
+        recalled = torch.stack([part.amax(dim=1) for part in reached.split(parts, dim=1)])
+
+        def share(found: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float]:
+            return lambda w: float(found(w > 0).double().mean())
+
+        return {
+            "precision": mean_curve(inside.amax(dim=0), counts),
+            "recall": share(lambda there: recalled[there].amax(dim=0)),
+            "density": mean_curve(inside.sum(dim=0) / k, counts),
+            "coverage": share(lambda there: nearest[there].amin(dim=0) <= around_real),
+        }
 
     def curve(name: str) -> Curve:
-        return lambda w: float(plain[name] if w is None else resampled[name](w))  # type: ignore[arg-type]
+        return lambda w: plain()[name] if w is None else resampled()[name](w)
 
-    return {name: curve(name) for name in resampled}
+    return {name: curve(name) for name in ("precision", "recall", "density", "coverage")}

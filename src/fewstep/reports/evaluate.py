@@ -15,15 +15,13 @@ import torch
 from fewstep.data.files import replace_text
 from fewstep.diffusion.schedule import Schedule
 from fewstep.evaluation.compare import Candidate, Comparison, as_json, compare, comparison_grid
-from fewstep.evaluation.figures import FIGURES
+from fewstep.evaluation.figures import best_first
 from fewstep.evaluation.result import in_steps
 from fewstep.models.hub import Remark
 from fewstep.reports.candidates import first_teacher_of, student_candidates, teacher_candidates
-from fewstep.reports.report import FinishedRun, check_out, labels_of, measured_alike, steps_of
+from fewstep.reports.report import FinishedRun, check_out, finished_runs, measured_alike, model_of, steps_of
 from fewstep.students.card import sampler_of
-from fewstep.students.lineage import first_teacher
 from fewstep.training.progress import progress_bar
-from fewstep.training.run_files import RunFiles
 
 COLUMNS = ("evaluations", "FD", "KID", "detail FD", "accuracy", "to teacher", "unlike teacher", "perceptual",
            "CLIP score", "PickScore", "aesthetic")  # fmt: skip
@@ -98,11 +96,7 @@ def evaluate(
         ValueError: a run is not finished, or has another teacher, or no LoRA for the scales of ``sweep``.
     """
     check_out(out, ".png")
-    folders = [RunFiles(folder).last() for folder in folders]
-    labels = labels_of(folders) if len(folders) > 1 else ["student"]
-    runs = [FinishedRun.read(folder, label) for folder, label in zip(folders, labels, strict=True)]
-    if len({first_teacher(run.files.student) for run in runs}) != 1:
-        raise ValueError("Students of one teacher are compared: evaluate those of another one apart.")
+    runs, _ = finished_runs(folders)
     if sweep.lora_scale and any(run.card.weights == "full" for run in runs):
         raise ValueError("--lora-scale goes with a LoRA student, and one of these has full weights: leave it out.")
     first, teacher = runs[0].recipe, first_teacher_of(runs[0].recipe)
@@ -112,8 +106,8 @@ def evaluate(
 
     def candidates() -> Iterator[Candidate]:  # one student in memory at a time
         yield from shown
-        for run, label in zip(runs, labels, strict=True):
-            yield from sweep.of(run, label, teacher.denoiser.schedule)
+        for run in runs:
+            yield from sweep.of(run, model_of(run, runs), teacher.denoiser.schedule)
 
     with progress_bar(len(shown) + len(runs) * len(sweep), 0, "measuring", show_progress) as advance:
         comparison = compare(teacher, candidates(), measured_on, first.seed, advance, per_prompt=4)
@@ -130,8 +124,7 @@ def best(comparison: Comparison, figure: str) -> str:
     students = [result for result in measured if figure in result.figures]
     if not students:
         return f"No student has the figure {figure}." if measured else "No student could be measured at these values."
-    sign = -1.0 if FIGURES[figure].better == "higher" else 1.0
-    found = min(students, key=lambda result: sign * result.figures[figure])
+    found = min(students, key=lambda result: best_first(figure, result.figures[figure]))
     return f"Best by {figure}: {found.label} ({found.in_words(figure)})."
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -96,17 +96,13 @@ def report(
         ValueError: a run is not finished, or has another teacher.
     """
     check_out(out, ".png", ".json")
-    folders = [RunFiles(folder).last() for folder in folders]
-    runs = [FinishedRun.read(folder, label) for folder, label in zip(folders, labels_of(folders), strict=True)]
-    names = {first_teacher(run.files.student) for run in runs}
-    if len(names) != 1:
-        raise ValueError("A report compares runs of one teacher: make one report for each teacher.")
-    (name,), first = names, runs[0].recipe
-    teacher = first_teacher_of(first)
+    runs, name = finished_runs(folders)
+    teacher = first_teacher_of(runs[0].recipe)
     measured_on = measured_alike(runs, teacher, features, prompts, count, show_progress)
-    candidates = candidates_of(teacher, runs)
-    with progress_bar(len(candidates), 0, "sampling", show_progress) as advance:
-        comparison = compare(teacher, candidates, measured_on, first.seed, advance, per_prompt=4)
+    steps = [steps_of(run, teacher.denoiser.schedule) for run in runs]
+    with progress_bar(1 + len(STEPS) + sum(map(len, steps)), 0, "sampling", show_progress) as advance:
+        candidates = candidates_of(teacher, runs, steps)
+        comparison = compare(teacher, candidates, measured_on, runs[0].recipe.seed, advance, per_prompt=4)
     shown = by_steps_grid(comparison)
     page = Page("Few-step report: " + ", ".join(run.label for run in runs))
     page.text(f"{comparison.count} {measured_on.about}; teacher {name}.", note=True)
@@ -121,6 +117,20 @@ def report(
     replace_text(out.with_suffix(".json"), as_json(comparison))
     replace_text(out, page.html())
     return comparison
+
+
+def finished_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], str]:
+    """The runs in these folders, of several stages the last one that trains, and the name of their one teacher.
+
+    Raises:
+        ValueError: a run is not finished, is there twice, or has another teacher.
+    """
+    folders = [RunFiles(folder).last() for folder in folders]
+    runs = [FinishedRun.read(folder, label) for folder, label in zip(folders, labels_of(folders), strict=True)]
+    names = {first_teacher(run.files.student) for run in runs}
+    if len(names) != 1:
+        raise ValueError("Students of one teacher are compared: measure those of each other teacher apart.")
+    return runs, names.pop()
 
 
 def check_out(out: Path, *beside: str) -> None:
@@ -179,15 +189,20 @@ def verdict(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def candidates_of(teacher: Teacher, runs: Sequence[FinishedRun]) -> list[Candidate]:
-    """The teacher at its full number of steps and at few, and every student at the few that it can take."""
+def candidates_of(teacher: Teacher, runs: Sequence[FinishedRun], steps: Sequence[Sequence[int]]) -> Iterator[Candidate]:
+    """The teacher at its full number of steps and at few, then the student of each run at its ``steps``.
+
+    Each student is loaded when its turn comes, so that one of them is in memory at a time.
+    """
     sampling = runs[0].recipe.sample
-    candidates = teacher_candidates(teacher, (sampling.teacher_steps, *STEPS), sampling.guidance_scale)
-    for run in runs:
-        label = run.label if len(runs) > 1 else "student"
-        steps = steps_of(run, teacher.denoiser.schedule)
-        candidates += student_candidates(run.files.student, steps, label, run.recipe)
-    return candidates
+    yield from teacher_candidates(teacher, (sampling.teacher_steps, *STEPS), sampling.guidance_scale)
+    for run, taken in zip(runs, steps, strict=True):
+        yield from student_candidates(run.files.student, taken, model_of(run, runs), run.recipe)
+
+
+def model_of(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
+    """What the student of ``run`` is called in a table of ``runs``."""
+    return run.label if len(runs) > 1 else "student"
 
 
 def steps_of(run: FinishedRun, schedule: Schedule) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from fewstep.data.find import FEWEST, Place, find_captions, find_images, held_ou
 from fewstep.data.folder import uncaptioned_images
 from fewstep.data.images import CaptionedImage, pixels
 from fewstep.data.pairs import noise_of
-from fewstep.evaluation.measured import Features, Reference
+from fewstep.evaluation.measured import Features, Reference, Score
 from fewstep.evaluation.prompt_set import PromptSet
 from fewstep.models.encoders import load_pretrained_encoder
 from fewstep.models.families import Teacher
@@ -30,6 +30,7 @@ from fewstep.recipe.schema import EvaluateConfig, PairsConfig, Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.teacher_samples import TeacherSampling, folder_for
+from fewstep.scenes64.architecture import IMAGE_SIZE
 from fewstep.scenes64.prompts import unseen_captions, unseen_prompts
 
 NOISE = 2**62
@@ -38,16 +39,14 @@ NOISE = 2**62
 It is none that `pairs.seed` has by itself: a student must not be measured from noises whose images it has learnt.
 """
 HELD_OUT = "captions held out of training"
-_SIDE = 64
-"""The detector of scenes-64 sees images of this side alone."""
 _ROWS = 8  # reference images in a file, generated at once
 _FIGURES = {"clip": "CLIP score", "pickscore": "PickScore", "aesthetic": "aesthetic"}
 
 
 def measures_scenes(recipe: Recipe, side: int) -> bool:
-    """Whether students are measured on scenes-64's own prompts, by its detector, at this side of the images."""
+    """Whether students are measured on scenes-64's own prompts, by its detector, which sees one ``side`` alone."""
     evaluate = recipe.evaluate
-    return recipe.data.path is None and not (evaluate.prompts or evaluate.reference) and side == _SIDE
+    return recipe.data.path is None and not (evaluate.prompts or evaluate.reference) and side == IMAGE_SIZE
 
 
 def evaluation_captions(recipe: Recipe, count: int | None = None) -> list[str]:
@@ -58,8 +57,9 @@ def evaluation_captions(recipe: Recipe, count: int | None = None) -> list[str]:
     Raises:
         ValueError: one sentence when there are too few.
     """
-    count = recipe.evaluate.count if count is None else count
-    return _enough(_captions(recipe, count))
+    found = _captions(recipe, recipe.evaluate.count if count is None else count)
+    _enough("evaluate", len(found), "prompts")
+    return found
 
 
 def _captions(recipe: Recipe, count: int) -> list[str]:
@@ -75,10 +75,10 @@ def _captions(recipe: Recipe, count: int) -> list[str]:
     return list(found[:count])
 
 
-def _enough(captions: list[str]) -> list[str]:
-    if len(captions) < FEWEST:
-        raise ValueError(f"evaluate: {len(captions)} prompts are too few to measure on: give {FEWEST} or more.")
-    return captions
+def _enough(key: str, count: int, what: str) -> None:
+    """Raises RecipeError where ``count`` prompts or images are too few to measure on."""
+    if count < FEWEST:
+        raise RecipeError(f"{key}: {count} {what} are too few to measure on: give {FEWEST} or more.")
 
 
 def check_measured(recipe: Recipe) -> None:
@@ -92,8 +92,9 @@ def check_measured(recipe: Recipe) -> None:
         return
     if recipe.place is not None or evaluate.prompts:
         evaluation_captions(recipe)
-    _check_figures(evaluate)
-    if evaluate.reference not in (None, "teacher"):
+    against_teacher = _against_teacher(evaluate)
+    _check_figures(evaluate, against_teacher)
+    if not against_teacher:
         _reference_images(recipe)
 
 
@@ -113,12 +114,12 @@ def prompt_set(
     if measures_scenes(recipe, teacher.image_size):
         return _of_scenes(recipe, teacher, count)
     evaluate, device = recipe.evaluate, recipe.training.device
-    _check_figures(evaluate)
+    _check_figures(evaluate, _against_teacher(evaluate))
     captions = evaluation_captions(recipe, count)
-    features, scores = open_features(evaluate.features or "imagenet", device), _scores_of(captions, evaluate, device)
+    features, scores = open_features(evaluate.features or "imagenet", device), _scores(captions, evaluate, device)
     noise = torch.stack([noise_of(NOISE, i, teacher.latent_shape) for i in range(len(captions))])
     perceptual = _perceptual(features, device) if "perceptual" in evaluate.metrics else None
-    if (evaluate.reference or "teacher") == "teacher":
+    if _against_teacher(evaluate):
         images = teacher_images(recipe, teacher, folder, captions, show_progress)
         reference = Reference.of_batches(images.split(_ROWS), features)
         return PromptSet(
@@ -132,15 +133,18 @@ def prompt_set(
 def _of_scenes(recipe: Recipe, teacher: Teacher, count: int) -> PromptSet:
     """scenes-64's own prompt set, with the recipe's features and further figures."""
     evaluate, device = recipe.evaluate, recipe.training.device
-    if "perceptual" in evaluate.metrics:
-        raise RecipeError("evaluate.metrics: perceptual is a distance to the teacher's images: set reference: teacher.")
-    _check_figures(evaluate)
-    _enough(unseen_captions(min(count, FEWEST)))
+    _check_figures(evaluate, against_teacher=False)
+    _enough("evaluate", count, "prompts")
     found = unseen_prompts(teacher, count)
-    found = replace(found, scores=_scores_of(found.captions, evaluate, device))
+    found = replace(found, scores=_scores(found.captions, evaluate, device))
     if evaluate.features is None:
         return found
     return replace(found, features=open_features(evaluate.features, device), reference=None)
+
+
+def _against_teacher(evaluate: EvaluateConfig) -> bool:
+    """Whether the reference of a recipe's own prompt set is the teacher's images."""
+    return evaluate.reference in (None, "teacher")
 
 
 def _in_words(recipe: Recipe) -> str:
@@ -173,8 +177,8 @@ def teacher_images(
     )  # fmt: skip
     sampling = TeacherSampling(teacher, teacher.denoiser, settings, captions, recipe.training.device)
     shared = folder.reference if evaluate.path is None else Path(evaluate.path)
-    drawn_as = {"shape": str(tuple(teacher.latent_shape)), "guidance_embed": str(teacher.guidance_embed)}
-    place = folder_for(shared, "teacher", {**sampling.about(), **drawn_as})
+    form = {"shape": str(tuple(teacher.latent_shape)), "guidance_embed": str(teacher.guidance_embed)}
+    place = folder_for(shared, "teacher", {**sampling.about(), **form})
     latents = sampling.load(sampling.files(place), show_progress).mean
     return torch.cat([teacher.decode(part.float()).cpu() for part in latents.split(_ROWS)])
 
@@ -193,36 +197,30 @@ def _perceptual(features: Features, device: str) -> Callable[[Tensor, Tensor], T
     return (features if isinstance(features, ImageNetEncoder) else load_imagenet_encoder(device)).distance
 
 
-def _check_figures(evaluate: EvaluateConfig) -> None:
-    """Raises RecipeError for a figure that there is not, or that needs another reference."""
+def _check_figures(evaluate: EvaluateConfig, against_teacher: bool) -> None:
+    """Raises RecipeError for a figure that there is not, or that needs the teacher's images as the reference."""
     for name in evaluate.metrics:
         if name.partition(":")[0] not in ("perceptual", *_FIGURES):
             known = ", ".join(["perceptual", *_FIGURES])
             raise RecipeError(f"evaluate.metrics: there is no figure '{name}': use {known}.")
-    if "perceptual" in evaluate.metrics and evaluate.reference not in (None, "teacher"):
+    if "perceptual" in evaluate.metrics and not against_teacher:
         raise RecipeError("evaluate.metrics: perceptual is a distance to the teacher's images: set reference: teacher.")
 
 
-def _scores_of(captions: Sequence[str], evaluate: EvaluateConfig, device: str) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What rates images of these captions, by the name of its figure."""
-    return {figure: partial(score, captions=list(captions)) for figure, score in _scores(evaluate, device).items()}
+def _scores(captions: Sequence[str], evaluate: EvaluateConfig, device: str) -> dict[str, Score]:
+    """What rates images of these captions, by the name of its figure: reward models that only measure."""
+    return {
+        _FIGURES[name.partition(":")[0]]: partial(_rated, open_reward(name, device, measures=True), captions, device)
+        for name in evaluate.metrics
+        if name != "perceptual"
+    }
 
 
-def _scores(evaluate: EvaluateConfig, device: str) -> dict[str, Callable[..., Tensor]]:
-    """Reward models that only measure, by the name of their figure."""
-    found = {}
-    for name in evaluate.metrics:
-        if name == "perceptual":
-            continue
-        reward = open_reward(name, device, measures=True)
-
-        @torch.no_grad()
-        def score(images: Tensor, captions: list[str], rate: Callable[..., Tensor] = reward) -> Tensor:
-            parts = zip(images.split(_ROWS), range(0, len(captions), _ROWS), strict=True)
-            return torch.cat([rate(part.to(device) * 2 - 1, captions[i : i + _ROWS]).cpu() for part, i in parts])
-
-        found[_FIGURES[name.partition(":")[0]]] = score
-    return found
+@torch.no_grad()
+def _rated(reward: Callable[..., Tensor], captions: Sequence[str], device: str, images: Tensor) -> Tensor:
+    """A reward [N] of images [N, 3, H, W] in [0, 1], one of each caption, on the host."""
+    parts = zip(images.split(_ROWS), range(0, len(captions), _ROWS), strict=True)
+    return torch.cat([reward(part.to(device) * 2 - 1, captions[i : i + _ROWS]).cpu() for part, i in parts])
 
 
 def _real_images(recipe: Recipe, teacher: Teacher) -> Iterator[Tensor]:
@@ -235,7 +233,7 @@ def _real_images(recipe: Recipe, teacher: Teacher) -> Iterator[Tensor]:
         if kept:
             mean, _ = teacher.encode_images(torch.stack(kept).float() / 127.5 - 1)
             yield teacher.decode(mean).cpu()
-    _enough_images(count)
+    _enough("evaluate.reference", count, "images")
 
 
 def _reference_images(recipe: Recipe) -> Sequence[CaptionedImage]:
@@ -253,10 +251,5 @@ def _reference_images(recipe: Recipe) -> Sequence[CaptionedImage]:
         found = held_out_images(place, recipe.data.size).images
     else:
         found = find_images(place, recipe.data.size).images[: evaluate.count]
-    _enough_images(len(found))
+    _enough("evaluate.reference", len(found), "images")
     return found
-
-
-def _enough_images(count: int) -> None:
-    if count < FEWEST:
-        raise RecipeError(f"evaluate.reference: {count} images are too few to measure on: give {FEWEST} or more.")
