@@ -87,12 +87,6 @@ MUTANTS = [
             "tests/runs/test_distill_lightning.py::test_a_discriminator_begins_as_the_first_model_whoever_teaches",
         ),
         (
-            "merging: the scale is squared",
-            'return {key: t * scale if ".lora_B" in key else t for key, t in lora.items()}',
-            "return {key: t * scale for key, t in lora.items()}",
-            "tests/runs/test_distill_feedback.py::test_merged_with_a_scale_as_one_lora_on_the_first_teacher",
-        ),
-        (
             "merging: the joined LoRA stands on the student that it holds",
             "name = _as_seen_from(target, below)",
             "name = card.teacher",

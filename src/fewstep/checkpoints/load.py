@@ -13,6 +13,7 @@ from fewstep.checkpoints.sampling import sampler_class, schedule_of
 from fewstep.models.families import Teacher, family_named, load_teacher
 from fewstep.models.families.wrong_base import refuse_wrong_base
 from fewstep.models.hub import short_error
+from fewstep.models.lora import scaled
 from fewstep.models.lora_files import NotLowRank, add_loras, put_weights, read_lora, read_tensors, tensor_names
 
 
@@ -93,7 +94,7 @@ def lora_start(
         raise ValueError(f"init: {name} has the ranks {ranks}: it can start full weights only (student.weights=full).")
     if weights == "lora" and has != [rank]:
         raise ValueError(f"init: {name} has rank {has[0]}: set student.rank to that.")
-    return {f"{prefix}.{key}": t * scale if ".lora_B" in key else t for key, t in lora.items()}
+    return {f"{prefix}.{key}": t for key, t in scaled(lora, scale).items()}
 
 
 def _added(teacher: Teacher, path: Path, scale: float) -> dict[str, Tensor]:

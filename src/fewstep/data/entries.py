@@ -40,12 +40,18 @@ def unread(name: str, error: OSError) -> Skipped:
 
 
 def usable(
-    found: Iterable[T | Skipped], where: str, kind: str, limit: int | None = None, hint: str = ""
+    found: Iterable[T | Skipped],
+    where: str,
+    kind: str,
+    limit: int | None = None,
+    hint: str = "",
+    key: str = "data.path",
 ) -> tuple[tuple[T, ...], tuple[Skipped, ...]]:
     """The first ``limit`` usable entries of a data set, and what was passed over before them.
 
     Args:
         where: the data set. kind: "images" or "prompts". hint: added to the error where nothing was found at all.
+        key: of the recipe, which names the data set.
 
     Raises:
         ValueError: one sentence when there is none.
@@ -61,5 +67,5 @@ def usable(
             kept.append(entry)
     if not kept:
         reason = f", the first because {skipped[0]}" if skipped else hint
-        raise ValueError(f"data.path: {where} holds no {kind} that could be used{reason}.")
+        raise ValueError(f"{key}: {where} holds no {kind} that could be used{reason}.")
     return tuple(kept), tuple(skipped)

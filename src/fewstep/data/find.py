@@ -11,7 +11,7 @@ import numpy as np
 from fewstep.data.entries import Skipped, usable
 from fewstep.data.files import at_home
 from fewstep.data.folder import folder_images
-from fewstep.data.images import IMAGE_SUFFIXES, Collection, files_of
+from fewstep.data.images import IMAGE_SUFFIXES, Collection, walk
 from fewstep.data.prompts import PROMPT_SUFFIXES, read_prompts
 from fewstep.data.random import stream_key
 from fewstep.data.shards import SHARD_SUFFIX, shard_images
@@ -58,8 +58,9 @@ class Place:
             return "prompts"
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return "datasets"
+        there = {file.suffix.lower() for file in walk(path)[0]} if is_folder else {suffix}
         for kind, its in (("webdataset", SHARD_SUFFIX), ("parquet", TABLE_SUFFIX)):
-            if files_of(path, its)[0] if is_folder else suffix == its:
+            if its in there:
                 return kind
         return "folder"
 
@@ -105,11 +106,12 @@ def _all_captions(place: Place, limit: int | None) -> tuple[tuple[str, ...], tup
 
 def _all_images(place: Place, limit: int | None) -> Collection:
     path, columns, hint = place.root, (place.image_column, place.caption_column), ""
-    if place.kind == "webdataset":
+    kind = place.kind  # which may look at every name in the folder
+    if kind == "webdataset":
         found = shard_images(path, *columns)
-    elif place.kind == "parquet":
+    elif kind == "parquet":
         found = parquet_images(path, *columns)
-    elif place.kind == "datasets":
+    elif kind == "datasets":
         found = dataset_images(at_home(place.path), place.split, *columns)
     else:
         found, hint = folder_images(path, place.caption_column), f" ({', '.join(IMAGE_SUFFIXES)})"

@@ -61,7 +61,7 @@ def uncaptioned_images(folder: Path) -> tuple[CaptionedImage, ...]:
         raise ValueError(f"There is no folder '{folder}' of images to compare with.")
     names = (str(path.relative_to(folder)) for path in walk(folder)[0] if path.suffix.lower() in IMAGE_SUFFIXES)
     found = (attempt(name, lambda name: _image(name, inside(folder, name), ""), name) for name in names)
-    return usable(found, str(folder), "images", hint=f" ({', '.join(IMAGE_SUFFIXES)})")[0]
+    return usable(found, str(folder), "images", hint=f" ({', '.join(IMAGE_SUFFIXES)})", key="evaluate.reference")[0]
 
 
 # ---------------------------------------------------------------- captions beside their images

@@ -10,6 +10,7 @@ from torch import Tensor
 
 ON_PAGES = 256
 """Largest side of an image in the grid of a page."""
+_SMALL = 192
 _GAP, _INK, _PAPER = 4, (40, 40, 40), (250, 250, 250)
 
 
@@ -44,6 +45,11 @@ def image_grid(
         for j, image in enumerate(to_images(row)):
             canvas.paste(image.resize((width, height), way), (left + j * (width + _GAP), y))
     return canvas
+
+
+def enlargement(images: Tensor) -> int:
+    """How many times small images [B, 3, H, W] are enlarged where people look at them: to about 192 pixels."""
+    return max(1, _SMALL // images.shape[-1])
 
 
 def to_images(images: Tensor) -> list[Image.Image]:

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from fewstep.checkpoints.registry import checkpoints
-from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.grids import enlargement, image_grid
 from fewstep.inference.load import load_model
 from fewstep.inference.model import Model
 from fewstep.models.hub import check_device
@@ -23,7 +23,6 @@ from fewstep.students.lineage import student_folder
 HERE = "127.0.0.1"
 _ONLY_HERE = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' "
 _ONLY_HERE += "'unsafe-inline'"
-_SMALL = 192  # pixels: smaller images are enlarged
 _MOST = 16  # prompts at once
 
 
@@ -63,7 +62,7 @@ def generate(
             rows, labels = [*rows, beside.images], [*labels, f"teacher, {teacher_steps} steps"]
         lines.append(f"**teacher, {model.base}**: {beside.description}")
     lines += [*model.warnings(steps or None), *([model.licence] if model.licence else [])]
-    grid = image_grid(rows, labels, prompts, scale=max(1, _SMALL // found.images.shape[-1]))
+    grid = image_grid(rows, labels, prompts, scale=enlargement(found.images))
     return grid, "\n\n".join(lines)
 
 

@@ -10,12 +10,11 @@ from typing import Any
 from PIL import Image
 
 from fewstep.data.files import replacing
-from fewstep.evaluation.grids import image_grid
+from fewstep.evaluation.grids import enlargement, image_grid
 from fewstep.inference.load import load_model
 from fewstep.inference.model import Model
 
 __all__ = ["check_out", "generate", "load_model", "scaled_loras"]
-_SMALL = 192  # pixels: smaller images are enlarged
 
 
 def generate(
@@ -40,8 +39,7 @@ def generate(
     found = model.generate(prompts, sampler=sampler, guidance_scale=guidance_scale, seed=seed, **options, **more)
     out.parent.mkdir(parents=True, exist_ok=True)
     captions = [*prompts, *[""] * (len(found.images) - len(prompts))]  # one prompt may have several images
-    scale = max(1, _SMALL // found.images.shape[-1])
-    grid = image_grid([found.images], [f"seed {seed}"], captions, scale=scale)
+    grid = image_grid([found.images], [f"seed {seed}"], captions, scale=enlargement(found.images))
     with replacing(out) as part:
         grid.save(part, Image.registered_extensions()[out.suffix.lower()])
     return found.description

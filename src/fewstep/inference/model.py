@@ -261,19 +261,18 @@ class Model:
             ValueError: a negative prompt without guidance, or a wrong number of them.
         """
         away = [] if negative is None else as_texts(negative, "negative_prompt")
-        cond = self.teacher.encode_prompts(list(prompts), guided=scale != 1)
+        guided = negative is not None and scale != 1
         if scale == 1 and any(away):
             raise ValueError(
                 "A negative prompt does something only with guidance, and this model is sampled without: give a "
                 "guidance_scale above 1 too, or leave it out."
             )
-        if negative is None or scale == 1:
-            return cond
-        if len(away) == 1:
+        if guided and len(away) == 1:
             away = away * len(prompts)
-        if len(away) != len(prompts):
+        if guided and len(away) != len(prompts):
             raise ValueError(f"Give one negative prompt, or one for each of {len(prompts)} prompts, not {len(away)}.")
-        return cond.with_negative(self.teacher.encode_prompts(away))
+        cond = self.teacher.encode_prompts(list(prompts), guided=scale != 1)
+        return cond.with_negative(self.teacher.encode_prompts(away)) if guided else cond
 
     def warnings(
         self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None

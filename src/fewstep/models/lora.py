@@ -117,6 +117,11 @@ def merge(weights: Mapping[str, Tensor], lora: Mapping[str, Tensor], scale: floa
         weight += (scale * delta).view_as(weight).to(weight)
 
 
+def scaled(lora: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """A LoRA at another strength."""
+    return {key: t * scale if ".lora_B" in key else t for key, t in lora.items()}
+
+
 def matching(module: nn.Module, targets: Iterable[str] | None) -> list[str]:
     """Names of the layers that an adapter with these targets wraps, as the un-adapted module spells them."""
     wanted = None if targets is None else tuple(targets)

@@ -214,20 +214,22 @@ class EvaluateConfig(Section):
 
 
 _OF_TEACHER = ("to teacher", "unlike teacher", "perceptual")
+_ASKED_FOR = {
+    "CLIP score": "clip:MODEL", "PickScore": "pickscore", "aesthetic": "aesthetic:FOLDER", "perceptual": "perceptual",
+}  # fmt: skip
+"""Figures that are measured where ``evaluate.metrics`` has this."""
 
 
 def _check_metric(evaluate: EvaluateConfig, scenes: bool) -> None:
     """Raises ValueError where ``evaluate.metric`` is a figure that these settings do not measure."""
     metric, asked = evaluate.metric, {name.partition(":")[0] for name in evaluate.metrics}
-    own = not scenes or evaluate.prompts or evaluate.reference
-    missing = {
-        "accuracy": "only the detector of scenes-64 judges prompts" if own else "",
-        "CLIP score": "" if "clip" in asked else "add clip:MODEL to evaluate.metrics",
-        "PickScore": "" if "pickscore" in asked else "add pickscore to evaluate.metrics",
-        "aesthetic": "" if "aesthetic" in asked else "add aesthetic:FOLDER to evaluate.metrics",
-        "perceptual": "" if "perceptual" in asked else "add perceptual to evaluate.metrics",
-    }.get(metric, "")
-    if metric in _OF_TEACHER and (not own or evaluate.reference not in (None, "teacher")):
+    of_scenes = scenes and not (evaluate.prompts or evaluate.reference)
+    missing, entry = "", _ASKED_FOR.get(metric)
+    if metric == "accuracy" and not of_scenes:
+        missing = "only the detector of scenes-64 judges prompts"
+    if entry is not None and entry.partition(":")[0] not in asked:
+        missing = f"add {entry} to evaluate.metrics"
+    if metric in _OF_TEACHER and (of_scenes or evaluate.reference not in (None, "teacher")):
         missing = "set evaluate.reference to teacher"
     if missing:
         raise ValueError(f"evaluate.metric: '{metric}' is not measured here: {missing}.")

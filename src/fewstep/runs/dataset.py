@@ -17,7 +17,7 @@ from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Prompts,
 from fewstep.models.hub import Remark
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.setup import Run
-from fewstep.runs.teacher_samples import captions
+from fewstep.runs.teacher_samples import captions, data_captions
 from fewstep.scenes64.latents import scene_latents
 from fewstep.training import checkpoint, distributed
 from fewstep.training.progress import progress_bar
@@ -121,7 +121,7 @@ def _with_prompts(data: LatentSource | Buckets | Prompts, run: Run, of_teacher: 
     Raises:
         RecipeError: images were skipped, so that captions and latents are not the same rows.
     """
-    texts = captions(run.recipe, None if of_teacher else run.recipe.captions())
+    texts = captions(run.recipe) if of_teacher else data_captions(run.recipe)
     if isinstance(data, Buckets) or len(texts) != data.order.size:
         raise RecipeError(
             f"data: the method {run.method.name} reads captions, and some images could not be encoded "

@@ -178,7 +178,7 @@ def teacher_images(
     sampling = TeacherSampling(teacher, teacher.denoiser, settings, captions, recipe.training.device)
     shared = folder.reference if evaluate.path is None else Path(evaluate.path)
     form = {"shape": str(tuple(teacher.latent_shape)), "guidance_embed": str(teacher.guidance_embed)}
-    place = folder_for(shared, "teacher", {**sampling.about(), **form})
+    place = folder_for(shared, "teacher", {**sampling.about, **form})
     latents = sampling.load(sampling.files(place), show_progress).mean
     return torch.cat([teacher.decode(part.float()).cpu() for part in latents.split(_ROWS)])
 

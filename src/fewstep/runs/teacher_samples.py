@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -61,6 +62,7 @@ class TeacherSampling:
         teacher = run.roles.teacher.uncounted()
         return cls(run.teacher, teacher, recipe.pairs, captions(recipe), recipe.training.device)
 
+    @cached_property
     def about(self) -> dict[str, str | int | float]:
         """Everything that determines the samples, up to rounding: device and precision are not part of it."""
         settings = self.settings.model_dump(exclude={"path"})
@@ -72,7 +74,7 @@ class TeacherSampling:
         Raises:
             ValueError: the folder holds other samples, or something else.
         """
-        files = PairFiles(place, self.about())
+        files = PairFiles(place, self.about)
         files.check()
         return files
 
@@ -156,7 +158,7 @@ def pair_files(run: Run, shared: Path | None = None) -> PairFiles | None:
         return None
     wanted, place = TeacherSampling.of_run(run), pairs_folder(run.recipe, run.folder)
     if shared is not None and run.recipe.pairs.path is None:
-        place = folder_for(shared, "pairs", wanted.about())
+        place = folder_for(shared, "pairs", wanted.about)
     return wanted.files(place)
 
 
@@ -174,16 +176,21 @@ def sample_teacher(run: Run, files: PairFiles, show_progress: bool = False) -> P
     return TeacherSampling.of_run(run).load(files, show_progress)
 
 
-def captions(recipe: Recipe, count: int | None = None) -> list[str]:
-    """One caption for every pair, or for each of ``count`` images."""
-    data, size = recipe.data, recipe.pairs.size if count is None else count
+def captions(recipe: Recipe) -> list[str]:
+    """One caption for every pair."""
+    size = recipe.pairs.size
     assert size is not None
-    if recipe.place is not None:
-        distinct = find_captions(recipe.place, data.size)
-    else:
-        scenes = Scenes(data.seed)
-        distinct = tuple(scenes.scene(i).caption for i in range(min(size, data.size or 0)))
+    distinct = data_captions(recipe, size)
     return [distinct[i % len(distinct)] for i in range(size)]
+
+
+def data_captions(recipe: Recipe, scenes: int | None = None) -> tuple[str, ...]:
+    """The captions of the images that are trained on, in their order; of rendered ones the first ``scenes``."""
+    data = recipe.data
+    if recipe.place is not None:
+        return find_captions(recipe.place, data.size)
+    size = data.size or 0
+    return tuple(Scenes(data.seed).scene(i).caption for i in range(size if scenes is None else min(scenes, size)))
 
 
 def fingerprint(teacher: Teacher) -> str:

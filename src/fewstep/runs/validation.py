@@ -42,6 +42,7 @@ class SampleGrid:
         self.run = run
         self._teacher_rows: list[torch.Tensor] | None = None
         self._teacher_difference = 0.0
+        self._log: JsonLines | None = None
 
     def __call__(self, step: int) -> None:
         with doing("generating sample images"):
@@ -69,7 +70,8 @@ class SampleGrid:
             return
         run.folder.samples.mkdir(exist_ok=True)
         image_grid(rows, labels, settings.prompts, largest=2 * ON_PAGES).save(run.folder.grid(step))
-        JsonLines(run.folder.sample_statistics, step - 1).write({"step": step, "diversity": diversity})
+        self._log = self._log or JsonLines(run.folder.sample_statistics, step - 1)
+        self._log.write({"step": step, "diversity": diversity})
 
 
 def sample_exported(run: Run, folder: Path) -> None:

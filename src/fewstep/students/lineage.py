@@ -16,7 +16,7 @@ from fewstep.checkpoints.copies import copy_of
 from fewstep.checkpoints.load import load_checkpoint
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher, load_teacher
-from fewstep.models.lora import merge
+from fewstep.models.lora import merge, scaled
 from fewstep.models.quantize import quantize
 from fewstep.models.roles import Roles, Weights
 from fewstep.students.card import CARD_FILE, Card, load_card
@@ -196,11 +196,6 @@ def _as_seen_from(target: Path, folder: Path) -> str:
     """Name of the teacher of the student in ``folder`` on a card in ``target``: stages of one run move together."""
     card, run = load_card(folder), folder.parent.parent.resolve()
     return card.teacher if run == target.parent.parent.resolve() else _teacher_name(folder, card)
-
-
-def scaled(lora: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """A LoRA at another strength."""
-    return {key: t * scale if ".lora_B" in key else t for key, t in lora.items()}
 
 
 def _joined(lora: Mapping[str, Tensor], source: Path, card: Card) -> tuple[dict[str, Tensor], Path]:

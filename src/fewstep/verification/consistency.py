@@ -21,7 +21,7 @@ from fewstep.verification.sizes import lengths, rms, standard_errors
 # teacher is 0.126 off the flow map (median); elsewhere they scale with that distance or with the components' width.
 RING_STEPS = 10
 LAST = Progress(999, 1000)  # CM's grid may grow until then
-_RING_DISTANCE, _RING_WIDTH = 0.126, 0.1414
+_RING_DISTANCE, RING_WIDTH = 0.126, 0.1414  # of its components
 
 
 def composed_teacher(bench: Bench, grid: list[float]) -> tuple[Tensor, Tensor, float]:
@@ -29,7 +29,7 @@ def composed_teacher(bench: Bench, grid: list[float]) -> tuple[Tensor, Tensor, f
     x, cond = bench.starts
     composed = compose(bench.teacher, x, grid[::-1], cond, bench.guidance_scale)
     distance = lengths(composed - bench.flow(x, grid[-1], grid[0], cond))
-    return composed, distance, max(distance.median().item() / _RING_DISTANCE, bench.width / _RING_WIDTH)
+    return composed, distance, max(distance.median().item() / _RING_DISTANCE, bench.width / RING_WIDTH)
 
 
 def loss_row(bench: Bench, method: Any, point: FixedPoint) -> Row:

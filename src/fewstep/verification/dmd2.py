@@ -17,6 +17,7 @@ from fewstep.models.roles import Roles
 from fewstep.sampling import make_sampler, sample
 from fewstep.training.trainer import Trainer
 from fewstep.verification.bench import Bench, training_settings
+from fewstep.verification.consistency import RING_WIDTH
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import spread
 
@@ -27,7 +28,6 @@ RING = GaussianMixture.ring(8, 4.0, 0.4)
 # One step begins where SDXL's published one-step student does, at 399 of 1,000: at 999 the fitted teacher's
 # predictions lie in the middle of the ring, and separating two modes takes longer.
 START = 0.4
-_RING_WIDTH = 0.1414  # component width of the ring with std 0.1, on which the limit of means is set
 
 
 def one_step_start(schedule: Schedule, given: Collection[str]) -> dict[str, Any]:
@@ -102,6 +102,6 @@ def trained_rows(bench: Bench, method: DMD2, roles: Roles) -> list[Row]:
     name = f"{steps} step{'s' if steps > 1 else ''}, worst mode:"
     return [
         Row(f"{name} mass, relative", 0.0, max(mass), 0.2),
-        Row(f"{name} mean", 0.0, max(mean), 0.05 * bench.width / _RING_WIDTH),
+        Row(f"{name} mean", 0.0, max(mean), 0.05 * bench.width / RING_WIDTH),
         Row(f"{name} std, relative", 0.0, max(std), 0.15),
     ]

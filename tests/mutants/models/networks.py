@@ -156,6 +156,12 @@ MUTANTS = [
         "models/lora.py",
         "models/test_roles.py",
         (
+            "merging: the scale is squared",
+            'return {key: t * scale if ".lora_B" in key else t for key, t in lora.items()}',
+            "return {key: t * scale for key, t in lora.items()}",
+            "tests/runs/test_distill_feedback.py::test_merged_with_a_scale_as_one_lora_on_the_first_teacher",
+        ),
+        (
             "roles: recomputation in backward does not capture the adapter",
             ("        with live(adapters):\n            return function(*inputs)"),
             ("        with live(_LIVE.get()):\n            return function(*inputs)"),

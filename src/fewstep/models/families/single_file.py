@@ -74,7 +74,11 @@ def config_of(path: Path, config: str | None = None) -> Path:
     Raises:
         ModelError: one sentence when the file is damaged or of another kind.
     """
-    found = _kind(path, config)
+    return _configs(_kind(path, config), config)
+
+
+def _configs(found: SingleFile | None, config: str | None) -> Path:
+    """The folder of configs for a file of that kind."""
     return Path(os.path.expanduser(str(config))) if found is None else _SHIPPED / found.configs
 
 
@@ -111,7 +115,8 @@ def load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Any:
     """
     import diffusers
 
-    folder, found = config_of(path, config), _kind(path, config)
+    found = _kind(path, config)
+    folder = _configs(found, config)
     listed = read_index(folder)
     more: dict[str, Any] = {part: None for part, (_, kind) in listed.items() if kind is None}
     for part in listed:
