@@ -1,11 +1,11 @@
 # Two commands: `make test` proves the installation, `make demo` shows the main job.
-# `make test-all` runs what `make test` leaves out, `make mutants` every planted defect.
+# `make test-all` runs what `make test` leaves out, `make mutants` every planted defect, `make docs` builds the site.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install extras test test-all unit lint types demo verify mutants clean
+.PHONY: install extras test test-all unit lint types docs notebook demo verify mutants clean
 
 install: $(VENV)/.installed
 
@@ -20,7 +20,7 @@ test: install  # side by side: the type checker alone takes a minute of one core
 unit: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not needs"
 
-test-all: extras  # what `make test` leaves out: training to convergence, kills, every family x method, the extras
+test-all: extras $(VENV)/.docs  # what `make test` leaves out: training to convergence, kills, every family x method, the extras
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or needs" --extras -rs
 
 extras: $(VENV)/.extras
@@ -29,11 +29,21 @@ $(VENV)/.extras: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[app,data,lowmem,logging]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 lint: install
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs/site
 
 types: install
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs  # build/site/index.html; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebook: $(VENV)/.docs  # runs docs/tutorials/scenes-64.ipynb again and keeps its outputs: minutes
+	$(BIN)/python docs/site/notebook.py
 
 demo: install
 	OMP_NUM_THREADS=2 $(BIN)/fewstep demo
