@@ -57,7 +57,13 @@ def test_any_prompts_any_size_and_any_judge(teacher, candidates):
         without = {"evaluations", "ms", "accuracy of number"}  # all others have an interval that holds them
         assert result.figures.keys() - without == result.intervals.keys() == result.resampled.keys()
         assert all(low <= result.figures[name] <= high for name, (low, high) in result.intervals.items())
-    assert found.results[0].figures["to first"] == 0 < found.results[1].figures["to first"]
+    first, second = found.results
+    assert first.figures["to first"] == 0 and first.figures["unlike first"] == pytest.approx(0, abs=1e-12)
+    a, b = (result.images.double().numpy() for result in found.results)
+    assert second.figures["to first"] == pytest.approx(((a - b) ** 2).mean() ** 0.5, rel=1e-6)
+    a, b = a.mean((2, 3)), b.mean((2, 3))
+    cosines = (a * b).sum(1) / ((a**2).sum(1) * (b**2).sum(1)) ** 0.5
+    assert second.figures["unlike first"] == pytest.approx(1 - cosines.mean(), abs=1e-6)
     assert "real images" not in table(found) and '"pictures": 8' in as_json(found)
     assert "Over 8 unseen prompts" in table(found)
     assert comparison_grid(found, 2).height > 2 * 128

@@ -222,7 +222,7 @@ def test_what_measures_is_refused_in_a_loss(tmp_path):
 
 
 def test_a_file_that_is_no_reward_is_one_sentence(small, tmp_path):
-    with pytest.raises(ValueError, match=r"There is no reward model '.*': give a file, pickscore or"):
+    with pytest.raises(ValueError, match=r"There is no reward model '.*': give a file, clip:MODEL, pickscore or"):
         load_reward(tmp_path / "none.safetensors")
     path, tensors = tmp_path / "bad.safetensors", load_file(small)
     about = {"fewstep_reward": json.dumps({"trunk": "encoder", "heads": load_encoder().heads})}

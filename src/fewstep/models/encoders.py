@@ -8,6 +8,7 @@ training scenes nor architecture.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -199,9 +200,11 @@ def load_pretrained_encoder(name: str, device: str = "cpu") -> PretrainedEncoder
     """
     from transformers import AutoConfig, AutoModel
 
+    name = os.path.expanduser(name)
     with loading(f"The encoder '{name}'"):
         model = from_pretrained(AutoModel, AutoConfig, name, device)
+        pixels = pixel_statistics(name, model.config.model_type)
     size = getattr(getattr(model.config, "vision_config", model.config), "image_size", None)
     if not isinstance(size, int):
         raise ValueError(f"The encoder '{name}' is no vision model: give DINOv2, CLIP or another one of their kind.")
-    return PretrainedEncoder(model, size, *pixel_statistics(Path(name), hasattr(model, "get_image_features")))
+    return PretrainedEncoder(model, size, *pixels)

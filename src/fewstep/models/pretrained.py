@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fewstep.models.hub import short_error
+from fewstep.models.hub import quiet, short_error
 
 Net = TypeVar("Net", bound=nn.Module)
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
 def read_network(path: Path, build: Callable[[Mapping[str, str]], Net], refusal: str) -> Net:
@@ -52,25 +52,37 @@ def from_pretrained(model: Any, config: Any, place: str, device: str) -> Any:
     Args:
         model, config: its classes, or transformers' Auto classes.
         device: on "meta" the model has shapes alone, and no weights are read.
+
+    Raises:
+        ValueError: there is no such folder, or weights are missing; and whatever transformers raises.
     """
-    if device != "meta":
-        return model.from_pretrained(place, use_safetensors=True, trust_remote_code=False).to(device)
-    with torch.device("meta"):
-        return getattr(model, "from_config", model)(config.from_pretrained(place, trust_remote_code=False))
+    if not Path(place).exists() and (place.count("/") > 1 or place.startswith((".", "/"))):
+        raise ValueError(f"there is no folder {place}.")
+    if device == "meta":
+        with torch.device("meta"):
+            return getattr(model, "from_config", model)(config.from_pretrained(place, trust_remote_code=False))
+    with quiet():  # transformers fills in random weights for those it does not find, with a warning
+        found, report = model.from_pretrained(
+            place, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    lost = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+    if lost:
+        raise ValueError(f"its files lack weights of a {type(found).__name__}, such as {lost[0]}.")
+    return found.to(device)
 
 
-def pixel_statistics(folder: Path, clip: bool) -> tuple[Tensor, Tensor]:
+def pixel_statistics(place: str, kind: str) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [3] of pixels in [0, 1], from the model's own file where there is one.
 
     Args:
-        clip: otherwise CLIP's; ImageNet's for all others.
+        place: folder or hub name. kind: ``model_type`` of its config, whose usual statistics serve without a file.
     """
-    mean, std = _CLIP if clip else _IMAGENET
-    file = folder / "preprocessor_config.json"
-    if file.is_file():
-        config = json.loads(file.read_text(encoding="utf-8"))
-        mean, std = config.get("image_mean", mean), config.get("image_std", std)
-    return torch.tensor(mean), torch.tensor(std)
+    from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+    mean, std = _CLIP if kind.startswith("clip") else _HALF if kind.startswith("siglip") else _IMAGENET
+    own = get_image_processor_config(place)
+    return torch.tensor(own.get("image_mean") or mean), torch.tensor(own.get("image_std") or std)
 
 
 def pooled(output: Any) -> Tensor:

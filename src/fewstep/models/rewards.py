@@ -4,6 +4,7 @@
 name                what it is
 ==================  ==================================================================================================
 ``FILE``            a small one of scenes-64, trained by ``fewstep reward train`` (`SmallReward`)
+``clip:PLACE``      agreement with the prompt by a CLIP model from a folder or the hub (CLIP score)
 ``pickscore``       PickScore (Kirstain et al. 2023, arXiv 2305.01569) from the hub; ``pickscore:PLACE`` from a folder
 ``aesthetic:PLACE`` LAION's aesthetic predictor: PLACE holds a CLIP model and its head, ``aesthetic.safetensors``
 ==================  ==================================================================================================
@@ -16,6 +17,7 @@ that transformers does not have.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,7 +47,7 @@ _TRAIN = "train one by 'fewstep reward train'"
 # ---------------------------------------------------------------- by name
 
 
-def open_reward(name: str, device: str = "cpu", measures: bool = False) -> SmallReward | PickScore | Aesthetic:
+def open_reward(name: str, device: str = "cpu", measures: bool = False) -> SmallReward | ClipScore | Aesthetic:
     """The reward model of that name (see the table above); on the device "meta" it has shapes alone.
 
     Args:
@@ -55,8 +57,9 @@ def open_reward(name: str, device: str = "cpu", measures: bool = False) -> Small
         ValueError: one sentence when it is not there, is no reward model, or must not be trained on.
     """
     kind, _, place = name.partition(":")
-    if kind == "pickscore":
-        return PickScore.load(place or PICKSCORE, device)
+    place = os.path.expanduser(place)  # pathlib would take ./ off
+    if kind in ("clip", "pickscore"):
+        return ClipScore.load(kind, place, device)
     if kind == "aesthetic":
         return Aesthetic.load(place, device)
     if device == "meta" and not Path(name).exists():  # a plan may be made before the reward model is trained
@@ -73,7 +76,7 @@ def open_reward(name: str, device: str = "cpu", measures: bool = False) -> Small
 def short_name(name: str) -> str:
     """What a reward is called in a log: its kind, or its file without the ending."""
     kind = name.partition(":")[0]
-    return kind if kind in ("pickscore", "aesthetic") else re.sub(r"\W", "_", Path(name).stem)
+    return kind if kind in ("clip", "pickscore", "aesthetic") else re.sub(r"\W", "_", Path(name).stem)
 
 
 # ---------------------------------------------------------------- the small one of scenes-64
@@ -152,7 +155,10 @@ def load_reward(path: Path) -> RewardNetwork:
         ValueError: one sentence when it is missing, damaged or something else.
     """
     if not path.is_file():
-        raise ValueError(f"There is no reward model '{path}': give a file, pickscore or aesthetic:FOLDER, or {_TRAIN}.")
+        raise ValueError(
+            f"There is no reward model '{path}': give a file, clip:MODEL, pickscore or "
+            f"aesthetic:FOLDER, or {_TRAIN}."
+        )
 
     def build(metadata: Mapping[str, str]) -> RewardNetwork:
         about = json.loads(metadata[_HEADER])
@@ -172,29 +178,40 @@ def reward_file(network: RewardNetwork) -> tuple[dict[str, Tensor], dict[str, st
 # ---------------------------------------------------------------- CLIP's kind, through transformers
 
 
-class PickScore:
-    """The cosine between image and prompt of a CLIP that was trained on people's choices (published as PickScore).
+class ClipScore:
+    """The cosine between image and prompt of a CLIP model; PickScore is one that was trained on people's choices.
 
-    Official scores are this times exp(logit_scale), about 100; tables give them as here, 0.2 to 0.24.
+    Official PickScores are this times exp(logit_scale), about 100; tables give them as here, 0.2 to 0.24.
     """
 
     def __init__(self, model: Any, tokenizer: Any, pixels: tuple[Tensor, Tensor]) -> None:
         self.model, self.tokenizer, self.pixels = model.eval().requires_grad_(False), tokenizer, pixels
 
     @classmethod
-    def load(cls, place: str, device: str = "cpu") -> PickScore:
-        """From a folder or a hub name; the published one comes without a tokenizer, which is CLIP-H's.
+    def load(cls, kind: str, place: str, device: str = "cpu") -> ClipScore:
+        """From a folder or a hub name; the published PickScore comes without a tokenizer, which is CLIP-H's.
+
+        Args:
+            kind: "clip" or "pickscore", which has a ``place`` of its own where none is given.
 
         Raises:
-            ValueError: one sentence when it is not there.
+            ValueError: one sentence when it is not there, or is no CLIP model.
         """
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-        own = any((Path(place) / file).is_file() for file in ("tokenizer.json", "vocab.json"))
-        with loading(f"The reward 'pickscore:{place}'"):
+        words = place
+        if kind == "pickscore":
+            place = place or PICKSCORE
+            own = any((Path(place) / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+            words = place if own else PICKSCORE_WORDS
+        if not place:
+            raise ValueError("The reward 'clip' needs its model: clip:MODEL, a folder or a hub name.")
+        with loading(f"The reward '{kind}:{place}'"):
             model = from_pretrained(CLIPModel, CLIPConfig, place, device)
-            tokenizer = AutoTokenizer.from_pretrained(place if own else PICKSCORE_WORDS, trust_remote_code=False)
-        return cls(model, tokenizer, pixel_statistics(Path(place), clip=True))
+            tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
+            if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # transformers makes up an empty one
+                raise ValueError("it has no tokenizer.")
+            return cls(model, tokenizer, pixel_statistics(place, "clip"))
 
     @property
     def network(self) -> nn.Module:
@@ -202,8 +219,10 @@ class PickScore:
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B] cosines, for images [B, 3, H, W] from -1 to 1 and B prompts."""
-        pixels = as_clip_sees(images, self.model.config.vision_config.image_size, *self.pixels)
-        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=77, return_tensors="pt")
+        config = self.model.config
+        pixels = as_clip_sees(images, config.vision_config.image_size, *self.pixels)
+        longest = config.text_config.max_position_embeddings
+        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
         of_image = pooled(self.model.get_image_features(pixel_values=pixels.to(self.model.dtype)))
         with torch.no_grad():  # padding comes after the token that is read, and the text encoder is causal: no mask
             of_prompt = pooled(self.model.get_text_features(input_ids=tokens["input_ids"].to(self.model.device)))
@@ -237,6 +256,7 @@ class Aesthetic:
         with loading(what):
             layers = _layers(load_file(Path(place) / HEAD_FILE, device="cpu"))
             model = from_pretrained(CLIPVisionModelWithProjection, CLIPVisionConfig, place, device)
+            pixels = pixel_statistics(place, "clip")
         width = model.config.projection_dim
         for weight, _ in layers:
             if weight.shape[1] != width:
@@ -245,7 +265,7 @@ class Aesthetic:
         if width != 1:
             raise ValueError(f"{what} has a head that gives {width} numbers, not one.")
         on_device = [(weight.to(device), bias.to(device)) for weight, bias in layers]
-        return cls(model, on_device, pixel_statistics(Path(place), clip=True))
+        return cls(model, on_device, pixels)
 
     @property
     def network(self) -> nn.Module:

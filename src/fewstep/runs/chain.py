@@ -14,6 +14,7 @@ from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.foresee import foresee
+from fewstep.runs.measured_on import check_networks
 from fewstep.students.lineage import merge_student
 from fewstep.training import distributed
 from fewstep.training.progress import doing
@@ -37,6 +38,7 @@ def run_chain(chain: Chain, folder: Path, *, resume: bool = False, show_progress
     files = RunFolder(folder)
     places = {s.name: RunFolder(files.stage(number, s.name)) for number, s in enumerate(chain.stages, 1)}
     foresee(chain)
+    check_networks(stage.recipe for stage in chain.stages if stage.recipe is not None)
     _claim(chain, files, places, resume)
     made: dict[str, Path] = {}
     for stage in chain.stages:

@@ -15,7 +15,7 @@ from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.dataset import build_dataset
 from fewstep.runs.folder import RunFolder
-from fewstep.runs.measured_on import check_measured
+from fewstep.runs.measured_on import check_measured, check_networks
 from fewstep.runs.out_of_memory import explained
 from fewstep.runs.setup import Run, setup
 from fewstep.runs.teacher_samples import pair_files, sample_teacher
@@ -53,6 +53,7 @@ def distill(
     if files.is_finished(recipe):
         return files.student
     check_measured(recipe)
+    check_networks([recipe])
     with explained(recipe, folder):
         return _distill(recipe, files, resume, show_progress, earlier, stage, data)
 

@@ -15,7 +15,7 @@ from fewstep.recipe.chain import Chain, Merge, Stage
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.fit import card_at, check_fit, check_machine, foreseen_card
-from fewstep.runs.measured_on import check_measured
+from fewstep.runs.measured_on import check_measured, check_networks
 from fewstep.students.card import Card
 from fewstep.students.lineage import model_behind
 from fewstep.training.trainer import check_batch
@@ -51,11 +51,16 @@ def missing_here(recipe: Recipe | Chain) -> list[str]:
     recipes = [recipe] if isinstance(recipe, Recipe) else [s.recipe for s in recipe.stages if s.recipe is not None]
     found = []
     for each in recipes:
-        try:
-            check_machine(each)
-        except ValueError as error:
-            found.append(str(error))
+        for check in (check_machine, _check_networks):
+            try:
+                check(each)
+            except ValueError as error:
+                found.append(str(error))
     return list(dict.fromkeys(found))
+
+
+def _check_networks(recipe: Recipe) -> None:
+    check_networks([recipe], "meta")
 
 
 def _foreseen(stage: Stage, bases: Mapping[str, Recipe], cards: Mapping[str, Card | None]) -> Card | None:

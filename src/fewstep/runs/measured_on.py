@@ -7,7 +7,7 @@ be measured without any data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from fewstep.evaluation.measured import Features, Reference, Score
 from fewstep.evaluation.prompt_set import PromptSet
 from fewstep.models.encoders import load_pretrained_encoder
 from fewstep.models.families import Teacher
-from fewstep.models.imagenet import ImageNetEncoder, load_imagenet_encoder
+from fewstep.models.imagenet import ImageNetEncoder, load_imagenet_encoder, published_weights
 from fewstep.models.rewards import open_reward
 from fewstep.recipe.schema import EvaluateConfig, PairsConfig, Recipe
 from fewstep.recipe.validate import RecipeError
@@ -32,6 +32,7 @@ from fewstep.runs.folder import RunFolder
 from fewstep.runs.teacher_samples import TeacherSampling, folder_for
 from fewstep.scenes64.architecture import IMAGE_SIZE
 from fewstep.scenes64.prompts import unseen_captions, unseen_prompts
+from fewstep.training import distributed
 
 NOISE = 2**62
 """Seed of the noise behind every image that is measured, the same for all runs.
@@ -96,6 +97,34 @@ def check_measured(recipe: Recipe) -> None:
     _check_figures(evaluate, against_teacher)
     if not against_teacher:
         _reference_images(recipe)
+
+
+def check_networks(recipes: Iterable[Recipe], device: str = "cpu") -> None:
+    """Load each network that students of ``recipes`` are measured by and drop it, before anything else is done.
+
+    Args:
+        device: on "meta" configs and tokenizers are read, and no weights.
+
+    Raises:
+        RecipeError: one sentence, where a network cannot be loaded.
+    """
+    wanted: dict[tuple[str, str], None] = {}
+    for recipe in recipes:
+        evaluate = recipe.evaluate
+        if evaluate.every and distributed.first():
+            by_default = "" if measures_scenes(recipe, recipe.teacher.size or IMAGE_SIZE) else "imagenet"
+            wanted["features", evaluate.features or by_default] = None
+            wanted |= {("metrics", name): None for name in evaluate.metrics}
+    for key, name in wanted:
+        try:
+            if name in ("imagenet", "perceptual"):
+                published_weights()
+            elif key == "features" and name:
+                open_features(name, device)
+            elif name:
+                open_reward(name, device, measures=True)
+        except ValueError as error:
+            raise RecipeError(f"evaluate.{key}: {error}") from None
 
 
 def prompt_set(
@@ -203,6 +232,9 @@ def _check_figures(evaluate: EvaluateConfig, against_teacher: bool) -> None:
         if name.partition(":")[0] not in ("perceptual", *_FIGURES):
             known = ", ".join(["perceptual", *_FIGURES])
             raise RecipeError(f"evaluate.metrics: there is no figure '{name}': use {known}.")
+    kinds = [name.partition(":")[0] for name in evaluate.metrics]
+    if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+        raise RecipeError(f"evaluate.metrics: {twice} is there twice: a figure has one model.")
     if "perceptual" in evaluate.metrics and not against_teacher:
         raise RecipeError("evaluate.metrics: perceptual is a distance to the teacher's images: set reference: teacher.")
 
