@@ -26,8 +26,8 @@ MUTANTS = [
         ),
         (
             "report: a chain's last stage has lost its first teacher",
-            "if name == card.teacher:",
-            "if True:",
+            "on_first_teacher(files.kept_recipe(), files)",
+            "files.kept_recipe()",
             "test_a_chain_is_measured_against_the_model_that_it_began_with",
         ),
         (
@@ -42,8 +42,8 @@ MUTANTS = [
         "reports/test_own_teacher.py",
         (
             "report: a teacher's LoRA is merged twice under its student",
-            "{} if recipe is None else _held_as(recipe)",
-            '{} if recipe is None else _held_as(recipe) | {"loras": recipe.teacher.loras}',
+            "{} if recipe is None else held_as(recipe)",
+            '{} if recipe is None else held_as(recipe) | {"loras": recipe.teacher.loras}',
             "test_a_teachers_lora_is_merged_once",
         ),
     ),

@@ -477,4 +477,106 @@ MUTANTS = [
             "test_what_cannot_be_measured_is_refused_before_anything_is_encoded",
         ),
     ),
+    *planted(
+        "runs/first_teacher.py",
+        "cases/test_measured_families.py",
+        (
+            "lineage: a merged stage is a model",
+            'told.get("merge") or ',
+            "",
+            "test_every_stage_is_measured_as_the_first_was_trained",
+        ),
+        (
+            "lineage: the first teacher takes the steps of a later stage's",
+            '"teacher_steps": sampled.teacher_steps, "guidance_scale"',
+            '"guidance_scale"',
+            "test_every_stage_is_measured_as_the_first_was_trained",
+        ),
+        (
+            "lineage: the first teacher is guided as a later stage's",
+            ', "guidance_scale": sampled.guidance_scale}',
+            "}",
+            "test_every_stage_is_measured_as_the_first_was_trained",
+        ),
+        (
+            "lineage: the first teacher makes images of its own size",
+            '{**first["teacher"], "size": size}',
+            'first["teacher"]',
+            "test_a_run_on_a_finished_chain_at_another_size",
+        ),
+        (
+            "lineage: only the nearest student is looked at",
+            "while (below := _begun_with(RunFolder(student.parent), student)[0]) not in (None, *seen):",
+            "while False:",
+            "test_a_run_on_a_finished_chain_is_of_its_lineage",
+        ),
+        (
+            "lineage: a student without its run has no model behind it",
+            "name = teacher_name(student, load_card(student))",
+            "pass",
+            "test_a_student_on_a_student_without_runs",
+        ),
+        (
+            "lineage: images are not looked for where the first weights come from",
+            "places = (None if place is None else run.beside(place) or Path(place) for place in (name, init))",
+            "places = (None if place is None else run.beside(place) or Path(place) for place in (name, None))",
+            "test_first_weights_change_nothing_but_where_images_are_looked_for",
+        ),
+    ),
+    *planted(
+        "training/run_files.py",
+        "cases/test_measured_families.py",
+        (
+            "run: every stage has reference images of its own",
+            "(self if whole is None else whole).data",
+            "self.data",
+            "test_stages_share_one_folder_of_reference_images",
+        ),
+        (
+            "run: a folder that is called like a stage is one",
+            "and whole.recipe.is_file() else None",
+            "else None",
+            "test_stages_share_one_folder_of_reference_images",
+        ),
+    ),
+    *planted(
+        "runs/validation.py",
+        "cases/test_measured_families.py",
+        (
+            "validation: a later stage is measured against its own teacher",
+            "if first is not recipe:",
+            "if False:",
+            "test_a_chain_is_measured_against_one_set_of_images",
+        ),
+    ),
+    *planted(
+        "runs/distill.py",
+        "cases/test_measured_families.py",
+        (
+            "validation: the teacher is told apart by text encoders that it has no more",
+            "        measured_on = run_prompt_set(",
+            "        run.teacher.free_text_encoders(validation_prompts(recipe))\n        measured_on = run_prompt_set(",
+            "test_a_chain_is_measured_against_one_set_of_images",
+        ),
+    ),
+    *planted(
+        "runs/measured_on.py",
+        "cases/test_measured_families.py",
+        (
+            "measured on: the images of an earlier run are made again",
+            "for student in students_behind(folder))]",
+            "for student in ())]",
+            "test_a_chain_is_measured_against_one_set_of_images",
+        ),
+    ),
+    *planted(
+        "recipe/chain.py",
+        "cases/test_measured_families.py",
+        (
+            "chain: a table's teacher takes the steps of the last stage's",
+            'for key in ("teacher_steps", "guidance_scale")}',
+            "for key in ()}",
+            "test_every_stage_is_measured_as_the_first_was_trained",
+        ),
+    ),
 ]

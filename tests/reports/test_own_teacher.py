@@ -17,11 +17,12 @@ from fewstep.recipe.chain import parse_chain
 from fewstep.recipe.load import parse_recipe
 from fewstep.recipe.schema import EvaluateConfig
 from fewstep.reports.benchmark import Benchmark, BenchmarkEntry
-from fewstep.reports.candidates import first_teacher_of, student_candidates
+from fewstep.reports.candidates import student_candidates
 from fewstep.reports.evaluate import Sweep, best, evaluate
 from fewstep.reports.report import FinishedRun, labels_of, measured_alike, report, verdict
 from fewstep.runs.chain import run_chain
 from fewstep.runs.distill import distill
+from fewstep.runs.first_teacher import first_teacher_of
 from fewstep.runs.folder import RunFolder
 from tests.models.pipelines import WORDS, build
 

@@ -114,7 +114,7 @@ def watched(recipe, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation.Validation, "_measure", lambda self, step: {
             "FD": values[step], "detail FD": -values[step], "accuracy": 1.0})  # fmt: skip
-        judge = validation.Validation(job, lambda: 0.0)
+        judge = validation.Validation(job, validation.run_prompt_set(job), lambda: 0.0)
         ends = [judge(step) for step in values]
     return [recipe.evaluate.every, len(judge._prompts.captions), ends, judge._best(5), job.folder.best.is_dir()]
 

@@ -23,10 +23,13 @@ def at_home(path: str) -> str:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[bool]:
+def held(path: Path, wait: bool = False) -> Iterator[bool]:
     """Lock a file within this block; yields whether this process has got the lock.
 
     The system releases the lock of a process that dies. On Windows there is no such lock, and all get it.
+
+    Args:
+        wait: until another process releases it.
     """
     try:
         import fcntl
@@ -35,7 +38,7 @@ def held(path: Path) -> Iterator[bool]:
         return
     with open(path, "a", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             ours = True
         except OSError:
             ours = False
@@ -43,13 +46,16 @@ def held(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path, wait: bool = False) -> Iterator[None]:
     """Within this block no other process may work in ``folder``.
+
+    Args:
+        wait: until another one has ended its work there.
 
     Raises:
         ValueError: another process works there now.
     """
-    with held(folder / LOCK) as ours:
+    with held(folder / LOCK, wait) as ours:
         if not ours:
             raise ValueError(
                 f"Another process is at work in {folder}: wait until it has ended, or choose another --out."

@@ -79,7 +79,7 @@ class Chain:
     stages: tuple[Stage, ...]
 
     def on_first_teacher(self) -> dict[str, Recipe]:
-        """Recipes of the stages that train, by name, each on the model that the chain starts from.
+        """Recipes of the stages that train, by name, each on the model that the chain starts from, sampled as there.
 
         They suffice for figures that depend on shapes alone, before any stage has run.
         """
@@ -88,8 +88,11 @@ class Chain:
             if isinstance(stage.does, Merge):
                 made[stage.name] = made[stage.does.merge]
             else:
-                before = made.get(stage.does.teacher.path, stage.does)
-                made[stage.name] = stage.does.model_copy(update={"teacher": before.teacher, "init": None})
+                does = stage.does
+                before = made.get(does.teacher.path, does)
+                full = {key: getattr(before.sample, key) for key in ("teacher_steps", "guidance_scale")}
+                sample = does.sample.model_copy(update=full)
+                made[stage.name] = does.model_copy(update={"teacher": before.teacher, "init": None, "sample": sample})
         return {stage.name: made[stage.name] for stage in self.stages if stage.recipe}
 
     def as_yaml(self) -> str:

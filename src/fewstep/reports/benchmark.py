@@ -39,10 +39,11 @@ from fewstep.recipe.chain import Chain, load
 from fewstep.recipe.load import shipped_recipes
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError, validated
-from fewstep.reports.candidates import first_teacher_of, student_candidates, teacher_candidates
+from fewstep.reports.candidates import student_candidates, teacher_candidates
 from fewstep.reports.results import DISTANCES, ResultsTable, in_order
 from fewstep.runs.chain import run as distil
 from fewstep.runs.dataset import versions
+from fewstep.runs.first_teacher import first_teacher_of
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.measured_on import prompt_set
 from fewstep.runs.plan import cost_of_pairs, cost_of_step, memory_of_step

@@ -18,8 +18,9 @@ from fewstep.evaluation.compare import Candidate, Comparison, as_json, compare, 
 from fewstep.evaluation.figures import best_first
 from fewstep.evaluation.result import in_steps
 from fewstep.models.hub import Remark
-from fewstep.reports.candidates import first_teacher_of, student_candidates, teacher_candidates
+from fewstep.reports.candidates import student_candidates, teacher_candidates
 from fewstep.reports.report import FinishedRun, check_out, finished_runs, measured_alike, model_of, steps_of
+from fewstep.runs.first_teacher import first_teacher_of
 from fewstep.students.card import sampler_of
 from fewstep.training.progress import progress_bar
 
@@ -53,7 +54,7 @@ class Sweep:
 
     def of(self, run: FinishedRun, label: str, schedule: Schedule) -> Iterator[Candidate]:
         """The student of ``run`` at every combination that its sampler can take; a remark names the others."""
-        (own,), card = student_candidates(run.files.student, (), label, run.recipe), run.card
+        (own,), card = student_candidates(run.files.student, (), label, run.own), run.card
         lora = _LoraScale(own.denoiser)
         if self.steps and set(self.steps) != {card.num_inference_steps} == set(steps_of(run, schedule)):
             trained = in_steps(card.num_inference_steps)

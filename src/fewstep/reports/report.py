@@ -22,10 +22,11 @@ from fewstep.methods.parts.statistics import BINS
 from fewstep.models.families import Teacher
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
-from fewstep.reports.candidates import first_teacher_of, student_candidates, teacher_candidates
+from fewstep.reports.candidates import student_candidates, teacher_candidates
 from fewstep.reports.diagnose import diagnose
 from fewstep.reports.page import Page
 from fewstep.reports.results import in_percent, quality_charts
+from fewstep.runs.first_teacher import first_teacher_of, on_first_teacher
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.measured_on import HELD_OUT, prompt_set
 from fewstep.students.card import CARD_FILE, Card, load_card, sampler_of
@@ -54,25 +55,21 @@ class FinishedRun:
             raise RecipeError(f"{folder} is no run directory: recipe.yaml is missing.")
         if not (files.student / CARD_FILE).is_file():
             raise RecipeError(f"The run {folder} has no student yet: finish it with fewstep distill ... --resume.")
-        return cls(label, files, _on_first_teacher(files), list(read_log(files.log)))
+        return cls(label, files, on_first_teacher(files.kept_recipe(), files), list(read_log(files.log)))
 
     @property
     def card(self) -> Card:
         """How its student is sampled."""
         return load_card(self.files.student)
 
+    @property
+    def own(self) -> Recipe:
+        """Its recipe as it was trained, on a teacher that may be a student."""
+        return self.files.kept_recipe()
+
     def column(self, key: str) -> list[tuple[float, float]]:
         """Points (step, value) of a column of the log."""
         return [(line["step"], line[key]) for line in self.log if key in line]
-
-
-def _on_first_teacher(files: RunFolder) -> Recipe:
-    """The recipe of a run; where its teacher is a student, with the model behind that, which an earlier stage hides."""
-    recipe, card, name = files.kept_recipe(), load_card(files.student), first_teacher(files.student)
-    if name == card.teacher:
-        return recipe
-    changes = {"path": name, "config": None, "loras": (), "size": card.image_size}  # its name has configs and LoRAs
-    return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=changes)})
 
 
 def report(
@@ -197,7 +194,7 @@ def candidates_of(teacher: Teacher, runs: Sequence[FinishedRun], steps: Sequence
     sampling = runs[0].recipe.sample
     yield from teacher_candidates(teacher, (sampling.teacher_steps, *STEPS), sampling.guidance_scale)
     for run, taken in zip(runs, steps, strict=True):
-        yield from student_candidates(run.files.student, taken, model_of(run, runs), run.recipe)
+        yield from student_candidates(run.files.student, taken, model_of(run, runs), run.own)
 
 
 def model_of(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:

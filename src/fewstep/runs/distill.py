@@ -19,7 +19,7 @@ from fewstep.runs.measured_on import check_measured, check_networks
 from fewstep.runs.out_of_memory import explained
 from fewstep.runs.setup import Run, setup
 from fewstep.runs.teacher_samples import pair_files, sample_teacher
-from fewstep.runs.validation import SampleGrid, Validation, sample_exported, validation_prompts
+from fewstep.runs.validation import SampleGrid, Validation, run_prompt_set, sample_exported, validation_prompts
 from fewstep.students.student import save_student
 from fewstep.training import distributed
 from fewstep.training.trainer import Trainer
@@ -72,6 +72,7 @@ def _distill(
     _say_obstacle(run)
     with files.locked():
         pairs = _claim(run, show_progress, shared=data)
+        measured_on = run_prompt_set(run, show_progress) if recipe.evaluate.every else None
         source = build_dataset(run, pairs, data or files.data, show_progress)
         run.teacher.free_text_encoders(validation_prompts(recipe), autoencoder=not run.roles.helpers.look)
 
@@ -79,7 +80,7 @@ def _distill(
             run.method, run.roles, source, recipe.training,
             seed=recipe.seed, run_dir=files.path, show_progress=show_progress, stage=stage,
         )  # fmt: skip
-        validation = Validation(run, trainer.cost) if recipe.evaluate.every else None
+        validation = None if measured_on is None else Validation(run, measured_on, trainer.cost)
         trainer.hooks = (
             (recipe.sample.every, SampleGrid(run)),
             *([] if validation is None else [(recipe.evaluate.every, validation)]),

@@ -28,6 +28,7 @@ from fewstep.models.imagenet import ImageNetEncoder, load_imagenet_encoder, publ
 from fewstep.models.rewards import open_reward
 from fewstep.recipe.schema import EvaluateConfig, PairsConfig, Recipe
 from fewstep.recipe.validate import RecipeError
+from fewstep.runs.first_teacher import students_behind
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.teacher_samples import TeacherSampling, folder_for
 from fewstep.scenes64.architecture import IMAGE_SIZE
@@ -48,6 +49,11 @@ def measures_scenes(recipe: Recipe, side: int) -> bool:
     """Whether students are measured on scenes-64's own prompts, by its detector, which sees one ``side`` alone."""
     evaluate = recipe.evaluate
     return recipe.data.path is None and not (evaluate.prompts or evaluate.reference) and side == IMAGE_SIZE
+
+
+def needs_teacher_images(recipe: Recipe, side: int) -> bool:
+    """Whether students, images of ``side`` x ``side`` pixels, are measured against images of their teacher."""
+    return not measures_scenes(recipe, side) and _against_teacher(recipe.evaluate)
 
 
 def evaluation_captions(recipe: Recipe, count: int | None = None) -> list[str]:
@@ -76,10 +82,16 @@ def _captions(recipe: Recipe, count: int) -> list[str]:
     return list(found[:count])
 
 
-def _enough(key: str, count: int, what: str) -> None:
-    """Raises RecipeError where ``count`` prompts or images are too few to measure on."""
+def _enough(key: str, count: int, what: str, example: Skipped | None = None) -> None:
+    """Raises RecipeError where ``count`` prompts or images are too few to measure on.
+
+    Args:
+        example: one of those that could not be used.
+    """
     if count < FEWEST:
-        raise RecipeError(f"{key}: {count} {what} are too few to measure on: give {FEWEST} or more.")
+        counted = f"1 {what.removesuffix('s')} is" if count == 1 else f"{count} {what} are"
+        because = "" if example is None else f" ({example})"
+        raise RecipeError(f"{key}: {counted} too few to measure on{because}: give {FEWEST} or more.")
 
 
 def check_measured(recipe: Recipe) -> None:
@@ -93,10 +105,12 @@ def check_measured(recipe: Recipe) -> None:
         return
     if recipe.place is not None or evaluate.prompts:
         evaluation_captions(recipe)
+    if evaluate.path is not None and Path(evaluate.path).is_file():
+        raise RecipeError(f"evaluate.path: {evaluate.path} is a file, and a folder is needed: choose another one.")
     against_teacher = _against_teacher(evaluate)
     _check_figures(evaluate, against_teacher)
     if not against_teacher:
-        _reference_images(recipe)
+        _check_readable(_reference_images(recipe), recipe.teacher.size or IMAGE_SIZE)
 
 
 def check_networks(recipes: Iterable[Recipe], device: str = "cpu") -> None:
@@ -196,6 +210,8 @@ def teacher_images(
 ) -> Tensor:
     """The teacher's images at its full number of steps, from the noise that students start from; made once and kept.
 
+    A run uses those that an earlier run of its lineage has made.
+
     Returns:
         [N, 3, H, W] in [0, 1], on the host.
     """
@@ -205,10 +221,12 @@ def teacher_images(
         batch_size=_ROWS,
     )  # fmt: skip
     sampling = TeacherSampling(teacher, teacher.denoiser, settings, captions, recipe.training.device)
-    shared = folder.reference if evaluate.path is None else Path(evaluate.path)
     form = {"shape": str(tuple(teacher.latent_shape)), "guidance_embed": str(teacher.guidance_embed)}
-    place = folder_for(shared, "teacher", {**sampling.about, **form})
-    latents = sampling.load(sampling.files(place), show_progress).mean
+    places = [folder.reference, *(RunFolder(student.parent).reference for student in students_behind(folder))]
+    places = places if evaluate.path is None else [Path(evaluate.path)]
+    found = [sampling.files(folder_for(place, "teacher", {**sampling.about, **form})) for place in places]
+    whole = distributed.from_first(next((i for i, files in enumerate(found) if not files.missing()), 0))
+    latents = sampling.load(found[whole], show_progress).mean
     return torch.cat([teacher.decode(part.float()).cpu() for part in latents.split(_ROWS)])
 
 
@@ -266,6 +284,20 @@ def _real_images(recipe: Recipe, teacher: Teacher) -> Iterator[Tensor]:
             mean, _ = teacher.encode_images(torch.stack(kept).float() / 127.5 - 1)
             yield teacher.decode(mean).cpu()
     _enough("evaluate.reference", count, "images")
+
+
+def _check_readable(images: Sequence[CaptionedImage], side: int) -> None:
+    """Raises RecipeError where too few of the reference images can be used; reads no more than it takes to know."""
+    good, example = 0, None
+    for image in images:
+        read = attempt(image.name, pixels, image, lambda h, w: (side, side))
+        if isinstance(read, Skipped):
+            example = example or read
+            continue
+        good += 1
+        if good == FEWEST:
+            return
+    _enough("evaluate.reference", good, "images", example)
 
 
 def _reference_images(recipe: Recipe) -> Sequence[CaptionedImage]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from fewstep.sampling.solvers import SOLVERS
 from fewstep.scenes64.scenes import Scenes
 from fewstep.training import distributed
 from fewstep.training.machine import is_out_of_memory
-from fewstep.training.progress import progress_bar
+from fewstep.training.progress import doing, progress_bar
 
 _SEEN = 1024  # values of each weight that enter the fingerprint
 
@@ -81,16 +81,14 @@ class TeacherSampling:
     def load(self, files: PairFiles, show_progress: bool = False) -> PairSource:
         """The samples from their files; missing ones are generated.
 
+        Of programs that need the same samples at the same time one generates them, and the others wait.
+
         Raises:
-            ValueError: another program works there; the teacher gives NaN; the files are of another size of images.
+            ValueError: the teacher gives NaN; the files are of another size of images.
         """
-        missing = files.missing()
-        distributed.wait()  # every process must have looked before one of them creates files
-        if missing:
-            if distributed.first():
-                files.claim()
-            with only_one(files.place) if distributed.first() else nullcontext():
-                self._generate(files, missing, show_progress)
+        if _missing(files):
+            with self._turn(files):
+                self._generate(files, _missing(files), show_progress)
                 distributed.wait()
         found = files.load(self.device)
         if found.mean.shape[1:] != self.teacher.latent_shape:
@@ -100,10 +98,23 @@ class TeacherSampling:
             )
         return found
 
+    @contextmanager
+    def _turn(self, files: PairFiles) -> Iterator[None]:
+        """Within this block no other program writes these files, which are this set's."""
+        if not distributed.first():
+            yield
+            return
+        files.place.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            with doing(f"waiting until no other process is at work in {files.place}"):
+                stack.enter_context(only_one(files.place, wait=True))
+            files.check()  # the other one may have made another set
+            files.claim()
+            yield
+
     @torch.no_grad()
     def _generate(self, files: PairFiles, missing: list[int], show_progress: bool) -> None:
         """Generate this process's share of the missing files."""
-        distributed.wait()  # until the first process has made the folder
         there = files.size - sum(len(files.rows(number)) for number in missing)
         with progress_bar(files.size, there, "sampling the teacher", show_progress and distributed.first()) as advance:
             for number in missing[distributed.rank() :: distributed.count()]:
@@ -138,6 +149,12 @@ class TeacherSampling:
                 "another pairs.solver."
             )
         return x0
+
+
+def _missing(files: PairFiles) -> list[int]:
+    """Numbers of the files that are missing, in every process as the first one has seen it."""
+    missing = files.missing()
+    return distributed.from_first(missing)
 
 
 def pairs_folder(recipe: Recipe, folder: RunFolder) -> Path:

@@ -11,10 +11,12 @@ from fewstep.evaluation.compare import Candidate, eval_inputs, sample_candidate
 from fewstep.evaluation.figures import DECIDING, best_first
 from fewstep.evaluation.grids import ON_PAGES, image_grid
 from fewstep.evaluation.measured import Reference
+from fewstep.evaluation.prompt_set import PromptSet
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.recipe.schema import Recipe
-from fewstep.runs.measured_on import evaluation_captions, prompt_set
+from fewstep.runs.first_teacher import first_teacher_of, on_first_teacher
+from fewstep.runs.measured_on import evaluation_captions, needs_teacher_images, prompt_set
 from fewstep.runs.setup import Run
 from fewstep.sampling import DDIMSampler, sample
 from fewstep.scenes64.prompts import REFERENCE_FIRST
@@ -29,6 +31,21 @@ from fewstep.training.progress import doing
 def validation_prompts(recipe: Recipe) -> list[list[str]]:
     """The lists of prompts that are encoded during training: until then the text encoders are needed."""
     return [list(recipe.sample.prompts), *([evaluation_captions(recipe)] if recipe.evaluate.every else [])]
+
+
+def run_prompt_set(run: Run, show_progress: bool = False) -> PromptSet:
+    """What the students of a run are measured on: against the images of the first teacher of its lineage.
+
+    That model is loaded for these images alone, where it is not the run's own teacher. The text encoders must be there:
+    they are part of what identifies a teacher.
+    """
+    recipe, teacher = run.recipe, run.teacher
+    if needs_teacher_images(recipe, teacher.image_size):
+        first = on_first_teacher(recipe, run.folder)
+        if first is not recipe:
+            with doing("loading the first teacher"):
+                recipe, teacher = first, first_teacher_of(first)
+    return prompt_set(recipe, teacher, run.folder, show_progress=show_progress)
 
 
 class SampleGrid:
@@ -112,14 +129,15 @@ class Validation:
     Its whole state is the file of evaluations, so an interrupted run decides like an uninterrupted one.
 
     Args:
+        measured_on: the prompts, and what their images are compared with.
         cost: returns the cost of the run so far, in forward passes.
     """
 
-    def __init__(self, run: Run, cost: Callable[[], float]) -> None:
+    def __init__(self, run: Run, measured_on: PromptSet, cost: Callable[[], float]) -> None:
         self.run, self.cost, self.settings = run, cost, run.recipe.evaluate
         self.path = run.folder.evaluations
         self._log: JsonLines | None = None
-        self._prompts = prompt_set(run.recipe, run.teacher, run.folder)
+        self._prompts = measured_on
         self._reference: Reference | None = None
 
     def __call__(self, step: int) -> bool:

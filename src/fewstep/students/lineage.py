@@ -44,12 +44,12 @@ def is_pipeline(path: Path) -> bool:
 
 def teacher_of(folder: Path, card: Card, device: str = "cpu", **options: Any) -> Teacher:
     """The teacher that the student in ``folder`` stands on, a model or another student; arguments as `open_teacher`."""
-    return open_teacher(_teacher_name(folder, card), device=device, **{"size": card.image_size, **options})
+    return open_teacher(teacher_name(folder, card), device=device, **{"size": card.image_size, **options})
 
 
 def first_teacher(folder: Path) -> str:
     """Name of the model that the student in ``folder`` was distilled from, past all students in between."""
-    return model_behind(_teacher_name(folder, load_card(folder)))
+    return model_behind(teacher_name(folder, load_card(folder)))
 
 
 def model_behind(name: str) -> str:
@@ -64,7 +64,7 @@ def origin_of(name: str) -> Denoiser | None:
     return None if folder is None else load_teacher(first_teacher(folder)).denoiser
 
 
-def _teacher_name(folder: Path, card: Card) -> str:
+def teacher_name(folder: Path, card: Card) -> str:
     """Name or folder of a card's teacher; an earlier stage of the same run is beside it, wherever the run is now."""
     return str(Path(folder, card.teacher).resolve()) if _EARLIER_STAGE.fullmatch(card.teacher) else card.teacher
 
@@ -97,7 +97,7 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **
     own = {"size": card.image_size, "guidance_embed": card.guidance_embed}
     options |= {key: value for key, value in own.items() if options.get(key) is None}
     quantization = options.pop("quantization", None)  # only once the student's weights are in
-    teacher = open_teacher(_teacher_name(folder, card), device=device, **options)
+    teacher = open_teacher(teacher_name(folder, card), device=device, **options)
     network: Any = teacher.denoiser.network
     _load_into(dict(network.named_parameters()), load_weights(folder), folder)
     if quantization is not None:
@@ -136,7 +136,7 @@ def load_start(name: str, teacher: str, weights: Literal["lora", "full"]) -> dic
     if folder is None:
         raise ValueError(f"init: there is no finished run, student's folder or LoRA file '{name}'.")
     saved, card = load_weights(folder), load_card(folder)
-    if card.weights == "full" or _same_teacher(_teacher_name(folder, card), teacher):
+    if card.weights == "full" or _same_teacher(teacher_name(folder, card), teacher):
         return saved
     if weights == "lora":
         raise ValueError(
@@ -195,12 +195,12 @@ def merge_student(source: Path, target: Path, scale: float = 1.0, weights: Liter
 def _as_seen_from(target: Path, folder: Path) -> str:
     """Name of the teacher of the student in ``folder`` on a card in ``target``: stages of one run move together."""
     card, run = load_card(folder), folder.parent.parent.resolve()
-    return card.teacher if run == target.parent.parent.resolve() else _teacher_name(folder, card)
+    return card.teacher if run == target.parent.parent.resolve() else teacher_name(folder, card)
 
 
 def _joined(lora: Mapping[str, Tensor], source: Path, card: Card) -> tuple[dict[str, Tensor], Path]:
     """(the sum of this LoRA and the one that it stands on, the folder of that one)."""
-    under = student_folder(Path(_teacher_name(source, card)))
+    under = student_folder(Path(teacher_name(source, card)))
     below = None if under is None else load_card(under)
     if under is None or below is None or below.weights != "lora" or below.extra_inputs:
         raise ValueError(f"The LoRA in {source} stands on no other LoRA that it could be joined with.")

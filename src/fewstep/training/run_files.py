@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
+
+_STAGE = "[0-9][0-9]-*"
 
 
 class RunFiles:
@@ -17,7 +20,6 @@ class RunFiles:
         self.versions = path / "versions.json"  # versions of the libraries, and the fingerprint of the data
         self.data = path / "data"  # encoded images and captions, and the list of those that could not be used
         self.pairs = self.data / "pairs"  # the teacher's samples (recipe key `pairs`)
-        self.reference = self.data / "reference"  # the teacher's images that students are compared with
         self.log = path / "log.jsonl"  # one line for every log step
         self.checkpoints = path / "checkpoints"  # full training states, from which a run resumes
         self.samples = path / "samples"  # sample grids at fixed seeds
@@ -26,6 +28,23 @@ class RunFiles:
         self.best = path / "best"  # the best student so far
         self.student = path / "student"  # the finished student
         self.export = path / "export"  # exports for other programs, one folder a layout
+
+    @property
+    def reference(self) -> Path:
+        """The images of the first teacher that students are compared with; the stages of a run share them."""
+        whole = self._whole()
+        return (self if whole is None else whole).data / "reference"
+
+    def beside(self, name: str) -> Path | None:
+        """The run directory of the stage ``name`` of the run that this is a stage of; None where there is none."""
+        whole = self._whole()
+        return next((stage for stage in ([] if whole is None else whole.stages()) if stage.name[3:] == name), None)
+
+    def _whole(self) -> RunFiles | None:
+        """The run of several stages that this is one of."""
+        path = self.path.resolve()
+        whole = RunFiles(path.parent)
+        return whole if fnmatch(path.name, _STAGE) and whole.recipe.is_file() else None
 
     def grid(self, step: int) -> Path:
         """The sample grid after ``step`` steps."""
@@ -37,7 +56,7 @@ class RunFiles:
 
     def stages(self) -> list[Path]:
         """The run directories of the stages that exist, in their order."""
-        return sorted(self.path.glob("[0-9][0-9]-*"))
+        return sorted(self.path.glob(_STAGE))
 
     def last(self) -> Path:
         """The directory itself, or that of the last stage that trains: it has the log and the recipe of the result."""
