@@ -156,8 +156,7 @@ def load_reward(path: Path) -> RewardNetwork:
     """
     if not path.is_file():
         raise ValueError(
-            f"There is no reward model '{path}': give a file, clip:MODEL, pickscore or "
-            f"aesthetic:FOLDER, or {_TRAIN}."
+            f"There is no reward model '{path}': give a file, clip:MODEL, pickscore or aesthetic:FOLDER, or {_TRAIN}."
         )
 
     def build(metadata: Mapping[str, str]) -> RewardNetwork:

@@ -47,13 +47,12 @@ def on_first_teacher(recipe: Recipe, folder: RunFolder) -> Recipe:
     student, _ = _begun_with(folder)
     if student is None:
         return recipe
-    size, seen = recipe.teacher.size or load_card(student).image_size, [student]
-    while (below := _begun_with(RunFolder(student.parent), student)[0]) not in (None, *seen):
-        student = below
-        seen.append(student)
-    first = _told(RunFolder(student.parent))
+    size, line = recipe.teacher.size or load_card(student).image_size, [student]
+    while (below := _begun_with(RunFolder(line[-1].parent), line[-1])[0]) is not None and below not in line:
+        line.append(below)
+    first = _told(RunFolder(line[-1].parent))
     if not isinstance(first.get("teacher"), Mapping):
-        changes = {"path": model_behind(str(student)), "config": None, "loras": (), "size": size}
+        changes = {"path": model_behind(str(line[-1])), "config": None, "loras": (), "size": size}
         return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=changes)})
     sampled = _section(SampleConfig, first.get("sample"))
     as_first = {"teacher_steps": sampled.teacher_steps, "guidance_scale": sampled.guidance_scale}
