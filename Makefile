@@ -5,11 +5,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install extras test test-all unit lint types docs notebook demo verify mutants clean
+.PHONY: install extras test test-all unit lint types docs notebook demo verify mutants package clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
@@ -34,7 +34,7 @@ $(VENV)/.docs: $(VENV)/.installed
 	touch $@
 
 lint: install
-	$(BIN)/ruff check src tests benchmarks docs/site
+	$(BIN)/ruff check src tests benchmarks docs/site setup.py
 
 types: install
 	$(BIN)/mypy
@@ -53,6 +53,9 @@ verify: install
 
 mutants: extras  # some defects are seen by tests that need them
 	$(BIN)/python -m tests.mutants
+
+package: install  # dist/: wheel and source distribution, each installed and run in an environment of its own
+	$(BIN)/python benchmarks/package.py --out dist
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -26,23 +29,35 @@ def at_home(path: str) -> str:
 def held(path: Path, wait: bool = False) -> Iterator[bool]:
     """Lock a file within this block; yields whether this process has got the lock.
 
-    The system releases the lock of a process that dies. On Windows there is no such lock, and all get it.
+    The system releases the lock of a process that dies.
 
     Args:
         wait: until another process releases it.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield True
-        return
     with open(path, "a", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            _lock(file, wait)
             ours = True
         except OSError:
             ours = False
         yield ours
+
+
+def _lock(file: IO[str], wait: bool) -> None:
+    """Lock an open file until it is closed; OSError where another process has it, unless we wait for that."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            try:  # Windows itself waits for ten seconds at most
+                return msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+            except OSError as error:
+                if not wait or error.errno != errno.EDEADLK:
+                    raise
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 @contextmanager
@@ -126,7 +141,7 @@ def replace_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file and flush it to disk."""
-    with open(path, "w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -139,8 +154,11 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a folder's entries to disk; where it cannot be opened (never on Windows) the system does so later."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
     finally:

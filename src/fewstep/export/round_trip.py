@@ -76,7 +76,7 @@ def check_round_trip(request: Request, expected: Tensor, layers: int, limit: flo
         asked.write_text(json.dumps(asdict(request)), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "fewstep.export.round_trip", str(asked), str(latents)],
-            capture_output=True, text=True, check=False,
+            capture_output=True, encoding="utf-8", errors="replace", check=False,
             env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads()))},
         )  # fmt: skip
         if done.returncode != 0:

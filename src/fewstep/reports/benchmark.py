@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import signal
 import threading
@@ -447,7 +446,7 @@ _MINUTES = "minutes.json"
 
 def _minutes(folder: Path) -> float:
     path = folder / _MINUTES
-    return float(json.loads(path.read_text())) if path.is_file() else 0.0
+    return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else 0.0
 
 
 @contextmanager
@@ -456,7 +455,7 @@ def _stopped_at(until: float) -> Iterator[None]:
     if until == float("inf"):
         yield
         return
-    timer = threading.Timer(until - time.monotonic(), os.kill, (os.getpid(), signal.SIGTERM))
+    timer = threading.Timer(until - time.monotonic(), signal.raise_signal, (signal.SIGTERM,))
     timer.daemon = True
     timer.start()
     try:

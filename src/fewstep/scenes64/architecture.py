@@ -220,7 +220,8 @@ def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype = torch.float1
     pipeline.save_pretrained(folder, safe_serialization=True)
     # By default transformers loads a model in its config's dtype, and diffusers in float32: make both float32.
     config = folder / "text_encoder" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    known = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**known, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     for file in folder.rglob("*.safetensors"):
         file.chmod((folder / "model_index.json").stat().st_mode)  # safetensors itself writes 0600
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -80,7 +80,7 @@ class Stage(Method):
         if minutes is not None and not distributed.from_first((folder / _PLAN).is_file()):
             _plan(self.trainer(settings, seed), folder, minutes)
         if (folder / _PLAN).is_file():
-            settings = replace(settings, steps=json.loads((folder / _PLAN).read_text())["steps"])
+            settings = replace(settings, steps=json.loads((folder / _PLAN).read_text(encoding="utf-8"))["steps"])
         trainer = self.trainer(settings, seed, folder, show)
         trainer.run(resume=True)
         return averaged(trainer)

@@ -102,7 +102,7 @@ def train_vae(
         if not known.is_file():
             factor = 1 / latent_std(vae, settings.seed + 1, min(1024, settings.pool), settings.vae.device)
             files.replace_text(known, json.dumps({"scaling_factor": round(factor, 5)}))
-    vae.register_to_config(**json.loads(known.read_text()))
+    vae.register_to_config(**json.loads(known.read_text(encoding="utf-8")))
     return vae
 
 

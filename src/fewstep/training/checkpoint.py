@@ -80,7 +80,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: one sentence when it is no fewstep checkpoint or is damaged.
     """
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if not isinstance(state, dict) or state.get("format") != _FORMAT or not _is_step(state.get("step")):
             raise ValueError("not a fewstep checkpoint")
         tensors = path / "tensors.safetensors"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.files import replace_text
+from fewstep.diffusion.schedule import working
 
 
 class Meter:
@@ -32,7 +33,7 @@ class Meter:
         if not self._sums:
             return {}
         names = [(key, name) for key, value in self._sums.items() for name in _names(key, value)]
-        values = torch.cat([v.to(torch.float64).reshape(-1) for v in self._sums.values()]).tolist()
+        values = torch.cat([working(v).reshape(-1) for v in self._sums.values()]).tolist()
         means = {name: value / self._counts[key] for (key, name), value in zip(names, values, strict=True)}
         self.__init__()  # type: ignore[misc]
         return means

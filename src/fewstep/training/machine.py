@@ -41,7 +41,7 @@ def memory(device: str) -> tuple[int, int] | None:
 
 def _number(path: Path) -> int | None:
     try:
-        return int(path.read_text())
+        return int(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no such limit, or "max"
         return None
 

@@ -52,7 +52,8 @@ class PlayerState:
         betas = settings.betas if player.name == "student" else settings.critic_betas or settings.betas
         self.optimizer = make_optimizer(self.mine, dataclasses.replace(settings, betas=betas))
         device = self.mine[0].device
-        self.first_bad_step = torch.full((), float("inf"), dtype=torch.float64, device=device)
+        # float32, which every device has, holds the number of a step exactly up to 16.7 million
+        self.first_bad_step = torch.full((), float("inf"), dtype=torch.float32, device=device)
         self.grad_norm = torch.zeros((), device=device)
         self._probe = next((i for i, p in enumerate(self.parameters) if p is probe), -1)
         self._terms: dict[str, tuple[Balanced, list[Tensor | None]]] = {}

@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -181,7 +182,10 @@ def _with_usual_suffix(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="fewstep-") as place:
         link = Path(place) / f"{path.stem}.safetensors"
-        link.symlink_to(path.resolve())
+        try:
+            link.symlink_to(path.resolve())
+        except OSError:  # links are a privilege on Windows
+            shutil.copyfile(path, link)
         yield link
 
 

@@ -1,0 +1,224 @@
+"""The package: one version, links that hold on PyPI, declared dependencies, files that are not forgotten."""
+
+import ast
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+import fewstep
+from tests.mutants.mutant import ROOT
+
+KNOWN = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = KNOWN["project"]
+SOURCES = sorted((ROOT / "src" / "fewstep").rglob("*.py"))
+HOME = "https://example.org/someone/fewstep"
+
+
+@pytest.fixture(scope="module")
+def package():
+    """setup.py as a module: nothing is built when it is imported."""
+    spec = importlib.util.spec_from_file_location("fewstep_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------- the version
+
+
+def test_the_version_stands_in_pyproject_alone():
+    assert fewstep.__version__ == PROJECT["version"]
+    for name in ("CITATION.cff", "setup.py", "src/fewstep/__init__.py", "Makefile", *map(str, ROOT.glob("docker/*"))):
+        assert PROJECT["version"] not in read(name), f"{name} states the version a second time"
+
+
+# ---------------------------------------------------------------- the README on PyPI
+
+
+def targets(markdown):
+    """Every address that a renderer of CommonMark with tables makes a link or an image of, and raw HTML's."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    inline = [child for token in tokens for child in (token.children or [])]
+    found = [str(t.attrGet("href") or t.attrGet("src")) for t in inline if t.type in ("link_open", "image")]
+    raw = "".join(t.content for t in [*tokens, *inline] if t.type in ("html_block", "html_inline"))
+    return found + re.findall(r"""\b(?:href|src|srcset)=["']([^"']*)""", raw)
+
+
+def words(markdown):
+    """The words that a reader sees, without images."""
+    shown = ("text", "code_inline", "fence", "code_block")
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    blocks = [
+        "".join(t.content if t.type in shown else "\n" * (t.type == "softbreak") for t in token.children or [token])
+        for token in tokens
+    ]
+    return "\n".join(blocks).split()
+
+
+def test_without_an_address_the_readme_has_no_dead_link_and_every_word(package):
+    text = package.page(read("README.md"), "", "1.2.3")
+    assert len(targets(read("README.md"))) > 30  # there is something to do
+    assert [t for t in targets(text) if not t.startswith(("https://", "http://"))] == []
+    assert words(text) == words(read("README.md"))
+
+
+def test_with_an_address_every_link_of_the_readme_leads_to_a_file_of_the_release(package):
+    text = package.page(read("README.md"), HOME, "1.2.3")
+    given, made = targets(read("README.md")), targets(text)
+    assert len(made) == len(given) and words(text) == words(read("README.md"))
+    for before, after in zip(given, made, strict=True):
+        if before.startswith(("https://", "http://")):
+            assert after == before
+            continue
+        kind, path = re.fullmatch(rf"{HOME}/(blob|raw)/v1\.2\.3/(.*)", after).groups()
+        assert (kind == "raw") == path.endswith((".png", ".jpg", ".svg", ".gif")), after
+        assert (ROOT / path.partition("#")[0]).exists(), after
+
+
+CASES = {
+    "[a](docs/b.md)": ("a", f"[a]({HOME}/blob/v1/docs/b.md)"),
+    "[`a[0]`](./docs/b.md#c)": ("`a[0]`", f"[`a[0]`]({HOME}/blob/v1/docs/b.md#c)"),
+    '[a [b] c](d.md "e f")': ("a [b] c", f'[a [b] c]({HOME}/blob/v1/d.md "e f")'),
+    "see [below](#use).": ("see below.", f"see [below]({HOME}/blob/v1/README.md#use)."),
+    "![a](b.png)!": ("!", f"![a]({HOME}/raw/v1/b.png)!"),
+    "[![a](b.png)](c.md)": ("", f"[![a]({HOME}/raw/v1/b.png)]({HOME}/blob/v1/c.md)"),
+    "[![a](b.png)](https://c.org)": ("", f"[![a]({HOME}/raw/v1/b.png)](https://c.org)"),
+    "[a](https://b.org/c) [d](mailto:e@f.org)": ("[a](https://b.org/c) [d](mailto:e@f.org)",) * 2,
+    "`[a](b.md)` and ``x ` [c](d.md)``": ("`[a](b.md)` and ``x ` [c](d.md)``",) * 2,
+    "```sh\n[a](b.md)\n```\n": ("```sh\n[a](b.md)\n```\n",) * 2,
+    "~~~\n```\n[a](b.md)\n~~~\n[c](d.md)": (
+        "~~~\n```\n[a](b.md)\n~~~\nc", f"~~~\n```\n[a](b.md)\n~~~\n[c]({HOME}/blob/v1/d.md)",
+    ),
+    '<img src="a.png" width="9">x': ("x", f'<img src="{HOME}/raw/v1/a.png" width="9">x'),
+    '<a href="a.md"><b>c</b></a>': ("<b>c</b>", f'<a href="{HOME}/blob/v1/a.md"><b>c</b></a>'),
+    '<a href="a.md"><img alt="b" src="c.png"></a>': (
+        "", f'<a href="{HOME}/blob/v1/a.md"><img alt="b" src="{HOME}/raw/v1/c.png"></a>',
+    ),
+    "a[0](i) is one, f[1] is none": ("a0 is one, f[1] is none", f"a[0]({HOME}/blob/v1/i) is one, f[1] is none"),
+    "*[a](b.md)*, **[c](d.md)**": ("*a*, **c**", f"*[a]({HOME}/blob/v1/b.md)*, **[c]({HOME}/blob/v1/d.md)**"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", CASES)
+def test_each_form_of_a_link(package, text):
+    assert (package.page(text, "", "1"), package.page(text, HOME, "1")) == CASES[text]
+
+
+def test_the_address_of_the_repository_stands_in_one_line(package):
+    assert read("pyproject.toml").count("\nrepository = ") == 1
+    assert package.links("", "1") == {}
+    assert set(package.links(HOME, "1").values()) == {
+        HOME, f"{HOME}/tree/v1/docs", f"{HOME}/blob/v1/CHANGELOG.md", f"{HOME}/issues",
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- dependencies
+
+
+def imported(path):
+    """Packages that a module imports anywhere in it, and those it asks for by name."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
+
+
+def plain(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+BROUGHT = {"pyarrow": "datasets", "starlette": "gradio", "torchvision": None}
+"""What an extra's package brings; torchvision is only looked for, and warned of."""
+
+
+def test_every_package_that_is_imported_is_declared():
+    declared = {plain(re.match(r"[\w.-]+", line)[0]) for line in PROJECT["dependencies"]}
+    extras = {
+        plain(re.match(r"[\w.-]+", line)[0]) for lines in PROJECT["optional-dependencies"].values() for line in lines
+    }
+    homes = {**packages_distributions()}
+    names = {name.partition(".")[0] for path in SOURCES for name in imported(path)} - set(sys.stdlib_module_names)
+    for name in sorted(names - {"fewstep", *BROUGHT}):
+        given = {plain(home) for home in homes.get(name, [name])}
+        assert given & (declared | extras), f"{name} is imported and not declared"
+    assert {home for home in BROUGHT.values() if home} <= extras
+
+
+def test_every_dependency_has_a_floor_that_was_tried():
+    bare = [line for line in PROJECT["dependencies"] if ">=" not in line]
+    assert not bare, "floors are proven by `python benchmarks/package.py --oldest`"
+
+
+# ---------------------------------------------------------------- files
+
+
+def data_files():
+    return {
+        path.relative_to(ROOT / "src" / "fewstep").as_posix()
+        for path in (ROOT / "src" / "fewstep").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+
+
+def test_every_data_file_is_in_the_wheel():
+    patterns = KNOWN["tool"]["setuptools"]["package-data"]["fewstep"]
+    matched = {path for pattern in patterns for path in (ROOT / "src" / "fewstep").glob(pattern) if path.is_file()}
+    assert {path.relative_to(ROOT / "src" / "fewstep").as_posix() for path in matched} == data_files()
+
+
+@pytest.mark.slow
+def test_wheel_and_source_distribution_hold_everything_and_the_wheel_runs(tmp_path):
+    """Built from a copy, so that nothing of the work tree is in the way; installed without dependencies, run with ours.
+
+    ``make package`` does the same in environments of their own, with the declared dependencies alone.
+    """
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    names = {name for name in tracked if name and not name.startswith((".ci/", ".gitignore"))}
+    for name in names:
+        (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "copy" / name)
+    for hook in ("build_sdist", "build_wheel"):
+        code = f"from setuptools import build_meta; build_meta.{hook}({str(tmp_path)!r})"
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "copy", capture_output=True, check=True)
+    [sdist], [wheel] = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    with tarfile.open(sdist) as tar:
+        assert names <= {member.name.partition("/")[2] for member in tar}
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name.removeprefix("fewstep/") for name in archive.namelist() if name.startswith("fewstep/")}
+    assert data_files() | {path.relative_to(ROOT / "src" / "fewstep").as_posix() for path in SOURCES} == inside
+    assert "tests" not in {name.partition("/")[0] for name in inside}
+
+    venv.create(tmp_path / "env", system_site_packages=False, with_pip=False)
+    site = next((tmp_path / "env").glob("lib/python*/site-packages"))
+    zipfile.ZipFile(wheel).extractall(site)
+    ours = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+    (site / "ours.pth").write_text(f"{ours}\n", encoding="utf-8")
+    every_name = "import fewstep; [getattr(fewstep, n) for n in fewstep.__all__]; print(fewstep.__file__)"
+    python = [tmp_path / "env" / "bin" / "python", "-W", "error"]
+    shown = subprocess.run([*python, "-c", every_name], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "") and str(site) in shown.stdout
+    shown = subprocess.run(
+        [*python, "-m", "fewstep", "recipes", "list"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0 and "scenes-64-tcd" in shown.stdout
+
+
+# ---------------------------------------------------------------- what a repository's host reads
