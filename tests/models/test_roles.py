@@ -2,6 +2,7 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -521,3 +522,20 @@ def test_conditions_reach_the_network():
     roles.add("student", Weights(rank=2))
     x = torch.ones(2, 2)
     assert not torch.equal(roles.student(x, 500, cond).output[0], roles.student(x, 500, cond).output[1])
+
+
+def test_an_adapter_that_is_added_freezes_none_that_learns(monkeypatch):
+    """peft below 0.21 freezes those that are there: the student of a role with a follower would not learn."""
+    inject = peft.inject_adapter_in_model
+
+    def older(config, module, adapter_name):
+        inject(config, module, adapter_name)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(f".{adapter_name}." in name)
+
+    monkeypatch.setattr(peft, "inject_adapter_in_model", older)
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    for name in ("student", "critic"):
+        add_adapter(network, name, rank=1)
+    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert learning == {f"{i}.lora_{m}.{name}.weight" for i in (0, 1) for m in "AB" for name in ("student", "critic")}

@@ -80,6 +80,7 @@ def add_adapter(
     names = matching(module, targets)
     scale: Any = rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, target_modules=names, bias="none")
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with warnings.catch_warnings():  # peft warns of a second adapter on one layer; roles are just that
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # it is never merged
@@ -90,6 +91,8 @@ def add_adapter(
             if name in part:  # adapters are masters: never below float32, whatever the base holds
                 dtype = torch.promote_types(part[name].weight.dtype, torch.float32)
                 part[name].to(dtype=dtype).requires_grad_(True)
+    for parameter in trained:  # peft below 0.21 freezes the adapters that were there
+        parameter.requires_grad_(True)
     for parameter in base_parameters(module):
         parameter.requires_grad_(False)
 
