@@ -88,7 +88,7 @@ class CudaPeak:
 def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
     """All that a run of ``recipe`` holds; its pairs, where it wants some, are its pictures: only their size counts."""
     job = setup(recipe, folder)
-    source: Source = scene_latents(folder / "latents", job.teacher, recipe.data.size, 1, recipe.training.device)
+    source: Source = scene_latents(folder / "latents", job.teacher, recipe.data.size, 1)
     if "pairs" in job.method.streams:
         source = WithPairs(source, PairSource(source.mean, source.cond, seed=1))
     return Trainer(job.method, job.roles, source, recipe.training)

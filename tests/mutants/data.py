@@ -60,23 +60,21 @@ MUTANTS = [
         ),
         (
             "data: latents are their posterior's mean",
-            "Batch(torch.addcmul(mean, std, noise), cond)",
-            "Batch(mean, cond)",
+            'Batch(torch.addcmul(found["mean"].to(rng.dtype), found["std"].to(rng.dtype), noise), cond)',
+            'Batch(found["mean"].to(rng.dtype), cond)',
             "test_latents_are_sampled_anew_at_every_visit",
         ),
         (
             "data: the noise of a latent's posterior is the same for all steps",
-            'rng.sample.normal("posterior", self.mean.shape[1:])',
-            (
-                'Rng(rng.seed, 0, rng.batch_size, rng.rows, dtype=rng.dtype).sample.normal("posterior", self.mean'
-                ".shape[1:])"
-            ),
+            'rng.sample.normal("posterior", self.shape)',
+            'Rng(rng.seed, 0, rng.batch_size, rng.rows, dtype=rng.dtype).sample.normal("posterior", self.shape)',
             "test_latents_are_sampled_anew_at_every_visit",
         ),
         (
             "data: pictures come with their neighbours' captions",
-            "cond = None if self.cond is None else self.cond[rows].to(rng.device)",
-            "cond = None if self.cond is None else self.cond[rows.roll(1)].to(rng.device)",
+            "return found, _cond({**found, **self._nulls[rng.device]})",
+            "rolled = {name: t.roll(1, 0) for name, t in found.items()}\n"
+            "        return found, _cond({**rolled, **self._nulls[rng.device]})",
             "test_conditions_stay_with_their_items",
         ),
         (
@@ -161,20 +159,20 @@ MUTANTS = [
         ),
         (
             "pairs: noise by the place in the batch",
-            "noise_of(self.seed, int(i), self.mean.shape[1:]) for i in picked",
-            "noise_of(self.seed, i, self.mean.shape[1:]) for i in range(len(picked))",
+            "noise_of(self.seed, int(i), self.shape) for i in picked",
+            "noise_of(self.seed, i, self.shape) for i in range(len(picked))",
             "test_rows_of_a_batch_belong_together",
         ),
         (
             "pairs: the order of pairs is that of the data",
-            'Order(len(x0), "pairs")',
-            "Order(len(x0))",
+            'Order(len(rows), "pairs")',
+            "Order(len(rows))",
             "test_pairs_go_round_in_an_order_of_their_own_that_depends_on_the_step_alone",
         ),
         (
             "pairs: conditions stay where they are",
-            ("cond = None if self.cond is None else self.cond[rows].to(rng.device)\n        return Pairs"),
-            ("cond = None if self.cond is None else self.cond[: len(rows)].to(rng.device)\n        return Pairs"),
+            'return Pairs(found["noise"].to(rng.dtype), found["x0"].to(rng.dtype), cond)',
+            'return Pairs(found["noise"].to(rng.dtype), found["x0"].to(rng.dtype), self.cond[: len(found["x0"])])',
             "test_rows_of_a_batch_belong_together",
         ),
         (
@@ -209,8 +207,8 @@ MUTANTS = [
         ),
         (
             "pairs: the cost is that of the first file",
-            "sum(cost for _, cost in found)",
-            "found[0][1]",
+            "self.seed, sum(costs))",
+            "self.seed, costs[0])",
             "test_what_is_written_is_read_with_its_conditions_its_nulls_and_its_cost",
         ),
     ),
@@ -603,8 +601,8 @@ MUTANTS = [
         ),
         (
             "cache: what was skipped is forgotten when it is found again",
-            ("return parts, without\n        except"),
-            ("return parts, []\n        except"),
+            "frozenset((height, width) for height, width in sizes), tuple(without), found)",
+            "frozenset((height, width) for height, width in sizes), (), found)",
             "test_what_cannot_be_read_is_passed_over_and_listed",
         ),
         (

@@ -330,8 +330,8 @@ MUTANTS = [
         ),
         (
             "distil: prompts that cannot be used are not listed",
-            "prompt_latents(path, teacher, prompts, device, advance, skipped)",
-            "prompt_latents(path, teacher, prompts, device, advance)",
+            "prompt_latents(path, teacher, prompts, advance, skipped, share)",
+            "prompt_latents(path, teacher, prompts, advance, (), share)",
             "tests/cases/test_data.py::test_a_run_lists_the_prompts_that_it_could_not_use",
         ),
     ),

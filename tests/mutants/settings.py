@@ -261,14 +261,14 @@ MUTANTS = [
         "runs/test_recipe_arrives.py",
         (
             "settings: scenes are those of seed 1",
-            "data.size or 0, data.seed, device, advance",
-            "data.size or 0, 1, device, advance",
+            "data.size or 0, data.seed, advance",
+            "data.size or 0, 1, advance",
             "test_a_key_changes_a_run[data.seed]",
         ),
         (
             "settings: images are cropped to squares, whatever the recipe says",
-            "device, advance, data.aspect_buckets",
-            "device, advance, False",
+            "advance, data.aspect_buckets",
+            "advance, False",
             "test_a_key_changes_a_run[data.aspect_buckets]",
         ),
     ),

@@ -9,8 +9,8 @@ MUTANTS = [
         "methods/test_independent_streams.py",
         (
             "streams: the posterior's noise is the noise of training",
-            'rng.sample.normal("posterior", self.mean.shape[1:])',
-            'rng.sample.normal("noise", self.mean.shape[1:])',
+            'rng.sample.normal("posterior", self.shape)',
+            'rng.sample.normal("noise", self.shape)',
             f"{OF_A_STEP}[lcm]",
         ),
         (
@@ -21,8 +21,8 @@ MUTANTS = [
         ),
         (
             "streams: all sizes of images are visited in the same order",
-            'Order(len(source.mean), f"order {number}")',
-            "Order(len(source.mean))",
+            'Order(len(source.rows), f"order {number}")',
+            "Order(len(source.rows))",
             "test_no_two_owners_ask_for_one_key",
         ),
     ),

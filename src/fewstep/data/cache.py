@@ -1,17 +1,21 @@
 """Images and captions, encoded once by the teacher's own VAE and text encoders, and kept on disk.
 
 Files hold some hundred images each and exist whole or not at all: an interrupted encoding continues where it stopped,
-and files of other images, captions, sizes or another teacher are encoded again. ``skipped.txt`` beside them lists what
-was passed over.
+and files of other images, captions, sizes or another teacher are encoded again. Several processes share the files, and
+threads decode images while the autoencoder works. ``skipped.txt`` beside them lists what was passed over.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,26 +24,45 @@ from torch import Tensor
 from fewstep.data.buckets import Size, bucket_sizes, nearest
 from fewstep.data.entries import Skipped, attempt
 from fewstep.data.files import replace_tensors, replace_text, text_hash
-from fewstep.data.images import Collection, pixels
+from fewstep.data.images import CaptionedImage, Collection, decode, quiet_pillow
+from fewstep.data.rows import HELD, Stored, checksum, joined
 from fewstep.data.sources import Buckets, LatentSource, Prompts
 from fewstep.models.cond import Cond
 from fewstep.models.families import Teacher, vae_batch_size
+from fewstep.models.families.family import CLIP_TOKENS
 
-_PER_FILE = 512
-_LARGEST = 2**31  # bytes that may stay on an accelerator; the host sends a batch in about a millisecond
+_PER_FILE = 512  # rows of a file, at most
+_FILE = 300_000_000  # bytes of a file, about
+_THREADS = 8  # that decode images, at most
 SKIPPED = "skipped.txt"
 
+T = TypeVar("T")
+R = TypeVar("R")
 Advance = Callable[[int], None]
 """Called with the number of images done."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of the encoding.
+
+    Attributes:
+        rank, count: its number, and how many processes encode together.
+        wait: returns when all of them have called it.
+    """
+
+    rank: int = 0
+    count: int = 1
+    wait: Callable[[], None] = lambda: None
 
 
 def image_latents(
     path: Path,
     teacher: Teacher,
     found: Collection,
-    device: str = "cpu",
     advance: Advance | None = None,
     buckets: bool = False,
+    share: Share = Share(),
 ) -> LatentSource | Buckets:
     """Images of any data set as latents with prompt embeddings, from ``path`` if it holds exactly these.
 
@@ -48,6 +71,7 @@ def image_latents(
 
     Args:
         buckets: crop each image to the bucket nearest to its shape; otherwise all to squares.
+        share: of this process, where several encode together.
 
     Raises:
         ValueError: one sentence when no image can be used.
@@ -55,14 +79,17 @@ def image_latents(
     side = teacher.image_size
     sizes = bucket_sizes(side, teacher.multiple) if buckets else ((side, side),)
 
+    def row(image: CaptionedImage) -> Row | Skipped:
+        pixels = attempt(image.name, decode, image, lambda height, width: nearest(height, width, sizes))
+        return pixels if isinstance(pixels, Skipped) else (pixels, image.caption)
+
     def read(rows: range) -> Iterator[Row | Skipped]:
-        for image in found.images[rows.start : rows.stop]:
-            read_pixels = attempt(image.name, pixels, image, lambda height, width: nearest(height, width, sizes))
-            yield read_pixels if isinstance(read_pixels, Skipped) else (read_pixels, image.caption)
+        with quiet_pillow():
+            yield from in_order(row, found.images[rows.start : rows.stop], loader_threads(share.count))
 
     # the key says "pictures" since the first version: another word would have every data set encoded again
     name = f"pictures {found.fingerprint()}{' in buckets' if buckets else ''}"
-    source = Encoding(path, teacher, name, len(found.images), read, found.skipped).load(device, advance)
+    source = Encoding(path, teacher, name, len(found.images), read, found.skipped).load(advance, share)
     assert not isinstance(source, Prompts)
     return source
 
@@ -71,9 +98,9 @@ def prompt_latents(
     path: Path,
     teacher: Teacher,
     prompts: Sequence[str],
-    device: str = "cpu",
     advance: Advance | None = None,
     skipped: tuple[Skipped, ...] = (),
+    share: Share = Share(),
 ) -> Prompts:
     """Prompts without images, encoded and kept likewise, for methods that need no images."""
     digest = text_hash("\n".join(prompts))
@@ -81,25 +108,29 @@ def prompt_latents(
     def read(rows: range) -> Iterator[Row]:
         return ((None, prompts[i]) for i in rows)
 
-    found = Encoding(path, teacher, f"prompts {digest}", len(prompts), read, skipped).load(device, advance)
+    found = Encoding(path, teacher, f"prompts {digest}", len(prompts), read, skipped).load(advance, share)
     assert isinstance(found, Prompts)
     return found
 
 
-def home(device: str, size: int) -> str:
-    """The device that holds ``size`` bytes of encoded data: ``device`` itself, or the host for large data sets.
-
-    T5's embeddings take megabytes a caption: 4,000 images for FLUX are 21 GB.
-    """
-    return device if size <= _LARGEST else "cpu"
+def loader_threads(processes: int) -> int:
+    """How many threads each of so many processes should decode images with."""
+    return min(_THREADS, max(1, (os.cpu_count() or 1) // processes))
 
 
-def fingerprint(source: LatentSource | Buckets | Prompts) -> str:
-    """A short hash of the data's exact values."""
-    digest = hashlib.blake2b(digest_size=8)
-    for tensor in source.content():
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def in_order(make: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
+    """``make`` of every item in their order, made by threads that are a few items ahead."""
+    with ThreadPoolExecutor(threads, "fewstep-decode") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 # ---------------------------------------------------------------- encoding
@@ -108,6 +139,16 @@ Row = tuple[Tensor | None, str]
 """Pixels [3, height, width] in uint8, or none, and the caption."""
 _Parts = dict[Size, dict[str, Tensor]]
 """Encoded rows by the size of their images: "mean", "std", and the condition's `Cond.flat`."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file that is there: which sizes of images it holds, what was skipped in it, and the hash of its values."""
+
+    path: Path
+    sizes: frozenset[Size]
+    skipped: tuple[str, ...]
+    checksum: str
 
 
 @dataclass
@@ -128,18 +169,41 @@ class Encoding:
     read: Callable[[range], Iterator[Row | Skipped]]
     skipped: tuple[Skipped, ...] = ()
 
-    def load(self, device: str, advance: Advance | None) -> LatentSource | Buckets | Prompts:
-        """All rows, from the files that exist and from those that are encoded now."""
-        pieces, passed = [], [str(entry) for entry in self.skipped]
-        for number, first in enumerate(range(0, self.size, _PER_FILE)):
-            rows = range(first, min(first + _PER_FILE, self.size))
-            parts, without = self._kept(number, rows) or self._make(number, rows, advance or (lambda done: None))
-            pieces.append(parts)
-            passed += without
-        self._list(passed)
-        if not any(pieces):
+    def load(self, advance: Advance | None = None, share: Share = Share()) -> LatentSource | Buckets | Prompts:
+        """All rows: encode this process's share of those that no file holds yet, and wait for the others."""
+        per_file = self._rows_per_file(share.count)
+        pieces = [range(first, min(first + per_file, self.size)) for first in range(0, self.size, per_file)]
+        kept = {number: self._kept(number, rows) for number, rows in enumerate(pieces)}
+        share.wait()  # every process must have looked before one of them writes
+        missing = [number for number, file in kept.items() if file is None]
+        for number in missing[share.rank :: share.count]:
+            self._make(number, pieces[number], advance or (lambda done: None))
+        share.wait()
+        kept |= {number: self._kept(number, pieces[number]) for number in missing}
+        files = [file for file in kept.values() if file is not None]
+        if len(files) < len(pieces):
+            raise ValueError(f"{self.path.parent}: files of encoded data vanished or were damaged as soon as written.")
+        passed = [str(entry) for entry in self.skipped] + [entry for file in files for entry in file.skipped]
+        if share.rank == 0:
+            self._list(passed)
+        if not any(file.sizes for file in files):
             raise ValueError(f"data.path: none of the {self.size} images could be used, the first: {passed[0]}.")
-        return _source(_joined(pieces), device, self.teacher.latent_shape)
+        return self._source(files)
+
+    def _rows_per_file(self, processes: int) -> int:
+        """As many as in the files that are there; else as many as make a file of sensible size for every process."""
+        for path in sorted(self.path.parent.glob(f"{self.path.name}-[0-9]*.safetensors")):
+            about, number = _metadata(path), path.stem.rpartition("-")[2]
+            first, _, end = about.get("rows", "").partition(" of ")[0].partition(" to ")
+            if about.get("source") == self.name and all(map(str.isdecimal, (number, first, end))):
+                return int(first) // int(number) if int(number) else int(end)
+        latents = 4 * math.prod(self.teacher.latent_shape)  # mean and standard deviation in float16
+        texts = sum(2 * math.prod(shape) for shape in self.teacher.family.shapes(CLIP_TOKENS).values())
+        most = max(1, min(_PER_FILE, _FILE // (latents + texts)))
+        if processes == 1:
+            return most
+        files = -(-self.size // most)
+        return -(-self.size // (-(-files // processes) * processes))
 
     def _about(self, rows: range) -> dict[str, str]:
         return {
@@ -152,24 +216,25 @@ class Encoding:
     def _file(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}-{number:05d}.safetensors")
 
-    def _kept(self, number: int, rows: range) -> tuple[_Parts, list[str]] | None:
-        """The file's rows and what was skipped in it, or None when it is missing, damaged, or holds other rows."""
+    def _kept(self, number: int, rows: range) -> _File | None:
+        """What the file holds, or None when it is missing, damaged, or holds other rows. No row is read."""
+        path = self._file(number)
         try:
-            with safe_open(self._file(number), framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
                 without = json.loads(about.pop("skipped", "[]"))
+                found = about.pop("checksum", None)
                 if about != self._about(rows):
                     return None
-                parts: _Parts = {}
-                for key in file.keys():  # noqa: SIM118
-                    sides, _, name = key.partition("/")
-                    height, width = map(int, sides.split("x"))
-                    parts.setdefault((height, width), {})[name] = file.get_tensor(key)
-                return parts, without
+                keys = list(file.keys())
+                # files of versions up to 0.1 have no checksum
+                found = found or checksum({key: file.get_tensor(key) for key in keys})
+            sizes = {tuple(map(int, key.partition("/")[0].split("x"))) for key in keys}
+            return _File(path, frozenset((height, width) for height, width in sizes), tuple(without), found)
         except (OSError, SafetensorError, ValueError):
             return None
 
-    def _make(self, number: int, rows: range, advance: Advance) -> tuple[_Parts, list[str]]:
+    def _make(self, number: int, rows: range, advance: Advance) -> None:
         """Encode these rows in batches of one size, and write their file."""
         batch_size = vae_batch_size(self.teacher.image_size)
         without: list[str] = []
@@ -185,12 +250,11 @@ class Encoding:
                 done.append({size: self._encoded(waiting.pop(size), size)})
                 advance(row + 1)
         done += [{size: self._encoded(group, size)} for size, group in waiting.items()]
-        parts = _joined(done)
-        flat = {f"{h}x{w}/{name}": t for (h, w), tensors in parts.items() for name, t in tensors.items()}
+        flat = {f"{h}x{w}/{name}": t for (h, w), part in _joined(done).items() for name, t in part.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_tensors(self._file(number), flat, {**self._about(rows), "skipped": json.dumps(without)})
+        about = {**self._about(rows), "skipped": json.dumps(without), "checksum": checksum(flat)}
+        replace_tensors(self._file(number), flat, about)
         advance(rows.stop)
-        return parts, without
 
     def _size(self, image: Tensor | None) -> Size:
         side = self.teacher.image_size
@@ -212,9 +276,30 @@ class Encoding:
         listed, text = self.path.with_name(SKIPPED), "".join(f"{line}\n" for line in lines)
         if not passed:
             listed.unlink(missing_ok=True)
-        elif not listed.is_file() or listed.read_text(encoding="utf-8") != text:  # other processes find it written
+        elif not listed.is_file() or listed.read_text(encoding="utf-8") != text:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(listed, text)
+
+    def _source(self, files: Sequence[_File]) -> LatentSource | Buckets | Prompts:
+        """The rows of all files, size by size: in memory if they are few."""
+        whole, small = joined(file.checksum for file in files), sum(file.path.stat().st_size for file in files) <= HELD
+        sources = []
+        for height, width in sorted(frozenset().union(*(file.sizes for file in files))):
+            stored = Stored([file.path for file in files if (height, width) in file.sizes], f"{height}x{width}/", whole)
+            rows = stored.held() if small else stored
+            if "mean" not in rows:
+                return Prompts(rows, self.teacher.latent_shape)
+            sources.append(LatentSource.of(rows))
+        return sources[0] if len(sources) == 1 else Buckets(sources)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; nothing of a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
 
 
 def _joined(pieces: Sequence[_Parts]) -> _Parts:
@@ -224,15 +309,3 @@ def _joined(pieces: Sequence[_Parts]) -> _Parts:
         for size, tensors in piece.items():
             groups.setdefault(size, []).append(tensors)
     return {size: Cond.cat_flat(group) for size, group in sorted(groups.items())}
-
-
-def _source(parts: _Parts, device: str, latent_shape: tuple[int, ...]) -> LatentSource | Buckets | Prompts:
-    place = home(device, sum(t.nbytes for tensors in parts.values() for t in tensors.values()))
-    sources = []
-    for tensors in parts.values():
-        there = {name: t.to(place) for name, t in tensors.items()}
-        cond = Cond.from_flat(there)
-        if "mean" not in there:
-            return Prompts(cond, latent_shape)
-        sources.append(LatentSource(there["mean"], there["std"], cond))
-    return sources[0] if len(sources) == 1 else Buckets(sources)

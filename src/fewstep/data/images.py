@@ -11,6 +11,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,7 +142,21 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Within this block Pillow does not warn about sizes, which are limited here. For the main thread."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.|fewstep\.data\.(images|rgb)")
+        yield
+
+
 def pixels(captioned: CaptionedImage, size_for: Callable[[int, int], tuple[int, int]]) -> Tensor:
+    """As `decode`, without Pillow's warnings."""
+    with quiet_pillow():
+        return decode(captioned, size_for)
+
+
+def decode(captioned: CaptionedImage, size_for: Callable[[int, int], tuple[int, int]]) -> Tensor:
     """[3, height, width] in uint8: upright, cut around its middle and resized to ``size_for(height, width)``.
 
     Colours as `fewstep.data.rgb` has them.
@@ -154,9 +169,7 @@ def pixels(captioned: CaptionedImage, size_for: Callable[[int, int], tuple[int, 
     except OSError:
         raise Unusable("it cannot be read") from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow about sizes, which are limited here
-            return _decoded(data, size_for)
+        return _decoded(data, size_for)
     except Unusable:
         raise
     except Image.DecompressionBombError:

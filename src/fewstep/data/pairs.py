@@ -21,7 +21,8 @@ from torch import Tensor
 from fewstep.data.batch import Batch, Pairs
 from fewstep.data.files import replace_tensors, replace_text
 from fewstep.data.random import Rng, stream_key
-from fewstep.data.sources import LatentSource, Order, Source
+from fewstep.data.rows import HELD, Ahead, Held, Picked, Rows, Stored, checksum, joined
+from fewstep.data.sources import Encoded, LatentSource, Order, Source, pins, prefetch
 from fewstep.models.cond import Cond
 
 ABOUT = "pairs.json"
@@ -37,23 +38,54 @@ class PairSource(LatentSource):
     """The teacher's samples: `batch` gives them as data, `pairs` with their noise, in two independent orders.
 
     Args:
-        x0: [N, ...] latents. cond: of all N. seed: of their noise (`noise_of`).
+        x0: [N, ...] latents. cond: of all N items. seed: of their noise (`noise_of`).
         cost: forward passes that sampling them took.
     """
 
     def __init__(self, x0: Tensor, cond: Cond | None, seed: int, cost: float = 0.0) -> None:
-        super().__init__(x0, x0.new_zeros(()).expand_as(x0), cond)
+        self._begin(Held({"x0": x0, **({} if cond is None else cond.given())}), seed, cost)
+
+    @classmethod
+    def of_pairs(cls, rows: Rows, seed: int, cost: float) -> PairSource:
+        """The samples whose "x0" and conditions ``rows`` holds."""
+        source = cls.__new__(cls)
+        source._begin(rows, seed, cost)
+        return source
+
+    def _begin(self, rows: Rows, seed: int, cost: float) -> None:
+        Encoded.__init__(self, rows)
         self.seed, self.cost = seed, cost
-        self._pair_order = Order(len(x0), "pairs")
+        self._pair_order, self._pairs_ahead = Order(len(rows), "pairs"), Ahead(self._with_noise)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._all()["x0"]
+
+    @property
+    def std(self) -> Tensor:
+        return torch.zeros_like(self.mean)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.rows.shape("x0")
+
+    def of_rows(self, rng: Rng, picked: Picked) -> Batch:
+        """The items ``picked``; a sample has no posterior, so no noise is added."""
+        found, cond = self.fetch(rng, picked)
+        return Batch(found["x0"].to(rng.dtype), cond)
+
+    def prefetch_pairs(self, rng: Rng) -> None:
+        """Begin to read the pairs of ``rng``'s batch, and to draw their noise, in a thread."""
+        self._pairs_ahead.prefetch(self._pair_order.rows(rng), pins(rng))
 
     def pairs(self, rng: Rng) -> Pairs:
         """The pairs of the rows ``rng.rows`` of step ``rng.step``."""
-        picked = self._pair_order.rows(rng)
-        noise = torch.stack([noise_of(self.seed, int(i), self.mean.shape[1:]) for i in picked])
-        rows = torch.from_numpy(picked).to(self.mean.device)
-        x0 = self.mean.index_select(0, rows).to(rng.device, rng.dtype)
-        cond = None if self.cond is None else self.cond[rows].to(rng.device)
-        return Pairs(noise.to(rng.device, rng.dtype, non_blocking=True), x0, cond)
+        found, cond = self.place(rng, self._pairs_ahead.fetch(self._pair_order.rows(rng), pins(rng)))
+        return Pairs(found["noise"].to(rng.dtype), found["x0"].to(rng.dtype), cond)
+
+    def _with_noise(self, picked: Picked, pin: bool) -> dict[str, Tensor]:
+        noise = torch.stack([noise_of(self.seed, int(i), self.shape) for i in picked])
+        return {**self.rows.take(picked, pin), "noise": noise.pin_memory() if pin else noise}
 
 
 @dataclass(frozen=True)
@@ -65,6 +97,11 @@ class WithPairs:
 
     def batch(self, rng: Rng) -> Batch:
         return dataclasses.replace(self.data.batch(rng), pairs=self.pairs.pairs(rng))
+
+    def prefetch(self, rng: Rng) -> None:
+        """As `Encoded.prefetch`, of both."""
+        prefetch(self.data, rng)
+        self.pairs.prefetch_pairs(rng)
 
 
 class PairFiles:
@@ -127,16 +164,17 @@ class PairFiles:
 
     def missing(self) -> list[int]:
         """Numbers of the files that do not exist yet; a damaged one counts as missing."""
-        return [number for number in range(len(self)) if self._read(number, ()) is None]
+        return [number for number in range(len(self)) if self._read(number) is None]
 
     def write(self, number: int, x0: Tensor, cond: Cond | None, cost: float) -> None:
         """Write file ``number``: x0 [rows, ...], their conditions, and the forward passes that they took."""
         tensors = {"x0": x0} | ({} if cond is None else cond.flat())
         kept = {key: (t.half() if t.is_floating_point() else t).cpu().contiguous() for key, t in tensors.items()}
-        replace_tensors(self._path(number), kept, {"about": json.dumps(self.about, sort_keys=True), "cost": repr(cost)})
+        about = {"about": json.dumps(self.about, sort_keys=True), "cost": repr(cost), "checksum": checksum(kept)}
+        replace_tensors(self._path(number), kept, about)
 
-    def load(self, device: str = "cpu") -> PairSource:
-        """The whole set, in the memory of ``device``.
+    def load(self) -> PairSource:
+        """The whole set, in memory if it is small.
 
         Raises:
             ValueError: a file is missing.
@@ -145,21 +183,23 @@ class PairFiles:
         found = [file for file in files if file is not None]
         if len(found) < len(files):
             raise ValueError(f"{self.place} lacks {len(files) - len(found)} of its {len(files)} files.")
-        joined = {key: t.to(device) for key, t in Cond.cat_flat([tensors for tensors, _ in found]).items()}
-        cond = Cond.from_flat(joined)
-        return PairSource(joined["x0"], cond if len(cond) else None, self.seed, sum(cost for _, cost in found))
+        checksums, costs = zip(*found, strict=True)
+        stored = Stored([self._path(number) for number in range(len(self))], checksum=joined(checksums))
+        rows = stored.held() if stored.nbytes <= HELD else stored
+        return PairSource.of_pairs(rows, self.seed, sum(costs))
 
     def _path(self, number: int) -> Path:
         return self.place / f"pairs-{number:05d}.safetensors"
 
-    def _read(self, number: int, names: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], float] | None:
-        """The tensors of these names (all by default) and the cost of a file; None where it is missing or damaged."""
+    def _read(self, number: int) -> tuple[str, float] | None:
+        """(hash of the values, cost) of a file; None where it is missing or damaged."""
         try:
             with safe_open(self._path(number), framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("about") != json.dumps(self.about, sort_keys=True):
                     return None
-                wanted = file.keys() if names is None else names
-                return {name: file.get_tensor(name) for name in wanted}, float(metadata["cost"])
+                # files of versions up to 0.1 have no checksum
+                found = metadata.get("checksum") or checksum({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+                return found, float(metadata["cost"])
         except (OSError, SafetensorError, KeyError, ValueError):
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng, stream_key
+from fewstep.data.rows import Ahead, Held, Picked, Rows, joined
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.models.cond import Cond
 
@@ -52,7 +53,71 @@ class Order:
         return self._permutations[key]
 
 
-class LatentSource:
+class Encoded:
+    """Rows of encoded data, and which of them a step consumes; those of the next batch may be read ahead.
+
+    Args:
+        rows: named tensors of all N items, the condition's as `Cond.flat` names them.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.order = Order(len(rows))
+        self._ahead = Ahead(self._read)
+        self._nulls: dict[torch.device, dict[str, Tensor]] = {}
+
+    @property
+    def cond(self) -> Cond | None:
+        """The condition of all items, for small data: every row is read."""
+        return _cond({**self._all(), **self.rows.null})
+
+    def checksum(self) -> str:
+        """A short hash of all values."""
+        return self.rows.checksum
+
+    def prefetch(self, rng: Rng) -> None:
+        """Begin to read the rows of ``rng``'s batch in a thread."""
+        self.prefetch_rows(rng, self.order.rows(rng))
+
+    def prefetch_rows(self, rng: Rng, picked: Picked) -> None:
+        """Begin to read the items ``picked``; those in memory are worth a thread only where it pins them."""
+        if pins(rng) or not isinstance(self.rows, Held):
+            self._ahead.prefetch(picked, pins(rng))
+
+    def fetch(self, rng: Rng, picked: Picked) -> tuple[dict[str, Tensor], Cond | None]:
+        """The items ``picked`` on the device of ``rng``, in their own dtype: tensors by name, and the condition.
+
+        Nothing here waits for the device: rows come from pinned memory, and the null condition is copied there once.
+        Tensors become the step's dtype there, which halves the bytes to copy.
+        """
+        return self.place(rng, self._ahead.fetch(picked, pins(rng)))
+
+    def place(self, rng: Rng, read: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Cond | None]:
+        """As `fetch`, of rows that were read."""
+        found = {name: t.to(rng.device, non_blocking=True) for name, t in read.items()}
+        if rng.device not in self._nulls:
+            self._nulls[rng.device] = {name: t.to(rng.device) for name, t in self.rows.null.items()}
+        return found, _cond({**found, **self._nulls[rng.device]})
+
+    def _read(self, picked: Picked, pin: bool) -> dict[str, Tensor]:
+        return self.rows.take(picked, pin)
+
+    def _all(self) -> dict[str, Tensor]:
+        return self.rows.take(np.arange(len(self.rows)))
+
+
+def pins(rng: Rng) -> bool:
+    """Whether rows for this device should be read into pinned memory."""
+    return rng.device.type == "cuda"
+
+
+def _cond(tensors: Mapping[str, Tensor]) -> Cond | None:
+    """The condition among these tensors, if there is one."""
+    found = Cond.from_flat(tensors)
+    return found if found.tensors else None
+
+
+class LatentSource(Encoded):
     """Encoded images with their conditions, sampled anew from each posterior at every visit.
 
     Args:
@@ -61,25 +126,38 @@ class LatentSource:
     """
 
     def __init__(self, mean: Tensor, std: Tensor, cond: Cond | None) -> None:
-        if cond is not None and len(cond) != len(mean):
-            raise ValueError(f"{len(mean)} latents but {len(cond)} conditions.")
-        self.mean, self.std, self.cond = mean, std, cond
-        self.order = Order(len(mean))
+        super().__init__(Held({"mean": mean, "std": std, **({} if cond is None else cond.given())}))
+
+    @classmethod
+    def of(cls, rows: Rows) -> LatentSource:
+        """The images whose "mean", "std" and conditions ``rows`` holds."""
+        source = cls.__new__(cls)
+        Encoded.__init__(source, rows)
+        return source
+
+    @property
+    def mean(self) -> Tensor:
+        """[N, ...], for small data: every row is read."""
+        return self._all()["mean"]
+
+    @property
+    def std(self) -> Tensor:
+        """As `mean`."""
+        return self._all()["std"]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of one latent."""
+        return self.rows.shape("mean")
 
     def batch(self, rng: Rng) -> Batch:
         return self.of_rows(rng, self.order.rows(rng))
 
-    def of_rows(self, rng: Rng, picked: npt.NDArray[np.int64]) -> Batch:
+    def of_rows(self, rng: Rng, picked: Picked) -> Batch:
         """The items ``picked``, with the posterior noise of this step."""
-        rows = torch.from_numpy(picked).to(self.mean.device)
-        mean, std = (t.index_select(0, rows).to(rng.device, rng.dtype) for t in (self.mean, self.std))
-        noise = rng.sample.normal("posterior", self.mean.shape[1:])
-        cond = None if self.cond is None else self.cond[rows].to(rng.device)
-        return Batch(torch.addcmul(mean, std, noise), cond)
-
-    def content(self) -> Iterator[Tensor]:
-        """The tensors that the batches are made of, beside the conditions: what a fingerprint is taken of."""
-        yield from (self.mean, self.std)
+        found, cond = self.fetch(rng, picked)
+        noise = rng.sample.normal("posterior", self.shape)
+        return Batch(torch.addcmul(found["mean"].to(rng.dtype), found["std"].to(rng.dtype), noise), cond)
 
 
 class Buckets:
@@ -97,12 +175,18 @@ class Buckets:
         self.sources = list(sources)
         self._round: tuple[tuple[int, int, int], list[tuple[int, int]]] | None = None
         for number, source in enumerate(self.sources):
-            source.order = Order(len(source.mean), f"order {number}")
+            source.order = Order(len(source.rows), f"order {number}")
 
     def batch(self, rng: Rng) -> Batch:
         bucket, number = self.pick(rng)
         source = self.sources[bucket]
         return source.of_rows(rng, source.order.rows(rng, number))
+
+    def prefetch(self, rng: Rng) -> None:
+        """As `Encoded.prefetch`."""
+        bucket, number = self.pick(rng)
+        source = self.sources[bucket]
+        source.prefetch_rows(rng, source.order.rows(rng, number))
 
     def pick(self, rng: Rng) -> tuple[int, int]:
         """(index of this step's size, how many batches of that size came before)."""
@@ -136,31 +220,28 @@ class Buckets:
         """How many batches of this size there were before round ``turn``."""
         return turn * source.order.size // batch_size
 
-    def content(self) -> Iterator[Tensor]:
-        for source in self.sources:
-            yield from source.content()
+    def checksum(self) -> str:
+        """A short hash of all values."""
+        return joined(source.checksum() for source in self.sources)
 
 
-class Prompts:
+class Prompts(Encoded):
     """Prompts without images, for methods that need none: x0 is NaN, so that no method can use it unnoticed.
 
     Args:
-        cond: of all prompts.
+        cond: of all prompts, or the rows that hold it.
         shape: of one latent.
     """
 
-    def __init__(self, cond: Cond, shape: Sequence[int]) -> None:
-        self.cond, self.shape = cond, tuple(shape)
-        self.order = Order(len(cond))
+    def __init__(self, cond: Cond | Rows, shape: Sequence[int]) -> None:
+        super().__init__(Held(cond.given()) if isinstance(cond, Cond) else cond)
+        self.shape = tuple(shape)
 
     def batch(self, rng: Rng) -> Batch:
-        rows = torch.from_numpy(self.order.rows(rng)).to(next(iter(self.cond.tensors.values())).device)
-        cond = self.cond[rows].to(rng.device)
-        x0 = torch.full((), torch.nan, dtype=rng.dtype, device=rng.device).expand(len(rows), *self.shape)
+        picked = self.order.rows(rng)
+        _, cond = self.fetch(rng, picked)
+        x0 = torch.full((), torch.nan, dtype=rng.dtype, device=rng.device).expand(len(picked), *self.shape)
         return Batch(x0, cond, has_data=False)
-
-    def content(self) -> Iterator[Tensor]:
-        yield from (self.cond[name] for name in sorted(self.cond))
 
 
 class Source(Protocol):
@@ -168,6 +249,13 @@ class Source(Protocol):
 
     def batch(self, rng: Rng) -> Batch:
         """The rows ``rng.rows`` of the global batch of step ``rng.step``."""
+
+
+def prefetch(source: Source, rng: Rng) -> None:
+    """Tell ``source`` which batch will be asked for next; sources that have nothing to read need not know."""
+    begin = getattr(source, "prefetch", None)
+    if begin is not None:
+        begin(rng)
 
 
 @dataclass(frozen=True)
@@ -182,6 +270,10 @@ class CaptionDropout:
         dropped = rng.sample.uniform("caption_dropout") < self.share
         return batch if batch.cond is None else dataclasses.replace(batch, cond=batch.cond.drop(dropped))
 
+    def prefetch(self, rng: Rng) -> None:
+        """As `Encoded.prefetch`."""
+        prefetch(self.data, rng)
+
 
 @dataclass(frozen=True)
 class WithPrompts:
@@ -193,6 +285,10 @@ class WithPrompts:
     def batch(self, rng: Rng) -> Batch:
         prompts = tuple(self.captions[i] for i in self.data.order.rows(rng))
         return dataclasses.replace(self.data.batch(rng), prompts=prompts)
+
+    def prefetch(self, rng: Rng) -> None:
+        """As `Encoded.prefetch`."""
+        self.data.prefetch(rng)
 
 
 class MixtureSource:

@@ -74,6 +74,12 @@ class Cond:
         null = self[:1].null()
         return {_GIVEN + name: self[name] for name in self} | {_NULL + name: null[name] for name in null}
 
+    def given(self) -> dict[str, Tensor]:
+        """As `flat`, with the null as it was given, [1, ...] or [B, ...], and none where there is none."""
+        return {_GIVEN + name: t for name, t in self.tensors.items()} | {
+            _NULL + name: t for name, t in (self._null or {}).items()
+        }
+
     @classmethod
     def from_flat(cls, tensors: Mapping[str, Tensor]) -> Cond:
         """The condition of a file that holds its `flat` tensors, maybe among others."""
@@ -81,7 +87,7 @@ class Cond:
             {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
             for kind in (_GIVEN, _NULL)
         )
-        return cls(given, null)
+        return cls(given, null or None)
 
     @staticmethod
     def cat_flat(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.cache import home
 from fewstep.data.pairs import PairSource, WithPairs
+from fewstep.data.rows import HELD, Held
 from fewstep.data.sources import LatentSource, Source, WithPrompts
 from fewstep.methods.base import Method
 from fewstep.models.families import vae_batch_size
@@ -195,10 +195,10 @@ def _latents(pipeline: MetaPipeline, images: int, device: str = "meta") -> Laten
 
 
 def _on_device(source: LatentSource, device: str) -> list[Tensor]:
-    """The tensors of a data set that the device holds: none of a large one, but the teacher's samples always."""
-    tensors = [source.mean, source.std, *([] if source.cond is None else source.cond.tensors.values())]
-    here = isinstance(source, PairSource) or home(device, sum(t.nbytes for t in tensors)) == device
-    return tensors if here else []
+    """The tensors of a data set that the device holds: the host those of a small one, which is read once."""
+    rows = source.rows
+    assert isinstance(rows, Held)
+    return [*rows.tensors.values()] if device == "cpu" and rows.nbytes <= HELD else []
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fewstep.data.cache import fingerprint, image_latents, prompt_latents
+from fewstep.data.cache import Share, image_latents, prompt_latents
 from fewstep.data.files import replace_text, text_hash
 from fewstep.data.find import captions_and_skipped, find_images
 from fewstep.data.pairs import PairSource, WithPairs
@@ -23,6 +23,8 @@ from fewstep.training import checkpoint, distributed
 from fewstep.training.progress import progress_bar
 
 LATENTS = "latents"
+_VALUES = "values "
+"""How fingerprints of data begin that are made of their files' hashes; former versions hashed all values together."""
 
 
 def build_dataset(run: Run, pairs: PairSource | None, place: Path, show_progress: bool = False) -> Source:
@@ -46,9 +48,9 @@ def build_dataset(run: Run, pairs: PairSource | None, place: Path, show_progress
         data: LatentSource | Buckets | Prompts = pairs
     else:
         data, rows = _encoded(run, place, show_progress, before.get("rows"))
-    known = {**versions(), "rows": rows, "data": fingerprint(data)}
-    known |= {} if pairs is None or of_teacher else {"pairs": fingerprint(pairs)}
-    if before.get("data", known["data"]) != known["data"]:
+    known = {**versions(), "rows": rows, "data": _VALUES + data.checksum()}
+    known |= {} if pairs is None or of_teacher else {"pairs": _VALUES + pairs.checksum()}
+    if before.get("data", "").startswith(_VALUES) and before["data"] != known["data"]:
         warnings.warn(Remark(f"The data have other values than those on which {run.folder.path} began."), stacklevel=2)
     if distributed.first():
         replace_text(run.folder.versions, json.dumps(known, indent=1) + "\n")
@@ -63,27 +65,26 @@ def _encoded(
 ) -> tuple[LatentSource | Buckets | Prompts, str]:
     """The recipe's images, or prompts alone, encoded now or before, and what identifies them.
 
-    The first process encodes, the others wait.
+    Each process encodes its share.
 
     Args:
         rows: what identified those on which the run began; None where it begins now.
     """
-    path, data, device, teacher = folder / LATENTS, run.recipe.data, run.recipe.training.device, run.teacher
-    place = run.recipe.place
+    path, data, teacher, place = folder / LATENTS, run.recipe.data, run.teacher, run.recipe.place
+    share = Share(distributed.rank(), distributed.count(), distributed.wait)
     show_progress = show_progress and distributed.first()
-    with distributed.first_goes_first():
-        if place is None:
-            with progress_bar(data.size or 0, 0, "encoding", show_progress) as advance:
-                return scene_latents(path, teacher, data.size or 0, data.seed, device, advance), ""
-        if data.source == "prompts":
-            prompts, skipped = captions_and_skipped(place, data.size)
-            found = _checked_rows(run, "prompts", prompts, rows)
-            with progress_bar(len(prompts), 0, "encoding", show_progress) as advance:
-                return prompt_latents(path, teacher, prompts, device, advance, skipped), found
-        images = find_images(place, data.size)
-        found = _checked_rows(run, "images", [f"{image.name}\t{image.caption}" for image in images.images], rows)
-        with progress_bar(len(images.images), 0, "encoding", show_progress) as advance:
-            return image_latents(path, teacher, images, device, advance, data.aspect_buckets), found
+    if place is None:
+        with progress_bar(data.size or 0, 0, "encoding", show_progress) as advance:
+            return scene_latents(path, teacher, data.size or 0, data.seed, advance, share), ""
+    if data.source == "prompts":
+        prompts, skipped = captions_and_skipped(place, data.size)
+        found = _checked_rows(run, "prompts", prompts, rows)
+        with progress_bar(len(prompts), 0, "encoding", show_progress) as advance:
+            return prompt_latents(path, teacher, prompts, advance, skipped, share), found
+    images = find_images(place, data.size)
+    found = _checked_rows(run, "images", [f"{image.name}\t{image.caption}" for image in images.images], rows)
+    with progress_bar(len(images.images), 0, "encoding", show_progress) as advance:
+        return image_latents(path, teacher, images, advance, data.aspect_buckets, share), found
 
 
 def _begun_with(run: Run) -> dict[str, str]:

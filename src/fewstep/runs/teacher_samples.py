@@ -90,10 +90,10 @@ class TeacherSampling:
             with self._turn(files):
                 self._generate(files, _missing(files), show_progress)
                 distributed.wait()
-        found = files.load(self.device)
-        if found.mean.shape[1:] != self.teacher.latent_shape:
+        found = files.load()
+        if found.shape != self.teacher.latent_shape:
             raise ValueError(
-                f"{files.place} holds latents {list(found.mean.shape[1:])}, but this recipe needs "
+                f"{files.place} holds latents {list(found.shape)}, but this recipe needs "
                 f"{list(self.teacher.latent_shape)}, as images of another size have: choose another pairs.path."
             )
         return found

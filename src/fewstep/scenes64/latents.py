@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.data.cache import Advance, Encoding, Row
+from fewstep.data.cache import Advance, Encoding, Row, Share
 from fewstep.data.sources import LatentSource
 from fewstep.models.families import Teacher
 from fewstep.scenes64.scenes import Scenes
@@ -16,7 +16,7 @@ _BATCH = 32
 
 
 def scene_latents(
-    path: Path, teacher: Teacher, size: int, seed: int, device: str = "cpu", advance: Advance | None = None
+    path: Path, teacher: Teacher, size: int, seed: int, advance: Advance | None = None, share: Share = Share()
 ) -> LatentSource:
     """Scenes 0 ... size - 1 of set ``seed`` as latents with prompt embeddings, from ``path`` if it holds just these.
 
@@ -29,6 +29,6 @@ def scene_latents(
             rendered = scenes.render(range(first, min(first + _BATCH, rows.stop)))
             yield from zip(torch.from_numpy(rendered.images).permute(0, 3, 1, 2), rendered.captions, strict=True)
 
-    found = Encoding(path, teacher, f"scenes {seed} {size}", size, read).load(device, advance)
+    found = Encoding(path, teacher, f"scenes {seed} {size}", size, read).load(advance, share)
     assert isinstance(found, LatentSource)
     return found

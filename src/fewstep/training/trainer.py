@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.random import Rng, stream_key
-from fewstep.data.sources import Source
+from fewstep.data.sources import Source, prefetch
 from fewstep.methods.base import Loss, Method, Progress
 from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles, Weights
@@ -169,8 +170,12 @@ class Trainer:
         progress = Progress(step, self.settings.steps, self.stage)
         # dropout draws from the global generator: each process has other rows, and so other masks
         torch.manual_seed(stream_key(self.seed, step, "dropout") + distributed.rank())
-        for rng in self._micro_batches(step):
+        parts = [*self._micro_batches(step)]
+        later = [*self._micro_batches(step + 1)] if step + 1 < self.settings.steps else []
+        for rng, following in zip_longest(parts, [*parts[1:], *later[:1]]):
             batch = self.source.batch(rng)
+            if following is not None:
+                prefetch(self.source, following)
             draws = self.method.draw(batch, rng, progress)
             for player, loss in losses(self.method, self.roles, batch, draws, due.keys()):
                 self._note(player.name, due[player.name].learn(loss, self.settings.accumulation))

@@ -1,0 +1,276 @@
+"""Rows of encoded data: few are held in memory, many stay in their files and are read one micro-batch ahead.
+
+Rows are read by position into ordinary (on CUDA pinned) memory, not mapped: mapped pages count as the process's own
+memory until the system takes them back, and a file that shrinks while it is mapped ends the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+HELD = 2**26
+"""Bytes of data that are held in memory; more stay in their files."""
+NULL = "null."
+"""How names of tensors [1, ...] begin that serve all rows: the null condition (`Cond.flat`)."""
+Picked = npt.NDArray[np.int64]
+Tensors = dict[str, Tensor]
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+class Rows(Protocol):
+    """N rows of named tensors.
+
+    Attributes:
+        null: tensors [1, ...] that serve all rows, by their names.
+        checksum: a short hash of all values.
+    """
+
+    null: Tensors
+
+    @property
+    def checksum(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def shape(self, name: str) -> torch.Size:
+        """Shape of the tensor ``name`` of one row."""
+
+    def take(self, picked: Picked, pin: bool = False) -> Tensors:
+        """These rows of every tensor but `null`, [len(picked), ...] each.
+
+        Args:
+            pin: into pinned memory, from which copies to an accelerator do not wait.
+        """
+
+
+class Held:
+    """Rows in the memory of any device.
+
+    Args:
+        tensors: [N, ...] each; those whose names begin with "null." may have one row for all.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], checksum: str = "") -> None:
+        shared = {name for name, t in tensors.items() if name.startswith(NULL) and len(t) == 1}
+        self.null = {name: tensors[name] for name in shared}
+        self.tensors = {name: t for name, t in tensors.items() if name not in shared}
+        self._checksum = checksum
+        sizes = {len(t) for t in self.tensors.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"Rows need tensors of one length, not {sorted(sizes)}.")
+
+    @property
+    def checksum(self) -> str:
+        return self._checksum or checksum({**self.tensors, **self.null})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def shape(self, name: str) -> torch.Size:
+        return self.tensors[name].shape[1:]
+
+    def take(self, picked: Picked, pin: bool = False) -> Tensors:
+        rows = torch.from_numpy(picked)
+        found = {name: t.index_select(0, rows.to(t.device)) for name, t in self.tensors.items()}
+        return {name: t.pin_memory() if pin and t.device.type == "cpu" else t for name, t in found.items()}
+
+
+class Stored:
+    """Rows that stay in safetensors files, one file after the other.
+
+    Args:
+        files: of the same tensors. prefix: how the names of those begin that are read; it is left out.
+        checksum: of all of them.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+
+    def __init__(self, files: Sequence[Path], prefix: str = "", checksum: str = "") -> None:
+        self._files = [(path, blocks(path, prefix)) for path in files]
+        self._checksum = checksum
+        first = self._files[0][1]
+        names = [name for name in first if not name.startswith(NULL)]
+        self._shapes = {name: (first[name].shape[1:], first[name].dtype) for name in names}
+        self._ends = np.cumsum([found[names[0]].shape[0] for _, found in self._files])
+        self._bytes = sum(nbytes(found) for _, found in self._files)
+        self.null = {}
+        with open(self._files[0][0], "rb", buffering=0) as file:
+            for name in first.keys() - set(names):
+                self.null[name] = torch.empty(first[name].shape, dtype=first[name].dtype)
+                _fill(file, first[name].start, _bytes_of(self.null[name])[0])
+
+    @property
+    def checksum(self) -> str:
+        return self._checksum
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self._bytes
+
+    def held(self) -> Held:
+        """The same rows in memory."""
+        return Held({**self.take(np.arange(len(self))), **self.null}, self._checksum)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes
+
+    def shape(self, name: str) -> torch.Size:
+        return self._shapes[name][0]
+
+    def take(self, picked: Picked, pin: bool = False) -> Tensors:
+        """As `Rows.take`.
+
+        Raises:
+            OSError: a file cannot be read, or was cut short since it was opened.
+        """
+        found = {
+            name: torch.empty(len(picked), *shape, dtype=dtype, pin_memory=pin)
+            for name, (shape, dtype) in self._shapes.items()
+        }
+        into = {name: _bytes_of(t) for name, t in found.items()}
+        numbers = np.searchsorted(self._ends, picked, side="right")
+        for number in np.unique(numbers):
+            path, its = self._files[number]
+            before = self._ends[number - 1] if number else 0
+            with open(path, "rb", buffering=0) as file:
+                for place in np.flatnonzero(numbers == number):
+                    row = int(picked[place] - before)
+                    for name, bytes_of in into.items():
+                        _fill(file, its[name].start + row * bytes_of[place].nbytes, bytes_of[place])
+        return found
+
+
+def _bytes_of(t: Tensor) -> npt.NDArray[np.uint8]:
+    """The memory of a contiguous tensor [N, ...] as bytes, row by row."""
+    flat: npt.NDArray[np.uint8] = t.view(len(t), -1).view(torch.uint8).numpy()
+    return flat
+
+
+def _fill(file: object, start: int, into: npt.NDArray[np.uint8]) -> None:
+    """Read the bytes from ``start`` on."""
+    file.seek(start)  # type: ignore[attr-defined]
+    view, done = memoryview(into.data), 0
+    while done < len(view):
+        count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise OSError(f"{file.name} was cut short while it was in use.")  # type: ignore[attr-defined]
+        done += count
+
+
+# ---------------------------------------------------------------- files
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where a tensor lies in a file: ``start`` in bytes from its beginning."""
+
+    start: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def blocks(path: Path, prefix: str = "") -> dict[str, Block]:
+    """The tensors of a safetensors file whose names begin with ``prefix``, which is left out.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {
+        name.removeprefix(prefix): Block(
+            8 + size + entry["data_offsets"][0], torch.Size(entry["shape"]), _DTYPES[entry["dtype"]]
+        )
+        for name, entry in header.items()
+        if name.startswith(prefix)
+    }
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of named tensors: names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def joined(checksums: Iterable[str]) -> str:
+    """One hash of several, in their order."""
+    return hashlib.blake2b("\n".join(checksums).encode(), digest_size=8).hexdigest()
+
+
+def nbytes(found: Mapping[str, Block]) -> int:
+    """Bytes of these tensors."""
+    return sum(math.prod(block.shape) * block.dtype.itemsize for block in found.values())
+
+
+# ---------------------------------------------------------------- one micro-batch ahead
+
+
+class Ahead:
+    """Rows that are read in a thread while the main thread trains.
+
+    What was read is kept by its rows: where others are asked for, they are read then. So a wrong forecast costs time
+    and never changes a batch. A thread lives for one reading, so there is none to be ended.
+
+    Args:
+        read: returns the rows ``picked`` of all tensors, ``pin`` as in `Rows.take`.
+    """
+
+    def __init__(self, read: Callable[[Picked, bool], Tensors]) -> None:
+        self._read = read
+        self._coming: dict[bytes, Future[Tensors]] = {}
+
+    def prefetch(self, picked: Picked, pin: bool) -> None:
+        """Begin to read these rows, and forget others that were read and not fetched."""
+        future: Future[Tensors] = Future()
+        self._coming = {picked.tobytes(): future}
+        threading.Thread(target=self._work, args=(future, picked, pin), name="fewstep-rows").start()
+
+    def fetch(self, picked: Picked, pin: bool) -> Tensors:
+        """These rows, read before or now.
+
+        Raises:
+            Exception: what reading raised, as itself.
+        """
+        future = self._coming.pop(picked.tobytes(), None)
+        return self._read(picked, pin) if future is None else future.result()
+
+    def _work(self, future: Future[Tensors], picked: Picked, pin: bool) -> None:
+        try:
+            future.set_result(self._read(picked, pin))
+        except BaseException as error:  # it belongs to whoever asks for the rows
+            future.set_exception(error)

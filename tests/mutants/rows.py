@@ -1,0 +1,84 @@
+"""Planted defects of rows that are read from disk."""
+
+from tests.mutants.mutant import planted
+
+MUTANTS = [
+    *planted(
+        "data/rows.py",
+        "data/test_rows.py",
+        (
+            "rows: the row after the one that was asked for is read",
+            "row = int(picked[place] - before)",
+            "row = (int(picked[place] - before) + 1) % its[name].shape[0]",
+            "test_rows_are_those_of_the_files_in_any_order[plain]",
+        ),
+        (
+            "rows: the last row of a file is looked for in it and in the next",
+            'np.searchsorted(self._ends, picked, side="right")',
+            'np.searchsorted(self._ends, picked, side="left")',
+            "test_rows_are_those_of_the_files_in_any_order[plain]",
+        ),
+        (
+            "rows: all sizes of images are read as one",
+            "if name.startswith(prefix)",
+            "if prefix or name",
+            "test_rows_are_those_of_the_files_in_any_order[sizes]",
+        ),
+        (
+            "rows: a file that is cut short gives what memory held",
+            "        if not count:\n",
+            "        if not count:\n            return\n        if count is None:\n",
+            "test_errors_of_reading_are_raised_where_the_batch_is_asked_for[False]",
+        ),
+        (
+            "rows: whatever was read ahead passes for the rows asked for",
+            "self._coming.pop(picked.tobytes(), None)",
+            "self._coming.pop(next(iter(self._coming), b''), None)",
+            "test_batches_from_disk_are_those_from_memory[0]",
+        ),
+        (
+            "rows: an error of the thread is lost, and the batch waits for ever",
+            "            future.set_exception(error)",
+            "            future.set_result({})",
+            "test_errors_of_reading_are_raised_where_the_batch_is_asked_for[True]",
+        ),
+        (
+            "rows: a checksum does not know which tensor is which",
+            'digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())',
+            'digest.update(f"{t.dtype} {tuple(t.shape)}".encode())',
+            "test_a_checksum_knows_names_types_shapes_and_values",
+        ),
+    ),
+    *planted(
+        "data/sources.py",
+        "data/test_rows.py",
+        (
+            "rows: the order is shifted by one epoch",
+            "epochs, places = positions // self.size, positions % self.size",
+            "epochs, places = positions // self.size + 1, positions % self.size",
+            "test_the_order_is_that_of_former_versions",
+        ),
+        (
+            "rows: the null condition is copied for every batch",
+            "if rng.device not in self._nulls:",
+            "if True:",
+            "test_the_null_condition_is_copied_to_a_device_once",
+        ),
+    ),
+    *planted(
+        "training/trainer.py",
+        "training/test_ahead.py",
+        (
+            "rows: the step after the next is read ahead",
+            "[*self._micro_batches(step + 1)] if step + 1 <",
+            "[*self._micro_batches(step + 2)] if step + 1 <",
+            "test_every_micro_batch_but_the_first_was_read_ahead_and_none_twice",
+        ),
+        (
+            "rows: a step that is not trained is read ahead",
+            "if step + 1 < self.settings.steps else []",
+            "if step < self.settings.steps else []",
+            "test_every_micro_batch_but_the_first_was_read_ahead_and_none_twice",
+        ),
+    ),
+]
