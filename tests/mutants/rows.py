@@ -81,4 +81,45 @@ MUTANTS = [
             "test_every_micro_batch_but_the_first_was_read_ahead_and_none_twice",
         ),
     ),
+    *planted(
+        "data/cache.py",
+        "training/test_encoding_shared.py",
+        (
+            "sharing: a file is encoded by two processes",
+            "for number in missing[share.rank :: share.count]:",
+            "for number in missing[max(0, share.rank - 1) :: share.count]:",
+            "test_the_work_is_shared_evenly_and_nothing_is_encoded_twice[2]",
+        ),
+        (
+            "sharing: the last process's share is left out",
+            "            self._make(number, pieces[number], advance or (lambda done: None))",
+            "            if share.count == 1 or share.rank < share.count - 1:\n"
+            "                self._make(number, pieces[number], advance or (lambda done: None))",
+            "test_the_work_is_shared_evenly_and_nothing_is_encoded_twice[4]",
+        ),
+        (
+            "sharing: the first process encodes alone",
+            "for number in missing[share.rank :: share.count]:",
+            "for number in missing if share.rank == 0 else []:",
+            "test_the_work_is_shared_evenly_and_nothing_is_encoded_twice[2]",
+        ),
+        (
+            "sharing: threads give images in the order in which they are done",
+            "yield waiting.popleft().result()\n            while",
+            "yield waiting.pop().result()\n            while",
+            "test_files_of_large_rows_have_fewer_of_them",
+        ),
+        (
+            "cache: the hash of other values passes for a file's",
+            '"checksum": checksum(flat)}',
+            '"checksum": text_hash(self.name)}',
+            "test_files_of_former_versions_are_read",
+        ),
+        (
+            "cache: files of former versions are encoded again",
+            '            if about.get("source") == self.name and',
+            '            if about.get("sources") == self.name and',
+            "test_files_of_former_versions_are_read",
+        ),
+    ),
 ]
