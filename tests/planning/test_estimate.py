@@ -257,7 +257,6 @@ def test_pairs_are_counted_where_a_method_learns_from_them(small):
         data.mean.nbytes,
         data.std.nbytes,
         pairs.mean.nbytes,
-        2,
         *(s.cond["prompt_embeds"].nbytes for s in (data, pairs)),
     ]
     assert len(data.mean) == 8 and len(pairs.mean) == 6 and found.training["encoded data"] == sum(sizes)
