@@ -6,11 +6,14 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from several import spawn
 
@@ -42,10 +45,6 @@ class Teacher:
 
 
 def png(number):
-    from io import BytesIO
-
-    from PIL import Image
-
     data = BytesIO()
     Image.new("RGB", (SIDE, SIDE), (10 * number,) * 3).save(data, "PNG")
     return data.getvalue()
@@ -105,7 +104,7 @@ def together(folder, count, note=lambda rank, number: None):
 def test_the_work_is_shared_evenly_and_nothing_is_encoded_twice(tmp_path, count, monkeypatch):
     monkeypatch.setattr(cache, "_PER_FILE", 3)
     found, read = together(tmp_path, count)
-    assert Counter(sum(read, [])) == dict.fromkeys(range(SIZE), 1)
+    assert Counter(chain(*read)) == dict.fromkeys(range(SIZE), 1)
     assert max(map(len, read)) - min(map(len, read)) <= 3  # a file
     for source in found:
         check(source, tmp_path)
@@ -189,7 +188,7 @@ def numbers(path):
 def test_processes_share_the_work(tmp_path, count):
     spawn(_encode, str(tmp_path), count=count)
     read = [numbers(tmp_path / f"read-{rank}") for rank in range(count)]
-    assert Counter(sum(read, [])) == dict.fromkeys(range(SIZE), 1)
+    assert Counter(chain(*read)) == dict.fromkeys(range(SIZE), 1)
     assert max(map(len, read)) - min(map(len, read)) <= 3
 
 
@@ -203,5 +202,5 @@ def test_killed_while_encoding_the_others_go_on_with_it(tmp_path):
     (tmp_path / "read-0").unlink()
     spawn(_encode, str(tmp_path), count=2)
     read = [numbers(tmp_path / f"read-{rank}") for rank in range(2)]
-    assert sorted(sum(read, [])) == list(range(12, SIZE))
+    assert sorted(chain(*read)) == list(range(12, SIZE))
     assert whole.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("latents-*")}.items()
