@@ -27,8 +27,9 @@ from fewstep.data.random import Rng
 from fewstep.methods.base import Loss, Method, Progress
 from fewstep.models.roles import Roles
 from fewstep.recipe.chain import Chain, load
-from fewstep.recipe.load import load_recipe, shipped_recipes
+from fewstep.recipe.load import load_recipe
 from fewstep.recipe.schema import Recipe
+from fewstep.recipe.shipped import shipped_recipes
 from fewstep.training.trainer import Trainer
 
 PLAIN = "fine-tuning"

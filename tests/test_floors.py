@@ -25,7 +25,7 @@ BEYOND = {("checkpoints", "sampling")}
 """Pairs of rooms of one floor of which the first may import the second."""
 HEAVY = {"diffusers", "transformers", "peft"}
 HEAVY_ROOMS = {"models", "export", "checkpoints", "scenes64"}
-ROOT = {"__init__", "__main__", "cli"}
+ROOT = {"__init__", "__main__"}
 
 
 def modules(package):
@@ -150,13 +150,13 @@ def test_the_house_has_at_most_eleven_levels():
     assert levels(rooms_of(graph(PACKAGE))) <= 11
 
 
-def test_the_package_root_holds_the_command_line_alone():
+def test_the_package_root_holds_the_public_names_alone():
     assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT
 
 
 def test_every_room_has_a_floor():
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert rooms | {"cli", "__main__"} == FLOORS.keys()
+    assert rooms | {"__main__"} == FLOORS.keys()
 
 
 PLANTED = {
@@ -178,7 +178,7 @@ PLANTED = {
 ALLOWED = {
     "diffusion/a.py": "from fewstep.diffusion.schedule import Schedule\nfrom . import prediction",
     "models/b.py": "def f():\n    import peft\nfrom ..diffusion import schedule",
-    "cli.py": "from fewstep.recipe.load import load_recipe\nfrom fewstep import reports",
+    "cli/a.py": "from fewstep.recipe.load import load_recipe\nfrom fewstep import reports",
     "checkpoints/c.py": "from fewstep.models.lora_files import read_lora\nfrom fewstep.sampling import DDIM",
 }
 

@@ -21,7 +21,8 @@ from fewstep.data.entries import Skipped
 from fewstep.data.files import text_hash
 from fewstep.data.find import Place, captions_and_skipped, find_captions, find_images
 from fewstep.data.preferences import read_preferences
-from fewstep.recipe.load import find_recipe, load_recipe, parse_recipe
+from fewstep.recipe.load import load_recipe, parse_recipe
+from fewstep.recipe.shipped import find_recipe
 from fewstep.runs.distill import prepare_data
 from fewstep.training.console import at_home
 

@@ -8,7 +8,7 @@ from PIL import Image
 from fewstep.inference.load import load
 from fewstep.recipe.chain import Chain
 from fewstep.recipe.chain import load as load_recipe
-from fewstep.recipe.load import shipped_recipes
+from fewstep.recipe.shipped import shipped_recipes
 from fewstep.runs.chain import run
 from fewstep.runs.foresee import foresee
 from fewstep.training.run_files import RunFiles

@@ -124,6 +124,28 @@ def sample_euler(sampling, network, x, sigmas, draw, eta):
 sample_ddim = sample_euler  # ksampler("euler", inpaint_options={"random": True})
 
 
+def sample_heun(sampling, network, x, sigmas, draw, eta):
+    for a, b in pairwise(sigmas):
+        slope = (x - sampling.denoised(network, x, a)) / a
+        ahead = x + slope * (b - a)
+        if b > 0:
+            slope = (slope + (ahead - sampling.denoised(network, ahead, b)) / b) / 2
+        x = x + slope * (b - a)
+        yield x
+
+
+def sample_dpmpp_2m(sampling, network, x, sigmas, draw, eta):
+    before = None  # (sigma, x0) of the step before; t = -log(sigma), also of a flow model's sigma
+    for a, b in pairwise(sigmas):
+        x0 = slope = sampling.denoised(network, x, a)
+        if before is not None and b > 0:
+            r = math.log(before[0] / a) / math.log(a / b)
+            slope = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before[1]
+        x = b / a * x + (1 - b / a) * slope
+        before = a, x0
+        yield x
+
+
 def sample_lcm(sampling, network, x, sigmas, draw, eta):
     for a, b in pairwise(sigmas):
         x = sampling.denoised(network, x, a)
@@ -161,7 +183,10 @@ def sample_tcd(sampling, network, x, sigmas, draw, eta, bar):
         yield x
 
 
-SAMPLERS = {"euler": sample_euler, "ddim": sample_ddim, "lcm": sample_lcm, "euler_ancestral": sample_euler_ancestral}
+SAMPLERS = {
+    "euler": sample_euler, "ddim": sample_ddim, "lcm": sample_lcm, "euler_ancestral": sample_euler_ancestral,
+    "heun": sample_heun, "dpmpp_2m": sample_dpmpp_2m,
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------- a line of settings

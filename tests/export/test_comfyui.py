@@ -17,7 +17,7 @@ from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 from fewstep.recipe.chain import Chain, load
-from fewstep.recipe.load import shipped_recipes
+from fewstep.recipe.shipped import shipped_recipes
 from fewstep.runs.fit import foreseen_card
 from fewstep.sampling import SAMPLERS, sample
 from fewstep.sampling.samplers import make_sampler

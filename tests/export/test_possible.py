@@ -8,7 +8,7 @@ import pytest
 
 from fewstep.export.possible import obstacle
 from fewstep.recipe.chain import Chain, load
-from fewstep.recipe.load import shipped_recipes
+from fewstep.recipe.shipped import shipped_recipes
 from fewstep.runs.fit import foreseen_card
 from tests.command_line import inside
 from tests.export.test_comfyui import FAMILIES, kind_of

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from fewstep.cli import main as fewstep
-from fewstep.recipe.load import shipped_recipes
+from fewstep.recipe.shipped import shipped_recipes
 from fewstep.scenes64 import architecture as scenes64
 from fewstep.scenes64.scenes import WORDS
 from tests.fuzz import mutate

@@ -20,7 +20,8 @@ from fewstep.evaluation.prompt_set import PromptSet
 from fewstep.export.publish import PROMPTS, _latents
 from fewstep.inference.model import Model
 from fewstep.models.families import as_teacher, load_teacher
-from fewstep.recipe.load import load_recipe, shipped_recipes
+from fewstep.recipe.load import load_recipe
+from fewstep.recipe.shipped import shipped_recipes
 from fewstep.runs.measured_on import NOISE
 from fewstep.runs.setup import setup
 from fewstep.runs.validation import SampleGrid

@@ -42,8 +42,8 @@ MUTANTS = [
         "runs/test_distill_hyper.py",
         (
             "recipe: any word is a sampler",
-            "if value is not None and value not in SAMPLERS:",
-            "if value is not None and not value:",
+            'None if value is None else sampler_name(value, "sample.sampler")',
+            "value",
             "test_a_sampler_of_the_recipes_own",
         ),
     ),

@@ -28,7 +28,7 @@ MUTANTS = [
         "cases/test_sampling_remarks.py",
         (
             "sampling: another sampler than the card's, without a word",
-            "other = few and sampler not in (None, own)",
+            "other = few and sampler is not None and sampler_name(sampler) != own",
             "other = False",
             "test_another_sampler_than_the_cards_is_remarked_on",
         ),

@@ -333,7 +333,7 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "cli.py",
+        "cli/use.py",
         "program/test_options_arrive.py",
         (
             "options: sample draws from seed 0, whatever it is told",
@@ -347,6 +347,10 @@ MUTANTS = [
             'made = write(run, to, out, dtype, "cpu")',
             "test_an_option_reaches_the_work[export.device]",
         ),
+    ),
+    *planted(
+        "cli/measure.py",
+        "program/test_options_arrive.py",
         (
             "options: a benchmark never stops by itself, whatever it is told",
             'out, runs or out / "runs", minutes, show_progress',
@@ -355,8 +359,8 @@ MUTANTS = [
         ),
         (
             "options: a report compares by the detector, whatever it is told",
-            "make(runs, out, count, not quiet, features, prompts)",
-            "make(runs, out, count, not quiet, '', prompts)",
+            "make(runs, out, count, not quiet, features, prompts, device)",
+            "make(runs, out, count, not quiet, '', prompts, device)",
             "test_an_option_reaches_the_work[report.features]",
         ),
         (

@@ -48,8 +48,8 @@ MUTANTS = [
         "training/test_progress.py",
         (
             "progress: a recipe that is printed has lines of progress in it",
-            'bool(given.get("dry_run"))',
-            "False",
+            'given.get("dry_run") or ',
+            "",
             "test_quiet_and_other_processes_say_nothing_and_a_plan_is_a_recipe",
         ),
         (
@@ -60,12 +60,12 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "cli.py",
+        "cli/use.py",
         "training/test_progress.py",
         (
             "progress: an export is silent",
-            "@app.command()\n@long\ndef export(",
-            "@app.command()\ndef export(",
+            "@long\ndef export(",
+            "def export(",
             "test_every_long_command_says_where_it_stands",
         ),
     ),

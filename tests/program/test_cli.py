@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from fewstep.cli import app
 from fewstep.recipe.load import load_recipe
 from fewstep.training.checkpoint import same
+from fewstep.training.trainer import Trainer
 from tests.command_line import inside, sets
 
 MAIN = [sys.executable, "-c", "from fewstep.cli import main; main()"]
@@ -202,8 +203,18 @@ def test_ctrl_c_saves_and_resumes_to_the_same_weights(short, tmp_path, monkeypat
 
 def test_the_demo_writes_a_picture_and_a_table(short, tmp_path, monkeypatch, capsys):
     arguments = ["demo", "--out", tmp_path / "demo", *sets(short), "--count", "8", "-q"]
+    trains = Trainer.run
+    before = tmp_path / "demo" / "before.png"
+    monkeypatch.setattr(Trainer, "run", lambda self: before.is_file() and trains(self))
     code, output, errors = inside(monkeypatch, capsys, tmp_path, *arguments)
     assert code == 0, errors
+    said = output.splitlines()
+    assert said[0] == f"The teacher in 2 and in 4 steps, which the student will need: {before}."
+    assert re.fullmatch(
+        r"Next: 16 images are encoded; 4 steps of training last about \d+ s, the comparison on 8 unseen prompts "
+        r"about \d+ s\.", said[1],
+    )  # fmt: skip
+    assert said[-1].startswith("Your own model: fewstep distill sdxl-lcm --set teacher.path=")
     assert "teacher, 2 steps" in output
     assert "student, 4 steps" in output
     assert (tmp_path / "demo" / "demo.png").is_file()

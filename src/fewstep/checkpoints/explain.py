@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from fewstep.checkpoints.registry import Checkpoint, checkpoints
-from fewstep.models.families import Family, family_named
+
+if TYPE_CHECKING:
+    from fewstep.models.families import Family
 
 _KINDS = {
     "lora": "a LoRA",
@@ -112,11 +115,15 @@ def warnings(entry: Checkpoint, base: str, family: str, steps: int, guidance_sca
 
 def _family(entry: Checkpoint) -> type[Family]:
     """The entry's family; for one that is not built in, what most families have in common."""
+    from fewstep.models.families import Family, family_named  # with PyTorch, which the list does without
+
     return family_named(entry.family) or Family
 
 
 def _passes_sigmas(entry: Checkpoint) -> bool:
     """Whether the pipeline passes the levels n/n, ..., 1/n by itself, as those of families not built in do."""
+    from fewstep.models.families import family_named
+
     family = family_named(entry.family)
     return family is None or family.passes_sigmas
 

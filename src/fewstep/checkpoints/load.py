@@ -12,7 +12,7 @@ from fewstep.checkpoints.registry import Checkpoint
 from fewstep.checkpoints.sampling import sampler_class, schedule_of
 from fewstep.models.families import Teacher, family_named, load_teacher
 from fewstep.models.families.wrong_base import refuse_wrong_base
-from fewstep.models.hub import short_error
+from fewstep.models.hub import asking_hub, short_error
 from fewstep.models.lora import scaled
 from fewstep.models.lora_files import NotLowRank, add_loras, put_weights, read_lora, read_tensors, tensor_names
 
@@ -111,12 +111,14 @@ def download(entry: Checkpoint) -> Path:
     Raises:
         ValueError: one sentence when it cannot be downloaded.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     if not entry.file:
         raise ValueError(f"The name of {entry.id}'s file in {entry.repo} is not known here: download it, give --file.")
     try:
-        return Path(hf_hub_download(entry.repo, entry.file))
+        cached = try_to_load_from_cache(entry.repo, entry.file)
+        with asking_hub(entry.repo, isinstance(cached, str)):
+            return Path(hf_hub_download(entry.repo, entry.file))
     except Exception as error:
         raise ValueError(
             f"{entry.id} cannot be downloaded from the hub ({short_error(error)}): give --file."

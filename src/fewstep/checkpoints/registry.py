@@ -9,8 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
 FILE = Path(__file__).with_name("registry.json")
 
 
@@ -79,8 +77,11 @@ class Checkpoint:
 @cache
 def checkpoints() -> dict[str, Checkpoint]:
     """Every entry by its name, in the registry's order."""
-    entries = TypeAdapter(list[Checkpoint]).validate_python(json.loads(FILE.read_text(encoding="utf-8")))
-    return {entry.id: entry for entry in entries}
+    found = {}
+    for entry in json.loads(FILE.read_text(encoding="utf-8")):
+        values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        found[entry["id"]] = Checkpoint(**values)
+    return found
 
 
 def find_checkpoint(name: str) -> Checkpoint:

@@ -11,11 +11,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOCK = ".lock"
 
@@ -91,6 +90,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     Raises:
         OSError: it cannot be written: no space, no permission.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file  # with PyTorch, which `fewstep recipes` does without
+
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:

@@ -94,6 +94,11 @@ def simple(length: int, n: int) -> list[int]:
     return [length - 1 - int(i * (length / n)) for i in range(n)]
 
 
+def _unlike(sampler: Sampler) -> str:
+    """Why ComfyUI has no sampler like this one."""
+    return "none of its samplers draws so much fresh noise" if sampler.fresh_noise else "none of its samplers steps so"
+
+
 def _none(sampler: Sampler, why: str) -> ComfyUI:
     return ComfyUI(remark=f"No setting of ComfyUI samples like '{sampler.name}' here: {why}.")
 
@@ -114,7 +119,7 @@ def _vp(name: str, sampler: Sampler, schedule: Schedule, times: Array, predictio
     if sampler.comfyui_node and on_lcm and last == schedule.end:
         return ComfyUI((f"{sampler.comfyui_node} scheduler simple eta {sampler.fresh_noise:g}",))
     if not name:
-        return _none(sampler, "none of its samplers draws so much fresh noise")
+        return _none(sampler, _unlike(sampler))
     if prediction not in _SAMPLING:
         return _none(sampler, f"it has no conversion of {prediction} with this table")
     kind = f"{_SAMPLING[prediction] or 'eps'} zsnr" if zero_snr else _SAMPLING[prediction]
@@ -167,7 +172,7 @@ def _has_table(betas: tuple[str, float, float], schedule: Schedule) -> bool:
 def _flow(name: str, sampler: Sampler, schedule: Schedule, times: Array, node: tuple[str, str]) -> ComfyUI:
     """Settings for a flow model; ``node`` sets its shift: its name and its words."""
     if not name:
-        return _none(sampler, "its share of fresh noise has no counterpart there")
+        return _none(sampler, _unlike(sampler))
     called, length = times[:-1], _LEVELS[node[0]]
     laid = schedule.shifted((np.asarray(simple(length, len(called))) + 1) / length)
     even = np.allclose(called, laid, rtol=0, atol=1e-9)

@@ -24,7 +24,7 @@ from fewstep.students.card import CARD_FILE, Card, load_card
 from fewstep.students.exported import find_export, open_export, read_whole
 from fewstep.students.lineage import first_teacher, is_pipeline, student_folder, teacher_of
 from fewstep.students.student import load_student, weights_file
-from fewstep.training.run_files import RunFiles
+from fewstep.training.run_files import RunFiles, refuse_missing_run
 
 Loras: TypeAlias = "Sequence[str | Path | tuple[str | Path, float]]"
 TEACHER = Card(method="", sampler="ddim", num_inference_steps=50, weights="full", teacher="")
@@ -82,6 +82,9 @@ def load_model(
     how: dict[str, Any] = {"device": device, "dtype": DTYPES[dtype_word(dtype, "dtype")]}
     how |= {} if size is None else {"size": size}
     name = expanded(str(name))
+    refuse_missing_run(name)
+    if base is not None:
+        refuse_missing_run(base)
     styles, path = [_scaled(lora) for lora in loras], name
     for lora, _ in styles:  # before the model, which may be large
         check_lora(lora)

@@ -31,7 +31,7 @@ from fewstep.inference.images import AnyImages, as_images, as_masks, cells, open
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
-from fewstep.sampling import Sampler, sample
+from fewstep.sampling import Sampler, sample, sampler_name
 from fewstep.sampling.sample import Generators
 from fewstep.students.card import Card, sampler_of
 from fewstep.training.progress import doing
@@ -235,8 +235,16 @@ class Model:
                 "--steps 4."
             )
         if self.published is None or name is not None:
-            return sampler_of(self.card, name, **options)
+            return self._by_name(name, options)
         return published_sampler(self.published, dict(self.teacher.pipeline.scheduler.config), **options)
+
+    def _by_name(self, name: str | None, options: Mapping[str, Any]) -> Sampler:
+        """The card's sampler, or that of a name, which may be ComfyUI's where ComfyUI's steps so on this schedule."""
+        ours = None if name is None else sampler_name(name)
+        found, schedule = sampler_of(self.card, ours, **options), self.denoiser.schedule
+        if ours != name and found.comfyui_sampler(schedule) != name:
+            raise ValueError(f"ComfyUI's {name} steps otherwise than {ours} on this model: give {ours} for that one.")
+        return found
 
     def guidance(self, scale: float | None, embed: float | None = None) -> tuple[float, float | None]:
         """(classifier-free guidance, scale for the guidance-scale embedding), the model's own where none is given.
@@ -282,7 +290,7 @@ class Model:
         if self.published is not None:
             own = self.sampler(None, {}).name
         few = self.published is not None or bool(self.card.method)
-        other = few and sampler not in (None, own)
+        other = few and sampler is not None and sampler_name(sampler) != own
         found = [f"{name} was trained for the sampler {own}, not {sampler}: images may be worse."] if other else []
         if self.published is None:
             return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +40,44 @@ def check_device(name: str, option: str = "device") -> None:
 
 
 @contextmanager
+def asking_hub(name: str, cached: bool = False) -> Iterator[None]:
+    """Within this block the hub is asked for ``name``: that is said at once, and again whenever it does not answer.
+
+    Args:
+        cached: its files are on this machine, so that only an answer that does not come is worth a word.
+    """
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if not cached and not HF_HUB_OFFLINE:
+        warnings.warn(Remark(f"{name} is not on this machine: asking {ENDPOINT} for it."), stacklevel=3)
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.handlers[:]
+    logger.handlers[:] = [_Retries(name)]
+    try:
+        yield
+    finally:
+        logger.handlers[:] = before
+
+
+class _Retries(logging.Handler):
+    """What the hub's client logs about an attempt that failed, as a sentence; its other warnings as they are."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(logging.WARNING)
+        self.asked = name
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        attempt = re.search(r"([\d.]+) ?s\b.*\[Retry (\d+)/(\d+)\]", text)
+        if attempt:
+            after, number, of = attempt.groups()
+            text = f"The hub does not answer for {self.asked}: attempt {number} of {of} follows after {after} s."
+        elif "thrown while requesting" in text:  # the sentence about the next attempt follows
+            return
+        warnings.warn(Remark(text), stacklevel=2)
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Within this block diffusers and transformers do not warn of missing extras and long prompts."""
     from diffusers.utils import logging as diffusers_logging
@@ -51,6 +91,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", Remark)
             yield
     finally:
         diffusers_logging.set_verbosity(levels[0])

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fewstep.models.hub import quiet, short_error
+from fewstep.models.hub import asking_hub, quiet, short_error
 
 Net = TypeVar("Net", bound=nn.Module)
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,14 +58,18 @@ def from_pretrained(model: Any, config: Any, place: str, device: str) -> Any:
     """
     if not Path(place).exists() and (place.count("/") > 1 or place.startswith((".", "/"))):
         raise ValueError(f"there is no folder {place}.")
-    if device == "meta":
-        with torch.device("meta"):
-            return getattr(model, "from_config", model)(config.from_pretrained(place, trust_remote_code=False))
-    with quiet():  # transformers fills in random weights for those it does not find, with a warning
-        found, report = model.from_pretrained(
-            place, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )  # fmt: skip
+    from huggingface_hub import try_to_load_from_cache
+
+    there = Path(place).is_dir() or isinstance(try_to_load_from_cache(place, "config.json"), str)
+    with asking_hub(place, cached=there):
+        if device == "meta":
+            with torch.device("meta"):
+                return getattr(model, "from_config", model)(config.from_pretrained(place, trust_remote_code=False))
+        with quiet():  # transformers fills in random weights for those it does not find, with a warning
+            found, report = model.from_pretrained(
+                place, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )  # fmt: skip
     lost = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
     if lost:
         raise ValueError(f"its files lack weights of a {type(found).__name__}, such as {lost[0]}.")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +94,10 @@ class Chain:
                 sample = does.sample.model_copy(update=full)
                 made[stage.name] = does.model_copy(update={"teacher": before.teacher, "init": None, "sample": sample})
         return {stage.name: made[stage.name] for stage in self.stages if stage.recipe}
+
+    def on_device(self, device: str | None) -> Chain:
+        """The same chain with all training on this device; None: each stage on its own."""
+        return Chain(tuple(replace(s, does=s.recipe.on_device(device)) if s.recipe else s for s in self.stages))
 
     def as_yaml(self) -> str:
         """The resolved chain, every default written out."""

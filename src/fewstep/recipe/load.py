@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 
 from fewstep.data.files import at_home
 from fewstep.recipe.schema import Recipe
+from fewstep.recipe.shipped import find_recipe
 from fewstep.recipe.validate import RecipeError, number, validated
 
 SHORT_FORMS = {"method": "name", "teacher": "path"}
@@ -78,24 +78,6 @@ def _with_pairs(recipe: Recipe) -> Recipe:
     if pairs.size is None:
         pairs = pairs.model_copy(update={"size": recipe.captions()})
     return recipe.model_copy(update={"pairs": pairs})
-
-
-def find_recipe(source: str | Path) -> Path:
-    """The file of a recipe given by path or by the name of a shipped one."""
-    path = Path(at_home(str(source)))
-    if path.is_file():
-        return path
-    named = shipped_recipes()
-    if str(source) in named:
-        return named[str(source)]
-    near = difflib.get_close_matches(str(source), named, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else f" Shipped recipes: {', '.join(named)}."
-    raise RecipeError(f"There is no recipe '{source}'.{hint}")
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Name -> file of the recipes that come with the package."""
-    return {p.stem: p for p in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from fewstep.methods.registry import find_method
 from fewstep.methods.settings import LARGEST, FixedGuidance
 from fewstep.models.roles import Weights
 from fewstep.recipe.validate import RecipeError, unknown_key, validated
-from fewstep.sampling import SAMPLERS
+from fewstep.sampling import sampler_name
 from fewstep.training.settings import TrainingSettings
 
 
@@ -166,9 +166,7 @@ class SampleConfig(Section):
     @field_validator("sampler")
     @classmethod
     def _known(cls, value: str | None) -> str | None:
-        if value is not None and value not in SAMPLERS:
-            raise ValueError(f"Unknown sample.sampler '{value}': use {', '.join(SAMPLERS)}.")
-        return value
+        return None if value is None else sampler_name(value, "sample.sampler")
 
 
 class EvaluateConfig(Section):
@@ -319,6 +317,11 @@ class Recipe(Section):
             if key not in cls.setting_names():  # a plain dataclass of a method of one's own takes any key
                 raise RecipeError(unknown_key(f"method.{key}", key, cls.setting_names()))
         return validated(cls.Settings, given, "method")
+
+    def on_device(self, device: str | None) -> Recipe:
+        """The same recipe with its training on this device; None: on its own."""
+        training = self.training if device is None else dataclasses.replace(self.training, device=device)
+        return self.model_copy(update={"training": training})
 
     def as_data(self) -> dict[str, Any]:
         """The recipe as plain data, every default written out."""

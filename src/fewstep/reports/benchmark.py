@@ -35,8 +35,8 @@ from fewstep.evaluation.result import KEPT_IMAGES, Result, lower_by, teacher_at
 from fewstep.methods.registry import METHODS
 from fewstep.models.families import Teacher
 from fewstep.recipe.chain import Chain, load
-from fewstep.recipe.load import shipped_recipes
 from fewstep.recipe.schema import Recipe
+from fewstep.recipe.shipped import shipped_recipes
 from fewstep.recipe.validate import RecipeError, validated
 from fewstep.reports.candidates import student_candidates, teacher_candidates
 from fewstep.reports.results import DISTANCES, ResultsTable, in_order

@@ -85,19 +85,21 @@ def evaluate(
     features: str = "",
     prompts: Path | None = None,
     show_progress: bool = False,
+    device: str | None = None,
 ) -> Comparison:
     """Measure the students of finished runs of one teacher; write ``out`` (JSON) and beside it their images (PNG).
 
     The teacher at its full number of steps, and at those of the sweep, stands first.
 
     Args:
-        count: number of prompts; 0: as the first run's recipe. features, prompts: as `fewstep.reports.report.report`.
+        count: number of prompts; 0: as the first run's recipe.
+        features, prompts, device: as `fewstep.reports.report.report`.
 
     Raises:
         ValueError: a run is not finished, or has another teacher, or no LoRA for the scales of ``sweep``.
     """
     check_out(out, ".png")
-    runs, _ = finished_runs(folders)
+    runs, _ = finished_runs(folders, device)
     if sweep.lora_scale and any(run.card.weights == "full" for run in runs):
         raise ValueError("--lora-scale goes with a LoRA student, and one of these has full weights: leave it out.")
     first, teacher = runs[0].recipe, first_teacher_of(runs[0].recipe)

@@ -20,6 +20,7 @@ from fewstep.evaluation.prompt_set import PromptSet
 from fewstep.evaluation.result import gap_closed_in, in_steps
 from fewstep.methods.parts.statistics import BINS
 from fewstep.models.families import Teacher
+from fewstep.models.hub import check_device
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.reports.candidates import student_candidates, teacher_candidates
@@ -79,6 +80,7 @@ def report(
     show_progress: bool = False,
     features: str = "",
     prompts: Path | None = None,
+    device: str | None = None,
 ) -> Comparison:
     """Write ``out`` (HTML), and beside it the images (PNG) and the figures (JSON).
 
@@ -88,12 +90,13 @@ def report(
         features: network of FD, KID and overlap: "imagenet", or a DINOv2, CLIP or similar model (folder or hub name);
             the runs' own by default.
         prompts: text file of prompts to measure on instead of the runs' own.
+        device: to measure on instead of the runs' own.
 
     Raises:
         ValueError: a run is not finished, or has another teacher.
     """
     check_out(out, ".png", ".json")
-    runs, name = finished_runs(folders)
+    runs, name = finished_runs(folders, device)
     teacher = first_teacher_of(runs[0].recipe)
     measured_on = measured_alike(runs, teacher, features, prompts, count, show_progress)
     steps = [steps_of(run, teacher.denoiser.schedule) for run in runs]
@@ -116,14 +119,20 @@ def report(
     return comparison
 
 
-def finished_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], str]:
+def finished_runs(folders: Sequence[Path], device: str | None = None) -> tuple[list[FinishedRun], str]:
     """The runs in these folders, of several stages the last one that trains, and the name of their one teacher.
 
+    Args:
+        device: for all of them, instead of that on which each was trained.
+
     Raises:
-        ValueError: a run is not finished, is there twice, or has another teacher.
+        ValueError: a run is not finished, is there twice, or has another teacher; there is no such device.
     """
+    if device is not None:
+        check_device(device, "--device")
     folders = [RunFiles(folder).last() for folder in folders]
     runs = [FinishedRun.read(folder, label) for folder, label in zip(folders, labels_of(folders), strict=True)]
+    runs = [replace(run, recipe=run.recipe.on_device(device)) for run in runs]
     names = {first_teacher(run.files.student) for run in runs}
     if len(names) != 1:
         raise ValueError("Students of one teacher are compared: measure those of each other teacher apart.")

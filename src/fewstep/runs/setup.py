@@ -33,6 +33,7 @@ from fewstep.students.lineage import (
     student_folder,
 )
 from fewstep.training.progress import doing
+from fewstep.training.run_files import refuse_missing_run
 from fewstep.training.trainer import build_roles, check_batch
 
 
@@ -141,6 +142,7 @@ def _teacher(recipe: Recipe, source: str) -> Teacher:
 
 def _first_weights(recipe: Recipe, init: str, teacher: Teacher, source: str) -> dict[str, torch.Tensor]:
     """The student's first weights: a published checkpoint's, another program's LoRA file's, or those of a run."""
+    refuse_missing_run(init)
     student = recipe.student
     if init in checkpoints() and not Path(init).exists():
         return start_weights(checkpoints()[init], teacher, student.weights, student.rank)

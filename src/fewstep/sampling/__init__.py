@@ -15,6 +15,7 @@ from fewstep.sampling.samplers import (
     Sampler,
     TCDSampler,
     make_sampler,
+    sampler_name,
 )
 from fewstep.sampling.solvers import solve
 
@@ -34,5 +35,6 @@ __all__ = [
     "Trajectory",
     "make_sampler",
     "sample",
+    "sampler_name",
     "solve",
 ]

@@ -8,9 +8,11 @@ A sampler is a frozen dataclass. It is given ``num_inference_steps``, or ``times
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -505,6 +507,9 @@ class HeunSampler(EulerSampler):
     jumps: ClassVar[bool] = False
     diffusers_names: ClassVar[tuple[str, ...]] = ()
 
+    def comfyui_sampler(self, schedule: Schedule) -> str:
+        return "heun" if schedule.alpha_sigma(schedule.start)[0] > 0 or schedule.family == "flow" else ""
+
     def step(self, at: Step) -> Tensor:
         jump = at.prediction.at(at.next)
         if only_first_order(at.schedule, at.time, at.next):
@@ -531,6 +536,11 @@ class DPMSolverPP2MSampler(Sampler):
         if schedule.family == "vp" and self.timestep_spacing == "leading":
             return np.asarray(np.arange(n, 0, -1) * (total // (n + 1)) + self.steps_offset, dtype=np.float64)
         return super()._spaced(schedule, n)
+
+    def comfyui_sampler(self, schedule: Schedule) -> str:
+        """ComfyUI takes log sigma for log sigma/alpha on flow schedules, and ends at clean data, to first order."""
+        same = schedule.family != "flow" and self._final_time(schedule) == schedule.clean
+        return "dpmpp_2m" if same and schedule.alpha_sigma(schedule.start)[0] > 0 else ""
 
     def step(self, at: Step) -> Tensor:
         schedule, prediction = at.schedule, at.prediction
@@ -579,14 +589,39 @@ SAMPLERS: dict[str, type[Sampler]] = {
 }
 
 
+@cache
+def comfyui_names() -> dict[str, str]:
+    """ComfyUI's name -> ours, where it is not ours too, for samplers that step alike on ComfyUI's tables of betas."""
+    table, found = Schedule.scaled_linear(), dict[str, str]()
+    for name, cls in SAMPLERS.items():
+        found.setdefault(cls(num_inference_steps=4).comfyui_sampler(table), name)
+    return {theirs: ours for theirs, ours in found.items() if theirs not in ("", *SAMPLERS)}
+
+
+def sampler_name(name: str, key: str = "sampler") -> str:
+    """A key of `SAMPLERS`: ``name`` itself, or the one that ComfyUI calls so.
+
+    Raises:
+        ValueError: one sentence that names ``key`` and what is known.
+    """
+    theirs = comfyui_names()
+    found = theirs.get(name, name)
+    if found not in SAMPLERS:
+        near = difflib.get_close_matches(name, [*SAMPLERS, *theirs], n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"Unknown {key} '{name:.80}': use {', '.join(SAMPLERS)}, or ComfyUI's names {', '.join(theirs)}.{hint}"
+        )
+    return found
+
+
 def make_sampler(name: str, **options: Any) -> Sampler:
-    """The sampler of that name with these options.
+    """The sampler of that name, ours or ComfyUI's, with these options.
 
     Raises:
         ValueError: one sentence for an unknown name, or an option that this sampler does not have.
     """
-    if name not in SAMPLERS:
-        raise ValueError(f"Unknown sampler '{name}': use {', '.join(SAMPLERS)}.")
+    name = sampler_name(name)
     known = SAMPLERS[name].options()
     for option in options.keys() - known:
         raise ValueError(f"The sampler {name} has no option '{option}': it has {', '.join(sorted(known))}.")

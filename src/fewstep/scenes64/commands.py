@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.training.console import Device, Quiet, command, finite, long, numbers, options, resumable
+from fewstep.training.console import Device, Quiet, command, finite, long, numbers, options, resumable, say
 
 teacher_app = typer.Typer(no_args_is_help=True, help="Train scenes-64, the model that ships with fewstep.")
 reward_app = typer.Typer(no_args_is_help=True, help="Reward models of human preference, for the method `feedback`.")
@@ -40,7 +40,7 @@ def scenes(
         raise ValueError(f"Unknown --layout '{layout}': use folder or webdataset.")
     _check_empty(out)
     (write_image_folder if layout == "folder" else write_webdataset)(out, Scenes(seed, size=size), count)
-    typer.echo(f"Wrote {count} captioned images to {out}.")
+    say(f"Wrote {count} captioned images to {out}.")
 
 
 @teacher_app.command("train")
@@ -75,7 +75,7 @@ def teacher_train(
     with resumable("teacher", "train", *again):
         size = train_teacher(out, TeacherSettings(seed), vae_minutes, unet_minutes, init, export, device, show=True)
     if size is not None:
-        typer.echo(f"Wrote {export} ({size / 1e6:.1f} MB).")
+        say(f"Wrote {export} ({size / 1e6:.1f} MB).")
 
 
 @teacher_app.command("detector")
@@ -114,7 +114,7 @@ def teacher_detector(
     with resumable("teacher", "detector", *again):
         trained = train_detector(out, settings, autoencoder(teacher) if teacher else None, minutes, show=True)
     if export:
-        typer.echo(f"Wrote {export} ({write(trained, export) / 1e6:.2f} MB).")
+        say(f"Wrote {export} ({write(trained, export) / 1e6:.2f} MB).")
 
 
 @teacher_app.command("ceilings")
@@ -136,7 +136,7 @@ def teacher_ceilings(
         vae = autoencoder(teacher) if teacher else None  # an unfinished run trains its autoencoder to the end first
     for name, accuracy in ceilings(load_detector(detector or ASSET), vae, count).items():
         shares = "  ".join(f"{part} {100 * share:.2f}" for part, share in accuracy.share.items())
-        typer.echo(f"{name:14s} n = {accuracy.images}: {shares} %")
+        say(f"{name:14s} n = {accuracy.images}: {shares} %")
 
 
 @teacher_app.command("measure")
@@ -164,9 +164,9 @@ def teacher_measure(
     with progress_bar(3 * len(scales), 0, "sampling", True) as advance:
         comparison = measure_teacher(teacher, count, scales, seed, reference, advance)
     names = ["FD", "detail FD", "accuracy", *(n for n in comparison.results[0].figures if n.startswith("accuracy of"))]
-    typer.echo(table(comparison, names))
+    say(table(comparison, names))
     best = recommended_guidance(comparison)
-    typer.echo(f"\nGuidance of lowest FD among those within a point of the best accuracy: {best:g}")
+    say(f"\nGuidance of lowest FD among those within a point of the best accuracy: {best:g}")
     if out:
         from fewstep.data.files import replace_text
 
@@ -194,9 +194,9 @@ def reward_scenes(
         decode = through_teacher(teacher, seed) if teacher else None
     with progress_bar(count, 0, "pairs", not quiet) as advance:
         ceiling = write_preferences(out, seed, count, decode, advance)
-    typer.echo(f"Wrote {count} choices of simulated raters to {out}.")
-    typer.echo(f"They are noisy: no judge agrees with more than {100 * ceiling:.1f} % of them in the mean.")
-    typer.echo("Continue with: " + command("reward", "train", out, "--out", "runs/taste"))
+    say(f"Wrote {count} choices of simulated raters to {out}.")
+    say(f"They are noisy: no judge agrees with more than {100 * ceiling:.1f} % of them in the mean.")
+    say("Continue with: " + command("reward", "train", out, "--out", "runs/taste"))
 
 
 @reward_app.command("train")
@@ -224,5 +224,5 @@ def reward_train(
     with resumable("reward", "train", folder, *options(out=out, trunk=trunk, seed=seed, steps=steps)):
         settings = replace(SETTINGS, steps=steps or SETTINGS.steps)
         result = train_reward(folder, out, network, seed, settings, not quiet)
-    typer.echo(f"{result}")
-    typer.echo(f"The reward model is {out / FILE}, in standard deviations of the images it was trained on.")
+    say(f"{result}")
+    say(f"The reward model is {out / FILE}, in standard deviations of the images it was trained on.")

@@ -22,7 +22,7 @@ from fewstep.models.roles import Roles, Weights
 from fewstep.students.card import CARD_FILE, Card, load_card
 from fewstep.students.student import load_weights, save_student, weights_file, write_student
 from fewstep.training import distributed
-from fewstep.training.run_files import RunFiles
+from fewstep.training.run_files import RunFiles, refuse_missing_run
 
 _EARLIER_STAGE = re.compile(r"\.\./\.\./[A-Za-z0-9][\w-]*/student")
 
@@ -53,7 +53,12 @@ def first_teacher(folder: Path) -> str:
 
 
 def model_behind(name: str) -> str:
-    """The model that ``name`` was distilled from, past all students in between; a model's own name."""
+    """The model that ``name`` was distilled from, past all students in between; a model's own name.
+
+    Raises:
+        ValueError: ``name`` is that of a run, which is not there.
+    """
+    refuse_missing_run(name)
     student = student_folder(Path(name))
     return name if student is None else first_teacher(student)
 
@@ -79,6 +84,7 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **
     Raises:
         ValueError: one sentence when there is none, or it needs inputs that a teacher is not given.
     """
+    refuse_missing_run(name)
     folder = student_folder(Path(name))
     if folder is None:
         entry = copy_of(name)

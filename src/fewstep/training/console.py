@@ -7,7 +7,10 @@ import functools
 import math
 import os
 import shlex
+import shutil
 import signal
+import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,16 +75,31 @@ def end_with(message: str, code: int) -> int:
     return code
 
 
+def say(text: str = "", err: bool = False) -> None:
+    """Print a result, or a remark on stderr; the line that shows what is being done makes room for it."""
+    progress.give_way()
+    typer.echo(text, err=err)
+
+
+def listed(name: str, text: str, width: int) -> str:
+    """An entry of a list, its name in ``width`` columns: whole, and on a terminal broken at spaces."""
+    whole = f"{name:{width}}{text}"
+    if not sys.stdout.isatty():
+        return whole  # one line an entry, for grep
+    columns = max(shutil.get_terminal_size().columns, 2 * width)
+    return textwrap.fill(whole, columns, subsequent_indent=" " * width, break_on_hyphens=False, break_long_words=False)
+
+
 def long(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make a command that may take minutes show where it stands, unless it is given --quiet.
 
-    With --dry-run its output is a recipe, so progress goes to stderr.
+    With --dry-run its output is a recipe and with --json it is for programs, so progress goes to stderr.
     """
 
     @functools.wraps(function)
     def run(*args: Any, **given: Any) -> Any:
-        show, plans = RANK == "0" and not given.get("quiet"), bool(given.get("dry_run"))
-        with progress.command(f"fewstep {function.__name__.replace('_', ' ')}", show, to_stderr=plans):
+        show, is_read = RANK == "0" and not given.get("quiet"), bool(given.get("dry_run") or given.get("as_json"))
+        with progress.command(f"fewstep {function.__name__.replace('_', ' ')}", show, to_stderr=is_read):
             return function(*args, **given)
 
     run.__dict__["is_long"] = True

@@ -1,10 +1,11 @@
 """What a long command is doing: a progress bar on a terminal, plain lines where there is none (``> log``, Slurm, CI).
 
-    with command("report"):                                          # keeps the promise of a line every `EVERY` seconds
+    with command("report"):                                          # from its first second there is always a word
         with doing("loading the teacher"): ...                       # work of unknown length
         with progress_bar(4000, 0, "encoding") as advance: advance(12)
+        give_way(); print("The result.")
 
-Plain lines come from a thread, so they come also while one call of the work lasts minutes. Nothing heavy is imported.
+Both come from a thread, so they come also while one call of the work lasts minutes. Nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any, Protocol, TextIO
 
 EVERY = 20.0
 """Seconds between plain lines; with what a busy machine adds, there is one at least every 30 s."""
-_FIRST = 10.0  # seconds before a command's first line: the program itself has needed some to start
+_FIRST = 1.5  # seconds before a command's first line: with those that the program needs to start, less than 3
 _TICK = 0.5  # seconds between looks at the clock
+_BEGINS = "loading libraries"  # what every command does first
 
 Advance = Callable[..., None]
 """Called with the number of units done, and perhaps a text to show."""
@@ -28,7 +30,10 @@ Advance = Callable[..., None]
 
 @dataclass
 class Task:
-    """One piece of work: ``done`` of ``total`` (None: not known), since the time ``began`` with ``start`` done."""
+    """One piece of work: ``done`` of ``total`` (None: not known), since the time ``began`` with ``start`` done.
+
+    ``whole``: it is a whole command, which a terminal shows only while none of its pieces is under way.
+    """
 
     label: str
     total: int | None = None
@@ -36,15 +41,16 @@ class Task:
     began: float = 0.0
     done: int = 0
     text: str = ""
+    whole: bool = False
 
     def sentence(self, now: float) -> str:
         """Where it stands: ``encoding: 1,200 of 4,000, 2 min 5 s, about 5 min left``."""
         spent, fresh = now - self.began, self.done - self.start
         parts = [] if self.total is None else [f"{self.done:,} of {self.total:,}"]
         parts += [self.text] if self.text else []
-        parts.append(_duration(spent))
+        parts.append(duration(spent))
         if self.total is not None and fresh > 0 and self.total > self.done:
-            parts.append(f"about {_duration(spent / fresh * (self.total - self.done))} left")
+            parts.append(f"about {duration(spent / fresh * (self.total - self.done))} left")
         return f"{self.label}: {', '.join(parts)}"
 
 
@@ -56,6 +62,8 @@ class Display(Protocol):
     def update(self, task: Task) -> None: ...
 
     def close(self, task: Task) -> None: ...
+
+    def give_way(self) -> None: ...
 
 
 class Lines:
@@ -88,6 +96,9 @@ class Lines:
             if not self.tasks:
                 self._over.set()
 
+    def give_way(self) -> None:
+        """Lines stand in nobody's way."""
+
     def tick(self) -> None:
         """Write a line if it is time for one."""
         with self._lock:
@@ -102,33 +113,59 @@ class Lines:
 
 
 class Bars:
-    """rich's progress bars on a terminal; work of unknown length has a pulsing one, which goes when it ends."""
+    """rich's progress bars on a terminal; work of unknown length has a spinner, which goes when it ends."""
 
     def __init__(self) -> None:
-        self.open_tasks: dict[int, Any] = {}
+        self.rows: dict[int, tuple[Task, Any]] = {}
         self._progress: Any = None
 
     def open(self, task: Task) -> None:
-        self._progress = self._progress or _rich_progress()
-        if not self.open_tasks:
+        if self._progress is None:
+            self._progress = _rich_progress()
+            self.rows = {key: (outer, self._row(outer)) for key, (outer, _) in self.rows.items()}
             self._progress.start()
-        number = self._progress.add_task(task.label, total=task.total, completed=task.start, text="")
-        self.open_tasks[id(task)] = number
+        self._show_whole(not self.rows)
+        self.rows[id(task)] = task, self._row(task)
+
+    def _row(self, task: Task) -> Any:
+        visible = not (task.whole and self.rows)
+        return self._progress.add_task(
+            task.label, total=task.total, completed=task.start, text=task.text, visible=visible
+        )
 
     def update(self, task: Task) -> None:
-        self._progress.update(self.open_tasks[id(task)], completed=task.done, text=task.text)
+        if self._progress is not None:
+            self._progress.update(self.rows[id(task)][1], completed=task.done, text=task.text)
 
     def close(self, task: Task) -> None:
-        number = self.open_tasks.pop(id(task))
-        if task.total is None:
+        _, number = self.rows.pop(id(task))
+        if self._progress is not None and task.total is None:
             self._progress.remove_task(number)
-        if not self.open_tasks:
+        self._show_whole(len(self.rows) == 1)
+        if not self.rows:
+            self._stop()
+
+    def give_way(self) -> None:
+        """Take the row of a whole command away, so that its result is printed as it is, whatever the width."""
+        if all(task.whole for task, _ in self.rows.values()):
+            self._show_whole(False)
+            self._stop()
+
+    def _show_whole(self, visible: bool) -> None:
+        for task, number in self.rows.values():
+            if task.whole and self._progress is not None:
+                self._progress.update(number, visible=visible)
+
+    def _stop(self) -> None:
+        if self._progress is not None:
             self._progress.stop()
-            self._progress = None
+        self._progress = None
 
 
 _displays: list[Display] = []
 """The display of the command that runs, or of the outermost bar; empty where nothing is shown."""
+_open: list[Task] = []
+"""The tasks that are under way, the innermost last."""
 
 
 @contextmanager
@@ -139,11 +176,17 @@ def command(label: str, show: bool = True, to_stderr: bool = False) -> Iterator[
         to_stderr: for commands whose output is read by programs.
     """
     with _shown(show, to_stderr) as display:
-        if isinstance(display, Lines):  # on a terminal bars and `doing` are enough
-            with _under_way(display, Task(label)):
-                yield
-        else:
+        if display is None:
             yield
+            return
+        with _under_way(display, Task(label, text=_BEGINS, whole=True)):
+            yield
+
+
+def give_way() -> None:
+    """Before a command prints its result: a spinner that stands in the way goes, until the next work begins."""
+    if _displays:
+        _displays[-1].give_way()
 
 
 @contextmanager
@@ -186,10 +229,16 @@ def _under_way(display: Display, task: Task) -> Iterator[Advance]:
         task.done, task.text = done, text or task.text
         display.update(task)
 
+    for outer in _open:
+        if outer.text == _BEGINS:  # no longer
+            outer.text = ""
+            display.update(outer)
+    _open.append(task)
     display.open(task)
     try:
         yield advance
     finally:
+        _open.pop()
         display.close(task)
 
 
@@ -209,28 +258,33 @@ def _display(stream: TextIO) -> Display:
 
 
 def _rich_progress() -> Any:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as rich
+    from rich.text import Text
 
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+    class IfKnown(rich.ProgressColumn):
+        """A column for work of known length; empty for other work."""
+
+        def __init__(self, column: rich.ProgressColumn) -> None:
+            super().__init__()
+            self.column = column
+
+        def render(self, task: rich.Task) -> Any:
+            return Text("") if task.total is None else self.column.render(task)
+
+    return rich.Progress(
+        rich.SpinnerColumn(finished_text=" "),
+        rich.TextColumn("{task.description}", style="bold", markup=False),
+        IfKnown(rich.BarColumn(bar_width=24)),
+        IfKnown(rich.MofNCompleteColumn()),
+        rich.TextColumn("{task.fields[text]}", markup=False),
+        rich.TimeElapsedColumn(),
+        IfKnown(rich.TextColumn("left")),
+        IfKnown(rich.TimeRemainingColumn()),
         refresh_per_second=4,
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """``45 s``, ``2 min 5 s``, ``3 h 20 min``."""
     whole = int(seconds)
     if whole < 60:

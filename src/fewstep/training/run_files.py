@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from fnmatch import fnmatch
 from pathlib import Path
 
+RUNS = "runs"
+"""The folder of runs that are not told another."""
 _STAGE = "[0-9][0-9]-*"
 
 
@@ -62,3 +65,23 @@ class RunFiles:
         """The directory itself, or that of the last stage that trains: it has the log and the recipe of the result."""
         trained = [stage for stage in self.stages() if RunFiles(stage).recipe.is_file()]
         return trained[-1] if trained and self.recipe.is_file() else self.path
+
+
+def refuse_missing_run(name: str | Path) -> None:
+    """Refuse the name of a run that is not there, before a model hub, on which names look alike, is asked for it.
+
+    A name is a run's where its folder is `RUNS` or holds other runs.
+
+    Raises:
+        ValueError: one sentence that names the nearest run, or those that are there.
+    """
+    path = Path(name)
+    above = path.parent
+    if path.exists() or above == Path("."):
+        return
+    there = sorted(p.parent.name for p in above.glob(f"*/{RunFiles(path).recipe.name}"))
+    if not there and path.parts[0] != RUNS:
+        return
+    near = difflib.get_close_matches(path.name, there, n=1)
+    holds = f"{above} holds {', '.join(there)}" if there else f"{above} holds none"
+    raise ValueError(f"There is no run {path}: {f'did you mean {above / near[0]}?' if near else f'{holds}.'}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fewstep.models.hub import ModelError, short_error
+from fewstep.models.hub import ModelError, asking_hub, short_error
 
 INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -55,14 +55,16 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Any:
 def downloaded(name: str) -> Path:
     """The folder of a hub model in the hub's cache; its half-precision variant where there is no other."""
     from diffusers import DiffusionPipeline
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        return Path(DiffusionPipeline.download(name, use_safetensors=True))
-    except OSError as error:
+    with asking_hub(name, cached=isinstance(try_to_load_from_cache(name, INDEX), str)):
         try:
-            return Path(DiffusionPipeline.download(name, use_safetensors=True, variant="fp16"))
-        except (OSError, ValueError):
-            raise error from None
+            return Path(DiffusionPipeline.download(name, use_safetensors=True))
+        except OSError as error:
+            try:
+                return Path(DiffusionPipeline.download(name, use_safetensors=True, variant="fp16"))
+            except (OSError, ValueError):
+                raise error from None
 
 
 def read_index(folder: Path) -> dict[str, tuple[str | None, str | None]]:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fewstep.models.hub import short_error
+from fewstep.models.hub import asking_hub, short_error
 
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<file>.+\.safetensors))?")
@@ -99,11 +99,12 @@ def _downloaded(repo: str, file: str | None) -> Path:
     usual = _usual_names()
     cached = next((name for name in usual if isinstance(try_to_load_from_cache(repo, name), str)), None)
     try:
-        name = file or cached or _only(HfApi().list_repo_files(repo), f"The hub's {repo}")
-        folder, _, last = name.rpartition("/")
-        if last == usual[1]:
-            hf_hub_download(repo, f"{folder}/{ADAPTER_CONFIG}".lstrip("/"))
-        return Path(hf_hub_download(repo, name))
+        with asking_hub(repo, cached=cached is not None):
+            name = file or cached or _only(HfApi().list_repo_files(repo), f"The hub's {repo}")
+            folder, _, last = name.rpartition("/")
+            if last == usual[1]:
+                hf_hub_download(repo, f"{folder}/{ADAPTER_CONFIG}".lstrip("/"))
+            return Path(hf_hub_download(repo, name))
     except ValueError:
         raise
     except Exception as error:  # the hub's client has many errors for no network and no such file
