@@ -23,7 +23,7 @@ from fewstep.recipe.chain import load
 from fewstep.recipe.load import load_recipe, parse_recipe
 from fewstep.recipe.shipped import purpose, shipped_recipes
 from fewstep.runs.hints import next_commands, own_prompts
-from fewstep.sampling import make_sampler, sampler_name
+from fewstep.sampling.samplers import make_sampler, sampler_name
 from fewstep.scenes64.scenes import Scenes, write_image_folder
 from fewstep.training.run_files import refuse_missing_run
 from tests.command_line import inside, sets

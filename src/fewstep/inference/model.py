@@ -31,8 +31,9 @@ from fewstep.inference.images import AnyImages, as_images, as_masks, cells, open
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
-from fewstep.sampling import Sampler, sample, sampler_name
+from fewstep.sampling import Sampler, sample
 from fewstep.sampling.sample import Generators
+from fewstep.sampling.samplers import sampler_name
 from fewstep.students.card import Card, sampler_of
 from fewstep.training.progress import doing
 

@@ -15,7 +15,7 @@ from fewstep.methods.registry import find_method
 from fewstep.methods.settings import LARGEST, FixedGuidance
 from fewstep.models.roles import Weights
 from fewstep.recipe.validate import RecipeError, unknown_key, validated
-from fewstep.sampling import sampler_name
+from fewstep.sampling.samplers import sampler_name
 from fewstep.training.settings import TrainingSettings
 
 

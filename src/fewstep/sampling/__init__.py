@@ -15,7 +15,6 @@ from fewstep.sampling.samplers import (
     Sampler,
     TCDSampler,
     make_sampler,
-    sampler_name,
 )
 from fewstep.sampling.solvers import solve
 
@@ -35,6 +34,5 @@ __all__ = [
     "Trajectory",
     "make_sampler",
     "sample",
-    "sampler_name",
     "solve",
 ]
