@@ -1,6 +1,7 @@
 """Discriminator parts against closed forms: two Gaussians, a linear head, autograd."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fewstep.methods.parts.discriminators import (
     r1,
 )
 from fewstep.methods.parts.heads import ConvHead, Heads, ResidualHead
+from fewstep.methods.parts.projection import ProjectionHead
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles
@@ -187,6 +189,23 @@ def test_a_conv_head_leads_down_to_one_logit_and_treats_samples_apart(size, halv
     assert said.shape == (3, logits)
     torch.testing.assert_close(head(features[1:2]), said[1:2])
     assert [m.kernel_size for m in head.modules() if isinstance(m, nn.Conv2d)] == [(4, 4)] * (halvings + 1) + [(1, 1)]
+
+
+CONV, TOKENS, MAPS = (partial(ConvHead, halvings=3), *(partial(ProjectionHead, condition_width=8, dims=d) for d in (1, 2)))
+
+
+@pytest.mark.parametrize("head", [ResidualHead, CONV, TOKENS, MAPS])
+def test_a_head_on_wide_features_has_512_channels_inside(head):
+    """UNets have at most 1280 channels, and their heads are as published; transformers have up to 3,072."""
+
+    def weights(channels):
+        with torch.device("meta"):
+            return sum(p.numel() for p in head(channels).parameters() if p.ndim > 2)
+
+    inlet = 0 if head is CONV else 512
+    for wide in (1536, 3072):
+        assert weights(wide) == weights(512) + 512 * (wide - inlet)
+    assert weights(1280) > 3 * weights(1536) / 2
 
 
 def test_a_conv_head_sees_every_place():

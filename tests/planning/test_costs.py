@@ -15,6 +15,7 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.meta_pipeline import outline
 from fewstep.models.roles import Weights
 from fewstep.planning.estimate import estimate
+from fewstep.planning.rehearsal import Rehearsal
 from fewstep.recipe.load import parse_recipe
 from fewstep.runs.plan import cost_of_pairs
 from fewstep.sampling import sample
@@ -53,8 +54,7 @@ def test_the_teachers_samples_cost_what_their_solver_asks(solver, calls, scale, 
 def test_every_part_of_a_pipeline_takes_memory_while_images_are_encoded(monkeypatch):
     """Text encoders and autoencoder by their own bytes; the text encoders are gone when training begins."""
     module = importlib.import_module("fewstep.planning.estimate")
-    monkeypatch.setattr(module, "peak_memory", lambda *_: 10**9)  # of the training step, which is not the subject
-    monkeypatch.setattr(module, "mean_cost", lambda *_: 1.0)
+    monkeypatch.setattr(module, "rehearse", lambda *_: Rehearsal(10**9, 1.0, 0.0))  # a step is not the subject
     whole = outline("scenes-64")
     texts = {name: part for name, part in whole.parts.items() if name.startswith("text_encoder")}
     size = sum(t.nbytes for part in texts.values() for t in (*part.parameters(), *part.buffers()))

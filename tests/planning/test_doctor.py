@@ -76,12 +76,15 @@ def test_what_does_not_fit_is_said_and_parts_add_up(monkeypatch):
 
 def test_advice_is_ordered_by_what_it_saves(monkeypatch):
     """Whatever the rehearsals say; here each setting has a price of its own."""
+    asked = []
 
-    def price(recipe, sketch):
+    def price(recipe, sketch, **known):
+        asked.append(("step" in known, "memory_alone" in known))
         t, kind = recipe.training, recipe.student.weights
         cost = 1000 * t.batch_size // t.accumulation - 3000 * t.gradient_checkpointing + 500 * (kind == "full")
         cost += {"fp32": 70, "bf16": 0}[t.precision] + {"adamw": 1, "adamw8bit": 0}[t.optimizer] + recipe.student.rank
-        return SimpleNamespace(training={"all": cost})
+        cost += 40 * (recipe.teacher.quantize is None)
+        return SimpleNamespace(training={"all": cost}, rehearsal=None)
 
     monkeypatch.setattr("fewstep.runs.plan._estimate", price)
 
@@ -97,7 +100,11 @@ def test_advice_is_ordered_by_what_it_saves(monkeypatch):
     ]  # eight bits save less than half a per cent
     last = advice("training.accumulation=6", "training.gradient_checkpointing=true", "training.precision=bf16",
                   "training.optimizer=adamw8bit", "student.rank=2020")  # fmt: skip
-    assert [(c.key, c.value) for c in last] == [("student.rank", "1010")]
+    assert [(c.key, c.value, c.same_run) for c in last] == [
+        ("student.rank", "1010", False),
+        ("teacher.quantize", "int8", False),
+    ]
+    assert asked[-3:] == [(False, False), (False, True), (True, False)]  # a quantised base has the same step
     assert str(last[0]) == "student.rank=1010 (saves about 1.0 kB)"
 
 

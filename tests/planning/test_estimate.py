@@ -2,11 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.methods.base import Balanced
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.lcm import LCM
@@ -15,8 +19,10 @@ from fewstep.models.families import UNET_LORA_TARGETS
 from fewstep.models.lora import matching
 from fewstep.models.meta_pipeline import MetaPipeline, outline
 from fewstep.models.roles import Weights
-from fewstep.planning.estimate import _data, _latents, estimate, fill
+from fewstep.planning import memory_trace
+from fewstep.planning.estimate import _data, _latents, _on_meta, estimate, fill
 from fewstep.planning.memory_trace import DeviceRules, MemoryTracker
+from fewstep.planning.rehearsal import rehearse
 from fewstep.training.machine import asked_for, in_words, is_out_of_memory, memory
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.settings import TrainingSettings
@@ -109,6 +115,68 @@ def test_autocast_is_that_of_the_device(device, normalised):
         with torch.autocast("cpu", torch.bfloat16):
             y = F.linear(torch.zeros(4, 8), torch.zeros(6, 8))
             assert F.layer_norm(y, (6,)).dtype == F.group_norm(y, 2).dtype == normalised
+
+
+FUNCTIONS = [
+    lambda x: x + 1,
+    lambda x: x + 1.5,
+    lambda x: x > 0,
+    lambda x: torch.ops.aten._unsafe_view(x, [x.numel()]),
+    lambda x: F.layer_norm(x, x.shape[-1:]),
+    lambda x: x.transpose(0, 1) * 2,
+    lambda x: torch.cat([x, x[:1]]),
+    lambda x: x.to(torch.bfloat16),
+    lambda x: x.max(dim=1),
+    lambda x: x.unbind(),
+    lambda x: torch.where(x > 0, 1, x),
+    lambda x: (x > 0).sum() + (2 if x.dtype.is_floating_point else 2.5),
+    lambda x: F.conv2d(x[None], torch.empty(5, x.shape[0], 1, 1, device=x.device, dtype=x.dtype)),
+]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_call_made_before_gives_what_the_operator_gives(function):
+    """Twice, of three layouts in two number formats each, against PyTorch without the tracker."""
+
+    def layouts():
+        for dtype in (torch.float32, torch.float64):
+            x = meta(3, 4, 6, dtype=dtype)
+            yield from (x, meta(3, 6, 4, dtype=dtype).transpose(1, 2), meta(4, 6, dtype=dtype).expand(3, 4, 6))
+
+    def told(found):
+        return [(t.shape, t.stride(), t.dtype, t.device) for t in (found if isinstance(found, tuple) else (found,))]
+
+    for _ in range(2):
+        for x in layouts():
+            if not x.is_contiguous() and function is FUNCTIONS[3]:
+                continue  # PyTorch itself refuses
+            wanted = function(x)
+            with MemoryTracker("cpu", [x]):
+                found = function(x)
+                again = function(x)
+            assert told(found) == told(again) == told(wanted)
+
+            def storages(result):
+                return [t.untyped_storage()._cdata for t in (result if isinstance(result, tuple) else (result,))]
+
+            shared = [key == x.untyped_storage()._cdata for key in storages(wanted)]
+            assert [key == x.untyped_storage()._cdata for key in storages(again)] == shared
+            assert any(shared) or not set(storages(found)) & set(storages(again))
+
+
+def test_operations_are_those_that_pytorch_counts():
+    """A product [4, 8] [8, 6], a convolution, attention with its backward: by hand, and twice."""
+    x, w = meta(4, 8, requires_grad=True), meta(6, 8)
+    q = meta(1, 2, 16, 8, requires_grad=True)
+    product, attention = 2 * 4 * 8 * 6, 2 * (2 * 2 * 16 * 16 * 8)
+    for times in (1, 2):
+        with DeviceRules("cpu", None), MemoryTracker("cpu", [x, w, q]) as tracker:
+            for _ in range(times):
+                F.linear(x, w).sum().backward()
+                F.conv2d(meta(1, 3, 9, 9), meta(5, 3, 3, 3))
+                F.scaled_dot_product_attention(q, q, q).sum().backward()
+        convolution = 2 * 3 * 3 * 3 * 5 * 7 * 7
+        assert tracker.flops == times * (2 * product + convolution + attention + 5 * attention // 2)
 
 
 # ------------------------------------------------------------------ full-size models
@@ -290,6 +358,50 @@ def test_a_loss_that_differentiates_on_its_own_is_traced_under_checkpointing(sma
     source, _ = _data(small, DMD2, 8, 0, "cpu")
     trainer = Trainer(method, build_roles(teacher, method, settings, Weights("lora", rank=4)), source, settings)
     assert found.step == pytest.approx(peak_of_a_step(trainer), rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_computes_what_pytorch_counts_in_a_real_one(small, accumulation, monkeypatch):
+    """Without attention, which its counter does not know on a CPU."""
+    known = {op: count for op, count in memory_trace._FLOPS.items() if "attention" not in str(op)}
+    monkeypatch.setattr(memory_trace, "_FLOPS", known)
+    monkeypatch.setattr(memory_trace, "_CALLS", {})
+    settings, weights = TrainingSettings(batch_size=4, accumulation=accumulation), Weights("lora", rank=4)
+    found = estimate(small, TCD, TCD.Settings(guidance_scale=3.0), settings, weights, 8)
+    teacher = small.denoiser()
+    trainer = trainer_of(small, TCD(teacher.schedule, guidance_scale=3.0), settings, weights)
+    with FlopCounterMode(display=False) as counter:
+        trainer.step(0)
+    assert found.rehearsal.flops == pytest.approx(counter.get_total_flops(), rel=1e-3)  # it also counts clipping
+
+
+class Balancing(TCD):
+    """TCD with its loss once more as a balanced term."""
+
+    def student(self, roles, batch, draws, shared):
+        loss = super().student(roles, batch, draws, shared)
+        return replace(loss, balanced={"again": Balanced(2 * loss.total)})
+
+
+def rehearsed(small, method, processes=1):
+    settings = TrainingSettings(batch_size=1)
+    built, roles, source, _ = _on_meta(small, method, TCD.Settings(), settings, Weights("full"), 2, 0)
+    with patch("fewstep.training.distributed.count", lambda: processes):
+        return rehearse(built, roles, source, settings), sum(p.nbytes for p in roles.parameters("student"))
+
+
+def test_balanced_terms_hold_gradients_of_their_own(small):
+    """During the second backward the first one's gradients are there, all of them."""
+    plain, size = rehearsed(small, TCD)
+    more, _ = rehearsed(small, Balancing)
+    assert more.peak >= 3 * size and more.peak - plain.peak > 0.5 * size
+
+
+def test_several_processes_copy_the_gradients(small):
+    alone, size = rehearsed(small, TCD)
+    together, _ = rehearsed(small, TCD, 2)
+    assert together.peak > alone.peak and together.peak == pytest.approx(2 * size, rel=1e-3)  # activations are gone
 
 
 def test_moments_of_8_bits_are_a_byte_and_a_scale():

@@ -22,7 +22,7 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, parts_of, registry, shipped
 from fewstep.models.families.load import expanded, local_folder
-from fewstep.models.families.single_file import config_of, is_single_file, scheduler_settings
+from fewstep.models.families.single_file import config_of, is_single_file, known_configs, scheduler_settings
 from fewstep.models.families.teacher import upcast_autoencoder
 from fewstep.models.helpers import Helpers
 from fewstep.models.hub import asking_hub, short_error
@@ -139,7 +139,8 @@ def outline(
 ) -> MetaPipeline:
     """`MetaPipeline` of ``scenes-64`` (shipped), a diffusers folder, a network's folder, a single file, or a hub name.
 
-    Weights need not be there: only the configs of a hub model are downloaded.
+    Weights need not be there: only the configs of a hub model are downloaded, and not even these of the models whose
+    configs come with fewstep.
 
     Raises:
         ValueError: one sentence when there are no configs, or diffusers has no such class.
@@ -150,7 +151,7 @@ def outline(
         folder = config_of(expanded(name), config)
     else:
         local = shipped(name) or local_folder(name, "model_index.json", "config.json")
-        folder = local or _downloaded_configs(name)
+        folder = local or known_configs(name) or _downloaded_configs(name)
     try:
         if (folder / "model_index.json").is_file():
             found = _pipeline(name, folder)

@@ -1,7 +1,7 @@
 """What a run will need: memory by part, network calls and forward passes of a step, time.
 
 Weights, moments and data are counted by their shapes; what a step adds is traced on the meta device
-(`fewstep.planning.memory_trace`), so an estimate needs no weights and hardly any memory itself.
+(`fewstep.planning.rehearsal`), so an estimate needs no weights and hardly any memory itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from fewstep.models.lora import lora_layers
 from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.models.quantize import Kind, saved_bytes
 from fewstep.models.roles import Roles, Weights
-from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, mean_cost, peak_memory, size_of
+from fewstep.planning.hardware import CONTEXT, FRAGMENTATION
+from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, size_of
+from fewstep.planning.rehearsal import Rehearsal, rehearse
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.step import trained_by
@@ -46,7 +48,7 @@ class Estimate:
         trainable: how many each player trains.
         lora_layers: how many layers the student adapts; 0 for full weights.
         calls: network calls of a step by role.
-        equivalents: compute cost of a step per image in forward passes (forward 1, backward 2), averaged over steps.
+        rehearsal: the step's cost and operations.
     """
 
     device: str
@@ -57,7 +59,12 @@ class Estimate:
     trainable: dict[str, int]
     lora_layers: int
     calls: Mapping[str, float]
-    equivalents: float
+    rehearsal: Rehearsal
+
+    @property
+    def equivalents(self) -> float:
+        """Compute cost of a step per image in forward passes."""
+        return self.rehearsal.equivalents
 
     @property
     def step(self) -> int:
@@ -80,12 +87,15 @@ def estimate(
     prompts: int = 0,
     pairs: int = 0,
     quantization: Kind | None = None,
+    step: Rehearsal | None = None,
+    memory_alone: bool = False,
 ) -> Estimate:
     """The estimate of distilling ``pipeline`` on ``images`` cached images, with sample grids of ``prompts`` prompts.
 
     Args:
         method: its class, and method_settings: an instance of its `Settings`.
         pairs: samples of the teacher, where the method learns from them. quantization: of the teacher's network.
+        step: what a rehearsal of this step found, if there was one. memory_alone: as in `rehearse`.
 
     Raises:
         ValueError: a teacher that fewstep cannot distil; settings that the method or the network refuses.
@@ -94,7 +104,7 @@ def estimate(
     built, roles, source, kept = _on_meta(pipeline, method, method_settings, settings, weights, images, pairs)
     players = {player.name: trained_by(player, roles) for player in built.players}
     trained = [p for parameters in players.values() for p in parameters]
-    peak, gradients = peak_memory(built, roles, source, settings), _size(trained, device)
+    step, gradients = step or rehearse(built, roles, source, settings, memory_alone), _size(trained, device)
     of_losses = [
         t for network in roles.helpers.networks[1:] for t in _tensors(network)
     ]  # image encoder and reward models
@@ -108,29 +118,34 @@ def estimate(
         **{_name_of(role, built): size for role, size in _own(roles, device).items()},
         "optimiser": moment_bytes(trained, settings.optimizer),
     }
-    between = sum(held.values())
+    activations = max(step.peak - gradients, 0)
+    assumed = {}
+    if device == "cuda":
+        assumed = {"CUDA context (assumed)": CONTEXT}
+        assumed["fragmentation (assumed)"] = int(FRAGMENTATION * (gradients + activations))
+    between = sum(held.values()) + assumed.get("CUDA context (assumed)", 0)
     waiting = vae if vae_waits else 0
     encoding = _vae_peak(pipeline, images, device, decode=False)  # runs before the optimiser exists
-    sampling = _vae_peak(pipeline, prompts, device, decode=True)
+    sampling = max(_vae_peak(pipeline, prompts, device, decode=True), _guided_peak(pipeline, prompts, settings))
     return Estimate(
         device=settings.device,
-        training={**held, "gradients": gradients, "activations": max(peak - gradients, 0)},
+        training={**held, "gradients": gradients, "activations": activations, **assumed},
         encoding=encoding and between - held["optimiser"] + texts + waiting + encoding,
         sampling=sampling and between + waiting + sampling,
         parameters=sum(p.numel() for p in pipeline.base.parameters()),
         trainable={name: sum(p.numel() for p in tensors) for name, tensors in players.items()},
         lora_layers=len(lora_layers(roles.base)),
         calls=built.calls_per_step(),
-        equivalents=mean_cost(built, roles, source, settings),
+        rehearsal=step,
     )
 
 
 def step_cost(
     pipeline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
 ) -> float:
-    """`Estimate.equivalents` alone, which takes less time to find."""
+    """Compute cost of a step per image in forward passes, as `Rehearsal.equivalents`."""
     built, roles, source, _ = _on_meta(pipeline, method, method_settings, settings, weights, 1, 1)
-    return mean_cost(built, roles, source, settings)
+    return rehearse(built, roles, source, settings).equivalents
 
 
 def _parts(pipeline: MetaPipeline, kind: str, device: str) -> int:
@@ -221,6 +236,21 @@ def _vae_peak(pipeline: MetaPipeline, images: int, device: str, decode: bool) ->
     tracker = MemoryTracker(device, _tensors(vae))
     with DeviceRules(device, None), tracker:
         vae.decode(batch, return_dict=False) if decode else vae.encode(batch)
+    return tracker.peak
+
+
+@torch.no_grad()
+def _guided_peak(pipeline: MetaPipeline, prompts: int, settings: TrainingSettings) -> int:
+    """Bytes that the teacher's network adds while it generates a sample grid, with guidance; 0 without prompts."""
+    if not prompts:
+        return 0
+    teacher = pipeline.denoiser()
+    x = torch.empty(prompts, *pipeline.latent_shape, dtype=settings.dtype, device="meta")
+    cond, device = pipeline.prompts(prompts, settings.dtype), torch.device(settings.device).type
+    network: Any = teacher.network
+    tracker = MemoryTracker(device, [*_tensors(network), x, *cond.tensors.values()])
+    with DeviceRules(device, settings.autocast), tracker:
+        teacher(x, teacher.schedule.start, cond, 2.0)
     return tracker.peak
 
 

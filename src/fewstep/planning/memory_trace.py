@@ -1,16 +1,12 @@
-"""Memory trace of a training step without values: on the meta device, every allocation counted from birth to death.
+"""What operators need, traced without values on the meta device: every allocation from birth to death, and FLOPs.
 
-The step is the real one (`fewstep.training.step`, with the recipe's method, roles, micro-batches and backward pass), so
-its peak is the real one's. Workspaces inside single operators (a convolution's scratch memory) are not seen.
+Workspaces inside single operators (a convolution's scratch memory) are not seen.
 """
 
 from __future__ import annotations
 
-import math
 import weakref
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,14 +15,8 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
-
-from fewstep.data.random import Rng
-from fewstep.data.sources import Source
-from fewstep.methods.base import Loss, Method, Progress
-from fewstep.models.roles import Roles
-from fewstep.training.settings import TrainingSettings
-from fewstep.training.step import learn, losses, trained_by
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 _BLOCK = 512  # bytes; an accelerator's allocator rounds up to it
 
@@ -38,7 +28,7 @@ def size_of(tensor: Tensor, device: str) -> int:
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Bytes of all storages on the meta device that operators allocate while this mode is on.
+    """Bytes of all storages on the meta device that operators allocate while this mode is on, and what they compute.
 
     Args:
         device: whose rounding to apply.
@@ -46,17 +36,19 @@ class MemoryTracker(TorchDispatchMode):
 
     Attributes:
         live, peak: bytes held now, and at most so far.
+        flops: floating-point operations of matrix products, convolutions and attention, a multiply-add being two.
     """
 
     def __init__(self, device: str, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.device, self.live, self.peak = device, 0, 0
+        self.device, self.live, self.peak, self.flops = device, 0, 0, 0
         self._known = list(known)
         self._seen = {t.untyped_storage()._cdata for t in self._known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for item in tree_iter(result):
+        result, flops = _called(func, args, kwargs or {})
+        self.flops += flops
+        for item in (result,) if isinstance(result, Tensor) else tree_iter(result):
             if isinstance(item, Tensor) and item.is_meta:
                 self._note(item)
         return result
@@ -73,6 +65,70 @@ class MemoryTracker(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
+
+
+_Shapes = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype] | None, ...]
+_CALLS: dict[Any, tuple[_Shapes | None, int]] = {}
+"""Calls of operators that were made before: what they made, and their operations. A network repeats its layers, and
+PyTorch finds the shapes of most operators in Python, at a hundred times the cost of an empty tensor."""
+
+
+def _called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+    """The result of ``func(*args, **kwargs)`` on meta tensors, and its floating-point operations."""
+    key = (func, _described(args), _described(tuple(kwargs.items())) if kwargs else None)
+    try:
+        shapes, flops = _CALLS.get(key, (None, -1))
+    except TypeError:  # an argument that cannot be hashed
+        return func(*args, **kwargs), 0
+    if shapes is not None:
+        made = [s and torch.empty_strided(s[0], s[1], dtype=s[2], device="meta") for s in shapes]
+        return made[0] if len(made) == 1 else tuple(made), flops
+    result = func(*args, **kwargs)
+    if flops < 0:
+        count = _FLOPS.get(func._overloadpacket)
+        flops = 0 if count is None else int(count(*args, **kwargs, out_val=result))
+        _CALLS[key] = _new_shapes(func, args, result), flops
+    return result, flops
+
+
+def _described(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a result's shape depends on; 1, 1.0 and True are equal, and give other types."""
+    return tuple(
+        (v.dtype, v.shape, v.stride(), v.device) if isinstance(v, Tensor)
+        else _described(tuple(v)) if isinstance(v, list | tuple)
+        else (type(v), v)
+        for v in values
+    )  # fmt: skip
+
+
+def _new_shapes(func: Any, args: tuple[Any, ...], result: Any) -> _Shapes | None:
+    """Of each tensor that an operator made; None where it has to be called: it returns what it was given, or numbers.
+
+    A schema does not tell all: `_unsafe_view` returns its argument's storage.
+    """
+    schema, found = func._schema, result if isinstance(result, tuple) else (result,)
+    given = {t.untyped_storage()._cdata for t in tree_iter(args) if isinstance(t, Tensor)}
+    makes = all(part.alias_info is None for part in (*schema.arguments, *schema.returns))
+    if not makes or not all(t is None or (isinstance(t, Tensor) and t.is_meta) for t in found):
+        return None
+    if any(t is not None and t.untyped_storage()._cdata in given for t in found):
+        return None
+    return tuple(None if t is None else (t.shape, t.stride(), t.dtype) for t in found)
+
+
+def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _attention_backward_flops(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
+
+
+_FLOPS = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
 
 
 class DeviceRules(TorchFunctionMode):
@@ -97,9 +153,9 @@ class DeviceRules(TorchFunctionMode):
             return self._grad(*args, **kwargs)
         if self.autocast is not None:
             if func in self._LOWER:
-                args, kwargs = tree_map(lambda x: _cast(x, self.autocast), (args, kwargs))
+                args, kwargs = _all_cast(args, kwargs, self.autocast)
             elif func in self.higher:
-                args, kwargs = tree_map(lambda x: _cast(x, torch.float32), (args, kwargs))
+                args, kwargs = _all_cast(args, kwargs, torch.float32)
         return func(*args, **kwargs)
 
     def _grad(
@@ -141,87 +197,9 @@ class DeviceRules(TorchFunctionMode):
         return output
 
 
+def _all_cast(args: Iterable[Any], kwargs: dict[str, Any], dtype: torch.dtype) -> tuple[list[Any], dict[str, Any]]:
+    return [_cast(value, dtype) for value in args], {name: _cast(value, dtype) for name, value in kwargs.items()}
+
+
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def peak_memory(method: Method, roles: Roles, source: Source, settings: TrainingSettings) -> int:
-    """Peak bytes of one step of `fewstep.training.trainer.Trainer`, every player due, beyond those between steps.
-
-    Activations, temporaries and gradients count; weights, moments and data do not.
-
-    Args:
-        roles, source: on the meta device. The roles' denoisers count the step's network calls.
-    """
-    networks = [roles.base, *roles.helpers.networks]
-    known = [t for network in networks for t in (*network.parameters(), *network.buffers())]
-    known += roles.tensors().values()
-    tracker = MemoryTracker(torch.device(settings.device).type, known)
-    number = _mean_step(method, source, settings)
-    with DeviceRules(tracker.device, settings.autocast), tracker:
-        _trace(method, roles, source, settings, number, {player.name for player in method.players})
-    _drop_gradients(roles)
-    return tracker.peak
-
-
-def mean_cost(method: Method, roles: Roles, source: Source, settings: TrainingSettings) -> float:
-    """Compute cost of a training step per image, in forward passes (forward 1, backward 2).
-
-    It is the mean over a round of the players (`Player.every`). Where the number of network calls is random, a step
-    with nearly the mean number stands for all. Arguments as for `peak_memory`.
-    """
-    number, count = _mean_step(method, source, settings), math.lcm(*(player.every for player in method.players))
-    rounds = Counter(frozenset(p.name for p in method.players if p.due(step)) for step in range(count))
-    images = settings.batch_size // settings.accumulation * min(settings.accumulation, 2)
-    spent = 0.0
-    for due, times in rounds.items():
-        before = roles.cost().forward_equivalents
-        with DeviceRules(torch.device(settings.device).type, settings.autocast):
-            _trace(method, roles, source, settings, number, due)
-        spent += times * (roles.cost().forward_equivalents - before)
-        _drop_gradients(roles)
-    return spent / count / images
-
-
-def _drop_gradients(roles: Roles) -> None:
-    for tensor in roles.tensors().values():
-        tensor.grad = None
-
-
-def _mean_step(method: Method, source: Source, settings: TrainingSettings) -> int:
-    """The step, of the first fifty, whose network calls are nearest to the mean; 0 unless their number is random."""
-    if type(method).calls is Method.calls:
-        return 0
-    mean = sum(method.calls_per_step().values())
-
-    def off(number: int) -> float:
-        rng = Rng(0, number, 2, None, "meta", settings.dtype)
-        draws = method.draw(source.batch(rng), rng, Progress(number, settings.steps))
-        return abs(sum(method.calls(draws).values()) - mean)
-
-    return min(range(50), key=off)
-
-
-def _trace(
-    method: Method, roles: Roles, source: Source, settings: TrainingSettings, number: int, due: Collection[str]
-) -> None:
-    """`Trainer.step` number ``number`` up to its updates; from the third micro-batch on, nothing new is held."""
-    size = settings.batch_size // settings.accumulation
-    for i in range(min(settings.accumulation, 2)):
-        rng = Rng(0, number, settings.batch_size, slice(i * size, (i + 1) * size), "meta", settings.dtype)
-        batch = source.batch(rng)
-        draws = method.draw(batch, rng, Progress(number, settings.steps))
-        for player, loss in losses(method, roles, batch, draws, due):
-            learn(loss, partial(_backward, inputs=trained_by(player, roles)))
-
-
-def _backward(loss: Loss, inputs: Sequence[Tensor]) -> None:
-    """``backward(inputs=inputs)`` of a loss and its balanced terms without its front door: function modes step aside
-    there, and `DeviceRules` must stay for what activation checkpointing recomputes.
-    """
-    terms = [loss.total, *(balance.term for balance in loss.balanced.values())]
-    for term in terms:
-        _engine_run_backward(
-            (term,), (torch.ones_like(term),), term is not terms[-1], False, tuple(inputs),
-            allow_unreachable=True, accumulate_grad=True,
-        )  # fmt: skip

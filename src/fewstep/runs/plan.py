@@ -14,12 +14,14 @@ from fewstep.methods.base import Method
 from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.models.roles import Weights
 from fewstep.planning.estimate import Estimate, estimate, seconds_of_step, step_cost
+from fewstep.planning.hardware import UTILISATION, durations, smallest
 from fewstep.recipe.chain import Chain
 from fewstep.recipe.resume import may_change
 from fewstep.recipe.schema import Recipe
 from fewstep.runs.fit import foreseen_card
 from fewstep.runs.foresee import foresee, missing_here, outline_of
 from fewstep.training.machine import in_words, memory
+from fewstep.training.progress import doing
 from fewstep.training.settings import TrainingSettings
 
 _LARGEST_TIMED = 100_000_000  # parameters; on a CPU a step of a larger network would take long
@@ -54,8 +56,11 @@ def plan(recipe: Recipe, timed: bool = True) -> Plan:
         teacher.denoiser()
     except ValueError as error:
         return Plan(recipe, teacher, None, str(error), None)
-    found = _estimate(recipe, teacher)
-    return Plan(recipe, teacher, found, "", _seconds(recipe, teacher, found) if timed else None)
+    with doing("tracing a training step without weights"):
+        found = _estimate(recipe, teacher)
+    with doing("timing training steps"):
+        seconds = _seconds(recipe, teacher, found) if timed else None
+    return Plan(recipe, teacher, found, "", seconds)
 
 
 def dry_run(recipe: Recipe | Chain) -> str:
@@ -94,7 +99,7 @@ def memory_of_step(recipe: Recipe) -> int:
     Raises:
         ValueError: what the run itself would refuse.
     """
-    return sum(_estimate(recipe, outline_of(recipe)).training.values())
+    return sum(_estimate(recipe, outline_of(recipe), memory_alone=True).training.values())
 
 
 def _training(recipe: Recipe) -> tuple[type[Method], Any, TrainingSettings, Weights]:
@@ -102,10 +107,10 @@ def _training(recipe: Recipe) -> tuple[type[Method], Any, TrainingSettings, Weig
     return recipe.method_class(), recipe.method_settings(), recipe.training, recipe.student.build()
 
 
-def _estimate(recipe: Recipe, teacher: MetaPipeline) -> Estimate:
+def _estimate(recipe: Recipe, teacher: MetaPipeline, **known: Any) -> Estimate:
     return estimate(
         teacher, *_training(recipe),
-        recipe.captions(), len(recipe.sample.prompts), recipe.pairs.size or 0, recipe.teacher.quantize,
+        recipe.captions(), len(recipe.sample.prompts), recipe.pairs.size or 0, recipe.teacher.quantize, **known,
     )  # fmt: skip
 
 
@@ -150,11 +155,16 @@ def cheaper(planned: Plan) -> list[Change]:
     now = sum(planned.estimate.training.values())
     changes = []
     for key, value in _candidates(planned.recipe):
-        changed = _estimate(_changed(planned.recipe, key, value), planned.outline)
+        known = {"step": planned.estimate.rehearsal} if key in _SAME_STEP else {"memory_alone": True}
+        with doing(f"tracing {key}={value}"):
+            changed = _estimate(_changed(planned.recipe, key, value), planned.outline, **known)
         less = now - sum(changed.training.values())
         if less > 0.005 * now:
             changes.append(Change(key, str(value).lower(), less))
     return sorted(changes, key=lambda change: -change.saves)
+
+
+_SAME_STEP = ("teacher.quantize", "training.optimizer")  # they change what is held between steps alone
 
 
 def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
@@ -169,6 +179,8 @@ def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
         yield "student.weights", "lora"
     elif student.rank > 8:
         yield "student.rank", student.rank // 2
+    if student.weights == "lora" and recipe.teacher.quantize is None and not settings.fsdp:
+        yield "teacher.quantize", "int8"
     if settings.optimizer == "adamw" and settings.precision != "fp64":
         yield "training.optimizer", "adamw8bit"
     if settings.precision != "bf16":
@@ -207,7 +219,7 @@ def describe(planned: Plan) -> list[str]:
             f"{recipe.pairs.num_inference_steps} steps each: up to {cost:,} forward passes"
         )
     lines += [f"no export: {why}"] if (why := _no_export(planned)) else []
-    return lines + _memory(found)
+    return lines + _memory(found) + _on_gpus(planned, found)
 
 
 def _no_export(planned: Plan) -> str:
@@ -240,11 +252,32 @@ def advise(planned: Plan) -> list[str]:
 def _time(planned: Plan) -> str:
     if planned.seconds is None:
         return "no step was timed here, so the duration is not known"
-    minutes = planned.seconds / 60
-    about = f"{minutes:.0f} minutes" if minutes >= 2 else f"{planned.seconds:.0f} seconds"
-    if minutes >= 120:
-        about = f"{minutes / 60:.1f} hours"
+    about = _duration(planned.seconds)
     return f"about {about} on this {planned.recipe.training.device}, without encoding the data and sample grids"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes >= 120:
+        return f"{minutes / 60:,.1f} hours"
+    return f"{minutes:.0f} minutes" if minutes >= 2 else f"{seconds:.0f} seconds"
+
+
+def _on_gpus(planned: Plan, found: Estimate) -> list[str]:
+    """What holds the run and how long its steps would take there, by peak rates; nothing of runs on a CPU."""
+    settings = planned.recipe.training
+    if torch.device(settings.device).type != "cuda":
+        return []
+    size = smallest(found.peak)
+    flops = found.rehearsal.flops
+    lines = ["no common GPU has enough memory" if size is None else f"fits into a GPU of {size} GB"]
+    expected = durations(settings.steps * flops, found.peak, settings.precision == "bf16")
+    rows = [f"  {gpu.name + f' ({gpu.gigabytes} GB)':>20}  {_duration(seconds)}" for gpu, seconds in expected]
+    if rows:
+        lines.append(
+            f"a step computes {flops / 1e12:,.3g} TFLOP; all steps at {UTILISATION:.0%} of a GPU's peak rate (assumed):"
+        )
+    return lines + rows
 
 
 def _memory(found: Estimate) -> list[str]:

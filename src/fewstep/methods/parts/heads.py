@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class ResidualHead(nn.Module):
     """PCM's head: 1x1 convolution, group norm, leaky ReLU; the same again with a shortcut; 1x1 to one logit a position.
 
-    Group norm keeps real and fake batches, and samples, apart.
+    Group norm keeps real and fake batches, and samples, apart. Wide features are brought to `width_inside` first.
 
     Args:
         channels: C of the features [B, C, ...].
@@ -24,7 +24,7 @@ class ResidualHead(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        width = max(channels, _LEAST_WIDTH)
+        width = width_inside(channels)
         self.inlet, self.middle = _block(channels, width), _block(width, width)
         self.outlet = nn.Conv1d(width, 1, 1, bias=False)  # within the hinge's margins a bias has no slope
 
@@ -35,7 +35,16 @@ class ResidualHead(nn.Module):
         return cast(Tensor, self.outlet(h).squeeze(1))
 
 
-_LEAST_WIDTH = 32
+_LEAST, _WIDEST, _NARROW = 32, 1280, 512
+
+
+def width_inside(channels: int) -> int:
+    """Channels inside a head on features of ``channels``: as many, but at least 32, and 512 where these exceed 1280.
+
+    The published heads read UNets, of at most 1280 channels. On FLUX's 3,072 their 4x4 convolutions would hold 755
+    million weights, four times those of the student's LoRA.
+    """
+    return max(channels, _LEAST) if channels <= _WIDEST else _NARROW
 
 
 def _block(channels: int, width: int) -> nn.Module:
@@ -47,6 +56,7 @@ class ConvHead(nn.Module):
 
     Each halves the map, until it is 4x4; the last takes all of that; group norm and SiLU follow each. What a map still
     has of more than 4x4 gives more logits, one for each 4x4. Where a map does not divide it is padded with zeros.
+    A 1x1 convolution brings wide features to `width_inside` first.
 
     Args:
         channels: C of the features [B, C, h, w], or [B, C].
@@ -55,16 +65,18 @@ class ConvHead(nn.Module):
 
     def __init__(self, channels: int, halvings: int = 0) -> None:
         super().__init__()
-        self.halve = nn.Sequential(*(_strided(channels, 2) for _ in range(halvings)))
-        self.last = _strided(channels, 4)
-        self.outlet = nn.Conv2d(channels, 1, 1)
+        width = min(channels, width_inside(channels))
+        self.narrow = nn.Identity() if width == channels else nn.Conv2d(channels, width, 1)
+        self.halve = nn.Sequential(*(_strided(width, 2) for _ in range(halvings)))
+        self.last = _strided(width, 4)
+        self.outlet = nn.Conv2d(width, 1, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, ...] -> [B, positions]."""
         h = features[..., None, None] if features.ndim == 2 else features
         side = 4 * 2 ** len(self.halve)
         h = F.pad(h, (0, -h.shape[-1] % side, 0, -h.shape[-2] % side))
-        return cast(Tensor, self.outlet(self.last(self.halve(h))).flatten(1))
+        return cast(Tensor, self.outlet(self.last(self.halve(self.narrow(h)))).flatten(1))
 
 
 def _strided(channels: int, stride: int) -> nn.Module:

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from fewstep.diffusion.schedule import working
 from fewstep.methods.base import Loss
 from fewstep.methods.parts.discriminators import AdversarialLoss, Judge, logged_discriminator_loss, r1
-from fewstep.methods.parts.heads import Heads, groups_of
+from fewstep.methods.parts.heads import Heads, groups_of, width_inside
 from fewstep.models.cond import Cond
 from fewstep.models.helpers import Helpers
 from fewstep.models.roles import Roles
 
-LEAST_WIDTH, CONDITION_WIDTH, GROUP, ITERATIONS = 32, 64, 8, 8
+CONDITION_WIDTH, GROUP, ITERATIONS = 64, 8, 8
 
 
 class SpectralConv(nn.Module):
@@ -121,7 +121,7 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, channels: int, condition_width: int, dims: int = 1) -> None:
         super().__init__()
-        width, self.dims = max(channels, LEAST_WIDTH), dims
+        width, self.dims = width_inside(channels), dims
         self.inlet = _block(channels, width, 1, dims)
         self.middle = _block(width, width, 9 if dims == 1 else 3, dims)
         self.condition = nn.Linear(condition_width, CONDITION_WIDTH) if condition_width else None
