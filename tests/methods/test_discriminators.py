@@ -191,7 +191,8 @@ def test_a_conv_head_leads_down_to_one_logit_and_treats_samples_apart(size, halv
     assert [m.kernel_size for m in head.modules() if isinstance(m, nn.Conv2d)] == [(4, 4)] * (halvings + 1) + [(1, 1)]
 
 
-CONV, TOKENS, MAPS = (partial(ConvHead, halvings=3), *(partial(ProjectionHead, condition_width=8, dims=d) for d in (1, 2)))
+CONV = partial(ConvHead, halvings=3)
+TOKENS, MAPS = (partial(ProjectionHead, condition_width=8, dims=dims) for dims in (1, 2))
 
 
 @pytest.mark.parametrize("head", [ResidualHead, CONV, TOKENS, MAPS])

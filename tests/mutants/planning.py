@@ -110,8 +110,8 @@ MUTANTS = [
         "planning/test_estimate.py",
         (
             "estimate: gradients count twice",
-            '"activations": max(peak - gradients, 0)',
-            '"activations": peak',
+            "activations = max(step.peak - gradients, 0)",
+            "activations = step.peak",
             "test_estimate_and_measurement_agree[full]",
         ),
         (

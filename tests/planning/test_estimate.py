@@ -120,7 +120,7 @@ def test_autocast_is_that_of_the_device(device, normalised):
 FUNCTIONS = [
     lambda x: x + 1,
     lambda x: x + 1.5,
-    lambda x: x > 0,
+    lambda x: ((x > 0) + 1, (x > 0) + 1.0),
     lambda x: torch.ops.aten._unsafe_view(x, [x.numel()]),
     lambda x: F.layer_norm(x, x.shape[-1:]),
     lambda x: x.transpose(0, 1) * 2,

@@ -274,9 +274,8 @@ def _on_gpus(planned: Plan, found: Estimate) -> list[str]:
     expected = durations(settings.steps * flops, found.peak, settings.precision == "bf16")
     rows = [f"  {gpu.name + f' ({gpu.gigabytes} GB)':>20}  {_duration(seconds)}" for gpu, seconds in expected]
     if rows:
-        lines.append(
-            f"a step computes {flops / 1e12:,.3g} TFLOP; all steps at {UTILISATION:.0%} of a GPU's peak rate (assumed):"
-        )
+        teraflop = f"{flops / 1e12:,.{1 if flops < 1e14 else 0}f} TFLOP"
+        lines.append(f"a step computes {teraflop}; all steps at {UTILISATION:.0%} of a GPU's peak rate (assumed):")
     return lines + rows
 
 
@@ -289,7 +288,7 @@ def _memory(found: Estimate) -> list[str]:
     if found.encoding:
         lines.append(f"while images are encoded: {in_words(found.encoding)}")
     if found.sampling:
-        lines.append(f"while a sample grid is decoded: {in_words(found.sampling)}")
+        lines.append(f"while a sample grid is generated: {in_words(found.sampling)}")
     if room is not None and found.peak > room[0]:
         lines.append(f"THIS DOES NOT FIT: {in_words(found.peak)} are needed and {in_words(room[0])} are free")
     return lines
