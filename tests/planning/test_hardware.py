@@ -4,7 +4,8 @@ import pytest
 
 from fewstep.models.meta_pipeline import outline
 from fewstep.planning import hardware
-from fewstep.recipe.load import load_recipe, shipped_recipes
+from fewstep.recipe.load import load_recipe
+from fewstep.recipe.shipped import shipped_recipes
 from fewstep.runs.plan import describe, plan
 
 
