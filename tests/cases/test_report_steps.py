@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.evaluation.compare import Comparison
-from fewstep.evaluation.result import Result
+from fewstep.evaluation.result import Comparison, Result
 from fewstep.models.families import load_teacher
 from fewstep.recipe.load import load_recipe, parse_recipe
-from fewstep.reports.report import FinishedRun, by_steps_grid, steps_of
+from fewstep.reports.blocks import by_steps_grid
+from fewstep.reports.finished import FinishedRun, steps_of
 from fewstep.runs.fit import foreseen_card
 from fewstep.runs.folder import RunFolder
 

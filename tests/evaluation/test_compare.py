@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fewstep import DDIMSampler, load_teacher
-from fewstep.evaluation.compare import Candidate, as_json, compare, comparison_grid, table
+from fewstep.evaluation.compare import Candidate, compare, comparison_grid
 from fewstep.evaluation.measured import Judgement, Reference
 from fewstep.evaluation.prompt_set import PromptSet
+from fewstep.evaluation.tables import as_text
 from fewstep.scenes64.prompts import real_images, reference_of, unseen_captions, unseen_prompts
 
 torch.set_num_threads(1)
@@ -64,8 +65,8 @@ def test_any_prompts_any_size_and_any_judge(teacher, candidates):
     a, b = a.mean((2, 3)), b.mean((2, 3))
     cosines = (a * b).sum(1) / ((a**2).sum(1) * (b**2).sum(1)) ** 0.5
     assert second.figures["unlike first"] == pytest.approx(1 - cosines.mean(), abs=1e-6)
-    assert "real images" not in table(found) and '"pictures": 8' in as_json(found)
-    assert "Over 8 unseen prompts" in table(found)
+    assert "real images" not in as_text(found) and '"pictures": 8' in found.as_json()
+    assert "Over 8 unseen prompts" in as_text(found)
     assert comparison_grid(found, 2).height > 2 * 128
 
 

@@ -4,7 +4,7 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
-        "reports/report.py",
+        "reports/finished.py",
         "reports/test_own_teacher.py",
         (
             "report: captions that another run has seen are held out",
@@ -58,13 +58,13 @@ MUTANTS = [
         ),
         (
             "benchmark: as many images as were asked for",
-            'full.facts.get("images", self.count)',
+            'facts.get("images", self.count)',
             "self.count",
             "test_a_table_has_the_number_of_its_images_and_a_teacher_of_the_same_prompts",
         ),
     ),
     *planted(
-        "reports/report.py",
+        "reports/finished.py",
         "cases/test_report_steps.py",
         (
             "report: a student of two phases is shown at eight",
@@ -120,16 +120,20 @@ MUTANTS = [
             "return self._measure_teacher()",
             "test_who_finds_nothing_but_what_others_are_at_is_not_done",
         ),
+    ),
+    *planted(
+        "reports/jobs.py",
+        "reports/test_benchmark.py",
         (
             "benchmark: the memory of a chain is its first stage's",
-            "return max(map(memory_of_step, _alone(self.recipe)))",
-            "return memory_of_step(_alone(self.recipe)[0])",
+            "return max(map(memory_of_step, alone(self.recipe)))",
+            "return memory_of_step(alone(self.recipe)[0])",
             "test_the_memory_of_a_chain_is_that_of_the_stage_that_needs_most",
         ),
         (
             "benchmark: a chain's budget pays for its last stage alone",
-            "    alone = _alone(recipe)\n",
-            "    alone = _alone(recipe)[-1:] * len(_alone(recipe))\n",
+            "    stages = alone(recipe)\n",
+            "    stages = alone(recipe)[-1:] * len(alone(recipe))\n",
             "test_a_chain_shares_its_budget_among_its_stages",
         ),
         (
@@ -150,9 +154,136 @@ MUTANTS = [
         ),
         (
             "summary: the first seed stands for all",
-            "cells = [over_seeds([r.figures for r in mine if r.steps == n]) for n in steps]",
-            "cells = [over_seeds([r.figures for r in mine if r.steps == n][:1]) for n in steps]",
+            "cells = [over_seeds(name, [r for r in mine if r.steps == n]) for n in steps]",
+            "cells = [over_seeds(name, [r for r in mine if r.steps == n][:1]) for n in steps]",
             "test_the_summary_is_over_seeds",
+        ),
+    ),
+    *planted(
+        "reports/results.py",
+        "reports/test_results.py",
+        (
+            "verdict: of all numbers of steps from this one on",
+            "first, *others = sorted((r for r in found.students if r.steps == steps)",
+            "first, *others = sorted((r for r in found.students if r.steps >= steps)",
+            "test_the_verdict_is_that_of_each_number_of_steps",
+        ),
+        (
+            "verdict: the interval is left out",
+            "{ours.in_words('FD')}",
+            "{ours.figures['FD']:.3g}",
+            "test_the_verdict_is_that_of_each_number_of_steps",
+        ),
+        (
+            "verdict: speed is counted in steps, not in evaluations",
+            'found.full.figures["evaluations"]\n',
+            "float(found.full.steps)\n",
+            "test_the_verdict_is_that_of_each_number_of_steps",
+        ),
+        (
+            "verdict: everything is told apart",
+            "return estimate[1][0] <= 0 <= estimate[1][1]",
+            "return False",
+            "test_a_verdict_says_what_was_not_reached[student0-teachers0-not told apart from the teacher at 4 steps: ]",
+        ),
+        (
+            "verdict: other speeds are not said",
+            'same = other.figures["evaluations"] == first.figures["evaluations"]',
+            "same = True",
+            "test_students_at_as_many_steps_are_told_apart_or_not",
+        ),
+        (
+            "table: what is closed stands with the teacher, too",
+            "if all(result is not r for r in comparison.students) or teacher_at(",
+            "if teacher_at(",
+            "test_a_cell_is_that_of_its_row_and_column_and_an_empty_column_is_left_out",
+        ),
+    ),
+    *planted(
+        "reports/blocks.py",
+        "reports/test_results.py",
+        (
+            "differences: a setting of which two of three are equal is not listed",
+            "if len(set(row)) > 1",
+            "if len(set(row)) == len(row)",
+            "test_differences_are_the_keys_that_differ_defaults_filled_in",
+        ),
+        (
+            "page: the figures' number of images is that of the captions kept",
+            'note = f"{comparison.count} images of each',
+            'note = f"{len(comparison.captions)} images of each',
+            "tests/reports/test_page.py::test_the_verdict_stands_first_then_images_figures_and_settings",
+        ),
+        (
+            "page: images stand under other steps",
+            "[row.get(n) for n in steps]",
+            "list(row.values())",
+            "tests/reports/test_page.py::test_images_stand_under_their_steps_each_with_its_label",
+        ),
+    ),
+    *planted(
+        "reports/jobs.py",
+        "reports/test_results.py",
+        (
+            "differences: of several seeds the first one's settings count",
+            "if all(v == values[0] for v in values) else values",
+            "if True else values",
+            "test_settings_of_a_job_are_those_of_all_its_stages_and_seeds",
+        ),
+    ),
+    *planted(
+        "reports/page.html.j2",
+        "reports/test_page.py",
+        (
+            "page: the good direction is the other one",
+            'if columns[loop.index0].better == "lower" else',
+            'if columns[loop.index0].better == "higher" else',
+            "test_every_figure_has_a_name_a_direction_and_its_interval",
+        ),
+        (
+            "page: a cell has the name of the column before",
+            'title="{{ row[0] }} · {{ content.head[loop.index] }}"',
+            'title="{{ row[0] }} · {{ content.head[loop.index0] }}"',
+            "test_every_figure_has_a_name_a_direction_and_its_interval",
+        ),
+        (
+            "page: faint words can hardly be read",
+            "--faint: #62625c",
+            "--faint: #8f8f89",
+            "test_words_and_lines_stand_out_in_light_and_dark[0]",
+        ),
+    ),
+    *planted(
+        "evaluation/tables.py",
+        "reports/test_page.py",
+        (
+            "page: a column that applies to nothing is shown",
+            "if any(row[i] for row in self.rows))]",
+            "if True)]",
+            "test_a_column_that_applies_to_nothing_is_left_out",
+        ),
+        (
+            "table: columns go on beyond the terminal's edge",
+            "if block and sum(widths[j] + 2 for j in [*block, i]) > room:",
+            "if False:",
+            "tests/reports/test_results.py::test_columns_of_text_are_as_wide_as_the_terminal[80]",
+        ),
+    ),
+    *planted(
+        "evaluation/result.py",
+        "reports/test_results.py",
+        (
+            "results: the teacher twice passes for two seeds",
+            "i if r.seed is None else (r.model, r.steps)",
+            "(r.model, r.steps)",
+            "test_a_verdict_says_what_was_not_reached[student3-teachers3-(the teacher at 50 steps has no measurable "
+            "gap to close); 2 \xd7 faster]",
+        ),
+        (
+            "results: the first seed's figures stand for the mean",
+            "name: sum(r.figures[name] for r in results) / len(results)",
+            "name: results[0].figures[name]",
+            "test_seeds_count_together",
         ),
     ),
     *planted(

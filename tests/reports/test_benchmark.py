@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,16 @@ from fewstep.models.families import load_teacher
 from fewstep.recipe.chain import load
 from fewstep.recipe.load import load_recipe
 from fewstep.recipe.validate import RecipeError
-from fewstep.reports.benchmark import Benchmark, BenchmarkEntry, Run, every_method, within
-from fewstep.reports.results import over_seeds
+from fewstep.reports.benchmark import Benchmark
+from fewstep.reports.jobs import BenchmarkEntry, Run, every_method, within
+from fewstep.reports.results import over_seeds, rows, summary, verdict
 from fewstep.runs.plan import memory_of_step, plan
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.card import load_card, sampler_of
 from fewstep.students.lineage import teacher_of
 from fewstep.students.student import load_student
+from tests.reports.made import result
 
 COUNT, CURVES = 8, ("ddim",)
 
@@ -93,42 +96,50 @@ def test_what_is_written(work):
     found = work.write()
     pages, results = {"table.md", "table.csv", "table.json", "grid.png", "report.html"}, {"tcd-s0.json", "tcd-s1.json"}
     assert {path.name for path in work.out.iterdir()} == pages | results
-    rows = list(csv.DictReader(io.StringIO((work.out / "table.csv").read_text())))
-    assert len(rows) == len(found.results) and rows[0]["model"] == "teacher, ddim"
-    by_label = {(row["model"], row["seed"], row["steps"]): row for row in rows}
+    lines = list(csv.DictReader(io.StringIO((work.out / "table.csv").read_text())))
+    assert len(lines) == len(found.results) and lines[0]["model"] == "teacher, ddim"
+    by_label = {(row["model"], row["seed"], row["steps"]): row for row in lines}
     mine = next(e for e in found.results if (e.model, e.seed, e.steps) == ("tcd", 0, 2))
     row = by_label["tcd", "0", "2"]
     assert float(row["detail FD"]) == mine.figures["detail FD"]
     assert float(row["forward_equivalents"]) == load_card(work.place / "tcd-s0" / "student").forward_equivalents > 0
     lines = (work.out / "table.md").read_text().splitlines()
-    assert sum(line.startswith("| ") for line in lines) == (2 + 2) + (2 + len(rows))  # summary and table, with heads
+    assert sum(line.startswith("| ") for line in lines) == 3 * (2 + 2) + (
+        3 + len(found.results)
+    )  # with heads and floor
     kept = json.loads((work.out / "tcd-s1.json").read_text())
     assert list(kept["steps"]) == ["1", "2"] and kept["prompts"] == COUNT
-    page = (work.out / "report.html").read_text()
-    assert page.count("<svg") == 6 and "http" not in page.replace("http://www.w3.org", "")
+    page = unescape((work.out / "report.html").read_text())
+    assert page.count('role="img"') == 6 and "http" not in page
+    for sentence in verdict(found):
+        assert sentence in page and f"- {sentence}" in lines and sentence.startswith("tcd, mean of 2 seeds, ")
+    assert (
+        f'<p class="note">{COUNT} captions of unseen scenes, against real scenes; teacher {work.recipe.teacher.path}.'
+        in page
+    )
 
 
 @pytest.mark.slow
 def test_the_summary_is_over_seeds(work):
     """A column for each number of steps, compared with the figures of the results."""
     found = work.results()
-    head, (teacher, student) = found.summary()
-    assert head == ["model", "1 step", "2 steps", f"{found.full.steps} steps", "seeds"]
+    table = summary(found, "FD")
+    teacher, student = table.rows
+    assert table.head == ["FD", "1 step", "2 steps", f"{found.full.steps} steps", "seeds"]
     assert (teacher[0], teacher[-1], student[0], student[-1]) == ("teacher, ddim", "", "tcd", "0, 1")
     assert "±" not in "".join(teacher) and student[3] == ""
     two = [e.figures["FD"] for e in found.results if (e.model, e.steps) == ("tcd", 2)]
-    mean, spread = student[2].split(",")[0].removeprefix("FD ").split(" ± ")
+    mean, spread = student[2].split(" ± ")
     assert float(mean) == pytest.approx(sum(two) / 2, rel=0.005)
     assert float(spread) == pytest.approx(abs(two[0] - two[1]) / 2**0.5, abs=0.005 * sum(two) / 2)
 
 
 def test_a_cell_of_the_summary():
-    one = {"FD": 0.21234, "detail FD": 2.0, "accuracy": 0.531, "KID": 5.0}
-    assert over_seeds([one]) == "FD 0.212, detail FD 2.00, accuracy 53 %"
-    both = over_seeds([one, one | {"FD": 0.23234, "detail FD": 4.0}])
-    assert both == "FD 0.222 ± 0.014, detail FD 3.00 ± 1.41, accuracy 53 ± 0 %"
-    assert over_seeds([{"FD": 0.0, "detail FD": 12345.0}]) == "FD 0, detail FD 12345"
-    assert over_seeds([]) == ""
+    one = result("lcm", 4, 0.21234, accuracy=0.531)
+    assert over_seeds("FD", [one]) == one.in_words("FD")
+    two = [one, result("lcm", 4, 0.23234, accuracy=0.531)]
+    assert over_seeds("FD", two) == "0.222 ± 0.014" and over_seeds("accuracy", two) == "53 ± 0 %"
+    assert over_seeds("FD", [result("lcm", 4, 12345.0)] * 2) == "12345 ± 0" and over_seeds("FD", []) == ""
 
 
 def test_two_processes_take_different_runs(runs, tmp_path, monkeypatch):
@@ -194,7 +205,7 @@ def test_a_budget_sets_the_steps(work, short):
 @pytest.mark.slow
 def test_the_memory_of_a_chain_is_that_of_the_stage_that_needs_most(short, work):
     """And what a row says is what `--dry-run` says of its recipe."""
-    (row,) = [r for r in work.results().rows() if (r["model"], r["seed"], r["steps"]) == ("tcd", 0, 1)]
+    (row,) = [r for r in rows(work.results()) if (r["model"], r["seed"], r["steps"]) == ("tcd", 0, 1)]
     assert row["memory"] == sum(plan(work.runs[0].recipe, timed=False).estimate.training.values()) > 0
     chain = load("scenes-64-lightning", [f"teacher={short[0].partition('=')[2]}", "training.batch_size=4"])
     run = Run(work.runs[0].job, 0, chain, ())

@@ -12,7 +12,7 @@ from fewstep.models.families import load_teacher
 from fewstep.recipe.chain import Chain, load, parse_chain
 from fewstep.recipe.load import load_recipe, parse_recipe
 from fewstep.recipe.validate import RecipeError
-from fewstep.reports.report import labels_of
+from fewstep.reports.finished import labels_of
 from fewstep.runs.chain import run_chain
 from fewstep.runs.distill import distill
 from fewstep.runs.setup import setup

@@ -14,8 +14,9 @@ from fewstep.models.lora import merge
 from fewstep.recipe.chain import load, parse_chain
 from fewstep.recipe.load import load_recipe, parse_recipe
 from fewstep.recipe.validate import RecipeError
+from fewstep.reports.finished import FinishedRun
 from fewstep.reports.page import Page
-from fewstep.reports.report import FinishedRun, _feedback
+from fewstep.reports.report import _feedback
 from fewstep.runs.chain import run_chain
 from fewstep.runs.plan import plan
 from fewstep.runs.setup import setup

@@ -27,7 +27,7 @@ def demo(
 
     - `fewstep demo --set training.steps=200 --count 32`, a shorter one
     """
-    from fewstep.evaluation.compare import table
+    from fewstep.evaluation.tables import as_text
     from fewstep.recipe.load import load_recipe
     from fewstep.reports.demo import RECIPE
     from fewstep.reports.demo import demo as run
@@ -36,7 +36,7 @@ def demo(
     recipe = load_recipe(RECIPE, overrides or ()).on_device(device)
     with resumable("demo", *options(out=out, set=overrides, count=count, device=device)):
         made = run(out, recipe, count, show_progress=not quiet, tell=say)
-    say(table(made.comparison))
+    say(as_text(made.comparison))
     say()
     for figure in ("FD", "detail FD"):
         say(made.gap_closed(figure))

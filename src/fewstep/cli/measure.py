@@ -33,9 +33,11 @@ def evaluate(
 
     - `fewstep evaluate runs/mine runs/other --steps 4 --prompts prompts.txt`
     """
-    from fewstep.evaluation.compare import table
-    from fewstep.reports.evaluate import COLUMNS, Sweep, best
+    from fewstep.evaluation.figures import MAIN
+    from fewstep.evaluation.tables import as_text
+    from fewstep.reports.evaluate import Sweep, best
     from fewstep.reports.evaluate import evaluate as measure
+    from fewstep.reports.results import verdict_text
 
     several = {"guidance": guidance, "eta": eta, "lora_scale": lora_scale}
     values = {
@@ -44,7 +46,8 @@ def evaluate(
     }
     sweep = Sweep(steps=tuple(whole_numbers(steps, "--steps")), **values)
     found = measure(runs, sweep, out, count, features, prompts, not quiet, device)
-    say(table(found, COLUMNS))
+    say(as_text(found, MAIN))
+    say(f"\n{verdict_text(found)}\n")
     say(best(found, "FD"))
     say(f"Wrote {out} and {out.with_suffix('.png')}.")
 
@@ -112,7 +115,9 @@ def benchmark(
     A job file is YAML: recipe, and perhaps set, seeds, budget, steps, count. Finished runs are kept; the same command
     continues with the rest. Started twice, on two cores or GPUs, each process takes runs that the other has not.
     """
-    from fewstep.reports.benchmark import Benchmark, BenchmarkEntry, every_method
+    from fewstep.reports.benchmark import Benchmark
+    from fewstep.reports.jobs import BenchmarkEntry, every_method
+    from fewstep.reports.results import in_short
 
     given = {
         "seeds": tuple(whole_numbers(seeds, "--seeds")) or None,
@@ -133,8 +138,9 @@ def benchmark(
     )  # fmt: skip
     with resumable("benchmark", *(jobs or ()), *again):
         done = work.work(say)
-    if work.write() is not None:
-        say((out / "table.md").read_text(encoding="utf-8"))
+    table = work.write()
+    if table is not None:
+        say(f"{in_short(table)}\n")
         say(f"The table, the page and the images are in {out}.")
     if not done:
         say("Not all is done: run the same command again.")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from fewstep.evaluation.figures import FIGURES, SHORT
 from fewstep.evaluation.grids import ON_PAGES, image_grid
 from fewstep.evaluation.measured import Features, resamplings
 from fewstep.evaluation.metrics import Moments, centred_interval, frechet_distance, spreads
 from fewstep.evaluation.prompt_set import PromptSet
-from fewstep.evaluation.result import Result
+from fewstep.evaluation.result import Comparison, Result
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
@@ -36,28 +34,6 @@ class Candidate:
     @property
     def steps(self) -> int:
         return len(self.sampler.times(self.denoiser.schedule)) - 1
-
-
-@dataclass
-class Comparison:
-    """Results of all candidates, and the context in which to read them.
-
-    Attributes:
-        results: in the order of the candidates; captions: of their images; seed: of the noise.
-        floors: FD and detail FD of as many other real images to the reference: nothing can do better.
-        about: the prompts and the reference in words.
-    """
-
-    results: list[Result]
-    captions: Sequence[str]
-    seed: int
-    floors: dict[str, float]
-    about: str = "unseen prompts"
-
-    @property
-    def count(self) -> int:
-        """Images of each candidate."""
-        return len(self.captions)
 
 
 def compare(
@@ -117,32 +93,11 @@ def compare(
     return Comparison(results, prompts.captions, seed, lowest, prompts.about)
 
 
-def table(comparison: Comparison, names: Sequence[str] = SHORT) -> str:
-    """The figures in columns, with 95 % intervals, and below them a line that explains each."""
-    results = comparison.results
-    names = [name for name in names if name in results[0].figures]
-    rows = [["", *names], *([r.label, *(r.in_words(name) for name in names)] for r in results)]
-    if comparison.floors:
-        rows.append(["real images", *(f"{comparison.floors[n]:.3g}" if n in comparison.floors else "" for n in names)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-             for row in rows]  # fmt: skip
-    lines += ["", f"Over {comparison.count} {comparison.about}; 95 % intervals in brackets:"]
-    return "\n".join([line.rstrip() for line in lines] + [f"  {n}: {FIGURES[n]}" for n in names if n in FIGURES])
-
-
 def comparison_grid(comparison: Comparison, columns: int = 8) -> Image.Image:
     """A row for each candidate: its images of the first ``columns`` prompts, with their captions."""
     results = comparison.results
     rows, labels = [r.images[:columns] for r in results], [r.label for r in results]
     return image_grid(rows, labels, comparison.captions[:columns], largest=ON_PAGES)
-
-
-def as_json(comparison: Comparison) -> str:
-    """The figures for programs."""
-    ways = {r.label: {**r.figures, "intervals": r.intervals} for r in comparison.results}
-    figures = {"pictures": comparison.count, "seed": comparison.seed, "real": comparison.floors, "ways": ways}
-    return json.dumps(figures, indent=1) + "\n"
 
 
 def _spreads(

@@ -47,6 +47,10 @@ FIGURES = {
 }  # fmt: skip
 """The figures of a model, in the order of tables."""
 
+MAIN = ("FD", "KID", "detail FD", "recall", "accuracy", "to teacher", "unlike teacher", "perceptual", "CLIP score",
+        "PickScore", "aesthetic", "spread", "evaluations")  # fmt: skip
+"""The figures that reports, benchmarks and evaluations show first, where they are measured."""
+
 SHORT = ("evaluations", "ms", "FD", "detail FD", "accuracy", "to first")
 """The figures of the table in a terminal."""
 
@@ -54,6 +58,12 @@ OF_FIRST = ("to first", "unlike first")
 """Figures that compare with the first of several models."""
 DECIDING = tuple(name for name, figure in FIGURES.items() if figure.better and name not in (*OF_FIRST, "spread"))
 """The figures by which the best of several students can be chosen."""
+
+
+def figure(name: str) -> Figure:
+    """What a figure says, also that of an attribute, such as "accuracy of colour"."""
+    of = name.removeprefix("accuracy of ")
+    return FIGURES.get(name) or Figure(f"share of stated values of {of} that images show, by the detector", "higher")
 
 
 def best_first(name: str, value: float) -> float:

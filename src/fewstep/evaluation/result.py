@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,81 @@ class Result:
             return cls(**plain, images=images, resampled=resampled)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             raise ValueError(f"{path} is damaged: remove it, and what it held is measured again.") from None
+
+
+@dataclass
+class Comparison:
+    """Results of several models on the same prompts and noise, and the context in which to read them.
+
+    Attributes:
+        results: in the order of the candidates; of reports and benchmarks the first is the teacher at its full number
+            of steps.
+        captions: of their images, or of the first ones that are kept; seed: of the noise.
+        floors: FD and detail FD of as many other real images to the reference: nothing can do better.
+        about: the prompts and the reference in words.
+        count: images of each model; as many as captions by default.
+    """
+
+    results: list[Result]
+    captions: Sequence[str]
+    seed: int
+    floors: dict[str, float]
+    about: str = "unseen prompts"
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.count = self.count or len(self.captions)
+
+    @property
+    def full(self) -> Result:
+        """The teacher at its full number of steps."""
+        return self.results[0]
+
+    @property
+    def students(self) -> list[Result]:
+        """The results of every other model than the teacher, which may be there by several samplers."""
+        teacher = self.full.model.partition(",")[0]
+        return [r for r in self.results if "method" in r.facts or r.model.partition(",")[0] != teacher]
+
+    @property
+    def names(self) -> list[str]:
+        """The figures that any of the models has."""
+        return list(dict.fromkeys(name for result in self.results for name in result.figures))
+
+    def gap_closed(self, result: Result, figure: str) -> Estimate | None:
+        """`gap_closed_in` these results."""
+        return gap_closed_in(self.results, figure, result)
+
+    def over_seeds(self) -> Comparison:
+        """The same with one result for all seeds of a model at a number of steps."""
+        groups: dict[object, list[Result]] = {}
+        for i, r in enumerate(self.results):  # without seeds, the same model at the same steps is another result
+            groups.setdefault(i if r.seed is None else (r.model, r.steps), []).append(r)
+        return replace(self, results=[mean_over_seeds(group) for group in groups.values()])
+
+    def as_json(self) -> str:
+        """The figures for programs."""
+        ways = {r.label: {**r.figures, "intervals": r.intervals} for r in self.results}
+        figures = {"pictures": self.count, "seed": self.seed, "real": self.floors, "ways": ways}
+        return json.dumps(figures, indent=1) + "\n"
+
+
+def mean_over_seeds(results: Sequence[Result]) -> Result:
+    """One result for several seeds of a model: means of those figures that all have, intervals over the same images."""
+    first = results[0]
+    if len(results) == 1:
+        return replace(first, seed=None)
+    figures = {
+        name: sum(r.figures[name] for r in results) / len(results)
+        for name in first.figures
+        if all(name in r.figures for r in results)
+    }
+    resampled = {
+        name: torch.stack([r.resampled[name] for r in results]).mean(0) for name in first.resampled if name in figures
+    }
+    intervals = {name: centred_interval(values, figures[name]) for name, values in resampled.items()}
+    model = f"{first.model}, mean of {len(results)} seeds"
+    return Result(model, first.steps, first.images, figures, intervals, resampled, facts=first.facts)
 
 
 def in_steps(steps: int) -> str:

@@ -22,7 +22,7 @@ def may_change(key: str) -> bool:
 
 def refused(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """The first key that differs and must not, with both its values; None where a run may go on with ``now``."""
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     for key in sorted(old.keys() | new.keys()):
         if not may_change(key) and old.get(key) != new.get(key):
             return key, old.get(key), new.get(key)
@@ -44,11 +44,11 @@ def consequences(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return [f"training.steps is {new} now, and {sentence}. {instead}." for sentence in found]
 
 
-def _flat(data: object, prefix: str = "") -> dict[str, object]:
+def flat(data: object, prefix: str = "") -> dict[str, object]:
     """Nested data as one level of dotted keys."""
     if not isinstance(data, Mapping):
         return {prefix: data}
     found: dict[str, object] = {}
     for key, value in data.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
     return found

@@ -11,7 +11,6 @@ started at the same time, on two cores or GPUs, take different runs.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import signal
@@ -19,33 +18,32 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import Field, PositiveInt, field_validator
-from pydantic.dataclasses import dataclass as checked
+from PIL import Image
 
 from fewstep.data.files import held, replace_text, text_hash
 from fewstep.evaluation.compare import Candidate, compare
 from fewstep.evaluation.figures import OF_FIRST
-from fewstep.evaluation.result import KEPT_IMAGES, Result, lower_by, teacher_at
-from fewstep.methods.registry import METHODS
+from fewstep.evaluation.grids import ON_PAGES, image_grid
+from fewstep.evaluation.result import KEPT_IMAGES, Comparison, Result, lower_by, teacher_at
 from fewstep.models.families import Teacher
-from fewstep.recipe.chain import Chain, load
 from fewstep.recipe.schema import Recipe
-from fewstep.recipe.shipped import shipped_recipes
-from fewstep.recipe.validate import RecipeError, validated
+from fewstep.recipe.validate import RecipeError
+from fewstep.reports.blocks import put_differences, put_results
 from fewstep.reports.candidates import student_candidates, teacher_candidates
-from fewstep.reports.results import DISTANCES, ResultsTable, in_order
+from fewstep.reports.jobs import Run, settings_of
+from fewstep.reports.page import Page
+from fewstep.reports.results import DISTANCES, as_csv, as_markdown, in_order
 from fewstep.runs.chain import run as distil
 from fewstep.runs.dataset import versions
 from fewstep.runs.first_teacher import first_teacher_of
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.measured_on import prompt_set
-from fewstep.runs.plan import cost_of_pairs, cost_of_step, memory_of_step
+from fewstep.scenes64.prompts import unseen_captions
 from fewstep.students.card import load_card
 from fewstep.students.lineage import student_folder
 from fewstep.training import distributed
@@ -56,190 +54,6 @@ NOISE = 0
 """Seed of the initial noise: the same for all runs, so that any two can be compared image by image."""
 CURVES = ("ddim", "dpm++2m", "euler")
 """The teacher's samplers; students are compared with the first."""
-
-
-@checked(frozen=True)
-class BenchmarkEntry:
-    """A job of the benchmark: a recipe that is run once for each seed.
-
-    Attributes:
-        name: of its runs. recipe: a name or file that `fewstep distill` takes; set: overrides of its keys.
-        seeds: one run each. budget: compute cost of each run in forward passes, pairs and earlier stages included;
-            None: as the recipe states. steps: numbers of steps at which the student is measured. count: prompts.
-        without: stages of a chain to leave out.
-    """
-
-    name: str
-    recipe: str
-    set: dict[str, Any] = Field(default_factory=dict)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    steps: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
-    count: int = Field(default=5000, ge=8)
-    without: tuple[str, ...] = ()
-
-    @field_validator("name")
-    @classmethod
-    def _a_word(cls, name: str) -> str:
-        """The name becomes that of a folder."""
-        if not name or name.startswith(".") or Path(name).name != name:
-            raise ValueError(f"name: '{name}' is to be the name of a folder: take letters, digits, '-' and '_'.")
-        return name
-
-    @classmethod
-    def of(cls, source: str, **given: Any) -> BenchmarkEntry:
-        """A job from its file (YAML with a key ``recipe``), or from a recipe's name or file; ``given`` has precedence.
-
-        Raises:
-            RecipeError: an unknown key, an invalid value, or a file that cannot be read.
-        """
-        path, data = Path(source), None
-        if path.suffix in (".yaml", ".yml"):
-            try:
-                if not path.is_file():
-                    raise FileNotFoundError(path)
-                data = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-                raise RecipeError(f"{path} cannot be read: give a job's file, or a recipe's name or file.") from None
-        if not isinstance(data, dict) or "recipe" not in data:
-            data = {"recipe": source}
-        known = {f.name for f in fields(cls)}
-        for key in data.keys() - known:
-            raise RecipeError(f"{path}: a job has no key '{key}': it has {', '.join(sorted(known - {'name'}))}.")
-        data = {"name": path.stem} | data | {key: value for key, value in given.items() if value is not None}
-        try:
-            job = validated(cls, data)
-        except RecipeError as error:
-            raise RecipeError(f"{path}: {error}") from None
-        return job
-
-    def runs(self, overrides: Sequence[str] = ()) -> Iterator[Run]:
-        """One run for each seed, with ``overrides`` (KEY=VALUE) of its recipe."""
-        changes = [*(f"{key}={value}" for key, value in self.set.items()), *overrides]
-        share = None
-        for seed in self.seeds:
-            recipe = _without(load(self.recipe, [*changes, f"seed={seed}"]), self.without)
-            if self.budget is not None:
-                share = share or share_within(recipe, self.budget)  # in a short trial of each stage, for all seeds
-                recipe = _shortened(recipe, share)
-            yield Run(self, seed, recipe, tuple(changes))
-
-
-@dataclass(frozen=True)
-class Run:
-    """A recipe with one seed."""
-
-    job: BenchmarkEntry
-    seed: int
-    recipe: Recipe | Chain
-    changes: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.job.name}-s{self.seed}"
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the resolved recipe: results of any other recipe are measured again."""
-        return text_hash(self.recipe.as_yaml())
-
-    @property
-    def steps(self) -> int:
-        """Training steps of all stages."""
-        return sum(recipe.training.steps for recipe in _alone(self.recipe))
-
-    @property
-    def last(self) -> Recipe:
-        """The recipe of the measured student: that of a chain's last stage, on the model with which the chain began."""
-        return _alone(self.recipe)[-1]
-
-    @property
-    def memory(self) -> int:
-        """Peak memory of a training step in bytes, of the stage that needs most."""
-        return max(map(memory_of_step, _alone(self.recipe)))
-
-    @property
-    def measured_at(self) -> tuple[int, ...]:
-        """Numbers of steps at which the student is measured: its own alone, if it was trained for no others."""
-        recipe = self.last
-        wanted = recipe.method_class().sampling(recipe.method_settings())
-        own = wanted.no_other_steps and recipe.sample.sampler is None
-        return (recipe.sample.num_inference_steps,) if own else self.job.steps
-
-
-def every_method() -> list[str]:
-    """The shipped recipes for scenes-64 that are named after a method."""
-    return [name for name in (f"scenes-64-{method}" for method in METHODS) if name in shipped_recipes()]
-
-
-def _alone(recipe: Recipe | Chain) -> list[Recipe]:
-    """The recipe itself, or those of a chain's trained stages, on the model with which the chain began."""
-    return [recipe] if isinstance(recipe, Recipe) else list(recipe.on_first_teacher().values())
-
-
-# ---------------------------------------------------------------- one cost for all
-
-
-def within(recipe: Recipe | Chain, budget: float) -> Recipe | Chain:
-    """The recipe with as many training steps as ``budget`` forward passes allow; a chain's stages in proportion.
-
-    Raises:
-        RecipeError: the teacher's samples, or one step of every stage, cost more.
-    """
-    return _shortened(recipe, share_within(recipe, budget))
-
-
-def share_within(recipe: Recipe | Chain, budget: float) -> float:
-    """The share of its training steps that `within` leaves a recipe, and each stage of a chain. Raises as `within`."""
-    alone = _alone(recipe)
-    left = budget - sum(cost_of_pairs(one) for one in alone)
-    share = left / sum(cost_of_step(one) * one.training.steps for one in alone)
-    if min(_part(one, share) for one in alone) < 1:
-        raise RecipeError(f"A budget of {budget:,.0f} forward passes is too small for this recipe: give more.")
-    return share
-
-
-def _part(recipe: Recipe, share: float) -> int:
-    """So many training steps are this share of a recipe's."""
-    return int(share * recipe.training.steps + 1e-9)
-
-
-def _shortened(recipe: Recipe | Chain, share: float) -> Recipe | Chain:
-    """The recipe, or each stage of a chain, with this share of its training steps, and warm-up in proportion."""
-    if isinstance(recipe, Recipe):
-        return _short(recipe, share)
-    stages = (replace(stage, does=_short(stage.recipe, share)) if stage.recipe else stage for stage in recipe.stages)
-    return Chain(tuple(stages))
-
-
-def _short(recipe: Recipe, share: float) -> Recipe:
-    training, steps = recipe.training, _part(recipe, share)
-    warmup = min(training.warmup_steps, max(1, steps // 10))
-    return recipe.model_copy(update={"training": dataclasses.replace(training, steps=steps, warmup_steps=warmup)})
-
-
-def _without(recipe: Recipe | Chain, left_out: Sequence[str]) -> Recipe | Chain:
-    """The chain without some of its stages.
-
-    Raises:
-        RecipeError: there is no such stage, or a later one begins with it.
-    """
-    if not left_out:
-        return recipe
-    stages = recipe.stages if isinstance(recipe, Chain) else ()
-    kept = tuple(stage for stage in stages if stage.name not in left_out)
-    needed = {name for stage in kept for name in stage.begins_with}
-    for name in left_out:
-        if name not in {stage.name for stage in stages}:
-            raise RecipeError(
-                f"without: {name} is no stage of this recipe: {', '.join(s.name for s in stages) or 'it has none'}."
-            )
-        if name in needed:
-            raise RecipeError(f"without: a later stage begins with {name}: leave that one out, too.")
-    return Chain(kept)
-
-
-# ---------------------------------------------------------------- the work
 
 
 class Benchmark:
@@ -300,7 +114,7 @@ class Benchmark:
         with self._mine("teacher") as mine:
             return mine and self._measure_teacher() and all(map(self.is_measured, self.runs))
 
-    def results(self) -> ResultsTable | None:
+    def results(self) -> Comparison | None:
         """All that has been measured; None as long as the teacher at its full number of steps has not been."""
         fingerprints = {self._teacher_fingerprint, *(run.fingerprint for run in self.runs)}
         files = [
@@ -315,20 +129,36 @@ class Benchmark:
         if full is None:
             return None
         rest = in_order((r for r in found if r is not full), list(dict.fromkeys(run.job.name for run in self.runs)))
-        return ResultsTable([full, *rest], full.facts.get("images", self.count), full.facts["floors"])
+        facts = {"captions": unseen_captions(KEPT_IMAGES), "about": "unseen prompts", **full.facts}  # of older files
+        return Comparison([full, *rest], facts["captions"], NOISE, facts["floors"], facts["about"],
+                          facts.get("images", self.count))  # fmt: skip
 
-    def write(self) -> ResultsTable | None:
-        """Write the table of `results`, and a file for each measured run."""
+    def write(self) -> Comparison | None:
+        """Write the table of `results`, the page, and a file for each measured run."""
         table = self.results()
         if table is None:
             return None
         self.out.mkdir(parents=True, exist_ok=True)
-        table.write(self.out)
+        full, *entries = (result.as_plain() for result in table.results)
+        plain = {"prompts": table.count, "real": table.floors, "full": full, "entries": entries}
+        replace_text(self.out / "table.md", as_markdown(table))
+        replace_text(self.out / "table.csv", as_csv(table))
+        replace_text(self.out / "table.json", json.dumps(plain, indent=1) + "\n")
+        replace_text(self.out / "report.html", self._page(table).html())
+        _grid(table).save(self.out / "grid.png")
         for run in self.runs:
             mine = [r for r in table.results if r.model == run.job.name and r.seed == run.seed]
             if mine:
                 replace_text(self.out / f"{run.name}.json", json.dumps(_run_as_plain(table, mine), indent=1) + "\n")
         return table
+
+    def _page(self, table: Comparison) -> Page:
+        """All results, and in which settings the jobs differ."""
+        page, jobs = Page("Few-step benchmark"), list(dict.fromkeys(run.job.name for run in self.runs))
+        page.text(f"{table.count} {table.about}; teacher {self.recipe.teacher.path}.", note=True)
+        put_results(page, table)
+        put_differences(page, {job: settings_of([r for r in self.runs if r.job.name == job]) for job in jobs})
+        return page
 
     def is_measured(self, run: Run) -> bool:
         """Whether all figures of a run are there."""
@@ -482,7 +312,15 @@ def _teacher_by(sampler: str) -> str:
     return f"teacher, {sampler}"
 
 
-def _run_as_plain(table: ResultsTable, results: Sequence[Result]) -> dict[str, Any]:
+def _grid(table: Comparison) -> Image.Image:
+    """A row for each result, all from the same prompts and noise; of a model's seeds the first."""
+    first = {r.model: r.seed for r in reversed(table.results)}
+    shown = [r for r in table.results if r.seed == first[r.model]]
+    labels = [f"{r.model}, {r.steps}" for r in shown]
+    return image_grid([r.images for r in shown], labels, table.captions, largest=ON_PAGES)
+
+
+def _run_as_plain(table: Comparison, results: Sequence[Result]) -> dict[str, Any]:
     """The file of a run: figures by steps, also against the teacher at as many steps."""
     by_steps = {}
     for result in results:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Comparison, as_json, compare, comparison_grid
+from fewstep.evaluation.compare import compare, comparison_grid
 from fewstep.evaluation.grids import ON_PAGES, image_grid
-from fewstep.evaluation.result import gap_closed_in, in_steps
+from fewstep.evaluation.result import Comparison, in_steps
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.recipe.load import load_recipe
 from fewstep.recipe.schema import Recipe
@@ -42,8 +42,7 @@ class Demo:
 
     def gap_closed(self, figure: str) -> str:
         """The share of the teacher's loss at few steps that the student avoids, in words."""
-        results = self.comparison.results
-        found = gap_closed_in(results, figure, results[-1])
+        found = self.comparison.gap_closed(self.comparison.results[-1], figure)
         if found is None:
             return f"{figure}: the teacher loses nothing measurable at few steps"
         return f"{figure}: the student closes {in_percent(found)} of the teacher's gap"
@@ -74,7 +73,7 @@ def demo(
         comparison = compare(teacher, candidates, unseen_prompts(teacher, count), recipe.seed, advance)
     grid = folder / "demo.png"
     comparison_grid(comparison).save(grid)
-    replace_text(folder / "demo.json", as_json(comparison))
+    replace_text(folder / "demo.json", comparison.as_json())
     return Demo(folder, grid, comparison)
 
 

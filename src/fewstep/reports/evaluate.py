@@ -14,19 +14,15 @@ import torch
 
 from fewstep.data.files import replace_text
 from fewstep.diffusion.schedule import Schedule
-from fewstep.evaluation.compare import Candidate, Comparison, as_json, compare, comparison_grid
+from fewstep.evaluation.compare import Candidate, compare, comparison_grid
 from fewstep.evaluation.figures import best_first
-from fewstep.evaluation.result import in_steps
+from fewstep.evaluation.result import Comparison, in_steps
 from fewstep.models.hub import Remark
 from fewstep.reports.candidates import student_candidates, teacher_candidates
-from fewstep.reports.report import FinishedRun, check_out, finished_runs, measured_alike, model_of, steps_of
+from fewstep.reports.finished import FinishedRun, check_out, finished_runs, measured_alike, model_of, steps_of
 from fewstep.runs.first_teacher import first_teacher_of
 from fewstep.students.card import sampler_of
 from fewstep.training.progress import progress_bar
-
-COLUMNS = ("evaluations", "FD", "KID", "detail FD", "accuracy", "to teacher", "unlike teacher", "perceptual",
-           "CLIP score", "PickScore", "aesthetic")  # fmt: skip
-"""The figures of the printed table, where they are measured."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ def evaluate(
         comparison = compare(teacher, candidates(), measured_on, first.seed, advance, per_prompt=4)
     out.parent.mkdir(parents=True, exist_ok=True)
     comparison_grid(comparison).save(out.with_suffix(".png"))
-    replace_text(out, as_json(comparison))
+    replace_text(out, comparison.as_json())
     return comparison
 
 

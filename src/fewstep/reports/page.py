@@ -8,15 +8,22 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
+from torch import Tensor
+
+from fewstep.evaluation.figures import Figure
+from fewstep.evaluation.grids import ON_PAGES, to_images
+from fewstep.evaluation.tables import Table
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
 """Lines of a chart: name -> points (x, y)."""
+LOSSLESS = 128
+"""Images of a larger side are kept as JPEG."""
 
 
 class Page:
@@ -32,26 +39,64 @@ class Page:
     def text(self, text: str, note: bool = False) -> None:
         self.parts.append(("note" if note else "text", text))
 
+    def verdict(self, about: str, sentences: Sequence[str]) -> None:
+        """What was reached, before everything else."""
+        self.parts.append(("verdict", (about, sentences)))
+
     def code(self, text: str) -> None:
         self.parts.append(("code", text))
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """The first column holds text, the others numbers."""
-        self.parts.append(("table", (head, rows)))
+    def folded(self, page: Page) -> None:
+        """The parts of another page under its title, to be unfolded; nothing where it has none."""
+        if page.parts:
+            self.parts.append(("folded", page))
 
-    def image(self, image: Image.Image, caption: str) -> None:
-        """Kept inside the page as PNG."""
-        file = io.BytesIO()
-        image.save(file, "PNG", optimize=True)
-        self.parts.append(("image", (base64.b64encode(file.getvalue()).decode(), caption)))
+    def table(self, table: Table, meaning: Callable[[str], Figure] | None = None, explained: bool = False) -> None:
+        """A table without the columns that are empty; nothing where no column is left.
+
+        Args:
+            meaning: what a column says, in tables of figures; without it the cells are text.
+            explained: whether a list below says it, too.
+        """
+        table = table.without_empty()
+        if len(table.head) > 1:
+            columns = [None, *(meaning(name) if meaning else None for name in table.head[1:])]
+            self.parts.append(("table", (table, columns, explained)))
+
+    def images(
+        self, caption: str, head: Sequence[str], rows: Mapping[str, Sequence[tuple[str, Tensor] | None]]
+    ) -> None:
+        """Images of one prompt in rows with names, the first row above ``head``; each with its label, None for a gap.
+
+        Args:
+            rows: images [3, H, W] in [0, 1].
+        """
+        kept = {name: [one and (one[0], _inline(one[1])) for one in row] for name, row in rows.items()}
+        self._append("grids", (caption, head, kept))
 
     def chart(self, series: Series, x: str, y: str, logarithmic: bool = False) -> None:
         """One line for each of ``series``; ``logarithmic`` concerns the y axis."""
-        self.parts.append(("chart", Chart(series, x, y, logarithmic)))
+        self._append("charts", Chart(series, x, y, logarithmic))
+
+    def _append(self, kind: str, content: object) -> None:
+        """Put charts, or images, that follow each other side by side where there is room."""
+        if not self.parts or self.parts[-1][0] != kind:
+            self.parts.append((kind, []))
+        self.parts[-1][1].append(content)
 
     def html(self) -> str:
         """The whole document."""
         return _template().render(page=self)
+
+
+def _inline(image: Tensor) -> str:
+    """An image [3, H, W] in [0, 1] as the address of itself, reduced to what a page shows."""
+    (picture,) = to_images(image[None])
+    picture.thumbnail((ON_PAGES, ON_PAGES), Image.Resampling.LANCZOS)
+    kind, options = ("PNG", {"optimize": True}) if max(picture.size) <= LOSSLESS else ("JPEG", {"quality": 90})
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 class Chart:
@@ -62,7 +107,7 @@ class Chart:
         x_ticks, y_ticks: (pixel, label).
     """
 
-    width, height, left, bottom, top, right = 720, 300, 64, 260, 12, 550
+    width, height, left, bottom, top, right = 350, 220, 56, 180, 10, 340
 
     def __init__(self, series: Series, x: str, y: str, logarithmic: bool = False) -> None:
         self.x, self.y = x, y
@@ -70,13 +115,13 @@ class Chart:
         values = [point for points in kept.values() for point in points]
         self.lines: dict[str, list[tuple[float, float]]] = {}
         if values:
-            across = _Axis([a for a, _ in values], self.left, self.right)
-            up = _Axis([b for _, b in values], self.bottom, self.top)
+            across = _Axis([a for a, _ in values], self.left + 6, self.right - 6)
+            up = _Axis([b for _, b in values], self.bottom - 6, self.top + 6)
             self.lines = {
                 name: [(across.at(a), up.at(b)) for a, b in points] for name, points in kept.items() if points
             }
             self.x_ticks = [(across.at(value), f"{value:g}") for value in across.ticks()]
-            self.y_ticks = [(up.at(v), f"{10**v:.2g}" if logarithmic else f"{v:g}") for v in up.ticks()]
+            self.y_ticks = [(up.at(v), f"{float(f'{10**v:.2g}'):g}" if logarithmic else f"{v:g}") for v in up.ticks()]
 
 
 def _template() -> Template:

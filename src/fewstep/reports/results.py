@@ -1,204 +1,101 @@
-"""The results of many models on the same prompts and noise, in one table: Markdown, CSV, JSON and an HTML page."""
+"""What a comparison says, alike for `fewstep report`, `benchmark` and `evaluate`: verdict, tables, rows of CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import zip_longest
 from typing import Any
 
 import torch
-from PIL import Image
 
-from fewstep.data.files import replace_text
-from fewstep.evaluation.figures import FIGURES
-from fewstep.evaluation.grids import ON_PAGES, image_grid
-from fewstep.evaluation.result import KEPT_IMAGES, Estimate, Result, gap_closed_in, in_steps
-from fewstep.reports.page import Page
-from fewstep.scenes64.prompts import unseen_captions
+from fewstep.evaluation.figures import FIGURES, MAIN, Figure, figure
+from fewstep.evaluation.result import Comparison, Estimate, Result, in_steps, lower_by, teacher_at
+from fewstep.evaluation.tables import Table, figure_table, in_lines, meanings
 from fewstep.training.machine import in_words
 
-SHOWN = ("FD", "KID", "detail FD", "recall", "accuracy", "unlike teacher", "spread")
-"""The figures of the table, among those of `figures.FIGURES`."""
 DISTANCES = ("FD", "detail FD")
 IN_SHORT = ("FD", "detail FD", "accuracy")
-"""The figures in a cell of the summary, and of the charts."""
-_COST: dict[str, Callable[[Any], str]] = {
-    "forward_equivalents": "{:,.0f}".format,
-    "minutes": "{:.0f}".format,
-    "memory": in_words,
-}
-"""The facts of a result that the table shows, and how they are written."""
-_SUMMARY = "Of several seeds the mean and the standard deviation"
-
-Table = tuple[list[str], list[list[str]]]
-"""Head and rows, as text."""
-
-
-@dataclass
-class ResultsTable:
-    """Results of the same prompts and noise.
-
-    Attributes:
-        results: in the order of the table; the first is the teacher at its full number of steps, against which the
-            others are measured.
-        count: number of prompts. floors: FD and detail FD of as many real images.
-    """
-
-    results: list[Result]
-    count: int
-    floors: dict[str, float]
-
-    @property
-    def full(self) -> Result:
-        """The teacher at its full number of steps."""
-        return self.results[0]
-
-    @property
-    def shown(self) -> list[str]:
-        """Those of `SHOWN` that these models have."""
-        return [name for name in SHOWN if any(name in result.figures for result in self.results)]
-
-    @property
-    def about(self) -> str:
-        """The prompts and the reference in words."""
-        return str(self.full.facts.get("about", "unseen prompts"))
-
-    def gap_closed(self, result: Result, figure: str) -> Estimate | None:
-        """`gap_closed_in` this table."""
-        return gap_closed_in(self.results, figure, result)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The table for programs: a row for each result."""
-        for r in self.results:
-            row: dict[str, Any] = {"model": r.model, "seed": r.seed, "steps": r.steps}
-            row |= {name: r.facts.get(name) for name in _COST}
-            for name in self.shown:
-                row[name] = r.figures.get(name)
-                if name in r.intervals:
-                    row[f"{name} low"], row[f"{name} high"] = r.intervals[name]
-            for name in DISTANCES:
-                closed = None if r is self.full else self.gap_closed(r, name)
-                row[f"{name} closed"] = None if closed is None else closed[0]
-            yield row
-
-    def table(self) -> Table:
-        """A row for each result."""
-        head = ["model", "steps", "cost", "minutes", "memory", *self.shown, *(f"{name} closed" for name in DISTANCES)]
-        return head, [self._cells(result) for result in self.results]
-
-    def _cells(self, r: Result) -> list[str]:
-        cost = ["" if r.facts.get(name) is None else write(r.facts[name]) for name, write in _COST.items()]
-        figures = [r.in_words(name) if name in r.figures else "" for name in self.shown]
-        closed = ["" if r is self.full else in_percent(self.gap_closed(r, name)) for name in DISTANCES]
-        return [r.name, str(r.steps), *cost, *figures, *closed]
-
-    def summary(self) -> Table:
-        """A row for each model, a column for each number of steps."""
-        steps = sorted({r.steps for r in self.results})
-        body = []
-        for model in dict.fromkeys(r.model for r in self.results):
-            mine = [r for r in self.results if r.model == model]
-            seeds = sorted({r.seed for r in mine if r.seed is not None})
-            cells = [over_seeds([r.figures for r in mine if r.steps == n]) for n in steps]
-            body.append([model, *cells, ", ".join(map(str, seeds))])
-        return ["model", *map(in_steps, steps), "seeds"], body
-
-    # ------------------------------------------------------------ in words and images
-
-    def markdown(self) -> str:
-        """The summary and the table, with a line that explains each figure."""
-        lines = [*_markdown(*self.summary()), "", f"{_SUMMARY}.", "", *_markdown(*self.table()), ""]
-        floors = ", ".join(f"{name} {value:.3g}" for name, value in self.floors.items())
-        floors = f"; as many real images: {floors}" if floors else ""
-        lines.append(f"{self.count} {self.about}; 95 % intervals in brackets{floors}.")
-        lines += [f"- {name}: {FIGURES[name]}" for name in self.shown]
-        lines.append("- cost: forward passes of one image in training, a backward pass as two, with pairs and stages")
-        lines.append("- memory: estimate of the peak of a training step, for the stage that needs most")
-        lines.append("- closed: share of the teacher's loss at as many steps that the student avoids")
-        return "\n".join(lines) + "\n"
-
-    def csv(self) -> str:
-        """`rows` as comma-separated values."""
-        rows = list(self.rows())
-        file = io.StringIO()
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return file.getvalue()
-
-    def grid(self) -> Image.Image:
-        """A row for each result, all from the same prompts and noise; of a model's seeds the first."""
-        first = {r.model: r.seed for r in reversed(self.results)}
-        shown = [r for r in self.results if r.seed == first[r.model]]
-        labels = [f"{r.model}, {r.steps}" for r in shown]
-        captions = self.full.facts.get("captions") or unseen_captions(KEPT_IMAGES)  # older files are of scenes-64
-        return image_grid([r.images for r in shown], labels, captions, largest=ON_PAGES)
-
-    def page(self) -> Page:
-        """Summary, table, quality against steps and against compute cost, images."""
-        page = Page("Benchmark")
-        page.text(f"{self.count} {self.about}, the same noise for all; in brackets 95 % intervals.", note=True)
-        page.table(*self.summary())
-        page.text(f"{_SUMMARY}.", note=True)
-        page.table(*self.table())
-        quality_charts(page, self.results[1:])
-        page.image(self.grid(), "Every row starts from the same noise and the same prompts.")
-        for name in self.shown:
-            page.text(f"{name}: {FIGURES[name]}.", note=True)
-        return page
-
-    def write(self, folder: Path) -> None:
-        """table.md, table.csv, table.json, grid.png and report.html in ``folder``."""
-        full, *entries = (result.as_plain() for result in self.results)
-        plain = {"prompts": self.count, "real": self.floors, "full": full, "entries": entries}
-        replace_text(folder / "table.md", self.markdown())
-        replace_text(folder / "table.csv", self.csv())
-        replace_text(folder / "table.json", json.dumps(plain, indent=1) + "\n")
-        self.grid().save(folder / "grid.png")
-        replace_text(folder / "report.html", self.page().html())
+"""The figures of the summary, and of the charts."""
+_COST: dict[str, tuple[str, Callable[[Any], str], Figure]] = {
+    "forward_equivalents": ("cost", "{:,.0f}".format, Figure(
+        "forward passes of one image in training, a backward pass as two, with pairs and stages", "lower")),
+    "minutes": ("minutes", "{:.0f}".format, Figure("minutes of training", "lower")),
+    "memory": ("memory", in_words, Figure(
+        "estimate of the peak of a training step, for the stage that needs most", "lower")),
+}  # fmt: skip
+"""The facts of a result that tables show: their column, how they are written, what they say."""
+_CLOSED = Figure("share of the teacher's loss at as many steps that the student avoids, in this distance", "higher")
+MANY = 4
+"""Of more students at one number of steps the verdict describes the best alone, and names those it is not told from."""
 
 
-def quality_charts(page: Page, results: Sequence[Result], full: Result | None = None) -> None:
-    """Charts of `IN_SHORT` against steps and against network evaluations: a line for each model, one for ``full``."""
-    steps = [float(r.steps) for r in results]
-    for name in IN_SHORT:
-        known = [r for r in results if name in r.figures]
-        if not known:
+def meaning(column: str) -> Figure:
+    """What a column of these tables says, and which direction is good."""
+    if column.endswith(" closed"):
+        return _CLOSED
+    return next((says for name, _, says in _COST.values() if name == column), None) or figure(column)
+
+
+# ---------------------------------------------------------------- in sentences
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """For each number of steps what students reach and cost, the one of lowest FD first; seeds in the mean."""
+    found, sentences = comparison.over_seeds(), []
+    for steps in sorted({r.steps for r in found.students}):
+        first, *others = sorted((r for r in found.students if r.steps == steps), key=lambda r: r.figures["FD"])
+        best = f"{_reached(found, first)}; {_speed(found, first)}"
+        if len(others) < MANY:
+            sentences += [f"{best}.", *(_beside(found, r, first) for r in others)]
             continue
-        by_steps: dict[str, list[tuple[float, float]]] = {r.name: [] for r in known}
-        by_cost: dict[str, list[tuple[float, float]]] = {r.name: [] for r in known}
-        for r in known:
-            by_steps[r.name].append((float(r.steps), r.figures[name]))
-            by_cost[r.name].append((r.figures["evaluations"], r.figures[name]))
-        if full is not None:
-            by_steps[full.label] = [(n, full.figures[name]) for n in (min(steps), max(steps))]
-        page.chart(by_steps, "steps", name, logarithmic=name != "accuracy")
-        page.chart(by_cost, "network evaluations per image", name, logarithmic=name != "accuracy")
+        alike = ", ".join(r.name for r in others if _is_open(lower_by("FD", first, r)))
+        told = f"not told apart from {alike}" if alike else "told apart from all others"
+        sentences.append(f"{best}; the lowest FD of {len(others) + 1} students at as many steps, {told}.")
+    return sentences
 
 
-def over_seeds(found: Sequence[dict[str, float]]) -> str:
-    """A cell of the summary from the figures of each seed: the mean to three digits, with its standard deviation."""
-    cells = []
-    for name in IN_SHORT:
-        unit, scale = (" %", 100.0) if name == "accuracy" else ("", 1.0)
-        values = scale * torch.tensor([figures[name] for figures in found if name in figures], dtype=torch.float64)
-        if len(values) == 0:
-            continue
-        mean = float(values.mean())
-        places = 0 if unit or mean == 0 else max(0, 2 - math.floor(math.log10(abs(mean))))
-        spread = f" ± {float(values.std()):.{places}f}" if len(values) > 1 else ""
-        cells.append(f"{name} {mean:.{places}f}{spread}{unit}")
-    return ", ".join(cells)
+def _beside(found: Comparison, other: Result, first: Result) -> str:
+    """The sentence of a student beside the one of lowest FD; its speed where it is another one."""
+    same = other.figures["evaluations"] == first.figures["evaluations"]
+    return "; ".join([_reached(found, other), _behind(other, first), *([] if same else [_speed(found, other)])]) + "."
 
 
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table."""
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
+def _reached(found: Comparison, ours: Result) -> str:
+    """A student's FD, and the share of the teacher's gap that it closes."""
+    at_steps, closed = f"the teacher at {in_steps(ours.steps)}", found.gap_closed(ours, "FD")
+    if teacher_at(ours.steps, found.results) is None:
+        gap = ""
+    elif closed is None:
+        gap = f" ({at_steps} has no measurable gap to close)"
+    elif _is_open(closed):
+        gap = f", not told apart from {at_steps}: {in_percent(closed)} of its gap closed"
+    elif closed[0] < 0:
+        gap = f", worse than {at_steps}: {in_percent(closed)} of its gap closed"
+    else:
+        gap = f", closes {in_percent(closed)} of the teacher's {ours.steps}-step gap"
+    return f"{ours.label}: FD {ours.in_words('FD')}{gap}"
+
+
+def _speed(found: Comparison, ours: Result) -> str:
+    """How many times fewer network evaluations an image takes than the teacher's at its full number of steps."""
+    mine, full = ours.figures["evaluations"], found.full.figures["evaluations"]
+    faster = f"{full / mine:.3g} × faster" if full > mine else "not faster"
+    return f"{faster} ({mine:g} network evaluation{'s' if mine != 1 else ''} per image; {found.full.label}: {full:g})"
+
+
+def _behind(other: Result, first: Result) -> str:
+    """By how much a student's FD is above the lowest one, or that they are not told apart."""
+    value, (low, high) = difference = lower_by("FD", first, other)
+    found = f"FD higher by {value:.3g} [{low:.3g}, {high:.3g}]"
+    return f"not told apart from {first.name} ({found})" if _is_open(difference) else f"behind {first.name}: {found}"
+
+
+def _is_open(estimate: Estimate) -> bool:
+    """Whether the interval holds 0."""
+    return estimate[1][0] <= 0 <= estimate[1][1]
 
 
 def in_percent(closed: Estimate | None) -> str:
@@ -209,7 +106,117 @@ def in_percent(closed: Estimate | None) -> str:
     return f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
+def verdict_text(comparison: Comparison) -> str:
+    """The verdict in lines for a terminal."""
+    return "\n".join(line for sentence in verdict(comparison) for line in in_lines(f"- {sentence}", hang=2))
+
+
+def in_short(comparison: Comparison) -> str:
+    """The verdict, and a table of each of `IN_SHORT` by steps, for a terminal."""
+    about = (
+        f"Over {comparison.count} {comparison.about}; 95 % intervals in brackets, of several seeds mean ± deviation."
+    )
+    names = [name for name in IN_SHORT if name in comparison.names]
+    parts = [verdict_text(comparison), *(summary(comparison, name).as_text() for name in names)]
+    return "\n\n".join([*parts, "\n".join([*in_lines(about), *meanings(names)])])
+
+
+# ---------------------------------------------------------------- in tables
+
+
+def shown(comparison: Comparison) -> list[str]:
+    """The main figures that these models have."""
+    return [name for name in MAIN if name in comparison.names]
+
+
+def quality_table(comparison: Comparison) -> Table:
+    """The main figures and the costs of training, a row for each result and one for real images."""
+    plain, results = figure_table(comparison, shown(comparison)), comparison.results
+    columns = {"": [row[0] for row in plain.rows]}
+    for i, name in enumerate(plain.head[1:], 1):
+        columns[name] = [row[i] for row in plain.rows]
+        if name in DISTANCES:
+            columns[f"{name} closed"] = [_closed(comparison, result, name) for result in results]
+    for fact, (name, write, _) in _COST.items():
+        columns[name] = ["" if r.facts.get(fact) is None else write(r.facts[fact]) for r in results]
+    lines = zip_longest(*columns.values(), fillvalue="")  # real images have figures alone
+    return Table(list(columns), [list(line) for line in lines]).without_empty()
+
+
+def _closed(comparison: Comparison, result: Result, name: str) -> str:
+    """The closed share of the gap; empty for the teacher, and where it was not measured at as many steps."""
+    if all(result is not r for r in comparison.students) or teacher_at(result.steps, comparison.results) is None:
+        return ""
+    return in_percent(comparison.gap_closed(result, name))
+
+
+def other_table(comparison: Comparison) -> Table:
+    """All figures that `quality_table` leaves out."""
+    rest = [name for name in (*FIGURES, *comparison.names) if name not in MAIN]
+    return figure_table(comparison, dict.fromkeys(rest))
+
+
+def summary(comparison: Comparison, name: str) -> Table:
+    """One figure: a row for each model, a column for each number of steps, of several seeds mean and deviation."""
+    results = [r for r in comparison.results if name in r.figures]
+    steps, body = sorted({r.steps for r in results}), []
+    for model in dict.fromkeys(r.model for r in results):
+        mine = [r for r in results if r.model == model]
+        seeds = sorted({r.seed for r in mine if r.seed is not None})
+        cells = [over_seeds(name, [r for r in mine if r.steps == n]) for n in steps]
+        body.append([model, *cells, ", ".join(map(str, seeds))])
+    return Table([name, *map(in_steps, steps), "seeds"], body).without_empty()
+
+
+def over_seeds(name: str, results: Sequence[Result]) -> str:
+    """A cell of the summary: of one result the figure with its interval; of several the mean ± standard deviation."""
+    if len(results) < 2:
+        return "".join(r.in_words(name) for r in results)
+    unit, scale = (" %", 100.0) if name == "accuracy" else ("", 1.0)
+    values = scale * torch.tensor([r.figures[name] for r in results], dtype=torch.float64)
+    mean = float(values.mean())
+    places = 0 if unit or mean == 0 else max(0, 2 - math.floor(math.log10(abs(mean))))
+    return f"{mean:.{places}f} ± {float(values.std()):.{places}f}{unit}"
+
+
 def in_order(results: Iterable[Result], models: Sequence[str]) -> list[Result]:
     """The teacher first, then ``models`` in their order, each by seed and steps."""
     place = {model: i for i, model in enumerate(models)}
     return sorted(results, key=lambda r: (place.get(r.model, -1), r.model, -1 if r.seed is None else r.seed, r.steps))
+
+
+# ---------------------------------------------------------------- for programs
+
+
+def rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """The table for programs: a row for each result."""
+    for r in comparison.results:
+        row: dict[str, Any] = {"model": r.model, "seed": r.seed, "steps": r.steps}
+        row |= {fact: r.facts.get(fact) for fact in _COST}
+        for name in shown(comparison):
+            row[name] = r.figures.get(name)
+            if name in r.intervals:
+                row[f"{name} low"], row[f"{name} high"] = r.intervals[name]
+        for name in DISTANCES:
+            closed = None if r is comparison.full else comparison.gap_closed(r, name)
+            row[f"{name} closed"] = None if closed is None else closed[0]
+        yield row
+
+
+def as_csv(comparison: Comparison) -> str:
+    """`rows` as comma-separated values."""
+    found, file = list(rows(comparison)), io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in found for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return file.getvalue()
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """The verdict, the summary and the table, with a line that explains each figure."""
+    parts = ["\n".join(f"- {sentence}" for sentence in verdict(comparison))]
+    parts += [summary(comparison, name).as_markdown() for name in IN_SHORT if name in comparison.names]
+    parts += ["Of several seeds the mean ± their standard deviation.", quality_table(comparison).as_markdown()]
+    parts.append(f"{comparison.count} {comparison.about}; 95 % intervals in brackets.")
+    parts.append("\n".join(f"- {name}: {meaning(name)}" for name in quality_table(comparison).head[1:]))
+    return "\n\n".join(part for part in parts if part) + "\n"

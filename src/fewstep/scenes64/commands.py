@@ -152,7 +152,7 @@ def teacher_measure(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
 ) -> None:
     """Measure the teacher's quality and prompt accuracy with 50, 8 and 4 steps of DDIM at several guidance scales."""
-    from fewstep.evaluation.compare import as_json, table
+    from fewstep.evaluation.tables import as_text
     from fewstep.methods.guidance import off_is_one
     from fewstep.scenes64.prompts import measure_teacher, recommended_guidance
     from fewstep.training.progress import progress_bar
@@ -164,13 +164,13 @@ def teacher_measure(
     with progress_bar(3 * len(scales), 0, "sampling", True) as advance:
         comparison = measure_teacher(teacher, count, scales, seed, reference, advance)
     names = ["FD", "detail FD", "accuracy", *(n for n in comparison.results[0].figures if n.startswith("accuracy of"))]
-    say(table(comparison, names))
+    say(as_text(comparison, names))
     best = recommended_guidance(comparison)
     say(f"\nGuidance of lowest FD among those within a point of the best accuracy: {best:g}")
     if out:
         from fewstep.data.files import replace_text
 
-        replace_text(out, as_json(comparison))
+        replace_text(out, comparison.as_json())
 
 
 @reward_app.command("scenes")

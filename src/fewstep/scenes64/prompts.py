@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.compare import Candidate, Comparison, compare
+from fewstep.evaluation.compare import Candidate, compare
 from fewstep.evaluation.measured import Reference
 from fewstep.evaluation.prompt_set import PromptSet
+from fewstep.evaluation.result import Comparison
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.detector import judge_of, load_detector
