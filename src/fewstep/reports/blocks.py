@@ -79,7 +79,7 @@ def _put_images(page: Page, comparison: Comparison) -> None:
     more = Page("More prompts")
     for i, caption in enumerate(comparison.captions[:KEPT_IMAGES]):
         found: dict[str, list[Result | None]] = {comparison.full.label: [comparison.full], **rows}
-        cells = {name: [r and (r.label, r.images[i]) for r in row] for name, row in found.items()}
+        cells = {name: [r if r is None else (r.label, r.images[i]) for r in row] for name, row in found.items()}
         (page if i < OPEN else more).images(caption, [in_steps(n) for n in steps], cells)
     page.folded(more)
 
