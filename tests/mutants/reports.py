@@ -184,7 +184,8 @@ MUTANTS = [
             "verdict: everything is told apart",
             "return estimate[1][0] <= 0 <= estimate[1][1]",
             "return False",
-            "test_a_verdict_says_what_was_not_reached[student0-teachers0-not told apart from the teacher at 4 steps: ]",
+            "test_a_verdict_says_what_was_not_reached[student0-teachers0-not distinguishable from the teacher at "
+            "4 steps: ]",
         ),
         (
             "verdict: other speeds are not said",

@@ -29,7 +29,7 @@ _COST: dict[str, tuple[str, Callable[[Any], str], Figure]] = {
 """The facts of a result that tables show: their column, how they are written, what they say."""
 _CLOSED = Figure("share of the teacher's loss at as many steps that the student avoids, in this distance", "higher")
 MANY = 4
-"""Of more students at one number of steps the verdict describes the best alone, and names those it is not told from."""
+"""Of more students at one number of steps the verdict has the best alone, and names those not distinguishable from it."""
 
 
 def meaning(column: str) -> Figure:
@@ -52,8 +52,8 @@ def verdict(comparison: Comparison) -> list[str]:
             sentences += [f"{best}.", *(_beside(found, r, first) for r in others)]
             continue
         alike = ", ".join(r.name for r in others if _is_open(lower_by("FD", first, r)))
-        told = f"not told apart from {alike}" if alike else "told apart from all others"
-        sentences.append(f"{best}; the lowest FD of {len(others) + 1} students at as many steps, {told}.")
+        other = f"not distinguishable from {alike}" if alike else "distinguishable from all others"
+        sentences.append(f"{best}; the lowest FD of {len(others) + 1} students at as many steps, {other}.")
     return sentences
 
 
@@ -71,7 +71,7 @@ def _reached(found: Comparison, ours: Result) -> str:
     elif closed is None:
         gap = f" ({at_steps} has no measurable gap to close)"
     elif _is_open(closed):
-        gap = f", not told apart from {at_steps}: {in_percent(closed)} of its gap closed"
+        gap = f", not distinguishable from {at_steps}: {in_percent(closed)} of its gap closed"
     elif closed[0] < 0:
         gap = f", worse than {at_steps}: {in_percent(closed)} of its gap closed"
     else:
@@ -87,10 +87,12 @@ def _speed(found: Comparison, ours: Result) -> str:
 
 
 def _behind(other: Result, first: Result) -> str:
-    """By how much a student's FD is above the lowest one, or that they are not told apart."""
+    """By how much a student's FD is above the lowest one, or that they cannot be distinguished."""
     value, (low, high) = difference = lower_by("FD", first, other)
     found = f"FD higher by {value:.3g} [{low:.3g}, {high:.3g}]"
-    return f"not told apart from {first.name} ({found})" if _is_open(difference) else f"behind {first.name}: {found}"
+    return (
+        f"not distinguishable from {first.name} ({found})" if _is_open(difference) else f"behind {first.name}: {found}"
+    )
 
 
 def _is_open(estimate: Estimate) -> bool:
