@@ -31,6 +31,12 @@ MUTANTS = [
             "test_a_chain_is_measured_against_the_model_that_it_began_with",
         ),
         (
+            "report: students stay on the device that they were trained on",
+            "return self.files.kept_recipe().on_device(self.recipe.training.device)",
+            "return self.files.kept_recipe()",
+            "test_students_are_measured_on_the_device_that_is_asked_for",
+        ),
+        (
             "report: a run called teacher passes for the teacher",
             'if len({*labels, "teacher"}) > len(labels):',
             "if len(set(labels)) == len(labels):",

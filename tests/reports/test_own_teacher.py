@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from fewstep.recipe.schema import EvaluateConfig
 from fewstep.reports.benchmark import Benchmark
 from fewstep.reports.candidates import student_candidates
 from fewstep.reports.evaluate import Sweep, best, evaluate
-from fewstep.reports.finished import FinishedRun, labels_of, measured_alike
+from fewstep.reports.finished import FinishedRun, finished_runs, labels_of, measured_alike
 from fewstep.reports.jobs import BenchmarkEntry
 from fewstep.reports.report import report
 from fewstep.reports.results import verdict
@@ -196,6 +197,13 @@ def test_runs_that_cannot_be_compared(runs, tmp_path):
             make(runs[:1], *([Sweep()] if make is evaluate else []), tmp_path / name)
         assert not (tmp_path / name).exists()
     assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_students_are_measured_on_the_device_that_is_asked_for(runs):
+    (run,), _ = finished_runs(runs[:1], "cpu")
+    other = replace(run, recipe=run.recipe.on_device("cuda"))
+    assert (run.own.training.device, other.own.training.device) == ("cpu", "cuda")
+    assert run.settings == other.settings and run.settings["training.device"] == "cpu"
 
 
 def test_a_run_may_be_called_teacher(tmp_path):

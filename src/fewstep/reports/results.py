@@ -29,7 +29,7 @@ _COST: dict[str, tuple[str, Callable[[Any], str], Figure]] = {
 """The facts of a result that tables show: their column, how they are written, what they say."""
 _CLOSED = Figure("share of the teacher's loss at as many steps that the student avoids, in this distance", "higher")
 MANY = 4
-"""Of more students at one number of steps the verdict has the best alone, and names those not distinguishable from it."""
+"""Of more students at one number of steps the verdict has the best, and names those not distinguishable from it."""
 
 
 def meaning(column: str) -> Figure:
