@@ -43,7 +43,9 @@ Then `fewstep distill RECIPE` with a recipe of your own (`fewstep recipes` lists
 for heading, entries in COMMANDS.items():
     for entry in entries:
         if isinstance(entry, typer.Typer):
-            app.add_typer(entry, name=_NAMES[entry], rich_help_panel=heading)
+            for one in entry.registered_commands:
+                one.cls = Command
+            app.add_typer(entry, name=_NAMES[entry], cls=Commands, rich_help_panel=heading)
         else:
             app.command(_NAMES.get(entry), cls=Command, rich_help_panel=heading)(entry)
 

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.group import Command, Commands
 from fewstep.cli.options import RecipeDevice, RecipeName, Sets
 from fewstep.training.console import command, listed, long, say
 
-recipes_app = typer.Typer(cls=Commands, invoke_without_command=True)
+recipes_app = typer.Typer(invoke_without_command=True)
 
 
 @long
@@ -42,9 +41,10 @@ def doctor(
         say("\n".join([*describe(planned), *advise(planned)]))
         raise typer.Exit(0 if fits(planned) else 1)
     from fewstep.planning.doctor import PROBLEM, examine
+    from fewstep.training.progress import each
 
     problems = 0
-    for finding in examine():
+    for finding in each(examine(), "examining this machine"):
         say(str(finding))
         problems += finding.level == PROBLEM
     raise typer.Exit(1 if problems else 0)
@@ -100,7 +100,7 @@ def recipes(context: typer.Context) -> None:
         recipes_list()
 
 
-@recipes_app.command("list", cls=Command)
+@recipes_app.command("list")
 def recipes_list() -> None:
     """List name and purpose of every shipped recipe."""
     from fewstep.recipe.shipped import purpose, shipped_recipes
@@ -110,7 +110,7 @@ def recipes_list() -> None:
         say(listed(name, purpose(path), 2 + max(map(len, named))))
 
 
-@recipes_app.command("show", cls=Command)
+@recipes_app.command("show")
 def recipes_show(name: RecipeName) -> None:
     """Print a recipe; `fewstep distill NAME --dry-run` adds every default and what it needs.
 
@@ -121,7 +121,7 @@ def recipes_show(name: RecipeName) -> None:
     say(find_recipe(name).read_text(encoding="utf-8").rstrip())
 
 
-@recipes_app.command("copy", cls=Command)
+@recipes_app.command("copy")
 def recipes_copy(
     name: Annotated[str, typer.Argument(help="The name of a shipped recipe.")],
     to: Annotated[Path | None, typer.Argument(help="File to write (default: NAME.yaml here).")] = None,

@@ -118,6 +118,7 @@ def benchmark(
     from fewstep.reports.benchmark import Benchmark
     from fewstep.reports.jobs import BenchmarkEntry, every_method
     from fewstep.reports.results import in_short
+    from fewstep.training.progress import doing
 
     given = {
         "seeds": tuple(whole_numbers(seeds, "--seeds")) or None,
@@ -126,7 +127,8 @@ def benchmark(
         "count": count,
     }
     changes = [*(overrides or ()), *([] if device is None else [f"training.device={device}"])]
-    made = [run for job in jobs or every_method() for run in BenchmarkEntry.of(job, **given).runs(changes)]
+    with doing("fitting the recipes to their budget" if budget else "reading the recipes"):
+        made = [run for job in jobs or every_method() for run in BenchmarkEntry.of(job, **given).runs(changes)]
     work = Benchmark(made, out, runs or out / "runs", minutes, show_progress=not quiet)
     if show:
         for run in made:

@@ -41,7 +41,7 @@ from fewstep.students.card import CARD_FILE, Card, load_card, sampler_of
 from fewstep.students.lineage import first_teacher, student_folder, teacher_of
 from fewstep.students.student import LORA_FILE, SAMPLES_FILE, load_student, load_weights
 from fewstep.training.progress import doing
-from fewstep.training.run_files import RunFiles
+from fewstep.training.run_files import RunFiles, refuse_missing_run
 
 LAYOUTS = ("diffusers", "lora", "kohya", "merged")
 PROMPTS = ("a red star", "two shapes")
@@ -77,6 +77,7 @@ def export(run: Path, to: str, out: Path | None = None, dtype: str = "fp32", dev
     check_device(device, "--device")
     dtype, source = dtype_word(dtype, "--dtype"), student_folder(run)
     if source is None:
+        refuse_missing_run(run)
         raise ValueError(f"{run} holds no finished student to export.")
     folder = out or RunFiles(run).export / to
     card = load_card(source)

@@ -22,7 +22,7 @@ from fewstep.reports.candidates import student_candidates, teacher_candidates
 from fewstep.reports.finished import FinishedRun, check_out, finished_runs, measured_alike, model_of, steps_of
 from fewstep.runs.first_teacher import first_teacher_of
 from fewstep.students.card import sampler_of
-from fewstep.training.progress import progress_bar
+from fewstep.training.progress import doing, progress_bar
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ def evaluate(
     runs, _ = finished_runs(folders, device)
     if sweep.lora_scale and any(run.card.weights == "full" for run in runs):
         raise ValueError("--lora-scale goes with a LoRA student, and one of these has full weights: leave it out.")
-    first, teacher = runs[0].recipe, first_teacher_of(runs[0].recipe)
+    first = runs[0].recipe
+    with doing("loading the teacher"):
+        teacher = first_teacher_of(first)
     measured_on = measured_alike(runs, teacher, features, prompts, count or None, show_progress)
     steps = sweep.steps or tuple(sorted({run.card.num_inference_steps for run in runs}))
     shown = teacher_candidates(teacher, (first.sample.teacher_steps, *steps), first.sample.guidance_scale)

@@ -20,7 +20,8 @@ from fewstep.runs.measured_on import HELD_OUT, prompt_set
 from fewstep.students.card import CARD_FILE, Card, load_card, sampler_of
 from fewstep.students.lineage import first_teacher
 from fewstep.training.logging import read_log
-from fewstep.training.run_files import RunFiles
+from fewstep.training.progress import doing
+from fewstep.training.run_files import RunFiles, refuse_missing_run
 
 STEPS = (1, 2, 4, 8)
 
@@ -38,6 +39,7 @@ class FinishedRun:
     def read(cls, folder: Path, label: str) -> FinishedRun:
         """Raises RecipeError: ``folder`` is no run directory, or the run is not finished."""
         files = RunFolder(folder)
+        refuse_missing_run(folder)
         if not files.recipe.is_file():
             raise RecipeError(f"{folder} is no run directory: recipe.yaml is missing.")
         if not (files.student / CARD_FILE).is_file():
@@ -117,7 +119,8 @@ def measured_alike(
     if len(sizes) > 1:
         listed = " and ".join(sorted(map(str, sizes)))
         raise ValueError(f"Images of one size are compared, not of {listed}: measure these runs apart.")
-    found = prompt_set(asked(first.recipe, features, prompts), teacher, first.files, count, show_progress)
+    with doing("preparing what is measured"):
+        found = prompt_set(asked(first.recipe, features, prompts), teacher, first.files, count, show_progress)
     data = {(run.recipe.place, run.recipe.data.size) for run in runs}
     if len(data) > 1 and found.about.startswith(HELD_OUT):
         of_first = f"{HELD_OUT} of {first.label}, which others may have seen"

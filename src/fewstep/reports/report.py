@@ -21,7 +21,7 @@ from fewstep.reports.finished import STEPS, FinishedRun, check_out, finished_run
 from fewstep.reports.page import Page
 from fewstep.runs.first_teacher import first_teacher_of
 from fewstep.training.logging import read_log
-from fewstep.training.progress import progress_bar
+from fewstep.training.progress import doing, progress_bar
 
 
 def report(
@@ -48,7 +48,8 @@ def report(
     """
     check_out(out, ".png", ".json")
     runs, name = finished_runs(folders, device)
-    teacher = first_teacher_of(runs[0].recipe)
+    with doing("loading the teacher"):
+        teacher = first_teacher_of(runs[0].recipe)
     measured_on = measured_alike(runs, teacher, features, prompts, count, show_progress)
     steps = [steps_of(run, teacher.denoiser.schedule) for run in runs]
     with progress_bar(1 + len(STEPS) + sum(map(len, steps)), 0, "sampling", show_progress) as advance:

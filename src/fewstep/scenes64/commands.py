@@ -12,7 +12,9 @@ import typer
 from fewstep.training.console import Device, Quiet, command, finite, long, numbers, options, resumable, say
 
 teacher_app = typer.Typer(no_args_is_help=True, help="Train scenes-64, the model that ships with fewstep.")
-reward_app = typer.Typer(no_args_is_help=True, help="Reward models of human preference, for the method `feedback`.")
+reward_app = typer.Typer(
+    no_args_is_help=True, help="Make reward models of human preference, for the method `feedback`."
+)
 
 _RESUMES = "Run directory; an unfinished run in it is continued."
 _EMPTY = "Folder to write to; it must be empty or not exist."
@@ -33,13 +35,18 @@ def scenes(
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 1,
     size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels.")] = 64,
 ) -> None:
-    """Write rendered, captioned scenes as training data for this or any other program."""
+    """Write rendered, captioned scenes as training data for this or any other program.
+
+    - `fewstep scenes images --count 1000`
+    """
     from fewstep.scenes64.scenes import Scenes, write_image_folder, write_webdataset
+    from fewstep.training.progress import doing
 
     if layout not in ("folder", "webdataset"):
         raise ValueError(f"Unknown --layout '{layout}': use folder or webdataset.")
     _check_empty(out)
-    (write_image_folder if layout == "folder" else write_webdataset)(out, Scenes(seed, size=size), count)
+    with doing(f"rendering {count:,} scenes"):
+        (write_image_folder if layout == "folder" else write_webdataset)(out, Scenes(seed, size=size), count)
     say(f"Wrote {count} captioned images to {out}.")
 
 
@@ -64,7 +71,10 @@ def teacher_train(
     device: Device = "cpu",
     export: Annotated[Path | None, typer.Option(help="Diffusers folder to write at the end (default: none).")] = None,
 ) -> None:
-    """Train the autoencoder, then the UNet with its text encoder. Hours on a CPU; resumable."""
+    """Train the autoencoder, then the UNet with its text encoder. Hours on a CPU; resumable.
+
+    - `fewstep teacher train --out runs/teacher --export my-scenes`
+    """
     from fewstep.models.hub import check_device
     from fewstep.scenes64.train_teacher import TeacherSettings, train_teacher
 
@@ -101,7 +111,10 @@ def teacher_detector(
         Path | None, typer.Option(metavar="FILE", help="File of weights to write at the end (default: none).")
     ] = None,
 ) -> None:  # fmt: skip
-    """Train the detector, which measures prompt accuracy, or the encoder. Less than an hour on a CPU; resumable."""
+    """Train the detector, which measures prompt accuracy, or the encoder. Less than an hour on a CPU; resumable.
+
+    - `fewstep teacher detector --teacher scenes-64 --export detector.safetensors`
+    """
     from fewstep.models.hub import check_device
     from fewstep.scenes64.train_detector import NETWORKS, DetectorSettings, autoencoder, train_detector
     from fewstep.scenes64.train_detector import export as write
@@ -128,7 +141,10 @@ def teacher_ceilings(
     ] = "scenes-64",
     count: Annotated[int, typer.Option(min=1, help="Number of unseen scenes.")] = 2000,
 ) -> None:
-    """Prompt accuracy of the detector on images that are right by construction: the most that generated ones reach."""
+    """Prompt accuracy of the detector on images that are right by construction: the most that generated ones reach.
+
+    - `fewstep teacher ceilings`
+    """
     from fewstep.scenes64.detector import ASSET, load_detector
     from fewstep.scenes64.train_detector import autoencoder, ceilings
 
@@ -151,7 +167,10 @@ def teacher_measure(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
 ) -> None:
-    """Measure the teacher's quality and prompt accuracy with 50, 8 and 4 steps of DDIM at several guidance scales."""
+    """Measure the teacher's quality and prompt accuracy with 50, 8 and 4 steps of DDIM at several guidance scales.
+
+    - `fewstep teacher measure --guidance 1,3`
+    """
     from fewstep.evaluation.tables import as_text
     from fewstep.methods.guidance import off_is_one
     from fewstep.scenes64.prompts import measure_teacher, recommended_guidance
@@ -184,7 +203,10 @@ def reward_scenes(
     ] = "scenes-64",
     quiet: Quiet = False,
 ) -> None:
-    """Write choices between scenes by simulated raters, a stated rule of taste with noise. No person was asked."""
+    """Write choices between scenes by simulated raters, a stated rule of taste with noise. No person was asked.
+
+    - `fewstep reward scenes runs/choices`
+    """
     from fewstep.scenes64.scenes.raters import write_preferences
     from fewstep.scenes64.train_rewards import through_teacher
     from fewstep.training.progress import progress_bar
@@ -213,7 +235,10 @@ def reward_train(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a small reward model on choices between images of scenes-64, and measure it on held-out ones."""
+    """Train a small reward model on choices between images of scenes-64, and measure it on held-out ones.
+
+    - `fewstep reward train runs/choices --out runs/taste`
+    """
     from fewstep.models.encoders import load_encoder
     from fewstep.scenes64.detector import load_detector
     from fewstep.scenes64.train_rewards import FILE, SETTINGS, train_reward

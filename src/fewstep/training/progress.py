@@ -13,10 +13,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
 
 EVERY = 20.0
 """Seconds between plain lines; with what a busy machine adds, there is one at least every 30 s."""
@@ -187,6 +187,21 @@ def give_way() -> None:
     """Before a command prints its result: a spinner that stands in the way goes, until the next work begins."""
     if _displays:
         _displays[-1].give_way()
+
+
+Item = TypeVar("Item")
+
+
+def each(items: Iterable[Item], label: str) -> Iterator[Item]:
+    """The items, `doing` ``label`` while each is made, and nothing while it is used."""
+    iterator = iter(items)
+    while True:
+        try:
+            with doing(label):
+                item = next(iterator)
+        except StopIteration:
+            return
+        yield item
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Method
 from fewstep.methods.guidance import OFF
 from fewstep.methods.registry import find_method
+from fewstep.training.progress import doing
 from fewstep.verification.bench import Bench
 from fewstep.verification.checks import checks_of
 from fewstep.verification.contract import contract_rows
@@ -60,11 +61,15 @@ def verify(
     bench = Bench(mixture, chosen.schedule, seed, guidance.low)
     report = Report(chosen.title)
     started = time.process_time()
-    report.rows += contract_rows(bench, chosen)
-    report.rows += checks.fixed(bench, chosen)
+    with doing(f"checking the contract of {chosen.name or chosen.title}"):
+        report.rows += contract_rows(bench, chosen)
+    with doing("comparing with closed forms, without training"):
+        report.rows += checks.fixed(bench, chosen)
     steps = checks.default_steps(chosen, mixture.dim) if steps is None else steps
     if steps:
-        report.rows += checks.trained(bench, chosen, checks.train(bench, chosen, steps, show_progress).roles)
+        trained = checks.train(bench, chosen, steps, show_progress)
+        with doing("measuring the trained student"):
+            report.rows += checks.trained(bench, chosen, trained.roles)
     seconds = time.process_time() - started
     report.about = f"{mixture}, {schedule.family} schedule, seed {seed}, {steps} steps, {seconds:.0f} s of CPU"
     return report
