@@ -18,6 +18,7 @@ from fewstep.data.cache import image_latents, prompt_latents
 from fewstep.data.images import CaptionedImage, Collection, Skipped, pixels
 from fewstep.data.random import Rng
 from fewstep.data.sources import Buckets, LatentSource
+from fewstep.models.cond import Cond
 from fewstep.models.families import as_teacher
 from tests.models.pipelines import PROMPTS, SIZE, build
 
@@ -227,3 +228,20 @@ def test_text_encoders_are_let_go_and_what_was_asked_for_is_kept(family):
     assert torch.equal(teacher.decode(x), pictures)
     with pytest.raises(ValueError, match="text encoders were freed"):
         teacher.encode_prompts(["another"])
+
+
+def test_the_network_predicts_the_same_without_the_padding_of_prompts(tmp_path):
+    """PixArt is given the mask: to the bit. SD3 and FLUX attend to the padding, which is therefore kept."""
+    for family in ("pixart", "sd3", "flux"):
+        teacher = as_teacher(build(family), size=SIZE)
+        source = prompt_latents(tmp_path / family, teacher, ["a red circle", "a"])
+        with safe_open(tmp_path / f"{family}-00000.safetensors", framework="pt") as file:
+            assert any("/cut." in key for key in file.keys()) == (family == "pixart")  # noqa: SIM118
+        whole, stored = teacher.encode_prompts(["a red circle", "a"]).to(torch.float16), source.cond
+        x, t = torch.randn(2, *teacher.latent_shape), teacher.denoiser.schedule.start
+        first, second = (teacher.denoiser(x, t, cond, 2.0).output for cond in (whole, stored))
+        assert torch.equal(first, second)
+        emptied = stored["prompt_embeds"].clone()
+        emptied[:, -1] = 0
+        changed = Cond({**stored.tensors, "prompt_embeds": emptied}, stored.null().tensors)
+        assert torch.equal(teacher.denoiser(x, t, changed, 2.0).output, first) == (family == "pixart")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from fewstep.data.random import Rng, stream_key
-from fewstep.data.rows import Ahead, Held, Stored, checksum
+from fewstep.data.rows import CUT, LENGTHS, Ahead, Held, Stored, checksum, cut_padding
 from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Order, Prompts, prefetch
 from fewstep.models.cond import Cond
 
@@ -58,7 +58,53 @@ def test_rows_are_those_of_the_files_in_any_order(tmp_path, prefix):
     assert rows.null.keys() == NULL.keys() and all(torch.equal(rows.null[name], t) for name, t in NULL.items())
     held, same = rows.held(), Held(tensors | NULL)
     assert all(torch.equal(held.take(picked)[name], same.take(picked)[name]) for name in tensors)
-    assert rows.nbytes == sum(t.nbytes for t in tensors.values()) + len(SIZES) * sum(t.nbytes for t in NULL.values())
+    assert rows.nbytes == held.nbytes == sum(t.nbytes for t in tensors.values())
+
+
+def masked(lengths, first=1.0, tokens=5, width=3):
+    """Rows with so many tokens each; the padding holds values too."""
+    values = torch.arange(first, first + len(lengths) * tokens * width).reshape(len(lengths), tokens, width).half()
+    mask = (torch.arange(tokens) < torch.tensor(lengths)[:, None]).long()
+    return {
+        "cond.prompt_embeds": values,
+        "cond.prompt_mask": mask,
+        "null.prompt_embeds": values[:1].clone(),
+        "null.prompt_mask": mask[:1].clone(),
+    }
+
+
+def test_padding_that_is_masked_is_not_stored_and_comes_back_as_zeros(tmp_path):
+    """In files of their own each; one whose mask leaves out tokens in the middle is stored whole."""
+    pieces = [masked([2, 5, 1]), masked([0, 3], first=100.0), masked([4, 4], first=200.0)]
+    pieces[2]["cond.prompt_mask"][0] = torch.tensor([1, 0, 1, 1, 1])
+    paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for path, piece in zip(paths, pieces, strict=True):
+        kept = cut_padding(piece)
+        assert kept.keys() - {"null.prompt_embeds", "null.prompt_mask"} == (
+            {"cond.prompt_embeds", "cond.prompt_mask"} if path is paths[2] else {CUT, LENGTHS}
+        )
+        save_file({name: t.contiguous() for name, t in kept.items()}, path)
+    mask = torch.cat([piece["cond.prompt_mask"] for piece in pieces])
+    whole = torch.cat([piece["cond.prompt_embeds"] for piece in pieces])
+    wanted = torch.where(mask[..., None].bool(), whole, torch.zeros((), dtype=torch.half))
+    wanted[5:] = whole[5:]
+    for order in (range(7), (6, 1, 3, 0, 4, 1)):
+        picked = np.array(order)
+        for rows in (Stored(paths), Stored(paths).held()):
+            found = rows.take(picked)
+            assert torch.equal(found["cond.prompt_mask"], mask[picked]) and torch.equal(
+                found["cond.prompt_embeds"], wanted[picked]
+            )
+            assert (
+                found.keys() == {"cond.prompt_embeds", "cond.prompt_mask"}
+                and found["cond.prompt_mask"].dtype == torch.int64
+            )
+    source = Prompts(Stored(paths[:2]), (1,))
+    assert torch.equal(source.cond.null()["prompt_embeds"][0], whole[0])  # the null stays whole
+    assert Stored(paths).nbytes == 7 * (5 * 3 * 2 + 5 * 8)
+    same = masked([1, 2])
+    del same["cond.prompt_mask"]
+    assert cut_padding(same).keys() == same.keys()  # no mask: the network sees the padding
 
 
 def expected(seed, step, size, batch_size, name="order"):

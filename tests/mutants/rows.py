@@ -9,7 +9,7 @@ MUTANTS = [
         (
             "rows: the row after the one that was asked for is read",
             "row = int(picked[place] - before)",
-            "row = (int(picked[place] - before) + 1) % its[name].shape[0]",
+            "row = int(picked[place] - before) - 1 if picked[place] > before else 0",
             "test_rows_are_those_of_the_files_in_any_order[plain]",
         ),
         (
@@ -43,6 +43,36 @@ MUTANTS = [
             "test_errors_of_reading_are_raised_where_the_batch_is_asked_for[True]",
         ),
         (
+            "rows: padding is not restored",
+            "                        found[TOKENS][place, end - first :] = 0\n",
+            "                        found[TOKENS][place, end - first :] = 1\n",
+            "test_padding_that_is_masked_is_not_stored_and_comes_back_as_zeros",
+        ),
+        (
+            "rows: the mask of a prompt ends one token early",
+            "torch.arange(found[MASK].shape[1]) < end - first",
+            "torch.arange(found[MASK].shape[1]) < end - first - 1",
+            "test_padding_that_is_masked_is_not_stored_and_comes_back_as_zeros",
+        ),
+        (
+            "rows: tokens are those of the row before",
+            "first, end = self._cuts[number][row : row + 2]",
+            "first, end = self._cuts[number][max(row - 1, 0) : max(row - 1, 0) + 2]",
+            "test_padding_that_is_masked_is_not_stored_and_comes_back_as_zeros",
+        ),
+        (
+            "rows: tokens in the middle are cut like padding",
+            "if not torch.equal(kept, mask.bool()):",
+            "if kept.shape != mask.shape:",
+            "test_padding_that_is_masked_is_not_stored_and_comes_back_as_zeros",
+        ),
+        (
+            "rows: the null condition is another text's",
+            "self.null = {name: _whole(files[0], block)",
+            "self.null = {name: _whole(files[-1], block)",
+            "test_padding_that_is_masked_is_not_stored_and_comes_back_as_zeros",
+        ),
+        (
             "rows: a checksum does not know which tensor is which",
             'digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())',
             'digest.update(f"{t.dtype} {tuple(t.shape)}".encode())',
@@ -63,6 +93,32 @@ MUTANTS = [
             "if rng.device not in self._nulls:",
             "if True:",
             "test_the_null_condition_is_copied_to_a_device_once",
+        ),
+    ),
+    *planted(
+        "data/find.py",
+        "runs/test_listing.py",
+        (
+            "listing: what was listed for one limit passes for another",
+            '("images", _whole(place), limit)',
+            '("images", _whole(place))',
+            "test_what_is_held_out_is_listed_with_the_rest",
+        ),
+        (
+            "listing: held-out images are looked for anew",
+            "return replace(place, held_out=0)",
+            "return place",
+            "test_what_is_held_out_is_listed_with_the_rest",
+        ),
+    ),
+    *planted(
+        "data/listing.py",
+        "runs/test_listing.py",
+        (
+            "listing: a folder is listed as it was long ago",
+            "        _LISTED.reset(before)",
+            "        before.old_value",
+            "test_what_is_held_out_is_listed_with_the_rest",
         ),
     ),
     *planted(

@@ -14,6 +14,7 @@ import typer
 
 from fewstep.cli import catalogue, make, measure, use
 from fewstep.cli.group import HELP, Command, Commands
+from fewstep.data.listing import listed_once
 from fewstep.scenes64.commands import reward_app, scenes, teacher_app
 from fewstep.training.console import RANK, at_home, check_working_folder, end_with, in_words, plain_remarks
 
@@ -73,7 +74,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_working_folder()
-        with plain_remarks():
+        with plain_remarks(), listed_once():
             app(args=at_home(sys.argv[1:]), prog_name="fewstep")
     except KeyboardInterrupt:
         sys.exit(end_with("Interrupted.", 130))

@@ -25,7 +25,7 @@ from fewstep.data.buckets import Size, bucket_sizes, nearest
 from fewstep.data.entries import Skipped, attempt
 from fewstep.data.files import replace_tensors, replace_text, text_hash
 from fewstep.data.images import CaptionedImage, Collection, decode, quiet_pillow
-from fewstep.data.rows import HELD, Stored, checksum, joined
+from fewstep.data.rows import HELD, Stored, checksum, cut_padding, joined
 from fewstep.data.sources import Buckets, LatentSource, Prompts
 from fewstep.models.cond import Cond
 from fewstep.models.families import Teacher, vae_batch_size
@@ -250,7 +250,8 @@ class Encoding:
                 done.append({size: self._encoded(waiting.pop(size), size)})
                 advance(row + 1)
         done += [{size: self._encoded(group, size)} for size, group in waiting.items()]
-        flat = {f"{h}x{w}/{name}": t for (h, w), part in _joined(done).items() for name, t in part.items()}
+        parts = {size: cut_padding(part) for size, part in _joined(done).items()}
+        flat = {f"{h}x{w}/{name}": t for (h, w), part in parts.items() for name, t in part.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         about = {**self._about(rows), "skipped": json.dumps(without), "checksum": checksum(flat)}
         replace_tensors(self._file(number), flat, about)
@@ -282,14 +283,19 @@ class Encoding:
 
     def _source(self, files: Sequence[_File]) -> LatentSource | Buckets | Prompts:
         """The rows of all files, size by size: in memory if they are few."""
-        whole, small = joined(file.checksum for file in files), sum(file.path.stat().st_size for file in files) <= HELD
-        sources = []
-        for height, width in sorted(frozenset().union(*(file.sizes for file in files))):
-            stored = Stored([file.path for file in files if (height, width) in file.sizes], f"{height}x{width}/", whole)
-            rows = stored.held() if small else stored
-            if "mean" not in rows:
-                return Prompts(rows, self.teacher.latent_shape)
-            sources.append(LatentSource.of(rows))
+        whole, sizes = (
+            joined(file.checksum for file in files),
+            sorted(frozenset().union(*(file.sizes for file in files))),
+        )
+        stored = [
+            Stored([file.path for file in files if (height, width) in file.sizes], f"{height}x{width}/", whole)
+            for height, width in sizes
+        ]
+        small = sum(rows.nbytes for rows in stored) <= HELD
+        found = [rows.held() if small else rows for rows in stored]
+        if "mean" not in found[0]:
+            return Prompts(found[0], self.teacher.latent_shape)
+        sources = [LatentSource.of(rows) for rows in found]
         return sources[0] if len(sources) == 1 else Buckets(sources)
 
 

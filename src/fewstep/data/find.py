@@ -12,6 +12,7 @@ from fewstep.data.entries import Skipped, usable
 from fewstep.data.files import at_home
 from fewstep.data.folder import folder_images
 from fewstep.data.images import IMAGE_SUFFIXES, Collection, walk
+from fewstep.data.listing import once
 from fewstep.data.prompts import PROMPT_SUFFIXES, read_prompts
 from fewstep.data.random import stream_key
 from fewstep.data.shards import SHARD_SUFFIX, shard_images
@@ -98,15 +99,29 @@ def held_out_captions(place: Place, limit: int | None = None) -> tuple[str, ...]
 
 
 def _all_captions(place: Place, limit: int | None) -> tuple[tuple[str, ...], tuple[Skipped, ...]]:
-    if place.kind == "prompts":
-        return read_prompts(place.root, limit, place.caption_column)
+    if _kind(place) == "prompts":
+        return once(("prompts", _whole(place), limit), lambda: read_prompts(place.root, limit, place.caption_column))
     found = _all_images(place, limit)
     return tuple(image.caption for image in found.images), found.skipped
 
 
 def _all_images(place: Place, limit: int | None) -> Collection:
+    return once(("images", _whole(place), limit), lambda: _list_images(place, limit))
+
+
+def _kind(place: Place) -> str:
+    """`Place.kind`, which may look at every name in the folder."""
+    return once(("kind", _whole(place)), lambda: place.kind)
+
+
+def _whole(place: Place) -> Place:
+    """The place without what is held out, which is listed with the rest."""
+    return replace(place, held_out=0)
+
+
+def _list_images(place: Place, limit: int | None) -> Collection:
     path, columns, hint = place.root, (place.image_column, place.caption_column), ""
-    kind = place.kind  # which may look at every name in the folder
+    kind = _kind(place)
     if kind == "webdataset":
         found = shard_images(path, *columns)
     elif kind == "parquet":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -25,6 +24,10 @@ HELD = 2**26
 """Bytes of data that are held in memory; more stay in their files."""
 NULL = "null."
 """How names of tensors [1, ...] begin that serve all rows: the null condition (`Cond.flat`)."""
+TOKENS, MASK = "cond.prompt_embeds", "cond.prompt_mask"
+"""Text tokens [N, tokens, width], and which of them are not padding [N, tokens]."""
+CUT, LENGTHS = "cut.prompt_embeds", "cut.lengths"
+"""In files: the tokens of all rows one after the other, without padding, and how many each row has."""
 Picked = npt.NDArray[np.int64]
 Tensors = dict[str, Tensor]
 
@@ -58,6 +61,26 @@ class Rows(Protocol):
         Args:
             pin: into pinned memory, from which copies to an accelerator do not wait.
         """
+
+
+def cut_padding(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Rows without the tokens that their mask leaves out, as a file holds them; `Stored` puts zeros in their place.
+
+    Only where the network is given the mask, so that their values change nothing: PixArt. The text tokens of FLUX and
+    SD3 attend to the padding of T5, whose values depend on the prompt, and so do those of CLIP: they stay whole.
+
+    Args:
+        tensors: of some rows, as `Cond.flat` names them.
+    """
+    mask, tokens = tensors.get(MASK), tensors.get(TOKENS)
+    if mask is None or tokens is None:
+        return dict(tensors)
+    lengths = mask.long().sum(1)
+    kept = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
+    if not torch.equal(kept, mask.bool()):  # the tokens left out are not the last ones
+        return dict(tensors)
+    others = {name: t for name, t in tensors.items() if name not in (MASK, TOKENS)}
+    return others | {CUT: tokens[kept], LENGTHS: lengths.int()}
 
 
 class Held:
@@ -115,15 +138,20 @@ class Stored:
         self._files = [(path, blocks(path, prefix)) for path in files]
         self._checksum = checksum
         first = self._files[0][1]
-        names = [name for name in first if not name.startswith(NULL)]
+        self.null = {name: _whole(files[0], block) for name, block in first.items() if name.startswith(NULL)}
+        names = [name for name in first if name not in (*self.null, CUT, LENGTHS)]
         self._shapes = {name: (first[name].shape[1:], first[name].dtype) for name in names}
-        self._ends = np.cumsum([found[names[0]].shape[0] for _, found in self._files])
-        self._bytes = sum(nbytes(found) for _, found in self._files)
-        self.null = {}
-        with open(self._files[0][0], "rb", buffering=0) as file:
-            for name in first.keys() - set(names):
-                self.null[name] = torch.empty(first[name].shape, dtype=first[name].dtype)
-                _fill(file, first[name].start, _bytes_of(self.null[name])[0])
+        of_rows = (next(b for name, b in found.items() if name not in (*self.null, CUT)) for _, found in self._files)
+        counts = [block.shape[0] for block in of_rows]
+        # of each file whose padding was cut, the place of every row's tokens, and of the end
+        self._cuts: dict[int, list[int]] = {}
+        for number, (path, found) in enumerate(self._files):
+            if LENGTHS in found:
+                self._cuts[number] = [0, *_whole(path, found[LENGTHS]).cumsum(0).tolist()]
+                for name in (TOKENS, MASK):
+                    like = self.null[name.replace("cond.", NULL)]
+                    self._shapes[name] = (like.shape[1:], like.dtype)
+        self._ends = np.cumsum(counts)
 
     @property
     def checksum(self) -> str:
@@ -131,8 +159,8 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows."""
-        return self._bytes
+        """Bytes of all rows, with their padding."""
+        return len(self) * sum(shape.numel() * dtype.itemsize for shape, dtype in self._shapes.values())
 
     def held(self) -> Held:
         """The same rows in memory."""
@@ -165,9 +193,23 @@ class Stored:
             with open(path, "rb", buffering=0) as file:
                 for place in np.flatnonzero(numbers == number):
                     row = int(picked[place] - before)
-                    for name, bytes_of in into.items():
-                        _fill(file, its[name].start + row * bytes_of[place].nbytes, bytes_of[place])
+                    for name in into.keys() & its.keys():
+                        _fill(file, its[name].start + row * its[name].row_bytes, into[name][place])
+                    if number in self._cuts:
+                        first, end = self._cuts[number][row : row + 2]
+                        wide = its[CUT].row_bytes
+                        _fill(file, its[CUT].start + first * wide, into[TOKENS][place, : (end - first) * wide])
+                        found[TOKENS][place, end - first :] = 0
+                        found[MASK][place] = torch.arange(found[MASK].shape[1]) < end - first
         return found
+
+
+def _whole(path: Path, block: Block) -> Tensor:
+    """A tensor of a file."""
+    t = torch.empty(1, *block.shape, dtype=block.dtype)
+    with open(path, "rb", buffering=0) as file:
+        _fill(file, block.start, _bytes_of(t)[0])
+    return t[0]
 
 
 def _bytes_of(t: Tensor) -> npt.NDArray[np.uint8]:
@@ -197,6 +239,11 @@ class Block:
     start: int
     shape: torch.Size
     dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.shape[1:].numel() * self.dtype.itemsize
 
 
 def blocks(path: Path, prefix: str = "") -> dict[str, Block]:
@@ -230,11 +277,6 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 def joined(checksums: Iterable[str]) -> str:
     """One hash of several, in their order."""
     return hashlib.blake2b("\n".join(checksums).encode(), digest_size=8).hexdigest()
-
-
-def nbytes(found: Mapping[str, Block]) -> int:
-    """Bytes of these tensors."""
-    return sum(math.prod(block.shape) * block.dtype.itemsize for block in found.values())
 
 
 # ---------------------------------------------------------------- one micro-batch ahead

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from fewstep.data.listing import forget, listed_once
 from fewstep.data.pairs import PairSource
 from fewstep.export.possible import obstacle
 from fewstep.recipe.schema import Recipe
@@ -25,6 +26,7 @@ from fewstep.training import distributed
 from fewstep.training.trainer import Trainer
 
 
+@listed_once()
 def distill(
     recipe: Recipe,
     folder: Path,
@@ -87,6 +89,7 @@ def _distill(
         )
         if resume:
             trainer.resume()
+        forget()
         files.reopen(recipe)
         trainer.run()
 
@@ -107,6 +110,7 @@ def _say_obstacle(run: Run) -> None:
         print(f"This student will have no export. {why}", file=sys.stderr, flush=True)
 
 
+@listed_once()
 def prepare_data(
     recipe: Recipe, folder: Path, *, from_teacher: bool = False, show_progress: bool = False
 ) -> PairSource | None:

@@ -90,7 +90,7 @@ def _card(recipe: Recipe, base: Recipe, cards: Mapping[str, Card | None]) -> Car
     """
     check_batch(recipe.training)
     if recipe.data.place is not None:
-        find_captions(recipe.data.place, 1)
+        find_captions(recipe.data.place, recipe.data.size)
     check_measured(recipe)
     below = cards[recipe.teacher.path] if recipe.teacher.path in cards else card_at(recipe.teacher.path)
     start = None

@@ -93,7 +93,7 @@ def setup(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = Non
     check_machine(recipe)
     check_batch(settings)
     if recipe.data.place is not None:
-        find_captions(recipe.data.place, 1)
+        find_captions(recipe.data.place, recipe.data.size)
     # Earlier stages are called by name: from here on both are places.
     source = str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path))
     init = None if recipe.init is None else str((earlier or {}).get(recipe.init, recipe.init))
