@@ -25,6 +25,8 @@ from fewstep.students.student import save_student
 from fewstep.training import distributed
 from fewstep.training.trainer import Trainer
 
+_MANY = 100_000  # images whose names and captions are not kept in memory while a run trains
+
 
 @listed_once()
 def distill(
@@ -89,7 +91,8 @@ def _distill(
         )
         if resume:
             trainer.resume()
-        forget()
+        if recipe.captions() > _MANY:
+            forget()
         files.reopen(recipe)
         trainer.run()
 
