@@ -23,10 +23,17 @@ from fewstep.planning import memory_trace
 from fewstep.planning.estimate import _data, _latents, _on_meta, estimate, fill
 from fewstep.planning.memory_trace import DeviceRules, MemoryTracker
 from fewstep.planning.rehearsal import rehearse
+from fewstep.recipe.load import parse_recipe
+from fewstep.recipe.schema import EvaluateConfig
+from fewstep.runs.measured_on import prompt_set
+from fewstep.runs.plan import describe, plan
+from fewstep.runs.setup import setup
+from fewstep.runs.validation import Validation, validation_prompts
 from fewstep.training.machine import asked_for, in_words, is_out_of_memory, memory
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
+from tests.models.pipelines import build
 
 SDXL = {
     "_class_name": "UNet2DConditionModel",
@@ -269,9 +276,14 @@ def trainer_of(sketch: MetaPipeline, method, settings, weights):
 
 def peak_of_a_step(trainer):
     """Bytes that a step allocates at its peak, by PyTorch's profiler: every allocation of the process."""
-    trainer.step(0)
+    return peak_of(lambda: trainer.step(1), before=lambda: trainer.step(0))
+
+
+def peak_of(call, before=None):
+    """Bytes that a call allocates at its peak; ``before`` or the call itself has warmed up."""
+    (before or call)()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        trainer.step(1)
+        call()
     events = profile.profiler.kineto_results.events()
     held = peak = 0
     for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
@@ -402,6 +414,31 @@ def test_several_processes_copy_the_gradients(small):
     alone, size = rehearsed(small, TCD)
     together, _ = rehearsed(small, TCD, 2)
     assert together.peak > alone.peak and together.peak == pytest.approx(2 * size, rel=1e-3)  # activations are gone
+
+
+@pytest.mark.parametrize("metrics", [(), ("perceptual",)], ids=["features", "perceptual"])
+@pytest.mark.slow
+def test_validation_is_counted_where_students_are_measured(metrics, tmp_path):
+    """The peak of one measurement of 12 prompts, and what stays held for it, by PyTorch's profiler and by tensors."""
+    build("sd15").save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("".join(f"a red circle {i}\n" for i in range(12)))
+    recipe = parse_recipe({
+        "method": "tcd", "teacher": str(tmp_path / "model"), "training": {"batch_size": 2}, "student": {"rank": 2},
+        "sample": {"teacher_steps": 2, "num_inference_steps": 2},
+        "evaluate": {"every": 1, "count": 12, "prompts": str(tmp_path / "prompts.txt"), "metrics": list(metrics)},
+    })  # fmt: skip
+    found = plan(recipe, timed=False).estimate
+    run = setup(recipe, tmp_path / "run")
+    prompts = prompt_set(recipe, run.teacher, run.folder)
+    run.teacher.free_text_encoders(validation_prompts(recipe))
+    validation = Validation(run, prompts, lambda: 0.0)
+    cond = run.teacher.encode_prompts(prompts.captions)
+    kept = [*prompts.features.network.parameters(), *prompts.features.network.buffers(), *cond.flat().values()]
+    assert found.training["validation"] == sum(t.nbytes for t in (*kept, prompts.noise, prompts.teacher))
+    between = sum(found.training.values()) - found.step
+    assert found.validating - between == pytest.approx(peak_of(lambda: validation._measure(1)), rel=0.05)
+    assert found.peak >= found.validating and "while the student is measured" in "\n".join(describe(plan(recipe)))
+    assert plan(recipe.model_copy(update={"evaluate": EvaluateConfig()}), timed=False).estimate.validating == 0
 
 
 def test_moments_of_8_bits_are_a_byte_and_a_scale():

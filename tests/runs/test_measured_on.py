@@ -22,6 +22,7 @@ from fewstep.runs.folder import RunFolder
 from fewstep.runs.foresee import foresee
 from fewstep.runs.measured_on import evaluation_captions, prompt_set
 from fewstep.runs.setup import setup
+from fewstep.runs.validation import Validation
 from fewstep.sampling import DDIMSampler, sample
 from tests.models.pipelines import WORDS, build
 
@@ -82,12 +83,15 @@ def test_held_out_images_are_trained_on_by_nobody(folder):
 
 
 def test_a_run_trains_on_what_it_does_not_hold_out(folder, tmp_path):
+    """With prompts of its own, more than the teacher samples together, nothing is held out."""
     made = recipe(folder)
     assert made.captions() == COUNT - 8 and len(evaluation_captions(made)) == 8
     assert recipe(folder, every=0).captions() == COUNT
     student = distill(made, tmp_path / "run")
     trained = (tmp_path / "run" / "data" / "latents-00000.safetensors").stat().st_size
-    distill(recipe(folder, every=0), tmp_path / "all")
+    (tmp_path / "prompts.txt").write_text("".join(f"a blue square {i}\n" for i in range(12)))
+    distill(recipe(folder, every=2, count=12, prompts=str(tmp_path / "prompts.txt")), tmp_path / "all")
+    assert "12 prompts of prompts.txt" in (tmp_path / "all" / "evaluations.jsonl").read_text()
     assert trained < (tmp_path / "all" / "data" / "latents-00000.safetensors").stat().st_size
     lines = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2] and student.is_dir()
@@ -114,10 +118,17 @@ def test_the_reference_is_the_teachers_image_of_each_prompt_from_the_students_no
     assert torch.equal(prompts.features(prompts.teacher), prompts.reference.features)
 
 
-def test_the_reference_is_made_once(against_teacher, monkeypatch):
-    made, run, prompts = against_teacher
-    monkeypatch.setattr("fewstep.runs.teacher_samples.sample", None)
-    assert torch.equal(prompt_set(made, run.teacher, run.folder).teacher, prompts.teacher)
+def test_the_reference_is_made_once(folder, tmp_path):
+    """The teacher is called for the reference alone, however often students are measured, and by whom."""
+    made = recipe(folder, path=str(tmp_path / "shared"))
+    run, again = (setup(made, tmp_path / name) for name in ("run", "another"))
+    validation = Validation(run, prompt_set(made, run.teacher, run.folder), lambda: 0.0)
+    calls = run.teacher.denoiser.cost.evaluations
+    assert calls == 8 * 3 * 2  # prompts, steps, both branches of guidance
+    first, second = (validation._measure(step) for step in (1, 2))
+    assert first == second and run.teacher.denoiser.cost.evaluations == calls
+    shared = prompt_set(again.recipe, again.teacher, again.folder)
+    assert torch.equal(shared.teacher, validation._prompts.teacher) and again.teacher.denoiser.cost.evaluations == 0
 
 
 def test_figures_against_an_independent_computation(against_teacher):

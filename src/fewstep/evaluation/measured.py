@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from fewstep.data.files import replace_tensors
-from fewstep.evaluation.metrics import GroupedMoments, Moments, detail_features, distance_to
+from fewstep.evaluation.metrics import GroupedMoments, Moments, detail_features, distance_to, within
 from fewstep.evaluation.resampled import (
     NEIGHBOURS,
     Curve,
@@ -83,6 +84,16 @@ class Reference:
 
         detail = GroupedMoments.join(details()).moments()
         return cls(torch.cat(found), detail)
+
+    @cached_property
+    def within(self) -> float:
+        """KID's mean over pairs of these images: the costliest part of all figures where there are many."""
+        return within(self.features)
+
+    @cached_property
+    def detail_distance(self) -> Callable[[Moments], float]:
+        """The Frechet distance of other moments to ``detail``."""
+        return distance_to(self.detail)
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
         """Write a safetensors file, features in float16."""
@@ -176,14 +187,13 @@ class Measured:
 
     def _curves(self, real: Reference) -> dict[str, Curve]:
         """Figures as functions of how often each group counts (None: once)."""
-        by_detail = distance_to(real.detail)
         found: dict[str, Curve] = {
             "FD": frechet_curve(self.features, real.features, self.counts),
-            "detail FD": lambda w: by_detail(self.detail.moments(w)),
+            "detail FD": lambda w: real.detail_distance(self.detail.moments(w)),
         }
         if self.stated.sum() > 0:
             found["accuracy"] = share_curve(self.right, self.stated, self.counts)
-        found["KID"] = kid_curve(self.features, real.features, self.counts)
+        found["KID"] = kid_curve(self.features, real.features, self.counts, real.within)
         equal = real.features[: len(self.features)]  # neighbourhoods shrink with the number: compare as many
         if len(equal) > NEIGHBOURS:
             found |= overlap_curves(self.features, equal, self.counts)

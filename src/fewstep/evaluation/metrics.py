@@ -102,20 +102,24 @@ class GroupedMoments:
 # ---------------------------------------------------------------- kernel distance
 
 
-def kid(a: Tensor, b: Tensor) -> float:
+def kid(a: Tensor, b: Tensor, within_b: float | None = None) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel ``(x y / D + 1)^3`` (Binkowski et al. 2018).
 
     Around 0, and sometimes below it, for two sets of one distribution.
+
+    Args:
+        a, b: features [N, D] and [M, D]. within_b: `within` of ``b``, where it is known.
     """
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"KID compares features [N, D] of equal D, not {list(a.shape)} and {list(b.shape)}.")
-    a, b = a.double(), b.double()
+    within_b = within(b) if within_b is None else within_b
+    return float(within(a) + within_b - 2 * kernel(a.double(), b.double()).mean())
 
-    def within(x: Tensor) -> Tensor:
-        k, n = kernel(x, x), len(x)
-        return (k.sum() - k.diagonal().sum()) / (n * (n - 1))
 
-    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+def within(x: Tensor) -> float:
+    """Mean of `kernel` over all pairs of different rows of x [N, D]."""
+    k, n = kernel(x.double(), x.double()), len(x)
+    return float((k.sum() - k.diagonal().sum()) / (n * (n - 1)))
 
 
 def kernel(x: Tensor, y: Tensor) -> Tensor:

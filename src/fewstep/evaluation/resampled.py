@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.metrics import GroupedMoments, Moments, distance_to, kernel, kid, neighbour, overlap
+from fewstep.evaluation.metrics import GroupedMoments, Moments, distance_to, kernel, kid, neighbour, overlap, within
 
 Curve = Callable[[Tensor | None], float]
 """Weights [G] of the groups, or None -> the figure."""
@@ -89,29 +89,29 @@ def _by_inner_products(features: Tensor, real: Tensor, counts: Tensor) -> Curve:
     return distance
 
 
-def kid_curve(features: Tensor, real: Tensor, counts: Tensor) -> Curve:
-    """`kid` of features [N, D] to those of real images [M, D].
+def kid_curve(features: Tensor, real: Tensor, counts: Tensor, within_real: float | None = None) -> Curve:
+    """`kid` of features [N, D] to those of real images [M, D], of which `within` may be known.
 
     Resampled, it takes pairs of images of different groups alone: an image that counts twice is no pair with itself.
     """
     a, b, sizes, m = features.double(), real.double(), counts.double(), len(real)
+    within_real = within(real) if within_real is None else within_real
 
     @cache
-    def sums() -> tuple[Tensor, Tensor, Tensor]:
-        """Of the kernel: over pairs of each two groups [G, G], within real images, of each group and those [G]."""
+    def sums() -> tuple[Tensor, Tensor]:
+        """Of the kernel: over pairs of each two groups [G, G], and of each group with the real images [G]."""
         groups = torch.arange(len(counts)).repeat_interleave(counts)
         blocks = torch.zeros(len(counts), len(b), dtype=torch.float64)
         across = blocks.index_add(0, groups, kernel(a, b)).sum(dim=1)
         by_group = torch.zeros(len(counts), len(a), dtype=torch.float64).index_add(0, groups, kernel(a, a))
         pairs = torch.zeros(len(counts), len(counts), dtype=torch.float64).index_add(0, groups, by_group.T)
         pairs.fill_diagonal_(0)
-        of_real = kernel(b, b)
-        return pairs, (of_real.sum() - of_real.diagonal().sum()) / (m * (m - 1)), across
+        return pairs, across
 
     def distance(weights: Tensor | None) -> float:
         if weights is None:
-            return kid(features, real)
-        pairs, within_real, across = sums()
+            return kid(features, real, within_real)
+        pairs, across = sums()
         w, n = weights.double(), weights.double() @ sizes
         different = n**2 - (w * sizes).square().sum()
         if different == 0:  # one group drawn again and again

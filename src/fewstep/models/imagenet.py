@@ -8,7 +8,7 @@ only if it is the published file to the byte.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,8 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """Of the published weights."""
 SIDE = 224
 """Images are resized to this many pixels a side, as in its training."""
+BATCH_SIZE = 32
+"""Images that the network sees together."""
 _MEAN, _STD = 127 / 255, 128 / 255  # those of the Lite networks; the classes of known photos are surest under these
 
 
@@ -33,28 +35,27 @@ class ImageNetEncoder:
     def __init__(self, network: nn.Module) -> None:
         self.network = network.eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor, batch_size: int = 32) -> Tensor:
+    def __call__(self, images: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
         """float32 [N, 1280] on the host for images [N, 3, H, W] in [0, 1], resized by antialiased bicubic."""
-        found = []
-        for part in images.split(batch_size):
-            *_, last = self._stages(self._seen(part))
-            found.append(last.mean(dim=(2, 3)).float().cpu())
-        return torch.cat(found)
+        return torch.cat([self.features(part).float().cpu() for part in images.split(batch_size)])
 
-    @torch.no_grad()
-    def distance(self, a: Tensor, b: Tensor, batch_size: int = 32) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """As a call, for one batch that fits into memory, on the network's device."""
+        return self.stages(images)[-1].mean(dim=(2, 3))
+
+    def distance(self, a: Tensor, b: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
         """Perceptual distance of image i of ``a`` and of ``b``, both [N, 3, H, W] in [0, 1]: float32 [N], 0 for equal.
 
         As LPIPS without its learned weights (Zhang et al. 2018, arXiv 1801.03924, eq. 1): features of each stage scaled
         to unit length over channels, their squared difference averaged over places, and the mean of all stages.
         """
-        found = []
-        for one, other in zip(a.split(batch_size), b.split(batch_size), strict=True):
-            stages = zip(self._stages(self._seen(one)), self._stages(self._seen(other)), strict=True)
-            parts = [(F.normalize(x) - F.normalize(y)).square().sum(dim=1).mean(dim=(1, 2)) for x, y in stages]
-            found.append(torch.stack(parts).mean(dim=0).float().cpu())
-        return torch.cat(found)
+        parts = zip(a.split(batch_size), b.split(batch_size), strict=True)
+        return torch.cat([apart(self.stages(one), self.stages(other)).float().cpu() for one, other in parts])
+
+    @torch.no_grad()
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Features [n, C, h, w] at 1/2, 1/4, 1/8, 1/16 and 1/32 of the side, of a batch that fits into memory."""
+        return list(self._stages(self._seen(images)))
 
     def _seen(self, images: Tensor) -> Tensor:
         weight = next(self.network.parameters())
@@ -73,6 +74,12 @@ class ImageNetEncoder:
         yield net._swish(net._bn1(net._conv_head(x)))  # type: ignore[operator]
 
 
+def apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """`ImageNetEncoder.distance` [n] of the stages of two batches."""
+    parts = [(F.normalize(x) - F.normalize(y)).square().sum(dim=1).mean(dim=(1, 2)) for x, y in zip(a, b, strict=True)]
+    return torch.stack(parts).mean(dim=0)
+
+
 def load_imagenet_encoder(device: str = "cpu") -> ImageNetEncoder:
     """The network with its published weights, frozen; on the device "meta" it has shapes alone.
 
@@ -86,7 +93,7 @@ def load_imagenet_encoder(device: str = "cpu") -> ImageNetEncoder:
         network = EfficientNet.from_name("efficientnet-lite0")
     if device != "meta":
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
-    return ImageNetEncoder(network.to(device))
+    return ImageNetEncoder(network.to(device, memory_format=torch.channels_last))  # a third faster on a CPU
 
 
 def published_weights() -> Path:

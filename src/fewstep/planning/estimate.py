@@ -28,6 +28,7 @@ from fewstep.models.roles import Roles, Weights
 from fewstep.planning.hardware import CONTEXT, FRAGMENTATION
 from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, size_of
 from fewstep.planning.rehearsal import Rehearsal, rehearse
+from fewstep.planning.validating import Measuring, held_between, peak_beyond
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.step import trained_by
@@ -44,6 +45,7 @@ class Estimate:
         device: where it will run.
         training: bytes at the peak of a training step, by part; their sum is the peak.
         encoding, sampling: peak bytes while images are encoded and while sample grids are decoded (0: not known).
+        validating: peak bytes while the student is measured; 0 without validation.
         parameters: how many the teacher's network has.
         trainable: how many each player trains.
         lora_layers: how many layers the student adapts; 0 for full weights.
@@ -55,6 +57,7 @@ class Estimate:
     training: dict[str, int]
     encoding: int
     sampling: int
+    validating: int
     parameters: int
     trainable: dict[str, int]
     lora_layers: int
@@ -74,7 +77,7 @@ class Estimate:
     @property
     def peak(self) -> int:
         """The most bytes that the run holds at any time."""
-        return max(sum(self.training.values()), self.encoding, self.sampling)
+        return max(sum(self.training.values()), self.encoding, self.sampling, self.validating)
 
 
 def estimate(
@@ -89,6 +92,7 @@ def estimate(
     quantization: Kind | None = None,
     step: Rehearsal | None = None,
     memory_alone: bool = False,
+    measuring: Measuring | None = None,
 ) -> Estimate:
     """The estimate of distilling ``pipeline`` on ``images`` cached images, with sample grids of ``prompts`` prompts.
 
@@ -96,6 +100,7 @@ def estimate(
         method: its class, and method_settings: an instance of its `Settings`.
         pairs: samples of the teacher, where the method learns from them. quantization: of the teacher's network.
         step: what a rehearsal of this step found, if there was one. memory_alone: as in `rehearse`.
+        measuring: validation during training, if there is any.
 
     Raises:
         ValueError: a teacher that fewstep cannot distil; settings that the method or the network refuses.
@@ -123,15 +128,22 @@ def estimate(
     if device == "cuda":
         assumed = {"CUDA context (assumed)": CONTEXT}
         assumed["fragmentation (assumed)"] = int(FRAGMENTATION * (gradients + activations))
+    if measuring is not None:
+        held["validation"] = held_between(measuring, pipeline, device)
     between = sum(held.values()) + assumed.get("CUDA context (assumed)", 0)
     waiting = vae if vae_waits else 0
     encoding = _vae_peak(pipeline, images, device, decode=False)  # runs before the optimiser exists
     sampling = max(_vae_peak(pipeline, prompts, device, decode=True), _guided_peak(pipeline, prompts, settings))
+    measured = 0
+    if measuring is not None and not memory_alone:
+        decoding = waiting + _vae_peak(pipeline, measuring.count, device, decode=True)
+        measured = peak_beyond(measuring, pipeline, roles, device, decoding)
     return Estimate(
         device=settings.device,
         training={**held, "gradients": gradients, "activations": activations, **assumed},
         encoding=encoding and between - held["optimiser"] + texts + waiting + encoding,
         sampling=sampling and between + waiting + sampling,
+        validating=measured and between + measured,
         parameters=sum(p.numel() for p in pipeline.base.parameters()),
         trainable={name: sum(p.numel() for p in tensors) for name, tensors in players.items()},
         lora_layers=len(lora_layers(roles.base)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -24,8 +24,9 @@ from fewstep.evaluation.measured import Features, Reference, Score
 from fewstep.evaluation.prompt_set import PromptSet
 from fewstep.models.encoders import load_pretrained_encoder
 from fewstep.models.families import Teacher
-from fewstep.models.imagenet import ImageNetEncoder, load_imagenet_encoder, published_weights
+from fewstep.models.imagenet import BATCH_SIZE, ImageNetEncoder, apart, load_imagenet_encoder, published_weights
 from fewstep.models.rewards import open_reward
+from fewstep.planning.validating import Measuring, Seen
 from fewstep.recipe.schema import EvaluateConfig, PairsConfig, Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.first_teacher import students_behind
@@ -33,6 +34,7 @@ from fewstep.runs.folder import RunFolder
 from fewstep.runs.teacher_samples import TeacherSampling, folder_for
 from fewstep.scenes64.architecture import IMAGE_SIZE
 from fewstep.scenes64.prompts import unseen_captions, unseen_prompts
+from fewstep.students.card import Card
 from fewstep.training import distributed
 
 NOISE = 2**62
@@ -139,6 +141,46 @@ def check_networks(recipes: Iterable[Recipe], device: str = "cpu") -> None:
                 open_reward(name, device, measures=True)
         except ValueError as error:
             raise RecipeError(f"evaluate.{key}: {error}") from None
+
+
+def measuring_of(recipe: Recipe, side: int, card: Card) -> Measuring:
+    """Validation as the memory plan counts it; networks that are not on this machine are left out.
+
+    Args:
+        side: of the images. card: of the student, which says how it is sampled.
+    """
+    evaluate, scenes = recipe.evaluate, measures_scenes(recipe, side)
+    wanted = [*evaluate.metrics, evaluate.features or ("" if scenes else "imagenet")]
+    seen = []
+    for name in filter(None, wanted):
+        try:
+            seen.append(_seen_by(name, rates=name in evaluate.metrics))
+        except ValueError:
+            continue
+    paired = not scenes and _against_teacher(evaluate)
+    return Measuring(evaluate.count, card.num_inference_steps, card.guidance_scale, tuple(seen), paired)
+
+
+@cache
+def _imagenet_on_meta() -> ImageNetEncoder:
+    """One network for features and the perceptual distance."""
+    return load_imagenet_encoder("meta")
+
+
+def _seen_by(name: str, rates: bool) -> Seen:
+    """A network that measures, without weights."""
+    if name in ("imagenet", "perceptual"):
+        net = _imagenet_on_meta()
+        return (
+            net.network,
+            net.features if name == "imagenet" else lambda x: apart(net.stages(x), net.stages(x)),
+            BATCH_SIZE,
+        )
+    if rates:
+        reward = open_reward(name, "meta", measures=True)
+        return reward.network, lambda x: reward(x, [""] * len(x)), _ROWS
+    encoder = load_pretrained_encoder(name, "meta")
+    return encoder.network, encoder.summary, 64
 
 
 def prompt_set(

@@ -20,6 +20,8 @@ from fewstep.recipe.resume import may_change
 from fewstep.recipe.schema import Recipe
 from fewstep.runs.fit import foreseen_card
 from fewstep.runs.foresee import foresee, missing_here, outline_of
+from fewstep.runs.measured_on import measuring_of
+from fewstep.students.card import Card
 from fewstep.training.machine import in_words, memory
 from fewstep.training.progress import doing
 from fewstep.training.settings import TrainingSettings
@@ -108,9 +110,13 @@ def _training(recipe: Recipe) -> tuple[type[Method], Any, TrainingSettings, Weig
 
 
 def _estimate(recipe: Recipe, teacher: MetaPipeline, **known: Any) -> Estimate:
+    measuring = None
+    if recipe.evaluate.every:
+        measuring = measuring_of(recipe, teacher.image_size or 0, _card(recipe, teacher))
     return estimate(
         teacher, *_training(recipe),
-        recipe.captions(), len(recipe.sample.prompts), recipe.pairs.size or 0, recipe.teacher.quantize, **known,
+        recipe.captions(), len(recipe.sample.prompts), recipe.pairs.size or 0, recipe.teacher.quantize,
+        measuring=measuring, **known,
     )  # fmt: skip
 
 
@@ -226,10 +232,15 @@ def _no_export(planned: Plan) -> str:
     """Why the finished student will have no export; empty where it will."""
     recipe, teacher = planned.recipe, planned.outline
     family = teacher.family()
+    return obstacle(_card(recipe, teacher), family.schedule(), teacher.scheduler, type(family))
+
+
+def _card(recipe: Recipe, teacher: MetaPipeline) -> Card:
+    """The card of the student that a run would leave."""
+    family = teacher.family()
     schedule = family.schedule()
     method = recipe.method_class()(schedule, recipe.method_settings())
-    card = foreseen_card(recipe, method, family.prediction_type(schedule))
-    return obstacle(card, schedule, teacher.scheduler, type(family))
+    return foreseen_card(recipe, method, family.prediction_type(schedule))
 
 
 def fits(planned: Plan) -> bool:
@@ -289,6 +300,8 @@ def _memory(found: Estimate) -> list[str]:
         lines.append(f"while images are encoded: {in_words(found.encoding)}")
     if found.sampling:
         lines.append(f"while a sample grid is generated: {in_words(found.sampling)}")
+    if found.validating:
+        lines.append(f"while the student is measured: {in_words(found.validating)}")
     if room is not None and found.peak > room[0]:
         lines.append(f"THIS DOES NOT FIT: {in_words(found.peak)} are needed and {in_words(room[0])} are free")
     return lines

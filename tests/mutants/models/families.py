@@ -260,7 +260,7 @@ MUTANTS = [
         ),
         (
             "families: a white image hides infinite pixels",
-            '        self._check_finite(pixels, "The autoencoder\'s images")\n',
+            '                self._check_finite(pixels, "The autoencoder\'s images")\n',
             "",
             "test_what_is_not_finite_is_an_error_before_it_is_an_image",
         ),

@@ -171,11 +171,13 @@ class Teacher:
         """
         self._check_finite(latents, "The latents")
         batch_size = batch_size or vae_batch_size(latents.shape[-1] * self.family.down)
+        pieces = []
         with self._autoencoder():
-            pieces = [self._decoded(part) for part in latents.split(batch_size)]
-        pixels = torch.cat(pieces).float()  # clamped, an infinite pixel would look like a white one
-        self._check_finite(pixels, "The autoencoder's images")
-        return (pixels / 2 + 0.5).clamp(0, 1)
+            for part in latents.split(batch_size):
+                pixels = self._decoded(part).float()  # clamped, an infinite pixel would look like a white one
+                self._check_finite(pixels, "The autoencoder's images")
+                pieces.append((pixels / 2 + 0.5).clamp(0, 1))
+        return torch.cat(pieces)
 
     def _check_finite(self, values: Tensor, what: str) -> None:
         """Refuse NaN and infinity, which as pixels would be a black image without any error; ``what`` is plural.
