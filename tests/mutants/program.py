@@ -108,8 +108,8 @@ MUTANTS = [
         "program/test_start.py",
         (
             "samplers: dpmpp_2m is said to step alike on flow models",
-            'same = schedule.family != "flow" and',
-            "same =",
+            'return "dpmpp_2m" if same and schedule.alpha_sigma(schedule.start)[0] > 0 else ""',
+            'return "dpmpp_2m"',
             "test_a_name_of_comfyuis_that_means_other_steps_on_this_model_is_refused",
         ),
         (

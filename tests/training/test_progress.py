@@ -222,4 +222,4 @@ def test_a_piped_run_shows_each_of_its_parts(monkeypatch, capsys, tmp_path, shor
     code, output, _ = inside(
         monkeypatch, capsys, tmp_path, "distill", "scenes-64-tcd", "--out", "b", "-q", *sets(short)
     )
-    assert code == 0 and len(output.splitlines()) == 2
+    assert code == 0 and len(output.splitlines()) == 4  # the result and what comes next
