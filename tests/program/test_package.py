@@ -14,15 +14,21 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 
 import fewstep
+from tests.docs import test_docs
 from tests.mutants.mutant import ROOT
 
 KNOWN = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = KNOWN["project"]
 SOURCES = sorted((ROOT / "src" / "fewstep").rglob("*.py"))
 HOME = "https://example.org/someone/fewstep"
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +38,6 @@ def package():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def read(name):
-    return (ROOT / name).read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- the version
@@ -222,3 +224,84 @@ def test_wheel_and_source_distribution_hold_everything_and_the_wheel_runs(tmp_pa
 
 
 # ---------------------------------------------------------------- what a repository's host reads
+
+PAGES = ("CONTRIBUTING.md", "SECURITY.md", ".github/pull_request_template.md")
+TARGETS = set(re.findall(r"^([a-z][\w-]*):", read("Makefile"), re.MULTILINE))
+WORKFLOW = yaml.safe_load(read(".github/workflows/checks.yml"))
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_commands_of_a_page_beside_the_documentation_exist(name):
+    page = ROOT / name
+    test_docs.test_links_and_images_resolve(page)
+    lines = test_docs.command_lines(page)
+    assert not {words[1] for words in lines if words[0] == "make"} - TARGETS
+    assert [wrong for words in lines if words[0] == "fewstep" for wrong in test_docs.wrong_words(words[1:])] == []
+    files = [
+        word for words in lines for word in words if "/" in word and word.startswith(("tests", "benchmarks", "docs"))
+    ]
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def steps():
+    return [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
+
+
+def test_the_workflow_runs_what_there_is():
+    lines = [line.split() for step in steps() for line in step.get("run", "").splitlines()]
+    assert {words[1] for words in lines if words[0] == "make"} == {"test"} <= TARGETS
+    files = [word for words in lines for word in words if word.startswith(("tests/", "benchmarks/"))]
+    assert len(files) > 5 and [file for file in files if not (ROOT / file).exists()] == []
+    caches = [step["with"]["cache-dependency-path"].split() for step in steps() if "cache" in step.get("with", {})]
+    assert caches and all((ROOT / file).is_file() for files in caches for file in files)
+
+
+def test_the_workflow_tests_the_pythons_that_the_package_names():
+    named = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)]
+    assert WORKFLOW["jobs"]["linux"]["strategy"]["matrix"]["python"] == named
+    assert PROJECT["requires-python"] == f">={named[0]}"
+    assert set(WORKFLOW["jobs"]["others"]["strategy"]["matrix"]["system"]) == {"windows-latest", "macos-latest"}
+
+
+@pytest.mark.parametrize("name", ["bug", "method"])
+def test_an_issue_form_asks_for_what_is_needed(name):
+    form = yaml.safe_load(read(f".github/ISSUE_TEMPLATE/{name}.yml"))
+    assert {"name", "description", "body"} <= form.keys()
+    required = [item["attributes"]["label"] for item in form["body"] if item.get("validations", {}).get("required")]
+    assert {"bug": "What `fewstep doctor` prints", "method": "The paper"}[name] in required
+    assert len({item["id"] for item in form["body"]}) == len(form["body"])
+
+
+def test_the_citation_has_what_the_format_requires():
+    known = yaml.safe_load(read("CITATION.cff"))
+    assert {"cff-version", "message", "title", "authors"} <= known.keys()
+    assert known["license"] == PROJECT["license"] and known["authors"] == PROJECT["authors"]
+
+
+def instructions(file):
+    """(instruction, arguments) of a Dockerfile, continuation lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", " ")
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.stem)
+def test_an_image_runs_fewstep_as_somebody_else_than_root(file):
+    found = instructions(file)
+    last = dict(found)
+    assert last["USER"] == "1000" and last["ENTRYPOINT"] == '["fewstep"]' and last["WORKDIR"] == "/work"
+    order = [name if name != "RUN" else "deps" if "-r " in rest else "package" for name, rest in found]
+    assert order.index("deps") < len(order) - 1 - order[::-1].index("package")  # a change of the code keeps that layer
+    bases = {rest.split()[0] for name, rest in found if name == "FROM"}
+    assert bases == {f"python:{PROJECT['requires-python'].removeprefix('>=')}-slim-bookworm"}
+
+
+def test_the_images_are_made_of_what_the_package_needs():
+    """The first step of both: a wheel from the files that .dockerignore lets through, and its requirements."""
+    kept = {line.removeprefix("!") for line in read(".dockerignore").splitlines() if line.startswith("!")}
+    assert kept == {"src", "LICENSE", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
+    assert len(DOCKERFILES) == 2
+    for file in DOCKERFILES:
+        [code] = re.findall(r'python -c "(.*?)"', " ".join(rest for _, rest in instructions(file)))
+        made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+        assert set(made.stdout.split("\n")) >= set(PROJECT["dependencies"])

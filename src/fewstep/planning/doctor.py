@@ -62,7 +62,8 @@ def examine(runs: Path = Path("runs")) -> Iterator[Finding]:
     yield from packages(_requirements())
     yield _torchvision()
     yield _hub_cache()
-    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    for device in (name for name, found in there.items() if found):
         yield _numbers(device)
 
 
@@ -77,7 +78,7 @@ def _torch() -> Iterator[Finding]:
         name = torch.cuda.get_device_name(i)
         yield Finding(OK, f"cuda:{i} is {name}, and {in_words(free)} of its {in_words(total)} are free")
     if torch.backends.mps.is_available():
-        yield Finding(NOTE, "there is an Apple GPU (mps)", "training on it is untested; use training.device cpu")
+        yield Finding(NOTE, "there is an Apple GPU (mps)", "use it if its numbers below agree; long runs are untested")
     elif not torch.cuda.is_available():
         if torch.version.cuda and Path("/proc/driver/nvidia").exists():
             yield Finding(
@@ -198,7 +199,7 @@ def _numbers(device: str) -> Finding:
 
 def difference(computed: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
     """The largest distance of two tensors of one name, relative to the exact one's norm."""
-    return max(float((computed[name].double().cpu() - exact[name]).norm() / exact[name].norm()) for name in exact)
+    return max(float((computed[name].cpu().double() - exact[name]).norm() / exact[name].norm()) for name in exact)
 
 
 def lora_step(device: str, precision: str) -> tuple[dict[str, Tensor], float]:
