@@ -12,16 +12,18 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import fewstep
 from fewstep.data.files import held, only_one, sync_folder, write_text
 from fewstep.models.families.single_file import _with_usual_suffix
 from fewstep.reports.benchmark import _stopped_at
-from tests.mutants.mutant import ROOT
 
-SOURCES = sorted((ROOT / "src" / "fewstep").rglob("*.py"))
+PACKAGE = Path(fewstep.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 POSIX_MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 POSIX_NAMES = {
@@ -89,7 +91,7 @@ def without_encoding(tree):
 @pytest.mark.parametrize("find", [only_here, without_encoding])
 def test_no_file_of_the_package_depends_on_one_system(find):
     found = {
-        f"{path.relative_to(ROOT)}:{line}": what
+        f"{path.relative_to(PACKAGE)}:{line}": what
         for path in SOURCES
         for line, what in find(ast.parse(path.read_text(encoding="utf-8")))
     }
