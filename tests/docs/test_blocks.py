@@ -25,13 +25,15 @@ from tests.docs.test_docs import DOCS, ROOT, relative, text_of
 PAGES = sorted(DOCS.rglob("*.md"))
 BLOCK = re.compile(r"(?:^<!-- not run: ([^>]+?) -->\n)?^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"python", "sh", "yaml", "json", "text", "mermaid"}
-REASON = re.compile(r"(needs a GPU|downloads|takes minutes|takes hours|opens a page|needs [a-z]+|the same lines run in)\b")
+REASON = re.compile(
+    r"(needs a GPU|downloads|takes minutes|takes hours|opens a page|needs [a-z]+|the same lines run in)\b"
+)
 
 CUT = {
     "distill": ["--quiet", *sets(SHORT)],
     "prepare": ["--quiet", *sets(SHORT)],
     "scenes": ["--count", "8"],
-    "report": ["--count", "16", "--steps", "4"],
+    "report": ["--count", "16"],
     "evaluate": ["--count", "16"],
 }
 """What is added to commands; the last value of an option counts."""
@@ -74,9 +76,7 @@ def test_no_block_is_indented(page):
 
 
 def to_run(page):
-    return [
-        (language, body) for reason, language, body in found(page) if language in ("python", "sh") and not reason
-    ]
+    return [(language, body) for reason, language, body in found(page) if language in ("python", "sh") and not reason]
 
 
 @pytest.fixture(scope="module")
