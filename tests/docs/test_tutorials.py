@@ -14,10 +14,19 @@ import sys
 import pytest
 
 from tests.command_line import SHORT, sets
-from tests.docs.test_docs import DOCS, ROOT, text_of
 from tests.docs.test_blocks import BLOCK, lines
+from tests.docs.test_docs import DOCS, ROOT, text_of
 
 NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
+FEWER = {
+    "training.steps=300": "training.steps=4",
+    "data.size=1000": "data.size=16",
+    '"sample.every=1000"': '"training.batch_size=4"',
+    "(50, 4)": "(6, 4)",
+    "[50, 4]": "[6, 4]",
+    "64), seed=0": "16), seed=0",
+}
+"""What the test of the notebook changes in its cells."""
 
 
 def cells(notebook, kind="code"):
@@ -61,9 +70,7 @@ def test_links_of_a_notebook_resolve(notebook):
 def test_the_cells_of_the_notebook_run_with_fewer_steps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = "\n".join(cells(DOCS / "tutorials/scenes-64.ipynb"))
-    for shown, short in [("training.steps=300", "training.steps=4"), ("data.size=1000", "data.size=16"),
-                         ('"sample.every=1000"', '"training.batch_size=4"'), ("[50, 4]", "[6, 4]"), ("(50, 4)", "(6, 4)"),
-                         ("64), seed=0", "16), seed=0")]:  # fmt: skip
+    for shown, short in FEWER.items():
         assert shown in source
         source = source.replace(shown, short)
     exec(compile(source, "scenes-64.ipynb", "exec"), {"__name__": "notebook"})
