@@ -4,8 +4,8 @@ An HTML comment right before a block, ``<!-- not run: takes minutes -->``, is th
 of the shell run, page by page, in one folder that holds what the pages speak of: a finished run, a recipe, images.
 
 What is changed so that all of it lasts a minute of one core, and nothing else: recipes are cut to a few steps, data
-and prompts to a few (`CUT`), the names RUN and RECIPE stand for runs/mine and my.yaml, and lines of other programs than
-fewstep (pip, torchrun, pytest, make, python) are left to the tests that check their words (tests/docs/test_docs.py).
+and prompts to a few (`CUT`), names in capitals stand for a run or recipe (`STAND_INS`), and lines of other programs
+(pip, torchrun, pytest, make, python) are left to the tests that check their words (tests/docs/test_docs.py).
 """
 
 import ast
@@ -37,6 +37,7 @@ CUT = {
     "evaluate": ["--count", "16"],
 }
 """What is added to commands; the last value of an option counts."""
+STAND_INS = {"RUN": "runs/mine", "RUN_A": "runs/mine", "RUN_B": "runs/other", "RECIPE": "my.yaml"}
 OTHERS = {"pip", "torchrun", "pytest", "make", "python", "git", "cd"}
 
 
@@ -97,6 +98,7 @@ def desk(tmp_path_factory):
     shutil.copy(ROOT / "tests/verification/mine.py", folder / "mine.py")
     (folder / "src").symlink_to(ROOT / "src")
     distill(load_recipe("scenes-64-tcd", SHORT), folder / "runs/mine")
+    shutil.copytree(folder / "runs/mine", folder / "runs/other")
     [lora] = (folder / "runs/mine").glob("student/*.safetensors")
     for style in ("style.safetensors", "pixels.safetensors"):
         shutil.copy(lora, folder / style)
@@ -113,7 +115,7 @@ def made_by(words):
 def run_line(words):
     from fewstep.cli import main
 
-    given = [{"RUN": "runs/mine", "RECIPE": "my.yaml"}.get(word, word) for word in words[1:]]
+    given = [STAND_INS.get(word, word) for word in words[1:]]
     for made in made_by(given):
         shutil.rmtree(made, ignore_errors=True)
         Path(made).unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 """The pages of the families against the code: one page each, with the facts that its class holds."""
 
+import re
+
 import pytest
 import yaml
 
@@ -54,3 +56,10 @@ def test_every_recipe_of_a_real_model_belongs_to_a_family():
     listed = {name for family in FAMILIES for name in recipes_of(family)}
     stages = {name for name, recipe in RECIPES.items() if not name.startswith("scenes-64")}
     assert listed == stages
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.names[0])
+def test_a_page_has_the_memory_that_the_readme_gives(family):
+    rows = re.findall(r"^\| `([\w-]+)` \| ([\d.]+ GB) \|", text_of(ROOT / "README.md"), re.MULTILINE)
+    given = [f"`{recipe}` needs {memory}" for recipe, memory in rows if recipe in recipes_of(family)]
+    assert re.findall(r"`[\w-]+` needs [\d.]+ GB", text_of(page_of(family))) == given
