@@ -122,6 +122,42 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "data/sources.py",
+        "training/test_copies.py",
+        (
+            "copies: rows are waited for",
+            "t.to(rng.device, non_blocking=True) for name, t in read.items()",
+            "t.to(rng.device) for name, t in read.items()",
+            "test_a_step_blocks_on_no_copy_and_reads_nothing[lcm]",
+        ),
+        (
+            "copies: the null condition is copied for every batch",
+            "if rng.device not in self._nulls:",
+            "if len(self._nulls) < 9:",
+            "test_a_step_blocks_on_no_copy_and_reads_nothing[lcm]",
+        ),
+    ),
+    *planted(
+        "models/cond.py",
+        "training/test_copies.py",
+        (
+            "copies: the captions that are dropped are waited for",
+            "mask.to(t.device, non_blocking=True).reshape",
+            "mask.to(t.device).reshape",
+            "test_a_step_blocks_on_no_copy_and_reads_nothing[lcm]",
+        ),
+    ),
+    *planted(
+        "methods/parts/statistics.py",
+        "training/test_copies.py",
+        (
+            "copies: bins of times are waited for",
+            ".to(like.device, non_blocking=True).to(like.dtype)",
+            ".to(like.device).to(like.dtype)",
+            "test_a_step_blocks_on_no_copy_and_reads_nothing[dmd2]",
+        ),
+    ),
+    *planted(
         "training/trainer.py",
         "training/test_ahead.py",
         (

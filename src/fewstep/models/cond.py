@@ -100,7 +100,9 @@ class Cond:
     def drop(self, mask: Tensor) -> Cond:
         """Rows where ``mask`` [B] is True without their condition (caption dropout)."""
         null = self.null().tensors
-        rows = {k: mask.to(t.device).reshape(-1, *[1] * (t.ndim - 1)) for k, t in self.tensors.items()}
+        rows = {
+            k: mask.to(t.device, non_blocking=True).reshape(-1, *[1] * (t.ndim - 1)) for k, t in self.tensors.items()
+        }
         return Cond({k: torch.where(rows[k], null[k], t) for k, t in self.tensors.items()}, self._null)
 
     def _null_of(self, name: str) -> Tensor:

@@ -109,7 +109,7 @@ def by_time(values: Mapping[str, Tensor], t: Tensor, levels: Tensor, what: str) 
     """
     like = next(iter(values.values()))
     bins = (torch.searchsorted(levels, t.to(levels)) * BINS // len(levels)).clamp(max=BINS - 1)
-    rows = torch.nn.functional.one_hot(bins, BINS).to(like.device, like.dtype) / len(t)
+    rows = torch.nn.functional.one_hot(bins, BINS).to(like.device, non_blocking=True).to(like.dtype) / len(t)
     found = {f"{name}_by_time": working(value) @ working(rows) for name, value in values.items()}
     return found | {f"{what}_share_by_time": rows.sum(0)}
 
