@@ -290,8 +290,8 @@ MUTANTS = [
         ),
         (
             "statistics: a bin's sum is over its own rows, not over the batch",
-            "rows = torch.nn.functional.one_hot(bins, BINS).to(like.device, like.dtype) / len(t)",
-            "rows = torch.nn.functional.one_hot(bins, BINS).to(like.device, like.dtype)",
+            "rows = torch.nn.functional.one_hot(bins, BINS).to(like.device, non_blocking=True).to(like.dtype) / len(t)",
+            "rows = torch.nn.functional.one_hot(bins, BINS).to(like.device, non_blocking=True).to(like.dtype)",
             "test_statistics_by_time[vp]",
         ),
         (
