@@ -222,6 +222,12 @@ MUTANTS = [
             "tests/reports/test_page.py::test_the_verdict_stands_first_then_images_figures_and_settings",
         ),
         (
+            "page: the direction of a figure by steps is that of nothing",
+            "lambda column, figure=meaning(name): figure",
+            "meaning",
+            "tests/reports/test_page.py::test_the_direction_of_a_figure_by_steps_is_that_of_the_figure",
+        ),
+        (
             "page: images stand under other steps",
             "[row.get(n) for n in steps]",
             "list(row.values())",
@@ -284,7 +290,7 @@ MUTANTS = [
             "i if r.seed is None else (r.model, r.steps)",
             "(r.model, r.steps)",
             "test_a_verdict_says_what_was_not_reached[student3-teachers3-(the teacher at 50 steps has no measurable "
-            "gap to close); 2 \xd7 faster]",
+            "gap to close)]",
         ),
         (
             "results: the first seed's figures stand for the mean",

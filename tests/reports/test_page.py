@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from fewstep.evaluation.figures import FIGURES, figure
 from fewstep.evaluation.tables import Table
 from fewstep.reports.blocks import put_differences, put_results
 from fewstep.reports.page import Page
@@ -113,6 +114,17 @@ def test_every_figure_has_a_name_a_direction_and_its_interval(html, found):
         assert f'title="{meaning(name)}">{name}' in unescape(html)
         assert f"<dt>{name}</dt><dd>{meaning(name)}</dd>" in unescape(html)
     assert all(any(cell for _, cell in column) for column in zip(*(cells for _, cells in body), strict=True))
+
+
+def test_the_direction_of_a_figure_by_steps_is_that_of_the_figure():
+    page = Page("")
+    put_results(page, comparison(*(result("tcd", 4, fd, seed=i, accuracy=0.5) for i, fd in enumerate((2.0, 3.0)))))
+    by_steps = {head[0]: head[1:] for head, _ in rows_of(page.html()) if "1 step" in head[1] or "4 steps" in head[1]}
+    assert by_steps.keys() == {"FD", "detail FD", "accuracy"}
+    for name, columns in by_steps.items():
+        arrow = {"lower": "↓", "higher": "↑"}[FIGURES[name].better]
+        assert all(column.endswith(f' <span class="good">{arrow}</span>') for column in columns)
+    assert figure("a figure of another version").better == ""
 
 
 def test_a_column_that_applies_to_nothing_is_left_out():

@@ -54,7 +54,7 @@ def test_the_verdict_is_that_of_each_number_of_steps():
         (result("s", 4, 11.0, noise(8)), (4,), "not distinguishable from the teacher at 4 steps: "),
         (result("s", 4, 15.0, noise(8)), (4,), "worse than the teacher at 4 steps: -40 % ["),
         (result("s", 4, 2.0, noise(8)), (1,), "]; 25 × faster (4 network evaluations"),
-        (result("s", 50, 2.0, noise(8)), (50,), "(the teacher at 50 steps has no measurable gap to close); 2 × faster"),
+        (result("s", 50, 2.0, noise(8)), (50,), "(the teacher at 50 steps has no measurable gap to close)"),
         (result("s", 4, 2.0, evaluations=200.0), (1,), "; not faster (200 network evaluations per image;"),
         (result("s", 1, 2.0), (4,), "100 × faster (1 network evaluation per image; teacher, 50 steps: 100)."),
     ],
@@ -141,9 +141,9 @@ def test_markdown_has_the_verdict_first_and_a_line_for_every_column():
 def test_the_summary_of_a_figure_is_over_seeds():
     ones = [result("tcd", 4, fd, noise(i), seed=i) for i, fd in enumerate((2.0, 3.0))]
     table = summary(comparison(*ones, result("lcm", 4, 5.0, seed=0)), "FD")
-    assert table.head == ["FD", "1 step", "2 steps", "4 steps", "8 steps", "50 steps", "seeds"]
-    assert table.rows[1] == ["tcd", "", "", "2.50 ± 0.71", "", "", "0, 1"]
-    assert table.rows[2][3].startswith("5 [") and table.rows[2][-1] == "0"
+    assert table.head == ["FD", "1 step", "2 steps", "4 steps", "8 steps", "50 steps"]
+    assert table.rows[1] == ["tcd, seeds 0, 1", "", "", "2.50 ± 0.71", "", ""]
+    assert table.rows[2][3].startswith("5 [") and [row[0] for row in table.rows[::2]] == ["teacher", "lcm, seed 0"]
 
 
 # ---------------------------------------------------------------- text for a terminal

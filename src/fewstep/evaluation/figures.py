@@ -62,8 +62,10 @@ DECIDING = tuple(name for name, figure in FIGURES.items() if figure.better and n
 
 def figure(name: str) -> Figure:
     """What a figure says, also that of an attribute, such as "accuracy of colour"."""
-    of = name.removeprefix("accuracy of ")
-    return FIGURES.get(name) or Figure(f"share of stated values of {of} that images show, by the detector", "higher")
+    _, found, of = name.partition("accuracy of ")
+    if found:
+        return Figure(f"share of stated values of {of} that images show, by the detector", "higher")
+    return FIGURES.get(name) or Figure(name)  # of another version of fewstep
 
 
 def best_first(name: str, value: float) -> float:

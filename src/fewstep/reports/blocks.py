@@ -30,7 +30,7 @@ def put_results(page: Page, comparison: Comparison) -> None:
         page.text("Of several seeds the mean ± their standard deviation.", note=True)
         for name in IN_SHORT:
             if name in comparison.names:
-                page.table(summary(comparison, name), meaning)
+                page.table(summary(comparison, name), lambda column, figure=meaning(name): figure)
     page.text(f"{note}. ↓ small values are good, ↑ large ones.", note=True)
     page.table(quality_table(comparison), meaning, explained=True)
     _put_charts(page, comparison)

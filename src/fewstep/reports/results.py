@@ -166,19 +166,19 @@ def summary(comparison: Comparison, name: str) -> Table:
         mine = [r for r in results if r.model == model]
         seeds = sorted({r.seed for r in mine if r.seed is not None})
         cells = [over_seeds(name, [r for r in mine if r.steps == n]) for n in steps]
-        body.append([model, *cells, ", ".join(map(str, seeds))])
-    return Table([name, *map(in_steps, steps), "seeds"], body).without_empty()
+        of_seeds = f", seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else ""
+        body.append([model + of_seeds, *cells])
+    return Table([name, *map(in_steps, steps)], body)
 
 
 def over_seeds(name: str, results: Sequence[Result]) -> str:
     """A cell of the summary: of one result the figure with its interval; of several the mean ± standard deviation."""
     if len(results) < 2:
         return "".join(r.in_words(name) for r in results)
-    unit, scale = (" %", 100.0) if name == "accuracy" else ("", 1.0)
-    values = scale * torch.tensor([r.figures[name] for r in results], dtype=torch.float64)
+    values = torch.tensor([r.figures[name] for r in results], dtype=torch.float64)
     mean = float(values.mean())
-    places = 0 if unit or mean == 0 else max(0, 2 - math.floor(math.log10(abs(mean))))
-    return f"{mean:.{places}f} ± {float(values.std()):.{places}f}{unit}"
+    places = 0 if mean == 0 else max(0, 2 - math.floor(math.log10(abs(mean))))
+    return f"{mean:.{places}f} ± {float(values.std()):.{places}f}"
 
 
 def in_order(results: Iterable[Result], models: Sequence[str]) -> list[Result]:
