@@ -194,6 +194,13 @@ MUTANTS = [
             "4 steps: ]",
         ),
         (
+            "verdict: where the teacher has no gap, no student is worse",
+            "gap = worse if low > 0 else",
+            "gap = worse if False else",
+            "test_a_verdict_says_what_was_not_reached[student3-teachers3-, worse than the teacher at 50 steps: higher "
+            "by 1]",
+        ),
+        (
             "verdict: other speeds are not said",
             'same = other.figures["evaluations"] == first.figures["evaluations"]',
             "same = True",
@@ -223,7 +230,7 @@ MUTANTS = [
         ),
         (
             "page: the direction of a figure by steps is that of nothing",
-            "lambda column, figure=meaning(name): figure",
+            "_always(meaning(name))",
             "meaning",
             "tests/reports/test_page.py::test_the_direction_of_a_figure_by_steps_is_that_of_the_figure",
         ),
@@ -289,7 +296,7 @@ MUTANTS = [
             "results: the teacher twice passes for two seeds",
             "i if r.seed is None else (r.model, r.steps)",
             "(r.model, r.steps)",
-            "test_a_verdict_says_what_was_not_reached[student3-teachers3-(the teacher at 50 steps has no measurable "
+            "test_a_verdict_says_what_was_not_reached[student4-teachers4-(the teacher at 50 steps has no measurable "
             "gap to close)]",
         ),
         (

@@ -54,7 +54,8 @@ def test_the_verdict_is_that_of_each_number_of_steps():
         (result("s", 4, 11.0, noise(8)), (4,), "not distinguishable from the teacher at 4 steps: "),
         (result("s", 4, 15.0, noise(8)), (4,), "worse than the teacher at 4 steps: -40 % ["),
         (result("s", 4, 2.0, noise(8)), (1,), "]; 25 × faster (4 network evaluations"),
-        (result("s", 50, 2.0, noise(8)), (50,), "(the teacher at 50 steps has no measurable gap to close)"),
+        (result("s", 50, 2.0, noise(8)), (50,), ", worse than the teacher at 50 steps: higher by 1"),
+        (result("s", 50, 1.0, noise(8)), (50,), "(the teacher at 50 steps has no measurable gap to close)"),
         (result("s", 4, 2.0, evaluations=200.0), (1,), "; not faster (200 network evaluations per image;"),
         (result("s", 1, 2.0), (4,), "100 × faster (1 network evaluation per image; teacher, 50 steps: 100)."),
     ],
@@ -76,7 +77,7 @@ def test_students_at_as_many_steps_are_told_apart_or_not():
     low, high = interval((2.1 + noise(8)) - (2.0 + noise(7)), 0.1)
     assert low < 0 < high
     assert sentences[1].endswith(f"gap; not distinguishable from a (FD higher by 0.1 [{low:.3g}, {high:.3g}]).")
-    assert "; behind a: FD higher by 1 [" in sentences[2] and "12.5 × faster (8 network" in sentences[2]
+    assert "; behind a: FD higher by 1" in sentences[2] and "12.5 × faster (8 network" in sentences[2]
     many = [result(name, 4, 5.0, noise(ord(name))) for name in "defg"]
     (sentence,) = verdict(comparison(*many, best, near))
     assert sentence.endswith("; the lowest FD of 6 students at as many steps, not distinguishable from b.")

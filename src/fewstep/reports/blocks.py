@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from fewstep.evaluation.figures import Figure
 from fewstep.evaluation.grids import ON_PAGES, image_grid
 from fewstep.evaluation.result import KEPT_IMAGES, Comparison, Result, in_steps
 from fewstep.evaluation.tables import Table
@@ -30,13 +31,18 @@ def put_results(page: Page, comparison: Comparison) -> None:
         page.text("Of several seeds the mean ± their standard deviation.", note=True)
         for name in IN_SHORT:
             if name in comparison.names:
-                page.table(summary(comparison, name), lambda column, figure=meaning(name): figure)
+                page.table(summary(comparison, name), _always(meaning(name)))
     page.text(f"{note}. ↓ small values are good, ↑ large ones.", note=True)
     page.table(quality_table(comparison), meaning, explained=True)
     _put_charts(page, comparison)
     more = Page("More figures")
     more.table(other_table(comparison), meaning, explained=True)
     page.folded(more)
+
+
+def _always(figure: Figure) -> Callable[[str], Figure]:
+    """What every column says of a table of one figure by steps."""
+    return lambda column: figure
 
 
 def put_differences(page: Page, settings: Mapping[str, Mapping[str, object]]) -> None:

@@ -66,10 +66,13 @@ def _beside(found: Comparison, other: Result, first: Result) -> str:
 def _reached(found: Comparison, ours: Result) -> str:
     """A student's FD, and the share of the teacher's gap that it closes."""
     at_steps, closed = f"the teacher at {in_steps(ours.steps)}", found.gap_closed(ours, "FD")
-    if teacher_at(ours.steps, found.results) is None:
+    few = teacher_at(ours.steps, found.results)
+    if few is None:
         gap = ""
-    elif closed is None:
-        gap = f" ({at_steps} has no measurable gap to close)"
+    elif closed is None:  # what cannot be closed can still be widened
+        value, (low, high) = lower_by("FD", few, ours)
+        worse = f", worse than {at_steps}: higher by {value:.3g} [{low:.3g}, {high:.3g}]"
+        gap = worse if low > 0 else f" ({at_steps} has no measurable gap to close)"
     elif _is_open(closed):
         gap = f", not distinguishable from {at_steps}: {in_percent(closed)} of its gap closed"
     elif closed[0] < 0:
