@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -214,12 +215,12 @@ def test_wheel_and_source_distribution_hold_everything_and_the_wheel_runs(tmp_pa
     ours = next(Path(path) for path in sys.path if path.endswith("site-packages"))
     (site / "ours.pth").write_text(f"{ours}\n", encoding="utf-8")
     every_name = "import fewstep; [getattr(fewstep, n) for n in fewstep.__all__]; print(fewstep.__file__)"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    how = {"cwd": tmp_path, "env": clean, "capture_output": True, "encoding": "utf-8", "check": False}
     python = [tmp_path / "env" / "bin" / "python", "-W", "error"]
-    shown = subprocess.run([*python, "-c", every_name], cwd=tmp_path, capture_output=True, text=True, check=False)
+    shown = subprocess.run([*python, "-c", every_name], **how)
     assert (shown.returncode, shown.stderr) == (0, "") and str(site) in shown.stdout
-    shown = subprocess.run(
-        [*python, "-m", "fewstep", "recipes", "list"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    shown = subprocess.run([*python, "-m", "fewstep", "recipes", "list"], **how)
     assert shown.returncode == 0 and "scenes-64-tcd" in shown.stdout
 
 
