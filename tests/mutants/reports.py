@@ -162,7 +162,7 @@ MUTANTS = [
             "summary: the first seed stands for all",
             "cells = [over_seeds(name, [r for r in mine if r.steps == n]) for n in steps]",
             "cells = [over_seeds(name, [r for r in mine if r.steps == n][:1]) for n in steps]",
-            "test_the_summary_is_over_seeds",
+            "tests/reports/test_results.py::test_the_summary_of_a_figure_is_over_seeds",
         ),
     ),
     *planted(
@@ -329,7 +329,7 @@ MUTANTS = [
             "results: the gap is that of the teacher at any number of steps",
             "if r.model == results[0].model and r.steps == steps)",
             "if r.model == results[0].model)",
-            "test_every_run_is_measured_once_and_on_the_same_prompts_and_noise",
+            "tests/reports/test_results.py::test_the_verdict_is_that_of_each_number_of_steps",
         ),
     ),
     *planted(
