@@ -33,8 +33,8 @@ CUT = {
     "distill": ["--quiet", *sets(SHORT)],
     "prepare": ["--quiet", *sets(SHORT)],
     "scenes": ["--count", "8"],
-    "report": ["--count", "16"],
-    "evaluate": ["--count", "16"],
+    "report": ["--count", "8"],
+    "evaluate": ["--count", "8"],
 }
 """What is added to commands; the last value of an option counts."""
 STAND_INS = {"RUN": "runs/mine", "RUN_A": "runs/mine", "RUN_B": "runs/other", "RECIPE": "my.yaml"}
