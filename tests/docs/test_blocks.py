@@ -1,7 +1,7 @@
 """Every block of code of the documentation: it has a language, it parses, and it runs or says why it does not.
 
 An HTML comment right before a block, ``<!-- not run: takes minutes -->``, is the reason. All other blocks of Python and
-of the shell run, page by page, in one folder that holds what the pages speak of: a finished run, a recipe, images.
+of the shell run, page by page, in a folder that holds what the pages speak of: a finished run, a recipe, images.
 
 What is changed so that all of it lasts a minute of one core, and nothing else: recipes are cut to a few steps, data
 and prompts to a few (`CUT`), names in capitals stand for a run or recipe (`STAND_INS`), and lines of other programs
@@ -129,8 +129,11 @@ def run_line(words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if to_run(page)], ids=relative)
-def test_blocks_run(page, desk, monkeypatch):
-    monkeypatch.chdir(desk)
+def test_blocks_run(page, desk, tmp_path, monkeypatch):
+    shutil.copytree(
+        desk, tmp_path / "desk", symlinks=True
+    )  # a page finds the run as it was, whatever others made of it
+    monkeypatch.chdir(tmp_path / "desk")
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     names = {"__name__": f"example_{page.stem}"}
     for language, body in to_run(page):
