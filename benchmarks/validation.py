@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def recipe_of(case: str, folder: Path, metrics: list[str]) -> dict[str, Any]:
     }
     if case == "scenes-64":
         return common
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests.models.pipelines import build
 
     build("sd15").save_pretrained(folder / "model")

@@ -24,8 +24,9 @@ from fewstep.scenes64.scenes import WORDS
 torch.set_num_threads(1)
 SIDE = 8
 WORDS_FOR = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "grey": (1.0, 1.0, 1.0)}
-COLOURS = [(0.8, 0.2, 0.2), (0.1, 0.9, 0.3), (0.5, 0.5, 0.5), (0.3, 0.6, 0.1)] * 3
-CAPTIONS = ["red", "green", "grey", "red"] * 3
+CAPTIONS = ["red", "green", "grey"] * 4  # not a divisor of a batch of eight
+LOOKS = {"red": (0.8, 0.2, 0.2), "green": (0.1, 0.9, 0.3), "grey": (0.5, 0.4, 0.5)}
+COLOURS = [LOOKS[caption] for caption in CAPTIONS]
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PIXELS = torch.tensor([0.3, 0.4, 0.5]), torch.tensor([0.2, 0.3, 0.4])
 
@@ -204,7 +205,8 @@ def test_networks_are_looked_for_before_a_run_begins(folders, tmp_path):
     from fewstep.runs.foresee import missing_here
 
     said = "evaluate.metrics: The reward 'clip:./nowhere' cannot be loaded: there is no folder ./nowhere."
-    recipe = {"method": "tcd", "evaluate": {"every": 1, "metrics": ["clip:./nowhere"]}}
+    short = {"training": {"steps": 1, "batch_size": 2}, "data": {"size": 8}, "sample": {"teacher_steps": 1}}
+    recipe = {"method": "tcd", "evaluate": {"every": 1, "count": 8, "metrics": ["clip:./nowhere"]}, **short}
     first = {"name": "first", "evaluate": {"metrics": []}}
     chain = parse_chain({**recipe, "stages": [first, {"name": "second", "teacher": "first"}]})
     for made in (parse_recipe(recipe), chain):

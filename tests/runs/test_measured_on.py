@@ -18,6 +18,7 @@ from fewstep.models.imagenet import load_imagenet_encoder
 from fewstep.recipe.load import parse_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
+from fewstep.runs.first_teacher import first_teacher_of
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.foresee import foresee
 from fewstep.runs.measured_on import evaluation_captions, prompt_set
@@ -127,8 +128,18 @@ def test_the_reference_is_made_once(folder, tmp_path):
     assert calls == 8 * 3 * 2  # prompts, steps, both branches of guidance
     first, second = (validation._measure(step) for step in (1, 2))
     assert first == second and run.teacher.denoiser.cost.evaluations == calls
+    for weight in run.roles.parameters(run.role):
+        weight.data.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    assert validation._measure(3)["to teacher"] > first["to teacher"]  # a worse student
     shared = prompt_set(again.recipe, again.teacher, again.folder)
     assert torch.equal(shared.teacher, validation._prompts.teacher) and again.teacher.denoiser.cost.evaluations == 0
+
+
+def test_the_first_teacher_is_held_as_in_training(folder):
+    made = recipe(folder)
+    made = made.model_copy(update={"teacher": made.teacher.model_copy(update={"dtype": "bf16", "vae_tiling": True})})
+    teacher = first_teacher_of(made)
+    assert teacher.pipeline.unet.dtype == torch.bfloat16 and teacher.pipeline.vae.use_tiling
 
 
 def test_figures_against_an_independent_computation(against_teacher):
