@@ -6,9 +6,12 @@ A page that names a command, an option, a setting, a default, a file or a headin
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
+import json
 import re
 import shlex
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -336,6 +339,14 @@ def test_figures_on_the_pages_are_the_committed_table():
         if not name.startswith("teacher"):
             page = " ".join(text_of(DOCS / "methods" / f"{name.removesuffix('-1step')}.md").split())
             assert [cell for cell in cells if cell not in page or cell not in comparison] == []
+
+
+def test_the_tables_of_damage_are_the_committed_figures():
+    """Each cell of docs/measuring.md, from benchmarks/results/damage.json as benchmarks/damage.py writes it."""
+    spec = importlib.util.spec_from_file_location("damage", ROOT / "benchmarks" / "damage.py")
+    damage = sys.modules.setdefault("damage", importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(damage)
+    assert damage.tables(json.loads(text_of(damage.RESULTS))) in text_of(DOCS / "measuring.md")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,8 +1,6 @@
-"""Figures and intervals of sets of pictures: moments of groups, resampling in pairs, and damage of known strength."""
+"""Figures and intervals of sets of pictures: moments of groups, and resampling in pairs."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import pytest
 import torch
@@ -78,39 +76,6 @@ def blurred(x, sigma):
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, 9)
     x = torch.nn.functional.conv2d(torch.nn.functional.pad(x, (4, 4, 4, 4), mode="replicate"), kernel, groups=3)
     return torch.nn.functional.conv2d(x, kernel.transpose(2, 3), groups=3)
-
-
-def noisy(x, amount):
-    return (x + amount * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-
-
-def without(colour, share):
-    """Scenes that name no ``colour``-painted thing, for ``share`` of those that had one."""
-    pictures, scenes = renders(13, 512)
-    has = [any(t.colour == colour for t in s.things) for s in scenes]
-    dropped = {i for n, i in enumerate(i for i, h in enumerate(has) if h) if n % 100 < 100 * share}
-    keep = [i for i in range(len(scenes)) if i not in dropped]
-    return pictures[torch.tensor([keep[i % len(keep)] for i in range(len(scenes))])]
-
-
-DAMAGES = {
-    "blur": [lambda x, a=a: blurred(x, a) if a else x for a in (0, 0.25, 0.5, 1.0)],
-    "noise": [lambda x, a=a: noisy(x, a) for a in (0, 0.02, 0.05)],
-    "saturation": [lambda x, a=a: (x.mean(1, keepdim=True) + (1 + a) * (x - x.mean(1, keepdim=True))).clamp(0, 1)
-                   for a in (0, 0.15, 0.3)],
-    "a missing colour": [lambda x, a=a: without("red", a) for a in (0, 0.5, 1.0)],
-    "duplicates": [lambda x, n=n: x[torch.arange(len(x)) % n] for n in (512, 64, 16)],
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_distances_rise_with_damage(damage, detector, real):
-    """By FD of the detector's features or by detail FD, each step of damage is farther from real scenes."""
-    pictures, _ = renders(13, 512)
-    steps = [Measured.of(d(pictures), detector.features).figures(real) for d in DAMAGES[damage]]
-    rises = {name: all(a[name] < b[name] for a, b in pairwise(steps)) for name in ("FD", "detail FD")}
-    assert any(rises.values()), {name: [s[name] for s in steps] for name in rises}
 
 
 def test_intervals_hold_the_value_and_pairs_are_narrower(detector, real):
