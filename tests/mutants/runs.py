@@ -437,12 +437,6 @@ MUTANTS = [
             "test_the_reference_is_the_teachers_image_of_each_prompt_from_the_students_noise",
         ),
         (
-            "measured on: images trained on are the reference",
-            "found = held_out_images(place, recipe.data.size).images",
-            "found = find_images(place, recipe.data.size).images",
-            "test_held_out_images_as_reference",
-        ),
-        (
             "measured on: a teacher's images are of any size",
             '{"shape": str(tuple(teacher.latent_shape)), ',
             "{",
@@ -453,18 +447,6 @@ MUTANTS = [
             "return replace(found, features=open_features(evaluate.features, device), reference=None)",
             "return found",
             "test_scenes_may_be_measured_by_another_network",
-        ),
-        (
-            "measured on: a handful of prompts is enough",
-            "if count < FEWEST:",
-            "if count < 1:",
-            "test_what_cannot_be_measured_is_one_sentence",
-        ),
-        (
-            "measured on: broken images are a reference",
-            '    _enough("evaluate.reference", count, "images")\n',
-            "",
-            "test_what_cannot_be_measured_is_one_sentence",
         ),
     ),
     *planted(
@@ -577,6 +559,28 @@ MUTANTS = [
             'for key in ("teacher_steps", "guidance_scale")}',
             "for key in ()}",
             "test_every_stage_is_measured_as_the_first_was_trained",
+        ),
+    ),
+    *planted(
+        "runs/reference_images.py",
+        "runs/test_measured_on.py",
+        (
+            "measured on: images trained on are the reference",
+            "found = held_out_images(place, recipe.data.size).images",
+            "found = find_images(place, recipe.data.size).images",
+            "test_held_out_images_as_reference",
+        ),
+        (
+            "measured on: a handful of prompts is enough",
+            "if count < FEWEST:",
+            "if count < 1:",
+            "test_what_cannot_be_measured_is_one_sentence",
+        ),
+        (
+            "measured on: broken images are a reference",
+            '    enough("evaluate.reference", count, "images")\n',
+            "",
+            "test_what_cannot_be_measured_is_one_sentence",
         ),
     ),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,9 +119,14 @@ def eval_inputs(teacher: Teacher, prompts: PromptSet, seed: int) -> tuple[Cond, 
     return cond, noise.to(cond["prompt_embeds"].device)
 
 
-def sample_candidate(candidate: Candidate, noise: Tensor, cond: Cond, seed: int, batch: int = 64) -> Tensor:
+def rows_at_once(shape: Sequence[int]) -> int:
+    """How many latents of ``shape``, (..., height, width), are sampled together: 64 small ones, 4 of 128 x 128."""
+    return max(4, min(64, 2**16 // (shape[-2] * shape[-1])))
+
+
+def sample_candidate(candidate: Candidate, noise: Tensor, cond: Cond, seed: int, batch: int | None = None) -> Tensor:
     """Latents of all images; every batch has its own random stream, so that an image depends on no later one."""
-    parts = []
+    parts, batch = [], batch or rows_at_once(noise.shape)
     for first in range(0, len(noise), batch):
         rows = slice(first, first + batch)
         run = sample(

@@ -7,7 +7,7 @@ be measured without any data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,10 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.data.entries import Skipped, attempt
-from fewstep.data.find import FEWEST, Place, find_captions, find_images, held_out_captions, held_out_images
-from fewstep.data.folder import uncaptioned_images
-from fewstep.data.images import CaptionedImage, pixels
+from fewstep.data.find import Place, find_captions, held_out_captions
 from fewstep.data.pairs import noise_of
 from fewstep.evaluation.measured import Features, Reference, Score
 from fewstep.evaluation.prompt_set import PromptSet
@@ -31,6 +28,7 @@ from fewstep.recipe.schema import EvaluateConfig, PairsConfig, Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.first_teacher import students_behind
 from fewstep.runs.folder import RunFolder
+from fewstep.runs.reference_images import ROWS, check_readable, enough, real_images, reference_images
 from fewstep.runs.teacher_samples import TeacherSampling, folder_for
 from fewstep.scenes64.architecture import IMAGE_SIZE
 from fewstep.scenes64.prompts import unseen_captions, unseen_prompts
@@ -43,7 +41,6 @@ NOISE = 2**62
 It is none that `pairs.seed` has by itself: a student must not be measured from noises whose images it has learnt.
 """
 HELD_OUT = "captions held out of training"
-_ROWS = 8  # reference images in a file, generated at once
 _FIGURES = {"clip": "CLIP score", "pickscore": "PickScore", "aesthetic": "aesthetic"}
 
 
@@ -67,7 +64,7 @@ def evaluation_captions(recipe: Recipe, count: int | None = None) -> list[str]:
         ValueError: one sentence when there are too few.
     """
     found = _captions(recipe, recipe.evaluate.count if count is None else count)
-    _enough("evaluate", len(found), "prompts")
+    enough("evaluate", len(found), "prompts")
     return found
 
 
@@ -82,18 +79,6 @@ def _captions(recipe: Recipe, count: int) -> list[str]:
         return unseen_captions(count)
     found = held_out_captions(place, data.size) if place.held_out else find_captions(place, data.size)
     return list(found[:count])
-
-
-def _enough(key: str, count: int, what: str, example: Skipped | None = None) -> None:
-    """Raises RecipeError where ``count`` prompts or images are too few to measure on.
-
-    Args:
-        example: one of those that could not be used.
-    """
-    if count < FEWEST:
-        counted = f"1 {what.removesuffix('s')} is" if count == 1 else f"{count} {what} are"
-        because = "" if example is None else f" ({example})"
-        raise RecipeError(f"{key}: {counted} too few to measure on{because}: give {FEWEST} or more.")
 
 
 def check_measured(recipe: Recipe) -> None:
@@ -112,7 +97,7 @@ def check_measured(recipe: Recipe) -> None:
     against_teacher = _against_teacher(evaluate)
     _check_figures(evaluate, against_teacher)
     if not against_teacher:
-        _check_readable(_reference_images(recipe), recipe.teacher.size or IMAGE_SIZE)
+        check_readable(reference_images(recipe), recipe.teacher.size or IMAGE_SIZE)
 
 
 def check_networks(recipes: Iterable[Recipe], device: str = "cpu") -> None:
@@ -178,7 +163,7 @@ def _seen_by(name: str, rates: bool) -> Seen:
         )
     if rates:
         reward = open_reward(name, "meta", measures=True)
-        return reward.network, lambda x: reward(x, [""] * len(x)), _ROWS
+        return reward.network, lambda x: reward(x, [""] * len(x)), ROWS
     encoder = load_pretrained_encoder(name, "meta")
     return encoder.network, encoder.summary, 64
 
@@ -206,12 +191,12 @@ def prompt_set(
     perceptual = _perceptual(features, device) if "perceptual" in evaluate.metrics else None
     if _against_teacher(evaluate):
         images = teacher_images(recipe, teacher, folder, captions, show_progress)
-        reference = Reference.of_batches(images.split(_ROWS), features)
+        reference = Reference.of_batches(images.split(ROWS), features)
         return PromptSet(
             captions, features, reference, noise=noise, teacher=images, scores=scores, perceptual=perceptual,
             about=_in_words(recipe),
         )  # fmt: skip
-    reference = Reference.of_batches(_real_images(recipe, teacher), features)
+    reference = Reference.of_batches(real_images(recipe, teacher), features)
     return PromptSet(captions, features, reference, noise=noise, scores=scores, about=_in_words(recipe))
 
 
@@ -219,7 +204,7 @@ def _of_scenes(recipe: Recipe, teacher: Teacher, count: int) -> PromptSet:
     """scenes-64's own prompt set, with the recipe's features and further figures."""
     evaluate, device = recipe.evaluate, recipe.training.device
     _check_figures(evaluate, against_teacher=False)
-    _enough("evaluate", count, "prompts")
+    enough("evaluate", count, "prompts")
     found = unseen_prompts(teacher, count)
     found = replace(found, scores=_scores(found.captions, evaluate, device))
     if evaluate.features is None:
@@ -260,7 +245,7 @@ def teacher_images(
     shown, evaluate = recipe.sample, recipe.evaluate
     settings = PairsConfig(
         size=len(captions), num_inference_steps=shown.teacher_steps, guidance_scale=shown.guidance_scale, seed=NOISE,
-        batch_size=_ROWS,
+        batch_size=ROWS,
     )  # fmt: skip
     sampling = TeacherSampling(teacher, teacher.denoiser, settings, captions, recipe.training.device)
     form = {"shape": str(tuple(teacher.latent_shape)), "guidance_embed": str(teacher.guidance_embed)}
@@ -269,7 +254,7 @@ def teacher_images(
     found = [sampling.files(folder_for(place, "teacher", {**sampling.about, **form})) for place in places]
     whole = distributed.from_first(next((i for i, files in enumerate(found) if not files.missing()), 0))
     latents = sampling.load(found[whole], show_progress).mean
-    return torch.cat([teacher.decode(part.float()).cpu() for part in latents.split(_ROWS)])
+    return torch.cat([teacher.decode(part.float()).cpu() for part in latents.split(ROWS)])
 
 
 def open_features(name: str, device: str = "cpu") -> Features:
@@ -311,51 +296,5 @@ def _scores(captions: Sequence[str], evaluate: EvaluateConfig, device: str) -> d
 @torch.no_grad()
 def _rated(reward: Callable[..., Tensor], captions: Sequence[str], device: str, images: Tensor) -> Tensor:
     """A reward [N] of images [N, 3, H, W] in [0, 1], one of each caption, on the host."""
-    parts = zip(images.split(_ROWS), range(0, len(captions), _ROWS), strict=True)
-    return torch.cat([reward(part.to(device) * 2 - 1, captions[i : i + _ROWS]).cpu() for part, i in parts])
-
-
-def _real_images(recipe: Recipe, teacher: Teacher) -> Iterator[Tensor]:
-    """Batches of the reference images, cropped as in training and as the teacher's autoencoder reproduces them."""
-    side, found, count = teacher.image_size, _reference_images(recipe), 0
-    for first in range(0, len(found), _ROWS):
-        read = [attempt(image.name, pixels, image, lambda h, w: (side, side)) for image in found[first : first + _ROWS]]
-        kept = [entry for entry in read if not isinstance(entry, Skipped)]
-        count += len(kept)
-        if kept:
-            mean, _ = teacher.encode_images(torch.stack(kept).float() / 127.5 - 1)
-            yield teacher.decode(mean).cpu()
-    _enough("evaluate.reference", count, "images")
-
-
-def _check_readable(images: Sequence[CaptionedImage], side: int) -> None:
-    """Raises RecipeError where too few of the reference images can be used; reads no more than it takes to know."""
-    good, example = 0, None
-    for image in images:
-        read = attempt(image.name, pixels, image, lambda h, w: (side, side))
-        if isinstance(read, Skipped):
-            example = example or read
-            continue
-        good += 1
-        if good == FEWEST:
-            return
-    _enough("evaluate.reference", good, "images", example)
-
-
-def _reference_images(recipe: Recipe) -> Sequence[CaptionedImage]:
-    """The images that ``evaluate.reference`` names: of data of which none are held out, as many as prompts.
-
-    Raises:
-        ValueError: one sentence, when there are too few.
-    """
-    evaluate, place = recipe.evaluate, recipe.place
-    if evaluate.reference != "data":
-        found: Sequence[CaptionedImage] = uncaptioned_images(Path(str(evaluate.reference)))
-    elif place is None or place.kind == "prompts":
-        raise RecipeError("evaluate.reference: the data hold no images: give a folder, or set it to teacher.")
-    elif place.held_out:
-        found = held_out_images(place, recipe.data.size).images
-    else:
-        found = find_images(place, recipe.data.size).images[: evaluate.count]
-    _enough("evaluate.reference", len(found), "images")
-    return found
+    parts = zip(images.split(ROWS), range(0, len(captions), ROWS), strict=True)
+    return torch.cat([reward(part.to(device) * 2 - 1, captions[i : i + ROWS]).cpu() for part, i in parts])

@@ -15,13 +15,14 @@ from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.models.roles import Weights
 from fewstep.planning.estimate import Estimate, estimate, seconds_of_step, step_cost
 from fewstep.planning.hardware import UTILISATION, durations, smallest
-from fewstep.recipe.chain import Chain
+from fewstep.recipe.chain import Chain, Stage
 from fewstep.recipe.resume import may_change
 from fewstep.recipe.schema import Recipe
 from fewstep.runs.fit import foreseen_card
 from fewstep.runs.foresee import foresee, missing_here, outline_of
-from fewstep.runs.measured_on import measuring_of
+from fewstep.runs.measured_on import measuring_of, needs_teacher_images
 from fewstep.students.card import Card
+from fewstep.students.lineage import model_behind
 from fewstep.training.machine import in_words, memory
 from fewstep.training.progress import doing
 from fewstep.training.settings import TrainingSettings
@@ -38,6 +39,8 @@ class Plan:
         estimate: memory and network calls; None where the teacher's family cannot be distilled.
         why_not: the reason, a sentence, where there is no estimate.
         seconds: time of all training steps; None where no step was timed.
+        reference: bytes while the model behind the teacher, a student, generates the images of reference; 0 where it
+            need not.
     """
 
     recipe: Recipe
@@ -45,10 +48,19 @@ class Plan:
     estimate: Estimate | None
     why_not: str
     seconds: float | None
+    reference: int = 0
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that the run holds at any time; 0 where that is not known."""
+        return 0 if self.estimate is None else max(self.estimate.peak, self.reference)
 
 
-def plan(recipe: Recipe, timed: bool = True) -> Plan:
+def plan(recipe: Recipe, timed: bool = True, on_student: bool = False) -> Plan:
     """Trace the memory of a step without weights, and time one on the recipe's device. No weights are read or written.
+
+    Args:
+        on_student: its teacher will be a student, of an earlier stage that ``recipe`` does not name.
 
     Raises:
         ValueError: what the run itself would refuse.
@@ -62,7 +74,7 @@ def plan(recipe: Recipe, timed: bool = True) -> Plan:
         found = _estimate(recipe, teacher)
     with doing("timing training steps"):
         seconds = _seconds(recipe, teacher, found) if timed else None
-    return Plan(recipe, teacher, found, "", seconds)
+    return Plan(recipe, teacher, found, "", seconds, _reference(recipe, teacher, found, on_student))
 
 
 def dry_run(recipe: Recipe | Chain) -> str:
@@ -74,11 +86,22 @@ def dry_run(recipe: Recipe | Chain) -> str:
     foresee(recipe)
     lines = [recipe.as_yaml().rstrip()]
     if isinstance(recipe, Chain):
-        for name, stage in recipe.on_first_teacher().items():
-            lines += [f"# stage {name}", *(f"#   {line}" for line in describe(plan(stage)))]
+        for stage in (stage for stage in recipe.stages if stage.recipe is not None):
+            planned = _plan_stage(stage, recipe)
+            lines += [f"# stage {stage.name}", *(f"#   {line}" for line in describe(planned))]
     else:
         lines += [f"# {line}" for line in describe(plan(recipe))]
     return "\n".join([*lines, *(f"# NOT ON THIS MACHINE: {sentence}" for sentence in missing_here(recipe))])
+
+
+def _plan_stage(stage: Stage, chain: Chain) -> Plan:
+    """The plan of a stage that trains, on the model behind its teacher, held as the stage holds its teacher."""
+    own, first = stage.recipe, chain.on_first_teacher()[stage.name]
+    assert own is not None
+    held = {key: getattr(own.teacher, key) for key in ("dtype", "quantize", "vae_tiling")}
+    held["size"] = own.teacher.size or first.teacher.size
+    on_first = first.model_copy(update={"teacher": first.teacher.model_copy(update=held)})
+    return plan(on_first, on_student=own.teacher.path in {each.name for each in chain.stages})
 
 
 def cost_of_step(recipe: Recipe) -> float:
@@ -118,6 +141,18 @@ def _estimate(recipe: Recipe, teacher: MetaPipeline, **known: Any) -> Estimate:
         recipe.captions(), len(recipe.sample.prompts), recipe.pairs.size or 0, recipe.teacher.quantize,
         measuring=measuring, **known,
     )  # fmt: skip
+
+
+def _reference(recipe: Recipe, teacher: MetaPipeline, found: Estimate, on_student: bool) -> int:
+    """Bytes while a second model, with its text encoders, generates images before there is an optimiser."""
+    later = on_student or model_behind(recipe.teacher.path) != recipe.teacher.path
+    if not (later and recipe.evaluate.every and needs_teacher_images(recipe, teacher.image_size or 0)):
+        return 0
+    passing = ("optimiser", "gradients", "activations", "fragmentation (assumed)")
+    between = sum(size for name, size in found.training.items() if name not in passing)
+    beside = [part for part in teacher.parts.values() if part is not teacher.base]
+    whole = sum(t.nbytes for part in beside for t in part.parameters())
+    return between + found.training["the teacher's network"] + 2 * whole
 
 
 def _seconds(recipe: Recipe, teacher: MetaPipeline, found: Estimate) -> float | None:
@@ -225,7 +260,7 @@ def describe(planned: Plan) -> list[str]:
             f"{recipe.pairs.num_inference_steps} steps each: up to {cost:,} forward passes"
         )
     lines += [f"no export: {why}"] if (why := _no_export(planned)) else []
-    return lines + _memory(found) + _on_gpus(planned, found)
+    return lines + _memory(planned, found) + _on_gpus(planned, found)
 
 
 def _no_export(planned: Plan) -> str:
@@ -249,7 +284,7 @@ def fits(planned: Plan) -> bool:
     if found is None:
         return False
     room = memory(found.device)
-    return room is None or found.peak <= room[0]
+    return room is None or planned.peak <= room[0]
 
 
 def advise(planned: Plan) -> list[str]:
@@ -279,10 +314,10 @@ def _on_gpus(planned: Plan, found: Estimate) -> list[str]:
     settings = planned.recipe.training
     if torch.device(settings.device).type != "cuda":
         return []
-    size = smallest(found.peak)
+    size = smallest(planned.peak)
     flops = found.rehearsal.flops
     lines = ["no common GPU has enough memory" if size is None else f"fits into a GPU of {size} GB"]
-    expected = durations(settings.steps * flops, found.peak, settings.precision == "bf16")
+    expected = durations(settings.steps * flops, planned.peak, settings.precision == "bf16")
     rows = [f"  {gpu.name + f' ({gpu.gigabytes} GB)':>20}  {_duration(seconds)}" for gpu, seconds in expected]
     if rows:
         teraflop = f"{flops / 1e12:,.{1 if flops < 1e14 else 0}f} TFLOP"
@@ -290,7 +325,7 @@ def _on_gpus(planned: Plan, found: Estimate) -> list[str]:
     return lines + rows
 
 
-def _memory(found: Estimate) -> list[str]:
+def _memory(planned: Plan, found: Estimate) -> list[str]:
     peak = sum(found.training.values())
     room = memory(found.device)
     there = "" if room is None else f", of {in_words(room[0])} free"
@@ -302,6 +337,10 @@ def _memory(found: Estimate) -> list[str]:
         lines.append(f"while a sample grid is generated: {in_words(found.sampling)}")
     if found.validating:
         lines.append(f"while the student is measured: {in_words(found.validating)}")
-    if room is not None and found.peak > room[0]:
-        lines.append(f"THIS DOES NOT FIT: {in_words(found.peak)} are needed and {in_words(room[0])} are free")
+    if planned.reference:
+        lines.append(
+            f"while the model behind the teacher generates the images of reference: {in_words(planned.reference)}"
+        )
+    if room is not None and planned.peak > room[0]:
+        lines.append(f"THIS DOES NOT FIT: {in_words(planned.peak)} are needed and {in_words(room[0])} are free")
     return lines
