@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 
 from fewstep.data.pairs import PairFiles
 from fewstep.evaluation.compare import rows_at_once
-from fewstep.models.imagenet import load_imagenet_encoder
 from fewstep.recipe.chain import parse_chain
 from fewstep.recipe.load import parse_recipe
 from fewstep.recipe.schema import EvaluateConfig
@@ -169,9 +168,6 @@ def colours(images):
     return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
 
-colours.network = torch.nn.Identity()  # which a plan counts
-
-
 @pytest.mark.slow
 def test_a_chain_is_measured_against_one_set_of_images(tmp_path, monkeypatch):
     """A later stage's images of reference are those of the first one, made once, and those of its report, and of a run
@@ -262,20 +258,18 @@ def test_what_measures_is_on_the_training_device(prepared, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_plan_counts_the_first_teacher_and_what_measures(tmp_path):
+def test_a_plan_counts_the_first_teacher(tmp_path):
     """A second network and its text encoders while the images are made, where a stage's teacher is a student."""
     made = own(tmp_path, "sd15", 64)
     later = plan(made, timed=False, on_student=True)
     parts = {name: sum(p.nbytes for p in part.parameters()) for name, part in later.outline.parts.items()}
     training = later.estimate.training
-    assert training["networks that measure"] == sum(p.nbytes for p in load_imagenet_encoder().network.parameters())
     held = sum(training.values()) - sum(training[name] for name in ("optimiser", "gradients", "activations"))
     assert later.reference == held + 2 * sum(parts.values()) - parts["unet"]  # its own text encoders are there, too
     assert later.peak >= later.reference and any("behind the teacher generates" in line for line in describe(later))
     for other, on_student in ((made, False), (made.model_copy(update={"evaluate": EvaluateConfig()}), True)):
         planned = plan(other, timed=False, on_student=on_student)
         assert planned.reference == 0 and not any("behind the teacher" in line for line in describe(planned))
-    assert "networks that measure" not in planned.estimate.training
 
 
 def test_a_plan_of_stages_knows_which_teachers_are_students(monkeypatch):
@@ -467,8 +461,7 @@ def test_every_family_and_size_through_the_command_line(
 ):
     """Trained with validation, the best student kept, evaluated beside a damaged one, which ranks behind.
 
-    Then reported, put into a table or exported. Every family at every size, by the ImageNet network: see
-    benchmarks/families.py.
+    Then reported, put into a table or exported. By the ImageNet network: see benchmarks/families.py.
     """
     monkeypatch.setattr("fewstep.runs.measured_on.load_imagenet_encoder", lambda device: colours)
     data = own(tmp_path, family, side, metric="KID").as_data()

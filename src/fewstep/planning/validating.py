@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.evaluation.compare import rows_at_once
 from fewstep.models.cond import Cond
 from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.models.roles import Roles
 from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, size_of
-
-BATCH = 64
-"""Images that are sampled together (`fewstep.evaluation.compare.sample_candidate`)."""
 
 Seen = tuple[nn.Module, Callable[[Tensor], Any], int]
 """A network on the meta device, its call on images [n, 3, H, W], and how many it is given together."""
@@ -62,7 +60,7 @@ def peak_beyond(measuring: Measuring, pipeline: MetaPipeline, roles: Roles, devi
         decoding: those that the autoencoder adds.
     """
     view = roles.views()["ema" if "ema" in roles else "student"].uncounted()
-    together = min(measuring.count, BATCH)
+    together = min(measuring.count, rows_at_once(pipeline.latent_shape))
     x = torch.empty(together, *pipeline.latent_shape, device="meta")
     cond, states = (
         _prompts(together, pipeline),
