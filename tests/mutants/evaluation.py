@@ -160,8 +160,8 @@ MUTANTS = [
         "evaluation/test_text_aligned.py",
         (
             "measured on: captions are rated that belong to other images",
-            "captions[i : i + _ROWS]",
-            "captions[:_ROWS][: len(part)]",
+            "captions[i : i + ROWS]",
+            "captions[:ROWS][: len(part)]",
             "test_scores_of_planted_embeddings_are_closed_forms",
         ),
         (
