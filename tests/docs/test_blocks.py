@@ -130,9 +130,7 @@ def run_line(words):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if to_run(page)], ids=relative)
 def test_blocks_run(page, desk, tmp_path, monkeypatch):
-    shutil.copytree(
-        desk, tmp_path / "desk", symlinks=True
-    )  # a page finds the run as it was, whatever others made of it
+    shutil.copytree(desk, tmp_path / "desk", symlinks=True)  # the run as it was, whatever other pages made of it
     monkeypatch.chdir(tmp_path / "desk")
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     names = {"__name__": f"example_{page.stem}"}
