@@ -56,7 +56,8 @@ def test_committed_results_see_what_they_have_to(damage):
     "backbone, prompts, kinds", [("detector", 64, tuple(SEEN)), ("imagenet", 8, ("blur", "lost colour"))]
 )
 def test_figures_become_worse_with_damage(damage, backbone, prompts, kinds):
-    """From none to the weakest to the strongest. As many images as the committed results for the detector, which is quick; 32 for the ImageNet network."""
+    """From none to the weakest to the strongest; as many images as in the committed results for the detector, which is
+    quick, and 32 for the ImageNet network."""
     scenery = damage.Scenery(prompts)
     measured_by = damage.prompt_set(scenery, backbone)
     for kind in kinds:
