@@ -583,4 +583,14 @@ MUTANTS = [
             "test_what_cannot_be_measured_is_one_sentence",
         ),
     ),
+    *planted(
+        "models/families/pixart.py",
+        "cases/test_measured_families.py",
+        (
+            "export: PixArt's images of another size are made at the published one's",
+            '{} if self.size is None else {"use_resolution_binning": False}',
+            "{}",
+            "test_every_family_and_size_through_the_command_line[pixart-96-full-fp32-export --to diffusers]",
+        ),
+    ),
 ]

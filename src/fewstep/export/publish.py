@@ -159,6 +159,7 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
         usual = inspect.signature(type(teacher.pipeline).__call__).parameters if to == "diffusers" else {}
         needed = {key: value for key, value in given.items() if key not in usual or value != usual[key].default}
         plan = replace(plan, call={**plan.call, **needed})
+    plan = replace(plan, call={**plan.call, **family.size_arguments()})
     is_lora, elsewhere = to in ("lora", "kohya"), _forms_for_comfyui(to, card, family)
     hint = usage_hint(card, teacher, sampler_of(card), prediction) + elsewhere
     header = modelspec(card, family, title, teacher.image_size, prediction, hint, base, is_lora)

@@ -193,6 +193,10 @@ class Family:
 
     # ---------------------------------------------------------------- sizes
 
+    def size_arguments(self) -> dict[str, Any]:
+        """Arguments of the pipeline's call without which it would generate images of other sides than `size`."""
+        return {}
+
     @property
     def latent_channels(self) -> int:
         return int(self.base.config.in_channels)

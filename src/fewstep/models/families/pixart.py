@@ -70,6 +70,10 @@ class PixArt(Family):
         resolution = torch.tensor([[float(height), float(width)]])
         return {"resolution": resolution, "aspect_ratio": torch.tensor([[height / width]])}
 
+    def size_arguments(self) -> dict[str, Any]:
+        """diffusers would generate at the nearest of the published model's sides, and resize the image."""
+        return {} if self.size is None else {"use_resolution_binning": False}
+
     def shapes(self, clip_tokens: int) -> dict[str, tuple[int, ...]]:
         tokens = self.text_tokens
         return {"prompt_embeds": (tokens, int(self.base.config.caption_channels)), "prompt_mask": (tokens,)}
