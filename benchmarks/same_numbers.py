@@ -13,6 +13,7 @@ compared. The parts are:
     verify     the figures of `fewstep verify METHOD --steps 30`, as printed and in full precision
     compat     the earlier commit's recipes, runs and exports in the new tree: parsed, drawn from, exported, resumed
 
+Training before and after the random numbers of version 2 (`fewstep.data.random`) differs: compare with commits since.
 A row is OK, or DIFFERS (exit code 1), or NOTE, which is for people to judge: the new tree refuses an old file in one
 sentence and exit code 2, or no longer prints a quantity. With --work the earlier commit's outputs are kept, and made
 again only when the machine, the versions or the commands change. Where names change between the two trees, extend the
@@ -468,11 +469,11 @@ def _losses_before() -> dict[str, dict[str, Tensor]]:
 def _losses_of_stages() -> dict[str, dict[str, Tensor]]:
     """As `fewstep.scenes64` has them: batch and draws are handed over, from the streams that `_losses_before` reads."""
     from fewstep.data.batch import Batch
-    from fewstep.data.random import Rng
     from fewstep.methods.base import Progress
     from fewstep.models.cond import Cond
     from fewstep.scenes64 import architecture, autoencoder, denoise
     from fewstep.scenes64.linear_code import fit_linear_code
+    from fewstep.scenes64.random import ScenesRng as Rng
     from fewstep.scenes64.scenes import WORDS, Scenes
 
     code = fit_linear_code(autoencoder.as_tensor(Scenes(3).render(range(64)).images), 16)

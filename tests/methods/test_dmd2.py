@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +26,7 @@ from reference import (
 from reference import x0_epsilon as read
 
 from fewstep.data.batch import Batch
-from fewstep.data.random import Rng
+from fewstep.data.random import Rng, SampleRandom
 from fewstep.methods.base import Progress
 from fewstep.methods.dmd2 import DMD2, Draws
 from fewstep.models.cond import Cond
@@ -35,7 +36,7 @@ from fewstep.models.roles import Weights
 from fewstep.sampling import LCMSampler, RenoiseSampler, sample
 from fewstep.training.players import PlayerState
 from fewstep.training.settings import TrainingSettings
-from fewstep.training.trainer import build_roles
+from fewstep.training.trainer import Trainer, build_roles
 
 ROWS = 5
 SETTINGS = {
@@ -265,6 +266,43 @@ def test_draws():
     assert (torch.corrcoef(times) - torch.eye(5, dtype=torch.float64)).abs().max() < 0.04
     assert times.min(dim=1).values.tolist() == [20, 0, 0, 0, 0]
     assert times.max(dim=1).values.tolist() == [980, 999, 999, 999, 999]
+
+
+def test_what_the_student_alone_would_use_is_not_drawn_where_it_is_not_due():
+    """The critic's numbers are the same either way, and so is its loss."""
+    method, roles, batch = fresh(5.0, shaken=True)
+    both, critic = (
+        method.draw(batch, Rng(1, 1, 6, dtype=torch.float64), Progress(1, 9, due=due)) for due in (None, {"critic"})
+    )
+    assert {name for name, value in vars(critic).items() if value is None} == {
+        "matching_time", "matching_noise", "played_time", "played_noise",
+    }  # fmt: skip
+    for name, value in vars(critic).items():
+        assert value is None or torch.equal(torch.as_tensor(value), torch.as_tensor(getattr(both, name))), name
+    terms = [[], []]
+    for draws, found in zip((both, critic), terms, strict=True):
+        shared = method.prepare(roles, batch, draws, {"critic"})
+        found += [term.total.item() for term in method.critic(roles, batch, draws, shared).terms()]
+    assert len(terms[0]) == 2 and terms[0] == terms[1]
+
+
+def test_no_noise_is_drawn_for_a_student_that_is_not_due(monkeypatch):
+    """By the trainer: two rounds of its players, with two micro-batches each."""
+    names, real = [], SampleRandom.normal
+
+    def normal(rng, name, shape):
+        names.append(name)
+        return real(rng, name, shape)
+
+    monkeypatch.setattr(SampleRandom, "normal", normal)
+    method, roles, batch = fresh(1.0)
+    source = SimpleNamespace(batch=lambda rng: Batch(batch.x0[rng.rows], batch.cond[rng.rows]))
+    method.players = DMD2(SCHEDULES["vp"], student_every=3).players
+    run = Trainer(method, roles, source, TrainingSettings(precision="fp64", batch_size=6, accumulation=2))
+    for step in range(6):
+        run.step(step)
+    critic = ["noise", "fake_noise", "judged_noise", "data_noise"]
+    assert Counter(names) == dict.fromkeys(critic, 12) | dict.fromkeys(["matching_noise", "played_noise"], 4)
 
 
 def fresh(scale, checkpointing=False, shaken=False):

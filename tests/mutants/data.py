@@ -8,8 +8,8 @@ MUTANTS = [
         "training/test_streams.py",
         (
             "random: noise depends on how the batch is split",
-            "torch.randn(self.batch_size, *shape, generator=generator, dtype=self.dtype)[self.rows]",
-            "torch.randn(self.rows.stop - self.rows.start, *shape, generator=generator, dtype=self.dtype)",
+            "rows = range(self.batch_size)[self.rows]",
+            "rows = range(self.rows.stop - self.rows.start)",
             "tests/methods/test_contract.py::test_micro_batches_see_the_numbers_of_the_whole_batch",
         ),
         (
@@ -26,9 +26,27 @@ MUTANTS = [
         ),
         (
             "random: two names share their noise",
-            "generator = torch.Generator().manual_seed(stream_key(*self._key, name))",
-            "generator = torch.Generator().manual_seed(stream_key(*self._key))",
+            "key = stream_key(*self._key, name)",
+            "key = stream_key(*self._key)",
             "test_streams_depend_on_seed_step_and_name",
+        ),
+        (
+            "random: every seed draws the same per-sample numbers",
+            'self._key = (seed, step, "sample")',
+            'self._key = (0, step, "sample")',
+            "tests/data/test_random.py::test_rows_names_steps_and_seeds_are_independent",
+        ),
+        (
+            "random: micro-batches begin one row late",
+            "rows = range(self.batch_size)[self.rows]",
+            "rows = range(self.rows.start + (self.rows.start > 0), self.rows.stop + (self.rows.start > 0))",
+            "tests/data/test_random.py::test_a_row_has_the_same_bits_alone_and_in_any_part_of_the_batch",
+        ),
+        (
+            "random: a device waits for numbers that are made on the host",
+            "self.device, self.dtype).view(len(rows), *shape)",
+            'torch.device("cpu"), self.dtype).view(len(rows), *shape).to(self.device)',
+            "tests/data/test_random.py::test_normals_are_made_on_the_device_of_the_step",
         ),
         (
             "random: keys differ from process to process",
@@ -41,6 +59,52 @@ MUTANTS = [
             "self.shared = SharedRandom(seed, step)",
             "self.shared = SharedRandom(seed, step + self.rows.start)",
             "tests/methods/test_contract.py::test_micro_batches_see_the_numbers_of_the_whole_batch",
+        ),
+    ),
+    *planted(
+        "data/philox.py",
+        "data/test_random.py",
+        (
+            "philox: a row's key lacks its row",
+            "philox(block, row, zero, zero, key)",
+            "philox(block, 0 * row, zero, zero, key)",
+            "test_rows_names_steps_and_seeds_are_independent",
+        ),
+        (
+            "philox: rows are counted from the first of the process",
+            "torch.arange(rows.start, rows.stop, device=device)",
+            "torch.arange(0, len(rows), device=device)",
+            "test_a_row_has_the_same_bits_alone_and_in_any_part_of_the_batch",
+        ),
+        (
+            "philox: every pass has the numbers of the first",
+            "torch.arange(first, min(first + each, blocks), device=device)",
+            "torch.arange(0, min(each, blocks - first), device=device)",
+            "test_a_row_has_the_same_bits_alone_and_in_any_part_of_the_batch",
+        ),
+        (
+            "philox: nine rounds",
+            "for turn in range(10):",
+            "for turn in range(9):",
+            "test_words_are_the_published_ones",
+        ),
+        (
+            "philox: half a key",
+            "zip((key, key >> 32), _WEYL, strict=True)",
+            "zip((key, key), _WEYL, strict=True)",
+            "test_words_are_the_published_ones",
+        ),
+        (
+            "philox: two numbers of a block are one",
+            "turned.sin_()",
+            "turned.cos_()",
+            "test_the_numbers_of_a_row_are_independent",
+        ),
+        (
+            "philox: half the variance",
+            ".log_().mul_(-2).sqrt_()",
+            ".log_().mul_(-1).sqrt_()",
+            "test_they_are_normal",
         ),
     ),
     *planted(

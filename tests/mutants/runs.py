@@ -127,6 +127,12 @@ MUTANTS = [
         "runs/chain.py",
         "cases/test_chains.py",
         (
+            "stages: a chain goes on after a stage of older random numbers",
+            "place.check_random()",
+            "pass",
+            "tests/runs/test_chain.py::test_a_chain_of_older_random_numbers_is_refused_but_not_its_student",
+        ),
+        (
             "stages: a later one is refused when its turn comes, hours later",
             "    foresee(chain)\n",
             "",
@@ -300,6 +306,12 @@ MUTANTS = [
     *planted(
         "runs/distill.py",
         "runs/test_teacher_samples.py",
+        (
+            "distill: older random numbers are found after everything is loaded",
+            "    files.check_random()\n    check_measured(recipe)\n",
+            "    check_measured(recipe)\n",
+            "tests/runs/test_distill.py::test_a_run_of_older_random_numbers_is_refused_but_not_its_student",
+        ),
         (
             "distill: pairs cost nothing",
             "run.sampled = pairs.cost",

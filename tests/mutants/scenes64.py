@@ -49,6 +49,12 @@ MUTANTS = [
         "scenes64/stage.py",
         "scenes64/test_train_teacher.py",
         (
+            "stages: the shipped model is trained again on other noise",
+            "rng=ScenesRng",
+            "rng=Rng",
+            "tests/scenes64/test_losses_kept.py::test_preferences",
+        ),
+        (
             "stages: the average of a short run still holds its random start",
             "decay = min(settings.ema_decay, (1 + settings.steps) / (10 + settings.steps))",
             "decay = settings.ema_decay",

@@ -37,9 +37,11 @@ MUTANTS = [
         ),
         (
             "streams: both halves of a batch draw the same noise",
-            "torch.randn(self.batch_size, *shape, generator=generator, dtype=self.dtype)[self.rows]",
-            "torch.randn(-(-self.batch_size // 2), *shape, generator=generator, dtype=self.dtype)"
-            ".repeat(2, *[1] * len(shape))[self.rows]",
+            "return unit_normals(key, rows, math.prod(shape), self.device, self.dtype).view(len(rows), *shape)",
+            "rows = range(-(-self.batch_size // 2))\n"
+            "        half = unit_normals(key, rows, math.prod(shape), self.device, self.dtype)"
+            ".view(len(rows), *shape)\n"
+            "        return half.repeat(2, *[1] * len(shape))[self.rows]",
             f"{OF_A_STEP}[lcm]",
         ),
     ),

@@ -292,9 +292,21 @@ MUTANTS = [
         ),
         (
             "training: a method is told that it is always the first step",
-            "progress = Progress(step, self.settings.steps, self.stage)",
-            "progress = Progress(0, self.settings.steps, self.stage)",
+            "progress = Progress(step, self.settings.steps, self.stage, due.keys())",
+            "progress = Progress(0, self.settings.steps, self.stage, due.keys())",
             "test_a_method_is_told_where_it_stands_and_who_is_due",
+        ),
+        (
+            "training: a method is not told who is due, and draws for all",
+            "self.stage, due.keys())",
+            "self.stage)",
+            "tests/methods/test_dmd2.py::test_no_noise_is_drawn_for_a_student_that_is_not_due",
+        ),
+        (
+            "training: the numbers of a step are those of the next one",
+            "yield self.rng(self.seed, step, ",
+            "yield self.rng(self.seed, step + 1, ",
+            "test_steps_are_adamw_on_clipped_gradients_then_the_average[4]",
         ),
         (
             "training: a stopped run does not save what it has done",
@@ -424,6 +436,12 @@ MUTANTS = [
     *planted(
         "training/checkpoint.py",
         "training/test_checkpoint.py",
+        (
+            "checkpoint: older random numbers pass",
+            "if before != version:",
+            "if before > version:",
+            "tests/training/test_trainer.py::test_a_run_that_began_with_other_random_numbers_is_one_clear_sentence",
+        ),
         (
             "checkpoint: it is copied into place, not renamed",
             "    os.rename(part, final)\n",

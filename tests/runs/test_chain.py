@@ -177,6 +177,19 @@ def test_resuming_enters_the_first_unfinished_stage(run, data, tmp_path, monkeyp
         assert same(load_weights(folder / name / "student"), load_weights(run / name / "student"))
 
 
+def test_a_chain_of_older_random_numbers_is_refused_but_not_its_student(run, data, tmp_path):
+    """Whichever stage began with them: what is left would not be the chain that any fewstep trains."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    for path in (folder / "01-coarse").rglob("state.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"random": 1}))
+    assert run_chain(parse_chain(data), folder, resume=True) == folder / "04-full" / "student"
+    shutil.rmtree(folder / "04-full")
+    with pytest.raises(RecipeError, match=r"01-coarse was begun with random numbers of version 1"):
+        run_chain(parse_chain(data), folder, resume=True)
+    assert not (folder / "04-full").exists()
+
+
 def test_a_chain_may_grow_but_not_change(run, data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)

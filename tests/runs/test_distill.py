@@ -17,7 +17,7 @@ from fewstep.models.families import load_teacher
 from fewstep.recipe.load import load_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.reports.diagnose import diagnose
-from fewstep.runs.distill import distill
+from fewstep.runs.distill import distill, prepare_data
 from fewstep.runs.setup import setup
 from fewstep.sampling import TCDSampler, sample
 from fewstep.scenes64.latents import scene_latents
@@ -88,6 +88,35 @@ def test_resuming_a_finished_run_changes_nothing(run, tmp_path):
     shutil.copytree(folder, tmp_path / "before")
     distill(recipe, folder, resume=True)
     assert same_students(tmp_path / "before", folder)
+
+
+def begun_with_old_numbers(run):
+    """The run directory as an earlier fewstep left it, which drew random numbers of version 1 and did not say so."""
+    for path in run.rglob("state.json"):
+        state = json.loads(path.read_text())
+        assert state.pop("random") == 2
+        path.write_text(json.dumps(state))
+
+
+def test_a_run_of_older_random_numbers_is_refused_but_not_its_student(run, tmp_path, monkeypatch):
+    """Before anything is loaded, encoded or written; a finished one has nothing left to draw."""
+    recipe, folder = run[0], tmp_path / "run"
+    shutil.copytree(run[1], folder)
+    assert json.loads((folder / "versions.json").read_text())["random"] == "2"
+    begun_with_old_numbers(folder)
+    assert distill(recipe, folder, resume=True) == folder / "student"
+    longer = recipe.model_copy(update={"training": dataclasses.replace(recipe.training, steps=8)})
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr("fewstep.runs.distill.setup", None)
+    with pytest.raises(RecipeError, match=r"run was begun with random numbers of version 1 .*: finish it with the few"):
+        distill(longer, folder, resume=True)
+    (folder / "student" / "few_step.json").unlink()
+    with pytest.raises(RecipeError, match="was begun with random numbers of version 1"):
+        distill(recipe, folder, resume=True)
+    with pytest.raises(RecipeError, match="was begun with random numbers of version 1"):
+        prepare_data(recipe, folder)
+    del before[folder / "student" / "few_step.json"]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_finished_run_is_not_made_shorter(run):

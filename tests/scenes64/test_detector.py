@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewstep.data.random import Rng
 from fewstep.models.detector import CELLS, DetectorNetwork
 from fewstep.scenes64.architecture import build_vae
 from fewstep.scenes64.autoencoder import CROWDED
 from fewstep.scenes64.detector import JUDGED, SLACK, Detector, Found, judge, load_detector, prompt_accuracy
 from fewstep.scenes64.labels import Labels, cell_middles, detection_loss, nearest
+from fewstep.scenes64.random import ScenesRng as Rng
 from fewstep.scenes64.scenes import ATTRIBUTES, Mention, Scenes
 from fewstep.scenes64.train_detector import (
     Detection,

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Progress
 from fewstep.scenes64 import architecture as scenes64
@@ -15,6 +14,7 @@ from fewstep.scenes64.autoencoder import CROWDED, Autoencoding, RenderedScenes, 
 from fewstep.scenes64.denoise import CaptionedUNet, Denoise, encode_scenes, encoded_scenes
 from fewstep.scenes64.labels import Labels, detection_loss
 from fewstep.scenes64.linear_code import fit_linear_code
+from fewstep.scenes64.random import ScenesRng as Rng
 from fewstep.scenes64.scenes import ATTRIBUTES, WORDS, Scenes
 from fewstep.scenes64.stage import averaged
 from fewstep.scenes64.train_teacher import TeacherSettings, export, train_unet, train_vae

@@ -121,6 +121,7 @@ def test_a_method_is_told_where_it_stands_and_who_is_due():
     class Curious(Pull):
         def draw(self, batch, rng, progress):
             told.append((progress.step, progress.total, rng.step))
+            assert [name for name in ("student", "critic") if progress.plays(name)] == list(progress.due)
             return super().draw(batch, rng, progress)
 
         def prepare(self, roles, batch, draws, due):

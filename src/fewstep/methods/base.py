@@ -108,11 +108,21 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: ``step`` counts from 0, ``total`` steps in this stage."""
+    """Where training stands.
+
+    Attributes:
+        step: counts from 0. total: steps in this stage.
+        due: the players that learn at this step; None for all. What the others alone would use need not be drawn.
+    """
 
     step: int
     total: int
     stage: str = ""
+    due: Collection[str] | None = None
+
+    def plays(self, player: str) -> bool:
+        """Whether ``player`` learns at this step."""
+        return self.due is None or player in self.due
 
 
 @dataclass(frozen=True)

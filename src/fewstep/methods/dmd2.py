@@ -54,19 +54,19 @@ class Draws:
         exit: at which of its times the student is trained; the same in every row, micro-batch and process.
         noise: [B, exit + 1, ...] where the student's own calls start, and what noises their predictions ([B, 1, ...]
             when data is noised).
-        matching_time, matching_noise: where both scores are compared.
         fake_time, fake_noise: where the fake score learns.
-        played_time, played_noise: where the student is judged; None without adversarial loss, like
+        matching_time, matching_noise: where both scores are compared; None where the student is not due.
+        played_time, played_noise: where the student is judged; None like those, or without adversarial loss, like
         judged_time, judged_noise: where the discriminator learns of the predictions, and
         data_time, data_noise: of data.
     """
 
     exit: int
     noise: Tensor
-    matching_time: Tensor
-    matching_noise: Tensor
     fake_time: Tensor
     fake_noise: Tensor
+    matching_time: Tensor | None = None
+    matching_noise: Tensor | None = None
     played_time: Tensor | None = None
     played_noise: Tensor | None = None
     judged_time: Tensor | None = None
@@ -174,12 +174,14 @@ class DMD2(Method):
         draws = Draws(
             exit=exit,
             noise=rng.sample.normal("noise", (self.inputs.noises(exit), *shape)),
-            matching_time=self.scores.draw_time(rng, "matching_time", 0.02, 0.98),
-            matching_noise=rng.sample.normal("matching_noise", shape),
             fake_time=self.scores.draw_time(rng, "fake_time"),
             fake_noise=rng.sample.normal("fake_noise", shape),
         )
-        for name in ("played", "judged", "data") if self.gan else ():
+        due = progress.plays("student")
+        if due:
+            draws.matching_time = self.scores.draw_time(rng, "matching_time", 0.02, 0.98)
+            draws.matching_noise = rng.sample.normal("matching_noise", shape)
+        for name in (*["played"] * due, "judged", "data") if self.gan else ():
             setattr(draws, f"{name}_time", self.scores.draw_time(rng, f"{name}_time"))
             setattr(draws, f"{name}_noise", rng.sample.normal(f"{name}_noise", shape))
         return draws
@@ -192,6 +194,7 @@ class DMD2(Method):
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
         x = shared.x0_student
+        assert draws.matching_time is not None and draws.matching_noise is not None
         matched = self.scores.matching(roles, x, draws.matching_noise, draws.matching_time, batch.cond)
         loss = matching_loss(x, matched.gradient)
         parts, stats = {"matching": loss.detach()}, dict(matched.stats)

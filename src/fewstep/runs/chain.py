@@ -15,6 +15,7 @@ from fewstep.runs.distill import distill
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.foresee import foresee
 from fewstep.runs.measured_on import check_networks
+from fewstep.students.card import CARD_FILE
 from fewstep.students.lineage import merge_student
 from fewstep.training import distributed
 from fewstep.training.progress import doing
@@ -73,6 +74,9 @@ def _check_begun(chain: Chain, files: RunFolder, places: dict[str, RunFolder]) -
     before = files.stored().get("stages")
     if before is None:
         raise RecipeError(f"{files.path} holds a run of one recipe, not of stages: choose another --out.")
+    last = places[chain.stages[-1].name]
+    for place in places.values() if not (last.student / CARD_FILE).is_file() else ():
+        place.check_random()
     merges = {entry.get("name"): {"scale": 1.0, "weights": "full", **entry} for entry in before if "merge" in entry}
     for number, stage in enumerate(chain.stages):
         place = places[stage.name]

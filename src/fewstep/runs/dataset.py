@@ -13,6 +13,7 @@ from fewstep.data.cache import Share, image_latents, prompt_latents
 from fewstep.data.files import replace_text, text_hash
 from fewstep.data.find import captions_and_skipped, find_images
 from fewstep.data.pairs import PairSource, WithPairs
+from fewstep.data.random import Rng
 from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Prompts, Source, WithPrompts
 from fewstep.models.hub import Remark
 from fewstep.recipe.validate import RecipeError
@@ -133,7 +134,7 @@ def _with_prompts(data: LatentSource | Buckets | Prompts, run: Run, of_teacher: 
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change a result."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    found = {"python": platform.python_version(), "machine": platform.machine(), "random": str(Rng.version)}
     for name in ("fewstep", "torch", "diffusers", "transformers", "peft"):
         try:
             found[name] = version(name)

@@ -47,7 +47,7 @@ def distill(
         data: data folder that the stages share; ``folder/data`` by default.
 
     Raises:
-        RecipeError: the folder holds another run, or something else.
+        RecipeError: the folder holds another run, or something else, or a run that drew other random numbers.
         OutOfMemory: with the changes that would need less.
         TrainingStopped: by Ctrl-C or SIGTERM; everything is saved, and ``resume`` continues from there.
     """
@@ -56,6 +56,7 @@ def distill(
     files.check(recipe, resume)
     if files.is_finished(recipe):
         return files.student
+    files.check_random()
     check_measured(recipe)
     check_networks([recipe])
     with explained(recipe, folder):
@@ -133,6 +134,7 @@ def prepare_data(
     distributed.join(recipe.training.device)
     files = RunFolder(folder)
     files.check(recipe, resume=True)
+    files.check_random()
     with explained(recipe, folder):
         run = setup(recipe, folder)
         with files.locked():

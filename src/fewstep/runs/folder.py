@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from fewstep.data.files import LOCK, only_one, replace_text
+from fewstep.data.random import Rng
 from fewstep.methods.base import Method
 from fewstep.methods.registry import find_method
 from fewstep.models.hub import Remark
@@ -109,6 +110,19 @@ class RunFolder(RunFiles):
         """Whether exactly this recipe has run to its end here."""
         done = (self.student / CARD_FILE).is_file() and self.recipe.is_file()
         return done and self._stored_for(recipe) == recipe.as_data()
+
+    def check_random(self) -> None:
+        """Refuse to go on with a run that has begun with random numbers of another version.
+
+        Raises:
+            RecipeError: one sentence that says what to do.
+        """
+        newest = checkpoint.latest(self.checkpoints)
+        try:
+            if newest is not None:
+                checkpoint.check_random(newest, Rng.version)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
 
     def claim(self, text: str) -> None:
         """Store the recipe ``text``, which makes the directory that recipe's, unless one is stored already."""

@@ -24,6 +24,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Method, Progress
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles, Weights
+from fewstep.scenes64.random import ScenesRng
 from fewstep.training import distributed
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles, seconds_per_step
@@ -60,7 +61,9 @@ class Stage(Method):
         settings = replace(settings, ema_decay=decay)
         roles = build_roles(Denoiser(self.start, self.schedule), self, settings, Weights("full"))
         key = stream_key(seed, "teacher", self.name)
-        return Trainer(self, roles, self.source, settings, seed=key, run_dir=folder, show_progress=show)
+        return Trainer(
+            self, roles, self.source, settings, seed=key, run_dir=folder, show_progress=show, rng=ScenesRng
+        )  # fmt: skip
 
     def train(
         self, settings: TrainingSettings, folder: Path, seed: int, minutes: float | None = None, show: bool = False

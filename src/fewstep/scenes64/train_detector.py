@@ -30,6 +30,7 @@ from fewstep.scenes64.architecture import LATENT_SHAPE
 from fewstep.scenes64.autoencoder import CROWDED, as_tensor
 from fewstep.scenes64.detector import Accuracy, Detector, prompt_accuracy
 from fewstep.scenes64.labels import Labels, detection_loss
+from fewstep.scenes64.random import ScenesRng
 from fewstep.scenes64.scenes import ATTRIBUTES, Scenes
 from fewstep.scenes64.scenes.render import Bytes
 from fewstep.scenes64.stage import Stage, kept, seeded
@@ -187,7 +188,7 @@ def passed_pool(vae: Any, seed: int, size: int, device: str = "cpu") -> Tensor:
     scenes, images = Scenes(seed, numbers=CROWDED), []
     for first in range(0, size, _BATCH):
         fresh = as_tensor(scenes.render(range(first, min(first + _BATCH, size))).images) / 2 + 0.5
-        noise = Rng(seed, first, len(fresh), device=device).sample.normal("posterior", LATENT_SHAPE)
+        noise = ScenesRng(seed, first, len(fresh), device=device).sample.normal("posterior", LATENT_SHAPE)
         passed = through_vae(vae, fresh.to(device), noise, 0.1 * (first // _BATCH % 4))
         images.append((passed * 255).round().to("cpu", torch.uint8))
     return torch.cat(images)
@@ -249,7 +250,7 @@ def ceilings(detector: Detector, vae: Any = None, number: int = 2000) -> dict[st
     images = as_unit(rendered.images)
     found = {"renders": prompt_accuracy(detector, images, rendered.scenes)}
     if vae is not None:
-        noise = Rng(UNSEEN, 0, number).sample.normal("posterior", LATENT_SHAPE)
+        noise = ScenesRng(UNSEEN, 0, number).sample.normal("posterior", LATENT_SHAPE)
         pairs = zip(images.split(_BATCH), noise.split(_BATCH), strict=True)
         passed = torch.cat([through_vae(vae, *pair) for pair in pairs])
         found["after the VAE"] = prompt_accuracy(detector, passed, rendered.scenes)

@@ -27,6 +27,7 @@ from fewstep.models.encoders import EncoderNetwork
 from fewstep.models.rewards import About, RewardNetwork, reward_file
 from fewstep.models.roles import Roles
 from fewstep.scenes64.architecture import LATENT_SHAPE
+from fewstep.scenes64.random import ScenesRng
 from fewstep.scenes64.scenes.render import Bytes
 from fewstep.scenes64.stage import Stage
 from fewstep.scenes64.train_detector import as_unit, autoencoder, through_vae
@@ -206,7 +207,7 @@ def through_teacher(name: str, seed: int) -> Callable[[Bytes, int], Bytes]:
     vae = autoencoder(name)
 
     def decode(images: Bytes, number: int) -> Bytes:
-        noise = Rng(seed, number, len(images)).sample.normal("posterior", LATENT_SHAPE)
+        noise = ScenesRng(seed, number, len(images)).sample.normal("posterior", LATENT_SHAPE)
         passed = through_vae(vae, as_unit(images), noise)
         decoded: Bytes = (passed * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return decoded

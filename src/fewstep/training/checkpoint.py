@@ -80,15 +80,40 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: one sentence when it is no fewstep checkpoint or is damaged.
     """
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if not isinstance(state, dict) or state.get("format") != _FORMAT or not _is_step(state.get("step")):
-            raise ValueError("not a fewstep checkpoint")
-        tensors = path / "tensors.safetensors"
+        state, tensors = _state(path), path / "tensors.safetensors"
         if state.get("checksum") not in (None, _checksum(tensors)):
             raise ValueError("its tensors are not those that were saved")
         return load_file(tensors), state
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"The checkpoint {path} cannot be read ({error}): delete it to use an older one.") from None
+
+
+def _state(path: Path) -> dict[str, Any]:
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or state.get("format") != _FORMAT or not _is_step(state.get("step")):
+        raise ValueError("not a fewstep checkpoint")
+    return state
+
+
+def check_random(path: Path, version: int, state: dict[str, Any] | None = None) -> None:
+    """Refuse to go on from a checkpoint whose run drew other random numbers than those of ``version``.
+
+    Args:
+        state: of the checkpoint, where it has been read.
+
+    Raises:
+        ValueError: one sentence that says what to do; what cannot be read is left to `load`.
+    """
+    try:
+        before = (_state(path) if state is None else state).get("random", 1)  # version 1 was not recorded
+    except (OSError, ValueError):
+        return
+    if before != version:
+        raise ValueError(
+            f"{path.parent.parent} was begun with random numbers of version {before} and this fewstep draws those of "
+            f"version {version}, so it cannot be continued exactly: finish it with the fewstep that began it, or start "
+            "it anew in another --out."
+        )
 
 
 def _is_step(value: Any) -> bool:

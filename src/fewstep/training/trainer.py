@@ -119,7 +119,7 @@ class Trainer:
     Args:
         method, roles, source: what is learned, by which networks, from which data.
         settings: how to optimise.
-        seed: key of all random numbers.
+        seed: key of all random numbers. rng: the class that draws them.
         run_dir: folder of the log and the checkpoints; None keeps nothing.
         hooks: ``(every, function)`` pairs; the function is called with the number of steps done, in every process,
             and returns True to end the run. A resumed run calls those of its checkpoint's step again.
@@ -139,8 +139,9 @@ class Trainer:
         hooks: tuple[tuple[int, Hook], ...] = (),
         show_progress: bool = False,
         stage: str = "",
+        rng: type[Rng] = Rng,
     ) -> None:
-        self.stage = stage
+        self.stage, self.rng = stage, rng
         self.method, self.roles, self.source = method, roles, source
         self.settings, self.seed = settings, seed
         self.run_dir = None if run_dir is None else Path(run_dir)
@@ -167,7 +168,7 @@ class Trainer:
         Nothing here waits for the device: losses, norms and guards stay there until `run` logs them.
         """
         due = {p.player.name: p for p in self.players if p.player.due(step)}
-        progress = Progress(step, self.settings.steps, self.stage)
+        progress = Progress(step, self.settings.steps, self.stage, due.keys())
         # dropout draws from the global generator: each process has other rows, and so other masks
         torch.manual_seed(stream_key(self.seed, step, "dropout") + distributed.rank())
         parts = [*self._micro_batches(step)]
@@ -192,7 +193,7 @@ class Trainer:
         size = (own.stop - own.start) // self.settings.accumulation
         for i in range(self.settings.accumulation):
             rows = slice(own.start + i * size, own.start + (i + 1) * size)
-            yield Rng(self.seed, step, self.settings.batch_size, rows, self.settings.device, self.settings.dtype)
+            yield self.rng(self.seed, step, self.settings.batch_size, rows, self.settings.device, self.settings.dtype)
 
     def _note(self, player: str, loss: Loss) -> None:
         self.meter.add(f"{player}/loss", loss.total)
@@ -215,7 +216,7 @@ class Trainer:
         Raises:
             TrainingStopped: on SIGINT or SIGTERM, at the end of the step, after saving.
             NotFinite: names the step, the player and the last good checkpoint.
-            ValueError: the checkpoint belongs to another recipe or is damaged.
+            ValueError: the checkpoint belongs to another recipe, began with other random numbers, or is damaged.
         """
         if resume:
             self.resume()
@@ -326,6 +327,7 @@ class Trainer:
         state = {
             "seed": self.seed,
             "method": self.method.name,
+            "random": self.rng.version,
             "torch": torch.__version__,
             "forward_equivalents": self.cost(),
         }
@@ -339,6 +341,7 @@ class Trainer:
         tensors, state = checkpoint.load(newest)
         if (state.get("seed"), state.get("method")) != (self.seed, self.method.name):
             raise ValueError(f"The checkpoint {newest} was made with another method or seed.")
+        checkpoint.check_random(newest, self.rng.version, state)
         if not isinstance(state.get("forward_equivalents", 0), int | float):
             raise ValueError(f"The checkpoint {newest} is damaged (its cost is no number): delete it.")
         if state["step"] > self.settings.steps:

@@ -67,6 +67,12 @@ MUTANTS = [
             "test_without_its_weight_there_is_no_discriminator",
         ),
         (
+            "distribution matching: numbers are drawn for a student that is not due",
+            'due = progress.plays("student")',
+            "due = True",
+            "test_no_noise_is_drawn_for_a_student_that_is_not_due",
+        ),
+        (
             "distribution matching: the heads have no player",
             'owned = ("fake", self.gan.name)',
             'owned = ("fake",)',
