@@ -160,6 +160,24 @@ def test_the_number_of_processes_may_change_at_a_resume(together, tmp_path):
     assert last.done == 20
 
 
+NOISY = LatentSource(torch.zeros(10, 2), torch.ones(10, 2), LABELS)  # batches that are random numbers themselves
+
+
+def _quarter(folder):
+    toy("term by term", Path(folder), NOISY).run()
+
+
+@pytest.mark.slow
+def test_four_processes_one_and_one_with_four_micro_batches_draw_the_same_numbers(tmp_path):
+    spawn(_quarter, str(tmp_path / "four"), count=4)
+    toy("term by term", tmp_path / "one", NOISY).run()
+    toy("term by term", tmp_path / "parts", NOISY, accumulation=4).run()
+    whole = result(tmp_path / "one")[0]
+    for other in ("four", "parts"):
+        for key, tensor in result(tmp_path / other)[0].items():
+            torch.testing.assert_close(whole[key], tensor, rtol=1e-10, atol=1e-13)
+
+
 class _Stops:
     """One of the processes is asked to stop while it makes its fourth batch."""
 
