@@ -92,12 +92,15 @@ def test_hypers_fixed_points_hold_under_guidance():
 
 
 def test_shorter_segments_leave_less_to_lose():
-    """One prediction for every end of a segment: the loss left falls with k, to nothing at one solver step each."""
+    """One prediction for every end of a segment: the loss left falls with k, to nothing at one solver step each.
+
+    With sixteen samples of each end it varies by a third from seed to seed: hence the sum over four of them.
+    """
     left = []
     for k in (1, 2, 4, 8):
         method = Hyper(SCHEDULES["vp"], **Hyper.truth_settings | {"mse_weight": 1.0}, segments=k)
-        left.append(hyper.loss_left(Bench(LINE, SCHEDULES["vp"]), method))
-    assert left[0] > 1.2 * left[1] > 1.2 * 5 * left[2] and left[3] < 1e-20
+        left.append(sum(hyper.loss_left(Bench(LINE, SCHEDULES["vp"], seed), method) for seed in range(4)))
+    assert left[0] > 1.4 * left[1] > 1.4 * 3 * left[2] and left[3] < 1e-20
 
 
 @pytest.mark.slow
