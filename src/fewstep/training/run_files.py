@@ -70,14 +70,14 @@ class RunFiles:
 def refuse_missing_run(name: str | Path) -> None:
     """Refuse the name of a run that is not there, before a model hub, on which names look alike, is asked for it.
 
-    A name is a run's where its folder is `RUNS` or holds other runs.
+    A name is a run's where its folder is `RUNS` or holds other runs; of folders above this one, `RUNS` alone.
 
     Raises:
         ValueError: one sentence that names the nearest run, or those that are there.
     """
     path = Path(name)
     above = path.parent
-    if path.exists() or above == Path("."):
+    if path.exists() or above == Path(".") or (".." in path.parts and above.name != RUNS):
         return
     there = sorted(p.parent.name for p in above.glob(f"*/{RunFiles(path).recipe.name}"))
     if not there and path.parts[0] != RUNS:
