@@ -5,9 +5,9 @@ many processes, and in any micro-batch.
 
 Normals are drawn for the local rows alone, where they are used, by Philox (`fewstep.data.philox`): its cost depends on
 the numbers drawn, not on the global batch, and on a device not on the rows. One torch generator a row was measured too
-(``benchmarks/draws.py``): three times faster on the CPU for two large rows, ten times slower for 512 small ones, three
-launches a row on a device, and numbers that only devices of one kind share. Whole numbers and uniforms are drawn on the
-host for the global batch and sliced: 0.03 ms for 4,096 rows.
+(``benchmarks/draws.py``): on the CPU three times faster for two large rows, seven times slower for 512 small ones; on a
+device three launches a row; and numbers that only devices of one kind share. Whole numbers and uniforms are drawn on
+the host for the global batch and sliced: 0.03 ms for 4,096 rows.
 """
 
 from __future__ import annotations
