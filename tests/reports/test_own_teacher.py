@@ -226,19 +226,3 @@ def test_a_table_has_the_number_of_its_images_and_a_teacher_of_the_same_prompts(
     assert [table.count for table in tables] == [8, 9]
     assert tables[0].about.startswith("captions trained on") and tables[1].about.startswith("prompts of nine.txt")
     assert tables[0].full.figures["spread"] != tables[1].full.figures["spread"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "side"), [("sd2v", 64), ("sdxl", 96), ("sd3", 128), ("flux", 64), ("pixart", 64), ("sd15", 128)]
-)
-def test_every_family_and_size(family, side, tmp_path):
-    """Training with validation, the best student kept, evaluated, reported."""
-    student = distill(own(tmp_path, family, side), tmp_path / "run")
-    assert student.is_dir() and (tmp_path / "run" / "best").is_dir()
-    bad = spoiled(tmp_path / "run", tmp_path / "bad")
-    found = evaluate([tmp_path / "run", bad], Sweep(), tmp_path / "evaluation.json")
-    good, worse = found.results[-2:]
-    assert all(good.figures[name] < worse.figures[name] for name in ("FD", "detail FD", "to teacher"))
-    report([tmp_path / "run"], tmp_path / "report.html", count=8)
-    assert (tmp_path / "report.png").is_file()

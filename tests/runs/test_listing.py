@@ -46,6 +46,7 @@ def test_what_is_held_out_is_listed_with_the_rest(pictures, walks):
     assert len(find_captions(Place("folder", str(pictures)))) == 25 and len(walks) == 4
 
 
+@pytest.mark.slow
 def test_a_run_and_a_plan_list_their_folder_once(short, pictures, walks, monkeypatch, capsys):
     """The teacher's samples, held-out captions and a plan with its advice ask for it too."""
     more = [*short, "data.source=folder", f"data.path={pictures}", "data.size=null", "sample.every=100"]
