@@ -70,6 +70,9 @@ def root(
 
 def main() -> None:
     """Entry point: every user error is one sentence on stderr and exit code 2; Ctrl-C is 130."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell has closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, it stays open
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that no encoding has
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
