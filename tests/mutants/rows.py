@@ -162,14 +162,14 @@ MUTANTS = [
         "training/test_ahead.py",
         (
             "rows: the step after the next is read ahead",
-            "[*self._micro_batches(step + 1)] if step + 1 <",
-            "[*self._micro_batches(step + 2)] if step + 1 <",
+            "next(self._micro_batches(step + 1)) if step + 1 <",
+            "next(self._micro_batches(step + 2)) if step + 1 <",
             "test_every_micro_batch_but_the_first_was_read_ahead_and_none_twice",
         ),
         (
             "rows: a step that is not trained is read ahead",
-            "if step + 1 < self.settings.steps else []",
-            "if step < self.settings.steps else []",
+            "if step + 1 < self.settings.steps else None",
+            "if step < self.settings.steps else None",
             "test_every_micro_batch_but_the_first_was_read_ahead_and_none_twice",
         ),
     ),

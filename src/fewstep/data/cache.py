@@ -283,10 +283,8 @@ class Encoding:
 
     def _source(self, files: Sequence[_File]) -> LatentSource | Buckets | Prompts:
         """The rows of all files, size by size: in memory if they are few."""
-        whole, sizes = (
-            joined(file.checksum for file in files),
-            sorted(frozenset().union(*(file.sizes for file in files))),
-        )
+        whole = joined(file.checksum for file in files)
+        sizes = sorted(frozenset().union(*(file.sizes for file in files)))
         stored = [
             Stored([file.path for file in files if (height, width) in file.sizes], f"{height}x{width}/", whole)
             for height, width in sizes

@@ -63,7 +63,7 @@ class Encoded:
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.order = Order(len(rows))
-        self._ahead = Ahead(self._read)
+        self._ahead = Ahead(rows.take)
         self._nulls: dict[torch.device, dict[str, Tensor]] = {}
 
     @property
@@ -98,9 +98,6 @@ class Encoded:
         if rng.device not in self._nulls:
             self._nulls[rng.device] = {name: t.to(rng.device) for name, t in self.rows.null.items()}
         return found, _cond({**found, **self._nulls[rng.device]})
-
-    def _read(self, picked: Picked, pin: bool) -> dict[str, Tensor]:
-        return self.rows.take(picked, pin)
 
     def _all(self) -> dict[str, Tensor]:
         return self.rows.take(np.arange(len(self.rows)))

@@ -39,6 +39,13 @@ def check_device(name: str, option: str = "device") -> None:
         raise ValueError(f"{option}: there is no device '{name!s:.40}' here: use cpu, or cuda where torch finds one.")
 
 
+def is_cached(repo: str, file: str) -> bool:
+    """Whether a file of a hub model is on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, file), str)
+
+
 @contextmanager
 def asking_hub(name: str, cached: bool = False) -> Iterator[None]:
     """Within this block the hub is asked for ``name``: that is said at once, and again whenever it does not answer.

@@ -25,7 +25,7 @@ from fewstep.models.families.load import expanded, local_folder
 from fewstep.models.families.single_file import config_of, is_single_file, known_configs, scheduler_settings
 from fewstep.models.families.teacher import upcast_autoencoder
 from fewstep.models.helpers import Helpers
-from fewstep.models.hub import asking_hub, short_error
+from fewstep.models.hub import asking_hub, is_cached, short_error
 from fewstep.models.rewards import open_reward
 
 
@@ -180,11 +180,10 @@ def _empty(network: nn.Module, device: str) -> None:
 
 def _downloaded_configs(name: str) -> Path:
     """The folder of a hub model's configs, in the hub's cache on this machine."""
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub import snapshot_download
 
     try:
-        cached = isinstance(try_to_load_from_cache(name, "model_index.json"), str)
-        with asking_hub(name, cached):
+        with asking_hub(name, cached=is_cached(name, "model_index.json")):
             return Path(snapshot_download(name, allow_patterns=["*.json"]))
     except (OSError, ValueError) as error:
         raise ValueError(f"The configs of '{name}' cannot be downloaded: {short_error(error)}") from None

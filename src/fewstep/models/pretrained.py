@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fewstep.models.hub import asking_hub, quiet, short_error
+from fewstep.models.hub import asking_hub, is_cached, quiet, short_error
 
 Net = TypeVar("Net", bound=nn.Module)
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,10 +58,7 @@ def from_pretrained(model: Any, config: Any, place: str, device: str) -> Any:
     """
     if not Path(place).exists() and (place.count("/") > 1 or place.startswith((".", "/"))):
         raise ValueError(f"there is no folder {place}.")
-    from huggingface_hub import try_to_load_from_cache
-
-    there = Path(place).is_dir() or isinstance(try_to_load_from_cache(place, "config.json"), str)
-    with asking_hub(place, cached=there):
+    with asking_hub(place, cached=Path(place).is_dir() or is_cached(place, "config.json")):
         if device == "meta":
             with torch.device("meta"):
                 return getattr(model, "from_config", model)(config.from_pretrained(place, trust_remote_code=False))

@@ -133,7 +133,9 @@ def estimate(
     between = sum(held.values()) + assumed.get("CUDA context (assumed)", 0)
     waiting = vae if vae_waits else 0
     encoding = _vae_peak(pipeline, images, device, decode=False)  # runs before the optimiser exists
-    sampling = max(_vae_peak(pipeline, prompts, device, decode=True), _guided_peak(pipeline, prompts, settings))
+    sampling = _vae_peak(pipeline, prompts, device, decode=True)
+    if not memory_alone:
+        sampling = max(sampling, _guided_peak(pipeline, prompts, settings))
     measured = 0
     if measuring is not None and not memory_alone:
         decoding = waiting + _vae_peak(pipeline, measuring.count, device, decode=True)

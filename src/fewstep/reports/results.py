@@ -219,9 +219,9 @@ def as_csv(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """The verdict, the summary and the table, with a line that explains each figure."""
-    parts = ["\n".join(f"- {sentence}" for sentence in verdict(comparison))]
+    quality, parts = quality_table(comparison), ["\n".join(f"- {sentence}" for sentence in verdict(comparison))]
     parts += [summary(comparison, name).as_markdown() for name in IN_SHORT if name in comparison.names]
-    parts += ["Of several seeds the mean ± their standard deviation.", quality_table(comparison).as_markdown()]
+    parts += ["Of several seeds the mean ± their standard deviation.", quality.as_markdown()]
     parts.append(f"{comparison.count} {comparison.about}; 95 % intervals in brackets.")
-    parts.append("\n".join(f"- {name}: {meaning(name)}" for name in quality_table(comparison).head[1:]))
+    parts.append("\n".join(f"- {name}: {meaning(name)}" for name in quality.head[1:]))
     return "\n\n".join(part for part in parts if part) + "\n"

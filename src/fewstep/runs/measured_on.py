@@ -252,7 +252,8 @@ def teacher_images(
     places = [folder.reference, *(RunFolder(student.parent).reference for student in students_behind(folder))]
     places = places if evaluate.path is None else [Path(evaluate.path)]
     found = [sampling.files(folder_for(place, "teacher", {**sampling.about, **form})) for place in places]
-    whole = distributed.from_first(next((i for i, files in enumerate(found) if not files.missing()), 0))
+    first = distributed.first()  # the others take what it finds
+    whole = distributed.from_first(next((i for i, files in enumerate(found) if first and not files.missing()), 0))
     latents = sampling.load(found[whole], show_progress).mean
     return torch.cat([teacher.decode(part.float()).cpu() for part in latents.split(ROWS)])
 

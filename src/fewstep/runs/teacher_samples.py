@@ -153,7 +153,7 @@ class TeacherSampling:
 
 def _missing(files: PairFiles) -> list[int]:
     """Numbers of the files that are missing, in every process as the first one has seen it."""
-    missing = files.missing()
+    missing = files.missing() if distributed.first() else []
     return distributed.from_first(missing)
 
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +171,8 @@ class Trainer:
         # dropout draws from the global generator: each process has other rows, and so other masks
         torch.manual_seed(stream_key(self.seed, step, "dropout") + distributed.rank())
         parts = [*self._micro_batches(step)]
-        later = [*self._micro_batches(step + 1)] if step + 1 < self.settings.steps else []
-        for rng, following in zip_longest(parts, [*parts[1:], *later[:1]]):
+        after = next(self._micro_batches(step + 1)) if step + 1 < self.settings.steps else None
+        for rng, following in zip(parts, [*parts[1:], after], strict=True):
             batch = self.source.batch(rng)
             if following is not None:
                 prefetch(self.source, following)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fewstep.models.hub import ModelError, asking_hub, short_error
+from fewstep.models.hub import ModelError, asking_hub, is_cached, short_error
 
 INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -55,9 +55,8 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Any:
 def downloaded(name: str) -> Path:
     """The folder of a hub model in the hub's cache; its half-precision variant where there is no other."""
     from diffusers import DiffusionPipeline
-    from huggingface_hub import try_to_load_from_cache
 
-    with asking_hub(name, cached=isinstance(try_to_load_from_cache(name, INDEX), str)):
+    with asking_hub(name, cached=is_cached(name, INDEX)):
         try:
             return Path(DiffusionPipeline.download(name, use_safetensors=True))
         except OSError as error:
