@@ -1,6 +1,7 @@
 """Settings and fixtures shared by all tests: one thread (the machine may be shared; sums come out in one order); Ctrl-C
 counts; a pipeline folder with random weights, and overrides of a recipe that distil it in seconds."""
 
+import gc
 import signal
 from importlib.util import find_spec
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+gc.set_threshold(10_000, 20, 20)  # as the command line: loading libraries takes a fifth less
 
 # A shell starts its background jobs with Ctrl-C ignored, and they would pass that on to the programs under test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

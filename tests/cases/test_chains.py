@@ -8,6 +8,7 @@ import torch
 from fewstep.recipe.chain import parse_chain
 from fewstep.recipe.load import parse_recipe
 from fewstep.runs.chain import run_chain
+from fewstep.runs.distill import distill
 from fewstep.runs.foresee import foresee, missing_here
 from fewstep.runs.plan import dry_run
 from fewstep.runs.setup import setup
@@ -158,3 +159,17 @@ def test_what_this_machine_lacks_is_known():
 @pytest.mark.slow
 def test_a_plan_says_what_this_machine_lacks_and_stays_a_plan():
     assert "\n# NOT ON THIS MACHINE: training.device: there is no device" in dry_run(parse_recipe(ELSEWHERE))
+
+
+def test_a_plan_does_without_the_data_and_a_run_does_not(tmp_path):
+    place = str(tmp_path / "photos")
+    sample = {**COMMON["sample"], "num_inference_steps": 1}
+    words = {**COMMON, "method": {"name": "dmd"}, "data": {"source": "folder", "path": place}, "sample": sample}
+    recipe = parse_recipe(words)
+    foresee(recipe, elsewhere=True)
+    assert missing_here(recipe) == [f"data.path: there is no folder '{place}'."]
+    with pytest.raises(ValueError, match=r"^data\.path: there is no folder"):
+        distill(recipe, tmp_path / "run")
+    planned = dry_run(recipe)
+    assert f"\n# NOT ON THIS MACHINE: data.path: there is no folder '{place}'." in planned
+    assert "\n# memory on cpu" in planned and "size: null" in planned

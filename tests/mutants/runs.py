@@ -605,4 +605,20 @@ MUTANTS = [
             "test_every_family_and_size_through_the_command_line[pixart-96-full-fp32-export --to diffusers]",
         ),
     ),
+    *planted(
+        "runs/foresee.py",
+        "cases/test_chains.py",
+        (
+            "plan: it needs the data",
+            "if not (elsewhere and recipe.lacks_data):",
+            "if True:",
+            "test_a_plan_does_without_the_data_and_a_run_does_not",
+        ),
+        (
+            "plan: data that are not here go unsaid",
+            "for check in (check_machine, _check_networks, _check_data):",
+            "for check in (check_machine, _check_networks):",
+            "test_a_plan_does_without_the_data_and_a_run_does_not",
+        ),
+    ),
 ]

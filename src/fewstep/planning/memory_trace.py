@@ -45,12 +45,17 @@ class MemoryTracker(TorchDispatchMode):
         self._known = list(known)
         self._seen = {t.untyped_storage()._cdata for t in self._known}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled, and the guard would cost as much as a cached call
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result, flops = _called(func, args, kwargs or {})
-        self.flops += flops
-        for item in (result,) if isinstance(result, Tensor) else tree_iter(result):
-            if isinstance(item, Tensor) and item.is_meta:
-                self._note(item)
+        with torch._C.DisableTorchFunction():  # else `DeviceRules` is asked for every shape that is read here
+            result, flops = _called(func, args, kwargs or {})
+            self.flops += flops
+            for item in (result,) if isinstance(result, Tensor) else tree_iter(result):
+                if isinstance(item, Tensor) and item.is_meta:
+                    self._note(item)
         return result
 
     def _note(self, tensor: Tensor) -> None:
@@ -75,7 +80,7 @@ PyTorch finds the shapes of most operators in Python, at a hundred times the cos
 
 def _called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
     """The result of ``func(*args, **kwargs)`` on meta tensors, and its floating-point operations."""
-    key = (func, _described(args), _described(tuple(kwargs.items())) if kwargs else None)
+    key = (func, _described(args), _described(kwargs.items()) if kwargs else None)
     try:
         shapes, flops = _CALLS.get(key, (None, -1))
     except TypeError:  # an argument that cannot be hashed
@@ -91,14 +96,14 @@ def _called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[A
     return result, flops
 
 
-def _described(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _described(values: Iterable[Any]) -> tuple[Any, ...]:
     """What a result's shape depends on; 1, 1.0 and True are equal, and give other types."""
-    return tuple(
+    return tuple([
         (v.dtype, v.shape, v.stride(), v.device) if isinstance(v, Tensor)
-        else _described(tuple(v)) if isinstance(v, list | tuple)
+        else _described(v) if isinstance(v, (list, tuple))  # a union is slower
         else (type(v), v)
         for v in values
-    )  # fmt: skip
+    ])  # fmt: skip
 
 
 def _new_shapes(func: Any, args: tuple[Any, ...], result: Any) -> _Shapes | None:
@@ -137,13 +142,13 @@ class DeviceRules(TorchFunctionMode):
     Attention on meta would allocate the whole [queries, keys] matrix, which no real device keeps.
     """
 
-    _LOWER = (F.linear, F.conv2d, F.conv1d, torch.conv2d, torch.matmul, torch.bmm, torch.baddbmm)
-    _HIGHER = (F.layer_norm, F.group_norm, F.softmax)  # on an accelerator; the CPU leaves their input as it is
+    _LOWER = frozenset({F.linear, F.conv2d, F.conv1d, torch.conv2d, torch.matmul, torch.bmm, torch.baddbmm})
+    _HIGHER = frozenset({F.layer_norm, F.group_norm, F.softmax})  # on an accelerator; the CPU leaves inputs as they are
 
     def __init__(self, device: str, autocast: torch.dtype | None) -> None:
         super().__init__()
         self.autocast = autocast
-        self.higher = () if device == "cpu" else self._HIGHER
+        self.higher = frozenset[Any]() if device == "cpu" else self._HIGHER
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -201,5 +206,6 @@ def _all_cast(args: Iterable[Any], kwargs: dict[str, Any], dtype: torch.dtype) -
     return [_cast(value, dtype) for value in args], {name: _cast(value, dtype) for name, value in kwargs.items()}
 
 
-def _cast(value: Any, dtype: torch.dtype | None) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    cast = isinstance(value, Tensor) and value.dtype != dtype and value.is_floating_point()
+    return value.to(dtype) if cast else value

@@ -75,7 +75,7 @@ def _with_pairs(recipe: Recipe) -> Recipe:
     if pairs.guidance_scale is None:
         scale = guidance.low if guidance and guidance.fixed else recipe.sample.guidance_scale
         pairs = pairs.model_copy(update={"guidance_scale": scale})
-    if pairs.size is None:
+    if pairs.size is None and not recipe.lacks_data:
         pairs = pairs.model_copy(update={"size": recipe.captions()})
     return recipe.model_copy(update={"pairs": pairs})
 

@@ -287,6 +287,11 @@ class Recipe(Section):
             return place
         return dataclasses.replace(place, held_out=evaluate.count)
 
+    @property
+    def lacks_data(self) -> bool:
+        """Whether the file or folder of its data is not there: such a recipe can be planned, but not run."""
+        return self.place is not None and self.place.kind != "datasets" and not self.place.root.exists()
+
     def captions(self) -> int:
         """The number of images or captions that are trained on; those of a file or folder are counted there.
 

@@ -27,21 +27,24 @@ def outline_of(recipe: Recipe) -> MetaPipeline:
     return outline(model_behind(teacher.path), teacher.size, DTYPES[teacher.dtype], teacher.config)
 
 
-def foresee(recipe: Recipe | Chain) -> None:
+def foresee(recipe: Recipe | Chain, elsewhere: bool = False) -> None:
     """Refuse a recipe of which a stage would be refused when its turn comes.
 
     A teacher whose configs cannot be read here is left to the run, which loads it.
+
+    Args:
+        elsewhere: it is planned here to be run elsewhere; see `missing_here`.
 
     Raises:
         RecipeError: one sentence that names the stage.
     """
     if isinstance(recipe, Recipe):
-        _card(recipe, recipe, {})
+        _card(recipe, recipe, {}, elsewhere)
         return
     bases, cards = recipe.on_first_teacher(), dict[str, Card | None]()
     for stage in recipe.stages:
         try:
-            cards[stage.name] = _foreseen(stage, bases, cards)
+            cards[stage.name] = _foreseen(stage, bases, cards, elsewhere)
         except ValueError as error:
             raise RecipeError(f"stages.{stage.name}: {error}") from None
 
@@ -51,7 +54,7 @@ def missing_here(recipe: Recipe | Chain) -> list[str]:
     recipes = [recipe] if isinstance(recipe, Recipe) else [s.recipe for s in recipe.stages if s.recipe is not None]
     found = []
     for each in recipes:
-        for check in (check_machine, _check_networks):
+        for check in (check_machine, _check_networks, _check_data):
             try:
                 check(each)
             except ValueError as error:
@@ -63,10 +66,17 @@ def _check_networks(recipe: Recipe) -> None:
     check_networks([recipe], "meta")
 
 
-def _foreseen(stage: Stage, bases: Mapping[str, Recipe], cards: Mapping[str, Card | None]) -> Card | None:
+def _check_data(recipe: Recipe) -> None:
+    if recipe.data.place is not None:
+        find_captions(recipe.data.place, recipe.data.size)
+
+
+def _foreseen(
+    stage: Stage, bases: Mapping[str, Recipe], cards: Mapping[str, Card | None], elsewhere: bool
+) -> Card | None:
     """The card of the student that a stage will leave; None where it is not known."""
     if isinstance(stage.does, Recipe):
-        return _card(stage.does, bases[stage.name], cards)
+        return _card(stage.does, bases[stage.name], cards, elsewhere)
     return _merged(stage.does, cards)
 
 
@@ -82,16 +92,17 @@ def _merged(does: Merge, cards: Mapping[str, Card | None]) -> Card | None:
     return replace(card, weights=does.weights)
 
 
-def _card(recipe: Recipe, base: Recipe, cards: Mapping[str, Card | None]) -> Card | None:
+def _card(recipe: Recipe, base: Recipe, cards: Mapping[str, Card | None], elsewhere: bool) -> Card | None:
     """The card that a run of ``recipe`` will write, with all checks made that need no weights.
 
     Args:
-        base: the same on the model that the chain starts from. cards: of the earlier stages.
+        base: the same on the model that the chain starts from. cards: of the earlier stages. elsewhere: as in
+            `foresee`.
     """
     check_batch(recipe.training)
-    if recipe.data.place is not None:
-        find_captions(recipe.data.place, recipe.data.size)
-    check_measured(recipe)
+    if not (elsewhere and recipe.lacks_data):
+        _check_data(recipe)
+        check_measured(recipe)
     below = cards[recipe.teacher.path] if recipe.teacher.path in cards else card_at(recipe.teacher.path)
     start = None
     if recipe.init is not None and recipe.init != recipe.teacher.path:

@@ -27,6 +27,8 @@ from fewstep.training.machine import in_words, memory
 from fewstep.training.progress import doing
 from fewstep.training.settings import TrainingSettings
 
+_IMAGES = 1000
+"""Assumed where the data are not here. Encoded data lie on the disk, so their number hardly matters."""
 _LARGEST_TIMED = 100_000_000  # parameters; on a CPU a step of a larger network would take long
 
 
@@ -83,7 +85,7 @@ def dry_run(recipe: Recipe | Chain) -> str:
     Raises:
         ValueError: what the run itself would refuse, in any of its stages.
     """
-    foresee(recipe)
+    foresee(recipe, elsewhere=True)
     lines = [recipe.as_yaml().rstrip()]
     if isinstance(recipe, Chain):
         for stage in (stage for stage in recipe.stages if stage.recipe is not None):
@@ -114,8 +116,9 @@ def cost_of_step(recipe: Recipe) -> float:
 
 
 def cost_of_pairs(recipe: Recipe) -> int:
-    """Forward passes of the teacher's samples that a recipe needs before it trains; 0 where it needs none."""
-    return recipe.pairs.cost if recipe.needs_pairs else 0
+    """Forward passes of the teacher's samples that a recipe needs before it trains; 0 where it needs none, or where
+    their number follows from data that are not here."""
+    return recipe.pairs.cost if recipe.needs_pairs and recipe.pairs.size else 0
 
 
 def memory_of_step(recipe: Recipe) -> int:
@@ -136,10 +139,11 @@ def _estimate(recipe: Recipe, teacher: MetaPipeline, **known: Any) -> Estimate:
     measuring = None
     if recipe.evaluate.every:
         measuring = measuring_of(recipe, teacher.image_size or 0, _card(recipe, teacher))
+    images = _IMAGES if recipe.lacks_data else recipe.captions()
+    pairs = (recipe.pairs.size or images) if recipe.needs_pairs else 0
     return estimate(
         teacher, *_training(recipe),
-        recipe.captions(), len(recipe.sample.prompts), recipe.pairs.size or 0, recipe.teacher.quantize,
-        measuring=measuring, **known,
+        images, len(recipe.sample.prompts), pairs, recipe.teacher.quantize, measuring=measuring, **known,
     )  # fmt: skip
 
 
