@@ -11,6 +11,7 @@ import pytest
 from fewstep.models.families.flux import Flux
 from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.registry import FAMILIES
+from fewstep.models.families.sana import Sana, SanaSprint
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 
@@ -20,12 +21,18 @@ PIPELINES = {
     StableDiffusion3: diffusers.StableDiffusion3Pipeline,
     Flux: diffusers.FluxPipeline,
     PixArt: diffusers.PixArtAlphaPipeline,
+    Sana: diffusers.SanaPipeline,
+    SanaSprint: diffusers.SanaSprintPipeline,
 }
 # Betas that ComfyUI takes for a model without a scheduler's config: those of latent diffusion, and of PixArt's DiT.
 BETAS = {
     StableDiffusion: ("scaled_linear", 0.00085, 0.012), StableDiffusionXL: ("scaled_linear", 0.00085, 0.012),
-    StableDiffusion3: None, Flux: None, PixArt: ("linear", 0.0001, 0.02),
+    StableDiffusion3: None, Flux: None, PixArt: ("linear", 0.0001, 0.02), Sana: None, SanaSprint: None,
 }  # fmt: skip
+# Guidance of a teacher's samples: where it is not ours, the default of diffusers' pipeline, in our convention.
+GUIDANCE = {Sana: 4.5, SanaSprint: 4.5}
+# Side in pixels of one token, where it is not two latents of eight pixels.
+TOKEN = {Sana: 32, SanaSprint: 32}
 # Prefix of a UNet's layers in files by kohya's trainer, which A1111 and ComfyUI look for; its name for the base.
 KOHYA = {StableDiffusion: ("lora_unet_", "sd_v1"), StableDiffusionXL: ("lora_unet_", "sdxl_base_v1-0")}
 
@@ -54,5 +61,5 @@ def test_what_other_programs_know_of_it(family):
     assert family.comfyui_betas == BETAS[family]
     prefix, base = KOHYA.get(family, ("", ""))
     assert family.kohya_prefix == prefix and set(family.kohya_bases.values()) == ({base} if base else set())
-    assert family.guidance_scale == 3.0  # ours, for a teacher's samples unless it embeds the scale
-    assert family.pixels_per_token == 16 * 16
+    assert family.guidance_scale == GUIDANCE.get(family, 3.0)  # ours, unless the network embeds the scale
+    assert family.pixels_per_token == TOKEN.get(family, 16) ** 2

@@ -38,7 +38,7 @@ from tests.mutants.methods import (
     tcd,
     turbo,
 )
-from tests.mutants.models import families, lora_files, networks
+from tests.mutants.models import families, hooks, lora_files, networks, sana
 from tests.mutants.mutant import Mutant
 
 ROOMS = (
@@ -46,6 +46,8 @@ ROOMS = (
     networks,
     lora_files,
     families,
+    hooks,
+    sana,
     sampling,
     data,
     rows,

@@ -60,7 +60,7 @@ MUTANTS = [
         ),
         (
             "checkpoints: sigmas are not shifted",
-            "Schedule.flow(shift_of(entry, config)).shifted(flow_sigmas(entry, config, n))",
+            "schedule.shifted(flow_sigmas(entry, config, n), n)",
             "tuple(flow_sigmas(entry, config, n))",
             "test_an_entry_samples_as_diffusers_does[pcm-sd3-4step-shift3]",
         ),

@@ -122,8 +122,8 @@ MUTANTS = [
         ),
         (
             "schedule: shift bends towards data",
-            "self.shift * t / (1 + (self.shift - 1) * t)",
-            "t / (self.shift - (self.shift - 1) * t)",
+            "shift * t / (1 + (shift - 1) * t)",
+            "t / (shift - (shift - 1) * t)",
             "test_shift_scales_the_noise_ratio",
         ),
         (

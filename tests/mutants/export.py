@@ -32,8 +32,8 @@ MUTANTS = [
         ),
         (
             "export: FLUX's levels are not shifted",
-            '{**common, "shift": shift}',
-            '{**common, "shift": 1.0}',
+            '{**common, "shift": shift, **stretch}',
+            '{**common, "shift": 1.0, **stretch}',
             "test_flux_lays_the_fractions_itself",
         ),
     ),

@@ -62,8 +62,8 @@ MUTANTS = [
         ),
         (
             "rows: tokens in the middle are cut like padding",
-            "if not torch.equal(kept, mask.bool()):",
-            "if kept.shape != mask.shape:",
+            "not torch.equal(kept, mask.bool()):",
+            "kept.shape != mask.shape:",
             "test_padding_that_is_masked_is_not_stored_and_comes_back_as_zeros",
         ),
         (

@@ -27,7 +27,8 @@ class Checkpoint:
         guidance: "cfg", or "embedded" where the network has a guidance-scale embedding.
         guidance_scale: 1 is off; None: it has none. guidance_range: known to work, ends included.
         eta: of TCD. lora_scale: None unless it is a LoRA.
-        pipeline: class in diffusers. guidance_argument: of its call. call: more arguments of its call.
+        pipeline: class in diffusers; pipeline_overrides: settings of its model_index.json, on top of the base's.
+        guidance_argument: of its call. call: more arguments of its call.
         resolution: side in pixels. comfy: ComfyUI's settings, empty where unknown.
         licence: in words; commercial: whether it allows commercial use. sha256: of the file, from a third party's list.
         status: "checked", "partly" or "second-hand": how the settings are known. note: what else there is to know.
@@ -56,6 +57,7 @@ class Checkpoint:
     guidance_range: tuple[float, float] | None = None
     eta: float | None = None
     pipeline: str = "DiffusionPipeline"
+    pipeline_overrides: dict[str, Any] = field(default_factory=dict)
     guidance_argument: str = "guidance_scale"
     call: dict[str, Any] = field(default_factory=dict)
     lora_scale: float | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fewstep.checkpoints.registry import Checkpoint
-from fewstep.diffusion.schedule import Array, Schedule
+from fewstep.diffusion.schedule import Array, Schedule, Shift
 from fewstep.models.families import Family, family_named
 from fewstep.sampling import SAMPLERS, DDIMSampler, Sampler
 from fewstep.sampling.samplers import Step
@@ -53,10 +53,7 @@ def scheduler_config(entry: Checkpoint, base: Mapping[str, Any]) -> dict[str, An
 
 def schedule_of(entry: Checkpoint, base: Mapping[str, Any]) -> Schedule:
     """The entry's noise schedule."""
-    config = {**scheduler_config(entry, base), "_class_name": entry.scheduler}
-    if entry.scheduler == _SCM:  # SANA-Sprint's network takes flow's time and state: only its scheduler turns them
-        return Schedule.flow()
-    return Schedule.from_diffusers(config)
+    return Schedule.from_diffusers({**scheduler_config(entry, base), "_class_name": entry.scheduler})
 
 
 def sampler_of(
@@ -114,13 +111,13 @@ def flow_sigmas(entry: Checkpoint, base: Mapping[str, Any], n: int) -> list[floa
     return list(own) if own is not None and len(own) == n else [(n - i) / n for i in range(n)]
 
 
-def shift_of(entry: Checkpoint, base: Mapping[str, Any]) -> float:
-    """The shift of an entry's levels at its resolution: the config's, or exp(mu) where it depends on the size."""
+def shift_of(entry: Checkpoint, base: Mapping[str, Any]) -> Shift:
+    """The shift of an entry's levels at its resolution: the config's, or its family's where the pipeline sets it."""
     config = scheduler_config(entry, base)
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift", 1.0))
     family = family_named(entry.family) or Family
-    return Schedule.shift_of_size(config, entry.resolution**2 // family.pixels_per_token)
+    return family.shift(config, entry.resolution**2 // family.pixels_per_token, entry.pipeline_overrides)
 
 
 def _grid(
@@ -139,7 +136,8 @@ def _grid(
     if entry.scheduler == _SCM:
         return {"timesteps": _scm_times(n)}
     if entry.flow:
-        return {"sigmas": Schedule.flow(shift_of(entry, config)).shifted(flow_sigmas(entry, config, n))}
+        schedule = Schedule.flow(shift_of(entry, config), terminal=config.get("shift_terminal") or 0.0)
+        return {"sigmas": schedule.stretched(schedule.shifted(flow_sigmas(entry, config, n), n))}
     if entry.timesteps is not None and n == len(entry.timesteps):
         return {"timesteps": entry.timesteps}
     if "original_inference_steps" in cls.options():  # a grid of its own, picked from a training grid

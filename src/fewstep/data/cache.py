@@ -267,7 +267,8 @@ class Encoding:
         if images:
             mean, std = self.teacher.encode_images(torch.stack(images).float() / 127.5 - 1)
             tensors = {"mean": mean.half(), "std": std.half()}
-        cond = self.teacher.encode_prompts([caption for _, caption in group], size=size).to(torch.float16)
+        cond = self.teacher.encode_prompts([caption for _, caption in group], size=size)
+        cond = cond.to(self.teacher.family.text_dtype)
         tensors |= cond.flat()
         return {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from fewstep.data.batch import Batch, Pairs
 from fewstep.data.files import replace_tensors, replace_text
 from fewstep.data.random import Rng, stream_key
-from fewstep.data.rows import HELD, Ahead, Held, Picked, Rows, Stored, checksum, joined
+from fewstep.data.rows import HELD, LENGTH, Ahead, Held, Picked, Rows, Stored, checksum, cut_padding, joined
 from fewstep.data.sources import Encoded, LatentSource, Order, Source, pins, prefetch
 from fewstep.models.cond import Cond
 
@@ -167,9 +167,13 @@ class PairFiles:
         return [number for number in range(len(self)) if self._read(number) is None]
 
     def write(self, number: int, x0: Tensor, cond: Cond | None, cost: float) -> None:
-        """Write file ``number``: x0 [rows, ...], their conditions, and the forward passes that they took."""
+        """Write file ``number``: x0 [rows, ...], their conditions, and the forward passes that they took.
+
+        Values are kept in float16, and those of a condition in bfloat16 where they are given so.
+        """
         tensors = {"x0": x0} | ({} if cond is None else cond.flat())
-        kept = {key: (t.half() if t.is_floating_point() else t).cpu().contiguous() for key, t in tensors.items()}
+        kept = {key: _half(t, key != "x0").cpu().contiguous() for key, t in tensors.items()}
+        kept = cut_padding(kept) if LENGTH in kept else kept  # texts of no common length
         about = {"about": json.dumps(self.about, sort_keys=True), "cost": repr(cost), "checksum": checksum(kept)}
         replace_tensors(self._path(number), kept, about)
 
@@ -203,3 +207,8 @@ class PairFiles:
                 return found, float(metadata["cost"])
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
+
+
+def _half(t: Tensor, of_condition: bool) -> Tensor:
+    """In float16; bfloat16 of a condition stays, for values beyond 65,504."""
+    return t if not t.is_floating_point() or (of_condition and t.dtype == torch.bfloat16) else t.half()

@@ -25,7 +25,9 @@ HELD = 2**26
 NULL = "null."
 """How names of tensors [1, ...] begin that serve all rows: the null condition (`Cond.flat`)."""
 TOKENS, MASK = "cond.prompt_embeds", "cond.prompt_mask"
-"""Text tokens [N, tokens, width], and which of them are not padding [N, tokens]."""
+"""Text tokens [N, tokens, ...], and which of them are not padding [N, tokens]."""
+LENGTH = "cond.prompt_length"
+"""How many text tokens each row has [N], for networks that need these numbers: texts of no common length."""
 CUT, LENGTHS = "cut.prompt_embeds", "cut.lengths"
 """In files: the tokens of all rows one after the other, without padding, and how many each row has."""
 Picked = npt.NDArray[np.int64]
@@ -66,18 +68,19 @@ class Rows(Protocol):
 def cut_padding(tensors: Mapping[str, Tensor]) -> Tensors:
     """Rows without the tokens that their mask leaves out, as a file holds them; `Stored` puts zeros in their place.
 
-    Only where the network is given the mask, so that their values change nothing: PixArt. The text tokens of FLUX and
-    SD3 attend to the padding of T5, whose values depend on the prompt, and so do those of CLIP: they stay whole.
+    Only where the network is given the mask or the lengths, so that their values change nothing: PixArt. The text
+    tokens of FLUX and SD3 attend to the padding of T5, whose values depend on the prompt, and so do those of CLIP: they
+    stay whole.
 
     Args:
         tensors: of some rows, as `Cond.flat` names them.
     """
-    mask, tokens = tensors.get(MASK), tensors.get(TOKENS)
-    if mask is None or tokens is None:
+    mask, tokens, lengths = tensors.get(MASK), tensors.get(TOKENS), tensors.get(LENGTH)
+    if tokens is None or (mask is None and lengths is None):
         return dict(tensors)
-    lengths = mask.long().sum(1)
-    kept = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
-    if not torch.equal(kept, mask.bool()):  # the tokens left out are not the last ones
+    lengths = mask.long().sum(1) if lengths is None else lengths.to(tokens.device)  # type: ignore[union-attr]
+    kept = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    if mask is not None and not torch.equal(kept, mask.bool()):  # the tokens left out are not the last ones
         return dict(tensors)
     others = {name: t for name, t in tensors.items() if name not in (MASK, TOKENS)}
     return others | {CUT: tokens[kept], LENGTHS: lengths.int()}
@@ -149,9 +152,13 @@ class Stored:
             if LENGTHS in found:
                 self._cuts[number] = [0, *_whole(path, found[LENGTHS]).cumsum(0).tolist()]
                 for name in (TOKENS, MASK):
-                    like = self.null[name.replace("cond.", NULL)]
-                    self._shapes[name] = (like.shape[1:], like.dtype)
+                    like = self.null.get(name.replace("cond.", NULL))
+                    if like is not None:
+                        self._shapes[name] = (like.shape[1:], like.dtype)
         self._ends = np.cumsum(counts)
+        self._of_any_length = LENGTH in first  # elsewhere all texts, and the null, have one padded length
+        if self._of_any_length:
+            self._shapes |= self._padded_to(max(int(np.diff(cuts).max()) for cuts in self._cuts.values()))
 
     @property
     def checksum(self) -> str:
@@ -181,12 +188,13 @@ class Stored:
         Raises:
             OSError: a file cannot be read, or was cut short since it was opened.
         """
+        numbers = np.searchsorted(self._ends, picked, side="right")
+        shapes = self._shapes | (self._padded_to(self._longest(picked, numbers)) if self._of_any_length else {})
         found = {
             name: torch.empty(len(picked), *shape, dtype=dtype, pin_memory=pin)
-            for name, (shape, dtype) in self._shapes.items()
+            for name, (shape, dtype) in shapes.items()
         }
         into = {name: _bytes_of(t) for name, t in found.items()}
-        numbers = np.searchsorted(self._ends, picked, side="right")
         for number in np.unique(numbers):
             path, its = self._files[number]
             before = self._ends[number - 1] if number else 0
@@ -200,8 +208,20 @@ class Stored:
                         wide = its[CUT].row_bytes
                         _fill(file, its[CUT].start + first * wide, into[TOKENS][place, : (end - first) * wide])
                         found[TOKENS][place, end - first :] = 0
-                        found[MASK][place] = torch.arange(found[MASK].shape[1]) < end - first
+                        if MASK in found:
+                            found[MASK][place] = torch.arange(found[MASK].shape[1]) < end - first
         return found
+
+    def _padded_to(self, tokens: int) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shapes and dtypes of the texts' tensors with so many tokens."""
+        texts = {name: self._shapes[name] for name in (TOKENS, MASK) if name in self._shapes}
+        return {name: (torch.Size((tokens, *shape[1:])), dtype) for name, (shape, dtype) in texts.items()}
+
+    def _longest(self, picked: Picked, numbers: Picked) -> int:
+        """Tokens of the longest text among the rows ``picked``, which are in the files ``numbers``."""
+        rows = picked - np.concatenate([[0], self._ends])[numbers]
+        cuts = ((self._cuts[int(number)], int(row)) for number, row in zip(numbers, rows, strict=True))
+        return max((ends[row + 1] - ends[row] for ends, row in cuts), default=0)
 
 
 def _whole(path: Path, block: Block) -> Tensor:

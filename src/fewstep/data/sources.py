@@ -17,7 +17,7 @@ from fewstep.data.batch import Batch
 from fewstep.data.random import Rng, stream_key
 from fewstep.data.rows import Ahead, Held, Picked, Rows, joined
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.models.cond import Cond
+from fewstep.models.cond import Cond, on_host
 
 
 class Order:
@@ -94,9 +94,10 @@ class Encoded:
 
     def place(self, rng: Rng, read: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Cond | None]:
         """As `fetch`, of rows that were read."""
-        found = {name: t.to(rng.device, non_blocking=True) for name, t in read.items()}
+        found = {name: t if on_host(name) else t.to(rng.device, non_blocking=True) for name, t in read.items()}
         if rng.device not in self._nulls:
-            self._nulls[rng.device] = {name: t.to(rng.device) for name, t in self.rows.null.items()}
+            null = self.rows.null.items()
+            self._nulls[rng.device] = {name: t if on_host(name) else t.to(rng.device) for name, t in null}
         return found, _cond({**found, **self._nulls[rng.device]})
 
     def _all(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ training loop waits for an accelerator. VP index 0 is *not* clean data (sigma = 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -30,12 +30,16 @@ Time: TypeAlias = "float | int | Tensor | Array"
 Spacing: TypeAlias = Literal["trailing", "leading", "linspace"]
 LCMGrid: TypeAlias = Literal["lcm", "lcm-v1"]
 Family: TypeAlias = Literal["vp", "edm", "flow"]
+Shift: TypeAlias = "float | Callable[[int], float]"
+"""Of a flow schedule's grids: a number, or one that depends on the number of steps (FLUX.2)."""
 
 _UNKNOWN_SCHEDULERS = (  # diffusers' classes whose noise levels do not follow from betas alone
     "Amused", "CMStochasticIterative", "CogVideoX", "CosineDPM", "DDPMWuerstchen", "IPNDM", "KarrasVe", "ScoreSde",
     "VQDiffusion",
 )  # fmt: skip
 SPACINGS = ("trailing", "leading", "linspace")
+USUAL_STEPS = 50
+"""For which a shift holds that depends on the number of steps, where there is no such number."""
 
 
 def host(t: Time | Sequence[float]) -> Array:
@@ -67,6 +71,8 @@ class Schedule:
         start: the noisiest native time, where sampling starts.
         end: where a consistency function is the identity: VP index 0, EDM sigma_min, flow 0.0.
         num_train_timesteps: table length (VP), or how many network timesteps [0, 1] spans (flow).
+        shift: how far a flow schedule's grids are bent towards noise; of `USUAL_STEPS` where it depends on the number.
+        terminal: lowest level of a flow schedule's trailing grids, to which they are stretched; 0: they are not.
     """
 
     def __init__(
@@ -77,12 +83,15 @@ class Schedule:
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         rho: float = 7.0,
-        shift: float = 1.0,
+        shift: Shift = 1.0,
+        terminal: float = 0.0,
         num_train_timesteps: int = 1000,
         interpolation: Literal["log_sigma", "sigma"] = "log_sigma",
     ) -> None:
         self.family: Family = family
-        self.shift, self.rho = float(shift), float(rho)
+        self._shift_of = shift if callable(shift) else None
+        self.shift, self.rho = float(shift(USUAL_STEPS) if callable(shift) else shift), float(rho)
+        self.terminal = float(terminal)
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.interpolation = interpolation
         self.num_train_timesteps = num_train_timesteps
@@ -101,6 +110,8 @@ class Schedule:
         elif family == "flow":
             if not self.shift > 0:
                 raise ValueError(f"shift must be positive, not {shift}.")
+            if not 0 <= self.terminal < 1:
+                raise ValueError(f"terminal must be at least 0 and below 1, not {terminal}.")
             self.end, self.start = 0.0, 1.0
         else:
             raise ValueError(f"Unknown schedule family '{family}': use vp, edm or flow.")
@@ -136,9 +147,24 @@ class Schedule:
         return cls("edm", sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
 
     @classmethod
-    def flow(cls, shift: float = 1.0, num_train_timesteps: int = 1000) -> Schedule:
-        """Rectified flow: alpha = 1 - t, sigma = t; ``shift`` bends the grids only (SD3, sec. 5.3.2)."""
-        return cls("flow", shift=shift, num_train_timesteps=num_train_timesteps)
+    def flow(cls, shift: Shift = 1.0, num_train_timesteps: int = 1000, terminal: float = 0.0) -> Schedule:
+        """Rectified flow: alpha = 1 - t, sigma = t; ``shift`` bends the grids only (SD3, sec. 5.3.2).
+
+        Args:
+            shift: a number, or a function of the number of steps of a grid.
+            terminal: the lowest level of a trailing grid, which is stretched to it after the shift (Qwen-Image's 0.02).
+        """
+        return cls("flow", shift=shift, num_train_timesteps=num_train_timesteps, terminal=terminal)
+
+    def shift_at(self, num_steps: int) -> float:
+        """The shift of a grid of ``num_steps`` steps."""
+        return self.shift if self._shift_of is None else float(self._shift_of(num_steps))
+
+    def for_steps(self, num_steps: int) -> Schedule:
+        """The same schedule with the shift of ``num_steps`` steps in every grid."""
+        if self._shift_of is None:
+            return self
+        return Schedule.flow(self.shift_at(num_steps), self.num_train_timesteps, self.terminal)
 
     @classmethod
     def from_diffusers(cls, config: Any) -> Schedule:
@@ -156,6 +182,8 @@ class Schedule:
             shift = config.get("shift") or config.get("flow_shift")  # DPM-Solver++ and UniPC call it flow_shift
             shift = 1.0 if config.get("use_dynamic_shifting") else float(shift or 1.0)
             return cls.flow(shift=shift, num_train_timesteps=steps)
+        if name == "SCMScheduler":  # its networks take flow's time and state: only the scheduler turns them to angles
+            return cls.flow(num_train_timesteps=steps)
         if name.startswith("EDM"):
             return cls.edm(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0), config.get("rho", 7.0))
         if name.startswith(_UNKNOWN_SCHEDULERS) or config.get("timestep_type") == "continuous":
@@ -290,8 +318,9 @@ class Schedule:
         """The decreasing times at which the network is called, [num_inference_steps], without the end point.
 
         VP (int64): trailing ``round(k T/n) - 1``, leading ``k (T // n) + steps_offset``, linspace rounded, as
-        diffusers' DDIM has them. Flow (float64): trailing ``k/n`` then shifted (FLUX's rule), linspace as
-        FlowMatchEulerDiscrete builds it by default (shift applied twice at the low end). EDM: the Karras grid.
+        diffusers' DDIM has them. Flow (float64): trailing ``k/n`` then shifted (FLUX's rule) and stretched to
+        `terminal`, if any; linspace as FlowMatchEulerDiscrete builds it by default (shift applied twice at the low
+        end). EDM: the Karras grid.
         """
         n = check_steps(num_inference_steps)
         if timestep_spacing not in SPACINGS:
@@ -303,9 +332,15 @@ class Schedule:
         if timestep_spacing == "leading":
             raise ValueError("Leading timestep_spacing has no flow form: use trailing or linspace.")
         if timestep_spacing == "linspace":
-            lowest = float(self.shifted(1 / self.num_train_timesteps))
-            return torch.from_numpy(self.shifted(np.linspace(1.0, lowest, n)))
-        return torch.from_numpy(self.shifted(np.arange(n, 0, -1) / n))
+            lowest = float(self.shifted(1 / self.num_train_timesteps, n))
+            return torch.from_numpy(self.shifted(np.linspace(1.0, lowest, n), n))
+        return torch.from_numpy(self.stretched(self.shifted(np.arange(n, 0, -1) / n, n)))
+
+    def stretched(self, grid: Array) -> Array:
+        """A decreasing grid from 1, stretched linearly so that it ends at `terminal`."""
+        if not self.terminal or len(grid) == 1:
+            return grid
+        return np.asarray(1 - (1 - grid) * (1 - self.terminal) / (1 - grid[-1]))
 
     def _vp_timesteps(self, n: int, spacing: Spacing, offset: int) -> npt.NDArray[np.int64]:
         total = self.num_train_timesteps
@@ -399,10 +434,10 @@ class Schedule:
         mu = low + (high - low) * (tokens - few) / (many - few)
         return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
 
-    def shifted(self, t: npt.ArrayLike) -> Array:
-        """Flow time bent towards noise: shift t / (1 + (shift - 1) t)."""
-        t = np.asarray(t, dtype=np.float64)
-        return np.asarray(self.shift * t / (1 + (self.shift - 1) * t))
+    def shifted(self, t: npt.ArrayLike, num_steps: int = USUAL_STEPS) -> Array:
+        """Flow time bent towards noise: shift t / (1 + (shift - 1) t), with the shift of ``num_steps`` steps."""
+        t, shift = np.asarray(t, dtype=np.float64), self.shift_at(num_steps)
+        return np.asarray(shift * t / (1 + (shift - 1) * t))
 
     def phase_edges(self, num_phases: int, num_steps: int = 50) -> Array:
         """PCM's edges: the lower ends of ``num_phases`` phases of an N-step grid, increasing, then `start`.
@@ -420,7 +455,7 @@ class Schedule:
         detail = {
             "vp": f"T={self.num_train_timesteps}",
             "edm": f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}, rho={self.rho:g}",
-            "flow": f"shift={self.shift:g}",
+            "flow": f"shift={self.shift:g}" + (f", terminal={self.terminal:g}" if self.terminal else ""),
         }[self.family]
         return f"Schedule({self.family}, {detail})"
 

@@ -83,7 +83,8 @@ def comfyui(
     times = sampler.times(schedule)
     name = sampler.comfyui_sampler(schedule) or ("euler" if len(times) == 2 else "")  # one step draws no fresh noise
     if schedule.family == "flow" and family.comfyui_shift and schedule.num_train_timesteps == 1000:
-        return _flow(name, sampler, schedule, times, _shift_node(family, schedule, scheduler, size))
+        fixed = schedule.for_steps(len(times) - 1)
+        return _flow(name, sampler, fixed, times, _shift_node(family, fixed, scheduler, size))
     if schedule.family == "vp" and family.comfyui_betas and _has_table(family.comfyui_betas, schedule):
         return _vp(name, sampler, schedule, times, prediction)
     return ComfyUI(remark=f"ComfyUI has no setting for the noise schedule of this {family.title} model.")

@@ -198,8 +198,9 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
     remarks = _remarks(to, card, plan, closed)
     more_of_card = {
         "export": to, "dtype": dtype, "scheduler": plan.scheduler, "call": plan.call, "gap": trip.gap, "base": base,
-        "shift": schedule.shift if schedule.family == "flow" else None,
+        "shift": schedule.shift_at(card.num_inference_steps) if schedule.family == "flow" else None,
     }  # fmt: skip
+    more_of_card |= {"terminal": schedule.terminal} if schedule.terminal else {}
     card.save(part, **more_of_card)
     image = SAMPLES_FILE if (source / SAMPLES_FILE).is_file() else ""
     if image:
@@ -215,6 +216,8 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
 
 def _forms_for_comfyui(to: str, card: Card, family: Family) -> str:
     """Which forms ComfyUI reads, where this one is none of them, as the end of a sentence."""
+    if not family.comfyui_shift and not family.comfyui_betas:  # ComfyUI does not know its models
+        return ""
     lora = ["--to kohya" if family.kohya_prefix else "--to lora"] if card.weights == "lora" else []
     if to == "lora" and family.kohya_prefix:
         return " (ComfyUI reads --to kohya: of this file it finds a part of the layers)"
@@ -224,7 +227,7 @@ def _forms_for_comfyui(to: str, card: Card, family: Family) -> str:
 
 
 def _latents(teacher: Teacher, source: Path, card: Card) -> Tensor:
-    """The latents of `fewstep sample` for `PROMPTS` from seed 0."""
+    """The latents of `fewstep sample` for `PROMPTS` from seed 0, in the pipeline's form."""
     generator = torch.Generator().manual_seed(0)
     student = load_student(teacher, source, card)
     noise = torch.randn(len(PROMPTS), *teacher.latent_shape, generator=generator)
@@ -233,7 +236,7 @@ def _latents(teacher: Teacher, source: Path, card: Card) -> Tensor:
         student, sampler_of(card), noise.to(like.device), teacher.encode_prompts(list(PROMPTS)), card.guidance_scale,
         guidance_embed=card.guidance_embed, generator=generator,
     )  # fmt: skip
-    return run.x0.cpu()
+    return teacher.family.output_latents(run.x0).cpu()
 
 
 def _remarks(to: str, card: Card, plan: SchedulerPlan, closed: bool) -> list[str]:

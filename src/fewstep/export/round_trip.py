@@ -63,9 +63,10 @@ class RoundTrip:
 
 
 def check_round_trip(request: Request, expected: Tensor, layers: int, limit: float) -> RoundTrip:
-    """Sample in another process and compare with ``expected``, latents [B, C, h, w] of fewstep from the same seed.
+    """Sample in another process and compare with latents of fewstep from the same seed.
 
     Args:
+        expected: in the pipeline's form (`Family.output_latents`).
         layers: LoRA layers that diffusers must find. limit: of the gap.
 
     Raises:
@@ -96,7 +97,7 @@ def check_round_trip(request: Request, expected: Tensor, layers: int, limit: flo
 
 
 def sample_in_diffusers(request: dict[str, Any]) -> dict[str, Tensor]:
-    """The other process: latents [B, C, h, w] in float32, and how many LoRA layers diffusers found."""
+    """The other process: the pipeline's latents in float32, and how many LoRA layers diffusers found."""
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
@@ -120,9 +121,6 @@ def sample_in_diffusers(request: dict[str, Any]) -> dict[str, Tensor]:
     if request["size"] is not None:
         call |= {"height": request["size"], "width": request["size"]}
     latents = pipe(list(request["prompts"]), generator=generator, output_type="latent", **call).images
-    if latents.ndim == 3:  # packed into tokens
-        side = request["size"] or pipe.default_sample_size * pipe.vae_scale_factor
-        latents = pipe._unpack_latents(latents, side, side, pipe.vae_scale_factor)
     layers = sum(hasattr(m, "lora_A") and len(m.lora_A) > 0 for m in getattr(pipe, part).modules())
     return {"latents": latents.float().cpu().contiguous(), "layers": torch.tensor(layers)}
 

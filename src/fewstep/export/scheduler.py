@@ -81,12 +81,13 @@ def _flow(
     if not name:
         noise = f" with eta {sampler.fresh_noise:g}" if sampler.fresh_noise else ""
         raise ValueError(f"diffusers has no scheduler of flow models that steps like '{sampler.name}'{noise}.")
-    n, shift, total = len(times) - 1, schedule.shift, int(base.get("num_train_timesteps", 1000))
-    common = {"num_train_timesteps": total, "use_dynamic_shifting": False}
-    even = np.allclose(times[:-1], schedule.shifted(np.arange(n, 0, -1) / n), rtol=0, atol=1e-9)
+    n, total = len(times) - 1, int(base.get("num_train_timesteps", 1000))
+    shift, common = schedule.shift_at(n), {"num_train_timesteps": total, "use_dynamic_shifting": False}
+    even = np.allclose(times[:-1], schedule.timesteps(n).numpy(), rtol=0, atol=1e-9)
     if even and family.passes_sigmas:
-        return SchedulerPlan(name, {**common, "shift": shift})
-    if even:
+        stretch = {"shift_terminal": schedule.terminal} if schedule.terminal and n > 1 else {}
+        return SchedulerPlan(name, {**common, "shift": shift, **stretch})
+    if even and not schedule.terminal:
         return SchedulerPlan(name, {**common, **few_step_shift(shift, n, total)})
     return SchedulerPlan(name, {**common, "shift": 1.0}, {"sigmas": [float(t) for t in times[:-1]]})
 

@@ -178,9 +178,15 @@ def _whole(name: str, how: dict[str, Any]) -> Model:
 
 
 def _few_step(teacher: Teacher) -> Card:
-    """The card of a pipeline that is somebody's few-step student by its scheduler or embedding; otherwise `TEACHER`."""
-    config = dict(teacher.pipeline.scheduler.config)
+    """The card of a pipeline that is somebody's few-step student; otherwise `TEACHER`.
+
+    That shows in its scheduler, in its guidance-scale embedding, or in levels of its own.
+    """
+    config, own = dict(teacher.pipeline.scheduler.config), teacher.family.own_sigmas()
     sampler = sampler_class(str(config.get("_class_name", "")))
+    if own is not None:
+        name = sampler.name if sampler else TEACHER.sampler
+        return replace(TEACHER, sampler=name, num_inference_steps=len(own), timesteps=own)
     embedded = teacher.guidance_embed if teacher.family.closes_guidance else None  # LCM's, not FLUX.1-dev's
     if sampler not in (LCMSampler, TCDSampler) and embedded is None:
         return TEACHER

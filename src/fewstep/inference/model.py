@@ -281,7 +281,7 @@ class Model:
         if guided and len(away) != len(prompts):
             raise ValueError(f"Give one negative prompt, or one for each of {len(prompts)} prompts, not {len(away)}.")
         cond = self.teacher.encode_prompts(list(prompts), guided=scale != 1)
-        return cond.with_negative(self.teacher.encode_prompts(away)) if guided else cond
+        return cond.with_negative(self.teacher.encode_prompts(away, guided=False, negative=True)) if guided else cond
 
     def warnings(
         self, steps: int | None = None, guidance_scale: float | None = None, sampler: str | None = None
@@ -326,12 +326,12 @@ class Model:
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of its images in pixels."""
-        _, height, width = self.teacher.latent_shape
+        height, width = self.teacher.latent_shape[-2:]
         return height * self._down, width * self._down
 
     @property
     def _down(self) -> int:
-        return self.teacher.image_size // self.teacher.latent_shape[1]
+        return self.teacher.image_size // self.teacher.latent_shape[-2]
 
     def _one_each(self, prompts: str | Sequence[str], count: int) -> list[str]:
         """As many prompts as there will be images, from ``count`` images or none."""

@@ -37,6 +37,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -222,10 +223,16 @@ def _grid(schedule: Schedule, steps: Sequence[int]) -> Tensor:
     """The trailing times of all these numbers of steps, decreasing, and clean data at last: what every stage shares.
 
     Trailing grids lie in each other. Where a time falls between two of the table's, rounding can set one a step off:
-    then the last number's, the student's own, which is sampled on them, holds.
+    then the last number's, the student's own, which is sampled on them, holds. A shift that depends on the number of
+    steps is the student's too. Grids that are stretched to one lowest level do not lie in each other: then the finest
+    one's times are placed linearly between the student's.
     """
-    n = math.lcm(*steps)
+    n, schedule = math.lcm(*steps), schedule.for_steps(steps[-1])
     grid = torch.cat([schedule.timesteps(n).double(), torch.tensor([schedule.clean], dtype=torch.float64)])
+    if schedule.terminal:
+        plain = Schedule.flow(schedule.shift, schedule.num_train_timesteps)
+        known, wanted = ([0.0, *s.timesteps(steps[-1]).numpy()[::-1]] for s in (plain, schedule))
+        return torch.from_numpy(np.interp([*plain.timesteps(n).numpy(), 0.0], known, wanted))
     for few in steps:
         grid[: n : n // few] = schedule.timesteps(few).double()
     return grid

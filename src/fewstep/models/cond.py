@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _GIVEN, _NULL = "cond.", "null."
+_TEXT, _MASK, _LENGTH = "prompt_embeds", "prompt_mask", "prompt_length"
+
+
+def on_host(name: str) -> bool:
+    """Whether the tensor ``name`` of a condition stays on the host: lengths [B], which a network needs as numbers."""
+    return name.endswith("_length")
 
 
 class Cond:
@@ -16,6 +22,10 @@ class Cond:
 
     What "no condition" is (an encoded empty prompt, zeros, a spare class label) depends on the teacher's family, which
     passes it here. Indexing and slicing act on the batch.
+
+    Texts may differ in length where the condition says which tokens are real, by ``prompt_mask`` [B, tokens] or
+    ``prompt_length`` [B]: then the shorter ones of ``prompt_embeds`` [B, tokens, ...] get zeros behind them wherever
+    two batches are joined.
 
     Args:
         tensors: name -> [B, ...].
@@ -36,7 +46,7 @@ class Cond:
         """A tensor by name, or the condition of part of the batch."""
         if isinstance(key, str):
             return self.tensors[key]
-        return self._map(lambda t: t[key])
+        return self._map(lambda t: t[key.to(t.device) if isinstance(key, Tensor) and t.device.type == "cpu" else key])
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -49,7 +59,7 @@ class Cond:
         return next(iter(self.tensors.values())).shape[0] if self.tensors else 0
 
     def null(self) -> Cond:
-        """The same batch without its condition.
+        """The same batch without its condition; its texts have the null's own length.
 
         Raises:
             ValueError: when this condition was built without a null.
@@ -58,8 +68,10 @@ class Cond:
             raise ValueError("This condition has no null counterpart: build it as Cond(tensors, null=...).")
         for name in self.tensors.keys() - self._null.keys():
             raise ValueError(f"The null of this condition lacks '{name}': it has {', '.join(self._null)}.")
-        null = {k: self._null_of(k).expand_as(t) for k, t in self.tensors.items()}
-        return Cond(null, self._null)
+        texts = _texts(self)
+        null = {k: (self._null_of(k), t) for k, t in self.tensors.items()}
+        wide = {k: n.expand(len(t), *n.shape[1:]) if k in texts else n.expand_as(t) for k, (n, t) in null.items()}
+        return Cond(wide, self._null)
 
     def with_negative(self, other: Cond) -> Cond:
         """The same condition, with ``other`` [B, ...] in place of its null: a negative prompt."""
@@ -92,8 +104,9 @@ class Cond:
     @staticmethod
     def cat_flat(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Rows of several files one after the other, `flat` tensors and others; the null [1, ...] is the first's."""
+        texts = {_GIVEN + name for name in _texts({name.removeprefix(_GIVEN) for name in parts[0]})}
         return {
-            name: first if name.startswith(_NULL) else torch.cat([part[name] for part in parts])
+            name: first if name.startswith(_NULL) else _joined([part[name] for part in parts], name in texts)
             for name, first in parts[0].items()
         }
 
@@ -103,7 +116,8 @@ class Cond:
         rows = {
             k: mask.to(t.device, non_blocking=True).reshape(-1, *[1] * (t.ndim - 1)) for k, t in self.tensors.items()
         }
-        return Cond({k: torch.where(rows[k], null[k], t) for k, t in self.tensors.items()}, self._null)
+        both = {k: padded([null[k], t]) if k in _texts(self) else [null[k], t] for k, t in self.tensors.items()}
+        return Cond({k: torch.where(rows[k], *pair) for k, pair in both.items()}, self._null)
 
     def _null_of(self, name: str) -> Tensor:
         assert self._null is not None
@@ -111,14 +125,16 @@ class Cond:
         return value.to(device=like.device, dtype=like.dtype)
 
     def to(self, *args: Any, **kwargs: Any) -> Cond:
-        """Like `torch.Tensor.to`; integer tensors keep their dtype."""
+        """Like `torch.Tensor.to`; integer tensors keep their dtype, and lengths stay on the host."""
 
-        def move(t: Tensor) -> Tensor:
+        def move(name: str, t: Tensor) -> Tensor:
+            if on_host(name):
+                return t
             moved = t.to(*args, **kwargs)
             return moved if t.is_floating_point() else moved.to(t.dtype)
 
-        null = None if self._null is None else {k: move(t) for k, t in self._null.items()}
-        return Cond({k: move(t) for k, t in self.tensors.items()}, null)
+        null = None if self._null is None else {k: move(k, t) for k, t in self._null.items()}
+        return Cond({k: move(k, t) for k, t in self.tensors.items()}, null)
 
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:
@@ -130,13 +146,35 @@ class Cond:
         names = set(conds[0])
         if any(set(c) != names for c in conds):
             raise ValueError("Conditions with different names cannot be joined into one batch.")
-        null = conds[0]._null
+        null, texts = conds[0]._null, _texts(conds[0])
         if null is not None and all(c._null is not None for c in conds):  # a null of one row serves every batch
-            null = {k: n if n.shape[0] == 1 else torch.cat([c._null_of(k) for c in conds]) for k, n in null.items()}
-        return Cond({k: torch.cat([c.tensors[k] for c in conds]) for k in conds[0]}, null)
+            null = {
+                k: n if n.shape[0] == 1 else _joined([c._null_of(k) for c in conds], k in texts)
+                for k, n in null.items()
+            }
+        return Cond({k: _joined([c.tensors[k] for c in conds], k in texts) for k in conds[0]}, null)
 
     def _map(self, pick: Any) -> Cond:
         null = self._null
         if null is not None:  # a null of one row serves every slice
             null = {k: t if t.shape[0] == 1 else pick(t) for k, t in null.items()}
         return Cond({k: pick(t) for k, t in self.tensors.items()}, null)
+
+
+def _texts(names: Iterable[str]) -> set[str]:
+    """Those tensors of a condition whose second dimension is the length of a text that may be padded."""
+    there = set(names)
+    return there & {_TEXT, _MASK} if there & {_MASK, _LENGTH} else set()
+
+
+def _joined(parts: Sequence[Tensor], text: bool) -> Tensor:
+    return torch.cat(padded(parts) if text else list(parts))
+
+
+def padded(texts: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors [B, tokens, ...] with zeros behind the tokens of the shorter ones."""
+    longest = max(t.shape[1] for t in texts)
+    return [
+        t if t.shape[1] == longest else torch.cat([t, t.new_zeros(len(t), longest - t.shape[1], *t.shape[2:])], dim=1)
+        for t in texts
+    ]

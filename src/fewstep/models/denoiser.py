@@ -98,7 +98,8 @@ class Denoiser:
         """Predict at x [B, ...] and native time ``t`` (number or [B]).
 
         Args:
-            guidance_scale: classifier-free guidance ``null + w (cond - null)``; number or [B], 1.0 is off.
+            guidance_scale: classifier-free guidance ``null + w (cond - null)``, or the network's own rule
+                (`guidance_of`); number or [B], 1.0 is off.
             end: target time s that the network is conditioned on, number or [B] (CTM, TCD's TCF(S+)).
             guidance_embed: guidance scale that the network embeds, number or [B] (LCM's w, FLUX).
 
@@ -165,7 +166,8 @@ class Denoiser:
             scale = scale.to(device=x.device, dtype=dtype, non_blocking=True)
             scale = scale.reshape(-1, *[1] * (x.ndim - 1)) if scale.ndim else scale
         without, with_ = without.to(dtype), with_.to(dtype)
-        return without + scale * (with_ - without), with_
+        guide = guidance_of(self.network)
+        return guide(with_, without, scale), with_
 
     def _ask(self, x: Tensor, t: Tensor, cond: Cond | None, extras: dict[str, Tensor]) -> Tensor:
         output = self.network(self._cast(x), t, cond, **extras)
@@ -232,6 +234,19 @@ def network_dtype(network: Any) -> torch.dtype | None:
     if isinstance(network, nn.Module):
         return next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     return None
+
+
+def guidance_of(network: Any) -> Callable[[Tensor, Tensor, float | Tensor], Tensor]:
+    """``guide(with_, without, scale)`` of a network that has a rule of its own, else classifier-free guidance.
+
+    All are raw outputs [B, ...], the scale a number or [B, 1, ...]; at scale 1 a rule returns ``with_``.
+    """
+    own: Callable[[Tensor, Tensor, float | Tensor], Tensor] | None = getattr(network, "guide", None)
+    return _guide if own is None else own
+
+
+def _guide(with_: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
+    return without + scale * (with_ - without)
 
 
 def laid_out(network: Any, noise: Tensor) -> Tensor:

@@ -123,16 +123,25 @@ class PointReward:
 
 
 def pooled_prompt(cond: Cond) -> Tensor:
-    """A prompt as one vector [B, width]: its pooled_embeds, else the mean of the tokens within prompt_mask.
+    """A prompt as one vector [B, width]: its pooled_embeds, else the mean of its real tokens (prompt_mask or _length).
 
-    Without either, the last token: CLIP's text encoders are causal, so it has seen all the others.
+    Without any, the last token: CLIP's text encoders are causal, so it has seen all the others. Of several states a
+    token, [B, tokens, states, width], it is the mean over those too.
     """
     if "pooled_embeds" in cond:
         return cast(Tensor, cond["pooled_embeds"])
+    embeds = cond["prompt_embeds"]
+    if embeds.ndim > 3:
+        embeds = embeds.flatten(2, -2).mean(2)
     if "prompt_mask" in cond:
-        words = cond["prompt_mask"][..., None].to(cond["prompt_embeds"].dtype)
-        return cast(Tensor, (cond["prompt_embeds"] * words).sum(1) / words.sum(1))
-    return cast(Tensor, cond["prompt_embeds"][:, -1])
+        real = cond["prompt_mask"]
+    elif "prompt_length" in cond:
+        length = cond["prompt_length"].to(embeds.device, non_blocking=True)
+        real = torch.arange(embeds.shape[1], device=embeds.device) < length[:, None]
+    else:
+        return cast(Tensor, embeds[:, -1])
+    words = real[..., None].to(embeds.dtype)
+    return cast(Tensor, (embeds * words).sum(1) / words.sum(1))
 
 
 def one_hot_labels(num_classes: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import copy
 import importlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from torch import nn
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import CLIP_TOKENS, Family, as_teacher, find_family, parts_of, registry, shipped
+from fewstep.models.families.folder import is_part
 from fewstep.models.families.load import expanded, local_folder
 from fewstep.models.families.single_file import config_of, is_single_file, known_configs, scheduler_settings
 from fewstep.models.families.teacher import upcast_autoencoder
@@ -40,6 +41,7 @@ class MetaPipeline:
         scheduler: the scheduler's config; empty where there is none.
         tokens: length of a prompt that CLIP has encoded.
         size: side of the images in pixels; None takes the model's own.
+        settings: of the pipeline itself, numbers, texts and lists of them (`Family.settings`).
     """
 
     name: str
@@ -48,6 +50,7 @@ class MetaPipeline:
     scheduler: dict[str, Any]
     tokens: int
     size: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def part(self) -> str:
@@ -72,13 +75,13 @@ class MetaPipeline:
 
         A network's folder has no scheduler; it gets its family's `any_scheduler`, on which shapes do not depend.
         """
-        made = SimpleNamespace(**{**self.parts, **other}, name=self.kind)
+        made = SimpleNamespace(**{**self.parts, **other}, name=self.kind, config=self.settings)
         made.scheduler = SimpleNamespace(config=self.scheduler or registry.class_of(made).any_scheduler)
         return made
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents.
+    def latent_shape(self) -> tuple[int, ...]:
+        """As `Family.latent_shape`.
 
         Raises:
             ValueError: the network's config does not give the height and width.
@@ -88,7 +91,7 @@ class MetaPipeline:
     @property
     def image_size(self) -> int | None:
         """Side of the images in pixels; None without an autoencoder."""
-        return self.latent_shape[1] * self.family().down if "vae" in self.parts else None
+        return self.latent_shape[-2] * self.family().down if "vae" in self.parts else None
 
     def denoiser(self) -> Denoiser:
         """The teacher's denoiser, on a copy of the base: roles may add adapters to it.
@@ -191,7 +194,7 @@ def _downloaded_configs(name: str) -> Path:
 
 def _pipeline(name: str, folder: Path) -> MetaPipeline:
     index = _read(folder / "model_index.json")
-    named = {part: kind for part, kind in index.items() if isinstance(kind, list) and kind[-1]}
+    named = {part: kind for part, kind in index.items() if is_part(kind) and kind[-1]}
     found = {part: kind for part, kind in named.items() if (folder / part / "config.json").is_file()}
     if not found.keys() & set(registry.parts()):
         wanted = " or ".join(registry.parts())
@@ -201,7 +204,9 @@ def _pipeline(name: str, folder: Path) -> MetaPipeline:
     tokenizer = folder / "tokenizer" / "tokenizer_config.json"
     tokens = _read(tokenizer).get("model_max_length", CLIP_TOKENS) if tokenizer.is_file() else CLIP_TOKENS
     config = _read(scheduler) if scheduler.is_file() else {}
-    return MetaPipeline(name, str(index.get("_class_name")), parts, config, min(int(tokens), CLIP_TOKENS))
+    settings = {key: value for key, value in index.items() if not key.startswith("_") and not is_part(value)}
+    tokens = min(int(tokens), CLIP_TOKENS)
+    return MetaPipeline(name, str(index.get("_class_name")), parts, config, tokens, settings=settings)
 
 
 def _network(folder: Path, library: str, kind: str) -> nn.Module:

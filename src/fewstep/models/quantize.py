@@ -45,9 +45,10 @@ def is_quantized(network: nn.Module) -> bool:
 
 
 def quantizable(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """(parent, name in it, layer) of every layer that `quantize` takes."""
+    """(parent, name in it, layer) of every layer that `quantize` takes: those in lists of modules, the blocks."""
+    lists = tuple(f"{path}." for path, module in network.named_modules() if isinstance(module, nn.ModuleList))
     for path, layer in list(network.named_modules()):
-        if isinstance(layer, nn.Linear) and "block" in path:
+        if isinstance(layer, nn.Linear) and path.startswith(lists):
             parent, _, name = path.rpartition(".")
             yield network.get_submodule(parent), name, layer
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.models.cond import Cond
-from fewstep.models.denoiser import Cost, Denoiser, laid_out, network_dtype
+from fewstep.models.denoiser import Cost, Denoiser, guidance_of, laid_out, network_dtype
 from fewstep.models.extras import ExtraInputs
 from fewstep.models.helpers import Encoder, Helpers, Reward
 from fewstep.models.lora import adapter_scale, adapter_tensors, add_adapter, checkpoint, copy_tensors, live, merge
@@ -67,6 +67,9 @@ class RoleNetwork:
 
     def lay_out(self, noise: Tensor) -> Tensor:
         return laid_out(self.network, noise)
+
+    def guide(self, with_: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
+        return guidance_of(self.network)(with_, without, scale)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None, **inputs: Tensor) -> Tensor:
         with live(self.adapters), self._precision(x):

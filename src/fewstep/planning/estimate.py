@@ -218,7 +218,7 @@ def _data(
 
 def _latents(pipeline: MetaPipeline, images: int, device: str = "meta") -> LatentSource:
     """A data set as `fewstep.data.cache` keeps it encoded, in float16, without its values."""
-    cond = pipeline.prompts(images, torch.float16, device)
+    cond = pipeline.prompts(images, pipeline.family().text_dtype, device)
     mean, std = (torch.zeros(images, *pipeline.latent_shape, dtype=torch.float16, device=device) for _ in range(2))
     return LatentSource(mean, std, cond)
 
@@ -245,8 +245,10 @@ def _vae_peak(pipeline: MetaPipeline, images: int, device: str, decode: bool) ->
     side = pipeline.image_size
     if vae is None or side is None or not images:
         return 0
+    family, count = pipeline.family(), min(images, vae_batch_size(side))
     shape = pipeline.latent_shape if decode else (3, side, side)
-    batch = torch.empty(min(images, vae_batch_size(side)), *shape, dtype=vae.dtype, device="meta")
+    batch = torch.empty(count, *shape, dtype=vae.dtype, device="meta")
+    batch = family.to_decoder(batch) if decode else family.to_encoder(batch)
     tracker = MemoryTracker(device, _tensors(vae))
     with DeviceRules(device, None), tracker:
         vae.decode(batch, return_dict=False) if decode else vae.encode(batch)

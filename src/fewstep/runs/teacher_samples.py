@@ -121,7 +121,8 @@ class TeacherSampling:
                 rows, before = files.rows(number), self.denoiser.cost.forward_equivalents
                 cond = self.teacher.encode_prompts([self.captions[i] for i in rows])
                 x0 = self._sample(rows, cond)
-                files.write(number, x0, cond, self.denoiser.cost.forward_equivalents - before)
+                spent = self.denoiser.cost.forward_equivalents - before
+                files.write(number, x0, cond.to(self.teacher.family.text_dtype), spent)
                 there += distributed.count() * len(rows)
                 advance(min(there, files.size))
 

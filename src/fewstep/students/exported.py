@@ -72,16 +72,16 @@ def read_whole(folder: Path, **options: Any) -> tuple[Teacher, Card, str]:
     Raises:
         ValueError: one sentence: its card is damaged, or `load_teacher` cannot load it.
     """
-    card, base, shift, _ = _read(folder)
+    card, base, (shift, terminal), _ = _read(folder)
     teacher = load_teacher(str(folder), **{"size": card.image_size, **options})
     schedule = teacher.denoiser.schedule
     if shift is not None and schedule.family == "flow":
-        schedule = Schedule.flow(shift, schedule.num_train_timesteps)
+        schedule = Schedule.flow(shift, schedule.num_train_timesteps, terminal)
     return teacher.with_denoiser(schedule=schedule), card, base
 
 
-def _read(folder: Path) -> tuple[Card, str, float | None, str]:
-    """(card, base, shift, form) of an export; an empty base or form where the card has none.
+def _read(folder: Path) -> tuple[Card, str, tuple[float | None, float], str]:
+    """(card, base, (shift, terminal level), form) of an export; an empty base or form where the card has none.
 
     Raises:
         ValueError: one sentence for values of the wrong kind.
@@ -92,7 +92,10 @@ def _read(folder: Path) -> tuple[Card, str, float | None, str]:
         raise ValueError(f"The card {folder / CARD_FILE} is damaged: base must be a model's name.")
     if shift is not None and not (isinstance(shift, int | float) and 0 < shift < 1e4):
         raise ValueError(f"The card {folder / CARD_FILE} is damaged: shift must be a positive number.")
-    return card, base, shift, str(data.get("export", ""))
+    terminal = data.get("terminal", 0.0)
+    if not (isinstance(terminal, int | float) and 0 <= terminal < 1):
+        raise ValueError(f"The card {folder / CARD_FILE} is damaged: terminal must be at least 0 and below 1.")
+    return card, base, (shift, terminal), str(data.get("export", ""))
 
 
 @torch.no_grad()

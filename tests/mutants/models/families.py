@@ -4,18 +4,18 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
-        "models/families/teacher.py",
+        "models/families/family.py",
         "models/test_families.py",
         (
             "families: the posterior's deviation is not scaled",
-            "return (mean - shift) * factor, std * factor",
-            "return (mean - shift) * factor, std",
+            "self.from_encoder(std) * factor",
+            "self.from_encoder(std)",
             "test_latents_are_shifted_and_scaled_and_back",
         ),
         (
             "families: latents are shifted the wrong way",
-            "return (mean - shift) * factor",
-            "return (mean + shift) * factor",
+            "(self.from_encoder(mean) - shift) * factor",
+            "(self.from_encoder(mean) + shift) * factor",
             "test_latents_are_shifted_and_scaled_and_back",
         ),
         (
@@ -26,14 +26,18 @@ MUTANTS = [
         ),
         (
             "families: images for losses forget the latents' scale",
-            "latents.to(vae.device, vae.dtype) / factor + shift, return_dict",
-            "latents.to(vae.device, vae.dtype), return_dict",
+            "self.to_decoder(latents / factor + shift)",
+            "self.to_decoder(latents)",
             "tests/models/test_helpers.py::test_pictures_are_what_the_autoencoder_makes_of_unscaled_latents",
         ),
+    ),
+    *planted(
+        "models/families/teacher.py",
+        "models/test_families.py",
         (
             "teacher: of several text encoders one is let go",
-            "for name in self.family.text_encoders:",
-            "for name in self.family.text_encoders[:1]:",
+            "for name in self.family.text_parts:",
+            "for name in self.family.text_parts[:1]:",
             "tests/data/test_cache.py::test_text_encoders_are_let_go_and_what_was_asked_for_is_kept[sdxl]",
         ),
         (
@@ -66,8 +70,8 @@ MUTANTS = [
         ),
         (
             "features: a transformer's maps are turned",
-            "(height, width)) for tap in wanted]",
-            "(width, height)).transpose(2, 3) for tap in wanted]",
+            "(height, width)) for tokens in of_image]",
+            "(width, height)).transpose(2, 3) for tokens in of_image]",
             "test_features_are_the_blocks_tokens_as_maps",
         ),
         (
@@ -138,14 +142,14 @@ MUTANTS = [
         ),
         (
             "families: the shift of FLUX forgets the picture's size",
-            "Schedule.shift_of_size(config, self.tokens)",
-            "Schedule.shift_of_size(config, 4096)",
+            "self.shift(config, self.tokens, self.settings)",
+            "self.shift(config, 4096, self.settings)",
             "test_a_shift_that_depends_on_the_size_is_the_schedulers",
         ),
         (
             "families: a bucket's size is no condition",
-            "size or (side * self.down for side in self.latent_shape[1:])",
-            "(side * self.down for side in self.latent_shape[1:])",
+            "size or (side * self.down for side in self.latent_shape[-2:])",
+            "(side * self.down for side in self.latent_shape[-2:])",
             "tests/data/test_cache.py::test_buckets_have_their_own_shapes_and_the_network_is_told_them[sdxl]",
         ),
         (
@@ -276,12 +280,6 @@ MUTANTS = [
             "",
             "test_what_is_not_finite_is_an_error_before_it_is_an_image",
         ),
-        (
-            "families: an autoencoder without a posterior has a random one",
-            "torch.zeros_like(encoded.latents)",
-            "torch.ones_like(encoded.latents)",
-            "test_a_tiny_autoencoder_encodes_and_decodes",
-        ),
     ),
     *planted(
         "models/families/unet.py",
@@ -393,6 +391,16 @@ MUTANTS = [
             "wrong = mine is not None and mine is not theirs",
             "wrong = False",
             "test_a_wrong_base_is_named_before_it_is_loaded",
+        ),
+    ),
+    *planted(
+        "models/families/family.py",
+        "cases/test_teachers.py",
+        (
+            "families: an autoencoder without a posterior has a random one",
+            "torch.zeros_like(mean)",
+            "torch.ones_like(mean)",
+            "test_a_tiny_autoencoder_encodes_and_decodes",
         ),
     ),
 ]

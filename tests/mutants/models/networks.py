@@ -8,14 +8,14 @@ MUTANTS = [
         "models/test_denoiser.py",
         (
             "denoiser: guidance starts from the conditional branch, w off by one",
-            "return without + scale * (with_ - without), with_",
-            "return with_ + scale * (with_ - without), with_",
+            "return without + scale * (with_ - without)",
+            "return with_ + scale * (with_ - without)",
             "test_guidance_in_one_batch_in_two_calls_and_by_formula",
         ),
         (
             "denoiser: guidance pushes away from the condition",
-            "return without + scale * (with_ - without), with_",
-            "return without - scale * (with_ - without), with_",
+            "return without + scale * (with_ - without)",
+            "return without - scale * (with_ - without)",
             "test_guidance_in_one_batch_in_two_calls_and_by_formula",
         ),
         (
@@ -135,8 +135,8 @@ MUTANTS = [
         "models/test_cond.py",
         (
             "condition: dropout keeps the rows it should drop",
-            "torch.where(rows[k], null[k], t)",
-            "torch.where(rows[k], t, null[k])",
+            "torch.where(rows[k], *pair)",
+            "torch.where(rows[k], *pair[::-1])",
             "test_drop_replaces_rows",
         ),
         (
@@ -500,8 +500,8 @@ MUTANTS = [
         "models/test_helpers.py",
         (
             "helpers: the pooled prompt is its first token, which has seen nothing",
-            'cond["prompt_embeds"][:, -1]',
-            'cond["prompt_embeds"][:, 0]',
+            "embeds[:, -1]",
+            "embeds[:, 0]",
             "test_the_pooled_prompt_tells_prompts_apart",
         ),
     ),

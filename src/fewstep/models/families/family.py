@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewstep.diffusion.schedule import Schedule
-from fewstep.models.cond import Cond
+from fewstep.diffusion.schedule import Schedule, Shift
+from fewstep.models.cond import Cond, on_host
 from fewstep.models.denoiser import Denoiser
 
 CLIP_TOKENS = 77
@@ -67,6 +67,7 @@ class Family:
         closes_guidance: whether its pipeline runs without guidance, whatever scale it is given, when the network has
             a guidance-scale embedding.
         text_tokens: of a prompt that its longest text encoder reads, where its tokenizer does not set a lower number.
+        text_dtype: in which encoded prompts are kept: float16, or bfloat16 for values beyond 65,504.
         kohya_prefix: how names in kohya's LoRA layout begin; empty: that layout is not for this family.
         kohya_bases: `architecture` -> kohya's name of the base model.
         comfyui_embeds_guidance: whether ComfyUI can run a network with a guidance-scale embedding.
@@ -90,6 +91,7 @@ class Family:
     flow_schedulers: ClassVar[bool] = True
     closes_guidance: ClassVar[bool] = False
     text_tokens: int = CLIP_TOKENS
+    text_dtype: ClassVar[torch.dtype] = torch.float16
     kohya_prefix: ClassVar[str] = ""
     kohya_bases: ClassVar[Mapping[str, str]] = {}
     comfyui_embeds_guidance: ClassVar[bool] = True
@@ -146,6 +148,16 @@ class Family:
         return getattr(self.pipeline, self.part)
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of the pipeline itself, from its index (FLUX.2's is_distilled); empty for a network alone."""
+        return dict(getattr(self.pipeline, "config", None) or {})
+
+    @property
+    def text_parts(self) -> tuple[str, ...]:
+        """The parts that only encode prompts, which are let go once all are encoded."""
+        return self.text_encoders
+
+    @property
     def lora_parts(self) -> dict[str, Any]:
         """The modules that LoRA files may adapt, the network first; None for those that this pipeline lacks."""
         return {name: getattr(self.pipeline, name, None) for name in (self.part, *self.text_encoders)}
@@ -169,11 +181,31 @@ class Family:
         return Denoiser(self.network(), schedule, self.prediction_type(schedule))
 
     def schedule(self) -> Schedule:
-        """The scheduler's; where its shift depends on the image's size, with the shift of this size."""
+        """The scheduler's; where its shift depends on the image's size, with the shift of this size.
+
+        The stretch to a lowest level is followed where the pipeline passes plain levels (`passes_sigmas`): elsewhere it
+        only corrects the scheduler's own.
+        """
         schedule, config = Schedule.from_diffusers(self.pipeline.scheduler), self._scheduler()
-        if schedule.family != "flow" or not config.get("use_dynamic_shifting"):
+        if schedule.family != "flow":
             return schedule
-        return Schedule.flow(Schedule.shift_of_size(config, self.tokens), schedule.num_train_timesteps)
+        dynamic = config.get("use_dynamic_shifting")
+        shift = self.shift(config, self.tokens, self.settings) if dynamic else schedule.shift
+        terminal = float(config.get("shift_terminal") or 0.0) if self.passes_sigmas else 0.0
+        return Schedule.flow(shift, schedule.num_train_timesteps, terminal)
+
+    @classmethod
+    def shift(cls, config: Mapping[str, Any], tokens: int, settings: Mapping[str, Any]) -> Shift:
+        """The flow shift for an image of so many tokens, where the scheduler's config leaves it to the pipeline.
+
+        Args:
+            settings: as `settings`.
+        """
+        return Schedule.shift_of_size(config, tokens)
+
+    def own_sigmas(self) -> tuple[float, ...] | None:
+        """The levels that the pipeline samples at whatever number of steps it is given; None: it has none."""
+        return None
 
     def prediction_type(self, schedule: Schedule) -> str:
         return "flow" if schedule.family == "flow" else str(self._scheduler().get("prediction_type", "epsilon"))
@@ -182,8 +214,8 @@ class Family:
         scheduler = self.pipeline.scheduler
         return dict(getattr(scheduler, "config", scheduler))
 
-    def guidance_arguments(self, scale: float, embedded: float | None) -> dict[str, float]:
-        """Arguments of the pipeline's call for guidance at ``scale`` (1 is off).
+    def guidance_arguments(self, scale: float, embedded: float | None) -> dict[str, Any]:
+        """Arguments of the pipeline's call for guidance at ``scale`` (1 is off), in the pipeline's own convention.
 
         Args:
             embedded: scale for the network's guidance-scale embedding, None where it has none; pipelines of
@@ -202,10 +234,55 @@ class Family:
         return int(self.base.config.in_channels)
 
     @property
-    def latent_scale(self) -> tuple[float, float]:
-        """(factor, shift): latents = (encoded - shift) * factor."""
+    def latent_scale(self) -> tuple[Any, Any]:
+        """(factor, shift): latents = (encoded - shift) * factor; [1, C, 1, 1] each where channels differ."""
         config = self._vae_config
         return float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
+
+    def per_channel(self, values: Any) -> Tensor:
+        """A number for every channel, as `latent_scale` has it: [1, C, 1, 1] beside the autoencoder."""
+        vae = self.pipeline.vae
+        return torch.as_tensor(values, dtype=vae.dtype, device=vae.device).view(1, -1, 1, 1)
+
+    def to_encoder(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] as the autoencoder takes them: with an axis of frames, or with alpha."""
+        return images
+
+    def from_encoder(self, encoded: Tensor) -> Tensor:
+        """What the autoencoder makes of images -> latents [B, C, h, w] before `latent_scale`."""
+        return encoded
+
+    def to_decoder(self, latents: Tensor) -> Tensor:
+        """The inverse of `from_encoder`: what the autoencoder decodes."""
+        return latents
+
+    def from_decoder(self, decoded: Tensor) -> Tensor:
+        """The inverse of `to_encoder`: images [B, 3, H, W]."""
+        return decoded
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W] in [-1, 1] -> posterior (mean, standard deviation) of their latents.
+
+        An autoencoder without a posterior (AutoencoderTiny, AutoencoderDC) has the standard deviation 0.
+        """
+        encoded = self.pipeline.vae.encode(self.to_encoder(images))
+        if hasattr(encoded, "latent_dist"):
+            mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
+        else:
+            mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+            std = torch.zeros_like(mean)
+        factor, shift = self.latent_scale
+        return (self.from_encoder(mean) - shift) * factor, self.from_encoder(std) * factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> images [B, 3, H, W], from -1 to 1 but not clamped, with a graph to the latents."""
+        factor, shift = self.latent_scale
+        decoded: Tensor = self.pipeline.vae.decode(self.to_decoder(latents / factor + shift), return_dict=False)[0]
+        return self.from_decoder(decoded)
+
+    def output_latents(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] in the form that the pipeline returns for ``output_type="latent"``."""
+        return latents
 
     @property
     def patch(self) -> int:
@@ -229,8 +306,8 @@ class Family:
         return height, width
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents.
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of the latents; of video (channels, frames, height, width).
 
         Raises:
             ValueError: neither the network's config nor ``size`` gives the height and width.
@@ -265,18 +342,26 @@ class Family:
     @property
     def tokens(self) -> int:
         """Image tokens of one image."""
-        _, height, width = self.latent_shape
+        height, width = self.latent_shape[-2:]
         return (height // self.patch) * (width // self.patch)
 
     # ---------------------------------------------------------------- conditions
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The condition of each prompt as named tensors [B, ...], by the pipeline's own encoding."""
+        """The condition of each prompt as named tensors [B, ...], by the pipeline's own encoding.
+
+        Texts of no common length are padded to the longest of ``prompts``, and ``prompt_length`` [B], int64 on the
+        host, says how many tokens of each are real (`Cond`): caches then keep these alone.
+        """
         raise NotImplementedError
+
+    def negative(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """As `encode`, of negative prompts, for pipelines that encode them otherwise."""
+        return self.encode(prompts)
 
     def null(self) -> dict[str, Tensor]:
         """The condition without a prompt, [1, ...] each, as the pipeline has it: most often the empty prompt's."""
-        return self.encode([""])
+        return self.negative([""])
 
     def pooled_width(self) -> int:
         """Length of a prompt as one vector (`fewstep.models.helpers.pooled_prompt`)."""
@@ -292,12 +377,17 @@ class Family:
         raise NotImplementedError
 
     def conditions(
-        self, prompts: Sequence[str], batch_size: int, size: tuple[int, int] | None = None, guided: bool = True
+        self,
+        prompts: Sequence[str],
+        batch_size: int,
+        size: tuple[int, int] | None = None,
+        guided: bool = True,
+        negative: bool = False,
     ) -> Cond:
-        """The prompts as the network's condition; ``size`` and ``guided`` as in `Teacher.encode_prompts`."""
-        pieces = [self.encode(list(prompts[i : i + batch_size])) for i in range(0, len(prompts), batch_size)]
-        tensors = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-        return self._with_sizes(tensors, self.null() if guided else None, size)
+        """The prompts as the network's condition; further arguments as in `Teacher.encode_prompts`."""
+        encode = self.negative if negative else self.encode
+        pieces = [Cond(encode(list(prompts[i : i + batch_size]))) for i in range(0, len(prompts), batch_size)]
+        return self._with_sizes(Cond.cat(pieces).tensors, self.null() if guided else None, size)
 
     def cut_off(self, prompts: Sequence[str]) -> str:
         """A sentence about prompts that no text encoder reads to their end; empty where there are none."""
@@ -314,11 +404,13 @@ class Family:
         return f"{some} longer than {read}: '{longer[0]:.40}…'."
 
     def zeros(self, count: int, clip_tokens: int, dtype: torch.dtype, device: str) -> Cond:
-        """Conditions of zeros in the right shapes, to measure memory with."""
+        """Conditions of zeros in the right shapes, to measure memory with; texts are as long as can be."""
         shapes = self.shapes(clip_tokens)
         given, null = (
             {
-                name: torch.zeros(n, *shape, dtype=self._dtype(name, dtype), device=device)
+                name: torch.full((n,), shapes["prompt_embeds"][0])
+                if on_host(name)
+                else torch.zeros(n, *shape, dtype=self._dtype(name, dtype), device=device)
                 for name, shape in shapes.items()
             }
             for n in (count, 1)
@@ -333,7 +425,7 @@ class Family:
         self, tensors: dict[str, Tensor], null: dict[str, Tensor] | None, size: tuple[int, int] | None = None
     ) -> Cond:
         like = tensors["prompt_embeds"]
-        height, width = size or (side * self.down for side in self.latent_shape[1:])
+        height, width = size or (side * self.down for side in self.latent_shape[-2:])
         sizes = {name: t.to(like.device) for name, t in self.sizes(height, width).items()}
         expanded = {name: t.expand(len(like), *t.shape[1:]).clone() for name, t in sizes.items()}
         return Cond(tensors | expanded, null=None if null is None else null | sizes)

@@ -123,6 +123,9 @@ class Flux(Family):
     def latent_channels(self) -> int:
         return int(self.base.config.in_channels) // _PACKED**2
 
+    def output_latents(self, latents: Tensor) -> Tensor:
+        return pack(latents)
+
     @property
     def patch(self) -> int:
         return _PACKED

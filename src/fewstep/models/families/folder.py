@@ -74,10 +74,15 @@ def read_index(folder: Path) -> dict[str, tuple[str | None, str | None]]:
     """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and not name.startswith("_")}
+        parts = {name: kind for name, kind in index.items() if is_part(kind) and not name.startswith("_")}
         return {name: (kind[0], kind[1]) for name, kind in parts.items()}
     except (OSError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise ModelError(f"The file {folder / INDEX} is damaged ({short_error(error)}): download it again.") from None
+
+
+def is_part(value: Any) -> bool:
+    """Whether an entry of an index is a part, [library, class]; a setting may be a list too (numbers of layers)."""
+    return isinstance(value, list) and len(value) == 2 and all(x is None or isinstance(x, str) for x in value)
 
 
 def _left_out(folder: Path, listed: Mapping[str, tuple[str | None, str | None]]) -> set[str]:

@@ -150,15 +150,15 @@ def _try(teacher: Teacher) -> None:
         ModelError: a part is missing, or what one computes is not finite.
     """
     family, name = teacher.family, teacher.name
-    for part in ("vae", *family.text_encoders):
+    for part in ("vae", *family.text_parts):
         if getattr(teacher.pipeline, part, None) is None and part not in family.optional_encoders:
             raise ModelError(f"The teacher '{name}' has no {part}, which {family.title} needs: get the whole model.")
     for part, tokenizer in vars(teacher.pipeline).items():
         if part.startswith("tokenizer") and hasattr(tokenizer, "get_vocab"):
             _check_words(name, part, tokenizer)
-    side = min(*teacher.latent_shape[1:], family.smallest)
+    side = min(*teacher.latent_shape[-2:], family.smallest)
     like = next(family.base.parameters())
-    x = torch.zeros(1, teacher.latent_shape[0], side, side, device=like.device, dtype=like.dtype)
+    x = torch.zeros(1, *teacher.latent_shape[:-2], side, side, device=like.device, dtype=like.dtype)
     cond = teacher.encode_prompts(["a"])
     wide, wanted = (shape[-1] for shape in (cond["prompt_embeds"].shape, family.shapes(CLIP_TOKENS)["prompt_embeds"]))
     if wide != wanted:

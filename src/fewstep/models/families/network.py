@@ -86,12 +86,14 @@ class TransformerNetwork(nn.Module):
         extra_width: width of the sinusoids that the time embedding reads, 256 in all of diffusers' transformers.
         stacks: attributes of the transformer that hold its blocks, in the order of the forward.
         place: position of the image's tokens in the tuple that a block returns.
+        end: the module behind the last block, where a forward for features ends.
     """
 
     lora_targets: ClassVar[tuple[str, ...]]
     extra_width = 256
     stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     place: ClassVar[int] = 0
+    end: ClassVar[str] = "norm_out"
 
     def __init__(self, transformer: nn.Module, time_scale: float = 1.0) -> None:
         super().__init__()
@@ -118,7 +120,19 @@ class TransformerNetwork(nn.Module):
         """Features for a discriminator: the image's tokens, as maps, after four blocks of the first half."""
         half = max(len(self._blocks()) // 2, 1)
         count = min(_TAPS, half)
-        return {f"block{half * k // count - 1}": int(self.transformer.inner_dim) for k in range(1, count + 1)}  # type: ignore[arg-type]
+        return {f"block{half * k // count - 1}": self.width for k in range(1, count + 1)}
+
+    @property
+    def width(self) -> int:
+        """Channels of a token within the blocks."""
+        return int(self.transformer.inner_dim)  # type: ignore[arg-type]
+
+    def image_tokens(self, tokens: Tensor, count: int) -> Tensor:
+        """The ``count`` tokens of the image among those [B, tokens, C] that a block returns: here there are no others.
+
+        A block that returns one sequence of text and image has them first or last.
+        """
+        return tokens
 
     def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
         """Tokens [B, C, h, w] at the taps, in their order; blocks after the last of them are not run.
@@ -136,7 +150,8 @@ class TransformerNetwork(nn.Module):
         with watching, nullcontext() if whole else self._cut(max(number.values()) + 1):
             self(x, t, cond)
         height, width = (side // self.patch_size for side in x.shape[-2:])
-        return [found[tap].transpose(1, 2).unflatten(2, (height, width)) for tap in wanted]
+        of_image = (self.image_tokens(found[tap], height * width) for tap in wanted)
+        return [tokens.transpose(1, 2).unflatten(2, (height, width)) for tokens in of_image]
 
     @contextmanager
     def _cut(self, count: int) -> Iterator[None]:
@@ -146,7 +161,7 @@ class TransformerNetwork(nn.Module):
         """
         transformer: Any = self.transformer
         kept = {stack: getattr(transformer, stack) for stack in self.stacks}
-        handle = transformer.norm_out.register_forward_pre_hook(leave)
+        handle = transformer.get_submodule(self.end).register_forward_pre_hook(leave)
         try:
             for stack, blocks in kept.items():
                 setattr(transformer, stack, blocks[:count])

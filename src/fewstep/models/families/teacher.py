@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,14 +58,14 @@ class Teacher:
         return replace(self, denoiser=made, name=name or self.name)
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """As `Family.latent_shape`."""
         return self.family.latent_shape
 
     @property
     def image_size(self) -> int:
         """Side of the images in pixels."""
-        return self.latent_shape[1] * self.family.down
+        return self.latent_shape[-2] * self.family.down
 
     @property
     def size(self) -> int | None:
@@ -90,13 +90,19 @@ class Teacher:
 
     @torch.no_grad()
     def encode_prompts(
-        self, prompts: Sequence[str], batch_size: int = 64, size: tuple[int, int] | None = None, guided: bool = True
+        self,
+        prompts: Sequence[str],
+        batch_size: int = 64,
+        size: tuple[int, int] | None = None,
+        guided: bool = True,
+        negative: bool = False,
     ) -> Cond:
         """The condition: prompt_embeds [B, tokens, width] and the family's other tensors, with the null condition.
 
         Args:
             size: (height, width) in pixels of the images, for networks conditioned on it; the teacher's own by default.
             guided: False leaves out the null condition, where no guidance will need it.
+            negative: the prompts are negative ones, which some pipelines encode otherwise.
 
         Warns:
             Remark: a prompt is longer than the text encoders read; once for a teacher.
@@ -104,13 +110,13 @@ class Teacher:
         Raises:
             ValueError: the text encoders are freed (`free_text_encoders`), and these prompts were not among those kept.
         """
-        if tuple(prompts) in self._known and size is None:
+        if tuple(prompts) in self._known and size is None and not negative:
             return self._known[tuple(prompts)]
         if self._freed:
             raise ValueError("This teacher's text encoders were freed once its data were encoded: load it again.")
         with quiet():
             sentence = "" if self._told else self.family.cut_off(prompts)
-            cond = self.family.conditions(prompts, batch_size, size, guided)
+            cond = self.family.conditions(prompts, batch_size, size, guided, negative)
         if sentence:
             self._told = True  # once: a data set is encoded in many parts
             warnings.warn(Remark(sentence), stacklevel=2)
@@ -124,7 +130,7 @@ class Teacher:
         """
         for prompts in later:
             self._known[tuple(prompts)] = self.encode_prompts(prompts)
-        for name in self.family.text_encoders:
+        for name in self.family.text_parts:
             setattr(self.pipeline, name, None)
         self._freed = True
         if autoencoder:
@@ -156,11 +162,10 @@ class Teacher:
         """
         with self._autoencoder() as vae:
             parts = [part.to(vae.device, vae.dtype) for part in images.split(vae_batch_size(images.shape[-1]))]
-            posteriors = [_posterior(vae.encode(part)) for part in parts]
+            posteriors = [self.family.posterior(part) for part in parts]
         mean, std = (torch.cat(found) for found in zip(*posteriors, strict=True))
-        factor, shift = self.family.latent_scale
         self._check_finite(mean + std, "The autoencoder's latents of these images")
-        return (mean - shift) * factor, std * factor
+        return mean, std
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int | None = None) -> Tensor:
@@ -193,9 +198,7 @@ class Teacher:
     def _decoded(self, latents: Tensor) -> Tensor:
         """As `decode`, but with a graph to the latents, from -1 to 1 and not clamped: for losses."""
         vae = self.pipeline.vae
-        factor, shift = self.family.latent_scale
-        x = vae.decode(latents.to(vae.device, vae.dtype) / factor + shift, return_dict=False)[0]
-        return cast(Tensor, x.to(working(latents).dtype))
+        return self.family.decode(latents.to(vae.device, vae.dtype)).to(working(latents).dtype)
 
     def helpers(
         self,
@@ -261,13 +264,6 @@ def upcast_autoencoder(vae: Any) -> None:
     """
     if vae is not None and vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
         torch.nn.Module.to(vae, torch.float32)  # diffusers' own .to warns about layers that should stay in float32
-
-
-def _posterior(encoded: Any) -> tuple[Tensor, Tensor]:
-    """(mean, standard deviation) of what a diffusers autoencoder returns from ``encode``."""
-    if hasattr(encoded, "latent_dist"):
-        return encoded.latent_dist.mean, encoded.latent_dist.std
-    return encoded.latents, torch.zeros_like(encoded.latents)
 
 
 def vae_batch_size(side: int) -> int:

@@ -287,7 +287,7 @@ class StableDiffusionXL(StableDiffusion):
 
     @property
     def latent_scale(self) -> tuple[Any, Any]:
-        """As `Family.latent_scale`; [1, C, 1, 1] each for an autoencoder that normalises every channel by its own.
+        """As `Family.latent_scale`, for an autoencoder that normalises every channel too.
 
         SDXL's pipelines alone follow an autoencoder's ``latents_mean`` and ``latents_std`` (Playground's has them).
         """
@@ -295,8 +295,7 @@ class StableDiffusionXL(StableDiffusion):
         found = [getattr(config, name, None) for name in ("latents_mean", "latents_std")]
         if None in found:
             return factor, shift
-        vae = self.pipeline.vae
-        mean, std = (torch.tensor(values, dtype=vae.dtype, device=vae.device).view(1, -1, 1, 1) for values in found)
+        mean, std = map(self.per_channel, found)
         return factor / std, mean
 
     def _pooled(self) -> int:

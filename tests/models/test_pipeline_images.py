@@ -1,0 +1,49 @@
+"""Images of the tiny pipelines of 2024 to 2026 by fewstep's own calls, against diffusers' pipelines."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewstep.models.families import as_teacher
+from fewstep.sampling import RenoiseSampler, sample
+from tests.models.pipeline_images import Case, compare
+from tests.models.pipelines import PROMPTS, SIZE, build
+from tests.models.pipelines_flow import euler
+
+
+def _euler(pipeline):
+    """Sana's own scheduler is DPM-Solver, with the shift of its flow_shift."""
+    pipeline.register_modules(scheduler=euler(shift=3.0))
+
+
+_SANA = {"use_resolution_binning": False}
+CASES = {
+    "sana against a negative prompt": Case(
+        "sana", 4.5, {**_SANA, "guidance_scale": 4.5}, negative="blue grass", ready=_euler, sigmas=True
+    ),
+    "sana guided": Case("sana", 4.5, {**_SANA, "guidance_scale": 4.5}, ready=_euler, sigmas=True),
+    "sana": Case("sana", 1.0, {**_SANA, "guidance_scale": 1.0}, ready=_euler, sigmas=True),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_image_is_the_pipelines_own(name):
+    found = compare(CASES[name])
+    assert found.pixels <= 1e-5 and found.grid <= 1e-6
+
+
+def test_two_steps_of_sprint_are_its_pipelines():
+    """SCMScheduler turns angles; ours adds noise in flow's time, at the levels that the family names."""
+    pipeline, generator = build("sana_sprint"), torch.Generator().manual_seed(0)
+    theirs = pipeline(
+        PROMPTS, height=SIZE, width=SIZE, num_inference_steps=2, generator=generator, output_type="pt",
+        guidance_scale=6.0, **_SANA,
+    ).images  # fmt: skip
+    teacher = as_teacher(pipeline, size=SIZE)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, *teacher.latent_shape, generator=generator)
+    cond, sampler = teacher.encode_prompts(PROMPTS), RenoiseSampler(timesteps=teacher.family.own_sigmas())
+    run = sample(teacher.denoiser, sampler, noise, cond, guidance_embed=6.0, generator=generator)
+    assert (teacher.decode(run.x0) - theirs).abs().max() <= 1e-5
+    assert teacher.guidance_embed == 4.5 and teacher.guidance_scale == 1.0
