@@ -34,7 +34,7 @@ from tests.rewards import taste
 
 EVERYWHERE = ("lcm", "tcd", "pcm", "dmd2", "lightning")
 CASES = [(family, method) for family in ("sdxl", "sd3") for method in METHODS]
-CASES += [(family, method) for family in ("sd15", "sd2v", "flux") for method in EVERYWHERE]
+CASES += [(family, method) for family in ("sd15", "sd2v", "flux", "sana") for method in EVERYWHERE]
 FEW = {"num_grid_steps": 4, "num_phases": 2, "segments": 2, "max_hops": 2, "encoder": "scenes-64"}
 """Settings that fit a few steps, where a method has them."""
 NOBODY = ("refused: This student is told its target time", "refused: diffusers has no scheduler")

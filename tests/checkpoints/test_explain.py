@@ -82,9 +82,10 @@ def test_sana_sprints_lines_give_its_pipeline_the_angles_that_we_take(monkeypatc
     """Left to itself the pipeline has an angle for two steps, and refuses four."""
     entry = ENTRIES["sana-sprint-1.6b"]
     pipe = follow(entry, monkeypatch)
-    assert pipe.call == {"num_inference_steps": 4, "intermediate_timesteps": None} and pipe.repo == entry.repo
+    call = {"num_inference_steps": 4, "guidance_scale": 4.5, "intermediate_timesteps": None}
+    assert pipe.call == call and pipe.repo == entry.repo
     scheduler = diffusers.SCMScheduler.from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(**pipe.call)
+    scheduler.set_timesteps(4, intermediate_timesteps=None)
     angles = scheduler.timesteps[:-1].double().numpy()
     mine = sampler_of(entry, {}).times(schedule_of(entry, {}))[:-1]
     np.testing.assert_allclose(mine, np.sin(angles) / (np.sin(angles) + np.cos(angles)), atol=1e-5)
@@ -127,7 +128,7 @@ def test_the_code_for_diffusers_does_what_the_entry_holds(name, monkeypatch):
 
 
 def test_every_entry_is_whole():
-    assert len(ENTRIES) == 77 and FILE.is_file()
+    assert FILE.is_file()
     for name, entry in ENTRIES.items():
         assert entry.default_steps in entry.steps and entry.licence and entry.repo.count("/") == 1
         assert (entry.lora_scale is not None) == entry.is_lora
@@ -183,7 +184,8 @@ def test_what_cannot_be_sampled_here_is_refused():
         if family_named(entry.family) is None:  # known by its family, before anything is downloaded
             with pytest.raises(ValueError, match=f"{entry.id} cannot be sampled here, .* --code"):
                 load_checkpoint(entry)
-    assert sum(family_named(e.family) is not None for e in ENTRIES.values()) == 69
+    foreign = {entry.family for entry in ENTRIES.values() if family_named(entry.family) is None}
+    assert {"edm", "ernie-image"} <= foreign <= {"edm", "ernie-image", "flux2", "qwen-image", "z-image", "krea2"}
     with pytest.raises(ValueError, match="which has no eta"):
         sampler_of(LCM, {}, eta=0.5)
     assert "no scheduler for ctm-imagenet64" in code(ENTRIES["ctm-imagenet64"])

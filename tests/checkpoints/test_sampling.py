@@ -25,7 +25,7 @@ FLUX = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shif
 FLOW = {"shift": 3.0, "num_train_timesteps": 1000}
 BASES = {"sd1": SD, "sd2": {**SD, "prediction_type": "epsilon"}, "sdxl": SDXL, "pixart": SD, "flux": FLUX}
 SANA = checkpoints()["sana-sprint-1.6b"]
-RUNNABLE = {n: e for n, e in checkpoints().items() if sampler_class(e.scheduler) and e != SANA}
+RUNNABLE = {n: e for n, e in checkpoints().items() if sampler_class(e.scheduler) and e.scheduler != SANA.scheduler}
 
 
 def base_of(entry):

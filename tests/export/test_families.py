@@ -23,6 +23,7 @@ STUDENTS = {
     "sdxl": EULER,
     "sd3": EULER,
     "flux": replace(EULER, image_size=64, guidance_embed=2.5),
+    "sana": EULER,
 }
 LOOP = """
 import json, sys
@@ -69,13 +70,14 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("name, to", [
     pytest.param("sd15", "diffusers", marks=pytest.mark.slow), ("sdxl", "kohya"),
     pytest.param("sd3", "diffusers", marks=pytest.mark.slow), pytest.param("flux", "lora", marks=pytest.mark.slow),
+    pytest.param("sana", "lora", marks=pytest.mark.slow), pytest.param("sana", "diffusers", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):
     """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""
     monkeypatch.setattr(round_trip.subprocess, "run", elsewhere)
     made = export(runs / f"{name}-run", to, tmp_path / "out")
     assert made.round_trip.gap <= 1e-5
-    assert (made.round_trip.layers >= 50) == (to in ("lora", "kohya"))
+    assert (made.round_trip.layers >= 40) == (to in ("lora", "kohya"))
     expected = fewstep.load(runs / f"{name}-run").sample(PROMPTS, output_type="latent", seed=2)
     read = fewstep.load(tmp_path / "out")
     assert gap(read.sample(PROMPTS, output_type="latent", seed=2), expected) <= 1e-5
@@ -84,7 +86,7 @@ def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "sana"])
 def test_lcm_on_a_flow_model(name, runs, elsewhere, tmp_path, monkeypatch):
     """Its fresh noises too are drawn as they are there: FLUX's for packed latents."""
     monkeypatch.setattr(round_trip.subprocess, "run", elsewhere)

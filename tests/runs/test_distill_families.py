@@ -30,6 +30,9 @@ TWENTY = ("sdxl", "sd3")
 """Families that take 20 steps under every method; others take 6."""
 CASES = [(family, method) for family in TWENTY for method in METHODS]
 CASES += [(f, m) for f in ("sd15", "sd2v", "flux") for m in EVERYWHERE if m in METHODS] + [("pixart", "lcm")]
+FLOW = ("sana",)
+"""Families of `tests.models.pipelines_flow`: 20 steps of five methods, and of LCM with full weights."""
+CASES += [(family, method) for family in FLOW for method in EVERYWHERE]
 QUICK = {("sdxl", "lcm"), ("sd15", "dmd2"), ("sd2v", "tcd"), ("flux", "tcd"), ("pixart", "lcm")}
 """What `make test` tries of them."""
 FEW = {"num_grid_steps": 4, "segments": 2, "num_phases": 2, "max_hops": 2, "encoder": "scenes-64"}
@@ -67,10 +70,20 @@ def told(view):
     "family, method", [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
 )
 def test_a_method_distils_a_family(family, method, tmp_path):
+    distilled(family, method, Weights(rank=2), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FLOW)
+def test_all_weights_learn(family, tmp_path):
+    distilled(family, "lcm", Weights("full"), tmp_path)
+
+
+def distilled(family, method, weights, place):
     teacher, source = teacher_of(family), source_of(family)
     taught = METHODS[method](teacher.denoiser.schedule, small(method))
     helpers = replace(teacher.helpers(taught.encoder), rewards=dict.fromkeys(taught.rewards, never_enough))
-    roles = build_roles(teacher.denoiser, taught, SETTINGS, Weights(rank=2), helpers=helpers)
+    roles = build_roles(teacher.denoiser, taught, SETTINGS, weights, helpers=helpers)
     x, t, cond = source.data.mean, teacher.denoiser.schedule.start, source.data.cond
 
     @torch.no_grad()
@@ -79,15 +92,16 @@ def test_a_method_distils_a_family(family, method, tmp_path):
 
     before = ask(roles.teacher)
     assert torch.equal(ask(roles.student), before)
-    Trainer(taught, roles, source, SETTINGS if family in TWENTY else replace(SETTINGS, steps=6)).run()
+    Trainer(taught, roles, source, SETTINGS if family in TWENTY + FLOW else replace(SETTINGS, steps=6)).run()
     after = ask(roles.student)
     assert torch.equal(ask(roles.teacher), before)
     assert after.isfinite().all() and (after - before).abs().max() > 1e-4
     assert all(tensor.isfinite().all() for tensor in roles.tensors().values())
     extra = next(spec for spec in taught.roles() if spec.name == "student").extra_inputs
-    card = Card(method, taught.sampler, 4, "lora", family, rank=2, extra_inputs=extra)
-    save_student(tmp_path, roles, card)
-    torch.testing.assert_close(ask(load_student(teacher_of(family), tmp_path)), after, rtol=1e-4, atol=1e-5)
+    rank = weights.rank if weights.kind == "lora" else 0
+    card = Card(method, taught.sampler, 4, weights.kind, family, rank=rank, extra_inputs=extra)
+    save_student(place, roles, card)
+    torch.testing.assert_close(ask(load_student(teacher_of(family), place)), after, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family, method", [("sdxl", "tcd"), ("sd3", "pcm"), ("flux", "lcm")])

@@ -80,7 +80,8 @@ def _with_pairs(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"pairs": pairs})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, begun: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The data of a file; with ``like: NAME`` those of that recipe, with the file's own in their place."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -91,7 +92,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"The recipe {path} is not valid YAML{where}.") from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise RecipeError(f"The recipe {path} must be a mapping that starts with 'method: ...'.")
-    return data
+    if "like" not in data:
+        return data
+    like, begun = data.pop("like"), (*begun, path)
+    if not isinstance(like, str) or (other := find_recipe(like)) in begun:
+        raise RecipeError(f"The recipe {path}: like must name another recipe, not {like!r:.80}.")
+    return _merged(spelled_out(_read(other, begun)), spelled_out(data))
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``own`` in place of its own, section by section."""
+    both = {key: (base[key], own[key]) for key in base.keys() & own.keys()}
+    inner = {k: _merged(a, b) for k, (a, b) in both.items() if isinstance(a, Mapping) and isinstance(b, Mapping)}
+    return {**base, **own, **inner}
 
 
 def _check_small(data: Any, what: str, limit: int = 100_000) -> None:

@@ -14,8 +14,8 @@ MUTANTS = [
         ),
         (
             "sana: the instruction stands before negative prompts too",
-            "    def negative(self, prompts: Sequence[str]) -> dict[str, Tensor]:\n        return self._encoded(prompts, None)",
-            "    def negative(self, prompts: Sequence[str]) -> dict[str, Tensor]:\n        return self.encode(prompts)",
+            "return self._encoded(prompts, None)",
+            "return self.encode(prompts)",
             "test_an_image_is_the_pipelines_own[sana guided]",
         ),
         (

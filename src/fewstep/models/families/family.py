@@ -59,6 +59,7 @@ class Family:
         optional_encoders: those of the text encoders that a pipeline may do without.
         single_file: how its checkpoints in one file are recognised; None: they are not read.
         licences: of base models, by their hub names.
+        configs: folders in ``assets/configs`` of base models, by their hub names: for plans without a download.
         guidance_scale: classifier-free guidance of a teacher unless the user gives one (1 is off).
         pixels_per_token: area of one image token in pixels; the shift of a flow schedule may depend on the tokens.
         any_scheduler: config of a scheduler for a network that comes without one.
@@ -84,6 +85,7 @@ class Family:
     optional_encoders: ClassVar[tuple[str, ...]] = ()
     single_file: ClassVar[SingleFile | None] = None
     licences: ClassVar[Mapping[str, str]] = {}
+    configs: ClassVar[Mapping[str, str]] = {}
     guidance_scale: ClassVar[float] = 3.0
     pixels_per_token: ClassVar[int] = 16 * 16  # an autoencoder with 8 x 8 pixels a latent, and patches of 2 x 2
     any_scheduler: ClassVar[Mapping[str, Any]] = {"shift": 1.0}

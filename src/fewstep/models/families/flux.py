@@ -109,6 +109,7 @@ class Flux(Family):
         "black-forest-labs/FLUX.1-schnell": "apache-2.0",
     }
     passes_sigmas = True
+    configs: ClassVar[Mapping[str, str]] = {"black-forest-labs/FLUX.1-dev": "flux"}
     text_tokens = _T5_TOKENS
     comfyui_shift = "ModelSamplingFlux"
 

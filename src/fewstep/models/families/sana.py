@@ -25,6 +25,7 @@ from fewstep.models.families.family import Family
 from fewstep.models.families.network import TransformerNetwork, needed
 
 _DOWN, _TOKENS = 32, 300
+_USUAL_SIDE = 1024  # of its pipeline, whatever the model
 _SECOND_ANGLE = 1.3  # of two steps of Sprint's pipeline; the first is pi / 2
 
 
@@ -84,6 +85,11 @@ class Sana(Family):
     title = "Sana"
     names = ("sana",)
     network_class = "SanaTransformer2DModel"
+    licences: ClassVar[Mapping[str, str]] = {
+        "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": "nscl-v2-custom",
+        "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers": "nscl-v2-custom",
+    }
+    configs: ClassVar[Mapping[str, str]] = {"Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": "sana"}
     guidance_scale = 4.5
     pixels_per_token = _DOWN * _DOWN
     any_scheduler: ClassVar[Mapping[str, Any]] = {"shift": 3.0}
@@ -109,8 +115,11 @@ class Sana(Family):
         return _DOWN if config is None else int(2 ** (len(config.encoder_block_out_channels) - 1))
 
     def size_arguments(self) -> dict[str, Any]:
-        """diffusers would generate at the nearest of the published model's sides, and resize the image."""
-        return {} if self.size is None else {"use_resolution_binning": False}
+        """diffusers would take 1024 pixels for any model, and the nearest of the published sides, and resize the image."""
+        height, width = (side * self.down for side in self.latent_shape[-2:])
+        if height == width == _USUAL_SIDE == self.base.config.sample_size * _DOWN:
+            return {}
+        return {"height": height, "width": width, "use_resolution_binning": False}
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         parameters = inspect.signature(type(self.pipeline).__call__).parameters
@@ -135,6 +144,8 @@ class SanaSprint(Sana):
 
     title = "Sana-Sprint"
     names = ("sprint",)
+    licences: ClassVar[Mapping[str, str]] = {}
+    configs: ClassVar[Mapping[str, str]] = {}
     flow_schedulers = False  # its pipeline asks for angles, which SCMScheduler alone has
     embeds_guidance = True
 

@@ -56,6 +56,7 @@ class StableDiffusion3(Family):
         "stabilityai/stable-diffusion-3.5-large": "stabilityai-ai-community",
     }
     comfyui_shift = "ModelSamplingSD3"
+    configs: ClassVar[Mapping[str, str]] = {"stabilityai/stable-diffusion-3-medium-diffusers": "sd3"}
 
     @property
     def architecture(self) -> str:

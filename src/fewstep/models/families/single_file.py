@@ -78,17 +78,10 @@ def config_of(path: Path, config: str | None = None) -> Path:
     return _configs(_kind(path, config), config)
 
 
-_KNOWN = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
-    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
-    "stabilityai/stable-diffusion-3-medium-diffusers": "sd3",
-    "black-forest-labs/FLUX.1-dev": "flux",
-}
-
-
 def known_configs(name: str) -> Path | None:
     """The folder of shipped configs of a hub model, which may want an account for its own; None for all others."""
-    return _SHIPPED / _KNOWN[name] if name in _KNOWN else None
+    known = {hub: folder for cls in registry.FAMILIES for hub, folder in cls.configs.items()}
+    return _SHIPPED / known[name] if name in known else None
 
 
 def _configs(found: SingleFile | None, config: str | None) -> Path:

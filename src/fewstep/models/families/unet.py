@@ -178,6 +178,7 @@ class StableDiffusion(Family):
         "stabilityai/stable-diffusion-2-1": "openrail++",
         "stabilityai/stable-diffusion-2-1-base": "openrail++",
     }
+    configs: ClassVar[Mapping[str, str]] = {"stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15"}
     any_scheduler: ClassVar[Mapping[str, Any]] = {"beta_schedule": "scaled_linear"}
     flow_schedulers = False
     closes_guidance = True
@@ -251,6 +252,7 @@ class StableDiffusionXL(StableDiffusion):
         "SDXL", "conditioner.embedders.1.model.", "sdxl", "stabilityai/stable-diffusion-xl-base-1.0"
     )
     licences: ClassVar[Mapping[str, str]] = {"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"}
+    configs: ClassVar[Mapping[str, str]] = {"stabilityai/stable-diffusion-xl-base-1.0": "sdxl"}
     flow_schedulers = True
     kohya_bases: ClassVar[Mapping[str, str]] = {
         "stable-diffusion-xl-v1-base": "sdxl_base_v1-0",

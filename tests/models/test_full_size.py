@@ -1,0 +1,70 @@
+"""The families' networks at full size, on the meta device: layers, LoRAs and parameters, counted apart from the code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+
+from fewstep.models.families import find_family
+from fewstep.models.lora import matching
+
+
+@dataclass(frozen=True)
+class Full:
+    """A published network.
+
+    Attributes:
+        network: its class in diffusers. config: what differs from that class's defaults.
+        linear: linear layers, of which so many are outside of the blocks: (all, outside).
+        adapted: layers that our LoRA adapts by default. rank64: parameters of a LoRA of all of them, in millions.
+        parameters: of the network, in billions. taps: of a discriminator, and their channels.
+    """
+
+    network: str
+    linear: tuple[int, int]
+    adapted: int
+    rank64: float
+    parameters: float
+    taps: tuple[tuple[int, ...], int]
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+_SMALL_SANA = {
+    "num_layers": 28, "num_attention_heads": 36, "num_cross_attention_heads": 16, "cross_attention_head_dim": 72,
+    "cross_attention_dim": 1152,
+}  # fmt: skip
+NETWORKS = {  # of ../families.md's tables, from diffusers' classes
+    "sana 1.6b": Full("SanaTransformer2DModel", (166, 6), 206, 48, 1.60, ((1, 4, 6, 9), 2240)),
+    "sana 0.6b": Full("SanaTransformer2DModel", (230, 6), 286, 34, 0.59, ((2, 6, 9, 13), 1152), _SMALL_SANA),
+    "sana 4.8b": Full("SanaTransformer2DModel", (486, 6), 606, 140, 4.72, ((6, 14, 21, 29), 2240), {"num_layers": 60}),
+}
+
+
+def rank64(layer: nn.Module) -> int:
+    """Parameters of its LoRA of rank 64."""
+    out, into, *kernel = layer.weight.shape
+    return 64 * (into * int(torch.tensor(kernel).prod()) + out)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_of_full_size_is_counted(name):
+    wanted = NETWORKS[name]
+    with torch.device("meta"):
+        base = getattr(diffusers, wanted.network)(**wanted.config)
+    scheduler = SimpleNamespace(config={"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    network = find_family(SimpleNamespace(transformer=base, scheduler=scheduler)).network()
+    linear = {path: m for path, m in base.named_modules() if isinstance(m, nn.Linear)}
+    lists = tuple(f"{path}." for path, m in base.named_modules() if isinstance(m, nn.ModuleList))
+    assert (len(linear), sum(not path.startswith(lists) for path in linear)) == wanted.linear
+    adapted = matching(network, network.lora_targets)
+    assert len(adapted) == wanted.adapted
+    assert sum(rank64(network.get_submodule(path)) for path in adapted) / 1e6 == pytest.approx(wanted.rank64, abs=0.5)
+    assert sum(p.numel() for p in base.parameters()) / 1e9 == pytest.approx(wanted.parameters, abs=0.006)
+    blocks, width = wanted.taps
+    assert network.tap_channels == {f"block{block}": width for block in blocks}
