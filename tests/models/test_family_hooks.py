@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from types import SimpleNamespace
 
@@ -193,9 +192,8 @@ class Shifting(StableDiffusion3):
 
 
 def shifting(**scheduler):
-    pipeline = copy.copy(build("sd3"))
-    pipeline.scheduler = SimpleNamespace(config={"_class_name": "FlowMatchEulerDiscreteScheduler", **scheduler})
-    return Shifting(pipeline, SIZE)
+    told = SimpleNamespace(config={"_class_name": "FlowMatchEulerDiscreteScheduler", **scheduler})
+    return Shifting(SimpleNamespace(**{**build("sd3").components, "scheduler": told}), SIZE)
 
 
 def test_a_family_sets_the_shift_where_the_scheduler_leaves_it_open():

@@ -1,4 +1,4 @@
-"""The families' networks at full size, on the meta device: layers, LoRAs and parameters, counted apart from the code."""
+"""Networks at full size on the meta device: layers, LoRAs and parameters, counted apart from the code."""
 
 from __future__ import annotations
 

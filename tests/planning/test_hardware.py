@@ -60,10 +60,7 @@ def test_models_of_the_shipped_recipes_are_planned_without_a_network(name, param
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     sketch = outline(name)
     assert sum(p.numel() for p in sketch.base.parameters()) == parameters
-    assert sum(p.numel() for p in sketch.parts["vae"].parameters()) in (
-        83_653_863,
-        83_819_683,
-        312_250_275,
-    )  # KL of 4, 16; DC-AE
+    kl4, kl16, deep = 83_653_863, 83_819_683, 312_250_275
+    assert sum(p.numel() for p in sketch.parts["vae"].parameters()) in (kl4, kl16, deep)
     assert sum(part.startswith("text_encoder") for part in sketch.parts) == texts
     assert any(name in path.read_text(encoding="utf-8") for path in shipped_recipes().values())

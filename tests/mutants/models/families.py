@@ -4,7 +4,7 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
-        "models/families/family.py",
+        "models/families/latents.py",
         "models/test_families.py",
         (
             "families: the posterior's deviation is not scaled",
@@ -394,7 +394,7 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "models/families/family.py",
+        "models/families/latents.py",
         "cases/test_teachers.py",
         (
             "families: an autoencoder without a posterior has a random one",

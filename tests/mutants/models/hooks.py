@@ -27,7 +27,7 @@ MUTANTS = [
     ),
     *planted(
         "data/rows.py",
-        "data/test_text_lengths.py",
+        "data/test_rows_of_texts.py",
         (
             "texts: a batch is padded to the longest text of all",
             "self._padded_to(self._longest(picked, numbers))",
@@ -37,7 +37,7 @@ MUTANTS = [
     ),
     *planted(
         "data/sources.py",
-        "data/test_text_lengths.py",
+        "data/test_rows_of_texts.py",
         (
             "texts: a batch's lengths wait on the device",
             "t if on_host(name) else t.to(rng.device, non_blocking=True)",
@@ -47,7 +47,7 @@ MUTANTS = [
     ),
     *planted(
         "data/pairs.py",
-        "data/test_text_lengths.py",
+        "data/test_rows_of_texts.py",
         (
             "texts: a teacher's samples are padded file by file",
             "cut_padding(kept) if LENGTH in kept else kept",

@@ -115,7 +115,7 @@ class Sana(Family):
         return _DOWN if config is None else int(2 ** (len(config.encoder_block_out_channels) - 1))
 
     def size_arguments(self) -> dict[str, Any]:
-        """diffusers would take 1024 pixels for any model, and the nearest of the published sides, and resize the image."""
+        """diffusers would take 1024 pixels for any model, and the nearest of the published sides, and resize."""
         height, width = (side * self.down for side in self.latent_shape[-2:])
         if height == width == _USUAL_SIDE == self.base.config.sample_size * _DOWN:
             return {}
