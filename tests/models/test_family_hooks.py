@@ -78,7 +78,7 @@ def test_an_autoencoder_of_frames_with_alpha_and_numbers_for_every_channel():
 def test_an_autoencoder_without_a_posterior_has_no_deviation():
     for name in ("latents", "latent"):  # AutoencoderTiny's word, and AutoencoderDC's
         vae = Frames()
-        vae.config = SimpleNamespace(latent_channels=2, scaling_factor=0.25)
+        vae.config = SimpleNamespace(latent_channels=2, scaling_factor=0.25, block_out_channels=(1,))
         vae.encode = lambda images, name=name: SimpleNamespace(**{name: images[:, :2]})
         unet = SimpleNamespace(config=SimpleNamespace(in_channels=2), device=torch.device("cpu"))
         family = StableDiffusion(SimpleNamespace(vae=vae, unet=unet))

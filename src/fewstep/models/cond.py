@@ -117,7 +117,7 @@ class Cond:
             k: mask.to(t.device, non_blocking=True).reshape(-1, *[1] * (t.ndim - 1)) for k, t in self.tensors.items()
         }
         both = {k: padded([null[k], t]) if k in _texts(self) else [null[k], t] for k, t in self.tensors.items()}
-        return Cond({k: torch.where(rows[k], *pair) for k, pair in both.items()}, self._null)
+        return Cond({k: torch.where(rows[k], n, t) for k, (n, t) in both.items()}, self._null)
 
     def _null_of(self, name: str) -> Tensor:
         assert self._null is not None

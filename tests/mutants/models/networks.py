@@ -135,8 +135,8 @@ MUTANTS = [
         "models/test_cond.py",
         (
             "condition: dropout keeps the rows it should drop",
-            "torch.where(rows[k], *pair)",
-            "torch.where(rows[k], *pair[::-1])",
+            "torch.where(rows[k], n, t)",
+            "torch.where(rows[k], t, n)",
             "test_drop_replaces_rows",
         ),
         (
