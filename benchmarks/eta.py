@@ -16,8 +16,9 @@ import json
 from pathlib import Path
 
 from fewstep.data.files import replace_text
-from fewstep.evaluation.compare import Candidate, compare, table
+from fewstep.evaluation.compare import Candidate, compare
 from fewstep.evaluation.result import lower_by
+from fewstep.evaluation.tables import as_text
 from fewstep.inference.generate import load_model
 from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.students.card import sampler_of
@@ -42,7 +43,7 @@ def main() -> None:
             scale, embed = model.card.guidance_scale, model.card.guidance_embed
             candidates.append(Candidate(f"eta {eta:g}", model.denoiser, sampler, scale, embed))
     found = compare(model.teacher, candidates, unseen_prompts(model.teacher, given.count), given.seed)
-    print(table(found, ("evaluations", *FIGURES)))
+    print(as_text(found, FIGURES))
     results = {f"{r.steps} steps, {r.model}": r for r in found.results}
     rows = {label: {n: (r.figures[n], r.intervals[n]) for n in FIGURES} for label, r in results.items()}
     etas = len(given.eta.split(","))

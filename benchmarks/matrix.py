@@ -27,7 +27,7 @@ from fewstep.models.hub import quiet
 from fewstep.recipe.load import parse_recipe
 from fewstep.recipe.schema import Recipe
 from fewstep.runs.distill import distill
-from fewstep.runs.setup import Job, prepare
+from fewstep.runs.setup import Run, setup
 from fewstep.training.checkpoint import latest, load, split
 from tests.models.pipelines import SIZE, build
 from tests.rewards import taste
@@ -61,11 +61,11 @@ def recipe_of(method: str, teacher: Path, steps: int) -> Recipe:
 
 
 @torch.no_grad()
-def ask(job: Job, view: Denoiser) -> torch.Tensor:
+def ask(run: Run, view: Denoiser) -> torch.Tensor:
     """What a role says at one noise, told whatever it wants to be told."""
-    x = torch.randn(1, *job.teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, *run.teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     told = {"end": view.schedule.end, "guidance_embed": 3.5}
-    cond = job.teacher.encode_prompts(["a red circle"])
+    cond = run.teacher.encode_prompts(["a red circle"])
     return view(x, view.schedule.start, cond, **{k: v for k, v in told.items() if k in view.accepts}).output
 
 
@@ -74,7 +74,7 @@ def run(family: str, method: str, steps: int, folder: Path) -> dict[str, Any]:
     with quiet():
         build(family).save_pretrained(folder / family)
     recipe, began = recipe_of(method, folder / family, steps), time.perf_counter()
-    before = prepare(recipe, folder / "run")
+    before = setup(recipe, folder / "run")
     start = (ask(before, before.roles.student) - ask(before, before.roles.teacher)).abs().max().item()
     student = distill(recipe, folder / "run")
     seconds = time.perf_counter() - began

@@ -7,6 +7,7 @@ functions and under TYPE_CHECKING.
 """
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -234,6 +235,16 @@ def test_every_public_name_is_there():
         assert getattr(fewstep, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'smaple'"):
         fewstep.smaple  # noqa: B018
+
+
+def test_what_benchmarks_import_is_there():
+    """No test runs a benchmark, so a name that has gone would be missed for months."""
+    for script in sorted((PACKAGE.parents[1] / "benchmarks").glob("*.py")):
+        for node in ast.parse(script.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fewstep"):
+                module = importlib.import_module(node.module)
+                gone = [name.name for name in node.names if not hasattr(module, name.name)]
+                assert not gone, (script.name, node.module, gone)
 
 
 def test_former_names_of_samplers_lead_to_the_present_ones():
