@@ -15,7 +15,7 @@ from fewstep.training.run_files import RunFiles
 from tests.models.pipelines import SIZE, build
 from tests.rewards import taste
 
-FAMILIES = ("sd15", "sdxl", "sd3", "flux")
+FAMILIES = ("sd15", "sdxl", "sd3", "flux", "sana")
 FEW = [
     "training.steps=1", "training.batch_size=2", "training.accumulation=1", "training.warmup_steps=1",
     "training.device=cpu", "training.precision=fp32", "training.log_every=1", "training.checkpoint_every=1",

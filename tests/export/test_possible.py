@@ -6,28 +6,33 @@ import re
 
 import pytest
 
+from fewstep.diffusion.schedule import Schedule
 from fewstep.export.possible import obstacle
+from fewstep.models.families.sana import Sana
 from fewstep.recipe.chain import Chain, load
 from fewstep.recipe.shipped import shipped_recipes
 from fewstep.runs.fit import foreseen_card
 from tests.command_line import inside
-from tests.export.test_comfyui import FAMILIES, kind_of
+from tests.export.test_comfyui import FAMILIES
 from tests.models.pipelines import build
 
+ALL = FAMILIES | {"sana": (Sana, Schedule.flow(3.0), {"flow_shift": 3.0, "use_flow_sigmas": True})}
+"""Those that ComfyUI samples, and others."""
 NEVER = {f"{family}-ctm" for family in ("sd15", "sdxl", "sd3", "flux")}
 """Their students are conditioned on the target time."""
 
 
 def why_not(name, *changes):
     family, found = name.split("-")[0], ""
-    recipe, (cls, schedule, scheduler, *_) = load(name, changes), FAMILIES[family]
+    recipe, (cls, schedule, scheduler, *_) = load(name, changes), ALL[family]
     for stage in recipe.on_first_teacher().values() if isinstance(recipe, Chain) else [recipe]:
         method = stage.method_class()(schedule, stage.method_settings())
-        found = found or obstacle(foreseen_card(stage, method, kind_of(family)), schedule, scheduler, cls)
+        kind = "flow" if schedule.family == "flow" else "epsilon"
+        found = found or obstacle(foreseen_card(stage, method, kind), schedule, scheduler, cls)
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.split("-")[0] in FAMILIES])
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.split("-")[0] in ALL])
 def test_every_shipped_recipe_makes_what_can_be_exported(name):
     said = why_not(name)
     assert ("conditioned on the target time" in said) == (name in NEVER) and "Remedy" not in said

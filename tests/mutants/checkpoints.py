@@ -14,8 +14,8 @@ MUTANTS = [
         ),
         (
             "checkpoints: the base's prediction type stays",
-            'entry.scheduler_overrides.get("prediction_type", teacher.denoiser.prediction_type)',
-            "teacher.denoiser.prediction_type",
+            'entry.scheduler_overrides.get("prediction_type", kind)',
+            "kind",
             "test_a_whole_network_replaces_the_bases",
         ),
         (

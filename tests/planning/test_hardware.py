@@ -50,7 +50,7 @@ def test_a_plan_for_a_gpu_names_gpus_and_one_for_a_cpu_none():
     ("stabilityai/stable-diffusion-xl-base-1.0", 2_567_463_684, 2),
     ("stabilityai/stable-diffusion-3-medium-diffusers", 2_028_328_000, 3),
     ("black-forest-labs/FLUX.1-dev", 11_901_408_320, 2),
-    ("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers", 0, 1),
+    ("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers", 1_604_462_752, 1),
 ])  # fmt: skip
 @pytest.mark.slow
 def test_models_of_the_shipped_recipes_are_planned_without_a_network(name, parameters, texts, monkeypatch):

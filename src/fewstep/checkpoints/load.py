@@ -127,11 +127,10 @@ def download(entry: Checkpoint) -> Path:
 
 def _configured(entry: Checkpoint, teacher: Teacher) -> Teacher:
     """The teacher with the entry's noise schedule and prediction kind."""
-    return teacher.with_denoiser(
-        name=entry.id,
-        schedule=schedule_of(entry, dict(teacher.pipeline.scheduler.config)),
-        kind=entry.scheduler_overrides.get("prediction_type", teacher.denoiser.prediction_type),
-    )
+    schedule, kind = schedule_of(entry, dict(teacher.pipeline.scheduler.config)), teacher.denoiser.prediction_type
+    if schedule.family != "flow":  # where SCMScheduler's "trigflow" is what it makes of the network's flow
+        kind = entry.scheduler_overrides.get("prediction_type", kind)
+    return teacher.with_denoiser(name=entry.id, schedule=schedule, kind=kind)
 
 
 def _prefix(teacher: Teacher) -> str:

@@ -4,6 +4,26 @@ from tests.mutants.mutant import planted
 
 MUTANTS = [
     *planted(
+        "inference/load.py",
+        "checkpoints/test_sprint.py",
+        (
+            "sprint: its folder is sampled as a teacher of fifty steps",
+            "    if own is not None:\n",
+            "    if False:\n",
+            "test_its_folder_is_a_few_step_model_too",
+        ),
+    ),
+    *planted(
+        "checkpoints/load.py",
+        "checkpoints/test_sprint.py",
+        (
+            "sprint: its scheduler's word stands for what the network predicts",
+            'if schedule.family != "flow":',
+            "if True:",
+            "test_the_published_file_samples_as_its_pipeline[2-None]",
+        ),
+    ),
+    *planted(
         "models/families/sana.py",
         "models/test_pipeline_images.py",
         (
