@@ -34,7 +34,10 @@ from tests.rewards import taste
 
 EVERYWHERE = ("lcm", "tcd", "pcm", "dmd2", "lightning")
 CASES = [(family, method) for family in ("sdxl", "sd3") for method in METHODS]
-CASES += [(family, method) for family in ("sd15", "sd2v", "flux", "sana") for method in EVERYWHERE]
+CASES += [(family, method) for family in ("sd15", "sd2v", "flux") for method in EVERYWHERE]
+FLOW = ("sana",)
+"""Families of `tests.models.pipelines_flow`: their five methods, and LCM with full weights."""
+CASES += [(family, method) for family in FLOW for method in (*EVERYWHERE, "lcm+full")]
 FEW = {"num_grid_steps": 4, "num_phases": 2, "segments": 2, "max_hops": 2, "encoder": "scenes-64"}
 """Settings that fit a few steps, where a method has them."""
 NOBODY = ("refused: This student is told its target time", "refused: diffusers has no scheduler")
@@ -43,7 +46,8 @@ RESULTS = Path(__file__).parent / "results" / "matrix.json"
 
 
 def recipe_of(method: str, teacher: Path, steps: int) -> Recipe:
-    """LoRA of rank 4 on two scenes."""
+    """LoRA of rank 4 on two scenes; ``lcm+full`` with full weights."""
+    method, _, weights = method.partition("+")
     known = METHODS[method].Settings.__annotations__
     settings = {key: value for key, value in FEW.items() if key in known}
     if "rewards" in known:
@@ -52,7 +56,7 @@ def recipe_of(method: str, teacher: Path, steps: int) -> Recipe:
     return parse_recipe({
         "method": {"name": method, **settings},
         "teacher": {"path": str(teacher), "size": SIZE},
-        "student": {"rank": 4},
+        "student": {"weights": weights} if weights else {"rank": 4},
         "data": {"size": 2},
         "pairs": {"size": 2, "num_inference_steps": 2},
         "training": {"steps": steps, "batch_size": 2, "warmup_steps": 1, "learning_rate": 1e-3, "log_every": 1},
