@@ -35,15 +35,17 @@ CHAT = """
 
 
 def tokenizer(length, side="right", ends_with=""):
-    """A token for each word that it knows, each mark, each other character: of any prompt two words never meet."""
+    """A token for each word, mark and other character; words that it does not know are all one token.
+
+    The text that stands before a prompt of Qwen-Image is thus 34 tokens, as in the published model.
+    """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     names = list(dict.fromkeys([*MARKS, "<unk>", *WORDS, *map(chr, range(33, 127)), "\n"]))
     numbers = {name: number for number, name in enumerate(names)}
     made = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    words = "|".join(sorted(WORDS, key=len, reverse=True))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(rf"\b(?:{words})\b|\n|\S"), "removed", invert=True)
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|\w+|[^\w\s]"), "removed", invert=True)
     if ends_with:
         made.post_processor = processors.TemplateProcessing(
             single=f"$A {ends_with}", special_tokens=[(ends_with, numbers[ends_with])]
