@@ -221,7 +221,7 @@ def read(line):
         r"sigmas ([\d. e+-]+)": lambda x: setattr(made, "sigmas", [float(s) for s in x.split()]),
         r"ModelSamplingDiscrete (\w+)": lambda x: setattr(made, "discrete", x),
         r"ModelSamplingDiscrete (\w+) zsnr": lambda x: (setattr(made, "discrete", x), setattr(made, "zsnr", True)),
-        r"ModelSamplingSD3 shift (\S+)": lambda x: setattr(made, "flow", (float(x),)),
+        r"ModelSampling(?:SD3|AuraFlow) shift (\S+)": lambda x: setattr(made, "flow", (float(x),)),
         r"ModelSamplingFlux max_shift (\S+) base_shift (\S+) width (\d+) height (\d+)":
             lambda *x: setattr(made, "flow", tuple(map(float, x))),
         r"FluxGuidance (\S+)": lambda x: setattr(made, "guidance", float(x)),

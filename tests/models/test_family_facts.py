@@ -10,6 +10,7 @@ import pytest
 
 from fewstep.models.families.flux import Flux
 from fewstep.models.families.pixart import PixArt
+from fewstep.models.families.qwen import QwenImage
 from fewstep.models.families.registry import FAMILIES
 from fewstep.models.families.sana import Sana, SanaSprint
 from fewstep.models.families.sd3 import StableDiffusion3
@@ -23,14 +24,19 @@ PIPELINES = {
     PixArt: diffusers.PixArtAlphaPipeline,
     Sana: diffusers.SanaPipeline,
     SanaSprint: diffusers.SanaSprintPipeline,
+    QwenImage: diffusers.QwenImagePipeline,
 }
 # Betas that ComfyUI takes for a model without a scheduler's config: those of latent diffusion, and of PixArt's DiT.
 BETAS = {
     StableDiffusion: ("scaled_linear", 0.00085, 0.012), StableDiffusionXL: ("scaled_linear", 0.00085, 0.012),
     StableDiffusion3: None, Flux: None, PixArt: ("linear", 0.0001, 0.02), Sana: None, SanaSprint: None,
+    QwenImage: None,
 }  # fmt: skip
 # Guidance of a teacher's samples: where it is not ours, the default of diffusers' pipeline, in our convention.
-GUIDANCE = {Sana: 4.5, SanaSprint: 4.5}
+GUIDANCE = {
+    Sana: 4.5, SanaSprint: 4.5,
+    QwenImage: 4.0,
+}  # fmt: skip
 # Side in pixels of one token, where it is not two latents of eight pixels.
 TOKEN = {Sana: 32, SanaSprint: 32}
 # Prefix of a UNet's layers in files by kohya's trainer, which A1111 and ComfyUI look for; its name for the base.

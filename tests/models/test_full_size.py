@@ -44,6 +44,7 @@ NETWORKS = {  # of ../families.md's tables, from diffusers' classes
     "sana 1.6b": Full("SanaTransformer2DModel", (166, 6), 206, 48, 1.60, ((1, 4, 6, 9), 2240)),
     "sana 0.6b": Full("SanaTransformer2DModel", (230, 6), 286, 34, 0.59, ((2, 6, 9, 13), 1152), _SMALL_SANA),
     "sana 4.8b": Full("SanaTransformer2DModel", (486, 6), 606, 140, 4.72, ((6, 14, 21, 29), 2240), {"num_layers": 60}),
+    "qwen-image": Full("QwenImageTransformer2DModel", (846, 6), 846, 592, 20.43, ((6, 14, 21, 29), 3072)),
 }
 
 

@@ -1,9 +1,9 @@
 """ComfyUI's settings for a student, found by laying ComfyUI's own noise levels beside the times of its sampler.
 
 ComfyUI takes its levels from a table: sigma / alpha of the model's 1,000 indices, of every twentieth of them under the
-node ModelSamplingDiscrete lcm, or a flow model's shifted k/1000 (ModelSamplingSD3) or k/10000 (ModelSamplingFlux). Its
-scheduler ``simple`` takes every (length / n)-th level from the top and then clean data. Where these are not the
-student's levels, they are listed. `tests/export/test_comfyui.py` runs what is printed by ComfyUI's formulas.
+node ModelSamplingDiscrete lcm, or a flow model's shifted k/1000 (ModelSamplingSD3, ModelSamplingAuraFlow) or k/10000
+(ModelSamplingFlux). Its scheduler ``simple`` takes every (length / n)-th level from the top and then clean data. Where
+these are not the student's levels, they are listed. `tests/export/test_comfyui.py` runs what is printed by ComfyUI's formulas.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SAMPLING = {"epsilon": "", "v_prediction": "v_prediction", "sample": "x0"}  # o
 _LCM = "ModelSamplingDiscrete lcm"
 _STRIDE = 20  # indices between two levels of that node
 _LATE = 100  # from this index up LCM's boundary scalings are 0 and 1, to 3e-7
-_LEVELS = {"ModelSamplingSD3": 1000, "ModelSamplingFlux": 10000}
+_LEVELS = {"ModelSamplingSD3": 1000, "ModelSamplingAuraFlow": 1000, "ModelSamplingFlux": 10000}
 _NEARLY_PURE = 4.8973451890853435e-08  # alpha^2 at the last index of ComfyUI's tables with zero terminal SNR
 
 

@@ -117,7 +117,8 @@ class Family(Latents):
         return config.get("_class_name") == cls.network_class
 
     def _check(self) -> None:
-        latents = getattr(self._vae_config, "latent_channels", None)
+        config = self._vae_config
+        latents = getattr(config, "latent_channels", getattr(config, "z_dim", None))
         if latents is not None and latents != self.latent_channels:
             raise ValueError(
                 f"This {type(self.base).__name__} takes {self.latent_channels} channels, but its autoencoder makes "

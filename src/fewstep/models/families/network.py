@@ -27,6 +27,23 @@ def needed(cond: Cond | None) -> Cond:
     return cond
 
 
+def real_tokens(cond: Cond, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(prompt_embeds [B, tokens, width], their mask [B, tokens]), no longer than the longest text of the batch.
+
+    The mask is True for the tokens that ``prompt_length`` calls real, and None where no text is padded.
+
+    Args:
+        like: whose dtype the embeddings take, and whose device the mask.
+    """
+    lengths = cond["prompt_length"]  # on the host: nothing waits for the device
+    longest = int(lengths.max())
+    embeds = cond["prompt_embeds"][:, :longest].to(like.dtype)
+    if int(lengths.min()) == longest:
+        return embeds, None
+    mask = torch.arange(longest) < lengths[:, None]
+    return embeds, mask.to(like.device, non_blocking=True)
+
+
 class _Seen(Exception):
     """All wanted activations of a network have been recorded."""
 

@@ -11,6 +11,7 @@ from torch import nn
 from fewstep.models.families.family import Family, pipeline_class
 from fewstep.models.families.flux import Flux
 from fewstep.models.families.pixart import PixArt
+from fewstep.models.families.qwen import QwenImage
 from fewstep.models.families.sana import Sana, SanaSprint
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
@@ -23,6 +24,7 @@ FAMILIES: tuple[type[Family], ...] = (
     PixArt,
     Sana,
     SanaSprint,
+    QwenImage,
 )
 
 
