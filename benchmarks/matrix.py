@@ -35,7 +35,10 @@ from tests.rewards import taste
 EVERYWHERE = ("lcm", "tcd", "pcm", "dmd2", "lightning")
 CASES = [(family, method) for family in ("sdxl", "sd3") for method in METHODS]
 CASES += [(family, method) for family in ("sd15", "sd2v", "flux") for method in EVERYWHERE]
-FLOW = ("sana",)
+FLOW = (
+    "sana",
+    "qwen_image",
+)
 """Families of `tests.models.pipelines_flow`: their five methods, and LCM with full weights."""
 CASES += [(family, method) for family in FLOW for method in (*EVERYWHERE, "lcm+full")]
 FEW = {"num_grid_steps": 4, "num_phases": 2, "segments": 2, "max_hops": 2, "encoder": "scenes-64"}

@@ -28,7 +28,7 @@ EMBEDDED = {"lcm-dreamshaper-v7", "lcm-sdxl", "hyper-flux-8step", "hyper-flux-16
 FAMILIES = {
     "stable-diffusion-v1-5": "sd1", "dreamshaper-7": "sd1", "stable-diffusion-2": "sd2", "SSD-1B": "sdxl",
     "Segmind-Vega": "sdxl", "stable-diffusion-xl": "sdxl", "stable-diffusion-3": "sd3", "FLUX.1": "flux",
-    "PixArt": "pixart", "Qwen-Image": "qwen-image", "Z-Image": "z-image", "FLUX.2": "flux2", "Krea-2": "krea2",
+    "PixArt": "pixart", "Qwen-Image-Edit": "qwen-edit", "Qwen-Image": "qwen", "Z-Image": "z-image", "FLUX.2": "flux2", "Krea-2": "krea2",
     "ERNIE-Image": "ernie-image", "Sana_Sprint": "sprint", "sony/ctm": "edm",
 }  # fmt: skip
 # By their licences: openrail++, mit and apache-2.0 allow it, the non-commercial ones and that of FLUX.1-dev do not.
@@ -76,6 +76,6 @@ def test_what_the_table_does_not_say_follows_from_it(name):
     assert row["sigmas"] is None or len(row["sigmas"]) == entry.default_steps
     assert entry.is_lora == (row["lora_scale"] is not None)
     call = {"flux1-schnell": {"max_sequence_length": 256}}.get(name, {})
-    argument = {"qwen-image-lightning-8": "true_cfg_scale"}.get(name, "guidance_scale")
+    argument = "true_cfg_scale" if entry.family.startswith("qwen") else "guidance_scale"
     pipeline = {"lcm-dreamshaper-v7": "LatentConsistencyModelPipeline"}.get(name, "DiffusionPipeline")
     assert (entry.call, entry.guidance_argument, entry.pipeline) == (call, argument, pipeline)

@@ -22,8 +22,11 @@ SD = {
 SDXL = {**SD, "timestep_spacing": "leading", "prediction_type": "epsilon", "interpolation_type": "linear"}
 FLUX = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15,
         "base_image_seq_len": 256, "max_image_seq_len": 4096, "num_train_timesteps": 1000}  # fmt: skip
+QWEN = {"shift": 1.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "base_image_seq_len": 256,
+        "max_image_seq_len": 8192, "shift_terminal": 0.02, "time_shift_type": "exponential"}  # fmt: skip
 FLOW = {"shift": 3.0, "num_train_timesteps": 1000}
 BASES = {"sd1": SD, "sd2": {**SD, "prediction_type": "epsilon"}, "sdxl": SDXL, "pixart": SD, "flux": FLUX}
+BASES |= {"qwen": QWEN}
 SANA = checkpoints()["sana-sprint-1.6b"]
 RUNNABLE = {n: e for n, e in checkpoints().items() if sampler_class(e.scheduler) and e.scheduler != SANA.scheduler}
 

@@ -103,3 +103,17 @@ def flux_names(double=19, single=38):
         found |= {f"{name}.proj_mlp": f"{place}.linear1[mlp]", f"{name}.proj_out": f"{place}.linear2"}
         found |= {f"{name}.norm.linear": f"{place}.modulation"}
     return {f"transformer.{name}": place for name, place in found.items()}
+
+
+_ATTENTION = [f"to_{k}" for k in ("q", "k", "v", "out.0")]
+_OUTSIDE = ["img_in", "norm_out.linear", "proj_out",
+            *(f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2))]  # fmt: skip
+
+
+def qwen_names(depth=60):
+    """``transformer.<diffusers name>`` -> weight of Qwen-Image, whose own names ComfyUI keeps."""
+    layers = [*_ATTENTION, *(f"add_{k}_proj" for k in "qkv"), "to_add_out"]
+    inside = [f"attn.{layer}" for layer in layers]
+    inside += [f"{stream}_{part}" for stream in ("img", "txt") for part in ("mod.1", "mlp.net.0.proj", "mlp.net.2")]
+    names = [*_OUTSIDE, "txt_in", *(f"transformer_blocks.{i}.{layer}" for i in range(depth) for layer in inside)]
+    return {f"transformer.{name}": name for name in names}

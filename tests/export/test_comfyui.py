@@ -14,6 +14,7 @@ from fewstep.export.comfyui import comfyui, hint, usage_hint
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families.flux import Flux
 from fewstep.models.families.pixart import PixArt
+from fewstep.models.families.qwen import QwenImage
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 from fewstep.recipe.chain import Chain, load
@@ -32,6 +33,7 @@ FAMILIES = {  # class, schedule, the scheduler's config, side of the images, Com
     "sdxl": (StableDiffusionXL, SD_TABLE, {}, 1024, "sd"),
     "sd3": (StableDiffusion3, Schedule.flow(3.0), {"shift": 3.0}, 1024, "sd3"),
     "flux": (Flux, Schedule.flow(Schedule.shift_of_size(FLUX_SCHEDULER, 4096)), FLUX_SCHEDULER, 1024, "flux"),
+    "qwen": (QwenImage, Schedule.flow(2.0008, terminal=0.02), {"use_dynamic_shifting": True}, 1024, "sd3"),
     "pixart": (PixArt, Schedule.from_betas(np.linspace(0.0001, 0.02, 1000)), {}, 512, "pixart"),
 }
 

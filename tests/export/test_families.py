@@ -24,6 +24,7 @@ STUDENTS = {
     "sd3": EULER,
     "flux": replace(EULER, image_size=64, guidance_embed=2.5),
     "sana": EULER,
+    "qwen_image": replace(EULER, image_size=64, guidance_scale=2.0),
 }
 LOOP = """
 import json, sys
@@ -71,6 +72,8 @@ def runs(tmp_path_factory):
     pytest.param("sd15", "diffusers", marks=pytest.mark.slow), ("sdxl", "kohya"),
     pytest.param("sd3", "diffusers", marks=pytest.mark.slow), pytest.param("flux", "lora", marks=pytest.mark.slow),
     pytest.param("sana", "lora", marks=pytest.mark.slow), pytest.param("sana", "diffusers", marks=pytest.mark.slow),
+    pytest.param("qwen_image", "lora", marks=pytest.mark.slow),
+    pytest.param("qwen_image", "diffusers", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):
     """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""
@@ -86,12 +89,15 @@ def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd3", "flux", "sana"])
+@pytest.mark.parametrize("name", [
+    "sd3", "flux", "sana",
+    "qwen_image",
+])  # fmt: skip
 def test_lcm_on_a_flow_model(name, runs, elsewhere, tmp_path, monkeypatch):
     """Its fresh noises too are drawn as they are there: FLUX's for packed latents."""
     monkeypatch.setattr(round_trip.subprocess, "run", elsewhere)
     torch.manual_seed(0)
-    card = replace(LCM, original_inference_steps=50, image_size=64 if name == "flux" else None)
+    card = replace(LCM, original_inference_steps=50, image_size=STUDENTS[name].image_size)
     run = finished(tmp_path / "run", runs / name, card)
     made = export(run, "lora", tmp_path / "out")
     assert made.round_trip.gap <= 1e-5 and "sigmas" in made.call

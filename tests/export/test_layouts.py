@@ -17,11 +17,12 @@ from fewstep.export.header import modelspec, tensor_hash, write
 from fewstep.export.lora import ADAPTER_METADATA, kohya_layout, layers, peft_layout
 from fewstep.models.families import UNET_LORA_TARGETS
 from fewstep.models.families.flux import FluxNetwork
+from fewstep.models.families.qwen import QwenNetwork
 from fewstep.models.families.sd3 import SD3Network
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 from fewstep.models.lora import matching
 from fewstep.students.card import Card
-from tests.export.comfy import SD15, SDXL, flux_names, sd3_names, unet_names
+from tests.export.comfy import SD15, SDXL, flux_names, qwen_names, sd3_names, unet_names
 
 CONFIGS = {  # of the published models, as far as they shape the network
     "SD1.5": dict(
@@ -40,17 +41,29 @@ CONFIGS = {  # of the published models, as far as they shape the network
         caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=192,
     ),
     "FLUX": dict(guidance_embeds=True),
+    "Qwen-Image": {},
 }  # fmt: skip
-CLASSES = {"SD3": diffusers.SD3Transformer2DModel, "FLUX": diffusers.FluxTransformer2DModel}
-TARGETS = {"SD3": SD3Network.lora_targets, "FLUX": FluxNetwork.lora_targets}
+CLASSES = {
+    "SD3": diffusers.SD3Transformer2DModel, "FLUX": diffusers.FluxTransformer2DModel,
+    "Qwen-Image": diffusers.QwenImageTransformer2DModel,
+}  # fmt: skip
+TARGETS = {
+    "SD3": SD3Network.lora_targets, "FLUX": FluxNetwork.lora_targets,
+    "Qwen-Image": QwenNetwork.lora_targets,
+}  # fmt: skip
 PIPELINES = {
     "SD1.5": diffusers.StableDiffusionPipeline, "SDXL": diffusers.StableDiffusionXLPipeline,
     "SD3": diffusers.StableDiffusion3Pipeline, "FLUX": diffusers.FluxPipeline,
+    "Qwen-Image": diffusers.QwenImagePipeline,
 }  # fmt: skip
 PREFIX = StableDiffusion.kohya_prefix
-COUNT = {"SD1.5": 278, "SDXL": 788, "SD3": 340, "FLUX": 504}
+COUNT = {
+    "SD1.5": 278, "SDXL": 788, "SD3": 340, "FLUX": 504,
+    "Qwen-Image": 846,
+}  # fmt: skip
 COMFY = {
-    "SD1.5": lambda: unet_names(**SD15), "SDXL": lambda: unet_names(**SDXL), "SD3": sd3_names, "FLUX": flux_names
+    "SD1.5": lambda: unet_names(**SD15), "SDXL": lambda: unet_names(**SDXL), "SD3": sd3_names, "FLUX": flux_names,
+    "Qwen-Image": qwen_names,
 }  # fmt: skip
 
 

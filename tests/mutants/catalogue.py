@@ -38,7 +38,7 @@ from tests.mutants.methods import (
     tcd,
     turbo,
 )
-from tests.mutants.models import families, hooks, lora_files, networks, sana
+from tests.mutants.models import families, hooks, lora_files, networks, qwen, sana
 from tests.mutants.mutant import Mutant
 
 ROOMS = (
@@ -48,6 +48,7 @@ ROOMS = (
     families,
     hooks,
     sana,
+    qwen,
     sampling,
     data,
     rows,

@@ -30,7 +30,10 @@ TWENTY = ("sdxl", "sd3")
 """Families that take 20 steps under every method; others take 6."""
 CASES = [(family, method) for family in TWENTY for method in METHODS]
 CASES += [(f, m) for f in ("sd15", "sd2v", "flux") for m in EVERYWHERE if m in METHODS] + [("pixart", "lcm")]
-FLOW = ("sana",)
+FLOW = (
+    "sana",
+    "qwen_image",
+)
 """Families of `tests.models.pipelines_flow`: 20 steps of five methods, and of LCM with full weights."""
 CASES += [(family, method) for family in FLOW for method in EVERYWHERE]
 QUICK = {("sdxl", "lcm"), ("sd15", "dmd2"), ("sd2v", "tcd"), ("flux", "tcd"), ("pixart", "lcm")}

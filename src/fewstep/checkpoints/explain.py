@@ -129,7 +129,8 @@ def _passes_sigmas(entry: Checkpoint) -> bool:
 
 
 def _loading(entry: Checkpoint) -> list[str]:
-    base, where, part = entry.base or entry.repo, ", torch_dtype=torch.float16", _family(entry).part
+    family = _family(entry)
+    base, where, part = entry.base or entry.repo, f", torch_dtype={family.text_dtype}", family.part
     if entry.kind == "pipeline":
         return [f'pipe = {entry.pipeline}.from_pretrained("{entry.repo}"{where})']
     if entry.kind == "lora":
@@ -145,7 +146,7 @@ def _loading(entry: Checkpoint) -> list[str]:
             f'pipe.{part} = PeftModel.from_pretrained(pipe.{part}, "{entry.repo}")',
         ]
     pipe = f'pipe = DiffusionPipeline.from_pretrained("{base}", {part}={part}{where})'
-    network = _family(entry).network_class
+    network = family.network_class
     if entry.guidance == "embedded":  # the repository is the network, config and all
         return [f'{part} = {network}.from_pretrained("{entry.repo}"{where}, variant="fp16")', pipe]
     config, download = f'"{base}", subfolder="{part}"', f'hf_hub_download("{entry.repo}", "{entry.file}")'

@@ -118,6 +118,8 @@ def sample_in_diffusers(request: dict[str, Any]) -> dict[str, Tensor]:
     call = {**request["call"], "num_inference_steps": request["steps"]}
     if call.keys() & {"timesteps", "sigmas"}:
         del call["num_inference_steps"]
+    if "negative_prompt" in call:  # Qwen's pipelines do not repeat one for all prompts
+        call["negative_prompt"] = [call["negative_prompt"]] * len(request["prompts"])
     if request["size"] is not None:
         call |= {"height": request["size"], "width": request["size"]}
     latents = pipe(list(request["prompts"]), generator=generator, output_type="latent", **call).images

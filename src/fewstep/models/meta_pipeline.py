@@ -176,9 +176,30 @@ def outline(
 @torch.no_grad()
 def _empty(network: nn.Module, device: str) -> None:
     """Zeros in the place of meta tensors: the memory of a call does not depend on the values."""
-    network.to_empty(device=device)
+    allocate(network, device)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.zero_()
+
+
+def allocate(network: nn.Module, device: str) -> nn.Module:
+    """``network`` on ``device``, without values in its weights.
+
+    Tables that a network keeps as plain attributes (the angles of Qwen-Image's rotary embedding), which PyTorch's
+    ``to_empty`` leaves on the meta device, become ones.
+    """
+
+    def table(value: Any) -> Any:
+        if isinstance(value, list):
+            return [table(one) for one in value]
+        absent = isinstance(value, torch.Tensor) and value.is_meta
+        return torch.ones_like(value, device=device) if absent else value
+
+    network.to_empty(device=device)
+    for module in network.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Tensor | list):
+                setattr(module, name, table(value))
+    return network
 
 
 def _downloaded_configs(name: str) -> Path:

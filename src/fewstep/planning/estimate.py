@@ -22,7 +22,7 @@ from fewstep.data.sources import LatentSource, Source, WithPrompts
 from fewstep.methods.base import Method
 from fewstep.models.families import vae_batch_size
 from fewstep.models.lora import lora_layers
-from fewstep.models.meta_pipeline import MetaPipeline
+from fewstep.models.meta_pipeline import MetaPipeline, allocate
 from fewstep.models.quantize import Kind, saved_bytes
 from fewstep.models.roles import Roles, Weights
 from fewstep.planning.hardware import CONTEXT, FRAGMENTATION
@@ -278,12 +278,12 @@ def seconds_of_step(
     The mean of a few steps after one that warms up: as many as make every player update.
     """
     teacher = pipeline.denoiser()
-    fill(teacher.network.to_empty(device=settings.device))  # type: ignore[attr-defined]
+    fill(allocate(teacher.network, settings.device))  # type: ignore[arg-type]
     built = method(teacher.schedule, method_settings)
     rewards = (*built.rewards, *built.measures)
     vae = None
     if built.encoder or rewards:
-        vae = copy.deepcopy(pipeline.parts["vae"]).to_empty(device=settings.device)
+        vae = allocate(copy.deepcopy(pipeline.parts["vae"]), settings.device)
         fill(vae)
     helpers = pipeline.helpers(built.encoder, settings.gradient_checkpointing, vae, rewards)
     roles = build_roles(teacher, built, settings, weights, helpers=helpers)
