@@ -28,7 +28,8 @@ EMBEDDED = {"lcm-dreamshaper-v7", "lcm-sdxl", "hyper-flux-8step", "hyper-flux-16
 FAMILIES = {
     "stable-diffusion-v1-5": "sd1", "dreamshaper-7": "sd1", "stable-diffusion-2": "sd2", "SSD-1B": "sdxl",
     "Segmind-Vega": "sdxl", "stable-diffusion-xl": "sdxl", "stable-diffusion-3": "sd3", "FLUX.1": "flux",
-    "PixArt": "pixart", "Qwen-Image-Edit": "qwen-edit", "Qwen-Image": "qwen", "Z-Image": "z-image", "FLUX.2": "flux2", "Krea-2": "krea2",
+    "PixArt": "pixart", "Qwen-Image-Edit": "qwen-edit", "Qwen-Image": "qwen",
+    "Z-Image": "z-image", "FLUX.2": "flux2", "Krea-2": "krea2",
     "ERNIE-Image": "ernie-image", "Sana_Sprint": "sprint", "sony/ctm": "edm",
 }  # fmt: skip
 # By their licences: openrail++, mit and apache-2.0 allow it, the non-commercial ones and that of FLUX.1-dev do not.

@@ -81,7 +81,8 @@ def test_images_are_encoded_as_the_pipeline_for_images_encodes_them(teacher):
 def test_no_prompt_is_a_space_and_long_prompts_end_where_the_pipelines_call_ends_them(teacher):
     asked = []
     family = QwenImage(SimpleNamespace(**teacher.pipeline.components), SIZE)
-    family.pipeline.encode_prompt = lambda prompts, **more: asked.append((prompts, more)) or (torch.ones(1, 3, 16), None)
+    states = torch.ones(1, 3, 16)
+    family.pipeline.encode_prompt = lambda prompts, **more: asked.append((prompts, more)) or (states, None)
     assert family.null()["prompt_length"].tolist() == [3] and asked[0][0] == [" "]
     assert asked[0][1]["max_sequence_length"] == 512  # encode_prompt alone: 1024
     assert family.guidance_arguments(1.0, None) == {"true_cfg_scale": 1.0}
@@ -96,5 +97,5 @@ def test_no_prompt_is_a_space_and_long_prompts_end_where_the_pipelines_call_ends
 def test_models_that_take_an_image_beside_the_prompt_are_refused(name, more, teacher):
     config = SimpleNamespace(**{**teacher.family.base.config, **more})
     base = SimpleNamespace(config=config)
-    with pytest.raises(ValueError, match="take an image beside the prompt .* use Qwen-Image itself"):
+    with pytest.raises(ValueError, match=r"take an image beside the prompt .* use Qwen-Image itself"):
         QwenImage(SimpleNamespace(transformer=base, name=name))

@@ -3,7 +3,8 @@
 ComfyUI takes its levels from a table: sigma / alpha of the model's 1,000 indices, of every twentieth of them under the
 node ModelSamplingDiscrete lcm, or a flow model's shifted k/1000 (ModelSamplingSD3, ModelSamplingAuraFlow) or k/10000
 (ModelSamplingFlux). Its scheduler ``simple`` takes every (length / n)-th level from the top and then clean data. Where
-these are not the student's levels, they are listed. `tests/export/test_comfyui.py` runs what is printed by ComfyUI's formulas.
+these are not the student's levels, they are listed. `tests/export/test_comfyui.py` runs what is printed by ComfyUI's
+formulas.
 """
 
 from __future__ import annotations
