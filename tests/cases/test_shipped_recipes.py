@@ -15,12 +15,15 @@ from fewstep.training.run_files import RunFiles
 from tests.models.pipelines import SIZE, build
 from tests.rewards import taste
 
-FAMILIES = ("sd15", "sdxl", "sd3", "flux", "sana")
+FAMILIES = {name: name for name in ("sd15", "sdxl", "sd3", "flux", "sana")} | {
+    "qwen": "qwen_image",
+}
+"""Families, as recipes begin, and their tiny pipelines."""
 FEW = [
     "training.steps=1", "training.batch_size=2", "training.accumulation=1", "training.warmup_steps=1",
     "training.device=cpu", "training.precision=fp32", "training.log_every=1", "training.checkpoint_every=1",
-    "teacher.dtype=fp32", "student.rank=2", "student.targets=[to_q]", "sample.every=100", "sample.teacher_steps=1",
-    "sample.prompts=[a red circle]", "data.size=4",
+    "teacher.dtype=fp32", "teacher.quantize=null", "student.rank=2", "student.targets=[to_q]", "sample.every=100",
+    "sample.teacher_steps=1", "sample.prompts=[a red circle]", "data.size=4",
 ]  # fmt: skip
 OWN = {"halvings": 2, "encoder": "scenes-64"}
 """Settings of methods that fit small pictures; others stay those of the recipe."""
@@ -43,7 +46,7 @@ def short(name, place):
     family = name.split("-")[0]
     if family in FAMILIES:
         if not (place / family).is_dir():
-            build(family).save_pretrained(place / family)
+            build(FAMILIES[family]).save_pretrained(place / family)
         sets += [f"teacher.path={place / family}", f"teacher.size={SIZE}", f"data.path={place / 'pictures'}"]
     stages = recipe.stages if isinstance(recipe, Chain) else [None]
     for stage in stages:

@@ -12,7 +12,10 @@ from fewstep.models.families import as_teacher
 from fewstep.models.roles import Roles, Weights, enable_checkpointing
 from tests.models.pipelines import PROMPTS, SIZE, build
 
-NAMES = ("sana", "sana_sprint")
+NAMES = (
+    "sana", "sana_sprint",
+    "qwen_image",
+)  # fmt: skip
 
 
 def asked(name):
