@@ -38,6 +38,7 @@ CASES += [(family, method) for family in ("sd15", "sd2v", "flux") for method in 
 FLOW = (
     "sana",
     "qwen_image",
+    "z_image",
 )
 """Families of `tests.models.pipelines_flow`: their five methods, and LCM with full weights."""
 CASES += [(family, method) for family in FLOW for method in (*EVERYWHERE, "lcm+full")]

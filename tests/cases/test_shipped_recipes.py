@@ -17,6 +17,7 @@ from tests.rewards import taste
 
 FAMILIES = {name: name for name in ("sd15", "sdxl", "sd3", "flux", "sana")} | {
     "qwen": "qwen_image",
+    "zimage": "z_image",
 }
 """Families, as recipes begin, and their tiny pipelines."""
 FEW = [

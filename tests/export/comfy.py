@@ -117,3 +117,20 @@ def qwen_names(depth=60):
     inside += [f"{stream}_{part}" for stream in ("img", "txt") for part in ("mod.1", "mlp.net.0.proj", "mlp.net.2")]
     names = [*_OUTSIDE, "txt_in", *(f"transformer_blocks.{i}.{layer}" for i in range(depth) for layer in inside)]
     return {f"transformer.{name}": name for name in names}
+
+
+def zimage_names(layers=30, refiners=2):
+    """``transformer.<diffusers name>`` -> weight of the original Z-Image, whose three projections are one matrix."""
+    found = {
+        "all_x_embedder.2-1": "x_embedder", "all_final_layer.2-1.linear": "final_layer.linear",
+        "all_final_layer.2-1.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
+        **{name: name for name in ("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")},
+    }  # fmt: skip
+    stacks = {"layers": layers, "noise_refiner": refiners, "context_refiner": refiners}
+    for name in (f"{stack}.{i}" for stack, count in stacks.items() for i in range(count)):
+        found |= {f"{name}.attention.to_{k}": f"{name}.attention.qkv[{k}]" for k in "qkv"}
+        found |= {f"{name}.attention.to_out.0": f"{name}.attention.out"}
+        found |= {f"{name}.feed_forward.w{k}": f"{name}.feed_forward.w{k}" for k in (1, 2, 3)}
+        if not name.startswith("context"):  # which no time modulates
+            found |= {f"{name}.adaLN_modulation.0": f"{name}.adaLN_modulation.0"}
+    return {f"transformer.{name}": place for name, place in found.items()}

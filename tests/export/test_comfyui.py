@@ -17,6 +17,7 @@ from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.qwen import QwenImage
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
+from fewstep.models.families.zimage import ZImage
 from fewstep.recipe.chain import Chain, load
 from fewstep.recipe.shipped import shipped_recipes
 from fewstep.runs.fit import foreseen_card
@@ -35,6 +36,7 @@ FAMILIES = {  # class, schedule, the scheduler's config, side of the images, Com
     "flux": (Flux, Schedule.flow(Schedule.shift_of_size(FLUX_SCHEDULER, 4096)), FLUX_SCHEDULER, 1024, "flux"),
     "qwen": (QwenImage, Schedule.flow(2.0008, terminal=0.02), {"use_dynamic_shifting": True}, 1024, "sd3"),
     "pixart": (PixArt, Schedule.from_betas(np.linspace(0.0001, 0.02, 1000)), {}, 512, "pixart"),
+    "zimage": (ZImage, Schedule.flow(6.0), {"shift": 6.0}, 1024, "sd3"),
 }
 
 

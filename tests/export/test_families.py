@@ -25,6 +25,7 @@ STUDENTS = {
     "flux": replace(EULER, image_size=64, guidance_embed=2.5),
     "sana": EULER,
     "qwen_image": replace(EULER, image_size=64, guidance_scale=2.0),
+    "z_image": replace(EULER, image_size=64),
 }
 LOOP = """
 import json, sys
@@ -74,6 +75,8 @@ def runs(tmp_path_factory):
     pytest.param("sana", "lora", marks=pytest.mark.slow), pytest.param("sana", "diffusers", marks=pytest.mark.slow),
     pytest.param("qwen_image", "lora", marks=pytest.mark.slow),
     pytest.param("qwen_image", "diffusers", marks=pytest.mark.slow),
+    pytest.param("z_image", "lora", marks=pytest.mark.slow),
+    pytest.param("z_image", "diffusers", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):
     """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""

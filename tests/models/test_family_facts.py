@@ -15,6 +15,7 @@ from fewstep.models.families.registry import FAMILIES
 from fewstep.models.families.sana import Sana, SanaSprint
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
+from fewstep.models.families.zimage import ZImage
 
 PIPELINES = {
     StableDiffusion: diffusers.StableDiffusionPipeline,
@@ -25,17 +26,21 @@ PIPELINES = {
     Sana: diffusers.SanaPipeline,
     SanaSprint: diffusers.SanaSprintPipeline,
     QwenImage: diffusers.QwenImagePipeline,
+    ZImage: diffusers.ZImagePipeline,
 }
 # Betas that ComfyUI takes for a model without a scheduler's config: those of latent diffusion, and of PixArt's DiT.
 BETAS = {
     StableDiffusion: ("scaled_linear", 0.00085, 0.012), StableDiffusionXL: ("scaled_linear", 0.00085, 0.012),
     StableDiffusion3: None, Flux: None, PixArt: ("linear", 0.0001, 0.02), Sana: None, SanaSprint: None,
     QwenImage: None,
+    ZImage: None,
 }  # fmt: skip
-# Guidance of a teacher's samples: where it is not ours, the default of diffusers' pipeline, in our convention.
+# Guidance of a teacher's samples: where it is not ours, the default of diffusers' pipeline, or the one of the model's
+# card, in our convention.
 GUIDANCE = {
     Sana: 4.5, SanaSprint: 4.5,
     QwenImage: 4.0,
+    ZImage: 1 + 4.0,
 }  # fmt: skip
 # Side in pixels of one token, where it is not two latents of eight pixels.
 TOKEN = {Sana: 32, SanaSprint: 32}
@@ -59,7 +64,8 @@ def test_its_parts_are_those_of_its_pipeline(family):
 def test_whether_its_pipeline_hands_over_levels_of_its_own(family):
     """FLUX's lays 1, (n - 1) / n, ..., 1 / n itself; the others leave it to the scheduler."""
     source = inspect.getsource(PIPELINES[family].__call__)
-    assert family.passes_sigmas == ("np.linspace(1.0, 1 / num_inference_steps" in source)
+    laid = "np.linspace(1.0, 1 / num_inference_steps" in source or "get_default_z_image_sigmas" in source
+    assert family.passes_sigmas == laid
 
 
 @pytest.mark.parametrize("family", PIPELINES, ids=lambda family: family.names[0])

@@ -15,6 +15,7 @@ from tests.models.pipelines import PROMPTS, SIZE, build
 NAMES = (
     "sana", "sana_sprint",
     "qwen_image",
+    "z_image",
 )  # fmt: skip
 
 

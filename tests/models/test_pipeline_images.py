@@ -27,6 +27,10 @@ CASES = {
     "qwen guided": Case("qwen_image", 4.0, {"true_cfg_scale": 4.0, "negative_prompt": [" "] * 2}),
     "qwen against a negative prompt": Case("qwen_image", 2.5, {"true_cfg_scale": 2.5}, negative="blue grass"),
     "qwen": Case("qwen_image", 1.0, {"true_cfg_scale": 1.0}),
+    "z-image guided": Case("z_image", 1 + 3.5, {"guidance_scale": 3.5}),
+    "z-image against a negative prompt": Case("z_image", 1 + 3.5, {"guidance_scale": 3.5}, negative="blue grass"),
+    "z-image": Case("z_image", 1.0, {"guidance_scale": 0.0}),
+    "z-image turbo": Case("z_image_turbo", 1.0, {"guidance_scale": 0.0}),
 }
 
 

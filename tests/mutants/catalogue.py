@@ -38,7 +38,7 @@ from tests.mutants.methods import (
     tcd,
     turbo,
 )
-from tests.mutants.models import families, hooks, lora_files, networks, qwen, sana
+from tests.mutants.models import families, hooks, lora_files, networks, qwen, sana, zimage
 from tests.mutants.mutant import Mutant
 
 ROOMS = (
@@ -49,6 +49,7 @@ ROOMS = (
     hooks,
     sana,
     qwen,
+    zimage,
     sampling,
     data,
     rows,

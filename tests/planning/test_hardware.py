@@ -52,6 +52,7 @@ def test_a_plan_for_a_gpu_names_gpus_and_one_for_a_cpu_none():
     ("black-forest-labs/FLUX.1-dev", 11_901_408_320, 2),
     ("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers", 1_604_462_752, 1),
     ("Qwen/Qwen-Image", 20_430_401_088, 1),
+    ("Tongyi-MAI/Z-Image", 6_154_908_736, 1),
 ])  # fmt: skip
 @pytest.mark.slow
 def test_models_of_the_shipped_recipes_are_planned_without_a_network(name, parameters, texts, monkeypatch):

@@ -33,6 +33,7 @@ CASES += [(f, m) for f in ("sd15", "sd2v", "flux") for m in EVERYWHERE if m in M
 FLOW = (
     "sana",
     "qwen_image",
+    "z_image",
 )
 """Families of `tests.models.pipelines_flow`: 20 steps of five methods, and of LCM with full weights."""
 CASES += [(family, method) for family in FLOW for method in EVERYWHERE]

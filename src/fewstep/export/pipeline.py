@@ -38,7 +38,7 @@ def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> Non
         for name, weight in mine.items():
             weight.copy_(tensors[name])
     if card.guidance_embed is not None and _W in tensors:
-        first = network.time_embedder.linear_1
+        first: Any = next(m for m in network.time_embedder.modules() if isinstance(m, nn.Linear))
         embedded = sinusoid(torch.tensor([1000 * (card.guidance_embed - 1)]), EMBED_WIDTH)
         first.bias += first.weight @ (tensors[_W] @ embedded[0])
 

@@ -191,7 +191,7 @@ class TransformerNetwork(nn.Module):
 
     @property
     def time_embedder(self) -> Any:
-        """The module that turns sinusoids of the time [B, `extra_width`] into its embedding, first by ``linear_1``."""
+        """The module that turns sinusoids of the time [B, `extra_width`] into its embedding, a linear layer first."""
         return self.transformer.time_text_embed.timestep_embedder  # type: ignore[union-attr]
 
     def _with_extra(self, extra: Tensor | None) -> AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from fewstep.models.families.qwen import QwenImage
 from fewstep.models.families.sana import Sana, SanaSprint
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
+from fewstep.models.families.zimage import ZImage
 
 FAMILIES: tuple[type[Family], ...] = (
     StableDiffusion,
@@ -25,6 +26,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Sana,
     SanaSprint,
     QwenImage,
+    ZImage,
 )
 
 
