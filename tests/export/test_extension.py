@@ -83,10 +83,10 @@ LORA = Card("lcm", "euler", 4, "lora", "", rank=4)
 
 
 def test_without_its_line_a_family_is_refused_by_a_sentence_that_lists_the_others(folder, monkeypatch):
-    with pytest.raises(ValueError, match=r"NovelPipeline is not supported as a teacher: use Stable .* or PixArt\.$"):
+    with pytest.raises(ValueError, match=r"NovelPipeline is not supported as a teacher: use Stable .*, PixArt, .* or "):
         fewstep.as_teacher(novel.build())
     monkeypatch.setattr(registry, "FAMILIES", (*registry.FAMILIES, novel.Novel))
-    with pytest.raises(ValueError, match=r"Other is not supported .*, PixArt or Novel\.$"):
+    with pytest.raises(ValueError, match=r"Other is not supported .*, PixArt, .* or Novel\.$"):
         registry.find_family(type("Other", (), {"name": "Other"})())
 
 
