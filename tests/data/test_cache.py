@@ -218,7 +218,7 @@ def test_text_encoders_are_let_go_and_what_was_asked_for_is_kept(family):
     before = teacher.encode_prompts(PROMPTS)
     x = torch.randn(1, *teacher.latent_shape)
     pictures = teacher.decode(x)
-    teacher.free_text_encoders([PROMPTS], autoencoder=True)
+    teacher.make_room([PROMPTS])
     gc.collect()
     assert len(watched) > count > 0 and all(reference() is None for reference in watched)
     kept = teacher.encode_prompts(tuple(PROMPTS))

@@ -271,8 +271,8 @@ MUTANTS = [
         ),
         (
             "pairs: the cost is that of the first file",
-            "self.seed, sum(costs))",
-            "self.seed, costs[0])",
+            "self.seed, sum(costs), encode)",
+            "self.seed, costs[0], encode)",
             "test_what_is_written_is_read_with_its_conditions_its_nulls_and_its_cost",
         ),
     ),
@@ -563,7 +563,7 @@ MUTANTS = [
         ),
         (
             "shards: samples of different folders are one",
-            "f\"{member.name.rpartition('/')[0]}/{key}\"",
+            'f"{folder}/{key}".lstrip("/")',
             'f"{key}"',
             "test_captions_are_text_or_a_key_of_json",
         ),
@@ -575,7 +575,7 @@ MUTANTS = [
         ),
         (
             "shards: hidden members are a sample",
-            "if not key:",
+            "if not sample:",
             "if False:",
             "tests/cases/test_data.py::test_hidden_members_are_no_sample_and_doubles_are_ambiguous",
         ),

@@ -44,8 +44,8 @@ MUTANTS = [
         ),
         (
             "rows: padding is not restored",
-            "                        found[TOKENS][place, end - first :] = 0\n",
-            "                        found[TOKENS][place, end - first :] = 1\n",
+            "                        found[name][place, end - first :] = 0\n",
+            "                        found[name][place, end - first :] = 1\n",
             "test_padding_that_is_masked_is_not_stored_and_comes_back_as_zeros",
         ),
         (
@@ -56,8 +56,8 @@ MUTANTS = [
         ),
         (
             "rows: tokens are those of the row before",
-            "first, end = self._cuts[number][row : row + 2]",
-            "first, end = self._cuts[number][max(row - 1, 0) : max(row - 1, 0) + 2]",
+            "ends[row : row + 2]",
+            "ends[max(row - 1, 0) : max(row - 1, 0) + 2]",
             "test_padding_that_is_masked_is_not_stored_and_comes_back_as_zeros",
         ),
         (
@@ -126,8 +126,8 @@ MUTANTS = [
         "training/test_copies.py",
         (
             "copies: rows are waited for",
-            "t.to(rng.device, non_blocking=True) for name, t in read.items()",
-            "t.to(rng.device) for name, t in read.items()",
+            "t.to(rng.device, non_blocking=True) for name, t in self._encoded(read).items()",
+            "t.to(rng.device) for name, t in self._encoded(read).items()",
             "test_a_step_blocks_on_no_copy_and_reads_nothing[lcm]",
         ),
         (

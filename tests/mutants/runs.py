@@ -342,8 +342,8 @@ MUTANTS = [
         ),
         (
             "distil: prompts that cannot be used are not listed",
-            "prompt_latents(path, teacher, prompts, advance, skipped, share)",
-            "prompt_latents(path, teacher, prompts, advance, (), share)",
+            "prompt_latents(path, teacher, prompts, advance, skipped, share, live)",
+            "prompt_latents(path, teacher, prompts, advance, (), share, live)",
             "tests/cases/test_data.py::test_a_run_lists_the_prompts_that_it_could_not_use",
         ),
     ),
@@ -549,7 +549,7 @@ MUTANTS = [
         (
             "validation: the teacher is told apart by text encoders that it has no more",
             "        measured_on = run_prompt_set(",
-            "        run.teacher.free_text_encoders(validation_prompts(recipe))\n        measured_on = run_prompt_set(",
+            "        run.teacher.make_room(validation_prompts(recipe))\n        measured_on = run_prompt_set(",
             "test_a_chain_is_measured_against_one_set_of_images",
         ),
     ),

@@ -430,7 +430,7 @@ def test_validation_is_counted_where_students_are_measured(metrics, tmp_path):
     found = plan(recipe, timed=False).estimate
     run = setup(recipe, tmp_path / "run")
     prompts = prompt_set(recipe, run.teacher, run.folder)
-    run.teacher.free_text_encoders(validation_prompts(recipe))
+    run.teacher.make_room(validation_prompts(recipe))
     validation = Validation(run, prompts, lambda: 0.0)
     cond = run.teacher.encode_prompts(prompts.captions)
     kept = [*prompts.features.network.parameters(), *prompts.features.network.buffers(), *cond.flat().values()]

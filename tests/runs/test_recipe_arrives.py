@@ -180,6 +180,8 @@ ELSEWHERE = {
     ),
     # the folder of configs of a single file, which takes a whole model to write
     "teacher.config": "tests/models/test_single_file.py",
+    # where captions are encoded: batches are the same
+    "data.text": "tests/runs/test_live_text.py",
     # columns and splits of tables, which need the extra `data`
     "data.split": "tests/data/test_tables.py",
     "data.image_column": "tests/data/test_tables.py",

@@ -3,6 +3,8 @@
 Files hold some hundred images each and exist whole or not at all: an interrupted encoding continues where it stopped,
 and files of other images, captions, sizes or another teacher are encoded again. Several processes share the files, and
 threads decode images while the autoencoder works. ``skipped.txt`` beside them lists what was passed over.
+
+Captions may stay text, which is encoded while a run trains (``live``, `fewstep.data.captions`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.data.buckets import Size, bucket_sizes, nearest
+from fewstep.data.captions import as_bytes, encoder, null_of
 from fewstep.data.entries import Skipped, attempt
 from fewstep.data.files import replace_tensors, replace_text, text_hash
 from fewstep.data.images import CaptionedImage, Collection, decode, quiet_pillow
@@ -63,6 +66,7 @@ def image_latents(
     advance: Advance | None = None,
     buckets: bool = False,
     share: Share = Share(),
+    live: bool = False,
 ) -> LatentSource | Buckets:
     """Images of any data set as latents with prompt embeddings, from ``path`` if it holds exactly these.
 
@@ -72,6 +76,7 @@ def image_latents(
     Args:
         buckets: crop each image to the bucket nearest to its shape; otherwise all to squares.
         share: of this process, where several encode together.
+        live: keep the captions as text, which is encoded when its batch is asked for.
 
     Raises:
         ValueError: one sentence when no image can be used.
@@ -89,7 +94,7 @@ def image_latents(
 
     # the key says "pictures" since the first version: another word would have every data set encoded again
     name = f"pictures {found.fingerprint()}{' in buckets' if buckets else ''}"
-    source = Encoding(path, teacher, name, len(found.images), read, found.skipped).load(advance, share)
+    source = Encoding(path, teacher, name, len(found.images), read, found.skipped, live).load(advance, share)
     assert not isinstance(source, Prompts)
     return source
 
@@ -101,6 +106,7 @@ def prompt_latents(
     advance: Advance | None = None,
     skipped: tuple[Skipped, ...] = (),
     share: Share = Share(),
+    live: bool = False,
 ) -> Prompts:
     """Prompts without images, encoded and kept likewise, for methods that need no images."""
     digest = text_hash("\n".join(prompts))
@@ -108,7 +114,7 @@ def prompt_latents(
     def read(rows: range) -> Iterator[Row]:
         return ((None, prompts[i]) for i in rows)
 
-    found = Encoding(path, teacher, f"prompts {digest}", len(prompts), read, skipped).load(advance, share)
+    found = Encoding(path, teacher, f"prompts {digest}", len(prompts), read, skipped, live).load(advance, share)
     assert isinstance(found, Prompts)
     return found
 
@@ -160,6 +166,7 @@ class Encoding:
         name: identifies the rows. size: how many there are.
         read: yields the rows of a range.
         skipped: what was passed over before.
+        live: captions stay text.
     """
 
     path: Path
@@ -168,6 +175,8 @@ class Encoding:
     size: int
     read: Callable[[range], Iterator[Row | Skipped]]
     skipped: tuple[Skipped, ...] = ()
+    live: bool = False
+    _nulls: dict[Size, dict[str, Tensor]] = field(default_factory=dict)
 
     def load(self, advance: Advance | None = None, share: Share = Share()) -> LatentSource | Buckets | Prompts:
         """All rows: encode this process's share of those that no file holds yet, and wait for the others."""
@@ -199,7 +208,7 @@ class Encoding:
                 return int(first) // int(number) if int(number) else int(end)
         latents = 4 * math.prod(self.teacher.latent_shape)  # mean and standard deviation in float16
         texts = sum(2 * math.prod(shape) for shape in self.teacher.family.shapes(CLIP_TOKENS).values())
-        most = max(1, min(_PER_FILE, _FILE // (latents + texts)))
+        most = max(1, min(_PER_FILE, _FILE // (latents + (0 if self.live else texts))))
         if processes == 1:
             return most
         files = -(-self.size // most)
@@ -211,6 +220,7 @@ class Encoding:
             "rows": f"{rows.start} to {rows.stop} of {self.size}",
             "teacher": self.teacher.origin,
             "image_size": str(self.teacher.image_size),
+            **({"text": "live"} if self.live else {}),
         }
 
     def _file(self, number: int) -> Path:
@@ -267,9 +277,15 @@ class Encoding:
         if images:
             mean, std = self.teacher.encode_images(torch.stack(images).float() / 127.5 - 1)
             tensors = {"mean": mean.half(), "std": std.half()}
-        cond = self.teacher.encode_prompts([caption for _, caption in group], size=size)
-        cond = cond.to(self.teacher.family.text_dtype)
-        tensors |= cond.flat()
+        captions = [caption for _, caption in group]
+        if self.live:
+            self.teacher.remark_on_length(captions)
+            if size not in self._nulls:
+                self._nulls[size] = null_of(self.teacher, size)
+            tensors |= as_bytes(captions) | self._nulls[size]
+        else:
+            cond = self.teacher.encode_prompts(captions, size=size)
+            tensors |= cond.to(self.teacher.family.text_dtype).flat()
         return {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
     def _list(self, passed: Sequence[str]) -> None:
@@ -292,9 +308,10 @@ class Encoding:
         ]
         small = sum(rows.nbytes for rows in stored) <= HELD
         found = [rows.held() if small else rows for rows in stored]
+        encoders = [encoder(self.teacher, size) if self.live else None for size in sizes]
         if "mean" not in found[0]:
-            return Prompts(found[0], self.teacher.latent_shape)
-        sources = [LatentSource.of(rows) for rows in found]
+            return Prompts(found[0], self.teacher.latent_shape, encoders[0])
+        sources = [LatentSource.of(rows, encode) for rows, encode in zip(found, encoders, strict=True)]
         return sources[0] if len(sources) == 1 else Buckets(sources)
 
 

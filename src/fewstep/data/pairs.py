@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.data.batch import Batch, Pairs
+from fewstep.data.captions import Encode, as_bytes
 from fewstep.data.files import replace_tensors, replace_text
 from fewstep.data.random import Rng, stream_key
-from fewstep.data.rows import HELD, LENGTH, Ahead, Held, Picked, Rows, Stored, checksum, cut_padding, joined
+from fewstep.data.rows import HELD, LENGTH, NULL, Ahead, Held, Picked, Rows, Stored, checksum, cut_padding, joined
 from fewstep.data.sources import Encoded, LatentSource, Order, Source, pins, prefetch
 from fewstep.models.cond import Cond
 
 ABOUT = "pairs.json"
+TEXT_KEY = "text"
+"""The setting that says whether captions are kept as text; sets that keep embeddings do not have it."""
 
 
 def noise_of(seed: int, row: int, shape: torch.Size | tuple[int, ...]) -> Tensor:
@@ -46,14 +49,14 @@ class PairSource(LatentSource):
         self._begin(Held({"x0": x0, **({} if cond is None else cond.given())}), seed, cost)
 
     @classmethod
-    def of_pairs(cls, rows: Rows, seed: int, cost: float) -> PairSource:
-        """The samples whose "x0" and conditions ``rows`` holds."""
+    def of_pairs(cls, rows: Rows, seed: int, cost: float, encode: Encode | None = None) -> PairSource:
+        """The samples whose "x0" and conditions, or captions, ``rows`` holds; ``encode`` as in `Encoded`."""
         source = cls.__new__(cls)
-        source._begin(rows, seed, cost)
+        source._begin(rows, seed, cost, encode)
         return source
 
-    def _begin(self, rows: Rows, seed: int, cost: float) -> None:
-        Encoded.__init__(self, rows)
+    def _begin(self, rows: Rows, seed: int, cost: float, encode: Encode | None = None) -> None:
+        Encoded.__init__(self, rows, encode)
         self.seed, self.cost = seed, cost
         self._pair_order, self._pairs_ahead = Order(len(rows), "pairs"), Ahead(self._with_noise)
 
@@ -146,6 +149,8 @@ class PairFiles:
     def _difference(self, key: str, old: object) -> str:
         if key in ("teacher", "prompts"):
             return {"teacher": "another teacher", "prompts": "other prompts"}[key]
+        if key == TEXT_KEY:
+            return f"a run with data.text = {old or 'cached'}"
         return f"pairs.{key} = {old}, not {self.about.get(key)}"
 
     def claim(self) -> None:
@@ -166,19 +171,28 @@ class PairFiles:
         """Numbers of the files that do not exist yet; a damaged one counts as missing."""
         return [number for number in range(len(self)) if self._read(number) is None]
 
-    def write(self, number: int, x0: Tensor, cond: Cond | None, cost: float) -> None:
+    def write(self, number: int, x0: Tensor, cond: Cond | None, cost: float, captions: Sequence[str] = ()) -> None:
         """Write file ``number``: x0 [rows, ...], their conditions, and the forward passes that they took.
 
         Values are kept in float16, and those of a condition in bfloat16 where they are given so.
+
+        Args:
+            captions: of the rows, to be kept in the place of the conditions.
         """
-        tensors = {"x0": x0} | ({} if cond is None else cond.flat())
+        given = {} if cond is None else cond.flat()
+        if captions:
+            given = as_bytes(captions) | {name: t for name, t in given.items() if name.startswith(NULL)}
+        tensors = {"x0": x0} | given
         kept = {key: _half(t, key != "x0").cpu().contiguous() for key, t in tensors.items()}
         kept = cut_padding(kept) if LENGTH in kept else kept  # texts of no common length
         about = {"about": json.dumps(self.about, sort_keys=True), "cost": repr(cost), "checksum": checksum(kept)}
         replace_tensors(self._path(number), kept, about)
 
-    def load(self) -> PairSource:
+    def load(self, encode: Encode | None = None) -> PairSource:
         """The whole set, in memory if it is small.
+
+        Args:
+            encode: of captions, where the files hold these.
 
         Raises:
             ValueError: a file is missing.
@@ -190,7 +204,7 @@ class PairFiles:
         checksums, costs = zip(*found, strict=True)
         stored = Stored([self._path(number) for number in range(len(self))], checksum=joined(checksums))
         rows = stored.held() if stored.nbytes <= HELD else stored
-        return PairSource.of_pairs(rows, self.seed, sum(costs))
+        return PairSource.of_pairs(rows, self.seed, sum(costs), encode)
 
     def _path(self, number: int) -> Path:
         return self.place / f"pairs-{number:05d}.safetensors"

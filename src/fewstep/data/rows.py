@@ -30,6 +30,12 @@ LENGTH = "cond.prompt_length"
 """How many text tokens each row has [N], for networks that need these numbers: texts of no common length."""
 CUT, LENGTHS = "cut.prompt_embeds", "cut.lengths"
 """In files: the tokens of all rows one after the other, without padding, and how many each row has."""
+CAPTION = "caption"
+"""Captions that are kept as text, in UTF-8 [N, bytes]; NUL fills the shorter ones."""
+TEXT, TEXT_LENGTHS = "cut.caption", "cut.caption_lengths"
+"""In files: the bytes of all captions one after the other, and how many each has."""
+_CUTS = {CUT: (LENGTHS, TOKENS), TEXT: (TEXT_LENGTHS, CAPTION)}
+"""What files hold one after the other: under which name the lengths are, and that of the rows."""
 Picked = npt.NDArray[np.int64]
 Tensors = dict[str, Tensor]
 
@@ -142,23 +148,26 @@ class Stored:
         self._checksum = checksum
         first = self._files[0][1]
         self.null = {name: _whole(files[0], block) for name, block in first.items() if name.startswith(NULL)}
-        names = [name for name in first if name not in (*self.null, CUT, LENGTHS)]
+        names = [name for name in first if name not in (*self.null, CUT, LENGTHS, TEXT, TEXT_LENGTHS)]
         self._shapes = {name: (first[name].shape[1:], first[name].dtype) for name in names}
-        of_rows = (next(b for name, b in found.items() if name not in (*self.null, CUT)) for _, found in self._files)
+        of_rows = (next(b for name, b in found.items() if name not in (*self.null, *_CUTS)) for _, found in self._files)
         counts = [block.shape[0] for block in of_rows]
-        # of each file whose padding was cut, the place of every row's tokens, and of the end
-        self._cuts: dict[int, list[int]] = {}
-        for number, (path, found) in enumerate(self._files):
-            if LENGTHS in found:
-                self._cuts[number] = [0, *_whole(path, found[LENGTHS]).cumsum(0).tolist()]
-                for name in (TOKENS, MASK):
-                    like = self.null.get(name.replace("cond.", NULL))
-                    if like is not None:
-                        self._shapes[name] = (like.shape[1:], like.dtype)
+        # of each file, what has rows of several lengths, with the place of every row, and of the end
+        self._cuts: list[dict[str, list[int]]] = []
+        for path, found in self._files:
+            cuts = {kind: _whole(path, found[name]).long() for kind, (name, _) in _CUTS.items() if name in found}
+            self._cuts.append({kind: [0, *lengths.cumsum(0).tolist()] for kind, lengths in cuts.items()})
+            for name in (TOKENS, MASK) if CUT in cuts else ():
+                like = self.null.get(name.replace("cond.", NULL))
+                if like is not None:
+                    self._shapes[name] = (like.shape[1:], like.dtype)
+            if TEXT in cuts:
+                longest = max(int(cuts[TEXT].max()), *self._shapes.get(CAPTION, ((1,),))[0])
+                self._shapes[CAPTION] = (torch.Size([longest]), torch.uint8)
         self._ends = np.cumsum(counts)
         self._of_any_length = LENGTH in first  # elsewhere all texts, and the null, have one padded length
         if self._of_any_length:
-            self._shapes |= self._padded_to(max(int(np.diff(cuts).max()) for cuts in self._cuts.values()))
+            self._shapes |= self._padded_to(max(int(np.diff(cuts[CUT]).max()) for cuts in self._cuts))
 
     @property
     def checksum(self) -> str:
@@ -203,12 +212,12 @@ class Stored:
                     row = int(picked[place] - before)
                     for name in into.keys() & its.keys():
                         _fill(file, its[name].start + row * its[name].row_bytes, into[name][place])
-                    if number in self._cuts:
-                        first, end = self._cuts[number][row : row + 2]
-                        wide = its[CUT].row_bytes
-                        _fill(file, its[CUT].start + first * wide, into[TOKENS][place, : (end - first) * wide])
-                        found[TOKENS][place, end - first :] = 0
-                        if MASK in found:
+                    for kind, ends in self._cuts[number].items():
+                        name, (first, end) = _CUTS[kind][1], ends[row : row + 2]
+                        wide = its[kind].row_bytes
+                        _fill(file, its[kind].start + first * wide, into[name][place, : (end - first) * wide])
+                        found[name][place, end - first :] = 0
+                        if kind == CUT and MASK in found:
                             found[MASK][place] = torch.arange(found[MASK].shape[1]) < end - first
         return found
 
@@ -220,7 +229,7 @@ class Stored:
     def _longest(self, picked: Picked, numbers: Picked) -> int:
         """Tokens of the longest text among the rows ``picked``, which are in the files ``numbers``."""
         rows = picked - np.concatenate([[0], self._ends])[numbers]
-        cuts = ((self._cuts[int(number)], int(row)) for number, row in zip(numbers, rows, strict=True))
+        cuts = ((self._cuts[int(number)][CUT], int(row)) for number, row in zip(numbers, rows, strict=True))
         return max((ends[row + 1] - ends[row] for ends, row in cuts), default=0)
 
 

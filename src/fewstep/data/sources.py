@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.batch import Batch
+from fewstep.data.captions import Encode, split_captions
 from fewstep.data.random import Rng, stream_key
 from fewstep.data.rows import Ahead, Held, Picked, Rows, joined
 from fewstep.diffusion.mixture import GaussianMixture
@@ -58,10 +59,11 @@ class Encoded:
 
     Args:
         rows: named tensors of all N items, the condition's as `Cond.flat` names them.
+        encode: of captions, where the rows hold these in the place of their conditions.
     """
 
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
+    def __init__(self, rows: Rows, encode: Encode | None = None) -> None:
+        self.rows, self.encode = rows, encode
         self.order = Order(len(rows))
         self._ahead = Ahead(rows.take)
         self._nulls: dict[torch.device, dict[str, Tensor]] = {}
@@ -69,7 +71,7 @@ class Encoded:
     @property
     def cond(self) -> Cond | None:
         """The condition of all items, for small data: every row is read."""
-        return _cond({**self._all(), **self.rows.null})
+        return _cond({**self._encoded(self._all()), **self.rows.null})
 
     def checksum(self) -> str:
         """A short hash of all values."""
@@ -94,11 +96,19 @@ class Encoded:
 
     def place(self, rng: Rng, read: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Cond | None]:
         """As `fetch`, of rows that were read."""
+        read = self._encoded(read)
         found = {name: t if on_host(name) else t.to(rng.device, non_blocking=True) for name, t in read.items()}
         if rng.device not in self._nulls:
             null = self.rows.null.items()
             self._nulls[rng.device] = {name: t if on_host(name) else t.to(rng.device) for name, t in null}
         return found, _cond({**found, **self._nulls[rng.device]})
+
+    def _encoded(self, read: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Rows that were read, with conditions in the place of their captions."""
+        if self.encode is None:
+            return read
+        others, captions = split_captions(read)
+        return {**others, **self.encode(captions)}
 
     def _all(self) -> dict[str, Tensor]:
         return self.rows.take(np.arange(len(self.rows)))
@@ -127,10 +137,10 @@ class LatentSource(Encoded):
         super().__init__(Held({"mean": mean, "std": std, **({} if cond is None else cond.given())}))
 
     @classmethod
-    def of(cls, rows: Rows) -> LatentSource:
-        """The images whose "mean", "std" and conditions ``rows`` holds."""
+    def of(cls, rows: Rows, encode: Encode | None = None) -> LatentSource:
+        """The images whose "mean", "std" and conditions, or captions, ``rows`` holds; ``encode`` as in `Encoded`."""
         source = cls.__new__(cls)
-        Encoded.__init__(source, rows)
+        Encoded.__init__(source, rows, encode)
         return source
 
     @property
@@ -228,11 +238,11 @@ class Prompts(Encoded):
 
     Args:
         cond: of all prompts, or the rows that hold it.
-        shape: of one latent.
+        shape: of one latent. encode: as in `Encoded`.
     """
 
-    def __init__(self, cond: Cond | Rows, shape: Sequence[int]) -> None:
-        super().__init__(Held(cond.given()) if isinstance(cond, Cond) else cond)
+    def __init__(self, cond: Cond | Rows, shape: Sequence[int], encode: Encode | None = None) -> None:
+        super().__init__(Held(cond.given()) if isinstance(cond, Cond) else cond, encode)
         self.shape = tuple(shape)
 
     def batch(self, rng: Rng) -> Batch:

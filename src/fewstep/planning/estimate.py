@@ -20,15 +20,16 @@ from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.rows import HELD, Held
 from fewstep.data.sources import LatentSource, Source, WithPrompts
 from fewstep.methods.base import Method
-from fewstep.models.families import vae_batch_size
 from fewstep.models.lora import lora_layers
 from fewstep.models.meta_pipeline import MetaPipeline, allocate
 from fewstep.models.quantize import Kind, saved_bytes
 from fewstep.models.roles import Roles, Weights
 from fewstep.planning.hardware import CONTEXT, FRAGMENTATION
-from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, size_of
+from fewstep.planning.memory_trace import size_of
+from fewstep.planning.peaks import guided_peak, tensors_of, text_peak, vae_peak
 from fewstep.planning.rehearsal import Rehearsal, rehearse
 from fewstep.planning.validating import Measuring, held_between, peak_beyond
+from fewstep.training import distributed
 from fewstep.training.optimizers import moment_bytes
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.step import trained_by
@@ -46,6 +47,7 @@ class Estimate:
         training: bytes at the peak of a training step, by part; their sum is the peak.
         encoding, sampling: peak bytes while images are encoded and while sample grids are decoded (0: not known).
         validating: peak bytes while the student is measured; 0 without validation.
+        captioning: peak bytes while captions are encoded between steps; 0 where their embeddings are kept.
         parameters: how many the teacher's network has.
         trainable: how many each player trains.
         lora_layers: how many layers the student adapts; 0 for full weights.
@@ -58,6 +60,7 @@ class Estimate:
     encoding: int
     sampling: int
     validating: int
+    captioning: int
     parameters: int
     trainable: dict[str, int]
     lora_layers: int
@@ -77,7 +80,7 @@ class Estimate:
     @property
     def peak(self) -> int:
         """The most bytes that the run holds at any time."""
-        return max(sum(self.training.values()), self.encoding, self.sampling, self.validating)
+        return max(sum(self.training.values()), self.encoding, self.sampling, self.validating, self.captioning)
 
 
 def estimate(
@@ -93,6 +96,7 @@ def estimate(
     step: Rehearsal | None = None,
     memory_alone: bool = False,
     measuring: Measuring | None = None,
+    live: bool = False,
 ) -> Estimate:
     """The estimate of distilling ``pipeline`` on ``images`` cached images, with sample grids of ``prompts`` prompts.
 
@@ -100,7 +104,7 @@ def estimate(
         method: its class, and method_settings: an instance of its `Settings`.
         pairs: samples of the teacher, where the method learns from them. quantization: of the teacher's network.
         step: what a rehearsal of this step found, if there was one. memory_alone: as in `rehearse`.
-        measuring: validation during training, if there is any.
+        measuring: validation during training, if there is any. live: captions are encoded in every step.
 
     Raises:
         ValueError: a teacher that fewstep cannot distil; settings that the method or the network refuses.
@@ -111,18 +115,20 @@ def estimate(
     trained = [p for parameters in players.values() for p in parameters]
     step, gradients = step or rehearse(built, roles, source, settings, memory_alone), _size(trained, device)
     of_losses = [
-        t for network in roles.helpers.networks[1:] for t in _tensors(network)
+        t for network in roles.helpers.networks[1:] for t in tensors_of(network)
     ]  # image encoder and reward models
     vae, texts, others = (_parts(pipeline, kind, device) for kind in ("vae", "text_encoder", ""))
     less = 0 if quantization is None else saved_bytes(pipeline.base, quantization)
     vae_waits = device != "cpu" and not roles.helpers.look  # whether the VAE stays on the host during training
     held = {
-        "the teacher's network": _size(_tensors(pipeline.base), device) - less,
+        "the teacher's network": _size(tensors_of(pipeline.base), device) - less,
         "autoencoder": (0 if vae_waits else vae) + others + _size(of_losses, device),
-        "encoded data": _size([t for part in kept for t in _on_device(part, device)], device),
+        **({"text encoders": texts} if live else {}),
+        "encoded data": _size([t for part in kept for t in _on_device(part, device, live)], device),
         **{_name_of(role, built): size for role, size in _own(roles, device).items()},
         "optimiser": moment_bytes(trained, settings.optimizer),
     }
+    texts -= held.get("text encoders", 0)  # what is freed once all captions are encoded
     activations = max(step.peak - gradients, 0)
     assumed = {}
     if device == "cuda":
@@ -132,20 +138,23 @@ def estimate(
         held["validation"] = held_between(measuring, pipeline, device)
     between = sum(held.values()) + assumed.get("CUDA context (assumed)", 0)
     waiting = vae if vae_waits else 0
-    encoding = _vae_peak(pipeline, images, device, decode=False)  # runs before the optimiser exists
-    sampling = _vae_peak(pipeline, prompts, device, decode=True)
+    encoding = vae_peak(pipeline, images, device, decode=False)  # runs before the optimiser exists
+    sampling = vae_peak(pipeline, prompts, device, decode=True)
     if not memory_alone:
-        sampling = max(sampling, _guided_peak(pipeline, prompts, settings))
+        sampling = max(sampling, guided_peak(pipeline, prompts, settings))
     measured = 0
     if measuring is not None and not memory_alone:
-        decoding = waiting + _vae_peak(pipeline, measuring.count, device, decode=True)
+        decoding = waiting + vae_peak(pipeline, measuring.count, device, decode=True)
         measured = peak_beyond(measuring, pipeline, roles, device, decoding)
+    captions = settings.batch_size // settings.accumulation // distributed.count() if live else 0
+    captioning = captions and text_peak(pipeline, captions, device)
     return Estimate(
         device=settings.device,
         training={**held, "gradients": gradients, "activations": activations, **assumed},
         encoding=encoding and between - held["optimiser"] + texts + waiting + encoding,
         sampling=sampling and between + waiting + sampling,
         validating=measured and between + measured,
+        captioning=captioning and between + gradients + captioning,
         parameters=sum(p.numel() for p in pipeline.base.parameters()),
         trainable={name: sum(p.numel() for p in tensors) for name, tensors in players.items()},
         lora_layers=len(lora_layers(roles.base)),
@@ -166,7 +175,7 @@ def _parts(pipeline: MetaPipeline, kind: str, device: str) -> int:
     """Bytes of the parts beside the base: "vae", "text_encoder" and its like, or "" for all others."""
     rest = {name: part for name, part in pipeline.parts.items() if part is not pipeline.base}
     kinds = {name: next((k for k in ("vae", "text_encoder") if name.startswith(k)), "") for name in rest}
-    return sum(_size(_tensors(part), device) for name, part in rest.items() if kinds[name] == kind)
+    return sum(_size(tensors_of(part), device) for name, part in rest.items() if kinds[name] == kind)
 
 
 def _on_meta(
@@ -223,51 +232,20 @@ def _latents(pipeline: MetaPipeline, images: int, device: str = "meta") -> Laten
     return LatentSource(mean, std, cond)
 
 
-def _on_device(source: LatentSource, device: str) -> list[Tensor]:
-    """The tensors of a data set that the device holds: the host those of a small one, which is read once."""
+def _on_device(source: LatentSource, device: str, live: bool) -> list[Tensor]:
+    """The tensors of a data set that the device holds: the host those of a small one, which is read once.
+
+    Args:
+        live: captions are kept as text, which takes next to nothing.
+    """
     rows = source.rows
     assert isinstance(rows, Held)
-    return [*rows.tensors.values()] if device == "cpu" and rows.nbytes <= HELD else []
-
-
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
+    found = [t for name, t in rows.tensors.items() if not (live and name.startswith("cond."))]
+    return found if device == "cpu" and sum(t.nbytes for t in found) <= HELD else []
 
 
 def _size(tensors: Iterable[Tensor], device: str) -> int:
     return sum(size_of(t, device) for t in tensors)
-
-
-@torch.no_grad()
-def _vae_peak(pipeline: MetaPipeline, images: int, device: str, decode: bool) -> int:
-    """Bytes that the autoencoder adds while it encodes or decodes images; 0 where it has nothing to do."""
-    vae: Any = pipeline.parts.get("vae")
-    side = pipeline.image_size
-    if vae is None or side is None or not images:
-        return 0
-    family, count = pipeline.family(), min(images, vae_batch_size(side))
-    shape = pipeline.latent_shape if decode else (3, side, side)
-    batch = torch.empty(count, *shape, dtype=vae.dtype, device="meta")
-    batch = family.to_decoder(batch) if decode else family.to_encoder(batch)
-    tracker = MemoryTracker(device, _tensors(vae))
-    with DeviceRules(device, None), tracker:
-        vae.decode(batch, return_dict=False) if decode else vae.encode(batch)
-    return tracker.peak
-
-
-@torch.no_grad()
-def _guided_peak(pipeline: MetaPipeline, prompts: int, settings: TrainingSettings) -> int:
-    """Bytes that the teacher's network adds while it generates a sample grid, with guidance; 0 without prompts."""
-    if not prompts:
-        return 0
-    teacher = pipeline.denoiser()
-    x = torch.empty(prompts, *pipeline.latent_shape, dtype=settings.dtype, device="meta")
-    cond, device = pipeline.prompts(prompts, settings.dtype), torch.device(settings.device).type
-    network: Any = teacher.network
-    tracker = MemoryTracker(device, [*_tensors(network), x, *cond.tensors.values()])
-    with DeviceRules(device, settings.autocast), tracker:
-        teacher(x, teacher.schedule.start, cond, 2.0)
-    return tracker.peak
 
 
 def seconds_of_step(

@@ -90,6 +90,11 @@ class DataConfig(Section):
     )
     aspect_buckets: bool = Field(default=False, description="keep the shape of images instead of cropping squares")
     caption_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of images trained without caption")
+    text: Literal["cached", "live"] = Field(
+        default="cached",
+        description="cached: captions are encoded once, and their embeddings kept on disk; live: captions are kept as "
+        "text and encoded in every step, and the text encoders stay in memory",
+    )
 
     @model_validator(mode="after")
     def _path_fits_source(self) -> DataConfig:

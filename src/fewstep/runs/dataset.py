@@ -73,19 +73,19 @@ def _encoded(
     """
     path, data, teacher, place = folder / LATENTS, run.recipe.data, run.teacher, run.recipe.place
     share = Share(distributed.rank(), distributed.count(), distributed.wait)
-    show_progress = show_progress and distributed.first()
+    show_progress, live = show_progress and distributed.first(), data.text == "live"
     if place is None:
         with progress_bar(data.size or 0, 0, "encoding", show_progress) as advance:
-            return scene_latents(path, teacher, data.size or 0, data.seed, advance, share), ""
+            return scene_latents(path, teacher, data.size or 0, data.seed, advance, share, live), ""
     if data.source == "prompts":
         prompts, skipped = captions_and_skipped(place, data.size)
         found = _checked_rows(run, "prompts", prompts, rows)
         with progress_bar(len(prompts), 0, "encoding", show_progress) as advance:
-            return prompt_latents(path, teacher, prompts, advance, skipped, share), found
+            return prompt_latents(path, teacher, prompts, advance, skipped, share, live), found
     images = find_images(place, data.size)
     found = _checked_rows(run, "images", [f"{image.name}\t{image.caption}" for image in images.images], rows)
     with progress_bar(len(images.images), 0, "encoding", show_progress) as advance:
-        return image_latents(path, teacher, images, advance, data.aspect_buckets, share), found
+        return image_latents(path, teacher, images, advance, data.aspect_buckets, share, live), found
 
 
 def _begun_with(run: Run) -> dict[str, str]:

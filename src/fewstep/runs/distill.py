@@ -79,7 +79,8 @@ def _distill(
         pairs = _claim(run, show_progress, shared=data)
         measured_on = run_prompt_set(run, show_progress) if recipe.evaluate.every else None
         source = build_dataset(run, pairs, data or files.data, show_progress)
-        run.teacher.free_text_encoders(validation_prompts(recipe), autoencoder=not run.roles.helpers.look)
+        live = recipe.data.text == "live"
+        run.teacher.make_room(validation_prompts(recipe), texts=live, autoencoder=bool(run.roles.helpers.look))
 
         trainer = Trainer(
             run.method, run.roles, source, recipe.training,

@@ -143,7 +143,8 @@ def _estimate(recipe: Recipe, teacher: MetaPipeline, **known: Any) -> Estimate:
     pairs = (recipe.pairs.size or images) if recipe.needs_pairs else 0
     return estimate(
         teacher, *_training(recipe),
-        images, len(recipe.sample.prompts), pairs, recipe.teacher.quantize, measuring=measuring, **known,
+        images, len(recipe.sample.prompts), pairs, recipe.teacher.quantize,
+        measuring=measuring, live=recipe.data.text == "live", **known,
     )  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def _reference(recipe: Recipe, teacher: MetaPipeline, found: Estimate, on_studen
     later = on_student or model_behind(recipe.teacher.path) != recipe.teacher.path
     if not (later and recipe.evaluate.every and needs_teacher_images(recipe, teacher.image_size or 0)):
         return 0
-    passing = ("optimiser", "gradients", "activations", "fragmentation (assumed)")
+    passing = ("optimiser", "gradients", "activations", "fragmentation (assumed)", "text encoders")
     between = sum(size for name, size in found.training.items() if name not in passing)
     beside = [part for part in teacher.parts.values() if part is not teacher.base]
     whole = sum(t.nbytes for part in beside for t in part.parameters())
@@ -209,7 +210,7 @@ def cheaper(planned: Plan) -> list[Change]:
     return sorted(changes, key=lambda change: -change.saves)
 
 
-_SAME_STEP = ("teacher.quantize", "training.optimizer")  # they change what is held between steps alone
+_SAME_STEP = ("teacher.quantize", "training.optimizer", "data.text")  # they change what is held between steps alone
 
 
 def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
@@ -226,6 +227,8 @@ def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
         yield "student.rank", student.rank // 2
     if student.weights == "lora" and recipe.teacher.quantize is None and not settings.fsdp:
         yield "teacher.quantize", "int8"
+    if recipe.data.text == "live":
+        yield "data.text", "cached"
     if settings.optimizer == "adamw" and settings.precision != "fp64":
         yield "training.optimizer", "adamw8bit"
     if settings.precision != "bf16":
@@ -303,7 +306,8 @@ def _time(planned: Plan) -> str:
     if planned.seconds is None:
         return "no step was timed here, so the duration is not known"
     about = _duration(planned.seconds)
-    return f"about {about} on this {planned.recipe.training.device}, without encoding the data and sample grids"
+    encoding = f"encoding {'the captions of each step, ' if planned.recipe.data.text == 'live' else ''}the data"
+    return f"about {about} on this {planned.recipe.training.device}, without {encoding} and sample grids"
 
 
 def _duration(seconds: float) -> str:
@@ -337,6 +341,8 @@ def _memory(planned: Plan, found: Estimate) -> list[str]:
     lines += [f"  {in_words(size):>9}  {name}" for name, size in found.training.items()]
     if found.encoding:
         lines.append(f"while images are encoded: {in_words(found.encoding)}")
+    if found.captioning:
+        lines.append(f"while captions are encoded, before a step: {in_words(found.captioning)}")
     if found.sampling:
         lines.append(f"while a sample grid is generated: {in_words(found.sampling)}")
     if found.validating:

@@ -18,9 +18,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fewstep.data.captions import encoder
 from fewstep.data.files import only_one, text_hash
 from fewstep.data.find import find_captions
-from fewstep.data.pairs import PairFiles, PairSource, noise_of
+from fewstep.data.pairs import TEXT_KEY, PairFiles, PairSource, noise_of
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
@@ -46,7 +47,7 @@ class TeacherSampling:
     Attributes:
         teacher: the model, which encodes the captions. denoiser: its network.
         settings: solver, steps, guidance scale, seed and rows of a file. captions: one for each sample.
-        device: to sample on.
+        device: to sample on. live: the files keep captions in the place of their embeddings.
     """
 
     teacher: Teacher
@@ -54,18 +55,21 @@ class TeacherSampling:
     settings: PairsConfig
     captions: Sequence[str]
     device: str
+    live: bool = False
 
     @classmethod
     def of_run(cls, run: Run) -> TeacherSampling:
         """The samples that ``run.recipe.pairs`` describes."""
         recipe = run.recipe
         teacher = run.roles.teacher.uncounted()
-        return cls(run.teacher, teacher, recipe.pairs, captions(recipe), recipe.training.device)
+        return cls(
+            run.teacher, teacher, recipe.pairs, captions(recipe), recipe.training.device, recipe.data.text == "live"
+        )
 
     @cached_property
     def about(self) -> dict[str, str | int | float]:
         """Everything that determines the samples, up to rounding: device and precision are not part of it."""
-        settings = self.settings.model_dump(exclude={"path"})
+        settings = self.settings.model_dump(exclude={"path"}) | ({TEXT_KEY: "live"} if self.live else {})
         return {**settings, "prompts": text_hash("\n".join(self.captions)), "teacher": fingerprint(self.teacher)}
 
     def files(self, place: Path) -> PairFiles:
@@ -90,7 +94,7 @@ class TeacherSampling:
             with self._turn(files):
                 self._generate(files, _missing(files), show_progress)
                 distributed.wait()
-        found = files.load()
+        found = files.load(encoder(self.teacher) if self.live else None)
         if found.shape != self.teacher.latent_shape:
             raise ValueError(
                 f"{files.place} holds latents {list(found.shape)}, but this recipe needs "
@@ -119,10 +123,12 @@ class TeacherSampling:
         with progress_bar(files.size, there, "sampling the teacher", show_progress and distributed.first()) as advance:
             for number in missing[distributed.rank() :: distributed.count()]:
                 rows, before = files.rows(number), self.denoiser.cost.forward_equivalents
-                cond = self.teacher.encode_prompts([self.captions[i] for i in rows])
+                captions = [self.captions[i] for i in rows]
+                cond = self.teacher.encode_prompts(captions)
                 x0 = self._sample(rows, cond)
                 spent = self.denoiser.cost.forward_equivalents - before
-                files.write(number, x0, cond.to(self.teacher.family.text_dtype), spent)
+                kept = captions if self.live else ()
+                files.write(number, x0, cond.to(self.teacher.family.text_dtype), spent, kept)
                 there += distributed.count() * len(rows)
                 advance(min(there, files.size))
 

@@ -16,11 +16,20 @@ _BATCH = 32
 
 
 def scene_latents(
-    path: Path, teacher: Teacher, size: int, seed: int, advance: Advance | None = None, share: Share = Share()
+    path: Path,
+    teacher: Teacher,
+    size: int,
+    seed: int,
+    advance: Advance | None = None,
+    share: Share = Share(),
+    live: bool = False,
 ) -> LatentSource:
     """Scenes 0 ... size - 1 of set ``seed`` as latents with prompt embeddings, from ``path`` if it holds just these.
 
     Latents are kept as their posterior's mean and standard deviation, in float16, and sampled anew at every visit.
+
+    Args:
+        share, live: as in `fewstep.data.cache.image_latents`.
     """
     scenes = Scenes(seed, size=teacher.image_size)
 
@@ -29,6 +38,6 @@ def scene_latents(
             rendered = scenes.render(range(first, min(first + _BATCH, rows.stop)))
             yield from zip(torch.from_numpy(rendered.images).permute(0, 3, 1, 2), rendered.captions, strict=True)
 
-    found = Encoding(path, teacher, f"scenes {seed} {size}", size, read).load(advance, share)
+    found = Encoding(path, teacher, f"scenes {seed} {size}", size, read, live=live).load(advance, share)
     assert isinstance(found, LatentSource)
     return found

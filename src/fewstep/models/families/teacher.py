@@ -108,32 +108,39 @@ class Teacher:
             Remark: a prompt is longer than the text encoders read; once for a teacher.
 
         Raises:
-            ValueError: the text encoders are freed (`free_text_encoders`), and these prompts were not among those kept.
+            ValueError: the text encoders are freed (`make_room`), and these prompts were not among those kept.
         """
         if tuple(prompts) in self._known and size is None and not negative:
             return self._known[tuple(prompts)]
         if self._freed:
             raise ValueError("This teacher's text encoders were freed once its data were encoded: load it again.")
+        self.remark_on_length(prompts)
+        with quiet():
+            return self.family.conditions(prompts, batch_size, size, guided, negative)
+
+    def remark_on_length(self, prompts: Sequence[str]) -> None:
+        """Warn where a prompt is longer than the text encoders read, as in `encode_prompts`."""
         with quiet():
             sentence = "" if self._told else self.family.cut_off(prompts)
-            cond = self.family.conditions(prompts, batch_size, size, guided, negative)
         if sentence:
             self._told = True  # once: a data set is encoded in many parts
-            warnings.warn(Remark(sentence), stacklevel=2)
-        return cond
+            warnings.warn(Remark(sentence), stacklevel=3)
 
-    def free_text_encoders(self, later: Iterable[Sequence[str]] = (), autoencoder: bool = False) -> None:
-        """Free the memory of the text encoders; only the lists of prompts in ``later`` can be encoded after that.
+    def make_room(self, later: Iterable[Sequence[str]] = (), texts: bool = False, autoencoder: bool = False) -> None:
+        """Free the memory of what training does not need.
 
         Args:
-            autoencoder: move the autoencoder to the host's memory too; it moves back for each use.
+            later: lists of prompts that will be encoded again, whose conditions are kept.
+            texts: keep the text encoders; without them nothing but the lists in ``later`` can be encoded any more.
+            autoencoder: keep the autoencoder on its device; in the host's memory it moves back for each use.
         """
         for prompts in later:
             self._known[tuple(prompts)] = self.encode_prompts(prompts)
-        for name in self.family.text_parts:
-            setattr(self.pipeline, name, None)
-        self._freed = True
-        if autoencoder:
+        if not texts:
+            for name in self.family.text_parts:
+                setattr(self.pipeline, name, None)
+            self._freed = True
+        if not autoencoder:
             self.pipeline.vae.to("cpu")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
