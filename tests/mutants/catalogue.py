@@ -18,6 +18,7 @@ from tests.mutants import (
     sampling,
     scenes64,
     settings,
+    streamed,
     streams,
     students,
     training,
@@ -83,6 +84,7 @@ ROOMS = (
     students,
     training,
     verification,
+    streamed,
     streams,
     settings,
 )

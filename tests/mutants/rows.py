@@ -126,8 +126,8 @@ MUTANTS = [
         "training/test_copies.py",
         (
             "copies: rows are waited for",
-            "t.to(rng.device, non_blocking=True) for name, t in self._encoded(read).items()",
-            "t.to(rng.device) for name, t in self._encoded(read).items()",
+            "t.to(rng.device, non_blocking=True) for name, t in read.items()",
+            "t.to(rng.device) for name, t in read.items()",
             "test_a_step_blocks_on_no_copy_and_reads_nothing[lcm]",
         ),
         (

@@ -616,7 +616,7 @@ MUTANTS = [
         ),
         (
             "plan: data that are not here go unsaid",
-            "for check in (check_machine, _check_networks, _check_data):",
+            "for check in (check_machine, _check_networks, check_data):",
             "for check in (check_machine, _check_networks):",
             "test_a_plan_does_without_the_data_and_a_run_does_not",
         ),

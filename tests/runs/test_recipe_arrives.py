@@ -182,6 +182,9 @@ ELSEWHERE = {
     "teacher.config": "tests/models/test_single_file.py",
     # where captions are encoded: batches are the same
     "data.text": "tests/runs/test_live_text.py",
+    # shards that are read while a run trains
+    "data.stream": "tests/runs/test_stream.py",
+    "data.shuffle_buffer": "tests/data/test_streamed.py",
     # columns and splits of tables, which need the extra `data`
     "data.split": "tests/data/test_tables.py",
     "data.image_column": "tests/data/test_tables.py",

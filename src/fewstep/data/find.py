@@ -20,6 +20,8 @@ from fewstep.data.tables import TABLE_SUFFIX, dataset_images, parquet_images
 
 T = TypeVar("T")
 
+STREAMED = ("webdataset", "parquet", "datasets")
+"""Sources of which a run may read shards while it trains (`fewstep.data.remote`)."""
 FEWEST = 8
 """Images or captions below which nothing is measured."""
 

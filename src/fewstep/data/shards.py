@@ -10,7 +10,7 @@ no effect. A shard is indexed once; images are then read where they lie.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -52,17 +52,16 @@ def _samples(folder: Path, name: str, image: str | None, column: str | None) -> 
                 for member in tar:
                     if member.isdir():
                         continue
-                    refused = _refused(member, size)
-                    if refused:
-                        wrong.append(Skipped(f"{name}: {member.name}", refused))
+                    why = refused(member, size)
+                    if why:
+                        wrong.append(Skipped(f"{name}: {member.name}", why))
                         continue
-                    key, _, suffix = member.name.rpartition("/")[2].partition(".")
-                    if not key:  # a hidden file, such as those that macOS adds to every other
+                    sample, suffix = sample_of(member.name)
+                    if not sample:
                         continue
-                    sample = f"{member.name.rpartition('/')[0]}/{key}".lstrip("/")
-                    if suffix.lower() in samples.setdefault(sample, {}):
-                        twice[sample] = suffix.lower()
-                    samples[sample][suffix.lower()] = member
+                    if suffix in samples.setdefault(sample, {}):
+                        twice[sample] = suffix
+                    samples[sample][suffix] = member
         except (tarfile.TarError, ValueError, OverflowError, EOFError):
             wrong.append(Skipped(name, _no_tar(shard)))
         else:
@@ -77,7 +76,15 @@ def _samples(folder: Path, name: str, image: str | None, column: str | None) -> 
     yield from wrong
 
 
-def _refused(member: tarfile.TarInfo, size: int) -> str:
+def sample_of(name: str) -> tuple[str, str]:
+    """(sample, suffix) of a member; no sample for a hidden file, such as those that macOS adds to every other."""
+    folder, _, file = name.rpartition("/")
+    key, _, suffix = file.partition(".")
+    return f"{folder}/{key}".lstrip("/") if key else "", suffix.lower()
+
+
+def refused(member: tarfile.TarInfo, size: int) -> str:
+    """Why a member of a tar file of ``size`` bytes is not read; empty where it is."""
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
         return "it is a link or a device"
     path = PurePosixPath(member.name)
@@ -95,15 +102,15 @@ def _no_tar(shard: Path) -> str:
 def _sample(
     name: str, shard: Path, members: Mapping[str, tarfile.TarInfo], stamp: str, image: str | None, column: str | None
 ) -> CaptionedImage:
-    pixels = members[_image_of(members, image)]
-    kind = _text_of(members, column)
+    pixels = members[image_among(members, image)]
+    kind = text_among(members, column)
     text = _read(shard, members[kind].offset_data, min(members[kind].size, MAX_TEXT + 1))
     caption = caption_in(text, column) if kind.endswith("json") else caption_of(text)
     read = partial(_read, shard, pixels.offset_data, pixels.size)
     return CaptionedImage(name, caption, f"{stamp} {pixels.offset_data} {pixels.size}", read)
 
 
-def _image_of(members: Mapping[str, tarfile.TarInfo], wanted: str | None) -> str:
+def image_among(members: Collection[str], wanted: str | None) -> str:
     """The suffix of the image: ``wanted``, the plain one, or the only one."""
     if wanted is not None:
         suffix = wanted.lower().removeprefix(".")
@@ -119,7 +126,7 @@ def _image_of(members: Mapping[str, tarfile.TarInfo], wanted: str | None) -> str
     return plain[0]
 
 
-def _text_of(members: Mapping[str, tarfile.TarInfo], key: str | None) -> str:
+def text_among(members: Collection[str], key: str | None) -> str:
     """The suffix of the caption: the plain one, or the only one; .json before others where a ``key`` is asked for."""
     kinds = _TEXTS if key is None else ("json", *_TEXTS)
     plain = [suffix for suffix in kinds if suffix in members]

@@ -49,25 +49,25 @@ def _rows(folder: Path, name: str, image: str | None, caption: str | None) -> It
     try:
         stamp = table.stat().st_mtime_ns
         with pyarrow.parquet.ParquetFile(table) as file:
-            image, captions = _columns(file.schema_arrow, image, caption, table)
+            image, captions = columns_of(file.schema_arrow, image, caption, table)
             for group in range(file.num_row_groups):
                 texts = file.read_row_group(group, columns=captions).select(captions).to_pylist()
                 for row, text in enumerate(texts):
                     read = partial(_cell, folder, table, stamp, group, image, row)
-                    yield _row(f"{name}: row {first + row}", text, captions, f"{stamp} {group} {row}", read)
+                    yield row_of(f"{name}: row {first + row}", text, captions, f"{stamp} {group} {row}", read)
                 first += len(texts)
     except (pyarrow.ArrowException, OSError):
         yield Skipped(name, "it is cut short, damaged, or no parquet file")
 
 
-def _row(
+def row_of(
     name: str, row: Mapping[str, Any], captions: Sequence[str], stamp: str, read: Callable[[], bytes]
 ) -> CaptionedImage | Skipped:
     caption = attempt(name, caption_among, row, captions)
     return caption if isinstance(caption, Skipped) else CaptionedImage(name, caption, stamp, read)
 
 
-def _columns(schema: Any, image: str | None, caption: str | None, table: Path | str) -> tuple[str, list[str]]:
+def columns_of(schema: Any, image: str | None, caption: str | None, table: Path | str) -> tuple[str, list[str]]:
     """The names of the image column and of the caption columns, of which the first with text counts in each row.
 
     Raises:
@@ -155,17 +155,27 @@ def dataset_images(
     Raises:
         ValueError: one sentence: `datasets` is not installed, there is no such data set, split or column.
     """
+    datasets = library()
+    data, folders = _opened(datasets, name, split)
+    image, captions = columns_of(data.features.arrow_schema, image_column, caption_column, name)
+    if isinstance(data.features[image], datasets.Image):
+        data = data.cast_column(image, datasets.Image(decode=False))
+    return _dataset_rows(data, folders, image, captions)
+
+
+def library() -> Any:
+    """The package `datasets`.
+
+    Raises:
+        ValueError: one sentence: it is not installed, or too old.
+    """
     try:
         import datasets
     except ImportError:
         raise ValueError("data.source: datasets need their package: pip install 'fewstep[data]'.") from None
     if int(datasets.__version__.split(".")[0]) < _OLDEST:
         raise ValueError(f"data.source: datasets {datasets.__version__} may run scripts: install {_OLDEST} or newer.")
-    data, folders = _opened(datasets, name, split)
-    image, captions = _columns(data.features.arrow_schema, image_column, caption_column, name)
-    if isinstance(data.features[image], datasets.Image):
-        data = data.cast_column(image, datasets.Image(decode=False))
-    return _dataset_rows(data, folders, image, captions)
+    return datasets
 
 
 def _opened(datasets: Any, name: str, split: str) -> tuple[Any, list[Path]]:
@@ -206,7 +216,7 @@ def _dataset_rows(
     stamp = str(data._fingerprint)
     for row, text in enumerate(data.select_columns(captions)):
         read = partial(_dataset_cell, data, row, image, folders)
-        yield _row(f"row {row}", text, captions, f"{stamp} {row}", read)
+        yield row_of(f"row {row}", text, captions, f"{stamp} {row}", read)
 
 
 def _dataset_cell(data: Any, row: int, image: str, folders: list[Path]) -> bytes:

@@ -47,7 +47,7 @@ class Estimate:
         training: bytes at the peak of a training step, by part; their sum is the peak.
         encoding, sampling: peak bytes while images are encoded and while sample grids are decoded (0: not known).
         validating: peak bytes while the student is measured; 0 without validation.
-        captioning: peak bytes while captions are encoded between steps; 0 where their embeddings are kept.
+        encoding_batch: peak bytes while captions, or images of a stream, are encoded for a step; 0 where none are.
         parameters: how many the teacher's network has.
         trainable: how many each player trains.
         lora_layers: how many layers the student adapts; 0 for full weights.
@@ -60,7 +60,7 @@ class Estimate:
     encoding: int
     sampling: int
     validating: int
-    captioning: int
+    encoding_batch: int
     parameters: int
     trainable: dict[str, int]
     lora_layers: int
@@ -80,7 +80,7 @@ class Estimate:
     @property
     def peak(self) -> int:
         """The most bytes that the run holds at any time."""
-        return max(sum(self.training.values()), self.encoding, self.sampling, self.validating, self.captioning)
+        return max(sum(self.training.values()), self.encoding, self.sampling, self.validating, self.encoding_batch)
 
 
 def estimate(
@@ -97,6 +97,7 @@ def estimate(
     memory_alone: bool = False,
     measuring: Measuring | None = None,
     live: bool = False,
+    stream: bool = False,
 ) -> Estimate:
     """The estimate of distilling ``pipeline`` on ``images`` cached images, with sample grids of ``prompts`` prompts.
 
@@ -104,7 +105,8 @@ def estimate(
         method: its class, and method_settings: an instance of its `Settings`.
         pairs: samples of the teacher, where the method learns from them. quantization: of the teacher's network.
         step: what a rehearsal of this step found, if there was one. memory_alone: as in `rehearse`.
-        measuring: validation during training, if there is any. live: captions are encoded in every step.
+        measuring: validation during training, if there is any.
+        live: captions are encoded in every step. stream: so are images, and none are kept.
 
     Raises:
         ValueError: a teacher that fewstep cannot distil; settings that the method or the network refuses.
@@ -119,12 +121,13 @@ def estimate(
     ]  # image encoder and reward models
     vae, texts, others = (_parts(pipeline, kind, device) for kind in ("vae", "text_encoder", ""))
     less = 0 if quantization is None else saved_bytes(pipeline.base, quantization)
-    vae_waits = device != "cpu" and not roles.helpers.look  # whether the VAE stays on the host during training
+    # whether the VAE stays on the host during training
+    vae_waits = device != "cpu" and not (roles.helpers.look or stream)
     held = {
         "the teacher's network": _size(tensors_of(pipeline.base), device) - less,
         "autoencoder": (0 if vae_waits else vae) + others + _size(of_losses, device),
         **({"text encoders": texts} if live else {}),
-        "encoded data": _size([t for part in kept for t in _on_device(part, device, live)], device),
+        "encoded data": _size([t for part in kept for t in _on_device(part, device, live) if not stream], device),
         **{_name_of(role, built): size for role, size in _own(roles, device).items()},
         "optimiser": moment_bytes(trained, settings.optimizer),
     }
@@ -138,7 +141,8 @@ def estimate(
         held["validation"] = held_between(measuring, pipeline, device)
     between = sum(held.values()) + assumed.get("CUDA context (assumed)", 0)
     waiting = vae if vae_waits else 0
-    encoding = vae_peak(pipeline, images, device, decode=False)  # runs before the optimiser exists
+    rows = settings.batch_size // settings.accumulation // distributed.count()  # of a micro-batch
+    encoding = vae_peak(pipeline, rows if stream else images, device, decode=False)  # runs before the optimiser exists
     sampling = vae_peak(pipeline, prompts, device, decode=True)
     if not memory_alone:
         sampling = max(sampling, guided_peak(pipeline, prompts, settings))
@@ -146,15 +150,14 @@ def estimate(
     if measuring is not None and not memory_alone:
         decoding = waiting + vae_peak(pipeline, measuring.count, device, decode=True)
         measured = peak_beyond(measuring, pipeline, roles, device, decoding)
-    captions = settings.batch_size // settings.accumulation // distributed.count() if live else 0
-    captioning = captions and text_peak(pipeline, captions, device)
+    encoding_batch = max(text_peak(pipeline, rows, device), encoding if stream else 0) if live else 0
     return Estimate(
         device=settings.device,
         training={**held, "gradients": gradients, "activations": activations, **assumed},
-        encoding=encoding and between - held["optimiser"] + texts + waiting + encoding,
+        encoding=0 if stream else encoding and between - held["optimiser"] + texts + waiting + encoding,
         sampling=sampling and between + waiting + sampling,
         validating=measured and between + measured,
-        captioning=captioning and between + gradients + captioning,
+        encoding_batch=encoding_batch and between + gradients + encoding_batch,
         parameters=sum(p.numel() for p in pipeline.base.parameters()),
         trainable={name: sum(p.numel() for p in tensors) for name, tensors in players.items()},
         lora_layers=len(lora_layers(roles.base)),

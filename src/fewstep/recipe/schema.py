@@ -8,7 +8,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
-from fewstep.data.find import Place, find_captions
+from fewstep.data.find import STREAMED, Place, find_captions
+from fewstep.data.remote import open_shards
 from fewstep.evaluation.figures import DECIDING
 from fewstep.methods.base import Method
 from fewstep.methods.registry import find_method
@@ -95,6 +96,14 @@ class DataConfig(Section):
         description="cached: captions are encoded once, and their embeddings kept on disk; live: captions are kept as "
         "text and encoded in every step, and the text encoders stay in memory",
     )
+    stream: bool = Field(
+        default=False,
+        description="read shards (webdataset, parquet or datasets, by path, URL or hub name) while the run trains, and "
+        "encode images and captions in every step; nothing is kept on disk",
+    )
+    shuffle_buffer: int = Field(
+        default=512, ge=1, le=LARGEST, description="images of a stream that are shuffled together and held in memory"
+    )
 
     @model_validator(mode="after")
     def _path_fits_source(self) -> DataConfig:
@@ -104,9 +113,19 @@ class DataConfig(Section):
             raise ValueError(f"data.path and 'source: {named}' go together: give both, or neither for scenes.")
         if self.aspect_buckets and self.source in ("scenes", "prompts", "teacher"):
             raise ValueError(f"data.aspect_buckets needs images of your own, not 'source: {self.source}'.")
+        if self.stream and self.source not in STREAMED:
+            raise ValueError(f"data.stream reads the sources {', '.join(STREAMED)}, not 'source: {self.source}'.")
+        for key, off in (("size", "null"), ("aspect_buckets", "false")) if self.stream else ():
+            if getattr(self, key):
+                raise ValueError(f"data.{key} does not go with data.stream: set it to {off}.")
         if self.path is None and self.size is None:
             object.__setattr__(self, "size", 4000)
         return self
+
+    @property
+    def live(self) -> bool:
+        """Whether captions are encoded in every step."""
+        return self.stream or self.text == "live"
 
     @property
     def place(self) -> Place | None:
@@ -278,6 +297,13 @@ class Recipe(Section):
         if self.teacher.quantize and (self.student.weights == "full" or self.training.fsdp):
             other = "student.weights full" if self.student.weights == "full" else "training.fsdp"
             raise ValueError(f"teacher.quantize does not go with {other}: a quantised network is frozen and whole.")
+        if data.stream and "pairs" in method.streams:
+            raise ValueError(f"data.stream does not go with {method.name}, which needs samples for all captions first.")
+        if data.stream and self.evaluate.every and (not self.evaluate.prompts or self.evaluate.reference == "data"):
+            raise ValueError(
+                "evaluate: nothing can be held out of a stream: give evaluate.prompts a file of prompts"
+                + (", and evaluate.reference the teacher or a folder." if self.evaluate.reference == "data" else ".")
+            )
         if data.aspect_buckets and "pairs" in method.streams:
             raise ValueError(f"data.aspect_buckets do not go with {method.name}, whose pairs are squares.")
         if data.aspect_buckets and "prompts" in method.streams:
@@ -295,14 +321,26 @@ class Recipe(Section):
     @property
     def lacks_data(self) -> bool:
         """Whether the file or folder of its data is not there: such a recipe can be planned, but not run."""
-        return self.place is not None and self.place.kind != "datasets" and not self.place.root.exists()
+        if self.place is None:
+            return False
+        if self.data.stream:
+            try:
+                open_shards(self.place)
+            except ValueError:
+                return True
+            return False
+        return self.place.kind != "datasets" and not self.place.root.exists()
 
     def captions(self) -> int:
         """The number of images or captions that are trained on; those of a file or folder are counted there.
 
+        Of a stream it is not known: those of one batch are held at once.
+
         Raises:
             ValueError: one sentence when they do not exist.
         """
+        if self.data.stream:
+            return self.training.batch_size
         return self.data.size or 0 if self.place is None else len(find_captions(self.place, self.data.size))
 
     def method_class(self) -> type[Method]:

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fewstep.data.cache import Share, image_latents, prompt_latents
+from fewstep.data.cache import SKIPPED, Share, image_latents, prompt_latents
 from fewstep.data.files import replace_text, text_hash
 from fewstep.data.find import captions_and_skipped, find_images
 from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.random import Rng
+from fewstep.data.remote import open_shards
 from fewstep.data.sources import Buckets, CaptionDropout, LatentSource, Prompts, Source, WithPrompts
+from fewstep.data.streamed import Counts, StreamSource
 from fewstep.models.hub import Remark
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.setup import Run
@@ -24,6 +26,7 @@ from fewstep.training import checkpoint, distributed
 from fewstep.training.progress import progress_bar
 
 LATENTS = "latents"
+_Data = LatentSource | Buckets | Prompts | StreamSource
 _VALUES = "values "
 """How fingerprints of data begin that are made of their files' hashes; former versions hashed all values together."""
 
@@ -46,7 +49,7 @@ def build_dataset(run: Run, pairs: PairSource | None, place: Path, show_progress
     of_teacher = pairs is not None and recipe.data.source == "teacher"
     before, rows = _begun_with(run), ""
     if pairs is not None and of_teacher:
-        data: LatentSource | Buckets | Prompts = pairs
+        data: _Data = pairs
     else:
         data, rows = _encoded(run, place, show_progress, before.get("rows"))
     known = {**versions(), "rows": rows, "data": _VALUES + data.checksum()}
@@ -61,10 +64,8 @@ def build_dataset(run: Run, pairs: PairSource | None, place: Path, show_progress
     return WithPairs(source, pairs) if pairs is not None and "pairs" in streams else source
 
 
-def _encoded(
-    run: Run, folder: Path, show_progress: bool, rows: str | None
-) -> tuple[LatentSource | Buckets | Prompts, str]:
-    """The recipe's images, or prompts alone, encoded now or before, and what identifies them.
+def _encoded(run: Run, folder: Path, show_progress: bool, rows: str | None) -> tuple[_Data, str]:
+    """The recipe's images, or prompts alone, encoded now or before or while it trains, and what identifies them.
 
     Each process encodes its share.
 
@@ -73,10 +74,15 @@ def _encoded(
     """
     path, data, teacher, place = folder / LATENTS, run.recipe.data, run.teacher, run.recipe.place
     share = Share(distributed.rank(), distributed.count(), distributed.wait)
-    show_progress, live = show_progress and distributed.first(), data.text == "live"
+    show_progress, live = show_progress and distributed.first(), data.live
     if place is None:
         with progress_bar(data.size or 0, 0, "encoding", show_progress) as advance:
             return scene_latents(path, teacher, data.size or 0, data.seed, advance, share, live), ""
+    if data.stream:
+        shards = open_shards(place)
+        found = _checked_rows(run, "shards", shards.names, rows)
+        counts = Counts(folder, shards.names, share.rank)
+        return StreamSource(shards, teacher, counts, data.shuffle_buffer, folder / SKIPPED, share.count), found
     if data.source == "prompts":
         prompts, skipped = captions_and_skipped(place, data.size)
         found = _checked_rows(run, "prompts", prompts, rows)
@@ -117,12 +123,14 @@ def _checked_rows(run: Run, kind: str, texts: Sequence[str], before: str | None)
     return now
 
 
-def _with_prompts(data: LatentSource | Buckets | Prompts, run: Run, of_teacher: bool) -> WithPrompts:
+def _with_prompts(data: _Data, run: Run, of_teacher: bool) -> Source:
     """The data with their captions as text, for methods that read them.
 
     Raises:
         RecipeError: images were skipped, so that captions and latents are not the same rows.
     """
+    if isinstance(data, StreamSource):
+        return data
     texts = captions(run.recipe) if of_teacher else data_captions(run.recipe)
     if isinstance(data, Buckets) or len(texts) != data.order.size:
         raise RecipeError(

@@ -79,8 +79,8 @@ def _distill(
         pairs = _claim(run, show_progress, shared=data)
         measured_on = run_prompt_set(run, show_progress) if recipe.evaluate.every else None
         source = build_dataset(run, pairs, data or files.data, show_progress)
-        live = recipe.data.text == "live"
-        run.teacher.make_room(validation_prompts(recipe), texts=live, autoencoder=bool(run.roles.helpers.look))
+        keep_vae = recipe.data.stream or bool(run.roles.helpers.look)
+        run.teacher.make_room(validation_prompts(recipe), texts=recipe.data.live, autoencoder=keep_vae)
 
         trainer = Trainer(
             run.method, run.roles, source, recipe.training,

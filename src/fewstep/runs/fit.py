@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from fewstep.data.find import find_captions
+from fewstep.data.remote import open_shards
 from fewstep.methods.base import Method
 from fewstep.methods.guidance import OFF
 from fewstep.recipe.schema import Recipe
@@ -26,6 +28,15 @@ def check_machine(recipe: Recipe) -> None:
     check_device(recipe.training.device)
     check_optimizer(recipe.training)
     check_trackers(recipe.training.trackers)
+
+
+def check_data(recipe: Recipe) -> None:
+    """Raises ValueError, one sentence, where the data that a recipe names are not there. No image is opened for it."""
+    data = recipe.data
+    if data.place is not None and data.stream:
+        open_shards(data.place)
+    elif data.place is not None:
+        find_captions(data.place, data.size)
 
 
 def check_device(name: str) -> None:

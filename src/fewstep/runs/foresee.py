@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from fewstep.checkpoints.registry import checkpoints
-from fewstep.data.find import find_captions
 from fewstep.models.families.single_file import is_single_file
 from fewstep.models.hub import DTYPES
 from fewstep.models.meta_pipeline import MetaPipeline, outline
 from fewstep.recipe.chain import Chain, Merge, Stage
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
-from fewstep.runs.fit import card_at, check_fit, check_machine, foreseen_card
+from fewstep.runs.fit import card_at, check_data, check_fit, check_machine, foreseen_card
 from fewstep.runs.measured_on import check_measured, check_networks
 from fewstep.students.card import Card
 from fewstep.students.lineage import model_behind
@@ -54,7 +53,7 @@ def missing_here(recipe: Recipe | Chain) -> list[str]:
     recipes = [recipe] if isinstance(recipe, Recipe) else [s.recipe for s in recipe.stages if s.recipe is not None]
     found = []
     for each in recipes:
-        for check in (check_machine, _check_networks, _check_data):
+        for check in (check_machine, _check_networks, check_data):
             try:
                 check(each)
             except ValueError as error:
@@ -64,11 +63,6 @@ def missing_here(recipe: Recipe | Chain) -> list[str]:
 
 def _check_networks(recipe: Recipe) -> None:
     check_networks([recipe], "meta")
-
-
-def _check_data(recipe: Recipe) -> None:
-    if recipe.data.place is not None:
-        find_captions(recipe.data.place, recipe.data.size)
 
 
 def _foreseen(
@@ -101,7 +95,7 @@ def _card(recipe: Recipe, base: Recipe, cards: Mapping[str, Card | None], elsewh
     """
     check_batch(recipe.training)
     if not (elsewhere and recipe.lacks_data):
-        _check_data(recipe)
+        check_data(recipe)
         check_measured(recipe)
     below = cards[recipe.teacher.path] if recipe.teacher.path in cards else card_at(recipe.teacher.path)
     start = None

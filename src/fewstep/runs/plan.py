@@ -144,7 +144,7 @@ def _estimate(recipe: Recipe, teacher: MetaPipeline, **known: Any) -> Estimate:
     return estimate(
         teacher, *_training(recipe),
         images, len(recipe.sample.prompts), pairs, recipe.teacher.quantize,
-        measuring=measuring, live=recipe.data.text == "live", **known,
+        measuring=measuring, live=recipe.data.live, stream=recipe.data.stream, **known,
     )  # fmt: skip
 
 
@@ -227,7 +227,7 @@ def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
         yield "student.rank", student.rank // 2
     if student.weights == "lora" and recipe.teacher.quantize is None and not settings.fsdp:
         yield "teacher.quantize", "int8"
-    if recipe.data.text == "live":
+    if recipe.data.live and not recipe.data.stream:
         yield "data.text", "cached"
     if settings.optimizer == "adamw" and settings.precision != "fp64":
         yield "training.optimizer", "adamw8bit"
@@ -306,7 +306,7 @@ def _time(planned: Plan) -> str:
     if planned.seconds is None:
         return "no step was timed here, so the duration is not known"
     about = _duration(planned.seconds)
-    encoding = f"encoding {'the captions of each step, ' if planned.recipe.data.text == 'live' else ''}the data"
+    encoding = f"encoding {'the captions of each step, ' if planned.recipe.data.live else ''}the data"
     return f"about {about} on this {planned.recipe.training.device}, without {encoding} and sample grids"
 
 
@@ -341,8 +341,8 @@ def _memory(planned: Plan, found: Estimate) -> list[str]:
     lines += [f"  {in_words(size):>9}  {name}" for name, size in found.training.items()]
     if found.encoding:
         lines.append(f"while images are encoded: {in_words(found.encoding)}")
-    if found.captioning:
-        lines.append(f"while captions are encoded, before a step: {in_words(found.captioning)}")
+    if found.encoding_batch:
+        lines.append(f"while a batch is encoded, before a step: {in_words(found.encoding_batch)}")
     if found.sampling:
         lines.append(f"while a sample grid is generated: {in_words(found.sampling)}")
     if found.validating:

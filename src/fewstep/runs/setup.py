@@ -14,14 +14,13 @@ from fewstep.checkpoints.copies import copy_of
 from fewstep.checkpoints.load import lora_start, start_weights
 from fewstep.checkpoints.registry import checkpoints
 from fewstep.data.files import text_hash
-from fewstep.data.find import find_captions
 from fewstep.methods.base import Method
 from fewstep.models.families import Teacher
 from fewstep.models.hub import DTYPES, Remark
 from fewstep.models.lora_files import is_lora, lora_file
 from fewstep.models.roles import Roles
 from fewstep.recipe.schema import Recipe
-from fewstep.runs.fit import card_at, check_fit, check_machine, foreseen_card
+from fewstep.runs.fit import card_at, check_data, check_fit, check_machine, foreseen_card
 from fewstep.runs.folder import RunFolder
 from fewstep.students.card import Card, load_card
 from fewstep.students.lineage import (
@@ -92,8 +91,7 @@ def setup(recipe: Recipe, folder: Path, earlier: Mapping[str, Path] | None = Non
     settings = recipe.training
     check_machine(recipe)
     check_batch(settings)
-    if recipe.data.place is not None:
-        find_captions(recipe.data.place, recipe.data.size)
+    check_data(recipe)
     # Earlier stages are called by name: from here on both are places.
     source = str((earlier or {}).get(recipe.teacher.path, recipe.teacher.path))
     init = None if recipe.init is None else str((earlier or {}).get(recipe.init, recipe.init))

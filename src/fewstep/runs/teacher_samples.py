@@ -62,9 +62,7 @@ class TeacherSampling:
         """The samples that ``run.recipe.pairs`` describes."""
         recipe = run.recipe
         teacher = run.roles.teacher.uncounted()
-        return cls(
-            run.teacher, teacher, recipe.pairs, captions(recipe), recipe.training.device, recipe.data.text == "live"
-        )
+        return cls(run.teacher, teacher, recipe.pairs, captions(recipe), recipe.training.device, recipe.data.live)
 
     @cached_property
     def about(self) -> dict[str, str | int | float]:

@@ -167,11 +167,17 @@ class Teacher:
         Raises:
             ValueError: the latents are not finite.
         """
+        mean, std = self.posterior(images)
+        self._check_finite(mean + std, "The autoencoder's latents of these images")
+        return mean, std
+
+    @torch.no_grad()
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode_images`, without a look at the values, for which the host would wait."""
         with self._autoencoder() as vae:
             parts = [part.to(vae.device, vae.dtype) for part in images.split(vae_batch_size(images.shape[-1]))]
             posteriors = [self.family.posterior(part) for part in parts]
         mean, std = (torch.cat(found) for found in zip(*posteriors, strict=True))
-        self._check_finite(mean + std, "The autoencoder's latents of these images")
         return mean, std
 
     @torch.no_grad()
