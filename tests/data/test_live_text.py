@@ -76,6 +76,24 @@ def test_conditions_are_those_of_kept_embeddings(family, tmp_path, monkeypatch):
     assert held.checksum() == stored.checksum() != kept.checksum()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sana", "qwen_image"])
+def test_language_models_encode_to_the_same_tokens(family, tmp_path):
+    """Their attention rounds otherwise in a batch of another size; texts of no common length are padded less."""
+    teacher = teacher_of(family)
+    kept, live = (prompt_latents(tmp_path / str(how), teacher, CAPTIONS, live=how) for how in (False, True))
+    for step in range(3):
+        mine, theirs = (source.batch(Rng(0, step, 4)).cond for source in (live, kept))
+        assert set(mine) == set(theirs)
+        for name in set(mine) - {"prompt_embeds"}:
+            assert torch.equal(mine[name], theirs[name])
+        tokens = mine["prompt_embeds"].shape[1]
+        few, many = mine["prompt_embeds"], theirs["prompt_embeds"]
+        limit = 2 * torch.finfo(few.dtype).eps
+        torch.testing.assert_close(few, many[:, :tokens], rtol=limit, atol=limit)
+        assert few.dtype == many.dtype and not many[:, tokens:].any()
+
+
 def picture(number, size):
     def read():
         data = io.BytesIO()

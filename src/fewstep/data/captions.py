@@ -1,7 +1,7 @@
 """Captions that are kept as text, and encoded when their batch is trained on, by the teacher's own text encoders.
 
 A caption of 60 letters takes 64 bytes; its embeddings take 0.3 MB for SDXL and 4.2 MB for FLUX. Batches have the same
-conditions as with kept embeddings: both are rounded to float16.
+conditions as with kept embeddings: both are rounded to `Family.text_dtype`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def split_captions(read: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[
 
 
 def null_of(teacher: Teacher, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
-    """The null condition in float16, [1, ...] each, as a file holds it; ``size`` as in `Teacher.encode_prompts`."""
+    """The null condition, [1, ...] each, as a file holds it; ``size`` as in `Teacher.encode_prompts`."""
     cond = teacher.encode_prompts([""], size=size).to(teacher.family.text_dtype)
     return {name: t for name, t in cond.flat().items() if name.startswith(NULL)}
 

@@ -61,11 +61,10 @@ def text_peak(pipeline: MetaPipeline, captions: int, device: str) -> int:
 
 def _encoding_peak(part: nn.Module, pipeline: MetaPipeline, captions: int, device: str) -> int:
     config: Any = part.config
-    # CLIP's states of all layers are kept, since families take the last but one; T5 reads longer prompts
-    clip = getattr(config, "max_position_embeddings", None)
-    ids = torch.zeros(captions, clip or pipeline.family().text_tokens, dtype=torch.int64, device="meta")
+    most, tokens = getattr(config, "max_position_embeddings", None), pipeline.family().text_tokens
+    ids = torch.zeros(captions, min(most or tokens, tokens), dtype=torch.int64, device="meta")
     tracker = MemoryTracker(device, [*tensors_of(part), ids])
     with DeviceRules(device, None), tracker:
-        found = part(ids, output_hidden_states=clip is not None)
+        found = part(ids, output_hidden_states=most is not None)  # of which families take others than T5's last
     del found
     return tracker.peak
