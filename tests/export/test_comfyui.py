@@ -15,6 +15,7 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.families.flux import Flux
 from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.qwen import QwenImage
+from fewstep.models.families.sana import Sana
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 from fewstep.models.families.zimage import ZImage
@@ -194,6 +195,11 @@ def test_a_model_with_zero_terminal_snr():
 def test_a_model_that_comfyui_does_not_know_as_it_is(family, other, match):
     assert match in setting(make_sampler("euler", num_inference_steps=4), family, "epsilon", **other)
     assert "no conversion of flow" in setting(make_sampler("euler", num_inference_steps=4), "sd15", "flow")
+
+
+def test_a_family_whose_settings_are_not_known_has_a_sentence():
+    found = comfyui(make_sampler("euler", num_inference_steps=4), Schedule.flow(3.0), "flow", Sana, {}, 1024)
+    assert not found.settings and found.remark == "No setting of ComfyUI is known here for Sana."
 
 
 @pytest.mark.parametrize("size, shift, scheduler", [

@@ -86,6 +86,27 @@ def test_an_autoencoder_without_a_posterior_has_no_deviation():
         assert mean.eq(0.25).all() and std.eq(0).all()
 
 
+class OfVideo(StableDiffusion):
+    """Latents [B, 4, 3, h, w] of so many frames."""
+
+    latent_shape = (4, 3, 8, 16)
+
+
+def test_latents_may_have_an_axis_of_frames():
+    teacher = as_teacher(build("sd15"), size=SIZE)
+    video = Teacher(teacher.denoiser, OfVideo(teacher.pipeline, SIZE), "video")
+    assert video.latent_shape == (4, 3, 8, 16) and video.image_size == 8 * video.family.down
+    assert video.family.tokens == 8 * 16
+    cond = Cond({"given": torch.ones(2)}, {"given": torch.zeros(1)})
+    denoiser, x = Denoiser(Frame(), Schedule.flow(), "flow"), torch.randn(2, *video.latent_shape)
+    assert denoiser(x, torch.tensor([0.5, 0.2]), cond, torch.tensor([2.0, 3.0])).x0.shape == x.shape
+
+
+class Frame(nn.Module):
+    def forward(self, x, t, cond):
+        return x * cond["given"].reshape(-1, 1, 1, 1, 1)
+
+
 # ---------------------------------------------------------------- guidance
 
 

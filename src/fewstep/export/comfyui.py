@@ -88,6 +88,8 @@ def comfyui(
         return _flow(name, sampler, fixed, times, _shift_node(family, fixed, scheduler, size))
     if schedule.family == "vp" and family.comfyui_betas and _has_table(family.comfyui_betas, schedule):
         return _vp(name, sampler, schedule, times, prediction)
+    if not family.comfyui_betas and not family.comfyui_shift:
+        return ComfyUI(remark=f"No setting of ComfyUI is known here for {family.title}.")
     return ComfyUI(remark=f"ComfyUI has no setting for the noise schedule of this {family.title} model.")
 
 
