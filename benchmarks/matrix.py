@@ -39,6 +39,8 @@ FLOW = (
     "sana",
     "qwen_image",
     "z_image",
+    "klein_base",
+    "flux2_dev",
 )
 """Families of `tests.models.pipelines_flow`: their five methods, and LCM with full weights."""
 CASES += [(family, method) for family in FLOW for method in (*EVERYWHERE, "lcm+full")]

@@ -18,6 +18,8 @@ from tests.rewards import taste
 FAMILIES = {name: name for name in ("sd15", "sdxl", "sd3", "flux", "sana")} | {
     "qwen": "qwen_image",
     "zimage": "z_image",
+    "klein": "klein_base",
+    "flux2": "flux2_dev",
 }
 """Families, as recipes begin, and their tiny pipelines."""
 FEW = [

@@ -16,7 +16,7 @@ from fewstep.checkpoints.load import load_checkpoint
 from fewstep.checkpoints.registry import FILE, checkpoints, find_checkpoint
 from fewstep.checkpoints.sampling import sampler_class, sampler_of, schedule_of
 from fewstep.models.families import family_named
-from tests.checkpoints.test_sampling import base_of
+from tests.checkpoints.test_sampling import base_of, mu_of
 
 ENTRIES = checkpoints()
 
@@ -119,9 +119,7 @@ def test_the_code_for_diffusers_does_what_the_entry_holds(name, monkeypatch):
         assert entry.family != "sd3"
         told["sigmas"] = np.linspace(1, 1 / n, n).tolist()  # which these pipelines hand over by themselves
     if entry.flow and scheduler.config.use_dynamic_shifting:
-        few, many = scheduler.config.base_image_seq_len, scheduler.config.max_image_seq_len
-        part = ((entry.resolution // 16) ** 2 - few) / (many - few)
-        told["mu"] = scheduler.config.base_shift + part * (scheduler.config.max_shift - scheduler.config.base_shift)
+        told["mu"] = mu_of(entry, scheduler.config, call.get("num_inference_steps", 50))
     scheduler.set_timesteps(**(told or {"num_inference_steps": call["num_inference_steps"]}))
     mine = sampler_of(entry, base_of(entry)).times(schedule_of(entry, base_of(entry)))[:-1]
     np.testing.assert_allclose(scheduler.timesteps, mine * (1000 if entry.flow else 1), atol=1e-3)
@@ -185,7 +183,7 @@ def test_what_cannot_be_sampled_here_is_refused():
             with pytest.raises(ValueError, match=f"{entry.id} cannot be sampled here, .* --code"):
                 load_checkpoint(entry)
     foreign = {entry.family for entry in ENTRIES.values() if family_named(entry.family) is None}
-    assert {"edm", "ernie-image"} <= foreign <= {"edm", "ernie-image", "flux2", "qwen-edit", "krea2"}
+    assert {"edm", "ernie-image"} <= foreign <= {"edm", "ernie-image", "qwen-edit", "krea2"}
     with pytest.raises(ValueError, match="which has no eta"):
         sampler_of(LCM, {}, eta=0.5)
     assert "no scheduler for ctm-imagenet64" in code(ENTRIES["ctm-imagenet64"])

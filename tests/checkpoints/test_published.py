@@ -23,24 +23,28 @@ ENTRIES = checkpoints()
 
 # Conditioned on the guidance scale by an embedding: LCM's w (their UNets have time_cond_proj_dim) and FLUX.1-dev's.
 EMBEDDED = {"lcm-dreamshaper-v7", "lcm-sdxl", "hyper-flux-8step", "hyper-flux-16step", "flux1-turbo-alpha",
-            "sana-sprint-1.6b", "sana-sprint-0.6b"}  # fmt: skip
+            "sana-sprint-1.6b", "sana-sprint-0.6b",
+            "flux2-dev-turbo"}  # fmt: skip
 # Networks by the model that they were made for; pipelines that are their own base by what they are.
 FAMILIES = {
     "stable-diffusion-v1-5": "sd1", "dreamshaper-7": "sd1", "stable-diffusion-2": "sd2", "SSD-1B": "sdxl",
     "Segmind-Vega": "sdxl", "stable-diffusion-xl": "sdxl", "stable-diffusion-3": "sd3", "FLUX.1": "flux",
     "PixArt": "pixart", "Qwen-Image-Edit": "qwen-edit", "Qwen-Image": "qwen",
-    "Z-Image": "zimage", "FLUX.2": "flux2", "Krea-2": "krea2",
+    "Z-Image": "zimage", "Krea-2": "krea2",
+    "FLUX.2-klein": "klein", "FLUX.2-dev": "flux2",
     "ERNIE-Image": "ernie-image", "Sana_Sprint": "sprint", "sony/ctm": "edm",
 }  # fmt: skip
 # By their licences: openrail++, mit and apache-2.0 allow it, the non-commercial ones and that of FLUX.1-dev do not.
 COMMERCIAL = {
     "lcm-lora-sd15", "lcm-lora-sdxl", "lcm-lora-ssd-1b", "lcm-dreamshaper-v7", "lcm-sdxl", "flux1-schnell",
+    "flux2-klein-4b",
     *(f"sdxl-lightning-{name}" for name in ("1step", *(f"{n}step-{k}" for n in (2, 4, 8) for k in ("unet", "lora")))),
     "z-image-turbo", *(f"z-image-fun-{n}step" for n in (2, 4, 8)),
 }  # fmt: skip
 NOT_COMMERCIAL = {
     "sdxl-turbo", "dmd2-sdxl-4step", "dmd2-sdxl-4step-lora", "dmd2-sdxl-1step", "hyper-flux-8step",
     "hyper-flux-16step",
+    "flux2-klein-9b", "flux2-dev-turbo",
 }  # fmt: skip
 
 

@@ -27,8 +27,20 @@ QWEN = {"shift": 1.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shif
 FLOW = {"shift": 3.0, "num_train_timesteps": 1000}
 BASES = {"sd1": SD, "sd2": {**SD, "prediction_type": "epsilon"}, "sdxl": SDXL, "pixart": SD, "flux": FLUX}
 BASES |= {"qwen": QWEN}
+BASES |= {"klein": FLUX, "flux2": FLUX}  # of whose schedulers the pipelines use use_dynamic_shifting alone
 SANA = checkpoints()["sana-sprint-1.6b"]
 RUNNABLE = {n: e for n, e in checkpoints().items() if sampler_class(e.scheduler) and e.scheduler != SANA.scheduler}
+
+
+def mu_of(entry, config, n):
+    """mu as diffusers' pipeline gives it to the scheduler of ``config``, for an image of the entry's size."""
+    tokens = (entry.resolution // 16) ** 2
+    if entry.family in ("klein", "flux2"):
+        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+        return compute_empirical_mu(tokens, n)
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return config.base_shift + slope * (tokens - config.base_image_seq_len)
 
 
 def base_of(entry):
@@ -52,11 +64,7 @@ def run_diffusers(entry, n, noise, noises):
             own = entry.sigmas is not None and len(entry.sigmas) == n
             given["sigmas"] = list(entry.sigmas) if own else np.linspace(1, 1 / n, n).tolist()
             if scheduler.config.use_dynamic_shifting:
-                slope = (scheduler.config.max_shift - scheduler.config.base_shift) / (
-                    scheduler.config.max_image_seq_len - scheduler.config.base_image_seq_len
-                )
-                tokens = (entry.resolution // 16) ** 2
-                given["mu"] = scheduler.config.base_shift + slope * (tokens - scheduler.config.base_image_seq_len)
+                given["mu"] = mu_of(entry, scheduler.config, n)
         elif entry.timesteps is not None:
             given["timesteps"] = list(entry.timesteps)
         else:

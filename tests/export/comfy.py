@@ -84,6 +84,25 @@ def sd3_names(depth=24):
     return {f"transformer.{name}": place for name, place in found.items()}
 
 
+def flux2_names(double=5, single=20):
+    """``transformer.<diffusers name>`` -> weight of the original FLUX.2, of which klein 4B has so many blocks.
+
+    There are no names for the modulations that all blocks share, nor for the time embedding.
+    """
+    found = {"x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear",
+             "norm_out.linear": "final_layer.adaLN_modulation.1"}  # fmt: skip
+    for i in range(double):
+        name, place = f"transformer_blocks.{i}", f"double_blocks.{i}"
+        found |= _attention(name, (f"{place}.img_attn", f"{place}.txt_attn"))
+        for mine, theirs in {"ff": "img", "ff_context": "txt"}.items():
+            found |= {f"{name}.{mine}.linear_in": f"{place}.{theirs}_mlp.0"}
+            found |= {f"{name}.{mine}.linear_out": f"{place}.{theirs}_mlp.2"}
+    for i in range(single):
+        name, place = f"single_transformer_blocks.{i}.attn", f"single_blocks.{i}"
+        found |= {f"{name}.to_qkv_mlp_proj": f"{place}.linear1", f"{name}.to_out": f"{place}.linear2"}
+    return {f"transformer.{name}": place for name, place in found.items()}
+
+
 def flux_names(double=19, single=38):
     """``transformer.<diffusers name>`` -> weight of the original FLUX."""
     found = {"x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear",

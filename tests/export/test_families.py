@@ -24,6 +24,8 @@ STUDENTS = {
     "sd3": EULER,
     "flux": replace(EULER, image_size=64, guidance_embed=2.5),
     "sana": EULER,
+    "klein_base": replace(EULER, image_size=64),
+    "flux2_dev": replace(EULER, image_size=64, guidance_embed=2.5),
     "qwen_image": replace(EULER, image_size=64, guidance_scale=2.0),
     "z_image": replace(EULER, image_size=64),
 }
@@ -77,13 +79,16 @@ def runs(tmp_path_factory):
     pytest.param("qwen_image", "diffusers", marks=pytest.mark.slow),
     pytest.param("z_image", "lora", marks=pytest.mark.slow),
     pytest.param("z_image", "diffusers", marks=pytest.mark.slow),
+    pytest.param("klein_base", "lora", marks=pytest.mark.slow),
+    pytest.param("klein_base", "diffusers", marks=pytest.mark.slow),
+    pytest.param("flux2_dev", "lora", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):
     """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""
     monkeypatch.setattr(round_trip.subprocess, "run", elsewhere)
     made = export(runs / f"{name}-run", to, tmp_path / "out")
     assert made.round_trip.gap <= 1e-5
-    assert (made.round_trip.layers >= 40) == (to in ("lora", "kohya"))
+    assert (made.round_trip.layers >= 30) == (to in ("lora", "kohya"))
     expected = fewstep.load(runs / f"{name}-run").sample(PROMPTS, output_type="latent", seed=2)
     read = fewstep.load(tmp_path / "out")
     assert gap(read.sample(PROMPTS, output_type="latent", seed=2), expected) <= 1e-5
@@ -95,6 +100,7 @@ def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewh
 @pytest.mark.parametrize("name", [
     "sd3", "flux", "sana",
     "qwen_image",
+    "klein_base",
 ])  # fmt: skip
 def test_lcm_on_a_flow_model(name, runs, elsewhere, tmp_path, monkeypatch):
     """Its fresh noises too are drawn as they are there: FLUX's for packed latents."""

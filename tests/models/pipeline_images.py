@@ -72,7 +72,7 @@ def compare(case: Case, seed: int = 0) -> Gaps:
         call["negative_prompt"] = [case.negative] * len(cond)
     if case.sigmas:
         call |= {"sigmas": [k / case.steps for k in range(case.steps, 0, -1)]}
-    theirs = case.images(pipeline(list(case.prompts), generator=torch.Generator().manual_seed(seed), **call))
+    theirs = case.images(pipeline(prompt=list(case.prompts), generator=torch.Generator().manual_seed(seed), **call))
     levels = np.asarray(pipeline.scheduler.sigmas, dtype=np.float64)
     grid = np.abs(levels - sampler.times(teacher.denoiser.schedule)).max()
     assert mine.shape == theirs.shape and mine.std() > 0.02  # an image of one colour would equal anything

@@ -9,6 +9,7 @@ import diffusers
 import pytest
 
 from fewstep.models.families.flux import Flux
+from fewstep.models.families.flux2 import Flux2, Klein
 from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.qwen import QwenImage
 from fewstep.models.families.registry import FAMILIES
@@ -27,6 +28,8 @@ PIPELINES = {
     SanaSprint: diffusers.SanaSprintPipeline,
     QwenImage: diffusers.QwenImagePipeline,
     ZImage: diffusers.ZImagePipeline,
+    Klein: diffusers.Flux2KleinPipeline,
+    Flux2: diffusers.Flux2Pipeline,
 }
 # Betas that ComfyUI takes for a model without a scheduler's config: those of latent diffusion, and of PixArt's DiT.
 BETAS = {
@@ -34,6 +37,7 @@ BETAS = {
     StableDiffusion3: None, Flux: None, PixArt: ("linear", 0.0001, 0.02), Sana: None, SanaSprint: None,
     QwenImage: None,
     ZImage: None,
+    Klein: None, Flux2: None,
 }  # fmt: skip
 # Guidance of a teacher's samples: where it is not ours, the default of diffusers' pipeline, or the one of the model's
 # card, in our convention.
@@ -41,6 +45,7 @@ GUIDANCE = {
     Sana: 4.5, SanaSprint: 4.5,
     QwenImage: 4.0,
     ZImage: 1 + 4.0,
+    Klein: 4.0, Flux2: 4.0,
 }  # fmt: skip
 # Side in pixels of one token, where it is not two latents of eight pixels.
 TOKEN = {Sana: 32, SanaSprint: 32}

@@ -16,6 +16,7 @@ NAMES = (
     "sana", "sana_sprint",
     "qwen_image",
     "z_image",
+    "klein_base", "flux2_dev",
 )  # fmt: skip
 
 

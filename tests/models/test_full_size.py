@@ -40,9 +40,23 @@ _SMALL_SANA = {
     "num_layers": 28, "num_attention_heads": 36, "num_cross_attention_heads": 16, "cross_attention_head_dim": 72,
     "cross_attention_dim": 1152,
 }  # fmt: skip
+_KLEIN = {
+    "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}  # fmt: skip
+_KLEIN_9B = {
+    **_KLEIN,
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
 NETWORKS = {  # of ../families.md's tables, from diffusers' classes
     "sana 1.6b": Full("SanaTransformer2DModel", (166, 6), 206, 48, 1.60, ((1, 4, 6, 9), 2240)),
     "sana 0.6b": Full("SanaTransformer2DModel", (230, 6), 286, 34, 0.59, ((2, 6, 9, 13), 1152), _SMALL_SANA),
+    "klein 4b": Full("Flux2Transformer2DModel", (109, 9), 104, 102, 3.88, ((2, 5, 8, 11), 3072), _KLEIN),
+    "klein 9b": Full("Flux2Transformer2DModel", (153, 9), 148, 182, 9.08, ((3, 7, 11, 15), 4096), _KLEIN_9B),
+    "flux.2-dev": Full("Flux2Transformer2DModel", (203, 11), 196, 415.5, 32.22, ((6, 13, 20, 27), 6144)),
     "sana 4.8b": Full("SanaTransformer2DModel", (486, 6), 606, 140, 4.72, ((6, 14, 21, 29), 2240), {"num_layers": 60}),
     "qwen-image": Full("QwenImageTransformer2DModel", (846, 6), 846, 592, 20.43, ((6, 14, 21, 29), 3072)),
     "z-image": Full("ZImageTransformer2DModel", (276, 6), 276, 192, 6.155, ((2, 6, 10, 14), 3840)),

@@ -40,7 +40,7 @@ from tests.mutants.methods import (
     tcd,
     turbo,
 )
-from tests.mutants.models import families, hooks, lora_files, networks, qwen, sana, zimage
+from tests.mutants.models import families, flux2, hooks, lora_files, networks, qwen, sana, zimage
 from tests.mutants.mutant import Mutant
 
 ROOMS = (
@@ -52,6 +52,7 @@ ROOMS = (
     sana,
     qwen,
     zimage,
+    flux2,
     sampling,
     data,
     rows,

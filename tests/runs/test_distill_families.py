@@ -34,6 +34,8 @@ FLOW = (
     "sana",
     "qwen_image",
     "z_image",
+    "klein_base",
+    "flux2_dev",
 )
 """Families of `tests.models.pipelines_flow`: 20 steps of five methods, and of LCM with full weights."""
 CASES += [(family, method) for family in FLOW for method in EVERYWHERE]

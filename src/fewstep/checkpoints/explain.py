@@ -83,7 +83,7 @@ def code(entry: Checkpoint) -> str:
     if entry.kind != "pipeline" or entry.scheduler_overrides:
         options = "".join(f", {key}={value!r}" for key, value in entry.scheduler_overrides.items())
         lines.append(f"pipe.scheduler = {entry.scheduler}.from_config(pipe.scheduler.config{options})")
-    lines.append(f'image = pipe("a photo of a cat", {_call(entry)}).images[0]')
+    lines.append(f'image = pipe(prompt="a photo of a cat", {_call(entry)}).images[0]')
     text = "\n".join(lines)
     names = {entry.pipeline, entry.scheduler, _family(entry).network_class} - {""}
     classes = sorted(name for name in names if name in text)

@@ -27,19 +27,27 @@ def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> Non
     one linear layer, whose bias can hold it.
 
     Raises:
-        ValueError: the student is conditioned on s, which no weights can hold.
+        ValueError: the student is conditioned on s, which no weights can hold, or on its guidance scale, and the time
+            embedding has no bias.
     """
     refuse_target_time(card)
     network: Any = teacher.denoiser.network
+    scale = card.guidance_embed if _W in tensors else None
+    first: Any = next(m for m in network.time_embedder.modules() if isinstance(m, nn.Linear))
+    if scale is not None and first.bias is None:
+        raise ValueError(
+            "This student's guidance-scale embedding cannot be fixed in its weights, for the time embedding of "
+            f"{type(teacher.family.base).__name__} has no bias: sample it with fewstep sample, or train it without "
+            "method.guidance_embed."
+        )
     mine = dict(network.named_parameters())
     if card.weights == "lora":
         merge(mine, {name: t for name, t in tensors.items() if ".lora_" in name})
     else:
         for name, weight in mine.items():
             weight.copy_(tensors[name])
-    if card.guidance_embed is not None and _W in tensors:
-        first: Any = next(m for m in network.time_embedder.modules() if isinstance(m, nn.Linear))
-        embedded = sinusoid(torch.tensor([1000 * (card.guidance_embed - 1)]), EMBED_WIDTH)
+    if scale is not None:
+        embedded = sinusoid(torch.tensor([1000 * (scale - 1)]), EMBED_WIDTH)
         first.bias += first.weight @ (tensors[_W] @ embedded[0])
 
 

@@ -219,6 +219,8 @@ def _forms_for_comfyui(to: str, card: Card, family: Family) -> str:
     if not family.comfyui_shift and not family.comfyui_betas:  # ComfyUI does not know its models
         return ""
     lora = ["--to kohya" if family.kohya_prefix else "--to lora"] if card.weights == "lora" else []
+    if not family.comfyui_networks and to != "lora":
+        return f" (ComfyUI reads {' and '.join(lora) or 'none of the exports of its full weights'}, not this one)"
     if to == "lora" and family.kohya_prefix:
         return " (ComfyUI reads --to kohya: of this file it finds a part of the layers)"
     if to == "diffusers":

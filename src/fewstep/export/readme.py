@@ -20,7 +20,7 @@ def code(to: str, base: str, file: str, family: Family, card: Card, plan: Schedu
     Args:
         file: the LoRA's name.
     """
-    here, draws = '"THIS_FOLDER"', f'image = pipe("a prompt", {call_arguments(card, plan)}).images[0]'
+    here, draws = '"THIS_FOLDER"', f'image = pipe(prompt="a prompt", {call_arguments(card, plan)}).images[0]'
     if to == "diffusers":
         return "\n".join([
             "from diffusers import DiffusionPipeline", "", f"pipe = DiffusionPipeline.from_pretrained({here})", draws,

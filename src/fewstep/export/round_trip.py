@@ -122,7 +122,7 @@ def sample_in_diffusers(request: dict[str, Any]) -> dict[str, Tensor]:
         call["negative_prompt"] = [call["negative_prompt"]] * len(request["prompts"])
     if request["size"] is not None:
         call |= {"height": request["size"], "width": request["size"]}
-    latents = pipe(list(request["prompts"]), generator=generator, output_type="latent", **call).images
+    latents = pipe(prompt=list(request["prompts"]), generator=generator, output_type="latent", **call).images
     layers = sum(hasattr(m, "lora_A") and len(m.lora_A) > 0 for m in getattr(pipe, part).modules())
     return {"latents": latents.float().cpu().contiguous(), "layers": torch.tensor(layers)}
 

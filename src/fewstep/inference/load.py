@@ -180,13 +180,15 @@ def _whole(name: str, how: dict[str, Any]) -> Model:
 def _few_step(teacher: Teacher) -> Card:
     """The card of a pipeline that is somebody's few-step student; otherwise `TEACHER`.
 
-    That shows in its scheduler, in its guidance-scale embedding, or in levels of its own.
+    That shows in its scheduler, in its guidance-scale embedding, in levels of its own, or in its settings.
     """
     config, own = dict(teacher.pipeline.scheduler.config), teacher.family.own_sigmas()
     sampler = sampler_class(str(config.get("_class_name", "")))
     if own is not None:
         name = sampler.name if sampler else TEACHER.sampler
         return replace(TEACHER, sampler=name, num_inference_steps=len(own), timesteps=own)
+    if teacher.family.few_steps is not None:
+        return replace(TEACHER, num_inference_steps=teacher.family.few_steps)
     embedded = teacher.guidance_embed if teacher.family.closes_guidance else None  # LCM's, not FLUX.1-dev's
     if sampler not in (LCMSampler, TCDSampler) and embedded is None:
         return TEACHER

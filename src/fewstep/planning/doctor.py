@@ -160,7 +160,9 @@ def _version(name: str, find: Callable[[str], str]) -> str | None:
 
 def _torchvision() -> Finding:
     if importlib.util.find_spec("torchvision") is None:
-        return Finding(OK, "torchvision is not installed, and nothing needs it")
+        return Finding(
+            OK, "torchvision is not installed: FLUX.2-dev, Qwen-Image-2.1 and Anima need it, and no other model"
+        )
     try:
         importlib.import_module("torchvision")
     except Exception as error:  # a build for another torch fails in many ways

@@ -74,6 +74,7 @@ class Family(Latents):
         comfyui_betas: kind, first and last beta of ComfyUI's table for its models; None where it has none, or none is
             known here.
         comfyui_shift: node of ComfyUI that sets the shift of a flow model; empty where none is known here.
+        comfyui_networks: whether ComfyUI reads a whole network under diffusers' names.
     """
 
     title: ClassVar[str]
@@ -98,6 +99,7 @@ class Family(Latents):
     comfyui_embeds_guidance: ClassVar[bool] = True
     comfyui_betas: ClassVar[tuple[str, float, float] | None] = None
     comfyui_shift: ClassVar[str] = ""
+    comfyui_networks: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, size: int | None = None) -> None:
         self.pipeline, self.size, self._sides = pipeline, size, None
@@ -200,6 +202,11 @@ class Family(Latents):
         """
         return Schedule.shift_of_size(config, tokens)
 
+    @property
+    def few_steps(self) -> int | None:
+        """Steps of a pipeline that says of itself that it is a few-step model, without guidance; None: it does not."""
+        return None
+
     def own_sigmas(self) -> tuple[float, ...] | None:
         """The levels that the pipeline samples at whatever number of steps it is given; None: it has none."""
         return None
@@ -274,6 +281,7 @@ class Family(Latents):
         """A sentence about prompts that no text encoder reads to their end; empty where there are none."""
         parts = ("tokenizer_3", "tokenizer_2", "tokenizer")  # the last one's encoder reads most
         tokenizer = next((t for t in (getattr(self.pipeline, part, None) for part in parts) if t is not None), None)
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # within a processor of images and text
         most = min(self.text_tokens, int(getattr(tokenizer, "model_max_length", self.text_tokens)))
         # no token is shorter than a byte, and there are at most two special ones
         longer = [text for text in prompts if len(text.encode("utf-8", "replace")) + 2 > most]

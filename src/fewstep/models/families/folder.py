@@ -9,6 +9,7 @@ import importlib
 import json
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ _LEFT_OUT = ("text_encoder_3", "tokenizer_3", *_UNUSED)
 """Parts that an index need not list; SD3's pipeline puts zeros in the place of T5."""
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",))
 _CONFIGS = {"scheduler": "scheduler_config.json"}
+_SEEING = ("PixtralProcessor", "Qwen3VLProcessor", "CosmosTransformer3DModel")
+"""Classes of parts that cannot be used without torchvision."""
 
 
 def load_folder(folder: Path, dtype: torch.dtype) -> Any:
@@ -39,6 +42,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
     listed = read_index(folder)
+    _check_torchvision(folder, listed)
     given: dict[str, Any] = {part: None for part in _left_out(folder, listed)}
     for part, (library, kind) in listed.items():
         if kind is not None and part not in given:
@@ -50,6 +54,16 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Any:
             else:
                 _check_there(folder / part, _CONFIGS.get(part, ""))
     return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **given)
+
+
+def _check_torchvision(folder: Path, listed: Mapping[str, tuple[str | None, str | None]]) -> None:
+    """Refuse a pipeline that needs torchvision where there is none, before gigabytes are read."""
+    needs = [f"{part} ({kind})" for part, (_, kind) in listed.items() if kind in _SEEING]
+    if needs and find_spec("torchvision") is None:
+        raise ModelError(
+            f"The {needs[0]} of the pipeline in {folder} needs torchvision, which is not installed: install the "
+            "release that was built for this torch."
+        )
 
 
 def downloaded(name: str) -> Path:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fewstep.models.families.family import Family, pipeline_class
 from fewstep.models.families.flux import Flux
+from fewstep.models.families.flux2 import Flux2, Klein
 from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.qwen import QwenImage
 from fewstep.models.families.sana import Sana, SanaSprint
@@ -27,6 +28,8 @@ FAMILIES: tuple[type[Family], ...] = (
     SanaSprint,
     QwenImage,
     ZImage,
+    Klein,
+    Flux2,
 )
 
 

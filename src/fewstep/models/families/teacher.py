@@ -85,8 +85,9 @@ class Teacher:
 
     @property
     def guidance_scale(self) -> float:
-        """Classifier-free guidance unless the user gives one; 1 (off) where the scale is embedded."""
-        return self.family.guidance_scale if self.guidance_embed is None else 1.0
+        """Classifier-free guidance unless the user gives one; 1 (off) of few-step models, and of an embedded scale."""
+        guided = self.guidance_embed is None and self.family.few_steps is None
+        return self.family.guidance_scale if guided else 1.0
 
     @torch.no_grad()
     def encode_prompts(
