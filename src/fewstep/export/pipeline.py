@@ -32,9 +32,9 @@ def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> Non
     """
     refuse_target_time(card)
     network: Any = teacher.denoiser.network
-    scale = card.guidance_embed if _W in tensors else None
-    first: Any = next(m for m in network.time_embedder.modules() if isinstance(m, nn.Linear))
-    if scale is not None and first.bias is None:
+    layers = network.time_embedder.modules() if card.guidance_embed is not None and _W in tensors else ()
+    first: Any = next((layer for layer in layers if isinstance(layer, nn.Linear)), None)
+    if first is not None and first.bias is None:
         raise ValueError(
             "This student's guidance-scale embedding cannot be fixed in its weights, for the time embedding of "
             f"{type(teacher.family.base).__name__} has no bias: sample it with fewstep sample, or train it without "
@@ -46,8 +46,8 @@ def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> Non
     else:
         for name, weight in mine.items():
             weight.copy_(tensors[name])
-    if scale is not None:
-        embedded = sinusoid(torch.tensor([1000 * (scale - 1)]), EMBED_WIDTH)
+    if card.guidance_embed is not None and first is not None:
+        embedded = sinusoid(torch.tensor([1000 * (card.guidance_embed - 1)]), EMBED_WIDTH)
         first.bias += first.weight @ (tensors[_W] @ embedded[0])
 
 
