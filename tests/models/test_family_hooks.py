@@ -233,7 +233,7 @@ def test_levels_of_its_own_are_the_models_default():
 def test_parts_for_prompts_alone_are_let_go():
     family = shifting(shift=2.0)
     teacher = Teacher(None, family, "shifting")
-    teacher.free_text_encoders()
+    teacher.make_room(autoencoder=True)
     assert [getattr(family.pipeline, part) for part in family.text_parts] == [None] * 4
     assert build("sd3").tokenizer is not None
 
