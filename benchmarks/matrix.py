@@ -41,6 +41,7 @@ FLOW = (
     "z_image",
     "klein_base",
     "flux2_dev",
+    "krea2",
 )
 """Families of `tests.models.pipelines_flow`: their five methods, and LCM with full weights."""
 CASES += [(family, method) for family in FLOW for method in (*EVERYWHERE, "lcm+full")]

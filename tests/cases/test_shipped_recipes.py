@@ -20,6 +20,7 @@ FAMILIES = {name: name for name in ("sd15", "sdxl", "sd3", "flux", "sana")} | {
     "zimage": "z_image",
     "klein": "klein_base",
     "flux2": "flux2_dev",
+    "krea2": "krea2",
 }
 """Families, as recipes begin, and their tiny pipelines."""
 FEW = [

@@ -183,7 +183,7 @@ def test_what_cannot_be_sampled_here_is_refused():
             with pytest.raises(ValueError, match=f"{entry.id} cannot be sampled here, .* --code"):
                 load_checkpoint(entry)
     foreign = {entry.family for entry in ENTRIES.values() if family_named(entry.family) is None}
-    assert {"edm", "ernie-image"} <= foreign <= {"edm", "ernie-image", "qwen-edit", "krea2"}
+    assert {"edm", "ernie-image"} <= foreign <= {"edm", "ernie-image", "qwen-edit"}
     with pytest.raises(ValueError, match="which has no eta"):
         sampler_of(LCM, {}, eta=0.5)
     assert "no scheduler for ctm-imagenet64" in code(ENTRIES["ctm-imagenet64"])

@@ -28,6 +28,7 @@ FLOW = {"shift": 3.0, "num_train_timesteps": 1000}
 BASES = {"sd1": SD, "sd2": {**SD, "prediction_type": "epsilon"}, "sdxl": SDXL, "pixart": SD, "flux": FLUX}
 BASES |= {"qwen": QWEN}
 BASES |= {"klein": FLUX, "flux2": FLUX}  # of whose schedulers the pipelines use use_dynamic_shifting alone
+BASES |= {"krea2": {**FLUX, "max_image_seq_len": 6400}}
 SANA = checkpoints()["sana-sprint-1.6b"]
 RUNNABLE = {n: e for n, e in checkpoints().items() if sampler_class(e.scheduler) and e.scheduler != SANA.scheduler}
 
@@ -39,6 +40,8 @@ def mu_of(entry, config, n):
         from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
         return compute_empirical_mu(tokens, n)
+    if entry.family == "krea2":  # of distilled ones, at every size
+        return 1.15
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     return config.base_shift + slope * (tokens - config.base_image_seq_len)
 

@@ -153,3 +153,20 @@ def zimage_names(layers=30, refiners=2):
         if not name.startswith("context"):  # which no time modulates
             found |= {f"{name}.adaLN_modulation.0": f"{name}.adaLN_modulation.0"}
     return {f"transformer.{name}": place for name, place in found.items()}
+
+
+def krea2_names(depth=28, fused=2):
+    """``transformer.<diffusers name>`` -> weight of the original Krea 2."""
+    found = {
+        "img_in": "first", "time_mod_proj": "tproj.1", "text_fusion.projector": "txtfusion.projector",
+        "final_layer.linear": "last.linear", "time_embed.linear_1": "tmlp.0", "time_embed.linear_2": "tmlp.2",
+        "txt_in.linear_1": "txtmlp.1", "txt_in.linear_2": "txtmlp.3",
+    }  # fmt: skip
+    stacks = {f"transformer_blocks.{i}": f"blocks.{i}" for i in range(depth)}
+    for kind in ("layerwise_blocks", "refiner_blocks"):
+        stacks |= {f"text_fusion.{kind}.{i}": f"txtfusion.{kind}.{i}" for i in range(fused)}
+    inside = {f"attn.to_{k}": f"attn.w{k}" for k in "qkv"} | {f"ff.{k}": f"mlp.{k}" for k in ("gate", "up", "down")}
+    inside |= {"attn.to_gate": "attn.gate", "attn.to_out.0": "attn.wo"}
+    for name, place in stacks.items():
+        found |= {f"{name}.{mine}": f"{place}.{theirs}" for mine, theirs in inside.items()}
+    return {f"transformer.{name}": place for name, place in found.items()}

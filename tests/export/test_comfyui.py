@@ -14,6 +14,7 @@ from fewstep.export.comfyui import comfyui, hint, usage_hint
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families.flux import Flux
 from fewstep.models.families.flux2 import Flux2, Klein
+from fewstep.models.families.krea2 import Krea2
 from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.qwen import QwenImage
 from fewstep.models.families.sana import Sana
@@ -41,6 +42,7 @@ FAMILIES = {  # class, schedule, the scheduler's config, side of the images, Com
     "flux2": (Flux2, Schedule.flow(Flux2.shift({}, 4096, {})), FLUX_SCHEDULER, 1024, "flux"),
     "pixart": (PixArt, Schedule.from_betas(np.linspace(0.0001, 0.02, 1000)), {}, 512, "pixart"),
     "zimage": (ZImage, Schedule.flow(6.0), {"shift": 6.0}, 1024, "sd3"),
+    "krea2": (Krea2, Schedule.flow(2.475), {"use_dynamic_shifting": True}, 1024, "sd3"),
 }
 
 

@@ -28,6 +28,7 @@ STUDENTS = {
     "flux2_dev": replace(EULER, image_size=64, guidance_embed=2.5),
     "qwen_image": replace(EULER, image_size=64, guidance_scale=2.0),
     "z_image": replace(EULER, image_size=64),
+    "krea2": replace(EULER, image_size=64),
 }
 LOOP = """
 import json, sys
@@ -82,6 +83,8 @@ def runs(tmp_path_factory):
     pytest.param("klein_base", "lora", marks=pytest.mark.slow),
     pytest.param("klein_base", "diffusers", marks=pytest.mark.slow),
     pytest.param("flux2_dev", "lora", marks=pytest.mark.slow),
+    pytest.param("krea2", "lora", marks=pytest.mark.slow),
+    pytest.param("krea2", "diffusers", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):
     """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""
@@ -101,6 +104,8 @@ def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewh
     "sd3", "flux", "sana",
     "qwen_image",
     "klein_base",
+    "z_image",
+    "krea2",
 ])  # fmt: skip
 def test_lcm_on_a_flow_model(name, runs, elsewhere, tmp_path, monkeypatch):
     """Its fresh noises too are drawn as they are there: FLUX's for packed latents."""

@@ -18,13 +18,24 @@ from fewstep.export.lora import ADAPTER_METADATA, kohya_layout, layers, peft_lay
 from fewstep.models.families import UNET_LORA_TARGETS
 from fewstep.models.families.flux import FluxNetwork
 from fewstep.models.families.flux2 import Flux2Network
+from fewstep.models.families.krea2 import Krea2Network
 from fewstep.models.families.qwen import QwenNetwork
 from fewstep.models.families.sd3 import SD3Network
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 from fewstep.models.families.zimage import ZImageNetwork
 from fewstep.models.lora import matching
 from fewstep.students.card import Card
-from tests.export.comfy import SD15, SDXL, flux2_names, flux_names, qwen_names, sd3_names, unet_names, zimage_names
+from tests.export.comfy import (
+    SD15,
+    SDXL,
+    flux2_names,
+    flux_names,
+    krea2_names,
+    qwen_names,
+    sd3_names,
+    unet_names,
+    zimage_names,
+)  # fmt: skip
 
 CONFIGS = {  # of the published models, as far as they shape the network
     "SD1.5": dict(
@@ -48,18 +59,21 @@ CONFIGS = {  # of the published models, as far as they shape the network
     "klein": dict(
         num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False,
     ),
+    "Krea 2": {},
 }  # fmt: skip
 CLASSES = {
     "SD3": diffusers.SD3Transformer2DModel, "FLUX": diffusers.FluxTransformer2DModel,
     "Qwen-Image": diffusers.QwenImageTransformer2DModel,
     "Z-Image": diffusers.ZImageTransformer2DModel,
     "klein": diffusers.Flux2Transformer2DModel,
+    "Krea 2": diffusers.Krea2Transformer2DModel,
 }  # fmt: skip
 TARGETS = {
     "SD3": SD3Network.lora_targets, "FLUX": FluxNetwork.lora_targets,
     "Qwen-Image": QwenNetwork.lora_targets,
     "Z-Image": ZImageNetwork.lora_targets,
     "klein": Flux2Network.lora_targets,
+    "Krea 2": Krea2Network.lora_targets,
 }  # fmt: skip
 PIPELINES = {
     "SD1.5": diffusers.StableDiffusionPipeline, "SDXL": diffusers.StableDiffusionXLPipeline,
@@ -67,6 +81,7 @@ PIPELINES = {
     "Qwen-Image": diffusers.QwenImagePipeline,
     "Z-Image": diffusers.ZImagePipeline,
     "klein": diffusers.Flux2KleinPipeline,
+    "Krea 2": diffusers.Krea2Pipeline,
 }  # fmt: skip
 PREFIX = StableDiffusion.kohya_prefix
 COUNT = {
@@ -74,12 +89,14 @@ COUNT = {
     "Qwen-Image": 846,
     "Z-Image": 276,
     "klein": 104,
+    "Krea 2": 263,
 }  # fmt: skip
 COMFY = {
     "SD1.5": lambda: unet_names(**SD15), "SDXL": lambda: unet_names(**SDXL), "SD3": sd3_names, "FLUX": flux_names,
     "Qwen-Image": qwen_names,
     "Z-Image": zimage_names,
     "klein": flux2_names,
+    "Krea 2": krea2_names,
 }  # fmt: skip
 
 

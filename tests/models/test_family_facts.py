@@ -10,6 +10,7 @@ import pytest
 
 from fewstep.models.families.flux import Flux
 from fewstep.models.families.flux2 import Flux2, Klein
+from fewstep.models.families.krea2 import Krea2
 from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.qwen import QwenImage
 from fewstep.models.families.registry import FAMILIES
@@ -30,6 +31,7 @@ PIPELINES = {
     ZImage: diffusers.ZImagePipeline,
     Klein: diffusers.Flux2KleinPipeline,
     Flux2: diffusers.Flux2Pipeline,
+    Krea2: diffusers.Krea2Pipeline,
 }
 # Betas that ComfyUI takes for a model without a scheduler's config: those of latent diffusion, and of PixArt's DiT.
 BETAS = {
@@ -38,6 +40,7 @@ BETAS = {
     QwenImage: None,
     ZImage: None,
     Klein: None, Flux2: None,
+    Krea2: None,
 }  # fmt: skip
 # Guidance of a teacher's samples: where it is not ours, the default of diffusers' pipeline, or the one of the model's
 # card, in our convention.
@@ -46,6 +49,7 @@ GUIDANCE = {
     QwenImage: 4.0,
     ZImage: 1 + 4.0,
     Klein: 4.0, Flux2: 4.0,
+    Krea2: 1 + 3.5,
 }  # fmt: skip
 # Side in pixels of one token, where it is not two latents of eight pixels.
 TOKEN = {Sana: 32, SanaSprint: 32}
@@ -60,7 +64,8 @@ def test_every_family_is_here():
 @pytest.mark.parametrize("family", PIPELINES, ids=lambda family: family.names[0])
 def test_its_parts_are_those_of_its_pipeline(family):
     hints = get_type_hints(PIPELINES[family].__init__)
-    assert family.text_encoders == tuple(name for name in hints if name.startswith("text_encoder"))
+    named = (name for name in hints if name.startswith("text_encoder") and not name.endswith("_layers"))
+    assert family.text_encoders == tuple(named)
     assert family.part in hints and hints[family.part].__name__ == family.network_class
     assert set(family.optional_encoders) <= set(family.text_encoders)
 

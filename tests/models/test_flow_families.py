@@ -17,6 +17,7 @@ NAMES = (
     "qwen_image",
     "z_image",
     "klein_base", "flux2_dev",
+    "krea2",
 )  # fmt: skip
 
 

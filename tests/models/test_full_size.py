@@ -60,6 +60,7 @@ NETWORKS = {  # of ../families.md's tables, from diffusers' classes
     "sana 4.8b": Full("SanaTransformer2DModel", (486, 6), 606, 140, 4.72, ((6, 14, 21, 29), 2240), {"num_layers": 60}),
     "qwen-image": Full("QwenImageTransformer2DModel", (846, 6), 846, 592, 20.43, ((6, 14, 21, 29), 3072)),
     "z-image": Full("ZImageTransformer2DModel", (276, 6), 276, 192, 6.155, ((2, 6, 10, 14), 3840)),
+    "krea 2": Full("Krea2Transformer2DModel", (264, 8), 263, 235, 12.82, ((2, 6, 9, 13), 6144)),
 }
 
 

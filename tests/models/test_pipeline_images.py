@@ -34,6 +34,10 @@ CASES = {
     "z-image against a negative prompt": Case("z_image", 1 + 3.5, {"guidance_scale": 3.5}, negative="blue grass"),
     "z-image": Case("z_image", 1.0, {"guidance_scale": 0.0}),
     "z-image turbo": Case("z_image_turbo", 1.0, {"guidance_scale": 0.0}),
+    "krea2 guided": Case("krea2", 1 + 3.5, {"guidance_scale": 3.5}),
+    "krea2 against a negative prompt": Case("krea2", 1 + 3.5, {"guidance_scale": 3.5}, negative="blue grass"),
+    "krea2": Case("krea2", 1.0, {"guidance_scale": 0.0}),
+    "krea2 turbo": Case("krea2_turbo", 1.0, {"guidance_scale": 0.0}),
 }
 
 

@@ -40,7 +40,7 @@ from tests.mutants.methods import (
     tcd,
     turbo,
 )
-from tests.mutants.models import families, flux2, hooks, lora_files, networks, qwen, sana, zimage
+from tests.mutants.models import families, flux2, hooks, krea2, lora_files, networks, qwen, sana, zimage
 from tests.mutants.mutant import Mutant
 
 ROOMS = (
@@ -53,6 +53,7 @@ ROOMS = (
     qwen,
     zimage,
     flux2,
+    krea2,
     sampling,
     data,
     rows,

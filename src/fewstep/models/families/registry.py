@@ -11,6 +11,7 @@ from torch import nn
 from fewstep.models.families.family import Family, pipeline_class
 from fewstep.models.families.flux import Flux
 from fewstep.models.families.flux2 import Flux2, Klein
+from fewstep.models.families.krea2 import Krea2
 from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.qwen import QwenImage
 from fewstep.models.families.sana import Sana, SanaSprint
@@ -30,6 +31,7 @@ FAMILIES: tuple[type[Family], ...] = (
     ZImage,
     Klein,
     Flux2,
+    Krea2,
 )
 
 
