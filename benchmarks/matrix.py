@@ -42,6 +42,7 @@ FLOW = (
     "klein_base",
     "flux2_dev",
     "krea2",
+    "chroma",
 )
 """Families of `tests.models.pipelines_flow`: their five methods, and LCM with full weights."""
 CASES += [(family, method) for family in FLOW for method in (*EVERYWHERE, "lcm+full")]

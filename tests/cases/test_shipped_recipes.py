@@ -21,6 +21,7 @@ FAMILIES = {name: name for name in ("sd15", "sdxl", "sd3", "flux", "sana")} | {
     "klein": "klein_base",
     "flux2": "flux2_dev",
     "krea2": "krea2",
+    "chroma": "chroma",
 }
 """Families, as recipes begin, and their tiny pipelines."""
 FEW = [

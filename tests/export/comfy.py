@@ -84,6 +84,15 @@ def sd3_names(depth=24):
     return {f"transformer.{name}": place for name, place in found.items()}
 
 
+def chroma_names(double=19, single=38):
+    """``transformer.<diffusers name>`` -> weight of the original Chroma: FLUX's, without norms and embeddings of time.
+
+    There are no names for the network of the modulations.
+    """
+    without = (".norm", "time_text_embed", ".modulation")
+    return {name: place for name, place in flux_names(double, single).items() if not any(w in name for w in without)}
+
+
 def flux2_names(double=5, single=20):
     """``transformer.<diffusers name>`` -> weight of the original FLUX.2, of which klein 4B has so many blocks.
 

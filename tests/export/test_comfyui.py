@@ -12,6 +12,7 @@ import torch
 from fewstep.diffusion.schedule import Schedule
 from fewstep.export.comfyui import comfyui, hint, usage_hint
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.families.chroma import Chroma
 from fewstep.models.families.flux import Flux
 from fewstep.models.families.flux2 import Flux2, Klein
 from fewstep.models.families.krea2 import Krea2
@@ -38,6 +39,7 @@ FAMILIES = {  # class, schedule, the scheduler's config, side of the images, Com
     "sd3": (StableDiffusion3, Schedule.flow(3.0), {"shift": 3.0}, 1024, "sd3"),
     "flux": (Flux, Schedule.flow(Schedule.shift_of_size(FLUX_SCHEDULER, 4096)), FLUX_SCHEDULER, 1024, "flux"),
     "qwen": (QwenImage, Schedule.flow(2.0008, terminal=0.02), {"use_dynamic_shifting": True}, 1024, "sd3"),
+    "chroma": (Chroma, Schedule.flow(Schedule.shift_of_size(FLUX_SCHEDULER, 4096)), FLUX_SCHEDULER, 1024, "flux"),
     "klein": (Klein, Schedule.flow(Klein.shift({}, 4096, {})), FLUX_SCHEDULER, 1024, "flux"),
     "flux2": (Flux2, Schedule.flow(Flux2.shift({}, 4096, {})), FLUX_SCHEDULER, 1024, "flux"),
     "pixart": (PixArt, Schedule.from_betas(np.linspace(0.0001, 0.02, 1000)), {}, 512, "pixart"),

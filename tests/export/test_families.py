@@ -26,6 +26,7 @@ STUDENTS = {
     "sana": EULER,
     "klein_base": replace(EULER, image_size=64),
     "flux2_dev": replace(EULER, image_size=64, guidance_embed=2.5),
+    "chroma": replace(EULER, image_size=64),
     "qwen_image": replace(EULER, image_size=64, guidance_scale=2.0),
     "z_image": replace(EULER, image_size=64),
     "krea2": replace(EULER, image_size=64),
@@ -85,6 +86,8 @@ def runs(tmp_path_factory):
     pytest.param("flux2_dev", "lora", marks=pytest.mark.slow),
     pytest.param("krea2", "lora", marks=pytest.mark.slow),
     pytest.param("krea2", "diffusers", marks=pytest.mark.slow),
+    pytest.param("chroma", "lora", marks=pytest.mark.slow),
+    pytest.param("chroma", "diffusers", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):
     """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""
@@ -106,6 +109,7 @@ def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewh
     "klein_base",
     "z_image",
     "krea2",
+    "chroma",
 ])  # fmt: skip
 def test_lcm_on_a_flow_model(name, runs, elsewhere, tmp_path, monkeypatch):
     """Its fresh noises too are drawn as they are there: FLUX's for packed latents."""

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from fewstep.export.header import modelspec, tensor_hash, write
 from fewstep.export.lora import ADAPTER_METADATA, kohya_layout, layers, peft_layout
 from fewstep.models.families import UNET_LORA_TARGETS
+from fewstep.models.families.chroma import ChromaNetwork
 from fewstep.models.families.flux import FluxNetwork
 from fewstep.models.families.flux2 import Flux2Network
 from fewstep.models.families.krea2 import Krea2Network
@@ -28,6 +29,7 @@ from fewstep.students.card import Card
 from tests.export.comfy import (
     SD15,
     SDXL,
+    chroma_names,
     flux2_names,
     flux_names,
     krea2_names,
@@ -56,6 +58,7 @@ CONFIGS = {  # of the published models, as far as they shape the network
     "FLUX": dict(guidance_embeds=True),
     "Qwen-Image": {},
     "Z-Image": {},
+    "Chroma": {},
     "klein": dict(
         num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False,
     ),
@@ -67,6 +70,7 @@ CLASSES = {
     "Z-Image": diffusers.ZImageTransformer2DModel,
     "klein": diffusers.Flux2Transformer2DModel,
     "Krea 2": diffusers.Krea2Transformer2DModel,
+    "Chroma": diffusers.ChromaTransformer2DModel,
 }  # fmt: skip
 TARGETS = {
     "SD3": SD3Network.lora_targets, "FLUX": FluxNetwork.lora_targets,
@@ -74,6 +78,7 @@ TARGETS = {
     "Z-Image": ZImageNetwork.lora_targets,
     "klein": Flux2Network.lora_targets,
     "Krea 2": Krea2Network.lora_targets,
+    "Chroma": ChromaNetwork.lora_targets,
 }  # fmt: skip
 PIPELINES = {
     "SD1.5": diffusers.StableDiffusionPipeline, "SDXL": diffusers.StableDiffusionXLPipeline,
@@ -82,6 +87,7 @@ PIPELINES = {
     "Z-Image": diffusers.ZImagePipeline,
     "klein": diffusers.Flux2KleinPipeline,
     "Krea 2": diffusers.Krea2Pipeline,
+    "Chroma": diffusers.ChromaPipeline,
 }  # fmt: skip
 PREFIX = StableDiffusion.kohya_prefix
 COUNT = {
@@ -90,6 +96,7 @@ COUNT = {
     "Z-Image": 276,
     "klein": 104,
     "Krea 2": 263,
+    "Chroma": 421,
 }  # fmt: skip
 COMFY = {
     "SD1.5": lambda: unet_names(**SD15), "SDXL": lambda: unet_names(**SDXL), "SD3": sd3_names, "FLUX": flux_names,
@@ -97,6 +104,7 @@ COMFY = {
     "Z-Image": zimage_names,
     "klein": flux2_names,
     "Krea 2": krea2_names,
+    "Chroma": chroma_names,
 }  # fmt: skip
 
 

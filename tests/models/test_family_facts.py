@@ -8,6 +8,7 @@ from typing import get_type_hints
 import diffusers
 import pytest
 
+from fewstep.models.families.chroma import Chroma
 from fewstep.models.families.flux import Flux
 from fewstep.models.families.flux2 import Flux2, Klein
 from fewstep.models.families.krea2 import Krea2
@@ -32,6 +33,7 @@ PIPELINES = {
     Klein: diffusers.Flux2KleinPipeline,
     Flux2: diffusers.Flux2Pipeline,
     Krea2: diffusers.Krea2Pipeline,
+    Chroma: diffusers.ChromaPipeline,
 }
 # Betas that ComfyUI takes for a model without a scheduler's config: those of latent diffusion, and of PixArt's DiT.
 BETAS = {
@@ -41,6 +43,7 @@ BETAS = {
     ZImage: None,
     Klein: None, Flux2: None,
     Krea2: None,
+    Chroma: None,
 }  # fmt: skip
 # Guidance of a teacher's samples: where it is not ours, the default of diffusers' pipeline, or the one of the model's
 # card, in our convention.
@@ -50,6 +53,7 @@ GUIDANCE = {
     ZImage: 1 + 4.0,
     Klein: 4.0, Flux2: 4.0,
     Krea2: 1 + 3.5,
+    Chroma: 5.0,
 }  # fmt: skip
 # Side in pixels of one token, where it is not two latents of eight pixels.
 TOKEN = {Sana: 32, SanaSprint: 32}

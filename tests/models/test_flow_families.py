@@ -18,6 +18,7 @@ NAMES = (
     "z_image",
     "klein_base", "flux2_dev",
     "krea2",
+    "chroma",
 )  # fmt: skip
 
 

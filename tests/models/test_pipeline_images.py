@@ -26,6 +26,9 @@ CASES = {
     "klein guided": Case("klein_base", 4.0, {"guidance_scale": 4.0}),
     "klein": Case("klein", 1.0, {"guidance_scale": 4.0}),  # which a distilled one ignores
     "flux2": Case("flux2_dev", 1.0),
+    "chroma guided": Case("chroma", 4.0, {"guidance_scale": 4.0}),
+    "chroma against a negative prompt": Case("chroma", 4.0, {"guidance_scale": 4.0}, negative="blue grass"),
+    "chroma": Case("chroma", 1.0, {"guidance_scale": 1.0}),
     "sana": Case("sana", 1.0, {**_SANA, "guidance_scale": 1.0}, ready=_euler, sigmas=True),
     "qwen guided": Case("qwen_image", 4.0, {"true_cfg_scale": 4.0, "negative_prompt": [" "] * 2}),
     "qwen against a negative prompt": Case("qwen_image", 2.5, {"true_cfg_scale": 2.5}, negative="blue grass"),

@@ -40,7 +40,7 @@ from tests.mutants.methods import (
     tcd,
     turbo,
 )
-from tests.mutants.models import families, flux2, hooks, krea2, lora_files, networks, qwen, sana, zimage
+from tests.mutants.models import chroma, families, flux2, hooks, krea2, lora_files, networks, qwen, sana, zimage
 from tests.mutants.mutant import Mutant
 
 ROOMS = (
@@ -54,6 +54,7 @@ ROOMS = (
     zimage,
     flux2,
     krea2,
+    chroma,
     sampling,
     data,
     rows,

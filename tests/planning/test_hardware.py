@@ -56,6 +56,7 @@ def test_a_plan_for_a_gpu_names_gpus_and_one_for_a_cpu_none():
     ("black-forest-labs/FLUX.2-klein-base-4B", 3_875_544_576, 1),
     ("black-forest-labs/FLUX.2-dev", 32_223_281_152, 1),
     ("krea/Krea-2-Raw", 12_820_073_036, 1),
+    ("lodestones/Chroma1-HD", 8_899_983_424, 1),
 ])  # fmt: skip
 @pytest.mark.slow
 def test_models_of_the_shipped_recipes_are_planned_without_a_network(name, parameters, texts, monkeypatch):

@@ -37,6 +37,7 @@ FLOW = (
     "klein_base",
     "flux2_dev",
     "krea2",
+    "chroma",
 )
 """Families of `tests.models.pipelines_flow`: 20 steps of five methods, and of LCM with full weights."""
 CASES += [(family, method) for family in FLOW for method in EVERYWHERE]

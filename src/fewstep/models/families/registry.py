@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fewstep.models.families.chroma import Chroma
 from fewstep.models.families.family import Family, pipeline_class
 from fewstep.models.families.flux import Flux
 from fewstep.models.families.flux2 import Flux2, Klein
@@ -32,6 +33,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Klein,
     Flux2,
     Krea2,
+    Chroma,
 )
 
 
