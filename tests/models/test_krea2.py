@@ -35,8 +35,8 @@ def test_guidance_counts_from_0_in_its_pipeline(teacher):
     assert teacher.family.guidance_arguments(4.5, None) == {"guidance_scale": 3.5}
 
 
-def test_the_shift_at_full_size():
-    """By the pipelines' formulas: 2.475 for 4,096 tokens, and e^1.15 where the index says is_distilled."""
+def test_what_is_distilled_says_so():
+    """Shifts by the pipelines' formulas: 2.475 for 4,096 tokens, and e^1.15 where the index says is_distilled."""
     raw, turbo = (as_teacher(build(name)) for name in ("krea2", "krea2_turbo"))
     mu = 0.5 + 0.65 * (raw.family.tokens - 256) / (6400 - 256)
     assert raw.denoiser.schedule.shift_at(4) == pytest.approx(math.exp(mu), rel=1e-12)
@@ -44,7 +44,8 @@ def test_the_shift_at_full_size():
     for size in (SIZE, None):
         schedule = as_teacher(build("krea2_turbo"), size=size).denoiser.schedule
         assert schedule.shift_at(8) == pytest.approx(math.exp(1.15), rel=1e-12)
-    assert turbo.family.settings["is_distilled"]
+    assert (raw.family.few_steps, raw.guidance_scale) == (None, 4.5)
+    assert (turbo.family.few_steps, turbo.guidance_scale) == (8, 1.0)  # which its folder is sampled by
 
 
 @torch.no_grad()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fewstep.models.families import as_teacher
+from fewstep.models.lora_files import read_lora
 from fewstep.models.quantize import quantizable
 from tests.models.pipelines import PROMPTS, SIZE, build
 
@@ -44,6 +46,23 @@ def test_the_images_tokens_are_the_first(teacher):
     assert found.shape == (2, network.width, rows, columns) and seen[0].shape[1] > rows * columns
     for row in range(rows):
         assert torch.equal(found[:, :, row].transpose(1, 2), seen[0][:, row * columns : (row + 1) * columns])
+
+
+@pytest.mark.parametrize("prefix, joint", [
+    ("lora_unet__", "_"), ("lora_unet_", "_"), ("diffusion_model.", "."), ("transformer.", "."),
+])  # fmt: skip
+def test_published_loras_are_read_by_any_of_their_names(prefix, joint, teacher, tmp_path):
+    """Two underscores: those of Z-Image-Fun-Lora-Distill, by VideoX-Fun's trainer."""
+    layers = ["layers.0.attention.to_q", "context_refiner.0.feed_forward.w1", "noise_refiner.0.attention.to_k"]
+    down, up = ("lora_down", "lora_up") if joint == "_" else ("lora_A", "lora_B")
+    file = {}
+    for layer in layers:
+        out, into = teacher.family.base.get_submodule(layer).weight.shape
+        name = prefix + layer.replace(".", joint)
+        file |= {f"{name}.{down}.weight": torch.ones(2, into), f"{name}.{up}.weight": torch.ones(out, 2)}
+    save_file(file, tmp_path / "lora.safetensors")
+    found = read_lora(teacher.family.lora_parts, tmp_path / "lora.safetensors")
+    assert {name.split(".lora_")[0] for name in found} == set(layers)
 
 
 def test_every_layer_of_its_blocks_can_be_quantised(teacher):

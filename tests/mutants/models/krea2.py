@@ -42,6 +42,12 @@ MUTANTS = [
             "test_the_images_tokens_are_the_last",
         ),
         (
+            "krea: a distilled model is sampled as a teacher of fifty steps",
+            '_DISTILLED_STEPS if self.settings.get("is_distilled") else None',
+            "None",
+            "test_what_is_distilled_says_so",
+        ),
+        (
             "krea: long prompts are said to be read to the template's end",
             "text_tokens = _TOKENS - _SUFFIX",
             "text_tokens = _TOKENS",

@@ -36,6 +36,16 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "models/lora_files/keys.py",
+        "models/test_zimage.py",
+        (
+            "z-image: published files of VideoX-Fun are of another model",
+            '("lora_unet__", "lora_unet_",',
+            '("lora_unet_",',
+            "test_published_loras_are_read_by_any_of_their_names[lora_unet__-_]",
+        ),
+    ),
+    *planted(
         "models/families/zimage.py",
         "models/test_zimage.py",
         (

@@ -29,7 +29,7 @@ _PACKED = 2
 _OWN_SIZE = 128  # side in latents: the pipeline's default, which no config holds
 _TOKENS = 512
 _SUFFIX = 5  # tokens of the chat template behind a prompt; those before it are dropped
-_DISTILLED_MU = 1.15
+_DISTILLED_MU, _DISTILLED_STEPS = 1.15, 8
 
 
 class Krea2Network(TransformerNetwork):
@@ -97,6 +97,10 @@ class Krea2(OneFrame, Family):
     @classmethod
     def shift(cls, config: Mapping[str, Any], tokens: int, settings: Mapping[str, Any]) -> Shift:
         return math.exp(_DISTILLED_MU) if settings.get("is_distilled") else super().shift(config, tokens, settings)
+
+    @property
+    def few_steps(self) -> int | None:
+        return _DISTILLED_STEPS if self.settings.get("is_distilled") else None
 
     def network(self) -> nn.Module:
         return Krea2Network(self.base)

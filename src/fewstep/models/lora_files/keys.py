@@ -47,8 +47,9 @@ _PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("clip_l_", (_FIRST,)), ("clip_h_", (_FIRST,)), ("clip_g_", (_SECOND,)), ("t5xxl_", (_T5,)), ("t5_", (_T5,)),
 )  # fmt: skip
 """How names of text encoders' layers begin: of kohya, OneTrainer, diffusers and ComfyUI; and whose they may be."""
-_NETWORK = ("lora_unet_", "lora_transformer_", "lycoris_", "model_diffusion_model_", "diffusion_model_", "unet_",
-            "transformer_", "")  # fmt: skip
+_NETWORK = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_", "model_diffusion_model_", "diffusion_model_",
+            "unet_", "transformer_", "")  # fmt: skip
+"""How names of the network's layers begin; the first is VideoX-Fun's, for a network without a name of its own."""
 _AROUND = ("base_model_model_", "text_encoders_", "module_")
 """What programs put before any of these."""
 _OLD_CLIP = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
