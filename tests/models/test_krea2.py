@@ -7,8 +7,11 @@ import math
 import pytest
 import torch
 
+from fewstep.export.publish import _forms_for_comfyui
 from fewstep.models.families import as_teacher
+from fewstep.models.families.krea2 import Krea2
 from fewstep.models.quantize import quantizable
+from fewstep.students.card import Card
 from tests.models.pipelines import PROMPTS, SIZE, build
 
 
@@ -73,6 +76,20 @@ def test_a_prompt_of_507_tokens_is_read_and_one_more_is_not(teacher):
         _, masks = build("krea2").encode_prompt([prompt])
         assert int(masks.sum()) == 512
         assert (teacher.family.cut_off([prompt]) == "") == all_read
+
+
+def test_comfyui_reads_its_loras_and_no_whole_network_under_diffusers_names(teacher):
+    """It converts networks of AuraFlow, PixArt, Z-Image, FLUX and SD3, known by names that this one lacks."""
+    marks = [
+        "joint_transformer_blocks.0.attn.add_k_proj", "pos_embed.proj", "noise_refiner.0.attention.norm_k",
+        "x_embedder", "transformer_blocks.0.attn.add_q_proj",
+    ]  # fmt: skip
+    names = {name for name, _ in teacher.family.base.named_modules()}
+    assert names.isdisjoint(marks) and not Krea2.comfyui_networks
+    card = Card("lcm", "lcm", 4, "lora", "krea2", rank=2)
+    for to in ("merged", "diffusers"):
+        assert _forms_for_comfyui(to, card, teacher.family) == " (ComfyUI reads --to lora, not this one)"
+    assert _forms_for_comfyui("lora", card, teacher.family) == ""
 
 
 def test_every_layer_of_its_blocks_can_be_quantised(teacher):

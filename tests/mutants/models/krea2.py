@@ -48,6 +48,12 @@ MUTANTS = [
             "test_what_is_distilled_says_so",
         ),
         (
+            "krea: ComfyUI is said to read the whole network",
+            "    comfyui_networks = False",
+            "    comfyui_networks = True",
+            "test_comfyui_reads_its_loras_and_no_whole_network_under_diffusers_names",
+        ),
+        (
             "krea: long prompts are said to be read to the template's end",
             "text_tokens = _TOKENS - _SUFFIX",
             "text_tokens = _TOKENS",

@@ -93,6 +93,7 @@ class Krea2(OneFrame, Family):
     text_tokens = _TOKENS - _SUFFIX
     text_dtype = torch.bfloat16
     comfyui_shift = "ModelSamplingAuraFlow"
+    comfyui_networks = False  # it knows diffusers' names of its LoRAs alone
 
     @classmethod
     def shift(cls, config: Mapping[str, Any], tokens: int, settings: Mapping[str, Any]) -> Shift:
