@@ -38,6 +38,7 @@ CASES += [(family, method) for family in ("sd15", "sd2v", "flux") for method in 
 FLOW = (
     "sana",
     "qwen_image",
+    "qwen_image21",
     "z_image",
     "klein_base",
     "flux2_dev",

@@ -17,6 +17,7 @@ from tests.rewards import taste
 
 FAMILIES = {name: name for name in ("sd15", "sdxl", "sd3", "flux", "sana")} | {
     "qwen": "qwen_image",
+    "qwen21": "qwen_image21",
     "zimage": "z_image",
     "klein": "klein_base",
     "flux2": "flux2_dev",

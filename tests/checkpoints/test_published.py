@@ -29,7 +29,7 @@ EMBEDDED = {"lcm-dreamshaper-v7", "lcm-sdxl", "hyper-flux-8step", "hyper-flux-16
 FAMILIES = {
     "stable-diffusion-v1-5": "sd1", "dreamshaper-7": "sd1", "stable-diffusion-2": "sd2", "SSD-1B": "sdxl",
     "Segmind-Vega": "sdxl", "stable-diffusion-xl": "sdxl", "stable-diffusion-3": "sd3", "FLUX.1": "flux",
-    "PixArt": "pixart", "Qwen-Image-Edit": "qwen-edit", "Qwen-Image": "qwen",
+    "PixArt": "pixart", "Qwen-Image-Edit": "qwen-edit", "Qwen-Image-2.1": "qwen21", "Qwen-Image": "qwen",
     "Z-Image": "zimage", "Krea-2": "krea2",
     "FLUX.2-klein": "klein", "FLUX.2-dev": "flux2",
     "ERNIE-Image": "ernie-image", "Sana_Sprint": "sprint", "sony/ctm": "edm",

@@ -26,7 +26,7 @@ QWEN = {"shift": 1.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shif
         "max_image_seq_len": 8192, "shift_terminal": 0.02, "time_shift_type": "exponential"}  # fmt: skip
 FLOW = {"shift": 3.0, "num_train_timesteps": 1000}
 BASES = {"sd1": SD, "sd2": {**SD, "prediction_type": "epsilon"}, "sdxl": SDXL, "pixart": SD, "flux": FLUX}
-BASES |= {"qwen": QWEN}
+BASES |= {"qwen": QWEN, "qwen21": QWEN}
 BASES |= {"klein": FLUX, "flux2": FLUX}  # of whose schedulers the pipelines use use_dynamic_shifting alone
 BASES |= {"krea2": {**FLUX, "max_image_seq_len": 6400}}
 SANA = checkpoints()["sana-sprint-1.6b"]

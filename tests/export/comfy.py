@@ -179,3 +179,13 @@ def krea2_names(depth=28, fused=2):
     for name, place in stacks.items():
         found |= {f"{name}.{mine}": f"{place}.{theirs}" for mine, theirs in inside.items()}
     return {f"transformer.{name}": place for name, place in found.items()}
+
+
+def qwen21_names(depth=32):
+    """``transformer.<diffusers name>`` -> weight of Qwen-Image-2.1, in which one matrix holds gate and projection."""
+    names = {name: name for name in [*_OUTSIDE, "modulation.1", "txt_in.in_layer", "txt_in.out_layer"]}
+    for block in (f"transformer_blocks.{i}" for i in range(depth)):
+        names |= {f"{block}.attn.{layer}": f"{block}.attn.{layer}" for layer in _ATTENTION}
+        names |= {f"{block}.img_mlp.{half}": f"{block}.img_mlp.gate_up[{half}]" for half in ("gate_layer", "proj")}
+        names[f"{block}.img_mlp.out"] = f"{block}.img_mlp.out"
+    return {f"transformer.{name}": place for name, place in names.items()}

@@ -18,6 +18,7 @@ from fewstep.models.families.flux2 import Flux2, Klein
 from fewstep.models.families.krea2 import Krea2
 from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.qwen import QwenImage
+from fewstep.models.families.qwen21 import QwenImage21
 from fewstep.models.families.sana import Sana
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
@@ -38,6 +39,7 @@ FAMILIES = {  # class, schedule, the scheduler's config, side of the images, Com
     "sdxl": (StableDiffusionXL, SD_TABLE, {}, 1024, "sd"),
     "sd3": (StableDiffusion3, Schedule.flow(3.0), {"shift": 3.0}, 1024, "sd3"),
     "flux": (Flux, Schedule.flow(Schedule.shift_of_size(FLUX_SCHEDULER, 4096)), FLUX_SCHEDULER, 1024, "flux"),
+    "qwen21": (QwenImage21, Schedule.flow(2.0008, terminal=0.02), {"use_dynamic_shifting": True}, 1024, "sd3"),
     "qwen": (QwenImage, Schedule.flow(2.0008, terminal=0.02), {"use_dynamic_shifting": True}, 1024, "sd3"),
     "chroma": (Chroma, Schedule.flow(Schedule.shift_of_size(FLUX_SCHEDULER, 4096)), FLUX_SCHEDULER, 1024, "flux"),
     "klein": (Klein, Schedule.flow(Klein.shift({}, 4096, {})), FLUX_SCHEDULER, 1024, "flux"),

@@ -30,12 +30,15 @@ STUDENTS = {
     "qwen_image": replace(EULER, image_size=64, guidance_scale=2.0),
     "z_image": replace(EULER, image_size=64),
     "krea2": replace(EULER, image_size=64),
+    "qwen_image21": replace(EULER, image_size=64),
 }
 LOOP = """
 import json, sys
 from pathlib import Path
 from safetensors.torch import save_file
 from fewstep.export.round_trip import sample_in_diffusers
+from tests.models.pipelines_texts import text_processor
+text_processor()
 for line in sys.stdin:
     request, place = line.split()
     try:
@@ -88,6 +91,8 @@ def runs(tmp_path_factory):
     pytest.param("krea2", "diffusers", marks=pytest.mark.slow),
     pytest.param("chroma", "lora", marks=pytest.mark.slow),
     pytest.param("chroma", "diffusers", marks=pytest.mark.slow),
+    pytest.param("qwen_image21", "lora", marks=pytest.mark.slow),
+    pytest.param("qwen_image21", "diffusers", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):
     """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""
@@ -110,6 +115,7 @@ def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewh
     "z_image",
     "krea2",
     "chroma",
+    "qwen_image21",
 ])  # fmt: skip
 def test_lcm_on_a_flow_model(name, runs, elsewhere, tmp_path, monkeypatch):
     """Its fresh noises too are drawn as they are there: FLUX's for packed latents."""

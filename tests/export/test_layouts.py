@@ -21,6 +21,7 @@ from fewstep.models.families.flux import FluxNetwork
 from fewstep.models.families.flux2 import Flux2Network
 from fewstep.models.families.krea2 import Krea2Network
 from fewstep.models.families.qwen import QwenNetwork
+from fewstep.models.families.qwen21 import Qwen21Network
 from fewstep.models.families.sd3 import SD3Network
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 from fewstep.models.families.zimage import ZImageNetwork
@@ -33,6 +34,7 @@ from tests.export.comfy import (
     flux2_names,
     flux_names,
     krea2_names,
+    qwen21_names,
     qwen_names,
     sd3_names,
     unet_names,
@@ -57,6 +59,7 @@ CONFIGS = {  # of the published models, as far as they shape the network
     ),
     "FLUX": dict(guidance_embeds=True),
     "Qwen-Image": {},
+    "Qwen-Image-2.1": {},
     "Z-Image": {},
     "Chroma": {},
     "klein": dict(
@@ -67,6 +70,7 @@ CONFIGS = {  # of the published models, as far as they shape the network
 CLASSES = {
     "SD3": diffusers.SD3Transformer2DModel, "FLUX": diffusers.FluxTransformer2DModel,
     "Qwen-Image": diffusers.QwenImageTransformer2DModel,
+    "Qwen-Image-2.1": diffusers.QwenImage21Transformer2DModel,
     "Z-Image": diffusers.ZImageTransformer2DModel,
     "klein": diffusers.Flux2Transformer2DModel,
     "Krea 2": diffusers.Krea2Transformer2DModel,
@@ -75,6 +79,7 @@ CLASSES = {
 TARGETS = {
     "SD3": SD3Network.lora_targets, "FLUX": FluxNetwork.lora_targets,
     "Qwen-Image": QwenNetwork.lora_targets,
+    "Qwen-Image-2.1": Qwen21Network.lora_targets,
     "Z-Image": ZImageNetwork.lora_targets,
     "klein": Flux2Network.lora_targets,
     "Krea 2": Krea2Network.lora_targets,
@@ -84,6 +89,7 @@ PIPELINES = {
     "SD1.5": diffusers.StableDiffusionPipeline, "SDXL": diffusers.StableDiffusionXLPipeline,
     "SD3": diffusers.StableDiffusion3Pipeline, "FLUX": diffusers.FluxPipeline,
     "Qwen-Image": diffusers.QwenImagePipeline,
+    "Qwen-Image-2.1": diffusers.QwenImage21Pipeline,
     "Z-Image": diffusers.ZImagePipeline,
     "klein": diffusers.Flux2KleinPipeline,
     "Krea 2": diffusers.Krea2Pipeline,
@@ -93,6 +99,7 @@ PREFIX = StableDiffusion.kohya_prefix
 COUNT = {
     "SD1.5": 278, "SDXL": 788, "SD3": 340, "FLUX": 504,
     "Qwen-Image": 846,
+    "Qwen-Image-2.1": 232,
     "Z-Image": 276,
     "klein": 104,
     "Krea 2": 263,
@@ -101,6 +108,7 @@ COUNT = {
 COMFY = {
     "SD1.5": lambda: unet_names(**SD15), "SDXL": lambda: unet_names(**SDXL), "SD3": sd3_names, "FLUX": flux_names,
     "Qwen-Image": qwen_names,
+    "Qwen-Image-2.1": qwen21_names,
     "Z-Image": zimage_names,
     "klein": flux2_names,
     "Krea 2": krea2_names,

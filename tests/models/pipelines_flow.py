@@ -93,7 +93,7 @@ def qwen_image21(sample_sigmas=None):
         in_channels=4, out_channels=4, num_layers=4, context_in_dim=16, axes_dims_rope=(4, 6, 6), **_HEADS
     )
     return QwenImage21Pipeline(
-        transformer=network, vae=vaes.with_alpha(), text_encoder=encoder, processor=texts.TextProcessor(reader),
+        transformer=network, vae=vaes.with_alpha(), text_encoder=encoder, processor=texts.text_processor()(reader),
         scheduler=euler(**({} if sample_sigmas else _STRETCHED)), sample_sigmas=sample_sigmas,
     )  # fmt: skip
 

@@ -1,10 +1,13 @@
 """Tiny text encoders of language models with their tokenizers, for pipelines that read prompts by such models.
 
 Some of diffusers' pipelines take a processor of images and text, which wants torchvision: of text alone it is a
-tokenizer with a chat template, so the tokenizer (FLUX.2-dev) or `TextProcessor` (Qwen-Image-2.1) stands for it.
+tokenizer with a chat template, so the tokenizer (FLUX.2-dev) or `text_processor` (Qwen-Image-2.1) stands for it.
 """
 
 from __future__ import annotations
+
+import sys
+from functools import cache
 
 WORDS = (
     "a", "an", "red", "blue", "green", "circle", "square", "on", "grass", "system", "user", "assistant", "describe",
@@ -56,18 +59,31 @@ def tokenizer(length, side="right", ends_with=""):
     )  # fmt: skip
 
 
-class TextProcessor:
-    """A processor of images and text to which no image is given."""
+@cache
+def text_processor():
+    """The class that stands for transformers.Qwen3VLProcessor, in whose place it is put: of text alone, saved as it."""
+    import diffusers
+    import transformers
 
-    def __init__(self, reader):
-        self.tokenizer = reader
+    from fewstep.models.families import folder
 
-    def __call__(self, text, images=None, **more):
-        assert images is None
-        return self.tokenizer(text, **more)
+    folder.find_spec = lambda name: name  # it needs no torchvision, without which the real one is refused
+    assert diffusers.QwenImage21Pipeline  # whose import would put the real one back
 
-    def apply_chat_template(self, messages, **more):
-        return [self.tokenizer.apply_chat_template(messages, **{"tokenize": True, "return_dict": False, **more})]
+    class Qwen3VLProcessor(transformers.ProcessorMixin):
+        def __init__(self, tokenizer=None, chat_template=None):
+            super().__init__(tokenizer, chat_template=chat_template)
+
+        def __call__(self, text, images=None, **more):
+            assert images is None
+            return self.tokenizer(text, **more)
+
+        def apply_chat_template(self, messages, **more):
+            return [self.tokenizer.apply_chat_template(messages, **{"tokenize": True, "return_dict": False, **more})]
+
+    Qwen3VLProcessor.__module__ = "transformers"
+    sys.modules["transformers"].Qwen3VLProcessor = Qwen3VLProcessor  # what stands there by now
+    return Qwen3VLProcessor
 
 
 def _sizes(reader, width, layers):

@@ -14,6 +14,7 @@ from fewstep.models.families.flux2 import Flux2, Klein
 from fewstep.models.families.krea2 import Krea2
 from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.qwen import QwenImage
+from fewstep.models.families.qwen21 import QwenImage21
 from fewstep.models.families.registry import FAMILIES
 from fewstep.models.families.sana import Sana, SanaSprint
 from fewstep.models.families.sd3 import StableDiffusion3
@@ -34,6 +35,7 @@ PIPELINES = {
     Flux2: diffusers.Flux2Pipeline,
     Krea2: diffusers.Krea2Pipeline,
     Chroma: diffusers.ChromaPipeline,
+    QwenImage21: diffusers.QwenImage21Pipeline,
 }
 # Betas that ComfyUI takes for a model without a scheduler's config: those of latent diffusion, and of PixArt's DiT.
 BETAS = {
@@ -44,6 +46,7 @@ BETAS = {
     Klein: None, Flux2: None,
     Krea2: None,
     Chroma: None,
+    QwenImage21: None,
 }  # fmt: skip
 # Guidance of a teacher's samples: where it is not ours, the default of diffusers' pipeline, or the one of the model's
 # card, in our convention.
@@ -54,6 +57,7 @@ GUIDANCE = {
     Klein: 4.0, Flux2: 4.0,
     Krea2: 1 + 3.5,
     Chroma: 5.0,
+    QwenImage21: 1.0,
 }  # fmt: skip
 # Side in pixels of one token, where it is not two latents of eight pixels.
 TOKEN = {Sana: 32, SanaSprint: 32}

@@ -19,6 +19,7 @@ NAMES = (
     "klein_base", "flux2_dev",
     "krea2",
     "chroma",
+    "qwen_image21",
 )  # fmt: skip
 
 
@@ -34,7 +35,8 @@ def test_features_are_those_of_the_whole_forward(name):
     teacher, x, t, cond = asked(name)
     network, seen = teacher.denoiser.network, {}
     blocks = network._blocks()
-    handles = [b.register_forward_hook(lambda m, a, o, i=i: seen.update({i: o})) for i, b in enumerate(blocks)]
+    watch = lambda i: lambda module, args, output: seen.setdefault(i, []).append(output)  # noqa: E731
+    handles = [block.register_forward_hook(watch(i)) for i, block in enumerate(blocks)]
     with torch.no_grad():
         network(x, t, cond)
         whole = dict(seen)
@@ -47,8 +49,9 @@ def test_features_are_those_of_the_whole_forward(name):
     rows, columns = (side // network.patch_size for side in x.shape[-2:])
     for number, tap, channels in zip(numbers, features, network.tap_channels.values(), strict=True):
         assert tap.shape == (2, channels, rows, columns) and tap.std() > 0
-        tokens = whole[number][network.place] if isinstance(whole[number], tuple) else whole[number]
-        maps = network.image_tokens(tokens, rows * columns).transpose(1, 2).unflatten(2, (rows, columns))
+        calls = [output[network.place] if isinstance(output, tuple) else output for output in whole[number]]
+        tokens = torch.cat([network.image_tokens(output, rows * columns) for output in calls])
+        maps = tokens.transpose(1, 2).unflatten(2, (rows, columns))
         assert torch.equal(tap, maps)
 
 

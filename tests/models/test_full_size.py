@@ -59,6 +59,7 @@ NETWORKS = {  # of ../families.md's tables, from diffusers' classes
     "flux.2-dev": Full("Flux2Transformer2DModel", (203, 11), 196, 415.5, 32.22, ((6, 13, 20, 27), 6144)),
     "chroma": Full("ChromaTransformer2DModel", (433, 5), 421, 270, 8.90, ((6, 13, 20, 27), 3072)),
     "sana 4.8b": Full("SanaTransformer2DModel", (486, 6), 606, 140, 4.72, ((6, 14, 21, 29), 2240), {"num_layers": 60}),
+    "qwen-image 2.1": Full("QwenImage21Transformer2DModel", (232, 8), 232, 172, 7.12, ((3, 7, 11, 15), 4096)),
     "qwen-image": Full("QwenImageTransformer2DModel", (846, 6), 846, 592, 20.43, ((6, 14, 21, 29), 3072)),
     "z-image": Full("ZImageTransformer2DModel", (276, 6), 276, 192, 6.155, ((2, 6, 10, 14), 3840)),
     "krea 2": Full("Krea2Transformer2DModel", (264, 8), 263, 235, 12.82, ((2, 6, 9, 13), 6144)),

@@ -17,6 +17,11 @@ def _euler(pipeline):
     pipeline.register_modules(scheduler=euler(shift=3.0))
 
 
+def _opaque(found):
+    """The three colours of Qwen-Image-2.1's four channels."""
+    return found.images[:, :3]
+
+
 _SANA = {"use_resolution_binning": False}
 CASES = {
     "sana against a negative prompt": Case(
@@ -41,6 +46,13 @@ CASES = {
     "krea2 against a negative prompt": Case("krea2", 1 + 3.5, {"guidance_scale": 3.5}, negative="blue grass"),
     "krea2": Case("krea2", 1.0, {"guidance_scale": 0.0}),
     "krea2 turbo": Case("krea2_turbo", 1.0, {"guidance_scale": 0.0}),
+    "qwen21 guided": Case(
+        "qwen_image21", 3.0, {"true_cfg_scale": 3.0}, prompts=PROMPTS[1:], negative="blue grass", images=_opaque
+    ),
+    "qwen21": Case("qwen_image21", 1.0, prompts=PROMPTS[:1], images=_opaque),
+    "qwen21 of two texts of one length": Case(
+        "qwen_image21", prompts=("a red circle", "a blue square"), images=_opaque
+    ),
 }
 
 

@@ -40,7 +40,7 @@ from tests.mutants.methods import (
     tcd,
     turbo,
 )
-from tests.mutants.models import chroma, families, flux2, hooks, krea2, lora_files, networks, qwen, sana, zimage
+from tests.mutants.models import chroma, families, flux2, hooks, krea2, lora_files, networks, qwen, qwen21, sana, zimage
 from tests.mutants.mutant import Mutant
 
 ROOMS = (
@@ -51,6 +51,7 @@ ROOMS = (
     hooks,
     sana,
     qwen,
+    qwen21,
     zimage,
     flux2,
     krea2,

@@ -52,6 +52,7 @@ def test_a_plan_for_a_gpu_names_gpus_and_one_for_a_cpu_none():
     ("black-forest-labs/FLUX.1-dev", 11_901_408_320, 2),
     ("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers", 1_604_462_752, 1),
     ("Qwen/Qwen-Image", 20_430_401_088, 1),
+    ("Qwen/Qwen-Image-2.1", 7_115_124_736, 1),
     ("Tongyi-MAI/Z-Image", 6_154_908_736, 1),
     ("black-forest-labs/FLUX.2-klein-base-4B", 3_875_544_576, 1),
     ("black-forest-labs/FLUX.2-dev", 32_223_281_152, 1),
@@ -67,7 +68,7 @@ def test_models_of_the_shipped_recipes_are_planned_without_a_network(name, param
     sketch = outline(name)
     assert sum(p.numel() for p in sketch.base.parameters()) == parameters
     kl4, kl16, deep = 83_653_863, 83_819_683, 312_250_275
-    video, squares = 126_892_531, 84_046_115
-    assert sum(p.numel() for p in sketch.parts["vae"].parameters()) in (kl4, kl16, deep, video, squares)
+    video, squares, rgba = 126_892_531, 84_046_115, 337_740_404
+    assert sum(p.numel() for p in sketch.parts["vae"].parameters()) in (kl4, kl16, deep, video, squares, rgba)
     assert sum(part.startswith("text_encoder") for part in sketch.parts) == texts
     assert any(name in path.read_text(encoding="utf-8") for path in shipped_recipes().values())

@@ -38,6 +38,7 @@ FLOW = (
     "flux2_dev",
     "krea2",
     "chroma",
+    "qwen_image21",
 )
 """Families of `tests.models.pipelines_flow`: 20 steps of five methods, and of LCM with full weights."""
 CASES += [(family, method) for family in FLOW for method in EVERYWHERE]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _KINDS = {
     "lora": "a LoRA",
     "lora-peft": "a LoRA in peft's own folder",
+    "lora-heads": "a LoRA with a head for each step",
     "unet": "all weights of a network",
     "pipeline": "a whole pipeline",
     "unet-edm": "all weights of an EDM network",

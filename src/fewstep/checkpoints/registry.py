@@ -20,7 +20,8 @@ class Checkpoint:
         id: the name users type. method: the method that trained it.
         repo, file: where it is on the hub; ``file`` is empty for a whole pipeline, or where it is not known.
         base: the model it was made for, empty if it has none. family: that model's (`Family.names`).
-        kind: "lora", "lora-peft" (peft's own folder), "unet" (all weights of the network), "pipeline", or "unet-edm".
+        kind: "lora", "lora-peft" (peft's own folder), "lora-heads" (with a head for each step), "unet" (all weights of
+            the network), "pipeline", or "unet-edm".
         scheduler: class in diffusers, empty where diffusers has none; scheduler_overrides: on top of the base's config.
         steps: numbers of steps it is known to work with; default_steps: one of them. steps_exact: no others work.
         timesteps, sigmas: its own instead of a spaced grid; sigmas are those before the shift.
@@ -40,7 +41,7 @@ class Checkpoint:
     file: str
     base: str
     family: str
-    kind: Literal["lora", "lora-peft", "unet", "pipeline", "unet-edm"]
+    kind: Literal["lora", "lora-peft", "lora-heads", "unet", "pipeline", "unet-edm"]
     scheduler: str
     steps: tuple[int, ...]
     default_steps: int

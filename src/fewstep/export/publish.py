@@ -160,12 +160,17 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
         needed = {key: value for key, value in given.items() if key not in usual or value != usual[key].default}
         plan = replace(plan, call={**plan.call, **needed})
     plan = replace(plan, call={**plan.call, **family.size_arguments()})
+    if to == "diffusers":
+        family.forget_sampling()
+    elif family.own_sigmas() and "sigmas" not in plan.call:  # the base's pipeline would take its own
+        n = card.num_inference_steps
+        plan = replace(plan, call={**plan.call, "sigmas": [(n - k) / n for k in range(n)]})
     is_lora, elsewhere = to in ("lora", "kohya"), _forms_for_comfyui(to, card, family)
     hint = usage_hint(card, teacher, sampler_of(card), prediction) + elsewhere
     header = modelspec(card, family, title, teacher.image_size, prediction, hint, base, is_lora)
     request = Request(
-        str(shipped(base) or base), family.part, card.num_inference_steps, PROMPTS, call=plan.call, device=device,
-        size=teacher.size,
+        str(shipped(base) or base), family.part, card.num_inference_steps, _prompts(family), call=plan.call,
+        device=device, size=teacher.size,
     )  # fmt: skip
     file = ""
     if is_lora:
@@ -228,14 +233,20 @@ def _forms_for_comfyui(to: str, card: Card, family: Family) -> str:
     return ""
 
 
+def _prompts(family: Family) -> tuple[str, ...]:
+    """Those that an export is tried with."""
+    return PROMPTS[:1] if family.mixes_texts else PROMPTS
+
+
 def _latents(teacher: Teacher, source: Path, card: Card) -> Tensor:
-    """The latents of `fewstep sample` for `PROMPTS` from seed 0, in the pipeline's form."""
+    """The latents of `fewstep sample` for `_prompts` from seed 0, in the pipeline's form."""
     generator = torch.Generator().manual_seed(0)
     student = load_student(teacher, source, card)
-    noise = torch.randn(len(PROMPTS), *teacher.latent_shape, generator=generator)
+    prompts = _prompts(teacher.family)
+    noise = torch.randn(len(prompts), *teacher.latent_shape, generator=generator)
     like = next(teacher.family.base.parameters())
     run = sample(
-        student, sampler_of(card), noise.to(like.device), teacher.encode_prompts(list(PROMPTS)), card.guidance_scale,
+        student, sampler_of(card), noise.to(like.device), teacher.encode_prompts(list(prompts)), card.guidance_scale,
         guidance_embed=card.guidance_embed, generator=generator,
     )  # fmt: skip
     return teacher.family.output_latents(run.x0).cpu()

@@ -184,8 +184,8 @@ def _empty(network: nn.Module, device: str) -> None:
 def allocate(network: nn.Module, device: str) -> nn.Module:
     """``network`` on ``device``, without values in its weights.
 
-    Tables that a network keeps as plain attributes (the angles of Qwen-Image's rotary embedding), which PyTorch's
-    ``to_empty`` leaves on the meta device, become ones.
+    Buffers become ones; so do tables that a network keeps as plain attributes (the angles of Qwen-Image's rotary
+    embedding), which PyTorch's ``to_empty`` leaves on the meta device.
     """
 
     def table(value: Any) -> Any:
@@ -195,6 +195,8 @@ def allocate(network: nn.Module, device: str) -> nn.Module:
         return torch.ones_like(value, device=device) if absent else value
 
     network.to_empty(device=device)
+    for buffer in network.buffers():
+        buffer.fill_(1)
     for module in network.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor | list):

@@ -63,6 +63,7 @@ class Family(Latents):
         pixels_per_token: area of one image token in pixels; the shift of a flow schedule may depend on the tokens.
         any_scheduler: config of a scheduler for a network that comes without one.
         passes_sigmas: whether its pipeline passes the levels n/n, ..., 1/n to the scheduler by itself.
+        mixes_texts: whether texts of unequal lengths change each other's images in its pipeline.
         flow_schedulers: whether diffusers has few-step schedulers of flow models that work in its pipeline.
         closes_guidance: whether its pipeline runs without guidance, whatever scale it is given, when the network has
             a guidance-scale embedding.
@@ -90,6 +91,7 @@ class Family(Latents):
     pixels_per_token: ClassVar[int] = 16 * 16  # an autoencoder with 8 x 8 pixels a latent, and patches of 2 x 2
     any_scheduler: ClassVar[Mapping[str, Any]] = {"shift": 1.0}
     passes_sigmas: ClassVar[bool] = False
+    mixes_texts: ClassVar[bool] = False
     flow_schedulers: ClassVar[bool] = True
     closes_guidance: ClassVar[bool] = False
     text_tokens: int = CLIP_TOKENS
@@ -104,7 +106,7 @@ class Family(Latents):
     def __init__(self, pipeline: Any, size: int | None = None) -> None:
         self.pipeline, self.size, self._sides = pipeline, size, None
         self._check()
-        step = self.down * self.patch
+        step = self.side_step
         if size is not None and (size < step or size % step):
             raise ValueError(f"teacher.size must be a multiple of {step} pixels for this model, not {size}.")
 
@@ -210,6 +212,9 @@ class Family(Latents):
     def own_sigmas(self) -> tuple[float, ...] | None:
         """The levels that the pipeline samples at whatever number of steps it is given; None: it has none."""
         return None
+
+    def forget_sampling(self) -> None:
+        """Take from the pipeline what it says of its own sampling (`own_sigmas`), before a student is saved in it."""
 
     def prediction_type(self, schedule: Schedule) -> str:
         return "flow" if schedule.family == "flow" else str(self._scheduler().get("prediction_type", "epsilon"))

@@ -124,7 +124,7 @@ class Latents:
         Raises:
             ValueError: the network has no such size.
         """
-        step, found = self.down * self.patch, copy.copy(self)
+        step, found = self.side_step, copy.copy(self)
         if height % step or width % step or not height or not width:
             raise ValueError(
                 f"height and width must be multiples of {step} pixels for this model, not {height} and {width}."
@@ -133,9 +133,14 @@ class Latents:
         return found
 
     @property
+    def side_step(self) -> int:
+        """The sides of images must be multiples of so many pixels."""
+        return self.down * self.patch
+
+    @property
     def multiple(self) -> int:
         """The sides of images should be multiples of so many pixels."""
-        return self.down * self.patch
+        return self.side_step
 
     @property
     def smallest(self) -> int:

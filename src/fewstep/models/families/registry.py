@@ -15,6 +15,7 @@ from fewstep.models.families.flux2 import Flux2, Klein
 from fewstep.models.families.krea2 import Krea2
 from fewstep.models.families.pixart import PixArt
 from fewstep.models.families.qwen import QwenImage
+from fewstep.models.families.qwen21 import QwenImage21
 from fewstep.models.families.sana import Sana, SanaSprint
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
@@ -34,6 +35,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Flux2,
     Krea2,
     Chroma,
+    QwenImage21,
 )
 
 
