@@ -65,7 +65,7 @@ def theirs(kind, name, scheduler=None, seed=0, **call):
     pipe.set_progress_bar_config(disable=True)
     call = {"guidance_scale": 1.0, "num_inference_steps": 4, **call}
     generator = torch.Generator().manual_seed(seed)
-    drawn = pipe(PROMPTS, generator=generator, output_type="latent", **call).images
+    drawn = pipe(list(PROMPTS), generator=generator, output_type="latent", **call).images
     return pipe._unpack_latents(drawn, SIZE, SIZE, pipe.vae_scale_factor) if drawn.ndim == 3 else drawn
 
 
@@ -74,11 +74,13 @@ IMG2IMG = {
     "sdxl": ("StableDiffusionXLImg2ImgPipeline", ("EulerDiscreteScheduler", TRAILING), {}, "euler"),
     "sd3": ("StableDiffusion3Img2ImgPipeline", None, {"sigmas": SIGMAS}, "euler"),
     "flux": ("FluxImg2ImgPipeline", None, {"height": SIZE, "width": SIZE, "guidance_scale": 3.5}, "euler"),
+    "z_image": ("ZImageImg2ImgPipeline", None, {"height": SIZE, "width": SIZE, "guidance_scale": 0.0}, "euler"),
 }
 
 
 @pytest.mark.parametrize("name, strength", [
     ("sd15", 0.6), ("sd15", 1.0), ("sdxl", 0.75), ("sd3", 0.6), ("flux", 0.75),
+    ("z_image", 0.75), ("z_image", 0.6),
 ])  # fmt: skip
 def test_img2img_is_diffusers_own(name, strength):
     kind, scheduler, call, sampler = IMG2IMG[name]
