@@ -31,6 +31,7 @@ STUDENTS = {
     "z_image": replace(EULER, image_size=64),
     "krea2": replace(EULER, image_size=64),
     "qwen_image21": replace(EULER, image_size=64),
+    "qwen_image21_turbo": replace(EULER, image_size=64),
 }
 LOOP = """
 import json, sys
@@ -93,6 +94,8 @@ def runs(tmp_path_factory):
     pytest.param("chroma", "diffusers", marks=pytest.mark.slow),
     pytest.param("qwen_image21", "lora", marks=pytest.mark.slow),
     pytest.param("qwen_image21", "diffusers", marks=pytest.mark.slow),
+    pytest.param("qwen_image21_turbo", "lora", marks=pytest.mark.slow),
+    pytest.param("qwen_image21_turbo", "diffusers", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewhere, tmp_path, monkeypatch):
     """Within 1e-5 in float32; `fewstep.load` reads it back too, and it is not the teacher's picture."""
