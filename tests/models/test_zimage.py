@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from fewstep.models.families import as_teacher
+from fewstep.models.families.zimage import ZImage
 from fewstep.models.lora_files import read_lora
 from fewstep.models.quantize import quantizable
 from tests.models.pipelines import PROMPTS, SIZE, build
@@ -63,6 +66,13 @@ def test_published_loras_are_read_by_any_of_their_names(prefix, joint, teacher, 
     save_file(file, tmp_path / "lora.safetensors")
     found = read_lora(teacher.family.lora_parts, tmp_path / "lora.safetensors")
     assert {name.split(".lora_")[0] for name in found} == set(layers)
+
+
+def test_networks_that_take_images_too_are_refused(teacher):
+    network = SimpleNamespace(config=SimpleNamespace(**{**teacher.family.base.config, "siglip_feat_dim": 1152}))
+    parts = {**teacher.pipeline.components, "transformer": network}
+    with pytest.raises(ValueError, match=r"take images beside the prompt \(Omni, Edit\) are not supported"):
+        ZImage(SimpleNamespace(**parts), SIZE)
 
 
 def test_every_layer_of_its_blocks_can_be_quantised(teacher):

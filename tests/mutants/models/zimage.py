@@ -60,5 +60,11 @@ MUTANTS = [
             "return tokens[:, -count:]",
             "test_the_images_tokens_are_the_first",
         ),
+        (
+            "z-image: a network that takes images too is a teacher",
+            "if self.base.config.siglip_feat_dim is not None:",
+            "if False:",
+            "test_networks_that_take_images_too_are_refused",
+        ),
     ),
 ]

@@ -77,6 +77,14 @@ class ZImage(Family):
     text_dtype = torch.bfloat16
     comfyui_shift = "ModelSamplingAuraFlow"
 
+    def _check(self) -> None:
+        if self.base.config.siglip_feat_dim is not None:  # its sequences begin with the text
+            raise ValueError(
+                "Z-Image models that take images beside the prompt (Omni, Edit) are not supported as teachers: use "
+                "Z-Image itself."
+            )
+        super()._check()
+
     def network(self) -> nn.Module:
         return ZImageNetwork(self.base)
 
