@@ -17,7 +17,7 @@ from fewstep.models.families.flux import Flux
 from fewstep.models.families.flux2 import Flux2, Klein
 from fewstep.models.families.krea2 import Krea2
 from fewstep.models.families.pixart import PixArt
-from fewstep.models.families.qwen import QwenImage
+from fewstep.models.families.qwen import QwenImage, QwenNetwork
 from fewstep.models.families.qwen21 import QwenImage21
 from fewstep.models.families.sana import Sana
 from fewstep.models.families.sd3 import StableDiffusion3
@@ -242,14 +242,14 @@ def test_times_between_indices_and_a_late_start():
     assert "multiplies the initial noise by 0.9 here" in flow
 
 
-def teacher(family, guidance_embed=None, zeros=False):
+def teacher(family, guidance_embed=None, zeros=False, network=None):
     """As much of a teacher as the line needs."""
     cls, schedule, scheduler, size, _ = FAMILIES[family]
     config = SimpleNamespace(force_zeros_for_empty_prompt=zeros)
     pipeline = SimpleNamespace(scheduler=SimpleNamespace(config=scheduler), config=config)
     return SimpleNamespace(
-        pipeline=pipeline, denoiser=SimpleNamespace(schedule=schedule), family=object.__new__(cls), image_size=size,
-        guidance_embed=guidance_embed,
+        pipeline=pipeline, denoiser=SimpleNamespace(schedule=schedule, network=network), family=object.__new__(cls),
+        image_size=size, guidance_embed=guidance_embed,
     )  # fmt: skip
 
 
@@ -265,5 +265,7 @@ def test_guidance_is_said_as_comfyui_takes_it():
     line = usage_hint(card, teacher("sdxl", zeros=True), sampler_of(card), "epsilon")
     assert "cfg 2" in line and "ConditioningZeroOut for the negative prompt" in line
     assert setting(sampler_of(card), "sdxl", guidance=0.0) == setting(sampler_of(card), "sdxl", guidance=1.0)
+    line = usage_hint(card, teacher("qwen", network=object.__new__(QwenNetwork)), sampler_of(card), "flow")
+    assert "cfg 2" in line and line.endswith("Not equal: ComfyUI guides by the plain rule, not by this model's own.")
     for changed in (teacher("sd15"), teacher("sdxl")):
         assert "ZeroOut" not in usage_hint(card, changed, sampler_of(card), "epsilon")

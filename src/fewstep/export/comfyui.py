@@ -58,6 +58,9 @@ def usage_hint(card: Card, teacher: Teacher, sampler: Sampler, prediction: str) 
     if not found.settings:
         return found.remark
     nodes = []
+    if scale > 1 and hasattr(teacher.denoiser.network, "guide"):
+        own = "Not equal: ComfyUI guides by the plain rule, not by this model's own."
+        found = ComfyUI(found.settings, f"{found.remark} {own}".strip())
     if scale > 1 and getattr(pipeline.config, "force_zeros_for_empty_prompt", False):
         nodes.append("ConditioningZeroOut for the negative prompt")
     if teacher.guidance_embed is not None:  # the network's own embedding, which ComfyUI sets at 3.5 without the node

@@ -6,6 +6,16 @@ IMAGES = "test_an_image_is_the_pipelines_own"
 
 MUTANTS = [
     *planted(
+        "export/comfyui.py",
+        "export/test_comfyui.py",
+        (
+            "comfyui: a rule of guidance that it does not have is passed over",
+            'if scale > 1 and hasattr(teacher.denoiser.network, "guide"):',
+            "if False:",
+            "test_guidance_is_said_as_comfyui_takes_it",
+        ),
+    ),
+    *planted(
         "models/families/qwen.py",
         "models/test_pipeline_images.py",
         (
