@@ -124,13 +124,13 @@ MUTANTS = [
         "program/test_start.py",
         (
             "hints: own data are sampled by scenes' prompts",
-            "if recipe.place is None or given != SampleConfig().prompts:",
+            "if recipe.place is None or recipe.data.stream or given != SampleConfig().prompts:",
             "if True:",
             "test_prompts_of_a_hint_are_those_of_the_recipe",
         ),
         (
             "hints: prompts of the recipe's own are forgotten",
-            "if recipe.place is None or given != SampleConfig().prompts:",
+            "if recipe.place is None or recipe.data.stream or given != SampleConfig().prompts:",
             "if recipe.place is None:",
             "test_prompts_of_a_hint_are_those_of_the_recipe",
         ),

@@ -120,6 +120,16 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "runs/hints.py",
+        "runs/test_stream.py",
+        (
+            "stream: shards far away are listed for a line of help",
+            "if recipe.place is None or recipe.data.stream or given",
+            "if recipe.place is None or given",
+            "test_shards_are_not_listed_for_a_line_of_help_or_for_prompts",
+        ),
+    ),
+    *planted(
         "runs/distill.py",
         "runs/test_stream.py",
         (

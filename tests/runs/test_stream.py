@@ -13,6 +13,8 @@ from fewstep.recipe.load import load_recipe, parse_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
 from fewstep.runs.foresee import missing_here
+from fewstep.runs.hints import own_prompts
+from fewstep.runs.measured_on import evaluation_captions
 from fewstep.runs.plan import describe, plan
 from fewstep.scenes64.scenes import Scenes, write_webdataset
 from fewstep.training.checkpoint import latest, load, same
@@ -144,6 +146,14 @@ STREAM = {"source": "webdataset", "path": "x", "stream": True}
 def test_what_does_not_go_with_a_stream_is_refused(changes, says):
     with pytest.raises(RecipeError, match=says):
         parse_recipe({"method": "tcd", **changes})
+
+
+def test_shards_are_not_listed_for_a_line_of_help_or_for_prompts(short):
+    """They may be terabytes elsewhere."""
+    wanted = recipe(short, "https://example.invalid/{000..999}.tar")
+    assert own_prompts(wanted) == list(wanted.sample.prompts[:2])
+    with pytest.raises(RecipeError, match="the captions of a stream are not listed: give a file of prompts"):
+        evaluation_captions(wanted)
 
 
 def test_no_such_shard_is_one_sentence_and_leaves_nothing(short, tmp_path, monkeypatch, capsys):

@@ -27,7 +27,7 @@ def next_commands(recipe: Recipe | Chain, run: Path) -> list[list[object]]:
 def own_prompts(recipe: Recipe) -> list[str]:
     """Two prompts of the recipe: those of its sample grid, or captions like those that it was trained on."""
     given = recipe.sample.prompts
-    if recipe.place is None or given != SampleConfig().prompts:
+    if recipe.place is None or recipe.data.stream or given != SampleConfig().prompts:
         return list(given[:_SHOWN])
     captions = list(dict.fromkeys(evaluation_captions(recipe)[:_AMONG]))
     shortest = sorted(captions, key=len)[:_SHOWN]

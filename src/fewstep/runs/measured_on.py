@@ -77,6 +77,8 @@ def _captions(recipe: Recipe, count: int) -> list[str]:
             raise ValueError(f"evaluate.prompts: {str(error).removeprefix('data.path: ')}") from None
     if place is None:
         return unseen_captions(count)
+    if data.stream:
+        raise RecipeError("evaluate: the captions of a stream are not listed: give a file of prompts.")
     found = held_out_captions(place, data.size) if place.held_out else find_captions(place, data.size)
     return list(found[:count])
 
