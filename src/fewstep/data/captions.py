@@ -77,6 +77,6 @@ class _Staged(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.Tensor.to and args[0].device.type == "cpu":
-            kwargs = {"non_blocking": True, **kwargs}
+        if func is torch.Tensor.to and args[0].device.type == "cpu" and not any(isinstance(a, bool) for a in args):
+            kwargs = {**kwargs, "non_blocking": True}
         return func(*args, **kwargs)
