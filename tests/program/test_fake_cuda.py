@@ -26,7 +26,7 @@ def pretend(*command):
 
 
 def test_steps_mix_no_devices_and_wait_for_nothing(tmp_path):
-    """The other methods and families are rows of benchmarks/results/fake-cuda.json."""
+    """All methods and more families are rows of benchmarks/results/fake-cuda.json."""
     pretend("benchmarks/fake_cuda.py", *CASES, "--results", tmp_path / "results.json")
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert len(rows) == len(CASES)
