@@ -16,7 +16,7 @@ NAMES = (
     "sana", "sana_sprint",
     "qwen_image",
     "z_image",
-    "klein_base", "flux2_dev",
+    "klein_base",
     "krea2",
     "chroma",
     "qwen_image21",
