@@ -107,10 +107,6 @@ KNOWN = [
         "stages.b: The samplers of this recipe do not fit its method and teacher",
     ),
     ([{"name": "a", **LCM}, {"name": "b", **LCM, "init": "runs/nowhere"}], "stages.b: init: there is no finished run"),
-    (
-        [{"name": "a", **LCM}, {"name": "b", **LCM, "data": {"source": "folder", "path": "no/such", "size": None}}],
-        "stages.b: ",
-    ),
 ]  # fmt: skip
 
 
@@ -170,6 +166,9 @@ def test_a_plan_does_without_the_data_and_a_run_does_not(tmp_path):
     assert missing_here(recipe) == [f"data.path: there is no folder '{place}'."]
     with pytest.raises(ValueError, match=r"^data\.path: there is no folder"):
         distill(recipe, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^stages\.b: data\.path: there is no folder"):
+        run_chain(parse_chain({**COMMON, "stages": [{"name": "a", **LCM}, {"name": "b", **words}]}), tmp_path / "chain")
+    assert not (tmp_path / "chain").exists()
     planned = dry_run(recipe)
     assert f"\n# NOT ON THIS MACHINE: data.path: there is no folder '{place}'." in planned
     assert "\n# memory on cpu" in planned and "size: null" in planned

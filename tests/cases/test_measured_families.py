@@ -275,7 +275,7 @@ def test_a_plan_counts_the_first_teacher(tmp_path):
 def test_a_plan_of_stages_knows_which_teachers_are_students(monkeypatch):
     """It holds each stage's teacher as that stage does."""
     asked = []
-    monkeypatch.setattr("fewstep.runs.plan.foresee", lambda chain: None)
+    monkeypatch.setattr("fewstep.runs.plan.foresee", lambda chain, elsewhere: None)
     monkeypatch.setattr("fewstep.runs.plan.describe", lambda planned: [])
     monkeypatch.setattr("fewstep.runs.plan.plan", lambda recipe, **how: asked.append((recipe.teacher, how)))
     dry_run(parse_chain({"stages": STAGES}))

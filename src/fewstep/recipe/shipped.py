@@ -30,7 +30,7 @@ def find_recipe(source: str | Path) -> Path:
     from fewstep.recipe.validate import RecipeError  # with pydantic and PyTorch, which lists do without
 
     near = difflib.get_close_matches(str(source), named, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else f" Shipped recipes: {', '.join(named)}."
+    hint = f" Did you mean '{near[0]}'?" if near else " `fewstep recipes` lists the shipped ones."
     raise RecipeError(f"There is no recipe '{source}'.{hint}")
 
 
