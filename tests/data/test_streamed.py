@@ -153,11 +153,34 @@ def test_what_cannot_be_used_leaves_its_place_to_the_next_of_its_block(tmp_path)
     again = stream(Shards(bad=bad), tmp_path)
     assert rows(again, 5 * BATCH) == found[5]
     with pytest.raises(
-        ValueError, match=r"^data\.path: none of 3 images in a row could be used, the first: \d\.\d: it"
+        ValueError, match=r"^data\.path: none of 1024 images in a row could be used, the first: \d\.\d: it"
     ):
         rows(stream(Shards((3,) * 4, bad=[f"{s}.{i}" for s in range(4) for i in range(3)]), tmp_path / "bad"), 0)
     with pytest.raises(ValueError, match=r"^data\.path: the shards hold no images, such as 0\.tar\.$"):
         rows(stream(Shards((0, 0)), tmp_path / "empty"), 0)
+
+
+def test_of_a_block_that_cannot_be_used_the_next_ones_are_taken(tmp_path):
+    """At the same place of each; three blocks of a lane here, and all blocks where each has one entry."""
+    lane = [row for step in expected(12, (6, 5), 1, 2, 1) for row in step]
+    bad = set(lane[:6])
+    found = [rows(stream(Shards((6, 5), bad=bad), tmp_path / "a", 1, 2), step, step + 1)[0] for step in range(6)]
+    assert found == [lane[6], lane[7]] * 3
+    one = [row for step in expected(12, (6, 5), 1, 1, 1) for row in step]
+    source = stream(Shards((6, 5), bad={one[3], one[4]}), tmp_path / "b", 1, 1)
+    wanted = [one[5] if row in (3, 4) else one[row] for row in range(11)]
+    assert [rows(source, row, row + 1)[0] for row in range(11)] == wanted
+    again = stream(Shards((6, 5), bad={one[3], one[4]}), tmp_path / "b", 1, 1)
+    assert [rows(again, row, row + 1)[0] for row in range(4, 11)] == wanted[4:]
+
+
+def test_empty_shards_among_others_are_passed_over(tmp_path):
+    """Also where they are all that a lane has in an epoch."""
+    sizes = (0, 3, 0, 5)
+    source = stream(Shards(sizes), tmp_path)
+    wanted = expected(8, sizes)
+    assert [rows(source, step * BATCH) for step in range(8)] == wanted
+    assert rows(stream(Shards(sizes), tmp_path), 5 * BATCH) == wanted[5]
 
 
 def test_a_shard_that_the_network_fails_to_give_is_opened_again(tmp_path, monkeypatch):

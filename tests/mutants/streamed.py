@@ -63,9 +63,21 @@ MUTANTS = [
         ),
         (
             "stream: the next block waits until it is asked for",
-            "            self._coming = number + 1, self._begin(number + 1)\n",
-            "            self._coming = None\n",
+            "        self._begun(number + 1)\n",
+            "",
             "test_the_next_block_is_read_before_it_is_asked_for",
+        ),
+        (
+            "stream: a block without a usable image ends the run",
+            "itertools.chain(self._from(block, first), self._following(number, first))",
+            "self._from(block, first)",
+            "test_of_a_block_that_cannot_be_used_the_next_ones_are_taken",
+        ),
+        (
+            "stream: an empty shard ends the run",
+            "if at == began and not any(self._counts[shard] != 0 for shard in range(len(self._shards.names))):",
+            "if at == began:",
+            "test_empty_shards_among_others_are_passed_over",
         ),
         (
             "stream: what was read stays in memory",

@@ -6,7 +6,8 @@ likewise. Which entry a row trains on follows from the seed, the step and the sh
 of which each reads the lanes of its rows, and after any resume.
 
 To go on at a step, a lane skips what was read before; the entries of whole shards were counted (`Counts`), so only the
-beginning of one is read again. An entry that cannot be used leaves its place to the next of its block.
+beginning of one is read again. An entry that cannot be used leaves its place to the next of its block, and to one of
+the blocks that follow where it has none.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from fewstep.models.hub import short_error
 
 PIXELS = "pixels"
 _TRIES = 4  # of a shard that the network fails to give
+_MOST_PASSED = 1024  # entries that cannot be used, one after another, before a run ends
 _PAUSE = 2.0  # seconds before the second one; twice as many before each that follows
 
 
@@ -89,31 +91,48 @@ class Lane:
         self._entries: Iterator[Entry] = iter(())
         self._at = -1  # the number of the entry that `_entries` gives next
         self._lock = threading.Lock()
-        self._block: tuple[int, list[Entry]] = (-1, [])
-        self._coming: tuple[int, Future[list[Entry]]] | None = None
+        self._blocks: dict[int, Future[list[Entry]]] = {}
+        self._last: Future[list[Entry]] | None = None
 
     def from_place(self, place: int) -> Iterator[Entry]:
-        """The entry at a place of the lane, whose block is waited for, and then the others of that block, each once."""
+        """The entry at a place of the lane, whose block is waited for, then the others of that block, each once.
+
+        After them come those of the blocks that follow, from the same place in each, for as long as they are asked for.
+        """
         number, first = divmod(place, self.size)
         with self._lock:
             block = self._of(number)
+        return itertools.chain(self._from(block, first), self._following(number, first))
+
+    def _from(self, block: list[Entry], first: int) -> Iterator[Entry]:
         return (block[(first + i) % self.size] for i in range(self.size))
 
+    def _following(self, number: int, first: int) -> Iterator[Entry]:
+        for later in itertools.count(number + 1):
+            with self._lock:
+                block = self._begun(later).result()
+            yield from self._from(block, first)
+
     def _of(self, number: int) -> list[Entry]:
-        if self._block[0] != number:
-            future = self._begin(number) if self._coming is None or self._coming[0] != number else self._coming[1]
-            self._block = number, future.result()
-            self._coming = number + 1, self._begin(number + 1)
-        return self._block[1]
+        """A block; those before it are let go, and the next is begun."""
+        block = self._begun(number).result()
+        self._blocks = {each: future for each, future in self._blocks.items() if each >= number}
+        self._begun(number + 1)
+        return block
+
+    def _begun(self, number: int) -> Future[list[Entry]]:
+        if number not in self._blocks:
+            self._blocks[number] = self._last = self._begin(number)
+        return self._blocks[number]
 
     def _begin(self, number: int) -> Future[list[Entry]]:
-        """Read a block in a thread, which lives for this one, once the block before is there."""
-        before, future = self._coming, Future[list[Entry]]()
+        """Read a block in a thread, which lives for this one, once the block that was begun before is there."""
+        before, future = self._last, Future[list[Entry]]()
 
         def work() -> None:
             try:
                 if before is not None:
-                    before[1].exception()  # of which the entries were being read
+                    before.exception()  # of which the entries were being read
                 future.set_result(self._read(number))
             except BaseException as error:  # it belongs to whoever asks for the block
                 future.set_exception(error)
@@ -145,7 +164,7 @@ class Lane:
                     if at >= first:
                         yield entry
                     at += 1
-            if at == began:
+            if at == began and not any(self._counts[shard] != 0 for shard in range(len(self._shards.names))):
                 raise ValueError(f"data.path: the shards hold no images, such as {self._shards.names[0]}.")
 
     def _of_epoch(self, epoch: int) -> list[int]:
@@ -210,7 +229,7 @@ class Stream:
     def _first(self, entries: Iterator[Entry]) -> tuple[Tensor, str]:
         """The pixels and the caption of the first of them that can be used."""
         passed = []
-        for entry in entries:
+        for entry in itertools.islice(entries, _MOST_PASSED):
             found = entry if isinstance(entry, Skipped) else attempt(entry.name, self._decoded, entry)
             if not isinstance(found, Skipped):
                 assert isinstance(entry, CaptionedImage)
