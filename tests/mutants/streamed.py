@@ -140,6 +140,12 @@ MUTANTS = [
             "if recipe.place is None or given",
             "test_shards_are_not_listed_for_a_line_of_help_or_for_prompts",
         ),
+        (
+            "hints: a run whose student cannot be measured is told to measure it",
+            "if trained.place is None or _captions(trained):",
+            "if True:",
+            "test_a_finished_run_proposes_no_measure_on_too_few_captions",
+        ),
     ),
     *planted(
         "runs/distill.py",

@@ -13,7 +13,7 @@ from fewstep.recipe.load import load_recipe, parse_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.distill import distill
 from fewstep.runs.foresee import missing_here
-from fewstep.runs.hints import own_prompts
+from fewstep.runs.hints import next_commands, own_prompts
 from fewstep.runs.measured_on import evaluation_captions
 from fewstep.runs.plan import describe, plan
 from fewstep.scenes64.scenes import Scenes, write_webdataset
@@ -148,12 +148,23 @@ def test_what_does_not_go_with_a_stream_is_refused(changes, says):
         parse_recipe({"method": "tcd", **changes})
 
 
-def test_shards_are_not_listed_for_a_line_of_help_or_for_prompts(short):
+def test_shards_are_not_listed_for_a_line_of_help_or_for_prompts(short, tmp_path):
     """They may be terabytes elsewhere."""
     wanted = recipe(short, "https://example.invalid/{000..999}.tar")
     assert own_prompts(wanted) == list(wanted.sample.prompts[:2])
     with pytest.raises(RecipeError, match="the captions of a stream are not listed: give a file of prompts"):
         evaluation_captions(wanted)
+    assert [words[0] for words in next_commands(wanted, tmp_path)] == ["sample"]
+
+
+def test_a_finished_run_proposes_no_measure_on_too_few_captions(short, tmp_path):
+    """And ends well: eight are needed to measure, not to train."""
+    (tmp_path / "prompts.txt").write_text("a red circle\ntwo shapes\n", encoding="utf-8")
+    few = ["data.source=prompts", f"data.path={tmp_path / 'prompts.txt'}", "data.size=null"]
+    wanted = load_recipe("scenes-64-dmd2", [*short, *few, "method.adversarial_weight=0"])
+    first, second = own_prompts(wanted)
+    assert next_commands(wanted, tmp_path) == [["sample", tmp_path, "-p", first, "-p", second]]
+    assert [first, second] == list(wanted.sample.prompts[:2])
 
 
 def test_no_such_shard_is_one_sentence_and_leaves_nothing(short, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,9 @@ def next_commands(recipe: Recipe | Chain, run: Path) -> list[list[object]]:
     """Sampling from the student of ``run`` by prompts of its own recipe, measuring and exporting it; words of each."""
     trained = recipe if isinstance(recipe, Recipe) else list(recipe.on_first_teacher().values())[-1]
     prompts = [word for prompt in own_prompts(trained) for word in ("-p", prompt)]
-    found: list[list[object]] = [["sample", run, *prompts], ["evaluate", run, "--steps", "1,2,4,8"]]
+    found: list[list[object]] = [["sample", run, *prompts]]
+    if trained.place is None or _captions(trained):
+        found.append(["evaluate", run, "--steps", "1,2,4,8"])
     layout = _layout(run)
     return [*found, ["export", run, "--to", layout]] if layout else found
 
@@ -29,9 +31,17 @@ def own_prompts(recipe: Recipe) -> list[str]:
     given = recipe.sample.prompts
     if recipe.place is None or recipe.data.stream or given != SampleConfig().prompts:
         return list(given[:_SHOWN])
-    captions = list(dict.fromkeys(evaluation_captions(recipe)[:_AMONG]))
+    captions = list(dict.fromkeys(_captions(recipe)[:_AMONG]))
     shortest = sorted(captions, key=len)[:_SHOWN]
-    return [caption for caption in captions if caption in shortest]
+    return [caption for caption in captions if caption in shortest] or list(given[:_SHOWN])
+
+
+def _captions(recipe: Recipe) -> list[str]:
+    """What its student can be measured on; nothing of a stream, or of less than is needed."""
+    try:
+        return evaluation_captions(recipe)
+    except ValueError:
+        return []
 
 
 def _layout(run: Path) -> str:
