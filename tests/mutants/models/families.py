@@ -388,9 +388,21 @@ MUTANTS = [
         ),
         (
             "families: a transformer's LoRA is put on a UNet",
-            "wrong = mine is not None and mine is not theirs",
+            "wrong = bool(mine) and theirs not in mine",
             "wrong = False",
             "test_a_wrong_base_is_named_before_it_is_loaded",
+        ),
+        (
+            "families: a LoRA of FLUX.2 is refused on its own base",
+            "((Flux2, Klein), (",
+            "((Flux,), (",
+            "test_a_lora_fits_its_own_base",
+        ),
+        (
+            "families: names that Qwen-Image shares with SD3 are SD3's alone",
+            "((StableDiffusion3, QwenImage, *_OF_FLUX), (",
+            "((StableDiffusion3,), (",
+            "test_a_lora_fits_its_own_base",
         ),
     ),
     *planted(

@@ -9,25 +9,44 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from fewstep.models.families.chroma import Chroma
 from fewstep.models.families.family import Family
 from fewstep.models.families.flux import Flux
+from fewstep.models.families.flux2 import Flux2, Klein
+from fewstep.models.families.krea2 import Krea2
 from fewstep.models.families.load import expanded, parts_of, shipped
 from fewstep.models.families.pixart import PixArt
+from fewstep.models.families.qwen import QwenImage
+from fewstep.models.families.qwen21 import QwenImage21
 from fewstep.models.families.registry import family_in
+from fewstep.models.families.sana import Sana, SanaSprint
 from fewstep.models.families.sd3 import StableDiffusion3
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
+from fewstep.models.families.zimage import ZImage
 from fewstep.models.hub import ModelError
 
 _WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 """Widths of the prompt that the published UNets attend to."""
 _UNET = r"down_blocks|up_blocks|input_blocks|output_blocks"
-_SIGNS: tuple[tuple[type[Family], tuple[str, ...]], ...] = (  # the first of which each is found in some name
-    (Flux, ("double_blocks|single_blocks|single_transformer_blocks",)),
-    (StableDiffusion3, (r"joint_blocks|transformer_blocks.\d+.attn.add_[qkv]_proj",)),
-    (StableDiffusionXL, (_UNET, "add_embedding|label_emb|text_encoder_2|lora_te2|conditioner.embedders.1")),
-    (StableDiffusion, (_UNET,)),
-    (PixArt, ("adaln_single|caption_projection",)),
+_OF_FLUX = (Flux, Chroma, Flux2, Klein)
+_SIGNS: tuple[tuple[tuple[type[Family], ...], tuple[str, ...]], ...] = (  # the first of which each is in some name
+    ((Flux2, Klein), ("to_qkv_mlp_proj|double_stream_modulation|ff(_context)?.linear_in",)),
+    ((Chroma,), ("distilled_guidance_layer",)),
+    ((Flux, Chroma), (r"single_transformer_blocks.\d+.(proj_mlp|attn.to_[qkv])",)),
+    (_OF_FLUX, ("double_blocks|single_blocks|single_transformer_blocks",)),
+    ((QwenImage21,), (r"transformer_blocks.\d+.img_mlp.(gate_layer|out|proj)",)),
+    ((QwenImage,), (r"transformer_blocks.\d+.(img|txt)_(mod|mlp)",)),
+    ((StableDiffusion3,), ("joint_blocks",)),
+    ((StableDiffusion3, QwenImage, *_OF_FLUX), (r"transformer_blocks.\d+.attn.add_[qkv]_proj",)),
+    ((Krea2,), (r"transformer_blocks.\d+.attn.to_gate",)),
+    ((ZImage,), (r"layers.\d+.attention.to_[qkv]",)),
+    ((StableDiffusionXL,), (_UNET, "add_embedding|label_emb|text_encoder_2|lora_te2|conditioner.embedders.1")),
+    ((StableDiffusion,), (_UNET,)),
+    ((Sana, SanaSprint), ("conv_inverted|conv_point",)),
+    ((PixArt,), ("adaln_single",)),
+    ((PixArt, Sana, SanaSprint), ("caption_projection",)),
 )
+"""Families whose files have such names. Some share theirs, and a LoRA of a few layers may fit several."""
 _ATTENDS = re.compile(r"attn2[._](?:to_k[._](?:lora_down|lora_A|lora\.down|weight)|processor[._]to_k_lora[._]down)")
 
 
@@ -48,19 +67,19 @@ def refuse_wrong_base(what: str, file: Path, base: str, family: type[Family] | N
         return
     theirs, wide = there
     names = "\n".join(shapes)
-    mine = next((cls for cls, signs in _SIGNS if all(re.search(sign, names) for sign in signs)), None)
+    mine = next((some for some, signs in _SIGNS if all(re.search(sign, names) for sign in signs)), ())
     width = next((shape[1] for name, shape in shapes.items() if _ATTENDS.search(name) and len(shape) > 1), None)
     unets = (StableDiffusion, StableDiffusionXL)
-    if mine in unets and theirs in unets:
+    of_unet = bool(mine) and mine[0] in unets
+    if of_unet and theirs in unets:
         other = None not in (width, wide) and width != wide
-        wrong = other or (mine is StableDiffusionXL and theirs is StableDiffusion)
+        wrong = other or (mine == (StableDiffusionXL,) and theirs is StableDiffusion)
     else:
-        wrong = mine is not None and mine is not theirs
+        wrong = bool(mine) and theirs not in mine
     if wrong:
-        said = family if mine is StableDiffusion and family in unets else mine
-        raise ModelError(
-            f"{what} is for {_words(said, width)}, and {base} is {_words(theirs, wide)}: give a model of its kind."
-        )
+        told = family in (unets if mine == (StableDiffusion,) else mine)
+        said = " or ".join(_words(cls, width if of_unet else None) for cls in ((family,) if told else mine))
+        raise ModelError(f"{what} is for {said}, and {base} is {_words(theirs, wide)}: give a model of its kind.")
 
 
 def _words(cls: type[Family] | None, width: int | None) -> str:
