@@ -392,6 +392,10 @@ MUTANTS = [
             "wrong = False",
             "test_a_wrong_base_is_named_before_it_is_loaded",
         ),
+    ),
+    *planted(
+        "models/families/wrong_base.py",
+        "models/test_wrong_base.py",
         (
             "families: a LoRA of FLUX.2 is refused on its own base",
             "((Flux2, Klein), (",
