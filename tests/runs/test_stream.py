@@ -157,6 +157,18 @@ def test_shards_are_not_listed_for_a_line_of_help_or_for_prompts(short, tmp_path
     assert [words[0] for words in next_commands(wanted, tmp_path)] == ["sample"]
 
 
+def test_a_benchmark_of_a_stream_is_refused_before_it_trains(short, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(10240))
+    more = [f"data.path={path}", "data.source=webdataset", "data.stream=true", "data.size=null"]
+    kept = [item for item in short if not item.startswith("data.size")]
+    code, output, errors = inside(
+        monkeypatch, capsys, tmp_path, "benchmark", "scenes-64-tcd", "--out", "out", *sets([*kept, *more])
+    )
+    assert (code, output) == (2, "")
+    assert errors == "Error: evaluate: the captions of a stream are not listed: give a file of prompts.\n"
+
+
 def test_a_finished_run_proposes_no_measure_on_too_few_captions(short, tmp_path):
     """And ends well: eight are needed to measure, not to train."""
     (tmp_path / "prompts.txt").write_text("a red circle\ntwo shapes\n", encoding="utf-8")

@@ -42,7 +42,7 @@ from fewstep.runs.chain import run as distil
 from fewstep.runs.dataset import versions
 from fewstep.runs.first_teacher import first_teacher_of
 from fewstep.runs.folder import RunFolder
-from fewstep.runs.measured_on import prompt_set
+from fewstep.runs.measured_on import evaluation_captions, prompt_set
 from fewstep.scenes64.prompts import unseen_captions
 from fewstep.students.card import load_card
 from fewstep.students.lineage import student_folder
@@ -95,6 +95,9 @@ class Benchmark:
 
         Returns:
             Whether everything is done.
+
+        Raises:
+            ValueError: one sentence, before any training: there is nothing to measure the students on.
         """
         distributed.join(self.recipe.training.device)
         for run in self.runs:
@@ -108,6 +111,8 @@ class Benchmark:
                     continue
                 if self.is_measured(run):
                     continue  # another process has just measured it
+                if self.recipe.place is not None:  # hours of training before a refusal would be lost
+                    evaluation_captions(self.recipe, self.count)
                 say(f"{run.name}: training and measuring")
                 if not self._train(run) or not self._measure(run):
                     return False
