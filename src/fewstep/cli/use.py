@@ -149,4 +149,4 @@ def export(
         say(f"All {made.round_trip.layers} LoRA layers were found.")
     for line in made.remarks:
         say(line)
-    say(f"In diffusers: pipe(prompt, {made.call}). The README has the whole code.")
+    say(f"In diffusers: pipe(prompt=prompt, {made.call}). The README has the whole code.")
