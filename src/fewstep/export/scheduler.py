@@ -1,6 +1,6 @@
 """The scheduler of diffusers that steps like a student's sampler, with its settings, and what a call must add.
 
-All that a scheduler's file can hold is put there, so that ``pipe(prompt=prompt, num_inference_steps=4)`` is right. What it
+All that a scheduler's file can hold is put there, so that a call with ``num_inference_steps=4`` alone is right. What it
 cannot hold (TCD's eta, PCM's edges where they are uneven) is an argument of the call, given in the README. Every
 choice is checked: diffusers' scheduler is built and its timesteps are compared with the sampler's.
 """
