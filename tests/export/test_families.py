@@ -78,7 +78,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, to", [
-    pytest.param("sd15", "diffusers", marks=pytest.mark.slow), ("sdxl", "kohya"),
+    pytest.param("sd15", "diffusers", marks=pytest.mark.slow), pytest.param("sdxl", "kohya", marks=pytest.mark.slow),
     pytest.param("sd3", "diffusers", marks=pytest.mark.slow), pytest.param("flux", "lora", marks=pytest.mark.slow),
     pytest.param("sana", "lora", marks=pytest.mark.slow), pytest.param("sana", "diffusers", marks=pytest.mark.slow),
     pytest.param("qwen_image", "lora", marks=pytest.mark.slow),

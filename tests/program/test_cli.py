@@ -201,6 +201,7 @@ def test_ctrl_c_saves_and_resumes_to_the_same_weights(short, tmp_path, monkeypat
     assert same(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))
 
 
+@pytest.mark.slow
 def test_the_demo_writes_a_picture_and_a_table(short, tmp_path, monkeypatch, capsys):
     arguments = ["demo", "--out", tmp_path / "demo", *sets(short), "--count", "8", "-q"]
     trains = Trainer.run
