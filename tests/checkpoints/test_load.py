@@ -335,3 +335,9 @@ def test_the_command_line(tiny, file, tmp_path, monkeypatch, capsys):
         assert code == 0 and name in out and "licence" in out
     code, out, err = inside(monkeypatch, capsys, tmp_path, "checkpoints")
     assert code == 0 and len(out.splitlines()) == len(checkpoints())
+
+
+def test_a_pipeline_of_another_family_is_refused(tmp_path):
+    build("sd15").save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"^sdxl-turbo is a pipeline of .*XL.*, and .*own is none\.$"):
+        load_checkpoint(find_checkpoint("sdxl-turbo"), base=str(tmp_path / "own"))

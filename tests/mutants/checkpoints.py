@@ -7,6 +7,12 @@ MUTANTS = [
         "checkpoints/load.py",
         "checkpoints/test_load.py",
         (
+            "checkpoints: a pipeline of another family is sampled by the entry's settings",
+            "if not isinstance(teacher.family, family):",
+            "if False:",
+            "tests/checkpoints/test_load.py::test_a_pipeline_of_another_family_is_refused",
+        ),
+        (
             "checkpoints: the LoRA scale is forgotten",
             "[(path, entry.lora_scale or 1.0)]",
             "[(path, 1.0)]",

@@ -29,8 +29,8 @@ def load_checkpoint(
     Raises:
         ValueError: one sentence, and nothing is loaded: not on the hub, a pickle, of another model.
     """
-    known = sampler_class(entry.scheduler) is not None
-    if not known or family_named(entry.family) is None:  # before anything is downloaded
+    known, family = sampler_class(entry.scheduler) is not None, family_named(entry.family)
+    if not known or family is None:  # before anything is downloaded
         why = f"{entry.family} networks are" if known else "its sampler is"
         raise ValueError(
             f"{entry.id} cannot be sampled here, {why} not built in: `fewstep checkpoints {entry.id} --code` prints "
@@ -39,10 +39,13 @@ def load_checkpoint(
     if entry.kind == "pipeline":
         if file is not None:
             raise ValueError(f"{entry.id} is a whole pipeline: give its folder as --base, not a --file.")
-        return _configured(entry, load_teacher(base or entry.repo, device=device, **options))
+        teacher = load_teacher(base or entry.repo, device=device, **options)
+        if not isinstance(teacher.family, family):
+            raise ValueError(f"{entry.id} is a pipeline of {family.title}, and {base or entry.repo} is none.")
+        return _configured(entry, teacher)
     path = file or download(entry)
     tensor_names(path)  # before the large base model: a wrong file, or a wrong base, should be refused at once
-    refuse_wrong_base(f"{entry.id} ({path})", path, base or entry.base, family_named(entry.family))
+    refuse_wrong_base(f"{entry.id} ({path})", path, base or entry.base, family)
     teacher = load_teacher(base or entry.base, device=device, **options)
     network = teacher.family.base
     if entry.is_lora:
