@@ -9,8 +9,8 @@ import torch
 
 from fewstep.models.families import as_teacher
 from fewstep.models.families.chroma import ChromaNetwork
-from fewstep.models.families.flux import pack, places, unpack
 from fewstep.models.families.network import TransformerNetwork
+from fewstep.models.families.packed import pack, places, unpack
 from fewstep.models.roles import enable_checkpointing
 from tests.models.pipelines import PROMPTS, SIZE, build
 

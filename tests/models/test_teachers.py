@@ -12,7 +12,7 @@ import torch
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import as_teacher
-from fewstep.models.families.flux import pack, places, unpack
+from fewstep.models.families.packed import pack, places, unpack
 from fewstep.models.lora import matching
 from fewstep.models.roles import Roles, Weights
 from fewstep.sampling import DDIMSampler, EulerSampler, sample

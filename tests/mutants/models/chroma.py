@@ -36,6 +36,10 @@ MUTANTS = [
             "kept",
             "test_features_of_any_block_are_those_of_the_whole_forward",
         ),
+    ),
+    *planted(
+        "models/families/network.py",
+        "models/test_chroma.py",
         (
             "chroma: features are those of the text",
             "return tokens[:, -count:]",

@@ -51,6 +51,12 @@ MUTANTS = [
         "models/families/network.py",
         "models/test_teachers.py",
         (
+            "families: FLUX: it gets no guidance scale of its own",
+            "torch.full_like(t, self.guidance_embed)",
+            "torch.full_like(t, 1.0)",
+            "test_the_network_is_called_as_its_pipeline_calls_it[flux]",
+        ),
+        (
             "features: the UNet's decoder runs for nothing",
             "                leave()\n",
             "                pass\n",
@@ -172,7 +178,7 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "models/families/flux.py",
+        "models/families/packed.py",
         "models/test_teachers.py",
         (
             "families: FLUX: rows and columns change places",
@@ -181,14 +187,8 @@ MUTANTS = [
             "test_packing_is_that_of_diffusers",
         ),
         (
-            "families: FLUX: it gets no guidance scale of its own",
-            "torch.full_like(t, self.guidance_embed)",
-            "torch.full_like(t, 1.0)",
-            "test_the_network_is_called_as_its_pipeline_calls_it[flux]",
-        ),
-        (
             "families: FLUX: fresh noise has the layout of latents",
-            "unpack(noise.reshape(len(noise), height * width, -1), height, width)",
+            "unpack(noise.reshape(len(noise), height * width, -1), height, width, self.patch_size)",
             "noise",
             "tests/export/test_families.py::test_lcm_on_a_flow_model[flux]",
         ),

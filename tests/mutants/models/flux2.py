@@ -49,12 +49,6 @@ MUTANTS = [
             "tests/models/test_flux2.py::test_images_are_encoded_as_in_the_pipeline",
         ),
         (
-            "klein: features are those of the text",
-            "return tokens[:, -count:]",
-            "return tokens[:, :count]",
-            "tests/models/test_flux2.py::test_features_of_single_blocks_are_the_images_tokens",
-        ),
-        (
             "klein: a LoRA has layers that ComfyUI does not find",
             '"norm_out.linear", "proj_out",',
             '"linear", "proj_out",',
@@ -85,6 +79,16 @@ MUTANTS = [
             '        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # within',
             "        # within",
             "test_a_long_prompt_is_measured_by_the_tokenizer_in_a_processor",
+        ),
+    ),
+    *planted(
+        "models/families/network.py",
+        "models/test_flux2.py",
+        (
+            "klein: features are those of the text",
+            "return tokens[:, -count:]",
+            "return tokens[:, :count]",
+            "tests/models/test_flux2.py::test_features_of_single_blocks_are_the_images_tokens",
         ),
     ),
 ]

@@ -36,12 +36,6 @@ MUTANTS = [
             "test_guidance_counts_from_0_in_its_pipeline",
         ),
         (
-            "krea: a discriminator sees the text's tokens",
-            "return tokens[:, -count:]",
-            "return tokens[:, :count]",
-            "test_the_images_tokens_are_the_last",
-        ),
-        (
             "krea: a distilled model is sampled as a teacher of fifty steps",
             '_DISTILLED_STEPS if self.settings.get("is_distilled") else None',
             "None",
@@ -58,6 +52,16 @@ MUTANTS = [
             "text_tokens = _TOKENS - _SUFFIX",
             "text_tokens = _TOKENS",
             "test_a_prompt_of_507_tokens_is_read_and_one_more_is_not",
+        ),
+    ),
+    *planted(
+        "models/families/network.py",
+        "models/test_krea2.py",
+        (
+            "krea: a discriminator sees the text's tokens",
+            "return tokens[:, -count:]",
+            "return tokens[:, :count]",
+            "test_the_images_tokens_are_the_last",
         ),
     ),
 ]

@@ -19,15 +19,13 @@ from torch import Tensor, nn
 
 from fewstep.models.cond import Cond
 from fewstep.models.families.family import Family
-from fewstep.models.families.flux import pack, places, unpack
-from fewstep.models.families.network import TransformerNetwork, added_to_time, needed
+from fewstep.models.families.network import added_to_time, needed
+from fewstep.models.families.packed import Packed, PackedNetwork, pack, places, unpack
 
-_PACKED = 2
-_OWN_SIZE = 128  # side in latents: the pipeline's default, which no config holds
 _T5_TOKENS = 512
 
 
-class ChromaNetwork(TransformerNetwork):
+class ChromaNetwork(PackedNetwork):
     """A diffusers ChromaTransformer2DModel; cond holds prompt_embeds [B, 512, width] and prompt_bias [B, 512]."""
 
     lora_targets = (  # FLUX.1's; the network of the modulations is left alone, for ComfyUI finds no LoRA of it
@@ -36,7 +34,6 @@ class ChromaNetwork(TransformerNetwork):
     )  # fmt: skip
     stacks = ("transformer_blocks", "single_transformer_blocks")
     place = 1
-    patch_size = _PACKED
 
     @property
     def extra_width(self) -> int:  # type: ignore[override]
@@ -50,17 +47,9 @@ class ChromaNetwork(TransformerNetwork):
     def _with_extra(self, extra: Tensor | None) -> AbstractContextManager[None]:
         return added_to_time(self.time_embedder, None if extra is None else extra[:, None])
 
-    def image_tokens(self, tokens: Tensor, count: int) -> Tensor:
-        return tokens[:, -count:]
-
-    def lay_out(self, noise: Tensor) -> Tensor:
-        """Noise that diffusers' schedulers draw in the shape of tokens, reshaped to [B, C, h, w] -> latents."""
-        height, width = (side // _PACKED for side in noise.shape[-2:])
-        return unpack(noise.reshape(len(noise), height * width, -1), height, width)
-
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
         cond = needed(cond)
-        height, width = (side // _PACKED for side in x.shape[-2:])
+        height, width = (side // self.patch_size for side in x.shape[-2:])
         embeds = cond["prompt_embeds"].to(x.dtype)
         mask = torch.cat([cond["prompt_bias"].to(x.dtype), x.new_ones(len(x), height * width)], dim=1)
         with self._with_extra(extra), self._checkpointing(mask):
@@ -118,7 +107,7 @@ class _Passed(nn.Module):
         return (encoder_hidden_states, hidden_states) if self.pair else hidden_states
 
 
-class Chroma(Family):
+class Chroma(Packed, Family):
     """Chroma1-HD, Chroma1-Base and models with their network."""
 
     title = "Chroma"
@@ -130,6 +119,7 @@ class Chroma(Family):
     }
     configs: ClassVar[Mapping[str, str]] = {"lodestones/Chroma1-HD": "chroma"}
     guidance_scale = 5.0
+    usual_side = 128
     passes_sigmas = True
     text_tokens = _T5_TOKENS
     comfyui_shift = "ModelSamplingFlux"
@@ -137,20 +127,6 @@ class Chroma(Family):
 
     def network(self) -> nn.Module:
         return ChromaNetwork(self.base)
-
-    @property
-    def latent_channels(self) -> int:
-        return int(self.base.config.in_channels) // _PACKED**2
-
-    def output_latents(self, latents: Tensor) -> Tensor:
-        return pack(latents)
-
-    @property
-    def patch(self) -> int:
-        return _PACKED
-
-    def own_size(self) -> tuple[int, int]:
-        return _OWN_SIZE, _OWN_SIZE
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         embeds, _, bias, *_ = self.pipeline.encode_prompt(

@@ -113,12 +113,18 @@ class Family(Latents):
     @classmethod
     def fits(cls, pipeline: Any) -> bool:
         """Whether ``pipeline`` is of this family, by the class of its network."""
-        return type(getattr(pipeline, cls.part, None)).__name__ == cls.network_class
+        network = getattr(pipeline, cls.part, None)
+        return type(network).__name__ == cls.network_class and cls.is_own(network.config)  # type: ignore[union-attr]
 
     @classmethod
     def fits_config(cls, config: Mapping[str, Any]) -> bool:
         """As `fits`, by the network's config.json."""
-        return config.get("_class_name") == cls.network_class
+        return config.get("_class_name") == cls.network_class and cls.is_own(config)
+
+    @classmethod
+    def is_own(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a network of `network_class` with this config is of this family, where families share the class."""
+        return True
 
     def _check(self) -> None:
         config = self._vae_config

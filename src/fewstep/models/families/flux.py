@@ -15,24 +15,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from fewstep.models.cond import Cond
 from fewstep.models.families.family import Family
-from fewstep.models.families.network import TransformerNetwork, needed
+from fewstep.models.families.network import EmbedsGuidance, needed
+from fewstep.models.families.packed import Packed, PackedNetwork, pack, places, unpack
 
-_PACKED = 2
-_OWN_SIZE = 128  # side in latents: the pipeline's default, which no config holds
 _T5_TOKENS = 512
 
 
-class FluxNetwork(TransformerNetwork):
-    """A diffusers FluxTransformer2DModel; cond holds prompt_embeds [B, tokens, width] and pooled_embeds [B, width].
-
-    Attributes:
-        guidance_embed: the embedded guidance scale of callers that give none.
-    """
+class FluxNetwork(EmbedsGuidance, PackedNetwork):
+    """A diffusers FluxTransformer2DModel; cond holds prompt_embeds [B, tokens, width] and pooled_embeds [B, width]."""
 
     lora_targets = (  # every linear layer: 504
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "net.0.proj",
@@ -40,17 +34,7 @@ class FluxNetwork(TransformerNetwork):
     )  # fmt: skip
     stacks = ("transformer_blocks", "single_transformer_blocks")
     place = 1
-    patch_size = _PACKED
     guidance_embed = 3.5
-
-    def lay_out(self, noise: Tensor) -> Tensor:
-        """Noise that diffusers' schedulers draw in the shape of tokens, reshaped to [B, C, h, w] -> latents."""
-        height, width = (side // _PACKED for side in noise.shape[-2:])
-        return unpack(noise.reshape(len(noise), height * width, -1), height, width)
-
-    @property
-    def accepts(self) -> frozenset[str]:
-        return frozenset({"guidance_embed"} if self.config.guidance_embeds else ())
 
     def forward(
         self,
@@ -62,15 +46,13 @@ class FluxNetwork(TransformerNetwork):
         extra: Tensor | None = None,
     ) -> Tensor:
         cond = needed(cond)
-        height, width = (side // _PACKED for side in x.shape[-2:])
-        if self.config.guidance_embeds and guidance_embed is None:
-            guidance_embed = torch.full_like(t, self.guidance_embed)
+        height, width = (side // self.patch_size for side in x.shape[-2:])
         embeds = cond["prompt_embeds"].to(x.dtype)
         with self._with_extra(extra):
             output = self.transformer(
                 hidden_states=pack(x),
                 timestep=t * self.time_scale,
-                guidance=guidance_embed,
+                guidance=self.embedded_scale(t, guidance_embed),
                 encoder_hidden_states=embeds,
                 pooled_projections=cond["pooled_embeds"].to(x.dtype),
                 txt_ids=x.new_zeros(embeds.shape[1], 3),
@@ -80,24 +62,7 @@ class FluxNetwork(TransformerNetwork):
         return unpack(cast(Tensor, output[0]), height, width)
 
 
-def pack(x: Tensor) -> Tensor:
-    """Latents [B, C, 2h, 2w] -> tokens [B, h w, 4 C], a square of 2x2 each, channel by channel."""
-    return nn.functional.pixel_unshuffle(x, _PACKED).flatten(2).transpose(1, 2)
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens [B, h w, 4 C] -> latents [B, C, 2h, 2w]."""
-    return nn.functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), _PACKED)
-
-
-def places(height: int, width: int, like: Tensor) -> Tensor:
-    """Positions (0, row, column) of the tokens, [h w, 3]."""
-    rows = torch.arange(height, device=like.device, dtype=like.dtype).repeat_interleave(width)
-    columns = torch.arange(width, device=like.device, dtype=like.dtype).repeat(height)
-    return torch.stack([torch.zeros_like(rows), rows, columns], dim=1)
-
-
-class Flux(Family):
+class Flux(Packed, Family):
     """FLUX.1-dev, FLUX.1-schnell and models with their network."""
 
     title = "FLUX.1"
@@ -108,6 +73,7 @@ class Flux(Family):
         "black-forest-labs/FLUX.1-dev": "flux-1-dev-non-commercial-license",
         "black-forest-labs/FLUX.1-schnell": "apache-2.0",
     }
+    usual_side = 128
     passes_sigmas = True
     configs: ClassVar[Mapping[str, str]] = {"black-forest-labs/FLUX.1-dev": "flux"}
     text_tokens = _T5_TOKENS
@@ -119,20 +85,6 @@ class Flux(Family):
 
     def network(self) -> nn.Module:
         return FluxNetwork(self.base)
-
-    @property
-    def latent_channels(self) -> int:
-        return int(self.base.config.in_channels) // _PACKED**2
-
-    def output_latents(self, latents: Tensor) -> Tensor:
-        return pack(latents)
-
-    @property
-    def patch(self) -> int:
-        return _PACKED
-
-    def own_size(self) -> tuple[int, int]:
-        return _OWN_SIZE, _OWN_SIZE
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         embeds, pooled, _ = self.pipeline.encode_prompt(list(prompts), device=self.device())

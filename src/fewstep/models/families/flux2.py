@@ -28,20 +28,16 @@ from torch import Tensor, nn
 from fewstep.diffusion.schedule import Shift
 from fewstep.models.cond import Cond
 from fewstep.models.families.family import Family
-from fewstep.models.families.network import TransformerNetwork, needed
+from fewstep.models.families.network import EmbedsGuidance, needed
+from fewstep.models.families.packed import Packed, PackedNetwork, pack, unpack
 
 _SQUARE = 2
-_OWN_SIZE = 64  # side in latents: the pipeline's 1024 pixels, which no config holds
 _TOKENS = 512
 _FEW_STEPS = 4  # of klein, the student
 
 
-class Flux2Network(TransformerNetwork):
-    """A diffusers Flux2Transformer2DModel; cond holds prompt_embeds [B, 512, width].
-
-    Attributes:
-        guidance_embed: the embedded guidance scale of callers that give none, where the network has an embedding.
-    """
+class Flux2Network(EmbedsGuidance, PackedNetwork):
+    """A diffusers Flux2Transformer2DModel; cond holds prompt_embeds [B, 512, width]."""
 
     # every linear layer of the blocks, and those before and behind them; the modulations that all blocks share and the
     # time embedding are left alone, for ComfyUI finds no LoRA of them
@@ -51,23 +47,12 @@ class Flux2Network(TransformerNetwork):
     )  # fmt: skip
     stacks = ("transformer_blocks", "single_transformer_blocks")
     place = 1
+    patch_size = 1
     guidance_embed = 4.0
-
-    @property
-    def accepts(self) -> frozenset[str]:
-        return frozenset({"guidance_embed"} if self.config.guidance_embeds else ())
 
     @property
     def time_embedder(self) -> Any:
         return self.transformer.time_guidance_embed.timestep_embedder  # type: ignore[union-attr]
-
-    def image_tokens(self, tokens: Tensor, count: int) -> Tensor:
-        return tokens[:, -count:]
-
-    def lay_out(self, noise: Tensor) -> Tensor:
-        """Noise that diffusers' schedulers draw in the shape of tokens, reshaped to [B, C, h, w] -> latents."""
-        height, width = noise.shape[-2:]
-        return maps(noise.reshape(len(noise), height * width, -1), height, width)
 
     def forward(
         self,
@@ -80,29 +65,17 @@ class Flux2Network(TransformerNetwork):
     ) -> Tensor:
         embeds = needed(cond)["prompt_embeds"].to(x.dtype)
         height, width = x.shape[-2:]
-        if self.config.guidance_embeds and guidance_embed is None:
-            guidance_embed = torch.full_like(t, self.guidance_embed)
         with self._with_extra(extra):
             output = self.transformer(
-                hidden_states=tokens(x),
+                hidden_states=pack(x, self.patch_size),
                 timestep=t * self.time_scale,
-                guidance=guidance_embed,
+                guidance=self.embedded_scale(t, guidance_embed),
                 encoder_hidden_states=embeds,
                 txt_ids=torch.cartesian_prod(*_counts(1, 1, 1, embeds.shape[1], device=x.device)),
                 img_ids=torch.cartesian_prod(*_counts(1, height, width, 1, device=x.device)),
                 return_dict=False,
             )
-        return maps(cast(Tensor, output[0]), height, width)
-
-
-def tokens(x: Tensor) -> Tensor:
-    """Latents [B, C, h, w] -> tokens [B, h w, C], row by row."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def maps(sequence: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `tokens`."""
-    return sequence.transpose(1, 2).unflatten(2, (height, width))
+        return unpack(cast(Tensor, output[0]), height, width, self.patch_size)
 
 
 def _counts(*lengths: int, device: torch.device) -> list[Tensor]:
@@ -120,7 +93,7 @@ def empirical_shift(count: int, num_steps: int) -> float:
     return math.exp(mu)
 
 
-class Flux2(Family):
+class Flux2(Packed, Family):
     """FLUX.2-dev."""
 
     title = "FLUX.2-dev"
@@ -130,6 +103,8 @@ class Flux2(Family):
     configs: ClassVar[Mapping[str, str]] = {"black-forest-labs/FLUX.2-dev": "flux2"}
     guidance_scale = 4.0
     any_scheduler: ClassVar[Mapping[str, Any]] = {"use_dynamic_shifting": True}
+    usual_side = 64
+    square = 1
     passes_sigmas = True
     text_tokens = _TOKENS
     text_dtype = torch.bfloat16
@@ -138,13 +113,8 @@ class Flux2(Family):
     embeds_guidance: ClassVar[bool] = True
 
     @classmethod
-    def fits(cls, pipeline: Any) -> bool:
-        config = getattr(getattr(pipeline, cls.part, None), "config", None)
-        return super().fits(pipeline) and bool(config.guidance_embeds) == cls.embeds_guidance  # type: ignore[union-attr]
-
-    @classmethod
-    def fits_config(cls, config: Mapping[str, Any]) -> bool:
-        return super().fits_config(config) and bool(config.get("guidance_embeds", True)) == cls.embeds_guidance
+    def is_own(cls, config: Mapping[str, Any]) -> bool:
+        return bool(config.get("guidance_embeds", True)) == cls.embeds_guidance
 
     def _check(self) -> None:
         channels = getattr(self._vae_config, "latent_channels", None)
@@ -168,13 +138,6 @@ class Flux2(Family):
         return super().down * _SQUARE
 
     @property
-    def patch(self) -> int:
-        return 1
-
-    def own_size(self) -> tuple[int, int]:
-        return _OWN_SIZE, _OWN_SIZE
-
-    @property
     def latent_scale(self) -> tuple[Any, Any]:
         """By the batch norm's statistics, in float32: in bfloat16 1 / std would not be the inverse of std."""
         vae = self.pipeline.vae
@@ -191,9 +154,6 @@ class Flux2(Family):
         """The mode alone: the pipeline gives the network no noise of the autoencoder's."""
         mean, std = super().posterior(images)
         return mean, torch.zeros_like(std)
-
-    def output_latents(self, latents: Tensor) -> Tensor:
-        return tokens(latents)
 
     # ---------------------------------------------------------------- texts
 

@@ -21,18 +21,16 @@ from torch import Tensor, nn
 from fewstep.diffusion.schedule import Shift
 from fewstep.models.cond import Cond, padded
 from fewstep.models.families.family import Family
-from fewstep.models.families.flux import pack, places, unpack
 from fewstep.models.families.frames import OneFrame
-from fewstep.models.families.network import TransformerNetwork, added_to_time, needed, real_tokens
+from fewstep.models.families.network import added_to_time, needed, real_tokens
+from fewstep.models.families.packed import Packed, PackedNetwork, pack, places, unpack
 
-_PACKED = 2
-_OWN_SIZE = 128  # side in latents: the pipeline's default, which no config holds
 _TOKENS = 512
 _SUFFIX = 5  # tokens of the chat template behind a prompt; those before it are dropped
 _DISTILLED_MU, _DISTILLED_STEPS = 1.15, 8
 
 
-class Krea2Network(TransformerNetwork):
+class Krea2Network(PackedNetwork):
     """A diffusers Krea2Transformer2DModel; cond: prompt_embeds [B, tokens, states, width] and prompt_length [B]."""
 
     lora_targets = (  # every linear layer but text_fusion.projector, which joins twelve states to one: 263
@@ -40,19 +38,6 @@ class Krea2Network(TransformerNetwork):
         "time_mod_proj",
     )  # fmt: skip
     end = "final_layer"
-    patch_size = _PACKED
-
-    def lay_out(self, noise: Tensor) -> Tensor:
-        """Noise that diffusers' schedulers draw in the shape of tokens, reshaped to [B, C, h, w] -> latents."""
-        height, width = (side // _PACKED for side in noise.shape[-2:])
-        return unpack(noise.reshape(len(noise), height * width, -1), height, width)
-
-    @property
-    def width(self) -> int:
-        return int(self.config.num_attention_heads * self.config.attention_head_dim)
-
-    def image_tokens(self, tokens: Tensor, count: int) -> Tensor:
-        return tokens[:, -count:]
 
     @property
     def time_embedder(self) -> Any:
@@ -62,7 +47,7 @@ class Krea2Network(TransformerNetwork):
         return added_to_time(self.time_embedder, None if extra is None else extra[:, None])
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
-        height, width = (side // _PACKED for side in x.shape[-2:])
+        height, width = (side // self.patch_size for side in x.shape[-2:])
         embeds, mask = real_tokens(needed(cond), x)
         of_image = places(height, width, x.new_empty(0, dtype=torch.float32))
         with self._with_extra(extra):
@@ -77,7 +62,7 @@ class Krea2Network(TransformerNetwork):
         return unpack(cast(Tensor, output[0]), height, width)
 
 
-class Krea2(OneFrame, Family):
+class Krea2(Packed, OneFrame, Family):
     """Krea 2 Raw, Krea 2 Turbo and models with their network."""
 
     title = "Krea 2"
@@ -89,6 +74,7 @@ class Krea2(OneFrame, Family):
     }
     configs: ClassVar[Mapping[str, str]] = {"krea/Krea-2-Raw": "krea2"}
     guidance_scale = 4.5  # Raw's card: 3.5, counted from 0
+    usual_side = 128
     passes_sigmas = True
     text_tokens = _TOKENS - _SUFFIX
     text_dtype = torch.bfloat16
@@ -105,20 +91,6 @@ class Krea2(OneFrame, Family):
 
     def network(self) -> nn.Module:
         return Krea2Network(self.base)
-
-    @property
-    def latent_channels(self) -> int:
-        return int(self.base.config.in_channels) // _PACKED**2
-
-    def output_latents(self, latents: Tensor) -> Tensor:
-        return pack(latents)
-
-    @property
-    def patch(self) -> int:
-        return _PACKED
-
-    def own_size(self) -> tuple[int, int]:
-        return _OWN_SIZE, _OWN_SIZE
 
     def guidance_arguments(self, scale: float, embedded: float | None) -> dict[str, Any]:
         return {"guidance_scale": scale - 1}

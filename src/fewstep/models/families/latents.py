@@ -17,8 +17,10 @@ class Latents:
     Attributes:
         pipeline: with its parts as attributes. base: the network. part: that one's name.
         size: side of the images in pixels; None takes the model's own.
+        usual_side: side in latents of its pipeline's default image, where no config gives the model's own.
     """
 
+    usual_side: ClassVar[int | None] = None
     pipeline: Any
     size: int | None
     part: ClassVar[str]
@@ -100,7 +102,7 @@ class Latents:
 
     def own_size(self) -> tuple[int, int]:
         """(height, width) in latents of the images that the model was trained on."""
-        size = self.base.config.sample_size
+        size = self.usual_side or self.base.config.sample_size
         if size is None:
             raise ValueError(
                 f"The {self.part} of this model has no sample_size in its config: write it there, or give teacher.size."

@@ -142,14 +142,14 @@ class TransformerNetwork(nn.Module):
     @property
     def width(self) -> int:
         """Channels of a token within the blocks."""
-        return int(self.transformer.inner_dim)  # type: ignore[arg-type]
+        return int(self.config.num_attention_heads * self.config.attention_head_dim)
 
     def image_tokens(self, tokens: Tensor, count: int) -> Tensor:
-        """The ``count`` tokens of the image among those [B, tokens, C] that a block returns: here there are no others.
+        """The ``count`` tokens of the image among those [B, tokens, C] that a block returns: here the last ones.
 
-        A block that returns one sequence of text and image has them first or last.
+        A block that returns one sequence of text and image has them behind the text, or (Z-Image) before it.
         """
-        return tokens
+        return tokens[:, -count:]
 
     def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
         """Tokens [B, C, h, w] at the taps, in their order; blocks after the last of them are not run.
@@ -197,3 +197,23 @@ class TransformerNetwork(nn.Module):
     def _with_extra(self, extra: Tensor | None) -> AbstractContextManager[None]:
         """Within this block ``extra`` [B, `extra_width`] is added to the time embedder's input."""
         return added_to_time(self.time_embedder, extra)
+
+
+class EmbedsGuidance(TransformerNetwork):
+    """A transformer that has an embedding of the guidance scale where ``guidance_embeds`` of its config is true.
+
+    Attributes:
+        guidance_embed: the embedded guidance scale of callers that give none.
+    """
+
+    guidance_embed: float
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        return frozenset({"guidance_embed"} if self.config.guidance_embeds else ())
+
+    def embedded_scale(self, t: Tensor, given: Tensor | None) -> Tensor | None:
+        """The scale [B] to embed, by default `guidance_embed`; None where there is no embedding."""
+        if given is None and self.config.guidance_embeds:
+            return torch.full_like(t, self.guidance_embed)
+        return given

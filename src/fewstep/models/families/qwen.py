@@ -20,16 +20,14 @@ from torch import Tensor, nn
 
 from fewstep.models.cond import Cond
 from fewstep.models.families.family import Family, pipeline_class
-from fewstep.models.families.flux import pack, unpack
 from fewstep.models.families.frames import OneFrame
-from fewstep.models.families.network import TransformerNetwork, needed, real_tokens
+from fewstep.models.families.network import needed, real_tokens
+from fewstep.models.families.packed import Packed, PackedNetwork, pack, unpack
 
-_PACKED = 2
-_OWN_SIZE = 128  # side in latents: the pipeline's default, which no config holds
 _TOKENS = 512  # of the pipeline's call; its encode_prompt alone would take 1,024
 
 
-class QwenNetwork(TransformerNetwork):
+class QwenNetwork(PackedNetwork):
     """A diffusers QwenImageTransformer2DModel; cond holds prompt_embeds [B, tokens, width] and prompt_length [B]."""
 
     lora_targets = (  # every linear layer: 846
@@ -37,22 +35,16 @@ class QwenNetwork(TransformerNetwork):
         "net.2", "img_mod.1", "txt_mod.1", "img_in", "txt_in", "linear", "linear_1", "linear_2", "proj_out",
     )  # fmt: skip
     place = 1
-    patch_size = _PACKED
-
-    def lay_out(self, noise: Tensor) -> Tensor:
-        """Noise that diffusers' schedulers draw in the shape of tokens, reshaped to [B, C, h, w] -> latents."""
-        height, width = (side // _PACKED for side in noise.shape[-2:])
-        return unpack(noise.reshape(len(noise), height * width, -1), height, width)
 
     def guide(self, with_: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
         """Classifier-free guidance in which every token keeps its length: g |c| / |g|, over 4 C numbers of a square."""
-        height, width = (side // _PACKED for side in with_.shape[-2:])
+        height, width = (side // self.patch_size for side in with_.shape[-2:])
         guided, plain = pack(without + scale * (with_ - without)), pack(with_)
         length = guided.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(guided.dtype).tiny)
         return unpack(guided * (plain.norm(dim=-1, keepdim=True) / length), height, width)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
-        height, width = (side // _PACKED for side in x.shape[-2:])
+        height, width = (side // self.patch_size for side in x.shape[-2:])
         embeds, mask = real_tokens(needed(cond), x)
         with self._with_extra(extra):
             output = self.transformer(
@@ -66,7 +58,7 @@ class QwenNetwork(TransformerNetwork):
         return unpack(cast(Tensor, output[0]), height, width)
 
 
-class QwenImage(OneFrame, Family):
+class QwenImage(Packed, OneFrame, Family):
     """Qwen-Image, and models with its network that take text alone."""
 
     title = "Qwen-Image"
@@ -75,6 +67,7 @@ class QwenImage(OneFrame, Family):
     licences: ClassVar[Mapping[str, str]] = {"Qwen/Qwen-Image": "apache-2.0"}
     configs: ClassVar[Mapping[str, str]] = {"Qwen/Qwen-Image": "qwen"}
     guidance_scale = 4.0
+    usual_side = 128
     passes_sigmas = True
     text_tokens = _TOKENS
     text_dtype = torch.bfloat16
@@ -91,20 +84,6 @@ class QwenImage(OneFrame, Family):
 
     def network(self) -> nn.Module:
         return QwenNetwork(self.base)
-
-    @property
-    def latent_channels(self) -> int:
-        return int(self.base.config.in_channels) // _PACKED**2
-
-    def output_latents(self, latents: Tensor) -> Tensor:
-        return pack(latents)
-
-    @property
-    def patch(self) -> int:
-        return _PACKED
-
-    def own_size(self) -> tuple[int, int]:
-        return _OWN_SIZE, _OWN_SIZE
 
     def guidance_arguments(self, scale: float, embedded: float | None) -> dict[str, Any]:
         return true_guidance(scale)

@@ -24,34 +24,29 @@ from torch.overrides import TorchFunctionMode
 from fewstep.models.cond import Cond
 from fewstep.models.families.family import Family
 from fewstep.models.families.frames import OneFrame
-from fewstep.models.families.network import TransformerNetwork, needed
+from fewstep.models.families.network import needed
+from fewstep.models.families.packed import Packed, PackedNetwork, pack, unpack
 from fewstep.models.families.qwen import lengths, true_guidance
 from fewstep.models.sharding import is_spread
 
-_DOWN, _OWN_SIZE = 16, 64  # pixels along a side of a latent; side in latents: the pipeline's default of 1024 pixels
+_DOWN = 16  # pixels along a side of a latent, where there is no autoencoder to ask
 _SLOT = 2  # side in latents of what the language model sees as one token of an image
 
 
-class Qwen21Network(TransformerNetwork):
+class Qwen21Network(PackedNetwork):
     """A diffusers QwenImage21Transformer2DModel; cond holds prompt_embeds [B, tokens, width] and prompt_length [B]."""
 
     lora_targets = (  # every linear layer: 232
         "to_q", "to_k", "to_v", "to_out.0", "proj", "gate_layer", "out", "img_in", "in_layer", "out_layer",
         "modulation.1", "linear", "linear_1", "linear_2", "proj_out",
     )  # fmt: skip
+    patch_size = 1
 
     def __init__(self, transformer: nn.Module, time_scale: float = 1.0) -> None:
         super().__init__(transformer, time_scale)
         if any(parameter.is_meta for parameter in transformer.parameters()):
             for module in (*self._blocks(), transformer.get_submodule(self.end)):
                 module.register_forward_pre_hook(_masks_onto_meta, with_kwargs=True)
-
-    def lay_out(self, noise: Tensor) -> Tensor:
-        """Noise that diffusers' schedulers draw in the shape of tokens, reshaped to [B, C, h, w] -> latents."""
-        return maps(noise.reshape(len(noise), -1, noise.shape[1]), *noise.shape[-2:])
-
-    def image_tokens(self, tokens: Tensor, count: int) -> Tensor:
-        return tokens[:, -count:]
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
         cond = needed(cond)
@@ -88,14 +83,14 @@ class Qwen21Network(TransformerNetwork):
             slots = slots.to(x.device, non_blocking=True)
         with self._with_extra(extra), _RepeatsOnMeta() if x.is_meta else nullcontext():
             output = self.transformer(
-                hidden_states=x.flatten(2).transpose(1, 2),
+                hidden_states=pack(x, self.patch_size),
                 timestep=t * self.time_scale,
                 encoder_hidden_states=cond["prompt_embeds"][:, :tokens].to(x.dtype),
                 img_shapes=[[(1, height, width)]] * len(x),
                 img_mask=slots,
                 return_dict=False,
             )
-        return maps(cast(Tensor, output[0])[:, -height * width :], height, width)
+        return unpack(cast(Tensor, output[0])[:, -height * width :], height, width, self.patch_size)
 
 
 class _RepeatsOnMeta(TorchFunctionMode):
@@ -120,12 +115,7 @@ def _onto_meta(value: Any) -> Any:
     return value.to("meta") if isinstance(value, Tensor) and value.dtype == torch.bool else value
 
 
-def maps(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens [B, h w, C], row by row -> latents [B, C, h, w]."""
-    return tokens.transpose(1, 2).unflatten(2, (height, width))
-
-
-class QwenImage21(OneFrame, Family):
+class QwenImage21(Packed, OneFrame, Family):
     """Qwen-Image-2.1 and Qwen-Image-2.1-Turbo, from text."""
 
     title = "Qwen-Image-2.1"
@@ -134,6 +124,8 @@ class QwenImage21(OneFrame, Family):
     licences: ClassVar[Mapping[str, str]] = {"Qwen/Qwen-Image-2.1": "apache-2.0"}
     configs: ClassVar[Mapping[str, str]] = {"Qwen/Qwen-Image-2.1": "qwen21"}
     guidance_scale = 1.0
+    usual_side = 64
+    square = 1
     passes_sigmas = True
     mixes_texts = True
     text_tokens = 512  # in plans: the encoder has no limit
@@ -162,17 +154,11 @@ class QwenImage21(OneFrame, Family):
     def side_step(self) -> int:
         return _SLOT * self.down
 
-    def own_size(self) -> tuple[int, int]:
-        return _OWN_SIZE, _OWN_SIZE
-
     def to_encoder(self, images: Tensor) -> Tensor:
         return super().to_encoder(torch.cat([images, torch.ones_like(images[:, :1])], dim=1))
 
     def from_decoder(self, decoded: Tensor) -> Tensor:
         return super().from_decoder(decoded)[:, :3]
-
-    def output_latents(self, latents: Tensor) -> Tensor:
-        return latents.flatten(2).transpose(1, 2)
 
     def guidance_arguments(self, scale: float, embedded: float | None) -> dict[str, Any]:
         return true_guidance(scale)

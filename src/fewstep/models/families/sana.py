@@ -22,32 +22,20 @@ from torch import Tensor, nn
 
 from fewstep.models.cond import Cond
 from fewstep.models.families.family import Family
-from fewstep.models.families.network import TransformerNetwork, needed
+from fewstep.models.families.network import EmbedsGuidance, needed
 
 _DOWN, _TOKENS = 32, 300
 _USUAL_SIDE = 1024  # of its pipeline, whatever the model
 _SECOND_ANGLE = 1.3  # of two steps of Sprint's pipeline; the first is pi / 2
 
 
-class SanaNetwork(TransformerNetwork):
-    """A diffusers SanaTransformer2DModel; cond holds prompt_embeds [B, 300, width] and prompt_mask [B, 300].
-
-    Attributes:
-        guidance_embed: Sprint's embedded guidance scale of callers that give none.
-    """
+class SanaNetwork(EmbedsGuidance):
+    """A diffusers SanaTransformer2DModel; cond holds prompt_embeds [B, 300, width] and prompt_mask [B, 300]."""
 
     lora_targets = (  # every linear layer and 1x1 convolution; the depthwise ones (conv_depth) are left alone
         "to_q", "to_k", "to_v", "to_out.0", "conv_inverted", "conv_point", "linear", "linear_1", "linear_2", "proj_out",
     )  # fmt: skip
     guidance_embed = 4.5
-
-    @property
-    def accepts(self) -> frozenset[str]:
-        return frozenset({"guidance_embed"} if self.config.guidance_embeds else ())
-
-    @property
-    def width(self) -> int:
-        return int(self.config.num_attention_heads * self.config.attention_head_dim)
 
     @property
     def time_embedder(self) -> Any:
@@ -63,10 +51,8 @@ class SanaNetwork(TransformerNetwork):
         guidance_embed: Tensor | None = None,
         extra: Tensor | None = None,
     ) -> Tensor:
-        cond, embeds = needed(cond), {}
-        if self.config.guidance_embeds:
-            scale = torch.full_like(t, self.guidance_embed) if guidance_embed is None else guidance_embed
-            embeds = {"guidance": scale * self.config.guidance_embeds_scale}
+        cond, scale = needed(cond), self.embedded_scale(t, guidance_embed)
+        embeds = {} if scale is None else {"guidance": scale * self.config.guidance_embeds_scale}
         with self._with_extra(extra):
             output = self.transformer(
                 x,
@@ -98,13 +84,8 @@ class Sana(Family):
     embeds_guidance: ClassVar[bool] = False
 
     @classmethod
-    def fits(cls, pipeline: Any) -> bool:
-        config = getattr(getattr(pipeline, cls.part, None), "config", None)
-        return super().fits(pipeline) and bool(config.guidance_embeds) == cls.embeds_guidance  # type: ignore[union-attr]
-
-    @classmethod
-    def fits_config(cls, config: Mapping[str, Any]) -> bool:
-        return super().fits_config(config) and bool(config.get("guidance_embeds")) == cls.embeds_guidance
+    def is_own(cls, config: Mapping[str, Any]) -> bool:
+        return bool(config.get("guidance_embeds")) == cls.embeds_guidance
 
     def network(self) -> nn.Module:
         return SanaNetwork(self.base, self.schedule().num_train_timesteps * self.base.config.timestep_scale)

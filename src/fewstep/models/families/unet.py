@@ -197,8 +197,8 @@ class StableDiffusion(Family):
         return unet is not None and added == cls.addition_embed_type
 
     @classmethod
-    def fits_config(cls, config: Mapping[str, Any]) -> bool:
-        return super().fits_config(config) and config.get("addition_embed_type") == cls.addition_embed_type
+    def is_own(cls, config: Mapping[str, Any]) -> bool:
+        return config.get("addition_embed_type") == cls.addition_embed_type
 
     @property
     def name(self) -> str:

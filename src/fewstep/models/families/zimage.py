@@ -20,7 +20,6 @@ from fewstep.models.cond import Cond, padded
 from fewstep.models.families.family import Family
 from fewstep.models.families.network import TransformerNetwork, needed
 
-_OWN_SIZE = 128  # side in latents: the pipeline's default, which no config holds
 _TOKENS = 512
 _TEMPLATE = 8  # tokens of the chat template around a prompt
 
@@ -72,6 +71,7 @@ class ZImage(Family):
     configs: ClassVar[Mapping[str, str]] = {"Tongyi-MAI/Z-Image": "zimage"}
     guidance_scale = 5.0  # its card's 4, counted from 0
     any_scheduler: ClassVar[Mapping[str, Any]] = {"shift": 6.0}
+    usual_side = 128
     passes_sigmas = True
     text_tokens = _TOKENS - _TEMPLATE
     text_dtype = torch.bfloat16
@@ -91,9 +91,6 @@ class ZImage(Family):
     @property
     def patch(self) -> int:
         return int(self.base.config.all_patch_size[0])
-
-    def own_size(self) -> tuple[int, int]:
-        return _OWN_SIZE, _OWN_SIZE
 
     def guidance_arguments(self, scale: float, embedded: float | None) -> dict[str, Any]:
         return {"guidance_scale": scale - 1}
