@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from fewstep.data.random import Rng
-from fewstep.data.sources import LatentSource, MixtureSource, Order
+from fewstep.data.sources import LatentSource, MixtureSource, Null, Order
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.models.cond import Cond
 
@@ -63,3 +63,12 @@ def test_conditions_stay_with_their_items():
             assert torch.equal(ring.assign(batch.x0) % 3, batch.cond["label"])
             assert set(batch.cond["label"].tolist()) <= {0, 2} and len(batch.x0) == 4
             assert batch.cond.null()["label"].tolist() == [-1] * 4
+
+
+def test_the_null_condition_is_copied_and_its_lengths_stay_on_the_host():
+    null = Null({"null.prompt_embeds": torch.ones(1, 3, 2), "null.prompt_length": torch.tensor([3])})
+    there = null.on(torch.device("meta"))
+    assert {name: t.device.type for name, t in there.items()} == {
+        "null.prompt_embeds": "meta", "null.prompt_length": "cpu",
+    }  # fmt: skip
+    assert null.on(torch.device("meta")) is there

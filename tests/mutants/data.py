@@ -117,10 +117,10 @@ MUTANTS = [
             "test_every_epoch_is_all_items_in_an_order_of_its_own",
         ),
         (
-            "data: every step starts at the first item",
-            "positions = number * rng.batch_size + np.arange",
-            "positions = 0 * number * rng.batch_size + np.arange",
-            "test_every_epoch_is_all_items_in_an_order_of_its_own",
+            "data: lengths of the null condition leave the host",
+            "t if on_host(name) else t.to(device) for name, t in self._tensors",
+            "t.to(device) for name, t in self._tensors",
+            "test_the_null_condition_is_copied_and_its_lengths_stay_on_the_host",
         ),
         (
             "data: latents are their posterior's mean",
@@ -136,9 +136,9 @@ MUTANTS = [
         ),
         (
             "data: pictures come with their neighbours' captions",
-            "return found, _cond({**found, **self._nulls[rng.device]})",
+            "return found, _cond({**found, **self._null.on(rng.device)})",
             "rolled = {name: t.roll(1, 0) for name, t in found.items()}\n"
-            "        return found, _cond({**rolled, **self._nulls[rng.device]})",
+            "        return found, _cond({**rolled, **self._null.on(rng.device)})",
             "test_conditions_stay_with_their_items",
         ),
         (
@@ -702,6 +702,16 @@ MUTANTS = [
             "out = set(picked[:count].tolist())",
             "out = set(range(count))",
             "test_held_out_images_are_trained_on_by_nobody",
+        ),
+    ),
+    *planted(
+        "data/random.py",
+        "data/test_sources.py",
+        (
+            "data: every step starts at the first item",
+            "return batch * self.batch_size + np.arange",
+            "return 0 * batch * self.batch_size + np.arange",
+            "test_every_epoch_is_all_items_in_an_order_of_its_own",
         ),
     ),
 ]

@@ -90,7 +90,7 @@ MUTANTS = [
         ),
         (
             "rows: the null condition is copied for every batch",
-            "if rng.device not in self._nulls:",
+            "if device not in self._there:",
             "if True:",
             "test_the_null_condition_is_copied_to_a_device_once",
         ),
@@ -132,8 +132,8 @@ MUTANTS = [
         ),
         (
             "copies: the null condition is copied for every batch",
-            "if rng.device not in self._nulls:",
-            "if len(self._nulls) < 9:",
+            "if device not in self._there:",
+            "if len(self._there) < 9:",
             "test_a_step_blocks_on_no_copy_and_reads_nothing[lcm]",
         ),
     ),

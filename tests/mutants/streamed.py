@@ -132,14 +132,18 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "runs/hints.py",
+        "runs/measured_on.py",
         "runs/test_stream.py",
         (
             "stream: shards far away are listed for a line of help",
-            "if recipe.place is None or recipe.data.stream or given",
-            "if recipe.place is None or given",
+            "    if data.stream:\n        raise",
+            "    if False:\n        raise",
             "test_shards_are_not_listed_for_a_line_of_help_or_for_prompts",
         ),
+    ),
+    *planted(
+        "runs/hints.py",
+        "runs/test_stream.py",
         (
             "hints: a run whose student cannot be measured is told to measure it",
             "if trained.place is None or _captions(trained):",

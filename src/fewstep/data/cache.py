@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fewstep.data.buckets import Size, bucket_sizes, nearest
 from fewstep.data.captions import as_bytes, encoder, null_of
-from fewstep.data.entries import Skipped, attempt
+from fewstep.data.entries import Skipped, attempt, one_line
 from fewstep.data.files import replace_tensors, replace_text, text_hash
 from fewstep.data.images import CaptionedImage, Collection, decode, quiet_pillow
 from fewstep.data.rows import HELD, Stored, checksum, cut_padding, joined
@@ -289,9 +289,8 @@ class Encoding:
         return {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
 
     def _list(self, passed: Sequence[str]) -> None:
-        """Write ``skipped.txt``; names of files need not be text."""
-        lines = (" ".join(line.split()).encode("utf-8", "backslashreplace").decode() for line in passed)
-        listed, text = self.path.with_name(SKIPPED), "".join(f"{line}\n" for line in lines)
+        """Write ``skipped.txt``."""
+        listed, text = self.path.with_name(SKIPPED), "".join(f"{one_line(entry)}\n" for entry in passed)
         if not passed:
             listed.unlink(missing_ok=True)
         elif not listed.is_file() or listed.read_text(encoding="utf-8") != text:

@@ -34,6 +34,11 @@ def attempt(name: str, make: Callable[..., T], *args: object) -> T | Skipped:
         return unread(name, error)
 
 
+def one_line(text: str) -> str:
+    """The text in one line that a file in UTF-8 can hold: names of files need not be text."""
+    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+
+
 def unread(name: str, error: OSError) -> Skipped:
     """A file or folder that the system does not let us read."""
     return Skipped(name, f"it cannot be read ({error.strerror or type(error).__name__})")

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -116,3 +117,8 @@ class Rng:
         self.device, self.dtype = torch.device(device), dtype
         self.shared = SharedRandom(seed, step)
         self.sample = self.of_samples(seed, step, batch_size, self.rows, self.device, dtype)
+
+    def numbers(self, batch: int | None = None) -> npt.NDArray[np.int64]:
+        """Numbers of these rows in global batch ``batch``, by default that of this step, counted over all batches."""
+        batch = self.step if batch is None else batch
+        return batch * self.batch_size + np.arange(self.batch_size)[self.rows]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ _CUTS = {CUT: (LENGTHS, TOKENS), TEXT: (TEXT_LENGTHS, CAPTION)}
 """What files hold one after the other: under which name the lengths are, and that of the rows."""
 Picked = npt.NDArray[np.int64]
 Tensors = dict[str, Tensor]
+T = TypeVar("T")
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -153,10 +154,10 @@ class Stored:
         of_rows = (next(b for name, b in found.items() if name not in (*self.null, *_CUTS)) for _, found in self._files)
         counts = [block.shape[0] for block in of_rows]
         # of each file, what has rows of several lengths, with the place of every row, and of the end
-        self._cuts: list[dict[str, list[int]]] = []
+        self._cuts: list[dict[str, Picked]] = []
         for path, found in self._files:
             cuts = {kind: _whole(path, found[name]).long() for kind, (name, _) in _CUTS.items() if name in found}
-            self._cuts.append({kind: [0, *lengths.cumsum(0).tolist()] for kind, lengths in cuts.items()})
+            self._cuts.append({kind: np.append(0, lengths.cumsum(0).numpy()) for kind, lengths in cuts.items()})
             for name in (TOKENS, MASK) if CUT in cuts else ():
                 like = self.null.get(name.replace("cond.", NULL))
                 if like is not None:
@@ -213,8 +214,8 @@ class Stored:
                     for name in into.keys() & its.keys():
                         _fill(file, its[name].start + row * its[name].row_bytes, into[name][place])
                     for kind, ends in self._cuts[number].items():
-                        name, (first, end) = _CUTS[kind][1], ends[row : row + 2]
-                        wide = its[kind].row_bytes
+                        name, wide = _CUTS[kind][1], its[kind].row_bytes
+                        first, end = map(int, ends[row : row + 2])
                         _fill(file, its[kind].start + first * wide, into[name][place, : (end - first) * wide])
                         found[name][place, end - first :] = 0
                         if kind == CUT and MASK in found:
@@ -230,7 +231,7 @@ class Stored:
         """Tokens of the longest text among the rows ``picked``, which are in the files ``numbers``."""
         rows = picked - np.concatenate([[0], self._ends])[numbers]
         cuts = ((self._cuts[int(number)][CUT], int(row)) for number, row in zip(numbers, rows, strict=True))
-        return max((ends[row + 1] - ends[row] for ends, row in cuts), default=0)
+        return max((int(ends[row + 1] - ends[row]) for ends, row in cuts), default=0)
 
 
 def _whole(path: Path, block: Block) -> Tensor:
@@ -311,11 +312,25 @@ def joined(checksums: Iterable[str]) -> str:
 # ---------------------------------------------------------------- one micro-batch ahead
 
 
+def in_thread(work: Callable[[], T], name: str, daemon: bool = False) -> Future[T]:
+    """What ``work`` returns or raises, begun in a thread that lives for it alone, so that there is none to be ended."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # it belongs to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=daemon).start()
+    return future
+
+
 class Ahead:
     """Rows that are read in a thread while the main thread trains.
 
     What was read is kept by its rows: where others are asked for, they are read then. So a wrong forecast costs time
-    and never changes a batch. A thread lives for one reading, so there is none to be ended.
+    and never changes a batch.
 
     Args:
         read: returns the rows ``picked`` of all tensors, ``pin`` as in `Rows.take`.
@@ -327,9 +342,7 @@ class Ahead:
 
     def prefetch(self, picked: Picked, pin: bool) -> None:
         """Begin to read these rows, and forget others that were read and not fetched."""
-        future: Future[Tensors] = Future()
-        self._coming = {picked.tobytes(): future}
-        threading.Thread(target=self._work, args=(future, picked, pin), name="fewstep-rows").start()
+        self._coming = {picked.tobytes(): in_thread(lambda: self._read(picked, pin), "fewstep-rows")}
 
     def fetch(self, picked: Picked, pin: bool) -> Tensors:
         """These rows, read before or now.
@@ -339,9 +352,3 @@ class Ahead:
         """
         future = self._coming.pop(picked.tobytes(), None)
         return self._read(picked, pin) if future is None else future.result()
-
-    def _work(self, future: Future[Tensors], picked: Picked, pin: bool) -> None:
-        try:
-            future.set_result(self._read(picked, pin))
-        except BaseException as error:  # it belongs to whoever asks for the rows
-            future.set_exception(error)

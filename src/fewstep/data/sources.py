@@ -39,8 +39,7 @@ class Order:
 
     def rows(self, rng: Rng, number: int | None = None) -> npt.NDArray[np.int64]:
         """Item indices, int64, of the rows ``rng.rows`` of batch ``number`` (by default that of ``rng.step``)."""
-        number = rng.step if number is None else number
-        positions = number * rng.batch_size + np.arange(rng.batch_size)[rng.rows]
+        positions = rng.numbers(number)
         epochs, places = positions // self.size, positions % self.size
         return np.array([self._permutation(rng.seed, int(e))[p] for e, p in zip(epochs, places, strict=True)])
 
@@ -52,6 +51,24 @@ class Order:
             generator = np.random.Generator(np.random.Philox(stream_key(seed, self.name, epoch)))
             self._permutations[key] = generator.permutation(self.size)
         return self._permutations[key]
+
+
+class Null:
+    """The null condition of a data set, which is copied to each device once; lengths stay on the host.
+
+    Args:
+        tensors: [1, ...] each, as `Cond.flat` names them.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+        self._there: dict[torch.device, dict[str, Tensor]] = {}
+
+    def on(self, device: torch.device) -> dict[str, Tensor]:
+        """The tensors on ``device``."""
+        if device not in self._there:
+            self._there[device] = {name: t if on_host(name) else t.to(device) for name, t in self._tensors.items()}
+        return self._there[device]
 
 
 class Encoded:
@@ -66,7 +83,7 @@ class Encoded:
         self.rows, self.encode = rows, encode
         self.order = Order(len(rows))
         self._ahead = Ahead(rows.take)
-        self._nulls: dict[torch.device, dict[str, Tensor]] = {}
+        self._null = Null(rows.null)
 
     @property
     def cond(self) -> Cond | None:
@@ -98,10 +115,7 @@ class Encoded:
         """As `fetch`, of rows that were read."""
         read = self._encoded(read)
         found = {name: t if on_host(name) else t.to(rng.device, non_blocking=True) for name, t in read.items()}
-        if rng.device not in self._nulls:
-            null = self.rows.null.items()
-            self._nulls[rng.device] = {name: t if on_host(name) else t.to(rng.device) for name, t in null}
-        return found, _cond({**found, **self._nulls[rng.device]})
+        return found, _cond({**found, **self._null.on(rng.device)})
 
     def _encoded(self, read: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Rows that were read, with conditions in the place of their captions."""

@@ -27,13 +27,13 @@ from torch import Tensor
 from fewstep.data.batch import Batch
 from fewstep.data.cache import in_order, loader_threads
 from fewstep.data.captions import as_rows, encoder, null_of, split_captions
-from fewstep.data.entries import Skipped, attempt
+from fewstep.data.entries import Skipped, attempt, one_line
 from fewstep.data.files import replace_text, text_hash
 from fewstep.data.images import CaptionedImage, decode
 from fewstep.data.random import Rng, stream_key
 from fewstep.data.remote import Entry, Shards
-from fewstep.data.rows import CAPTION, Ahead, Picked, Tensors
-from fewstep.data.sources import pins
+from fewstep.data.rows import CAPTION, Ahead, Picked, Tensors, in_thread
+from fewstep.data.sources import Null, pins
 from fewstep.models.cond import Cond
 from fewstep.models.families import Teacher
 from fewstep.models.hub import short_error
@@ -126,19 +126,15 @@ class Lane:
         return self._blocks[number]
 
     def _begin(self, number: int) -> Future[list[Entry]]:
-        """Read a block in a thread, which lives for this one, once the block that was begun before is there."""
-        before, future = self._last, Future[list[Entry]]()
+        """Read a block in a thread, once the block that was begun before is there."""
+        before = self._last
 
-        def work() -> None:
-            try:
-                if before is not None:
-                    before.exception()  # of which the entries were being read
-                future.set_result(self._read(number))
-            except BaseException as error:  # it belongs to whoever asks for the block
-                future.set_exception(error)
+        def work() -> list[Entry]:
+            if before is not None:
+                before.exception()  # of which the entries were being read
+            return self._read(number)
 
-        threading.Thread(target=work, name="fewstep-shards", daemon=True).start()
-        return future
+        return in_thread(work, "fewstep-shards", daemon=True)
 
     def _read(self, number: int) -> list[Entry]:
         first = number * self.size
@@ -252,24 +248,21 @@ class StreamSource:
     ) -> None:
         self._shards, self._teacher, self._counts, self._buffer = shards, teacher, counts, buffer
         self._threads = loader_threads(processes)
-        self._encode, self._null = encoder(teacher), null_of(teacher)
-        self._nulls: dict[torch.device, Tensors] = {}
+        self._encode, self._null = encoder(teacher), Null(null_of(teacher))
         self._skipped = _Listed(skipped)
         self._of: tuple[tuple[int, int], Ahead] | None = None
 
     def prefetch(self, rng: Rng) -> None:
         """Begin to read and decode the images of ``rng``'s batch in a thread."""
-        self._ahead(rng).prefetch(_rows(rng), pins(rng))
+        self._ahead(rng).prefetch(rng.numbers(), pins(rng))
 
     def batch(self, rng: Rng) -> Batch:
         """The rows of ``rng``, with the posterior noise of this step; latents and conditions are rounded to float16."""
-        others, captions = split_captions(self._ahead(rng).fetch(_rows(rng), pins(rng)))
+        others, captions = split_captions(self._ahead(rng).fetch(rng.numbers(), pins(rng)))
         images = others[PIXELS].to(rng.device, non_blocking=True).float() / 127.5 - 1
         mean, std = (t.half().to(rng.dtype) for t in self._teacher.posterior(images))
         x0 = torch.addcmul(mean, std, rng.sample.normal("posterior", mean.shape[1:]))
-        if rng.device not in self._nulls:
-            self._nulls[rng.device] = {name: t.to(rng.device) for name, t in self._null.items()}
-        cond = Cond.from_flat({**self._encode(captions), **self._nulls[rng.device]})
+        cond = Cond.from_flat({**self._encode(captions), **self._null.on(rng.device)})
         return Batch(x0, cond, prompts=tuple(captions))
 
     def checksum(self) -> str:
@@ -291,10 +284,6 @@ class StreamSource:
         return self._of[1]
 
 
-def _rows(rng: Rng) -> Picked:
-    return rng.step * rng.batch_size + np.arange(rng.batch_size)[rng.rows]
-
-
 class _Listed:
     """A file of what was passed over, each entry once; several processes may write it."""
 
@@ -304,7 +293,7 @@ class _Listed:
         self._lock = threading.Lock()
 
     def add(self, entry: Skipped) -> None:
-        line = " ".join(str(entry).split()).encode("utf-8", "backslashreplace").decode()
+        line = one_line(str(entry))
         with self._lock:
             if line not in self._known:
                 self._known.add(line)

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.models.families import vae_batch_size
+from fewstep.models.families.teacher import PROMPTS_AT_ONCE
 from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.planning.memory_trace import DeviceRules, MemoryTracker
 from fewstep.training.settings import TrainingSettings
-
-_AT_ONCE = 64  # captions that `Teacher.encode_prompts` encodes together
 
 
 def tensors_of(network: nn.Module) -> list[Tensor]:
@@ -56,7 +55,7 @@ def guided_peak(pipeline: MetaPipeline, prompts: int, settings: TrainingSettings
 def text_peak(pipeline: MetaPipeline, captions: int, device: str) -> int:
     """Bytes that the largest text encoder adds while it encodes so many captions of one micro-batch."""
     encoders = [part for name, part in pipeline.parts.items() if name.startswith("text_encoder")]
-    return max((_encoding_peak(part, pipeline, min(captions, _AT_ONCE), device) for part in encoders), default=0)
+    return max((_encoding_peak(part, pipeline, min(captions, PROMPTS_AT_ONCE), device) for part in encoders), default=0)
 
 
 def _encoding_peak(part: nn.Module, pipeline: MetaPipeline, captions: int, device: str) -> int:

@@ -15,6 +15,7 @@ from fewstep.models.cond import Cond
 from fewstep.models.meta_pipeline import MetaPipeline
 from fewstep.models.roles import Roles
 from fewstep.planning.memory_trace import DeviceRules, MemoryTracker, size_of
+from fewstep.planning.peaks import tensors_of
 
 Seen = tuple[nn.Module, Callable[[Tensor], Any], int]
 """A network on the meta device, its call on images [n, 3, H, W], and how many it is given together."""
@@ -43,7 +44,7 @@ def held_between(measuring: Measuring, pipeline: MetaPipeline, device: str) -> i
     On a CPU also the noise, and the teacher's images, which never leave the host.
     """
     networks = {id(network): network for network, _, _ in measuring.networks}  # one may give several figures
-    tensors = [t for network in networks.values() for t in _tensors(network)]
+    tensors = [t for network in networks.values() for t in tensors_of(network)]
     kept = list(_prompts(measuring.count, pipeline).flat().values())
     if device == "cpu":
         kept.append(torch.empty(measuring.count, *pipeline.latent_shape, device="meta"))
@@ -66,11 +67,11 @@ def peak_beyond(measuring: Measuring, pipeline: MetaPipeline, roles: Roles, devi
         _prompts(together, pipeline),
         (measuring.steps + 2) * measuring.count * size_of(x[:1].clone(), device),
     )
-    known = [*_tensors(roles.base), *roles.tensors().values(), x, *cond.tensors.values()]
+    known = [*tensors_of(roles.base), *roles.tensors().values(), x, *cond.tensors.values()]
     sampling = _peak(device, known, lambda: view(x, view.schedule.start, cond, measuring.guidance_scale))
     images = size_of(_images(measuring.count, pipeline), device)
     seen = [
-        _peak(device, _tensors(network), partial(call, _images(min(n, measuring.count), pipeline)))
+        _peak(device, tensors_of(network), partial(call, _images(min(n, measuring.count), pipeline)))
         for network, call, n in measuring.networks
     ]
     return states + max(sampling, images + max([decoding, images, *seen]))
@@ -90,7 +91,3 @@ def _prompts(count: int, pipeline: MetaPipeline) -> Cond:
 def _images(count: int, pipeline: MetaPipeline) -> Tensor:
     side = pipeline.image_size or 0
     return torch.empty(count, 3, side, side, device="meta")
-
-
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]

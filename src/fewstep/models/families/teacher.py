@@ -22,6 +22,8 @@ from fewstep.models.helpers import Helpers, pooled_prompt
 from fewstep.models.hub import Remark, quiet
 from fewstep.models.rewards import open_reward
 
+PROMPTS_AT_ONCE = 64
+"""Prompts that the text encoders are given together."""
 _MOST, _PIXELS = 32, 2**21
 
 
@@ -93,7 +95,7 @@ class Teacher:
     def encode_prompts(
         self,
         prompts: Sequence[str],
-        batch_size: int = 64,
+        batch_size: int = PROMPTS_AT_ONCE,
         size: tuple[int, int] | None = None,
         guided: bool = True,
         negative: bool = False,
