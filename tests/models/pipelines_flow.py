@@ -208,6 +208,9 @@ def wan():
     )
 
 
+TEACHERS = ("sana", "qwen_image", "z_image", "klein_base", "flux2_dev", "krea2", "chroma", "qwen_image21")
+"""Those that are taught from under every method of `tests.runs.test_distill_families` and `benchmarks.matrix`."""
+
 BUILD = {
     "sana": sana, "sana_sprint": sana_sprint, "z_image": z_image, "z_image_turbo": functools.partial(z_image, 3.0),
     "klein_base": klein, "klein": functools.partial(klein, True), "flux2_dev": flux2_dev, "qwen_image": qwen_image,

@@ -23,6 +23,7 @@ from fewstep.students.student import LORA_FILE, load_student, save_student
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
 from tests.models.pipelines import PROMPTS, SIZE, build
+from tests.models.pipelines_flow import TEACHERS
 from tests.rewards import never_enough
 
 EVERYWHERE = ("lcm", "tcd", "pcm", "dmd2", "lightning")
@@ -30,18 +31,7 @@ TWENTY = ("sdxl", "sd3")
 """Families that take 20 steps under every method; others take 6."""
 CASES = [(family, method) for family in TWENTY for method in METHODS]
 CASES += [(f, m) for f in ("sd15", "sd2v", "flux") for m in EVERYWHERE if m in METHODS] + [("pixart", "lcm")]
-FLOW = (
-    "sana",
-    "qwen_image",
-    "z_image",
-    "klein_base",
-    "flux2_dev",
-    "krea2",
-    "chroma",
-    "qwen_image21",
-)
-"""Families of `tests.models.pipelines_flow`: 20 steps of five methods, and of LCM with full weights."""
-CASES += [(family, method) for family in FLOW for method in EVERYWHERE]
+CASES += [(family, method) for family in TEACHERS for method in EVERYWHERE]
 QUICK = {("sdxl", "lcm"), ("sd15", "dmd2"), ("sd2v", "tcd"), ("flux", "tcd"), ("pixart", "lcm")}
 """What `make test` tries of them."""
 FEW = {"num_grid_steps": 4, "segments": 2, "num_phases": 2, "max_hops": 2, "encoder": "scenes-64"}
@@ -83,7 +73,7 @@ def test_a_method_distils_a_family(family, method, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FLOW)
+@pytest.mark.parametrize("family", TEACHERS)
 def test_all_weights_learn(family, tmp_path):
     distilled(family, "lcm", Weights("full"), tmp_path)
 
@@ -101,7 +91,7 @@ def distilled(family, method, weights, place):
 
     before = ask(roles.teacher)
     assert torch.equal(ask(roles.student), before)
-    Trainer(taught, roles, source, SETTINGS if family in TWENTY + FLOW else replace(SETTINGS, steps=6)).run()
+    Trainer(taught, roles, source, SETTINGS if family in TWENTY + TEACHERS else replace(SETTINGS, steps=6)).run()
     after = ask(roles.student)
     assert torch.equal(ask(roles.teacher), before)
     assert after.isfinite().all() and (after - before).abs().max() > 1e-4
