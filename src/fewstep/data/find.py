@@ -101,7 +101,7 @@ def held_out_captions(place: Place, limit: int | None = None) -> tuple[str, ...]
 
 
 def _all_captions(place: Place, limit: int | None) -> tuple[tuple[str, ...], tuple[Skipped, ...]]:
-    if _kind(place) == "prompts":
+    if kind_of(place) == "prompts":
         return once(("prompts", _whole(place), limit), lambda: read_prompts(place.root, limit, place.caption_column))
     found = _all_images(place, limit)
     return tuple(image.caption for image in found.images), found.skipped
@@ -111,7 +111,7 @@ def _all_images(place: Place, limit: int | None) -> Collection:
     return once(("images", _whole(place), limit), lambda: _list_images(place, limit))
 
 
-def _kind(place: Place) -> str:
+def kind_of(place: Place) -> str:
     """`Place.kind`, which may look at every name in the folder."""
     return once(("kind", _whole(place)), lambda: place.kind)
 
@@ -123,7 +123,7 @@ def _whole(place: Place) -> Place:
 
 def _list_images(place: Place, limit: int | None) -> Collection:
     path, columns, hint = place.root, (place.image_column, place.caption_column), ""
-    kind = _kind(place)
+    kind = kind_of(place)
     if kind == "webdataset":
         found = shard_images(path, *columns)
     elif kind == "parquet":

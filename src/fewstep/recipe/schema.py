@@ -329,7 +329,7 @@ class Recipe(Section):
             except ValueError:
                 return True
             return False
-        return self.place.kind != "datasets" and not self.place.root.exists()
+        return not self.place.root.exists() and self.place.kind != "datasets"
 
     def captions(self) -> int:
         """The number of images or captions that are trained on; those of a file or folder are counted there.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.entries import Skipped, attempt
-from fewstep.data.find import FEWEST, find_images, held_out_images
+from fewstep.data.find import FEWEST, find_images, held_out_images, kind_of
 from fewstep.data.folder import uncaptioned_images
 from fewstep.data.images import CaptionedImage, pixels
 from fewstep.models.families import Teacher
@@ -68,7 +68,7 @@ def reference_images(recipe: Recipe) -> Sequence[CaptionedImage]:
     evaluate, place = recipe.evaluate, recipe.place
     if evaluate.reference != "data":
         found: Sequence[CaptionedImage] = uncaptioned_images(Path(str(evaluate.reference)))
-    elif place is None or place.kind == "prompts":
+    elif place is None or kind_of(place) == "prompts":
         raise RecipeError("evaluate.reference: the data hold no images: give a folder, or set it to teacher.")
     elif place.held_out:
         found = held_out_images(place, recipe.data.size).images
