@@ -74,8 +74,10 @@ def draws(name, variant, exit):
     first = torch.randn(ROWS, noises, 2, 2, 2, generator=generator, dtype=torch.float64)
     noise = [torch.randn(ROWS, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(5)]
     times = [torch.tensor(t, dtype=torch.float64) for t in TIMES[name]]
-    pairs = [x for pair in zip(times, noise, strict=True) for x in pair]
-    return Draws(exit, first, *(pairs if settings["adversarial_weight"] else pairs[:4]))
+    names = ("fake", "matching", "played", "judged", "data")[: 5 if settings["adversarial_weight"] else 2]
+    found = {f"{name}_{what}": x for what, all_of in (("time", times), ("noise", noise))
+             for name, x in zip(names, all_of, strict=False)}  # fmt: skip
+    return Draws(exit=exit, noise=first, **found)
 
 
 def build(name, kind, variant, weights="full"):
@@ -221,10 +223,10 @@ def test_a_student_is_trained_where_it_will_be_sampled(schedule):
     d = draws(schedule, "guided", 3)
     noises = list(d.noise.unbind(1))
     run = sample(p.roles.student, RenoiseSampler(num_inference_steps=4), noises[0], p.batch.cond, noises=noises[1:])
-    assert torch.equal(run.timesteps, p.method.inputs.timesteps)
+    assert torch.equal(run.timesteps, p.method.rollout.timesteps)
     assert run.timesteps.tolist() == pytest.approx(sampled_at(schedule, 4).tolist(), rel=1e-12)
     for exit in range(4):
-        x_t = p.method.inputs.state(p.roles.student, p.batch.x0, d.noise[:, : exit + 1], exit, p.batch.cond)
+        x_t = p.method.rollout.state(p.roles.student, p.batch.x0, d.noise[:, : exit + 1], exit, p.batch.cond)
         assert torch.equal(x_t, run.states[exit]) and not x_t.requires_grad
     if schedule == "vp":  # and those of other programs' LCM samplers, given its times
         lcm = sample(
@@ -236,16 +238,16 @@ def test_a_student_is_trained_where_it_will_be_sampled(schedule):
 def test_one_step_at_a_lower_time_starts_from_noise_as_it_is():
     method = DMD2(SCHEDULES["vp"], timesteps=(399,))
     noise = torch.randn(3, 1, 2, dtype=torch.float64)
-    assert torch.equal(method.inputs.state(None, torch.zeros(3, 2), noise, 0, None), noise[:, 0])
+    assert torch.equal(method.rollout.state(None, torch.zeros(3, 2), noise, 0, None), noise[:, 0])
     assert method.sampling(method.settings).timesteps == (399,)
     assert method.sampling(method.settings).num_inference_steps == 1
     table = DMD2(SCHEDULES["vp"], timesteps=(399,), terminal="table")
     sigma = alpha_sigma("vp", np.array([399]))[1].item()
-    torch.testing.assert_close(table.inputs.state(None, torch.zeros(3, 2), noise, 0, None), sigma * noise[:, 0])
+    torch.testing.assert_close(table.rollout.state(None, torch.zeros(3, 2), noise, 0, None), sigma * noise[:, 0])
 
 
 def test_the_first_state_is_noise_even_where_the_others_are_data():
-    inputs = DMD2(SCHEDULES["vp"], student_input="noised").inputs
+    inputs = DMD2(SCHEDULES["vp"], student_input="noised").rollout
     x0, noise = torch.full((3, 2), 7.0), torch.randn(3, 1, 2)
     assert torch.equal(inputs.state(None, x0, noise, 0, None), noise[:, 0])
     assert (inputs.state(None, x0, noise, 3, None) - noise[:, 0]).abs().min() > 4

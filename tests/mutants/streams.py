@@ -46,7 +46,7 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "methods/dmd2.py",
+        "methods/parts/score_gan.py",
         "methods/test_independent_streams.py",
         (
             "streams: dmd2's discriminator noises its images as the fake score does",
@@ -54,6 +54,10 @@ MUTANTS = [
             'setattr(draws, f"{name}_noise", draws.fake_noise)',
             f"{OF_A_STEP}[dmd2]",
         ),
+    ),
+    *planted(
+        "methods/parts/matching.py",
+        "methods/test_independent_streams.py",
         (
             "streams: dmd2 compares scores at the time where the fake score learns",
             'self.scores.draw_time(rng, "matching_time", 0.02, 0.98)',

@@ -88,7 +88,7 @@ def trained_rows(bench: Bench, method: DMD2, roles: Roles) -> list[Row]:
     noise = torch.randn(SAMPLES, mixture.dim, generator=generator)
     _, cond = bench.starts
     cond = None if cond is None else cond[torch.arange(SAMPLES) % len(cond)]
-    sampler = make_sampler(method.sampler, timesteps=method.inputs.timesteps)
+    sampler = make_sampler(method.sampler, timesteps=method.rollout.timesteps)
     x = sample(roles.student, sampler, noise, cond, generator=generator).x0.double()
     which = mixture.assign(x, None if cond is None else cond["label"])
     mass, mean, std = [], [], []
@@ -98,7 +98,7 @@ def trained_rows(bench: Bench, method: DMD2, roles: Roles) -> list[Row]:
         mean.append(float((mine.mean(dim=0) - mixture.means[k]).norm()) if len(mine) else float("inf"))
         width = float(mixture.components.variances[k].expand(mixture.dim).mean().sqrt())
         std.append(abs(spread(mine) / width - 1) if len(mine) > 1 else float("inf"))
-    steps = len(method.inputs.timesteps)
+    steps = len(method.rollout.timesteps)
     name = f"{steps} step{'s' if steps > 1 else ''}, worst mode:"
     return [
         Row(f"{name} mass, relative", 0.0, max(mass), 0.2),

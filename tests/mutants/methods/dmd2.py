@@ -13,45 +13,9 @@ MUTANTS = [
             "test_no_graph_leads_from_the_critics_losses_to_the_student",
         ),
         (
-            "distribution matching: real and fake change places",
-            "gan_loss = logged_discriminator_loss(real, fake,",
-            "gan_loss = logged_discriminator_loss(fake, real,",
-            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
-        ),
-        (
-            "distribution matching: the student is pleased to be found out",
-            "return Loss(loss + gan, parts",
-            "return Loss(loss - gan, parts",
-            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
-        ),
-        (
-            "distribution matching: the game's gradient is not weighted",
-            "(grad,) = torch.autograd.grad(self.settings.adversarial_weight * adversarial, leaf)",
-            "(grad,) = torch.autograd.grad(adversarial, leaf)",
-            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
-        ),
-        (
-            "distribution matching: data and answers are judged under one noise",
-            "self._judged(roles, batch, x0, draws.judged_time, draws.judged_noise)",
-            "self._judged(roles, batch, x0, draws.data_time, draws.data_noise)",
-            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
-        ),
-        (
-            "distribution matching: the discriminator's loss counts as much as the fake score's",
-            "weighted = self.settings.discriminator_weight * gan_loss.total",
-            "weighted = gan_loss.total",
-            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
-        ),
-        (
             "distribution matching: the critic forgets the discriminator",
             "then=discriminator_term if self.gan else None",
             "then=None",
-            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
-        ),
-        (
-            "distribution matching: scores are compared at the fake score's times",
-            "draws.matching_noise, draws.matching_time, batch.cond",
-            "draws.matching_noise, draws.fake_time, batch.cond",
             "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
         ),
         (
@@ -79,16 +43,60 @@ MUTANTS = [
             "test_without_its_weight_there_is_no_discriminator",
         ),
         (
-            "distribution matching: scores are matched at every level",
-            'self.scores.draw_time(rng, "matching_time", 0.02, 0.98)',
-            'self.scores.draw_time(rng, "matching_time")',
-            "test_draws",
-        ),
-        (
             "distribution matching: students are sampled in four steps whatever their times",
             "Sampling(len(times) or settings.num_inference_steps,",
             "Sampling(settings.num_inference_steps,",
             "test_one_step_at_a_lower_time_starts_from_noise_as_it_is",
+        ),
+    ),
+    *planted(
+        "methods/parts/score_gan.py",
+        "methods/test_dmd2.py",
+        (
+            "distribution matching: real and fake change places",
+            "gan_loss = logged_discriminator_loss(real, fake,",
+            "gan_loss = logged_discriminator_loss(fake, real,",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: the student is pleased to be found out",
+            "return Loss(loss + gan, parts",
+            "return Loss(loss - gan, parts",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: the game's gradient is not weighted",
+            "(grad,) = torch.autograd.grad(self.weight * adversarial, leaf)",
+            "(grad,) = torch.autograd.grad(adversarial, leaf)",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: data and answers are judged under one noise",
+            "self._logits(roles, x0, draws.judged_time, draws.judged_noise, cond)",
+            "self._logits(roles, x0, draws.data_time, draws.data_noise, cond)",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: the discriminator's loss counts as much as the fake score's",
+            "weighted = self.discriminator_weight * gan_loss.total",
+            "weighted = gan_loss.total",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+    ),
+    *planted(
+        "methods/parts/matching.py",
+        "methods/test_dmd2.py",
+        (
+            "distribution matching: scores are compared at the fake score's times",
+            "draws.matching_noise, draws.matching_time, batch.cond",
+            "draws.matching_noise, draws.fake_time, batch.cond",
+            "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
+        ),
+        (
+            "distribution matching: scores are matched at every level",
+            'self.scores.draw_time(rng, "matching_time", 0.02, 0.98)',
+            'self.scores.draw_time(rng, "matching_time")',
+            "test_draws",
         ),
     ),
 ]

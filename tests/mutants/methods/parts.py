@@ -438,7 +438,7 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "methods/parts/inputs.py",
+        "methods/parts/rollout.py",
         "methods/test_dmd2.py",
         (
             "inputs: simulated answers are noised to the time they came from",
@@ -476,6 +476,10 @@ MUTANTS = [
             "if (exit > 0",
             "tests/verification/test_closed_forms.py::test_every_row_of_the_line_holds",
         ),
+    ),
+    *planted(
+        "methods/parts/inputs.py",
+        "methods/test_turbo.py",
         (
             "inputs: the noisiest level shows its data",
             'return blind | (t == schedule.start) if terminal == "noise" else blind',
