@@ -19,6 +19,7 @@ from tests.models.pipelines import build
 ALL = FAMILIES | {"sana": (Sana, Schedule.flow(3.0), {"flow_shift": 3.0, "use_flow_sigmas": True})}
 """Those that ComfyUI samples, and others."""
 NEVER = {f"{family}-ctm" for family in ("sd15", "sdxl", "sd3", "flux")}
+NEVER |= {name for name in shipped_recipes() if name.endswith("-flowmap")}
 """Their students are conditioned on the target time."""
 
 

@@ -67,11 +67,17 @@ def waves(t):
 # ------------------------------------------------------------------ schedules and predictions, by the formulas
 
 
+def log_ratios():
+    """log(sigma / alpha) at the indices of Stable Diffusion's table."""
+    bar = np.cumprod(1 - np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2)
+    return np.log((1 - bar) / bar) / 2
+
+
 def alpha_sigma(name, t):
     """Coefficients at times [B], to broadcast over x."""
     t = np.asarray(t, dtype=np.float64)
-    if name == "vp":
-        bar = np.cumprod(1 - np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2)[t.astype(int)]
+    if name == "vp":  # between two indices linear in log(sigma / alpha)
+        bar = np.exp(-np.logaddexp(0, 2 * np.interp(t, np.arange(1000), log_ratios())))
         pair = np.sqrt(bar), np.sqrt(1 - bar)
     else:
         pair = (np.ones_like(t) if name == "edm" else 1 - t), t

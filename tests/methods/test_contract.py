@@ -59,6 +59,7 @@ SETTINGS = [
     {"perceptual_weight": 0.5, "anchor_weight": 0.3, "held_out": "another", "first_exit": 1},
     {"segments": 2, "hop_by": "beginning", "discriminator_weights": "lora"},
     {"segments": 1, "offset_noise": 0.1, "target_decay": 0.0},
+    {"velocity": "data", "guidance_scale": 1.0},
 ]
 
 

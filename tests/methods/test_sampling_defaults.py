@@ -19,6 +19,7 @@ TABLE = {
     "ladd": ("euler-ancestral", 4, 1.0, False, None, None),  # the same loop; its teacher is not guided in training
     "lightning": ("ddim", 4, 0.0, True, None, 1.0),  # Euler's jumps, bound to their number
     "hyper": ("phased", 8, 0.0, True, 40, 1.0),  # the first stage; one segment is TCD's (tests/inference/test_zero.py)
+    "flowmap": ("ctm", 4, 0.0, False, None, 4.0),  # deterministic jumps, any number of them
     "feedback": ("tcd", 4, 0.3, False, 50, None),  # as the student that it continues
 }
 

@@ -49,6 +49,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "hyper.adversarial_weight": (0.5, {}),
     "hyper.discriminator_weights": ("lora", {"segments": 2}),
     "hyper.halvings": (1, {"segments": 2}),
+    "flowmap.velocity": ("data", {"guidance_scale": 1.0}),
+    "flowmap.alpha": ((0.4, 0.02), {}),
     "feedback.rewards": (({"model": "pickscore", "threshold": 5.0},), {}),
     "feedback.held_out": ("another", {}),
     "feedback.sampler": ("lcm", LATE),

@@ -37,9 +37,9 @@ MUTANTS = [
             "test_multistep_consistency_on_edm_follows_algorithm_1",
         ),
         (
-            "sampling: LCM's student is conditioned on clean data's time",
-            ("        return float(schedule.end)\n\n    def step"),
-            ("        return float(schedule.clean)\n\n    def step"),
+            "sampling: LCM's student is conditioned on the next time",
+            ("        return float(schedule.end)\n\n    def step(self, at: Step) -> Tensor:\n        x0, schedule"),
+            ("        return next_time\n\n    def step(self, at: Step) -> Tensor:\n        x0, schedule"),
             "test_a_student_of_lcm_is_conditioned_on_the_schedules_end",
         ),
         (
@@ -263,9 +263,15 @@ MUTANTS = [
         ),
         (
             "sampling: a student is conditioned on the next time, not on the sampler's target time",
-            "end = sampler.end(denoiser.schedule, time, next_time, last) if conditioned else None",
-            "end = next_time if conditioned else None",
+            "end = max(sampler.end(schedule, time, next_time, last), schedule.end) if conditioned else None",
+            "end = max(next_time, schedule.end) if conditioned else None",
             "test_a_student_is_conditioned_on_its_target_time_and_guidance",
+        ),
+        (
+            "sampling: a student is conditioned on an end that no method trains",
+            "end = max(sampler.end(schedule, time, next_time, last), schedule.end) if conditioned else None",
+            "end = sampler.end(schedule, time, next_time, last) if conditioned else None",
+            "tests/methods/test_ends.py::test_the_ends_of_sampling_are_those_of_training[flowmap-vp]",
         ),
         (
             "sampling: injected noises are used in the wrong order",

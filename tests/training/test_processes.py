@@ -16,6 +16,7 @@ from fewstep.data.sources import LatentSource
 from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.flowmap import FlowMap
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
@@ -39,6 +40,7 @@ CASES = {
     "full": (TOLD, "full", SETTINGS),
     "game": (PCM(VP, guidance_scale=3.0), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
     "balanced": (CTM(VP, max_hops=2, adversarial_weight=0.5, target_decay=0.9), "full", SETTINGS),
+    "slopes": (FlowMap(VP, guidance_scale=3.0), "lora", SETTINGS),
     "pairs": (DMD(VP), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
     "encoder": (Lightning(VP, num_inference_steps=2, num_teacher_steps=4), "full", SETTINGS),
     "term by term": (DMD2(VP, student_every=1, adversarial_weight=0.5, head="residual"), "full", SETTINGS),

@@ -25,6 +25,7 @@ from fewstep.data.sources import LatentSource
 from fewstep.methods.base import Player
 from fewstep.methods.cm import CM
 from fewstep.methods.ctm import CTM
+from fewstep.methods.flowmap import FlowMap
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
@@ -273,6 +274,7 @@ def latents_on_device(size=50):
 GAMES = [
     pytest.param(PCM(VP), id="pcm"),
     pytest.param(CTM(VP, adversarial_weight=0.5), id="ctm"),
+    pytest.param(FlowMap(VP), id="flowmap"),
     pytest.param(Turbo(VP), id="turbo"),
     pytest.param(LADD(VP, warmup_steps=5), id="ladd"),
     pytest.param(Lightning(VP, num_inference_steps=1, num_teacher_steps=2), id="lightning"),

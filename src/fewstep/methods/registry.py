@@ -13,6 +13,7 @@ from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.feedback import Feedback
+from fewstep.methods.flowmap import FlowMap
 from fewstep.methods.hyper import Hyper
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
@@ -21,7 +22,7 @@ from fewstep.methods.pcm import PCM
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 
-_ALL = (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Turbo, LADD, Lightning, Hyper, Feedback)
+_ALL = (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Turbo, LADD, Lightning, Hyper, FlowMap, Feedback)
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _ALL}
 
 

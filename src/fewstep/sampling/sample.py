@@ -145,19 +145,21 @@ def walk(
     until: int | None = None,
 ) -> list[Tensor]:
     """Take a state x from times[0] down to times[-1], or the first ``until`` steps; returns all states, x first."""
-    conditioned = "end" in denoiser.accepts
+    schedule, conditioned = denoiser.schedule, "end" in denoiser.accepts
     embed = guidance_embed if "guidance_embed" in denoiser.accepts else None
     states, before = [x], None
     for i, (time, next_time) in enumerate(list(pairwise(times.tolist()))[:until]):
         last = i == len(times) - 2
-        end = sampler.end(denoiser.schedule, time, next_time, last) if conditioned else None
+        # No training ends below the schedule's end: where a sampler goes on to clean data, the network is asked for the
+        # jump to that end, and its prediction is carried further.
+        end = max(sampler.end(schedule, time, next_time, last), schedule.end) if conditioned else None
 
         def ask(x: Tensor, t: float, end: float | None = end) -> Prediction:
             return denoiser(x, t, cond, guidance_scale, end=end, guidance_embed=embed)
 
         prediction = ask(states[-1], time)
         x = sampler.step(Step(prediction, time, next_time, last, draw, ask, before))
-        states.append(x if keep is None else keep(denoiser.schedule, x, next_time, last))
+        states.append(x if keep is None else keep(schedule, x, next_time, last))
         if sampler.multistep:
             before = (time, prediction.x0)
         if callback is not None:

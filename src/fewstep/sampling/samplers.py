@@ -322,6 +322,9 @@ class RenoiseSampler(Sampler):
     def comfyui_sampler(self, schedule: Schedule) -> str:
         return "lcm"
 
+    def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
+        return float(schedule.end)
+
     def step(self, at: Step) -> Tensor:
         x0 = at.prediction.x0
         return x0 if at.last else at.schedule.add_noise(x0, at.draw(), at.next)

@@ -38,12 +38,14 @@ class Bench:
         schedule: the forward process.
         seed: of data, student and starts.
         guidance_scale: of the teacher (1.0 is off); other values need classes.
+        prediction_type: what students predict, where their method does not say.
     """
 
     mixture: GaussianMixture
     schedule: Schedule
     seed: int = 0
     guidance_scale: float = 1.0
+    prediction_type: str = "sample"
 
     def __post_init__(self) -> None:
         if self.guidance_scale != 1.0 and not self.mixture.num_classes:
@@ -120,7 +122,8 @@ class Bench:
             torch.manual_seed(stream_key(self.seed, "student") % 2**63)
             for spec in method.roles():
                 if spec.follows is None:
-                    network, kind = self.network(spec.extra_inputs), spec.prediction_type or "sample"
+                    kind = spec.prediction_type or self.prediction_type
+                    network = self.network(spec.extra_inputs, kind)
                     if spec.features_only:
                         network.drop_decoder()
                     roles.add_network(spec.name, network.to(dtype), kind)
@@ -128,12 +131,14 @@ class Bench:
                 roles.add_heads(heads.name, heads.build, heads.backbone, heads.conditioned).to(dtype)
         return roles
 
-    def network(self, extra_inputs: Iterable[str] = ()) -> MLP:
+    def network(self, extra_inputs: Iterable[str] = (), prediction_type: str = "sample") -> MLP:
         """A small network with random weights, whose input states and predictions have the mixture's dimension."""
+        classes, accepts = self.mixture.num_classes, frozenset(extra_inputs)
+        if prediction_type != "sample":  # noise and slopes are not centred where the data are
+            return MLP(self.schedule, self.mixture.dim, num_classes=classes, accepts=accepts)
         centre = self.mixture.weights @ self.mixture.means
         spread = (self.mixture.weights[:, None] * (self.mixture.means - centre) ** 2).sum() + self.width**2
         std = float((spread / self.mixture.dim).sqrt())
-        classes, accepts = self.mixture.num_classes, frozenset(extra_inputs)
         return MLP(self.schedule, self.mixture.dim, num_classes=classes, accepts=accepts, mean=centre, std=std)
 
     def train(

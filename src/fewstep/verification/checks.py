@@ -14,6 +14,7 @@ from fewstep.methods.ctm import CTM
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.feedback import Feedback
+from fewstep.methods.flowmap import FlowMap
 from fewstep.methods.hyper import Hyper
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
@@ -23,7 +24,7 @@ from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 from fewstep.models.roles import Roles
 from fewstep.training.trainer import Trainer
-from fewstep.verification import cm, ctm, dmd, dmd2, feedback, hyper, ladd, lcm, lightning, pcm, tcd, turbo
+from fewstep.verification import cm, ctm, dmd, dmd2, feedback, flowmap, hyper, ladd, lcm, lightning, pcm, tcd, turbo
 from fewstep.verification.bench import Bench, training_settings
 from fewstep.verification.contract import gan_contract_rows
 from fewstep.verification.distribution import distribution_rows
@@ -31,6 +32,8 @@ from fewstep.verification.report import Row
 
 LINE = GaussianMixture([0.4, 0.6], [-0.6, 0.5], [0.5, 0.4])
 """For CM and CTM: CT's fixed point is known in one dimension only."""
+TWO_MODES = GaussianMixture([0.3, 0.7], [-1.2, 0.8], [0.25, 0.35])
+"""For slopes: the flow map is steep between the modes."""
 STEPS_PER_SOLVER_STEP, LINE_STEPS_PER_SOLVER_STEP, MAX_STEPS = 600, 200, 12_000
 
 
@@ -53,7 +56,9 @@ class Checks:
         steps: number of training steps; None: 600 per solver step of the grid (CM, CTM in 1-D: 200), 12,000 at most.
         train: from a bench, the method and steps to a trainer that has run.
         mixture: the data of `fewstep verify` by default; a ring of eight modes.
-        on_a_line: truth is best known on a line, and on EDM's schedule.
+        schedule: of `fewstep verify` by default, Stable Diffusion's.
+        on_a_line: truth is best known on a line.
+        prediction_type: what the students predict.
         settings: more settings of the method, from the schedule and the names of those that are given.
     """
 
@@ -62,7 +67,9 @@ class Checks:
     steps: int | None = None
     train: Callable[[Bench, Any, int, bool], Trainer] = train_from_scratch
     mixture: GaussianMixture = field(default_factory=GaussianMixture.ring)
+    schedule: Callable[[], Schedule] = Schedule.scaled_linear
     on_a_line: bool = False
+    prediction_type: str = "sample"
     settings: Callable[[Schedule, Collection[str]], dict[str, Any]] = lambda schedule, given: {}
 
     def default_steps(self, method: Method, dim: int) -> int:
@@ -80,11 +87,11 @@ def checks_of(method: type[Method] | Method) -> Checks:
 
 
 CHECKS: dict[type[Method], Checks] = {
-    CM: Checks(cm.fixed_rows, cm.trained_rows, mixture=LINE, on_a_line=True),
+    CM: Checks(cm.fixed_rows, cm.trained_rows, mixture=LINE, schedule=Schedule.edm, on_a_line=True),
     LCM: Checks(lcm.fixed_rows, lcm.trained_rows),
     TCD: Checks(tcd.fixed_rows, tcd.trained_rows),
     PCM: Checks(pcm.fixed_rows, pcm.trained_rows),
-    CTM: Checks(ctm.fixed_rows, ctm.trained_rows, mixture=LINE, on_a_line=True),
+    CTM: Checks(ctm.fixed_rows, ctm.trained_rows, mixture=LINE, schedule=Schedule.edm, on_a_line=True),
     DMD: Checks(dmd.fixed_rows, dmd.trained_rows, dmd.PAIRED_STEPS),
     DMD2: Checks(gan_contract_rows, dmd2.trained_rows, dmd2.STEPS, dmd2.train, dmd2.RING, settings=dmd2.one_step_start),
     Turbo: Checks(turbo.fixed_rows, steps=0),  # a GAN's fixed point on a finite network is unknown
@@ -92,4 +99,12 @@ CHECKS: dict[type[Method], Checks] = {
     Lightning: Checks(lightning.fixed_rows, lightning.trained_rows),
     Feedback: Checks(no_rows, feedback.trained_rows, feedback.STEPS, feedback.train, feedback.WIDE),
     Hyper: Checks(hyper.fixed_rows, hyper.trained_rows),
+    FlowMap: Checks(
+        flowmap.fixed_rows,
+        flowmap.trained_rows,
+        flowmap.STEPS,
+        mixture=TWO_MODES,
+        schedule=Schedule.flow,
+        prediction_type="flow",
+    ),
 }

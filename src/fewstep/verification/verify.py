@@ -36,9 +36,9 @@ def verify(
     Args:
         method: a name, a `Method` subclass (yours too), or an instance.
         mixture: the data, or a JSON file of it; by default `Checks.mixture`: a ring of eight modes, for DMD2 four times
-            as large, for CM and CTM two modes on a line.
+            as large, for CM, CTM and flow maps two modes on a line.
         seed: of data, starts and student.
-        schedule: Stable Diffusion's by default, EDM's for CM and CTM.
+        schedule: by default `Checks.schedule`: Stable Diffusion's, EDM's for CM and CTM, rectified flow for flow maps.
         steps: number of training steps; by default those of `Checks.steps` for the method; 0 trains nothing.
         settings: of the method, over its ``truth_settings``.
 
@@ -47,7 +47,7 @@ def verify(
     """
     cls = find_method(method) if isinstance(method, str) else method
     checks = checks_of(cls)
-    schedule = schedule or (Schedule.edm() if checks.on_a_line else Schedule.scaled_linear())
+    schedule = schedule or checks.schedule()
     if not isinstance(cls, Method):
         settings = checks.settings(schedule, settings) | settings
     chosen = _instance(cls, schedule, settings)
@@ -58,7 +58,7 @@ def verify(
     guidance = chosen.teacher_guidance(chosen.settings) or OFF
     if not guidance.fixed:
         raise ValueError("verify needs one guidance_scale, not a range: the truth depends on it.")
-    bench = Bench(mixture, chosen.schedule, seed, guidance.low)
+    bench = Bench(mixture, chosen.schedule, seed, guidance.low, checks.prediction_type)
     report = Report(chosen.title)
     started = time.process_time()
     with doing(f"checking the contract of {chosen.name or chosen.title}"):

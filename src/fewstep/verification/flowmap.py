@@ -1,0 +1,103 @@
+"""Flow maps against the exact one: the splitting's loss there, and a trained student's jumps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.schedule import Time, host
+from fewstep.methods.flowmap import FlowMap
+from fewstep.methods.parts.slopes import level, time_at_height, to_line
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.roles import Roles
+from fewstep.sampling import make_sampler, sample
+from fewstep.sampling.sample import first_state
+from fewstep.verification.bench import Bench
+from fewstep.verification.consistency import oracle
+from fewstep.verification.distribution import distribution_rows
+from fewstep.verification.report import Row
+from fewstep.verification.sizes import rms
+
+STEPS = 4800
+LIMITS = {1: 0.11, 2: 0.045, 4: 0.035}
+"""Of the distance to the exact flow map by steps, on two modes of unit size on a line, learnt from a teacher."""
+_ROWS, _ALPHA = 64, 0.02
+_WAYS = ((1.0, 0.0), (1.0, 0.5), (0.7, 0.2))  # heights of t and of the end
+
+
+class ExactMap:
+    """The exact flow map of a bench as a network that predicts its mean slope: all rows share one t and one end."""
+
+    accepts = frozenset({"end"})
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def __call__(self, x: Tensor, t: Time, cond: Cond | None = None, end: Time | None = None) -> Tensor:
+        (start,), (stop,) = np.unique(host(t)), np.unique(host(t if end is None else end))
+        if start == stop:
+            return self.bench.teacher(x, float(start), cond, self.bench.guidance_scale).flow
+        schedule = self.bench.schedule
+        landed = self.bench.flow(x, float(start), float(stop), cond)
+        way = float(level(schedule, float(start)) - level(schedule, float(stop)))
+        return (to_line(schedule, x, float(start)) - to_line(schedule, landed, float(stop))) / way
+
+    def denoiser(self) -> Denoiser:
+        return Denoiser(self, self.bench.schedule, "flow")
+
+
+def fixed_rows(bench: Bench, method: FlowMap) -> list[Row]:
+    """Rows without training: at the exact flow map the loss vanishes on the diagonal, and elsewhere falls as alpha^4.
+
+    There are no rows without a teacher, whose slopes are random.
+    """
+    if method.settings.velocity == "data":
+        return []
+    rows = [Row("diagonal: loss at the exact flow map", 0.0, loss_at_map(bench, method, (0.6, 0.6), _ALPHA), 1e-20)]
+    for heights in _WAYS:
+        losses = [loss_at_map(bench, method, heights, alpha) for alpha in (_ALPHA, _ALPHA / 2)]
+        name = f"from height {heights[0]:g} to {heights[1]:g}: loss at the exact flow map"
+        rows.append(Row(f"{name}, alpha {_ALPHA:g} / {_ALPHA / 2:g}: ratio", 16.0, losses[0] / losses[1], 1.6))
+    return rows
+
+
+def loss_at_map(bench: Bench, method: FlowMap, heights: tuple[float, float], alpha: float) -> float:
+    """The loss of the exact flow map on rows from one height (`time_at_height`) to another, in float64."""
+    batch, draws = bench.draw(method, _ROWS)
+    t, end = (time_at_height(bench.schedule, torch.full((_ROWS,), height).double()) for height in heights)
+    draws = dataclasses.replace(draws, t=t, end=end, alpha=alpha)
+    roles = oracle(bench, ExactMap(bench).denoiser())
+    return float(method.student(roles, batch, draws, method.prepare(roles, batch, draws, {"student"})).total)
+
+
+def trained_rows(bench: Bench, method: FlowMap, roles: Roles) -> list[Row]:
+    """The trained student in 1, 2 and 4 steps from noise against the exact flow map, start by start.
+
+    Limits grow with the data's size, by 2.5 in more than one dimension and by 2 where slopes are the data's own.
+    """
+    noise, cond, exact = noise_and_truth(bench)
+    scale = max(1.0, rms(exact - exact.mean(dim=0)))
+    scale *= (1.0 if bench.mixture.dim == 1 else 2.5) * (2.0 if method.settings.velocity == "data" else 1.0)
+    rows = []
+    for n, limit in LIMITS.items():
+        found = sample(roles.student, make_sampler(method.sampler, num_inference_steps=n), noise.float(), cond).x0
+        rows.append(Row(_distance(n), 0.0, rms(found.double() - exact), limit * scale))
+    return [*rows, *distribution_rows(bench, method, roles)]
+
+
+def noise_and_truth(bench: Bench) -> tuple[Tensor, Any, Tensor]:
+    """Unit noise, as many rows as there are starts, their conditions, and where the exact flow takes it."""
+    start, cond = bench.starts
+    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    schedule = bench.schedule
+    x = first_state(schedule, noise, schedule.start)
+    return noise, cond, bench.flow(x, schedule.start, schedule.end, cond)
+
+
+def _distance(steps: int) -> str:
+    return f"{steps} step{'s' if steps > 1 else ''}: rms distance to the exact flow map"

@@ -1,0 +1,116 @@
+"""Every end that a sampler gives to a student is one that its method has trained, for all methods with such an input.
+
+An embedding of the end has to have seen its lowest value exactly, for it is the last one of every sampling run: draws
+that stopped at 0.001 for 0 made one step six times worse. Between its lowest and its highest value an end may lie
+beside those drawn, as near as the method's grid is fine.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.data.batch import Batch
+from fewstep.data.random import Rng
+from fewstep.diffusion.schedule import Schedule, host
+from fewstep.methods.base import Progress
+from fewstep.methods.registry import METHODS
+from fewstep.models.denoiser import Denoiser
+from fewstep.sampling import make_sampler, sample
+
+SCHEDULES = {
+    "vp": Schedule.scaled_linear(),
+    "zero snr": Schedule.scaled_linear().zero_terminal_snr(),
+    "edm": Schedule.edm(),
+    "flow": Schedule.flow(shift=3.0),
+    "stretched": Schedule.flow(shift=3.0, terminal=0.02),
+}
+WITH_END = [{}, {"tell_end": True}, {"tell_end": True, "segments": 2}, {"velocity": "data", "guidance_scale": 1.0}]
+CASES = [
+    pytest.param(cls, settings, name, id="-".join([cls.name, *settings, name]))
+    for cls in METHODS.values()
+    for settings in WITH_END
+    if settings.keys() <= set(cls.setting_names())
+    and any("end" in spec.extra_inputs for spec in cls(SCHEDULES["vp"], **settings).roles())
+    for name in SCHEDULES
+]
+ROWS = 2048
+
+
+class Recorder:
+    """A network that predicts v, and notes the ends that it is given."""
+
+    accepts = frozenset({"end"})
+
+    def __init__(self):
+        self.ends = set()
+
+    def __call__(self, x, t, cond=None, end=None, **extras):
+        self.ends |= set() if end is None else set(host(end).ravel().tolist())
+        return torch.zeros_like(x)
+
+
+def role(schedule):
+    return Denoiser(Recorder(), schedule, "v_prediction")
+
+
+class Roles:
+    """Whatever a method asks for; what the student and its target are given is kept."""
+
+    def __init__(self, schedule):
+        self.student = self.target = role(schedule)
+        self.teacher = self.beginning = role(schedule)
+
+
+def trained_ends(method):
+    """The ends that one large batch of training gives to the student, increasing."""
+    x0 = torch.zeros(ROWS, 1, dtype=torch.float64)
+    roles = Roles(method.schedule)
+    for step in range(8):  # methods that draw one thing for the whole batch
+        rng = Rng(0, step, ROWS, dtype=torch.float64)
+        batch = Batch(x0, None)
+        draws = method.draw(batch, rng, Progress(step, 100))
+        if hasattr(draws, "guidance_scale"):
+            draws = dataclasses.replace(draws, guidance_scale=torch.ones_like(draws.guidance_scale))
+        shared = method.prepare(roles, batch, draws, {"student"})
+        method.student(roles, batch, draws, shared)
+    return np.array(sorted(roles.student.network.ends))
+
+
+def sampled_ends(method, sampler, **options):
+    """The ends that a sampler gives, at several numbers of steps."""
+    student = role(method.schedule)
+    default = method.sampling(method.settings)
+    numbers = (default.num_inference_steps,) if default.no_other_steps else (1, 2, 4, 8)
+    for n in numbers:
+        sample(student, make_sampler(sampler, num_inference_steps=n, **options), torch.zeros(2, 1).double())
+    return np.array(sorted(student.network.ends))
+
+
+@pytest.mark.parametrize(("cls", "settings", "name"), CASES)
+def test_the_ends_of_sampling_are_those_of_training(cls, settings, name):
+    quiet = {"guidance_scale": 1.0, "adversarial_weight": 0.0}
+    quiet = {key: value for key, value in quiet.items() if key in cls.setting_names()}
+    method = cls(SCHEDULES[name], **quiet | settings)
+    trained = trained_ends(method)
+    runs = [sampled_ends(method, method.sampler)]
+    for other in ("ddim", "renoise", "lcm"):  # those that go on to clean data, or jump there in every step
+        if settings.get("segments", 1) == 1 and cls.name != "hyper":
+            runs.append(sampled_ends(method, other))
+    if "eta" in type(make_sampler(method.sampler, num_inference_steps=1)).options():
+        runs.append(sampled_ends(method, method.sampler, eta=0.5))
+    gap = np.diff(trained).max()
+    for ends in runs:
+        assert ends.min() == trained.min() == method.schedule.end  # to the bit
+        assert ends.max() <= trained.max()
+        assert np.abs(ends[:, None] - trained[None]).min(axis=1).max() <= gap / 2 + 1e-9
+
+
+def test_a_jump_to_clean_data_ends_there():
+    method = METHODS["flowmap"](SCHEDULES["vp"])
+    assert sampled_ends(method, "renoise").tolist() == [0.0]  # though the next state is noisier
+
+
+def test_methods_of_all_kinds_are_here():
+    assert {param.values[0].name for param in CASES} >= {"ctm", "tcd", "hyper", "flowmap"}

@@ -1,0 +1,14 @@
+"""`fewstep verify` of the methods that learn slopes, in a shortened form."""
+
+import pytest
+
+from fewstep import verify
+
+
+@pytest.mark.slow
+def test_a_flow_map_learns_the_exact_one():
+    """A fifth of the command's steps, its limits doubled; everything else is held to the command's own."""
+    report = verify("flowmap", seed=1, steps=1000)
+    errors = [row for row in report if "rms distance to the exact flow map" in row.quantity]
+    assert len(errors) == 3 and all(row.measured < 2 * row.limit for row in errors), report
+    assert all(row.passed for row in report if row not in errors), report
