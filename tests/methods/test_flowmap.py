@@ -148,6 +148,17 @@ def test_rows_are_shared_between_the_diagonal_the_whole_way_and_all_others(name)
         assert values.mean() == pytest.approx(mean, abs=0.015)
 
 
+def test_the_share_is_that_of_the_time_which_a_table_has():
+    """Before pure noise there is none: with zero terminal SNR the first part reaches down to the last index but one."""
+    schedule = Schedule.cosine(20).zero_terminal_snr()
+    t, end = torch.tensor([19.0, 12.0]).double(), torch.tensor([0.0, 4.0]).double()
+    s, share = FlowMap(schedule).split(t, end, 0.01)
+    alpha, sigma = (np.sqrt(x) for x in (schedule.alphas_cumprod, 1 - schedule.alphas_cumprod))
+    tau = sigma / (alpha + sigma)
+    assert s[0] == 18 and share[0] == pytest.approx((tau[19] - tau[18]) / (tau[19] - tau[0])) and share[0] > 0.05
+    assert 11 < s[1] < 12 and share[1] == pytest.approx(0.01)
+
+
 def test_alpha_falls_geometrically_and_then_stays():
     alphas = [drawn(Schedule.flow(), step, 100, alpha=(0.5, 0.02)).alpha for step in (0, 40, 80, 99)]
     assert alphas == pytest.approx([0.5, 0.1, 0.02, 0.02])

@@ -29,7 +29,7 @@ MUTANTS = [
         ("flowmap: a row that ends at t has a first part", "np.where(high == low, 1.0, (high",
          "np.where(high > 2, 1.0, (high", STEP),
         ("flowmap: the share is alpha where a table has no time", "(high - level(self.schedule, s)) / way)", "alpha)",
-         f"{EXACT}[flow-schedule3]"),
+         "test_the_share_is_that_of_the_time_which_a_table_has"),
         ("flowmap: alpha does not fall", "min(1.0, progress.step / (FALLING * progress.total))", "0.0",
          "test_alpha_falls_geometrically_and_then_stays"),
         ("flowmap: alpha falls until the last step", "FALLING = 0.8", "FALLING = 1.0",
