@@ -51,7 +51,7 @@ def seconds(draw: Callable[[], object], repeats: int, device: torch.device) -> f
 def step_of_dmd2(kind: type[Rng], shape: tuple[int, ...], batch_size: int, device: torch.device) -> Callable[[], Any]:
     """The draws of two rows of a step at which the student takes its fourth time."""
     method = DMD2(Schedule.scaled_linear())
-    step = next(i for i in range(100) if method.rollout.draw_exit(Rng(0, i, 1)) == 3)
+    step = next(i for i in range(100) if method.rollout.draw_exit(Rng(0, i, 1), 4) == 3)
     batch = Batch(torch.empty(ROWS, *shape, device="meta"))
 
     def draw() -> Any:

@@ -1,6 +1,6 @@
-"""One DMD2 step of both players against the same step by hand, on the same draws; its inputs, draws and refusals."""
+"""A DMD2 step of both players against the same step by hand, on the same draws; its inputs, draws and refusals."""
 
-import copy
+import dataclasses
 import weakref
 from collections import Counter
 from types import SimpleNamespace
@@ -8,191 +8,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from reference import (
-    CASES,
-    SCHEDULES,
-    Network,
-    Problem,
-    alpha_sigma,
-    ask,
-    captioned,
-    off,
-    residual_head,
-    roles_on,
-    shake,
-    waves,
-    weights_of,
-)
-from reference import x0_epsilon as read
+from dmd2_by_hand import SETTINGS, actual, build, by_hand, drawn, sampled_at
+from reference import CASES, SCHEDULES, alpha_sigma, off
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng, SampleRandom
 from fewstep.methods.base import Progress
-from fewstep.methods.dmd2 import DMD2, Draws
+from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.parts.rollout import RolloutDraws
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Weights
-from fewstep.sampling import LCMSampler, RenoiseSampler, sample
-from fewstep.training.players import PlayerState
+from fewstep.sampling import LCMSampler, RenoiseSampler, make_sampler, sample
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
-
-ROWS = 5
-SETTINGS = {
-    "unguided, alone": dict(guidance_scale=1.0, adversarial_weight=0.0, weighting="kl"),
-    "guided": dict(guidance_scale=4.0, adversarial_weight=0.7, discriminator_weight=0.3),
-    "its own discriminator": dict(guidance_scale=1.0, adversarial_weight=0.7, discriminator_backbone="teacher"),
-    "one step": dict(guidance_scale=8.0, adversarial_weight=0.2, head="residual", num_inference_steps=1),
-    "data-noised": dict(guidance_scale=3.0, adversarial_weight=0.2, student_input="noised", terminal="table"),
-}
-TIMES = {
-    "vp": [[20, 300, 499, 801, 980], [0, 250, 999, 12, 600], [7, 500, 900, 33, 1], [999, 3, 450, 77, 8],
-           [5, 6, 7, 8, 9]],
-    "edm": [[0.01, 0.2, 1.0, 7.0, 60.0], [0.002, 0.5, 80.0, 0.1, 3.0], [0.3, 0.02, 2.0, 9.0, 40.0], [1, 2, 3, 4, 5],
-            [0.9, 0.8, 0.7, 0.6, 0.5]],
-    "flow": [[0.02, 0.3, 0.5, 0.8, 0.98], [0.001, 0.2, 1.0, 0.6, 0.4], [0.1, 0.9, 0.35, 0.05, 0.7],
-             [0.2, 0.3, 0.4, 0.5, 0.6], [0.95, 0.85, 0.75, 0.65, 0.55]],
-}  # fmt: skip
-
-
-def sampled_at(name, n):
-    """The student's own times."""
-    k = np.arange(n, 0, -1) / n
-    if name == "vp":
-        return np.round(1000 * k) - 1
-    if name == "flow":
-        return 3 * k / (1 + 2 * k)
-    low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
-    return np.array([80.0]) if n == 1 else (high + np.arange(n) / (n - 1) * (low - high)) ** 7
-
-
-def draws(name, variant, exit):
-    settings = SETTINGS[variant]
-    generator = torch.Generator().manual_seed(1)
-    noises = 1 if settings.get("student_input") == "noised" else exit + 1
-    first = torch.randn(ROWS, noises, 2, 2, 2, generator=generator, dtype=torch.float64)
-    noise = [torch.randn(ROWS, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(5)]
-    times = [torch.tensor(t, dtype=torch.float64) for t in TIMES[name]]
-    names = ("fake", "matching", "played", "judged", "data")[: 5 if settings["adversarial_weight"] else 2]
-    found = {f"{name}_{what}": x for what, all_of in (("time", times), ("noise", noise))
-             for name, x in zip(names, all_of, strict=False)}  # fmt: skip
-    return Draws(exit=exit, noise=first, **found)
-
-
-def build(name, kind, variant, weights="full"):
-    method = DMD2(SCHEDULES[name], **SETTINGS[variant])
-    torch.manual_seed(0)
-    network = Network().double()
-    base = copy.deepcopy(network)
-    roles = roles_on(network, name, kind, method, weights)
-    shake(roles.tensors().values())
-    return Problem(name, kind, method, roles, base, *captioned(ROWS))
-
-
-def conv_head(weights, features):
-    """A 4x4 convolution over the map, padded with zeros to 4x4; a norm over all four channels; SiLU; one logit."""
-    padded = torch.zeros(ROWS, 4, 4, 4, dtype=torch.float64)
-    padded[:, :, :2, :2] = features
-    h = torch.einsum("oihw,bihw->bo", weights["last.0.weight"], padded) + weights["last.0.bias"]
-    centred = h - h.mean(dim=1, keepdim=True)
-    h = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
-    h = weights["last.1.weight"] * h + weights["last.1.bias"]
-    return h / (1 + (-h).exp()) @ weights["outlet.weight"][0, :, 0, 0] + weights["outlet.bias"]
-
-
-def logits(p, backbone, heads, x, t, text):
-    """What the head says of the second layer, under the backbone's weights."""
-    w = weights_of(p.base, backbone)
-    h = x.flatten(1) @ w["inlet.weight"].T + w["inlet.bias"] + waves(t) @ w["time.weight"].T + w["time.bias"]
-    h = torch.tanh(h + text @ w["text.weight"].T + w["text.bias"])
-    h = (h @ w["hidden.weight"].T + w["hidden.bias"]).reshape(ROWS, 4, 2, 2)
-    mine = {key.removeprefix("heads.second."): value for key, value in heads.items()}
-    return residual_head(mine, h) if p.method.settings.head == "residual" else conv_head(mine, h)
-
-
-def softplus(x):
-    return torch.log1p((-x.abs()).exp()) + x.clamp_min(0)
-
-
-def by_hand(p, d):
-    settings, text, x0 = p.method.settings, p.batch.cond["text"], p.batch.x0
-    student, fake = p.leaves("student"), p.leaves("fake")
-    heads = p.leaves("discriminator") if settings.adversarial_weight else {}
-    backbone = fake if settings.discriminator_backbone == "fake" else {}
-
-    def noised(x, noise, t):
-        alpha, sigma = alpha_sigma(p.name, t)
-        return alpha * x + sigma * noise
-
-    def clean(tensors, x, t, text=text):
-        t = np.broadcast_to(np.asarray(t, dtype=np.float64), ROWS).copy()
-        return read(p.name, p.kind, x, ask(p.base, tensors, p.name, x, t, text), t)[0]
-
-    times = sampled_at(p.name, settings.num_inference_steps)
-    if settings.student_input == "noised":
-        x_t = noised(x0, d.noise[:, 0], np.full(ROWS, times[d.exit]))
-    else:
-        x_t = d.noise[:, 0] * (80.0 if p.name == "edm" else 1.0)
-        for i in range(d.exit):
-            x_t = noised(clean(student, x_t, times[i]), d.noise[:, i + 1], np.full(ROWS, times[i + 1])).detach()
-    x = clean(student, x_t, times[d.exit])
-
-    at = d.matching_time.numpy()
-    state = noised(x.detach(), d.matching_noise, at)
-    null, real = clean({}, state, at, p.null.expand(ROWS, 3)), clean({}, state, at)
-    guided = null + settings.guidance_scale * (real - null)
-    gap = clean(fake, state, at) - guided
-    alpha, sigma = alpha_sigma(p.name, at)
-    scale = (x - guided).abs().mean(dim=(1, 2, 3), keepdim=True)
-    g = (gap / scale if settings.weighting == "l1" else (alpha / sigma) ** 2 * gap).detach()
-    loss = 0.5 * ((x - (x - g).detach()) ** 2).mean()
-    step = SimpleNamespace(
-        x_t=x_t, x0_student=x, errors=[((fake_x0 - x) ** 2).mean() for fake_x0 in (gap + guided, real)]
-    )
-    if heads:
-        said = logits(p, backbone, heads, noised(x, d.played_noise, d.played_time.numpy()), d.played_time, text)
-        loss = loss + settings.adversarial_weight * softplus(-said).mean()
-
-    at, a = d.fake_time.numpy(), x.detach()
-    alpha, sigma = alpha_sigma(p.name, at)
-    state = noised(a, d.fake_noise, at)
-    said = ask(p.base, fake, p.name, state, at, text)
-    wanted = {"epsilon": d.fake_noise, "sample": a, "v_prediction": alpha * d.fake_noise - sigma * a,
-              "flow": d.fake_noise - a}[p.kind]  # fmt: skip
-    weight = (alpha / sigma) ** 2 + (4.0 if p.name == "edm" else 1.0) if p.kind == "sample" else 1.0
-    critic = (weight * (said - wanted) ** 2).mean()
-    if heads:
-        of_data = logits(p, backbone, heads, noised(x0, d.data_noise, d.data_time.numpy()), d.data_time, text)
-        of_answers = logits(p, backbone, heads, noised(a, d.judged_noise, d.judged_time.numpy()), d.judged_time, text)
-        critic = critic + settings.discriminator_weight * (softplus(-of_data).mean() + softplus(of_answers).mean())
-    step.loss, step.critic, step.gradients = loss, critic, gradients(loss, student)
-    step.fake, step.heads = gradients(critic, fake), gradients(critic, heads)
-    return step
-
-
-def gradients(loss, tensors):
-    if not tensors:
-        return {}
-    found = torch.autograd.grad(loss, list(tensors.values()), retain_graph=True, allow_unused=True)
-    return dict(zip(tensors, found, strict=True))
-
-
-def player(p, name):
-    (found,) = (player for player in p.method.players if player.name == name)
-    return PlayerState(found, [w for role in found.roles for w in p.roles.parameters(role)], TrainingSettings())
-
-
-def actual(p, d):
-    shared = p.method.prepare(p.roles, p.batch, d, {"student", "critic"})
-    step = SimpleNamespace(**vars(shared))
-    step.student = player(p, "student").learn(p.method.student(p.roles, p.batch, d, shared), 1)
-    step.critic_loss = player(p, "critic").learn(p.method.critic(p.roles, p.batch, d, shared), 1)
-    step.loss, step.critic = step.student.total, step.critic_loss.total
-    of = {role: {k: w.grad for k, w in p.roles.tensors_of(role).items()} for role in ("student", "fake")}
-    heads = p.roles.tensors_of("discriminator") if p.method.gan else {}
-    step.gradients, step.fake, step.heads = of["student"], of["fake"], {k: w.grad for k, w in heads.items()}
-    return step
 
 
 @pytest.mark.parametrize("weights", ["full", "lora"])
@@ -200,7 +30,8 @@ def actual(p, d):
 @pytest.mark.parametrize(("schedule", "kind"), CASES)
 def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
     p = build(schedule, kind, variant, weights)
-    d = draws(schedule, variant, 0 if SETTINGS[variant].get("num_inference_steps") == 1 else 2)
+    one, jumps = SETTINGS[variant].get("num_inference_steps") == 1, SETTINGS[variant].get("match") == "x_s"
+    d = drawn(schedule, variant, 0 if one else 1 if jumps else 2)
     mine, theirs = actual(p, d), by_hand(p, d)
     for field in ("x_t", "x0_student"):
         for row, wanted in zip(getattr(mine, field), getattr(theirs, field), strict=True):
@@ -220,13 +51,15 @@ def test_both_players_steps_are_the_papers(schedule, kind, variant, weights):
 def test_a_student_is_trained_where_it_will_be_sampled(schedule):
     """Simulated states are those that its own sampler passes through, to the bit, from the same noises."""
     p = build(schedule, "v_prediction", "guided")
-    d = draws(schedule, "guided", 3)
+    d = drawn(schedule, "guided", 3)
+    d = dataclasses.replace(d, times=tuple(p.method.rollout.timesteps.tolist()))
     noises = list(d.noise.unbind(1))
     run = sample(p.roles.student, RenoiseSampler(num_inference_steps=4), noises[0], p.batch.cond, noises=noises[1:])
     assert torch.equal(run.timesteps, p.method.rollout.timesteps)
     assert run.timesteps.tolist() == pytest.approx(sampled_at(schedule, 4).tolist(), rel=1e-12)
     for exit in range(4):
-        x_t = p.method.rollout.state(p.roles.student, p.batch.x0, d.noise[:, : exit + 1], exit, p.batch.cond)
+        there = dataclasses.replace(d, exit=exit, noise=d.noise[:, : exit + 1])
+        x_t = p.method.rollout.state(p.roles.student, p.batch.x0, there, p.batch.cond)
         assert torch.equal(x_t, run.states[exit]) and not x_t.requires_grad
     if schedule == "vp":  # and those of other programs' LCM samplers, given its times
         lcm = sample(
@@ -235,22 +68,40 @@ def test_a_student_is_trained_where_it_will_be_sampled(schedule):
         torch.testing.assert_close(lcm.x0, run.x0, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_student_on_the_ode_is_trained_where_its_sampler_passes(schedule):
+    """Its states and the jumps that are matched are those of DDIM's steps at its times, from one noise."""
+    p = build(schedule, "v_prediction", "jumps")
+    d = dataclasses.replace(drawn(schedule, "jumps", 2), times=tuple(p.method.rollout.timesteps.tolist()))
+    assert p.method.sampler == "ddim"
+    run = sample(p.roles.student, make_sampler("ddim", num_inference_steps=4), d.noise[:, 0], p.batch.cond)
+    assert torch.equal(run.timesteps, p.method.rollout.timesteps)
+    for exit in range(4):
+        shared = p.method.prepare(p.roles, p.batch, dataclasses.replace(d, exit=exit), {"student"})
+        assert torch.equal(shared.x_t, run.states[exit])
+        landed = shared.x0_student.detach() if shared.jump is None else shared.jump.x_s
+        assert torch.equal(landed, run.states[exit + 1]) and (shared.jump is None) == (exit == 3)
+
+
 def test_one_step_at_a_lower_time_starts_from_noise_as_it_is():
     method = DMD2(SCHEDULES["vp"], timesteps=(399,))
     noise = torch.randn(3, 1, 2, dtype=torch.float64)
-    assert torch.equal(method.rollout.state(None, torch.zeros(3, 2), noise, 0, None), noise[:, 0])
+    first = RolloutDraws(times=(399.0,), exit=0, noise=noise)
+    assert torch.equal(method.rollout.state(None, torch.zeros(3, 2), first, None), noise[:, 0])
     assert method.sampling(method.settings).timesteps == (399,)
     assert method.sampling(method.settings).num_inference_steps == 1
     table = DMD2(SCHEDULES["vp"], timesteps=(399,), terminal="table")
     sigma = alpha_sigma("vp", np.array([399]))[1].item()
-    torch.testing.assert_close(table.rollout.state(None, torch.zeros(3, 2), noise, 0, None), sigma * noise[:, 0])
+    torch.testing.assert_close(table.rollout.state(None, torch.zeros(3, 2), first, None), sigma * noise[:, 0])
 
 
 def test_the_first_state_is_noise_even_where_the_others_are_data():
     inputs = DMD2(SCHEDULES["vp"], student_input="noised").rollout
+    times = tuple(inputs.timesteps.tolist())
     x0, noise = torch.full((3, 2), 7.0), torch.randn(3, 1, 2)
-    assert torch.equal(inputs.state(None, x0, noise, 0, None), noise[:, 0])
-    assert (inputs.state(None, x0, noise, 3, None) - noise[:, 0]).abs().min() > 4
+    first, last = (RolloutDraws(times=times, exit=exit, noise=noise) for exit in (0, 3))
+    assert torch.equal(inputs.state(None, x0, first, None), noise[:, 0])
+    assert (inputs.state(None, x0, last, None) - noise[:, 0]).abs().min() > 4
 
 
 def test_draws():
@@ -277,7 +128,7 @@ def test_what_the_student_alone_would_use_is_not_drawn_where_it_is_not_due():
         method.draw(batch, Rng(1, 1, 6, dtype=torch.float64), Progress(1, 9, due=due)) for due in (None, {"critic"})
     )
     assert {name for name, value in vars(critic).items() if value is None} == {
-        "matching_time", "matching_noise", "played_time", "played_noise",
+        "matching_time", "matching_noise", "played_time", "played_noise", "guidance_time", "guidance_noise",
     }  # fmt: skip
     for name, value in vars(critic).items():
         assert value is None or torch.equal(torch.as_tensor(value), torch.as_tensor(getattr(both, name))), name
@@ -326,7 +177,7 @@ def test_before_training_both_scores_agree_up_to_guidance():
     for scale in (1.0, 5.0):
         method, roles, batch = fresh(scale)
         x, noise, t = batch.x0, torch.ones(6, 2, dtype=torch.float64), torch.full((6,), 600.0)
-        g = method.scores.matching(roles, x, noise, t, batch.cond).gradient
+        g = method.matching.scores.matching(roles, x, noise, t, batch.cond).gradient
         x_t = method.schedule.add_noise(x, noise, t)
         with torch.no_grad():
             with_, without = roles.teacher(x_t, t, batch.cond).x0, roles.teacher(x_t, t, batch.cond.null()).x0
@@ -405,6 +256,20 @@ def test_without_its_weight_there_is_no_discriminator():
         ({"adversarial_weight": -1.0}, "adversarial_weight"),
         ({"discriminator_weight": float("nan")}, "discriminator_weight"),
         ({"discriminator_backbone": "dino"}, r"discriminator_backbone: input should be .*, not 'dino'"),
+        ({"any_steps": 4, "timesteps": (499,)}, "any_steps draws the student's times"),
+        ({"any_steps": -1}, "any_steps: input should be greater than or equal to 0"),
+        ({"match": "x_s"}, "set rollout to ode"),
+        ({"match": "x"}, r"match: input should be .*, not 'x'"),
+        ({"rollout": "sde"}, r"rollout: input should be .*, not 'sde'"),
+        ({"fake_target": "v"}, r"fake_target: input should be .*, not 'v'"),
+        ({"fake_pull": 1.0}, "fake_pull: input should be less than 1"),
+        ({"student_start": -3}, "student_start: input should be greater than or equal to 0"),
+        ({"first_weight": 0.1}, "first_weight needs rollout ode"),
+        ({"first_weight": 0.1, "rollout": "ode", "student_input": "noised"}, "first_weight needs rollout ode"),
+        ({"first_weight": 0.1, "rollout": "ode", "num_inference_steps": 1}, "two steps or more"),
+        ({"first_weight": 0.1, "rollout": "ode", "timesteps": (399,)}, "two steps or more"),
+        ({"first_weight": 0.1, "rollout": "ode", "any_steps": 1}, "two steps or more"),
+        ({"first_weight": 0.1, "rollout": "ode", "first_solver_steps": (9, 9)}, r"K below M, not \[9, 9\]"),
         ({"halvings": -1}, "halvings: input should be greater than or equal to 0, not -1"),
         ({"head": "vit"}, r"head: input should be .*, not 'vit'"),
     ],

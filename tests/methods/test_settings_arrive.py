@@ -17,6 +17,7 @@ from tests.mutants.mutant import ROOT
 # What a setting is changed to where its kind does not say, and the settings beside which it has its effect.
 CT = {"variant": "ct", "num_grid_steps": 40}
 HUBER = (0.5, {"loss": "huber"})
+ON_THE_ODE = {"rollout": "ode"}  # dmd2
 LATE = {"num_inference_steps": 4, "first_exit": 3}  # feedback after three of the student's own calls
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "cm.first_grid_steps": (10, CT),
@@ -33,6 +34,12 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "dmd.encoder": ("another", {"regression_space": "features"}),
     "dmd2.timesteps": ((800.0, 400.0, 200.0, 100.0), {}),
     "dmd2.student_input": ("noised", {"terminal": "table"}),
+    "dmd2.any_steps": (4, {}),
+    "dmd2.rollout": ("ode", {"num_inference_steps": 8}),  # enough for an exit after the first time
+    "dmd2.match": ("x_s", ON_THE_ODE),
+    "dmd2.fake_target": ("score", {"rollout": "ode", "match": "x_s"}),
+    "dmd2.first_weight": (0.5, ON_THE_ODE),
+    "dmd2.first_solver_steps": ((2, 30), {"rollout": "ode", "first_weight": 0.5}),
     "turbo.encoder": ("another", {}),
     "turbo.augment": (("color",), {}),
     "ladd.num_levels": (5, {"level_weights": (), "warmup_weights": ()}),

@@ -27,20 +27,22 @@ class Player:
 
     Attributes:
         name: the method's attribute that returns this player's loss.
-        every: the player is due at steps 0, every, 2 every, ...
+        every: the player is due at steps start, start + every, start + 2 every, ...
         owns: the roles whose weights it trains; its own name by default.
+        start: its first step; until then the others learn alone.
     """
 
     name: str
     every: int = 1
     owns: tuple[str, ...] = ()
+    start: int = 0
 
     @property
     def roles(self) -> tuple[str, ...]:
         return self.owns or (self.name,)
 
     def due(self, step: int) -> bool:
-        return step % self.every == 0
+        return step >= self.start and (step - self.start) % self.every == 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class RoleSpec:
             students in between, and has no decoder.
         weights: "full" or "lora", where that is not the student's choice.
         init_from: whose first weights it has: "teacher", or "student", which a run's ``init`` may have moved.
+        pulled_to: the role of the same kind towards which it moves by the share ``pull`` of the difference, after
+            every update of that one (`Roles.pull`). It is trained, too.
     """
 
     name: str
@@ -67,6 +71,8 @@ class RoleSpec:
     features_only: bool = False
     weights: Literal["full", "lora"] | None = None
     init_from: Literal["teacher", "student"] = "teacher"
+    pulled_to: str | None = None
+    pull: float = 0.0
 
 
 @dataclass(frozen=True)

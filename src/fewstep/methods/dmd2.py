@@ -1,4 +1,4 @@
-"""Improved distribution matching distillation: DMD2 (Yin et al. 2024, arXiv 2405.14867).
+"""Improved distribution matching distillation: DMD2 (Yin et al. 2024, arXiv 2405.14867), and what has been added since.
 
 The student samples from noise in N calls. No pairs fix which image belongs to which noise: the distribution of its
 samples is trained to be the teacher's. Each step:
@@ -14,11 +14,12 @@ the student changes them: hence two time scales (sec. 4.2), and no pairs of nois
 needed. The discriminator sees data, which the teacher has only learned from; guidance acts on the matching alone.
 
 Both players start from the same x, made before either moved, and a critic's step comes with every student's: R steps of
-the critic to one of the student's, as in the released code.
+the critic to one of the student's, as in the released code. What may differ from DMD2 is in `parts`: where the student
+is trained (`rollout`), what is compared (`matching`), a first step apart (`first_step`), the GAN (`score_gan`).
 
 Choices where code and paper leave one, or where this goes another way: all roles are LoRAs on one base, or all are full
 copies (released: the student alone as LoRA). The student's adversarial gradient is formed before its own graph is used,
-and the critic's two terms go backward one after the other: one graph at a time, and no number changes. Captions of the
+and terms of a loss go backward one after the other: one graph at a time, and no number changes. Captions of the
 predictions are those of the batch. Nothing averages the weights; training.ema_decay keeps an average for evaluation.
 SDXL's one-step student was first fitted to 10,000 samples of its teacher (`init` takes such a student).
 """
@@ -35,12 +36,12 @@ from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods import Batch, Loss, Method, Player, Progress, Rng, RoleSpec, Sampling
-from fewstep.methods.parts.inputs import Terminal
-from fewstep.methods.parts.matching import DistributionMatching, MatchingDraws
-from fewstep.methods.parts.rollout import Policy, Rollout, RolloutDraws
-from fewstep.methods.parts.score_gan import GANDraws, ScoreGAN
-from fewstep.methods.parts.score_pair import ScorePair, Weighting
-from fewstep.methods.settings import Count, FixedGuidance, Halvings, Weight, checked
+from fewstep.methods.parts.first_step import FirstStep, FirstStepSettings
+from fewstep.methods.parts.matching import DistributionMatching, MatchingDraws, MatchingSettings
+from fewstep.methods.parts.rollout import Rollout, RolloutDraws, RolloutSettings
+from fewstep.methods.parts.score_gan import GANDraws, GANSettings, ScoreGAN
+from fewstep.methods.parts.score_pair import Jump
+from fewstep.methods.settings import Count, CountOrNone, ShareOrNone, checked
 from fewstep.models.roles import Roles
 
 
@@ -53,12 +54,13 @@ class Draws(RolloutDraws, MatchingDraws, GANDraws):
 class Shared:
     """The state x_t [B, ...] at native time t, a host number, and the student's prediction there, its clean data.
 
-    The prediction has a graph when the student is due.
+    The prediction has a graph when the student is due. ``jump`` is where it leads, without a graph, if that is matched.
     """
 
     t: float
     x_t: Tensor
     x0_student: Tensor
+    jump: Jump | None = None
 
 
 class DMD2(Method):
@@ -74,72 +76,62 @@ class DMD2(Method):
     }  # fmt: skip
 
     @checked
-    class Settings:
-        """Settings of DMD2.
+    class Settings(GANSettings, FirstStepSettings, MatchingSettings, RolloutSettings):
+        """Settings of DMD2, beside those of its parts.
 
         Attributes:
-            num_inference_steps: N, the student's calls, on the trailing grid: 999, 749, 499, 249.
-            timesteps: other times instead, decreasing; [399] is SDXL's one-step student, which starts from unit noise
-                at a time where an error of eps weighs 1.2 in x0 and not 14.6.
-            guidance_scale: the teacher's w in the matching (1 = off). The paper: 8 for SDXL, 1.75 for SD1.5.
-            weighting: of the matching, "l1" or "kl" (`parts.score_pair`).
             fake_init_from: whose first weights the fake score has: "teacher", or "student", where ``init`` has moved
                 those.
+            fake_pull: the share of the way to the student's weights that the fake score moves after each of the
+                student's updates (SenseFlow: 0.03). Worth a few steps of the critic where its rate is low.
             student_every: R, steps of the critic to one of the student's: 5; 10 for SD1.5. The least that keeps the
                 predictions' brightness from swinging (``student/x0_mean`` in the log); a higher rate of the critic in
                 its place is worse.
-            student_input: "simulated", or "noised", data in place of the student's own way (`parts.rollout`).
-            terminal: "noise" or "table", what stands for noise at the first time.
-            adversarial_weight: of the GAN in the student's loss; 0 leaves the discriminator out. Losses are means, and
-                the matching's gradient shrinks with the root of the number of elements: 5e-3 is for 4 x 128 x 128, 3e-3
-                for 3 x 64 x 64 (ImageNet); for a few numbers take 0.05 to 0.2.
-            discriminator_weight: of the discriminator's loss beside the fake score's.
-            discriminator_backbone: "fake", whose features learn with the heads, or "teacher", frozen features (FastGen,
-                which had results as good).
-            head: "conv", down to one logit, or "residual", one for each position. halvings: of a conv head, whose map
-                must come down to 4x4: 0 from 4x4 (scenes-64) or 8x8 with four logits, 1 for SD1.5, 3 for SDXL.
+            student_start: steps that the critic learns alone at first.
         """
 
-        num_inference_steps: Count = 4
-        timesteps: tuple[float, ...] | None = None
-        guidance_scale: FixedGuidance = 8.0
-        weighting: Weighting = "l1"
         fake_init_from: Literal["teacher", "student"] = "teacher"
+        fake_pull: ShareOrNone = 0.0
         student_every: Count = 5
-        student_input: Policy = "simulated"
-        terminal: Terminal = "noise"
-        adversarial_weight: Weight = 5e-3
-        discriminator_weight: Weight = 1e-2
-        discriminator_backbone: Literal["fake", "teacher"] = "fake"
-        head: Literal["conv", "residual"] = "conv"
-        halvings: Halvings = 0
+        student_start: CountOrNone = 0
+
+        def __post_init__(self) -> None:
+            RolloutSettings.__post_init__(self)
+            if self.match == "x_s" and self.rollout != "ode":
+                raise ValueError("match x_s is for a student whose sampler passes there: set rollout to ode.")
+            if self.first_weight and (self.rollout, self.student_input) != ("ode", "simulated"):
+                raise ValueError("first_weight needs rollout ode and student_input simulated.")
+            if self.first_weight and self.most_steps < 2:
+                raise ValueError(
+                    "first_weight needs a student of two steps or more: the matching begins with the second."
+                )
 
     settings: Settings
 
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
         settings = self.settings
-        grid = schedule.timesteps(settings.num_inference_steps) if settings.timesteps is None else settings.timesteps
-        times = torch.as_tensor(grid, dtype=torch.float64)
-        self.rollout = Rollout(schedule, times, settings.student_input, settings.terminal)
-        self.scores = ScorePair(schedule, settings.guidance_scale, settings.weighting)
-        self.matching = DistributionMatching(self.scores)
+        self.rollout = Rollout.of(schedule, settings, first_exit=int(settings.first_weight > 0))
+        self.sampler = "ddim" if settings.rollout == "ode" else "renoise"
+        self.matching = DistributionMatching(schedule, settings)
+        self.first = FirstStep(schedule, settings, settings.guidance_scale) if settings.first_weight else None
         self.gan: ScoreGAN | None = None
         owned: tuple[str, ...] = ("fake",)
         if settings.adversarial_weight:
-            backbone, head, halvings = settings.discriminator_backbone, settings.head, settings.halvings
-            weights = settings.adversarial_weight, settings.discriminator_weight
-            self.gan = ScoreGAN(self.scores, backbone, head, halvings, *weights)
+            self.gan = ScoreGAN(self.matching.scores, settings)
             owned = ("fake", self.gan.name)
-        self.players = (Player("student", every=settings.student_every), Player("critic", owns=owned))
+        student = Player("student", every=settings.student_every, start=settings.student_start)
+        self.players = (student, Player("critic", owns=owned))
 
     def roles(self) -> tuple[RoleSpec, ...]:
-        return RoleSpec("student"), RoleSpec("fake", init_from=self.settings.fake_init_from)
+        settings, pulled = self.settings, "student" if self.settings.fake_pull else None
+        fake = RoleSpec("fake", init_from=settings.fake_init_from, pulled_to=pulled, pull=settings.fake_pull)
+        return RoleSpec("student"), fake
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
-        times = tuple(settings.timesteps or ())
-        return Sampling(len(times) or settings.num_inference_steps, no_other_steps=True, timesteps=times)
+        times, fixed = tuple(settings.timesteps or ()), not settings.any_steps
+        return Sampling(len(times) or settings.num_inference_steps, no_other_steps=fixed, timesteps=times)
 
     @classmethod
     def needs_images(cls, settings: Settings) -> bool:
@@ -149,25 +141,30 @@ class DMD2(Method):
         shape = batch.x0.shape[1:]
         due = progress.plays("student")
         draws = Draws(**self.rollout.draw(rng, shape))
-        self.matching.draw(draws, rng, shape, due)
+        self.matching.draw(draws, rng, shape, due, draws.times[draws.exit], self.rollout.next_time(draws))
         if self.gan:
             self.gan.draw(draws, rng, shape, due)
         return draws
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
-        x_t = self.rollout.state(roles.student, batch.x0, draws.noise, draws.exit, batch.cond)
-        t = float(self.rollout.timesteps[draws.exit])
+        x_t, t = self.rollout.state(roles.student, batch.x0, draws, batch.cond), draws.times[draws.exit]
         with nullcontext() if "student" in due else torch.no_grad():
-            return Shared(t, x_t, roles.student(x_t, t, batch.cond).x0)
+            pred = roles.student(x_t, t, batch.cond)
+            return Shared(t, x_t, pred.x0, self.matching.jump(pred, self.rollout.next_time(draws)))
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
         x = shared.x0_student
-        matched = self.matching.student(roles, batch, x, draws)
-        return self.gan.student(roles, x, draws, batch.cond, matched) if self.gan else matched
+        loss = self.matching.student(roles, batch, x, draws, shared.jump)
+        if self.gan:
+            loss = self.gan.student(roles, x, draws, batch.cond, loss)
+        if self.first is None:
+            return loss
+        first, start = self.first, self.rollout.first_state(draws)
+        return replace(loss, then=lambda: first.loss(roles, start, batch.cond))
 
     def critic(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
         x0 = shared.x0_student.detach()
-        denoised = self.matching.fake(roles, x0, draws, batch.cond)
+        denoised = self.matching.fake(roles, x0, draws, batch.cond, shared.jump)
 
         def discriminator_term() -> Loss:
             assert self.gan is not None
@@ -179,10 +176,13 @@ class DMD2(Method):
         return self._calls(self.rollout.calls(draws.exit))
 
     def calls_per_step(self) -> dict[str, float]:
-        return self._calls(self.rollout.calls((len(self.rollout.timesteps) - 1) / 2))
+        return self._calls(self.rollout.calls(self.rollout.mean_exit))
 
     def _calls(self, of_rollout: float) -> dict[str, float]:
-        calls: dict[str, float] = {"student": 1 + of_rollout, "teacher": 1, "fake": 2}
+        calls: dict[str, float] = {"student": 1 + of_rollout, "teacher": self.matching.teacher_calls, "fake": 2}
+        if self.first:
+            calls["student"] += 1
+            calls["teacher"] += self.first.solver_steps
         if self.gan:
             calls[self.gan.backbone] += 3
         return calls

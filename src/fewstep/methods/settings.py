@@ -54,9 +54,13 @@ def _scale(value: Any, convert: ValidatorFunctionWrapHandler) -> float | tuple[f
 Weight: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """The weight of a loss term, or a standard deviation: finite and at least 0."""
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+ShareOrNone: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+"""A share, or 0 for none of it."""
 LARGEST = 2**31 - 1
 """Of all whole numbers in settings: larger ones overflow somewhere in the libraries."""
 Count: TypeAlias = Annotated[int, Field(ge=1, le=LARGEST)]
+CountOrNone: TypeAlias = Annotated[int, Field(ge=0, le=LARGEST)]
+"""A number of steps, or 0 for none."""
 GuidanceScale: TypeAlias = Annotated[float | tuple[float, float], WrapValidator(_scale)]
 """The teacher's w (1 or 0: off): one number, or [low, high] drawn per sample (`Guidance`)."""
 FixedGuidance: TypeAlias = Annotated[Weight, AfterValidator(off_is_one)]

@@ -292,9 +292,32 @@ class Roles:
         self._followers[name] = source, decay
         return view
 
+    def pull(self, name: str, source: str, share: float) -> None:
+        """After every update of ``source`` also move ``name``, a trained role, this share of the way towards it.
+
+        SenseFlow's implicit distribution alignment (Ge et al. 2025, arXiv 2506.00523), which brings a fake score near
+        the student that it must follow. Of a LoRA both factors move, not their product.
+
+        Raises:
+            ValueError: a share outside [0, 1), or roles of different kinds.
+        """
+        if not 0 <= share < 1:
+            raise ValueError(f"The share by which a role is pulled must be at least 0 and below 1, not {share}.")
+        mine, theirs = self._tensors[name], self._tensors[source]
+        shapes = ({key: p.shape for key, p in tensors.items()} for tensors in (mine, theirs))
+        types = {self._views[role].prediction_type for role in (name, source)}
+        if len(types) > 1 or next(shapes) != next(shapes):
+            raise ValueError(
+                f"The {name} cannot be pulled to the {source}: their weights or predictions differ in kind."
+            )
+        self._followers[name] = source, 1 - share
+
     @torch.no_grad()
     def update_followers(self, source: str) -> None:
-        """Move every follower of ``source`` one EMA step towards it, in float32 masters, one fused call each."""
+        """Move every follower of ``source``, and what is pulled to it, one step towards it.
+
+        In float32 masters, one fused call each.
+        """
         for name, (leader, decay) in self._followers.items():
             if leader == source:
                 mine = [local(t) for t in self._tensors[name].values()]

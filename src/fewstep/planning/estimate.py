@@ -269,6 +269,7 @@ def seconds_of_step(
     helpers = pipeline.helpers(built.encoder, settings.gradient_checkpointing, vae, rewards)
     roles = build_roles(teacher, built, settings, weights, helpers=helpers)
     source, _ = _data(pipeline, method, settings.batch_size, settings.batch_size, settings.device)
+    built.players = tuple(dataclasses.replace(player, start=0) for player in built.players)
     steps = max(2, math.lcm(*(player.every for player in built.players)))
     return seconds_per_step(Trainer(built, roles, source, settings), steps, warm_up=1)
 

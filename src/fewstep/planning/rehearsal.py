@@ -60,7 +60,8 @@ def rehearse(
     """
     number, count = _mean_step(method, source, settings), math.lcm(*(player.every for player in method.players))
     everyone = frozenset(player.name for player in method.players)
-    rounds = Counter(frozenset(p.name for p in method.players if p.due(step)) for step in range(count))
+    first = max(player.start for player in method.players)  # from here on all of them take part
+    rounds = Counter(frozenset(p.name for p in method.players if p.due(first + step)) for step in range(count))
     if memory_alone:
         rounds, count = Counter({everyone: 1}), 1
     images = settings.batch_size // settings.accumulation

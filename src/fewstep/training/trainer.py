@@ -92,10 +92,15 @@ def build_roles(
 
 
 def follow(roles: Roles, method: Method, settings: TrainingSettings) -> None:
-    """Add the roles that are moving averages of another: the method's targets, and ``ema`` for evaluation."""
+    """Add the roles that are moving averages of another: the method's targets, and ``ema`` for evaluation.
+
+    Trained roles that are pulled to another are connected to it.
+    """
     for spec in method.roles():
         if spec.follows is not None:
             roles.follow(spec.name, spec.follows, spec.decay)
+        if spec.pulled_to is not None:
+            roles.pull(spec.name, spec.pulled_to, spec.pull)
     if settings.ema_decay > 0:
         roles.follow("ema", "student", settings.ema_decay)
 

@@ -8,8 +8,8 @@ MUTANTS = [
         "methods/test_contract.py",
         (
             "methods: a player that is not due every time misses step 0",
-            "return step % self.every == 0",
-            "return (step + 1) % self.every == 0",
+            "(step - self.start) % self.every == 0",
+            "(step - self.start + 1) % self.every == 0",
             "test_calls_per_step_are_those_the_denoisers_counted",
         ),
     ),

@@ -26,8 +26,8 @@ MUTANTS = [
         ),
         (
             "distribution matching: the student moves at every step",
-            'Player("student", every=settings.student_every)',
-            'Player("student")',
+            'Player("student", every=settings.student_every, start',
+            'Player("student", start',
             "test_without_its_weight_there_is_no_discriminator",
         ),
         (
@@ -94,8 +94,8 @@ MUTANTS = [
         ),
         (
             "distribution matching: scores are matched at every level",
-            'self.scores.draw_time(rng, "matching_time", 0.02, 0.98)',
-            'self.scores.draw_time(rng, "matching_time")',
+            'self.scores.draw_time(rng, "matching_time", *LEVELS, above, upto)',
+            'self.scores.draw_time(rng, "matching_time", 0.0, 1.0, above, upto)',
             "test_draws",
         ),
     ),

@@ -414,8 +414,8 @@ MUTANTS = [
         ),
         (
             "score pair: levels beyond the table are drawn",
-            "min(int(high * count), count - 1) + 1",
-            "min(int(high * count), count)",
+            "first, last = int(low * count), min(int(high * count), count - 1)",
+            "first, last = int(low * count), min(int(high * count), count)",
             "test_levels_and_where_they_are_drawn",
         ),
         (
@@ -442,14 +442,14 @@ MUTANTS = [
         "methods/test_dmd2.py",
         (
             "inputs: simulated answers are noised to the time they came from",
-            "noise[:, i + 1], self.timesteps[i + 1])",
-            "noise[:, i + 1], self.timesteps[i])",
+            "noise[:, i + 1], times[i + 1])",
+            "noise[:, i + 1], times[i])",
             "test_a_student_is_trained_where_it_will_be_sampled",
         ),
         (
             "inputs: one noise serves the whole way",
-            "noise[:, i + 1], self.timesteps[i + 1])",
-            "noise[:, 0], self.timesteps[i + 1])",
+            "noise[:, i + 1], times[i + 1])",
+            "noise[:, 0], times[i + 1])",
             "test_a_student_is_trained_where_it_will_be_sampled",
         ),
         (
@@ -466,8 +466,8 @@ MUTANTS = [
         ),
         (
             "inputs: the student is never trained at its first time",
-            'rng.shared.integer("exit", 0, len(self.timesteps))',
-            'rng.shared.integer("exit", 1, len(self.timesteps))',
+            'rng.shared.integer("exit", self.first_exit, steps)',
+            'rng.shared.integer("exit", 1, steps)',
             "test_draws",
         ),
         (

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule, expand
-from fewstep.methods.parts.rollout import Policy, Rollout
+from fewstep.methods.parts.rollout import Policy, Rollout, RolloutDraws
 from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
@@ -253,7 +253,7 @@ def _left(schedule: Schedule, policy: Policy) -> float:
         view = student(slope, shift)
         data, inputs = MEAN + VARIANCE**0.5 * z[1], Rollout(schedule, times, policy)
         noise = torch.stack(z[:2] if policy == "simulated" else z[:1], dim=1)
-        x_t = inputs.state(view, data, noise, 1, None)
+        x_t = inputs.state(view, data, RolloutDraws(times=tuple(times.tolist()), exit=1, noise=noise), None)
         return x_t, view(x_t, times[1]).x0
 
     def gradient(slope: float, shift: float) -> tuple[float, float]:

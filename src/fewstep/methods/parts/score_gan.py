@@ -17,8 +17,31 @@ from fewstep.methods.base import HeadSpec, Loss
 from fewstep.methods.parts.discriminators import Discriminator, generator_loss, logged_discriminator_loss
 from fewstep.methods.parts.distances import with_gradient
 from fewstep.methods.parts.score_pair import ScorePair
+from fewstep.methods.settings import Halvings, Weight, checked
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
+
+
+@checked
+class GANSettings:
+    """A discriminator beside the scores.
+
+    Attributes:
+        adversarial_weight: of the GAN in the student's loss; 0 leaves the discriminator out. Losses are means, and the
+            matching's gradient shrinks with the root of the number of elements: 5e-3 is for 4 x 128 x 128, 3e-3 for
+            3 x 64 x 64 (ImageNet); for a few numbers take 0.05 to 0.2.
+        discriminator_weight: of the discriminator's loss beside the fake score's.
+        discriminator_backbone: "fake", whose features learn with the heads, or "teacher", frozen features (FastGen,
+            which had results as good).
+        head: "conv", down to one logit, or "residual", one for each position. halvings: of a conv head, whose map must
+            come down to 4x4: 0 from 4x4 (scenes-64) or 8x8 with four logits, 1 for SD1.5, 3 for SDXL.
+    """
+
+    adversarial_weight: Weight = 5e-3
+    discriminator_weight: Weight = 1e-2
+    discriminator_backbone: Literal["fake", "teacher"] = "fake"
+    head: Literal["conv", "residual"] = "conv"
+    halvings: Halvings = 0
 
 
 @dataclass(kw_only=True)
@@ -44,23 +67,16 @@ class ScoreGAN:
 
     Args:
         scores: whose levels it sees images at.
-        backbone: whose features: "fake", which learns with the heads, or "teacher".
-        head, halvings: of the discriminator (`Discriminator`).
-        weight: of the student's term. discriminator_weight: of the discriminator's.
+        settings: weights, backbone and head.
     """
 
-    def __init__(
-        self,
-        scores: ScorePair,
-        backbone: Literal["fake", "teacher"],
-        head: Literal["conv", "residual"],
-        halvings: int,
-        weight: float,
-        discriminator_weight: float,
-    ) -> None:
-        self.scores, self.weight, self.discriminator_weight = scores, weight, discriminator_weight
-        self.gan = Discriminator("logistic", backbone, taps="last", head=head, halvings=halvings)
-        self.name, self.backbone = self.gan.name, backbone
+    def __init__(self, scores: ScorePair, settings: GANSettings) -> None:
+        self.scores, self.weight, self.discriminator_weight = (
+            scores, settings.adversarial_weight, settings.discriminator_weight,
+        )  # fmt: skip
+        self.backbone: str = settings.discriminator_backbone
+        self.gan = Discriminator("logistic", self.backbone, taps="last", head=settings.head, halvings=settings.halvings)
+        self.name = self.gan.name
 
     def spec(self) -> HeadSpec:
         """What a method returns from `Method.heads`."""

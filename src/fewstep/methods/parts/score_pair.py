@@ -17,6 +17,19 @@ kl     (alpha / sigma)^2                      KL(q_t || p_t), exactly, where the
 The fake score denoises the student's predictions, with the error of what its network predicts: of eps, v or flow as it
 is, of x0 times SNR + 1 / sigma_data^2 (Karras et al. 2022; sigma_data is 0.5 on EDM schedules and 1 elsewhere).
 
+Both can start from the student's jump x_s in place of its clean predictions x (TDM: Luo et al. 2025, arXiv 2503.06674):
+
+    x_t = (alpha_t / alpha_s) x_s + b n,   b^2 = sigma_t^2 - (alpha_t sigma_s / alpha_s)^2,   t above s
+
+The scores then compare what the student's trajectory passes through with the teacher's marginals there, and x moves
+along their gap; under "kl" the exact gradient is this times one number for every pair of times. The fake score learns
+
+=====  =============================================================================================================
+x0     x, as TDM's released code: no score of x_t, because x is not independent of the noise left in x_s
+score  the exact score of x_t, whose noise is n alone (Phased DMD: Fan et al. 2025): eps* = (sigma_t / b) n, and
+       x0* = x_s / alpha_s - (alpha_t sigma_s^2 / (alpha_s^2 b)) n; the error times b^2 / sigma_t^2, finite next to s
+=====  =============================================================================================================
+
 Three places where this is not the public code, none of which changes a number beyond rounding: two networks of one
 kind are compared by their outputs, because x_t, up to 14 times larger after conversion, then cancels before it costs
 digits (there: everything in float64); the loss is written so that no digit of g is lost next to x; and NaN is not
@@ -40,8 +53,18 @@ from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.statistics import by_time, fake_score_statistics
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
+from fewstep.sampling.samplers import renoise
 
 Weighting: TypeAlias = Literal["l1", "kl"]
+FakeTarget: TypeAlias = Literal["x0", "score"]
+
+
+@dataclass(frozen=True)
+class Jump:
+    """The student's jump x_s [B, ...] to native time s, one host number below the times at which scores see it."""
+
+    x_s: Tensor
+    s: float
 
 
 @dataclass
@@ -76,20 +99,41 @@ class ScorePair:
         self.schedule, self.guidance_scale, self.weighting = schedule, Guidance.of(guidance_scale).low, weighting
         self.levels = torch.from_numpy(noise_levels(schedule))
 
-    def draw_time(self, rng: Rng, name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
+    def draw_time(
+        self,
+        rng: Rng,
+        name: str,
+        low: float = 0.0,
+        high: float = 1.0,
+        above: float | None = None,
+        upto: float | None = None,
+    ) -> Tensor:
         """Native times [B] on the host, uniform over the levels ``low`` ... ``high`` of the table, both included.
 
         DMD matches from 0.02 to 0.98 (20 ... 980 of 1,000), where no score is singular; other terms see all levels.
+
+        Args:
+            above, upto: only levels above the one native time, and up to the other; at least one level is left.
         """
         count = len(self.levels)
-        index = rng.sample.integers(name, int(low * count), min(int(high * count), count - 1) + 1)
-        return self.levels[index]
+        first, last = int(low * count), min(int(high * count), count - 1)
+        if above is not None:
+            first = min(max(first, self._count(above)), count - 1)
+        if upto is not None:
+            last = max(first, min(last, self._count(upto) - 1))
+        return self.levels[rng.sample.integers(name, first, last + 1)]
+
+    def _count(self, t: float) -> int:
+        """How many levels are at ``t`` or below."""
+        return int(torch.searchsorted(self.levels, torch.tensor(t, dtype=self.levels.dtype), right=True))
 
     @torch.no_grad()
-    def matching(self, roles: Roles, x: Tensor, noise: Tensor, t: Tensor, cond: Cond | None) -> Matching:
-        """g at predictions x [B, ...], noised to t [B] (host): one call of each score."""
+    def matching(
+        self, roles: Roles, x: Tensor, noise: Tensor, t: Tensor, cond: Cond | None, jump: Jump | None = None
+    ) -> Matching:
+        """g at predictions x [B, ...], or their jump, noised to t [B] (host): one call of each score."""
         x = working(x)
-        x_t = self.schedule.add_noise(x, noise, t)
+        x_t = self._noised(x, noise, t, jump)
         real, plain = roles.teacher.with_and_without_guidance(x_t, t, cond, self.guidance_scale)
         fake = roles.fake(x_t, t, cond)
         gap, away = difference(fake, real), (x - real.x0).flatten(1).abs().mean(1)
@@ -97,22 +141,55 @@ class ScorePair:
             alpha, sigma = self.schedule.alpha_sigma(t)
             gradient = expand(np.asarray((alpha / sigma) ** 2), gap) * gap
         else:
-            scale = away.clamp_min(torch.finfo(away.dtype).eps)  # 0 / 0 where the teacher agrees to the last bit
-            gradient = gap / scale.reshape(-1, *[1] * (gap.ndim - 1))
+            gradient = over_distance(gap, x, real.x0)
         stats = fake_score_statistics(fake.x0, plain.x0, x)
         stats |= {"score_gap": gap.square().mean().sqrt(), "score_scale": away.mean()}
         rows = {"score_gap": gap.flatten(1).square().mean(1).sqrt(), "score_scale": away}
         return Matching(gradient, stats | by_time(rows, t, self.levels, "matching"))
 
-    def denoising_loss(self, roles: Roles, x: Tensor, noise: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
-        """The fake score's loss at predictions x [B, ...], noised to t [B] (host); no gradient reaches the student."""
+    def denoising_loss(
+        self,
+        roles: Roles,
+        x: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        cond: Cond | None,
+        jump: Jump | None = None,
+        target: FakeTarget = "x0",
+    ) -> Tensor:
+        """The fake score's loss at predictions x [B, ...], or their jump, noised to t [B] (host).
+
+        No gradient reaches the student.
+
+        Args:
+            target: what it learns of a jump, "x0" or "score".
+        """
         x = working(x.detach())
-        pred = roles.fake(self.schedule.add_noise(x, noise, t), t, cond)
+        x_t = self._noised(x, noise, t, jump)
+        pred = roles.fake(x_t, t, cond)
         alpha, sigma = self.schedule.alpha_sigma(t)
-        p, q = mix(pred.prediction_type, alpha, sigma)
-        target = expand(p, x) * x + expand(q, x) * noise
         weight = self._weight_of_x0(alpha, sigma) if pred.prediction_type == "sample" else None
-        return distance(pred.output, target, "l2", weight=weight)
+        if jump is not None and target == "score":
+            x, noise, fresh = self._exact(jump, noise, alpha, sigma)
+            weight = fresh if weight is None else fresh * weight
+        elif jump is not None:
+            noise = (x_t - expand(alpha, x) * x) / expand(sigma, x)
+        p, q = mix(pred.prediction_type, alpha, sigma)
+        wanted = expand(p, x) * x + expand(q, x) * noise
+        return distance(pred.output, wanted, "l2", weight=weight)
+
+    def _noised(self, x: Tensor, noise: Tensor, t: Tensor, jump: Jump | None) -> Tensor:
+        if jump is None:
+            return self.schedule.add_noise(x, noise, t)
+        return renoise(self.schedule, working(jump.x_s.detach()), jump.s, t, noise)
+
+    def _exact(self, jump: Jump, noise: Tensor, alpha: Array, sigma: Array) -> tuple[Tensor, Tensor, Array]:
+        """(x0*, eps*) whose means at x_t are those of its exact score, and the weight (b / sigma)^2."""
+        low, x_s = self.schedule.alpha_sigma(jump.s), working(jump.x_s.detach())
+        ratio = low[1] / low[0]
+        fresh = np.asarray(np.sqrt(sigma**2 - (alpha * ratio) ** 2))
+        x0 = expand(np.asarray(1 / low[0]), x_s) * x_s - expand(np.asarray(alpha * ratio**2 / fresh), x_s) * noise
+        return x0, expand(np.asarray(sigma / fresh), noise) * noise, np.asarray((fresh / sigma) ** 2)
 
     def _weight_of_x0(self, alpha: Array, sigma: Array) -> Array:
         sigma_data = 0.5 if self.schedule.family == "edm" else 1.0
@@ -126,6 +203,13 @@ def matching_loss(x: Tensor, gradient: Tensor) -> Tensor:
     """
     x = working(x)
     return 0.5 * (x - x.detach() + gradient).square().mean()
+
+
+def over_distance(gap: Tensor, x: Tensor, real: Tensor) -> Tensor:
+    """``gap`` over the mean distance of x and real, [B, ...] all: the normaliser of "l1"."""
+    away = (x - real).flatten(1).abs().mean(1)
+    scale = away.clamp_min(torch.finfo(away.dtype).eps)  # 0 / 0 where the teacher agrees to the last bit
+    return gap / scale.reshape(-1, *[1] * (gap.ndim - 1))
 
 
 def difference(a: Prediction, b: Prediction) -> Tensor:

@@ -1,0 +1,73 @@
+"""A first step that keeps the teacher's diversity: DP-DMD (Wu et al. 2026, arXiv 2602.03139).
+
+Distribution matching may leave out what its teacher would show. Here the student's first step on the ODE is fitted to
+the teacher's trajectory from the same noise, and the matching reaches later steps alone:
+
+    z = the teacher's state after K of M guided steps of DDIM from the noise, at time t_K
+    loss = mean (slope_student(noise) - mean slope from the noise to z)^2
+
+Slopes are in t on flow schedules, where they are what the network predicts, and in sigma / alpha elsewhere (eps).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from fewstep.diffusion.schedule import Schedule, expand
+from fewstep.methods.base import Loss
+from fewstep.methods.parts.distances import distance
+from fewstep.methods.settings import Count, Weight, checked
+from fewstep.models.cond import Cond
+from fewstep.models.roles import Roles
+from fewstep.sampling.solvers import solve
+
+
+@checked
+class FirstStepSettings:
+    """A first step of its own.
+
+    Attributes:
+        first_weight: of its loss (DP-DMD: 0.05); above 0 the matching leaves that step alone. 0 leaves the loss out.
+        first_solver_steps: [K, M]: its target are K of the teacher's M steps.
+    """
+
+    first_weight: Weight = 0.0
+    first_solver_steps: tuple[Count, Count] = (10, 30)
+
+
+class FirstStep:
+    """The loss of a student's first step from noise at the schedule's start.
+
+    Args:
+        schedule: of student and teacher.
+        settings: weight and target. guidance_scale: of the teacher.
+
+    Raises:
+        ValueError: K not below M, or a schedule that starts without signal and has no slope there.
+    """
+
+    def __init__(self, schedule: Schedule, settings: FirstStepSettings, guidance_scale: float) -> None:
+        self.schedule, self.weight, self.guidance_scale = schedule, settings.first_weight, guidance_scale
+        self.solver_steps, total = settings.first_solver_steps
+        if self.solver_steps >= total:
+            raise ValueError(f"first_solver_steps must be [K, M] with K below M, not {[self.solver_steps, total]}.")
+        if schedule.family == "vp" and schedule.alpha_sigma(schedule.start)[0] == 0:
+            raise ValueError("first_weight needs a schedule that starts with some signal: this one has alpha 0 there.")
+        self.times = schedule.timesteps(total)[: self.solver_steps + 1].double()
+
+    def loss(self, roles: Roles, x: Tensor, cond: Cond | None) -> Loss:
+        """The loss at first states x [B, ...]: one call of the student, K of the teacher."""
+        start, end = float(self.times[0]), float(self.times[-1])
+        wanted = solve(roles.teacher, x, self.times, cond, self.guidance_scale)
+        reached = roles.student(x, start, cond).at(end)
+        scale = expand(np.asarray(1 / self._span(start, end)), reached)
+        term = distance(scale * reached, scale * wanted)
+        return Loss(self.weight * term, {"first": term.detach()})
+
+    def _span(self, start: float, end: float) -> float:
+        """What one unit of slope changes in the state at ``end``."""
+        if self.schedule.family == "flow":
+            return end - start
+        (alpha, sigma), (alpha_0, sigma_0) = (self.schedule.alpha_sigma(t) for t in (end, start))
+        return float(sigma - alpha * sigma_0 / alpha_0)
