@@ -63,6 +63,8 @@ SETTINGS = [
     {"segments": 2, "hop_by": "beginning", "discriminator_weights": "lora"},
     {"segments": 1, "offset_noise": 0.1, "target_decay": 0.0},
     {"velocity": "data", "guidance_scale": 1.0},
+    {"windows": 3, "solver": "heun", "guidance_scale": 3.0},
+    {"normalize": 0.0, "warmup": 0.0, "guidance_scale": (2.0, 6.0)},
 ]
 
 

@@ -20,6 +20,8 @@ TABLE = {
     "lightning": ("ddim", 4, 0.0, True, None, 1.0),  # Euler's jumps, bound to their number
     "hyper": ("phased", 8, 0.0, True, 40, 1.0),  # the first stage; one segment is TCD's (tests/inference/test_zero.py)
     "flowmap": ("ctm", 4, 0.0, False, None, 4.0),  # deterministic jumps, any number of them
+    "reflow": ("euler", 4, 0.0, False, None, 4.0),  # an ordinary network
+    "scm": ("renoise", 4, 0.0, False, None, 4.0),  # one jump to clean data, or several with new noise
     "feedback": ("tcd", 4, 0.3, False, 50, None),  # as the student that it continues
 }
 

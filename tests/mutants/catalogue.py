@@ -39,6 +39,8 @@ from tests.mutants.methods import (
     lightning,
     parts,
     pcm,
+    reflow,
+    scm,
     tcd,
     turbo,
 )
@@ -80,6 +82,8 @@ ROOMS = (
     lightning,
     parts,
     pcm,
+    reflow,
+    scm,
     tcd,
     turbo,
     planning,

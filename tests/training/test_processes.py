@@ -20,6 +20,8 @@ from fewstep.methods.flowmap import FlowMap
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
+from fewstep.methods.reflow import Reflow
+from fewstep.methods.scm import SCM
 from fewstep.methods.tcd import TCD
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
@@ -41,6 +43,8 @@ CASES = {
     "game": (PCM(VP, guidance_scale=3.0), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
     "balanced": (CTM(VP, max_hops=2, adversarial_weight=0.5, target_decay=0.9), "full", SETTINGS),
     "slopes": (FlowMap(VP, guidance_scale=3.0), "lora", SETTINGS),
+    "lines": (Reflow(VP, windows=3, guidance_scale=3.0), "lora", SETTINGS),
+    "tangent": (SCM(VP, guidance_scale=3.0), "full", SETTINGS),
     "pairs": (DMD(VP), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
     "encoder": (Lightning(VP, num_inference_steps=2, num_teacher_steps=4), "full", SETTINGS),
     "term by term": (DMD2(VP, student_every=1, adversarial_weight=0.5, head="residual"), "full", SETTINGS),

@@ -30,6 +30,8 @@ from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
+from fewstep.methods.reflow import Reflow
+from fewstep.methods.scm import SCM
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 from fewstep.models.cond import Cond
@@ -275,6 +277,8 @@ GAMES = [
     pytest.param(PCM(VP), id="pcm"),
     pytest.param(CTM(VP, adversarial_weight=0.5), id="ctm"),
     pytest.param(FlowMap(VP), id="flowmap"),
+    pytest.param(Reflow(VP, windows=2), id="reflow"),
+    pytest.param(SCM(VP), id="scm"),
     pytest.param(Turbo(VP), id="turbo"),
     pytest.param(LADD(VP, warmup_steps=5), id="ladd"),
     pytest.param(Lightning(VP, num_inference_steps=1, num_teacher_steps=2), id="lightning"),

@@ -194,10 +194,11 @@ class Method:
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     players: tuple[Player, ...] = (Player("student"),)
-    streams: ClassVar[tuple[str, ...]] = ("data",)
+    streams: tuple[str, ...] = ("data",)
     sampler: str = "ddim"  # the default sampler of its students
     converts: bool = False  # whether the student's prediction type differs from the teacher's
     continues: ClassVar[bool] = False  # whether the teacher is a few-step student, sampled in the same way
+    needs_precision: ClassVar[bool] = False  # whether its loss is a small difference of predictions: float32 alone
     gan: Any = None  # the discriminator of its losses (`parts.discriminators.Discriminator`), if it has one
     encoder: str = ""  # the frozen image encoder of its losses: "scenes-64", a folder or a hub name
     rewards: tuple[str, ...] = ()  # the reward models of its losses (`fewstep.models.rewards`)
@@ -224,6 +225,7 @@ class Method:
             known = ", ".join(sorted(self.setting_names()))
             raise ValueError(f"{type(self).__name__} has no setting '{name}': it has {known}.")
         self.settings: Any = dataclasses.replace(base, **overrides)
+        self.streams = self.streams_of(self.settings)
 
     def roles(self) -> tuple[RoleSpec, ...]:
         """The roles this method needs beside the teacher."""
@@ -285,6 +287,11 @@ class Method:
     @staticmethod
     def _named(settings: Any, name: str) -> Any:
         return getattr(settings, name, None)
+
+    @classmethod
+    def streams_of(cls, settings: Any) -> tuple[str, ...]:
+        """What a batch must hold under ``settings``: by default ``streams``."""
+        return cls.streams
 
     @classmethod
     def needs_images(cls, settings: Any) -> bool:

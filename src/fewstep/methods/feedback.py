@@ -97,7 +97,7 @@ class Feedback(Method):
 
     name = "feedback"
     summary = "Human feedback: a LoRA of its own on a few-step student, until reward models reach their thresholds."
-    streams: ClassVar[tuple[str, ...]] = ("data", "prompts")
+    streams = ("data", "prompts")
     sampler = "tcd"
     continues: ClassVar[bool] = True
     truth_settings: ClassVar[dict[str, Any]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,7 +188,7 @@ def _on_meta(
     """Method, roles and data of a run without values, and the data sets behind its source."""
     teacher = pipeline.denoiser()
     built = method(teacher.schedule, method_settings)
-    source, kept = _data(pipeline, method, images, pairs)
+    source, kept = _data(pipeline, built.streams, images, pairs)
     precision = "fp32" if settings.autocast else settings.precision  # meta has no autocast; DeviceRules imitates it
     on_meta = dataclasses.replace(settings, device="meta", precision=precision)
     rewards = (*built.rewards, *built.measures)
@@ -216,12 +216,12 @@ def _own(roles: Roles, device: str) -> dict[str, int]:
 
 
 def _data(
-    pipeline: MetaPipeline, method: type[Method], images: int, pairs: int, device: str = "meta"
+    pipeline: MetaPipeline, streams: Collection[str], images: int, pairs: int, device: str = "meta"
 ) -> tuple[Source, list[LatentSource]]:
-    """The source that a method trains on, and the data sets behind it."""
+    """The source of a method that reads these streams, and the data sets behind it."""
     data = _latents(pipeline, images, device)
-    read: Source = WithPrompts(data, ["an image"] * images) if "prompts" in method.streams else data
-    if "pairs" not in method.streams:
+    read: Source = WithPrompts(data, ["an image"] * images) if "prompts" in streams else data
+    if "pairs" not in streams:
         return read, [data]
     like = _latents(pipeline, max(pairs, 1), device)
     made = PairSource(like.mean, like.cond, seed=0)
@@ -268,7 +268,7 @@ def seconds_of_step(
         fill(vae)
     helpers = pipeline.helpers(built.encoder, settings.gradient_checkpointing, vae, rewards)
     roles = build_roles(teacher, built, settings, weights, helpers=helpers)
-    source, _ = _data(pipeline, method, settings.batch_size, settings.batch_size, settings.device)
+    source, _ = _data(pipeline, built.streams, settings.batch_size, settings.batch_size, settings.device)
     built.players = tuple(dataclasses.replace(player, start=0) for player in built.players)
     steps = max(2, math.lcm(*(player.every for player in built.players)))
     return seconds_per_step(Trainer(built, roles, source, settings), steps, warm_up=1)

@@ -288,6 +288,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
         method, settings, data = self.method_class(), self.method_settings(), self.data
+        streams = method.streams_of(settings)
         if data.source == "prompts" and method.needs_images(settings):
             raise ValueError(
                 f"data.source: {method.name} needs images, so prompts alone are not enough: give it some, or set "
@@ -297,16 +298,25 @@ class Recipe(Section):
         if self.teacher.quantize and (self.student.weights == "full" or self.training.fsdp):
             other = "student.weights full" if self.student.weights == "full" else "training.fsdp"
             raise ValueError(f"teacher.quantize does not go with {other}: a quantised network is frozen and whole.")
-        if data.stream and "pairs" in method.streams:
+        coarse = {
+            "training.precision": self.training.precision == "bf16",
+            "teacher.dtype": self.teacher.dtype == "bf16",
+            "teacher.quantize": self.teacher.quantize is not None,
+        }
+        if method.needs_precision and any(coarse.values()):
+            key = next(key for key, is_coarse in coarse.items() if is_coarse)
+            remedy = "leave it empty" if key == "teacher.quantize" else "set it to fp32"
+            raise ValueError(f"{key}: {method.name} learns from small differences of predictions: {remedy}.")
+        if data.stream and "pairs" in streams:
             raise ValueError(f"data.stream does not go with {method.name}, which needs samples for all captions first.")
         if data.stream and self.evaluate.every and (not self.evaluate.prompts or self.evaluate.reference == "data"):
             raise ValueError(
                 "evaluate: nothing can be held out of a stream: give evaluate.prompts a file of prompts"
                 + (", and evaluate.reference the teacher or a folder." if self.evaluate.reference == "data" else ".")
             )
-        if data.aspect_buckets and "pairs" in method.streams:
+        if data.aspect_buckets and "pairs" in streams:
             raise ValueError(f"data.aspect_buckets do not go with {method.name}, whose pairs are squares.")
-        if data.aspect_buckets and "prompts" in method.streams:
+        if data.aspect_buckets and "prompts" in streams:
             raise ValueError(f"data.aspect_buckets do not go with {method.name}, which reads the images' captions.")
         return self
 
@@ -353,7 +363,7 @@ class Recipe(Section):
     @property
     def needs_pairs(self) -> bool:
         """Whether the teacher must be sampled before training."""
-        return self.data.source == "teacher" or "pairs" in self.method_class().streams
+        return self.data.source == "teacher" or "pairs" in self.method_class().streams_of(self.method_settings())
 
     def method_settings(self) -> Any:
         """``method`` without its name as the method's own Settings, validated."""

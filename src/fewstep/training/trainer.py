@@ -115,6 +115,20 @@ def check_batch(settings: TrainingSettings) -> None:
         )
 
 
+def keep_float32(method: Method, settings: TrainingSettings) -> None:
+    """Let no matrix product or convolution of this process round float32 to TF32's 10 bits, as cuDNN does by default.
+
+    Raises:
+        ValueError: for bf16.
+    """
+    if settings.autocast is not None:
+        raise ValueError(
+            f"{method.name} learns from small differences of predictions, of which bf16 leaves nothing: set "
+            "training.precision to fp32."
+        )
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 class Trainer:
     """Trains a method's players on batches of a source.
 
@@ -151,6 +165,8 @@ class Trainer:
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.hooks, self.show_progress = hooks, show_progress and distributed.first()
         check_batch(settings)
+        if method.needs_precision:
+            keep_float32(method, settings)
         if settings.fsdp and distributed.count() > 1:
             roles.shard()
         self.players = [

@@ -20,11 +20,29 @@ from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
+from fewstep.methods.reflow import Reflow
+from fewstep.methods.scm import SCM
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 from fewstep.models.roles import Roles
 from fewstep.training.trainer import Trainer
-from fewstep.verification import cm, ctm, dmd, dmd2, feedback, flowmap, hyper, ladd, lcm, lightning, pcm, tcd, turbo
+from fewstep.verification import (
+    cm,
+    ctm,
+    dmd,
+    dmd2,
+    feedback,
+    flowmap,
+    hyper,
+    ladd,
+    lcm,
+    lightning,
+    pcm,
+    reflow,
+    scm,
+    tcd,
+    turbo,
+)
 from fewstep.verification.bench import Bench, training_settings
 from fewstep.verification.contract import gan_contract_rows
 from fewstep.verification.distribution import distribution_rows
@@ -103,6 +121,22 @@ CHECKS: dict[type[Method], Checks] = {
         flowmap.fixed_rows,
         flowmap.trained_rows,
         flowmap.STEPS,
+        mixture=TWO_MODES,
+        schedule=Schedule.flow,
+        prediction_type="flow",
+    ),
+    Reflow: Checks(
+        reflow.fixed_rows,
+        reflow.trained_rows,
+        reflow.STEPS,
+        mixture=TWO_MODES,
+        schedule=Schedule.flow,
+        prediction_type="flow",
+    ),
+    SCM: Checks(
+        scm.fixed_rows,
+        scm.trained_rows,
+        scm.STEPS,
         mixture=TWO_MODES,
         schedule=Schedule.flow,
         prediction_type="flow",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +14,11 @@ from fewstep.methods.parts.slopes import level, time_at_height, to_line
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
-from fewstep.sampling import make_sampler, sample
-from fewstep.sampling.sample import first_state
 from fewstep.verification.bench import Bench
 from fewstep.verification.consistency import oracle
 from fewstep.verification.distribution import distribution_rows
 from fewstep.verification.report import Row
-from fewstep.verification.sizes import rms
+from fewstep.verification.slopes import distance_rows
 
 STEPS = 4800
 LIMITS = {1: 0.11, 2: 0.045, 4: 0.035}
@@ -78,26 +75,9 @@ def loss_at_map(bench: Bench, method: FlowMap, heights: tuple[float, float], alp
 def trained_rows(bench: Bench, method: FlowMap, roles: Roles) -> list[Row]:
     """The trained student in 1, 2 and 4 steps from noise against the exact flow map, start by start.
 
-    Limits grow with the data's size, by 2.5 in more than one dimension and by 2 where slopes are the data's own.
+    Limits are twice as large where slopes are the data's own.
     """
-    noise, cond, exact = noise_and_truth(bench)
-    scale = max(1.0, rms(exact - exact.mean(dim=0)))
-    scale *= (1.0 if bench.mixture.dim == 1 else 2.5) * (2.0 if method.settings.velocity == "data" else 1.0)
-    rows = []
-    for n, limit in LIMITS.items():
-        found = sample(roles.student, make_sampler(method.sampler, num_inference_steps=n), noise.float(), cond).x0
-        rows.append(Row(_distance(n), 0.0, rms(found.double() - exact), limit * scale))
+    looser = 2.0 if method.settings.velocity == "data" else 1.0
+    limits = {n: looser * limit for n, limit in LIMITS.items()}
+    rows = distance_rows(bench, method, roles, limits, bench.schedule.end)
     return [*rows, *distribution_rows(bench, method, roles)]
-
-
-def noise_and_truth(bench: Bench) -> tuple[Tensor, Any, Tensor]:
-    """Unit noise, as many rows as there are starts, their conditions, and where the exact flow takes it."""
-    start, cond = bench.starts
-    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    schedule = bench.schedule
-    x = first_state(schedule, noise, schedule.start)
-    return noise, cond, bench.flow(x, schedule.start, schedule.end, cond)
-
-
-def _distance(steps: int) -> str:
-    return f"{steps} step{'s' if steps > 1 else ''}: rms distance to the exact flow map"

@@ -1,0 +1,69 @@
+"""sCM against the exact consistency function: its tangent there, and a trained student in one step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.schedule import Time, host
+from fewstep.methods.scm import SCM, angle
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.roles import Roles
+from fewstep.verification.bench import Bench
+from fewstep.verification.consistency import oracle
+from fewstep.verification.distribution import distribution_rows
+from fewstep.verification.report import Row
+from fewstep.verification.slopes import distance_rows
+
+STEPS = 5500
+LIMITS = {1: 0.25}
+"""Of the distance to the exact flow map in one step, on two modes of unit size on a line."""
+_ROWS, _HOP = 64, 1e-3
+
+
+class ExactConsistency:
+    """The exact flow map to clean data as a network that predicts x0, for rows of few times."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def __call__(self, x: Tensor, t: Time, cond: Cond | None = None) -> Tensor:
+        times, found = np.broadcast_to(host(t), (len(x),)), torch.empty_like(x)
+        for time in np.unique(times):
+            rows = torch.from_numpy(times == time)
+            some = None if cond is None else cond[rows]
+            found[rows] = self.bench.flow(x[rows], float(time), self.bench.schedule.clean, some)
+        return found
+
+
+def fixed_rows(bench: Bench, method: SCM) -> list[Row]:
+    """Rows without training: at the exact consistency function the mean square of the tangent falls as h^2."""
+    rows = []
+    for a in (0.4, 1.0, 1.4):
+        sizes = [tangent_size(bench, method, a, hop) for hop in (_HOP, _HOP / 2)]
+        name = f"angle {a:g}: squared tangent at the exact consistency function"
+        rows.append(Row(f"{name}, hop {_HOP:g} / {_HOP / 2:g}: ratio", 4.0, sizes[0] / sizes[1], 0.4))
+    return rows
+
+
+def tangent_size(bench: Bench, method: SCM, a: float, hop: float) -> float:
+    """The mean square of g at the exact consistency function, on rows at the angle ``a``, in float64."""
+    batch, draws = bench.draw(method, _ROWS)
+    t, u = (method.time_at(np.full(_ROWS, at)) for at in (a, a - hop))
+    draws = dataclasses.replace(draws, t=t, u=u, warmup=1.0)
+    exact = Denoiser(ExactConsistency(bench), bench.schedule, "sample")
+    roles = oracle(bench, exact)
+    shared = method.prepare(roles, batch, draws, {"student"})
+    prediction = exact(shared.x_t, t, batch.cond)
+    moved = prediction.combine(-np.sin(angle(bench.schedule, t)), np.cos(angle(bench.schedule, t)))
+    return float(method.tangent(moved, draws, shared).square().mean())
+
+
+def trained_rows(bench: Bench, method: SCM, roles: Roles) -> list[Row]:
+    """The trained student in one step against the exact flow map, and its samples' distribution."""
+    rows = distance_rows(bench, method, roles, LIMITS, bench.schedule.clean)
+    return [*rows, *distribution_rows(bench, method, roles)]

@@ -1,0 +1,66 @@
+"""Planted defects of the method scm."""
+
+from tests.mutants.mutant import planted
+
+STEP = "test_a_step_is_the_papers[vp-v_prediction-warming up-full]"
+EXACT = "test_at_the_exact_consistency_function_the_squared_tangent_falls_as_the_hop_squared"
+TIMES = "test_times_are_log_normal_angles_and_one_hop_below"
+COARSE = "test_a_recipe_of_coarse_numbers_is_refused"
+PRODUCTS = "test_training_lets_no_product_round_to_tf32"
+
+MUTANTS = [
+    *planted(
+        "methods/scm.py",
+        "methods/test_scm.py",
+        ("scm: the student's F is the teacher's",
+         "combine(-np.sin(a), np.cos(a))", "combine(np.cos(a), np.sin(a))", STEP),
+        ("scm: the difference is along the student's own jump", "below = roles.student(teacher.at(draws.u),",
+         "below = roles.student(roles.student(x_t, draws.t, batch.cond).at(draws.u),", EXACT),
+        ("scm: the difference stays at x_t",
+         "roles.student(teacher.at(draws.u), draws.u,", "roles.student(x_t, draws.u,",
+         EXACT),
+        ("scm: the teacher is not guided", "batch.cond, guidance_scale=scale)", "batch.cond)", STEP),
+        ("scm: the warm-up slows the first part too", "expand(cos * np.sqrt(1 - (r * sin) ** 2), moved)",
+         "expand(r * cos * np.sqrt(1 - (r * sin) ** 2), moved)", STEP),
+        ("scm: the warm-up leaves the second part out",
+         "expand(r * cos * sin, moved)", "expand(cos * sin, moved)", STEP),
+        ("scm: the tangent has the wrong sign", "return -first -", "return first -", EXACT),
+        ("scm: the state is not on the circle",
+         "1 / np.hypot(*self.schedule.alpha_sigma(draws.t)), moved) * shared.x_t",
+         "np.ones(len(a)), moved) * shared.x_t", "test_a_step_is_the_papers[edm-sample-unguided-full]"),
+        ("scm: the norm is a sum over elements", "tangent.flatten(1).square().mean(1).sqrt()",
+         "tangent.flatten(1).square().sum(1).sqrt()", STEP),
+        ("scm: the tangent is never normalised", "        if c:", "        if False:", STEP),
+        ("scm: the tangent has a graph", "moved.detach() - tangent)", "moved - tangent)", STEP),
+        ("scm: the times' spread is ignored",
+         "settings.P_mean + settings.P_std * level", "settings.P_mean + level", TIMES),
+        ("scm: the times' mean is ignored", "settings.P_mean + settings.P_std", "settings.P_std", TIMES),
+        ("scm: the hop leads to more noise",
+         "u=self.time_at(a - settings.hop)", "u=self.time_at(a + settings.hop)", TIMES),
+        ("scm: the warm-up never ends", "settings.warmup * progress.total", "progress.total",
+         "test_the_warm_up_grows_over_its_share_of_the_steps"),
+        ("scm: a row without a time in between divides by 0", "np.where(h > 0, np.sin(h), 1.0)", "np.sin(h)",
+         "test_rows_without_a_time_in_between_are_finite"),
+    ),
+    *planted(
+        "recipe/schema.py",
+        "methods/test_scm.py",
+        ("recipe: the teacher's format is not looked at", '"teacher.dtype": self.teacher.dtype == "bf16"',
+         '"teacher.dtype": False', COARSE),
+        ("recipe: a quantised teacher is precise", '"teacher.quantize": self.teacher.quantize is not None',
+         '"teacher.quantize": False', COARSE),
+        ("recipe: every method needs precision", "if method.needs_precision and any", "if any", COARSE),
+    ),
+    *planted(
+        "training/trainer.py",
+        "methods/test_scm.py",
+        ("trainer: convolutions round to TF32",
+         "torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False",
+         "torch.backends.cuda.matmul.allow_tf32 = False", PRODUCTS),
+        ("trainer: no method may round to TF32",
+         "if method.needs_precision:\n            keep", "if True:\n            keep",
+         PRODUCTS),
+        ("trainer: bf16 is let through",
+         "if settings.autocast is not None:\n        raise", "if False:\n        raise", PRODUCTS),
+    ),
+]  # fmt: skip
