@@ -43,6 +43,7 @@ def place(tmp_path_factory):
     for i, caption in enumerate(["a red circle", "a blue square", "a blue circle on grass", "a red square"]):
         Image.new("RGB", (SIZE, SIZE), (60 * i, 20, 200 - 60 * i)).save(folder / "pictures" / f"{i}.png")
         (folder / "pictures" / f"{i}.txt").write_text(caption)
+    (folder / "prompts.txt").write_text("a red circle\na blue square\na blue circle on grass\na red square\n")
     return folder
 
 
@@ -54,6 +55,8 @@ def short(name, place):
         if not (place / family).is_dir():
             build(FAMILIES[family]).save_pretrained(place / family)
         sets += [f"teacher.path={place / family}", f"teacher.size={SIZE}", f"data.path={place / 'pictures'}"]
+        if not isinstance(recipe, Chain) and recipe.data.source == "prompts":
+            sets[-1] = f"data.path={place / 'prompts.txt'}"
     stages = recipe.stages if isinstance(recipe, Chain) else [None]
     for stage in stages:
         made, prefix = (recipe, "") if stage is None else (stage.recipe, f"stages.{stage.name}.")

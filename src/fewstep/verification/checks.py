@@ -31,6 +31,7 @@ from fewstep.verification import (
     ctm,
     dmd,
     dmd2,
+    dmd2_switches,
     feedback,
     flowmap,
     hyper,
@@ -44,7 +45,6 @@ from fewstep.verification import (
     turbo,
 )
 from fewstep.verification.bench import Bench, training_settings
-from fewstep.verification.contract import gan_contract_rows
 from fewstep.verification.distribution import distribution_rows
 from fewstep.verification.report import Row
 
@@ -111,7 +111,9 @@ CHECKS: dict[type[Method], Checks] = {
     PCM: Checks(pcm.fixed_rows, pcm.trained_rows),
     CTM: Checks(ctm.fixed_rows, ctm.trained_rows, mixture=LINE, schedule=Schedule.edm, on_a_line=True),
     DMD: Checks(dmd.fixed_rows, dmd.trained_rows, dmd.PAIRED_STEPS),
-    DMD2: Checks(gan_contract_rows, dmd2.trained_rows, dmd2.STEPS, dmd2.train, dmd2.RING, settings=dmd2.one_step_start),
+    DMD2: Checks(
+        dmd2_switches.fixed_rows, dmd2.trained_rows, dmd2.STEPS, dmd2.train, dmd2.RING, settings=dmd2.one_step_start
+    ),
     Turbo: Checks(turbo.fixed_rows, steps=0),  # a GAN's fixed point on a finite network is unknown
     LADD: Checks(ladd.fixed_rows, steps=0),
     Lightning: Checks(lightning.fixed_rows, lightning.trained_rows),

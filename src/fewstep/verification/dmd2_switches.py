@@ -1,0 +1,158 @@
+"""DMD2's switches on the data of a bench, without training: each keeps the contract, and what it must compute."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data.random import Rng
+from fewstep.diffusion.schedule import Time, expand, host
+from fewstep.methods.base import Progress
+from fewstep.methods.dmd2 import DMD2
+from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
+from fewstep.verification.bench import Bench
+from fewstep.verification.contract import contract_rows, gan_contract_rows
+from fewstep.verification.fixed_points import compose
+from fewstep.verification.report import Row
+from fewstep.verification.sizes import rms
+
+STEPS, SCALE, PULL, ROWS = 4, 3.0, 0.1, 512
+JUMPS: dict[str, Any] = {"rollout": "ode", "match": "x_s", "fake_target": "score"}
+SWITCHES: dict[str, dict[str, Any]] = {
+    "jumps matched": JUMPS,
+    "random times": {"any_steps": STEPS},
+    "guidance apart": {"guidance_apart": True},
+    "first step": {"rollout": "ode", "first_weight": 1.0},
+    "fake score pulled": {"fake_pull": PULL},
+}
+
+
+def fixed_rows(bench: Bench, method: DMD2) -> list[Row]:
+    """The contract with a discriminator and with each switch, then what each must compute."""
+    rows = gan_contract_rows(bench, method)
+    made = {name: _with(method, **given) for name, given in SWITCHES.items()}
+    for name, variant in made.items():
+        rows += contract_rows(bench, variant, f"{name}: ")
+    return [
+        *rows,
+        *jump_rows(bench, made["jumps matched"]),
+        *time_rows(made["random times"]),
+        *guidance_rows(bench, method),
+        first_row(bench, made["first step"]),
+        pull_row(bench, made["fake score pulled"]),
+    ]
+
+
+def _with(method: DMD2, **given: Any) -> DMD2:
+    usual: dict[str, Any] = {"timesteps": None, "num_inference_steps": STEPS, "student_input": "simulated"}
+    settings = dataclasses.replace(method.settings, adversarial_weight=0.0, **usual | given)
+    return type(method)(method.schedule, settings)
+
+
+class FlowMap:
+    """A "sample" network whose jumps from its times to the next are the teacher's exact flow."""
+
+    def __init__(self, bench: Bench, times: list[float]) -> None:
+        self.bench, self.next = bench, dict(pairwise([*times, float(bench.schedule.clean)]))
+
+    def __call__(self, x: Tensor, t: Time, cond: Cond | None = None) -> Tensor:
+        start = float(host(t).flat[0])
+        time = min(self.next, key=lambda known: abs(known - start))
+        end, schedule = self.next[time], self.bench.schedule
+        reached = self.bench.flow(x, time, end, cond)
+        (alpha, sigma), (low, above) = ((float(c) for c in schedule.alpha_sigma(u)) for u in (time, end))
+        return (reached - above / sigma * x) / (low - alpha * above / sigma)
+
+
+def jump_rows(bench: Bench, method: DMD2) -> list[Row]:
+    """A student that follows the teacher's flow lands where the teacher is: its exact fake score is the teacher.
+
+    The fake score's loss must have no slope at the teacher, for every row's own offset and factor, within five standard
+    errors. There are no rows with guidance, whose flow leads to no marginal.
+    """
+    if bench.guidance_scale != 1.0:
+        return []
+    x, cond = bench.starts
+    x, cond = x[:ROWS], None if cond is None else cond[:ROWS]
+    schedule, rows, teacher = bench.schedule, [], bench.teacher
+    noise = x / expand(schedule.alpha_sigma(schedule.start)[1], x) if schedule.family == "edm" else x
+    for exit in (0, STEPS - 2):
+        rng = Rng(bench.seed, exit, len(x), dtype=torch.float64)
+        batch = dataclasses.replace(bench.source.batch(rng), cond=cond)
+        draws = next(d for d in (_drawn(method, batch, bench.seed, i) for i in range(200)) if d.exit == exit)
+        draws = dataclasses.replace(draws, noise=noise[:, None])
+        offset, factor = (torch.zeros(len(x), 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+        def fake(x: Tensor, t: Tensor, cond: Cond | None, a: Tensor = offset, b: Tensor = factor) -> Tensor:
+            return teacher(x, t, cond).x0 + a + b * x
+
+        student = Denoiser(FlowMap(bench, list(draws.times)), schedule, "sample")
+        roles: Any = SimpleNamespace(student=student, fake=Denoiser(fake, schedule, "sample"), teacher=bench.teacher)
+        shared = method.prepare(roles, batch, draws, set())
+        slopes = torch.autograd.grad(method.critic(roles, batch, draws, shared).total, (offset, factor))
+        worst = max(float(g.mean().abs() / (g.std() / len(g) ** 0.5 + 1e-300)) for g in slopes)
+        name = f"jump {draws.times[exit]:g} -> {draws.times[exit + 1]:g}"
+        rows.append(Row(f"{name}: slope of the exact fake score's loss, standard errors", 0.0, worst, 5.0))
+    return rows
+
+
+def _drawn(method: DMD2, batch: Any, seed: int, step: int) -> Any:
+    return method.draw(batch, Rng(seed, step, len(batch.x0), dtype=torch.float64), Progress(step, 1))
+
+
+def time_rows(method: DMD2) -> list[Row]:
+    """Random times: each grid begins with the schedule's start and goes down, and all numbers of steps occur."""
+    grids = [method.rollout.draw_times(Rng(0, step, 2)) for step in range(200)]
+    wrong = sum(grid[0] != method.schedule.start or any(a <= b for a, b in pairwise(grid)) for grid in grids)
+    missed = STEPS - len({len(grid) for grid in grids})
+    return [
+        Row("random times: grids of 200 that do not lead down from the start", 0.0, wrong, 0.0),
+        Row(f"random times: numbers of steps up to {STEPS} that never occur", 0.0, missed, 0.0),
+    ]
+
+
+def guidance_rows(bench: Bench, method: DMD2) -> list[Row]:
+    """What guidance apart adds is scale - 1 times the difference of both branches; for data with classes."""
+    if not bench.mixture.num_classes:
+        return []
+    variant = _with(method, guidance_apart=True, guidance_scale=SCALE, weighting="kl")
+    batch, draws = bench.draw(variant, 64)
+    assert batch.cond is not None
+    roles: Any = SimpleNamespace(teacher=bench.teacher)
+    found = variant.matching.guidance(roles, batch.x0, draws, batch.cond)
+    x_t = bench.schedule.add_noise(batch.x0, draws.guidance_noise, draws.guidance_time)
+    given, null = (bench.teacher(x_t, draws.guidance_time, c).x0 for c in (batch.cond, batch.cond.null()))
+    off = rms(found - (SCALE - 1) * (given - null))
+    return [Row("guidance apart: distance to scale - 1 times what the condition adds", 0.0, off, 1e-9 * bench.width)]
+
+
+def first_row(bench: Bench, method: DMD2) -> Row:
+    """A student whose first slope is the teacher's mean slope has no loss; the teacher's steps are composed here."""
+    assert method.first is not None
+    x, cond = bench.starts
+    x, cond = x[:64], None if cond is None else cond[:64]
+    times = method.first.times.tolist()
+    reached = compose(bench.teacher, x, times, cond, method.settings.guidance_scale)
+    (alpha, sigma), (low, above) = ((float(c) for c in bench.schedule.alpha_sigma(t)) for t in (times[0], times[-1]))
+    x0 = (reached - above / sigma * x) / (low - alpha * above / sigma)
+    student = Denoiser(lambda x, t, cond: x0, bench.schedule, "sample")
+    roles: Any = SimpleNamespace(teacher=bench.teacher, student=student)
+    loss = float(method.first.loss(roles, x, cond).total)
+    return Row("first step: loss of the teacher's mean slope", 0.0, loss, 1e-20 * max(1.0, rms(x)) ** 2)
+
+
+def pull_row(bench: Bench, method: DMD2) -> Row:
+    """After an update of the student the fake score is the share nearer to it."""
+    roles = bench.roles(method, torch.float64)
+    roles.pull("fake", "student", PULL)
+    student, fake = (dict(roles.tensors_of(role)) for role in ("student", "fake"))
+    wanted = {key: (1 - PULL) * fake[key].detach() + PULL * student[key].detach() for key in fake}
+    roles.update_followers("student")
+    worst = max(float((roles.tensors_of("fake")[key].detach() - wanted[key]).abs().max()) for key in wanted)
+    return Row("fake score pulled: largest distance to its share of the way", 0.0, worst, 1e-12)
