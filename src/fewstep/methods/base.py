@@ -61,6 +61,8 @@ class RoleSpec:
         init_from: whose first weights it has: "teacher", or "student", which a run's ``init`` may have moved.
         pulled_to: the role of the same kind towards which it moves by the share ``pull`` of the difference, after
             every update of that one (`Roles.pull`). It is trained, too.
+        bank: N + 1 decreasing native times: it has N last layers in place of its network's own, one for each interval,
+            read in mixtures (`Denoiser.mixtures`), or by the end of a step. Empty: it has its network's own.
     """
 
     name: str
@@ -73,6 +75,7 @@ class RoleSpec:
     init_from: Literal["teacher", "student"] = "teacher"
     pulled_to: str | None = None
     pull: float = 0.0
+    bank: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

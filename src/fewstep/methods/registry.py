@@ -19,12 +19,13 @@ from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
+from fewstep.methods.pdd import PDD
 from fewstep.methods.reflow import Reflow
 from fewstep.methods.scm import SCM
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 
-_ALL = (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Turbo, LADD, Lightning, Hyper, FlowMap, Reflow, SCM, Feedback)
+_ALL = (CM, LCM, CTM, TCD, PCM, DMD, DMD2, Turbo, LADD, Lightning, Hyper, FlowMap, PDD, Reflow, SCM, Feedback)
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _ALL}
 
 

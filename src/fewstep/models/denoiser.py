@@ -104,14 +104,37 @@ class Denoiser:
             guidance_embed: guidance scale that the network embeds, number or [B] (LCM's w, FLUX).
 
         Raises:
-            ValueError: guidance without a null condition; an extra input the network does not declare.
+            ValueError: guidance without a null condition; an extra input the network does not declare; for a network
+                with a bank of last layers, no end, or times that are not the bank's.
         """
+        network: Any = self.network
+        if getattr(network, "bank", None) is not None:
+            return self._by(network.between(t, end))(x, t, cond, guidance_scale, None, guidance_embed)
         extras = self._extras(x, end, guidance_embed)
         if isinstance(guidance_scale, Tensor) or guidance_scale != 1.0:
             output = self._guided(x, t, cond, guidance_scale, extras)[0]
         else:
             output = self._ask(x, self._times(t, x), cond, extras)
         return Prediction(x, output, t, self.schedule, self.prediction_type)
+
+    def mixtures(self, x: Tensor, t: Time, cond: Cond | None, rows: Array) -> list[Prediction]:
+        """What mixtures of a bank of last layers predict at x [B, ...] and t: one call for all of them.
+
+        Args:
+            rows: [R, N] weights of the layers, one row a mixture, each of sum 1 (`fewstep.models.bank`).
+
+        Raises:
+            ValueError: the network has no bank, or reshapes by the batch of its input.
+        """
+        network: Any = self.network
+        output = self._by(network.mixed(rows))._ask(x, self._times(t, x), cond, {})
+        return [Prediction(x, part, t, self.schedule, self.prediction_type) for part in output.chunk(len(rows))]
+
+    def _by(self, network: Network) -> Denoiser:
+        """This denoiser, and its cost, with ``network`` in place of its own."""
+        made = self.uncounted()
+        made.network, made.cost = network, self.cost
+        return made
 
     def with_and_without_guidance(
         self, x: Tensor, t: Time, cond: Cond | None, guidance_scale: float
@@ -277,6 +300,8 @@ class EDMNetwork(nn.Module):
         for name in ("lora_targets", "extra_width", "tap_channels"):
             if hasattr(network, name):
                 setattr(self, name, getattr(network, name))
+        if hasattr(network, "last_layer"):
+            self.last_layer = f"network.{network.last_layer}"
 
     def _coefficients(self, sigma: Array) -> tuple[Array, Array, Array]:
         sigma_data = self.sigma_data
@@ -286,8 +311,8 @@ class EDMNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None, **extras: Tensor) -> Tensor:
         c_skip, c_out, c_in = self._coefficients(host(t))
         x = working(x)
-        raw = self.network(*self._inputs(x, c_in, t), cond, **extras)
-        return expand(c_skip, x) * x + expand(c_out, x) * raw.to(x.dtype)
+        raw = self.network(*self._inputs(x, c_in, t), cond, **extras).unflatten(0, (-1, len(x)))  # a bank's mixtures
+        return (expand(c_skip, x) * x + expand(c_out, x) * raw.to(x.dtype)).flatten(0, 1)
 
     def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
         """The raw network's, at its own inputs (see `Denoiser.features`)."""

@@ -33,6 +33,7 @@ class MLP(nn.Module):
     """
 
     mean: Tensor
+    last_layer = "outlet"
 
     def __init__(
         self,

@@ -15,11 +15,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.schedule import Array, Time
+from fewstep.models.bank import LORA_RATE, LayerBank, Mixed
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Cost, Denoiser, guidance_of, laid_out, network_dtype
 from fewstep.models.extras import ExtraInputs
 from fewstep.models.helpers import Encoder, Helpers, Reward
-from fewstep.models.lora import adapter_scale, adapter_tensors, add_adapter, checkpoint, copy_tensors, live, merge
+from fewstep.models.lora import (
+    adapter_scale,
+    adapter_tensors,
+    add_adapter,
+    checkpoint,
+    copy_tensors,
+    live,
+    matching,
+    merge,
+)
 from fewstep.models.quantize import is_quantized
 from fewstep.models.sharding import gathered, local, shard
 
@@ -45,7 +56,10 @@ class Weights:
 
 
 class RoleNetwork:
-    """A network as one role calls it: with its adapters live, its extra inputs embedded, under its autocast."""
+    """A network as one role calls it: with its adapters live, its extra inputs embedded, under its autocast.
+
+    Where it has a bank of last layers, the end of a step is no input of the network: it chooses a layer (`between`).
+    """
 
     def __init__(
         self,
@@ -53,8 +67,10 @@ class RoleNetwork:
         adapters: tuple[str, ...] = (),
         extras: ExtraInputs | None = None,
         autocast: torch.dtype | None = None,
+        bank: LayerBank | None = None,
     ) -> None:
         self.network, self.adapters, self.extras, self.autocast = network, adapters, extras, autocast
+        self.bank = bank
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -62,8 +78,28 @@ class RoleNetwork:
 
     @property
     def accepts(self) -> frozenset[str]:
-        native = frozenset(getattr(self.network, "accepts", ()))
+        native = frozenset(getattr(self.network, "accepts", ())) | ({"end"} if self.bank is not None else set())
         return native | (self.extras.names if self.extras is not None else frozenset())
+
+    def mixed(self, rows: Array) -> Mixed:
+        """This network with mixtures [R, N] of its bank in place of its last layer.
+
+        Raises:
+            ValueError: it has no bank.
+        """
+        if self.bank is None:
+            raise ValueError("This role has one last layer, and no bank of them that could be mixed.")
+        return Mixed(self, rows)
+
+    def between(self, t: Time, end: Time | None) -> Mixed:
+        """This network with its last layer for a step from t to ``end``.
+
+        Raises:
+            ValueError: no end is given, or `LayerBank.between`.
+        """
+        if self.bank is None or end is None:
+            raise ValueError("This student has a last layer for every step: its sampler must say where a step ends.")
+        return self.mixed(self.bank.between(t, end))
 
     def lay_out(self, noise: Tensor) -> Tensor:
         return laid_out(self.network, noise)
@@ -181,25 +217,27 @@ class Roles:
         *,
         extra_inputs: Iterable[str] = (),
         prediction_type: str | None = None,
+        bank: Sequence[float] = (),
     ) -> Denoiser:
         """A trainable role that starts with the teacher's weights.
 
         Args:
             extra_inputs: "guidance_embed" and/or "end", embedded by the role unless the network has them already.
             prediction_type: what its output predicts; None: what the teacher's does.
+            bank: N + 1 decreasing native times: N last layers in place of its own (`fewstep.models.bank`).
 
         Raises:
-            ValueError: the network is no nn.Module, or takes no extra inputs.
+            ValueError: the network is no nn.Module, takes no extra inputs, or names no last layer.
         """
         weights = weights or Weights()
         if not isinstance(self.base, nn.Module):
             raise ValueError("This teacher is no nn.Module and cannot be copied: use add_network for its student.")
         extras = self._extras(set(extra_inputs))
         network = self._copy(self.base) if weights.kind == "full" else self.base
-        adapters, tensors = self._trainable(network, name, weights)
-        return self._register(
-            name, RoleNetwork(network, adapters, extras, self.autocast), tensors, None, prediction_type
-        )
+        layers = self._bank(network, bank, LORA_RATE if weights.kind == "lora" else 1.0) if bank else None
+        adapters, tensors = self._trainable(network, name, weights, banked=bool(bank))
+        role = RoleNetwork(network, adapters, extras, self.autocast, layers)
+        return self._register(name, role, tensors, None, prediction_type)
 
     def add_encoder(self, name: str, weights: Weights | None = None, origin: Denoiser | None = None) -> Denoiser:
         """A trainable role that gives features alone: a copy of a network without the layers behind them.
@@ -226,10 +264,11 @@ class Roles:
         adapters, tensors = self._trainable(network, name, weights)
         return self._register(name, RoleNetwork(network, adapters, None, self.autocast), tensors)
 
-    def add_network(self, name: str, network: nn.Module, prediction_type: str) -> Denoiser:
+    def add_network(self, name: str, network: nn.Module, prediction_type: str, bank: Sequence[float] = ()) -> Denoiser:
         """A trainable role with a network of its own, of any kind: a student of a closed-form teacher, say."""
-        role, tensors = RoleNetwork(network, (), None, self.autocast), dict(network.named_parameters())
-        return self._register(name, role, tensors, None, prediction_type)
+        layers = self._bank(network, bank) if bank else None
+        role = RoleNetwork(network, (), None, self.autocast, layers)
+        return self._register(name, role, dict(network.named_parameters()), None, prediction_type)
 
     def add_heads(
         self, name: str, build: Callable[..., nn.Module], backbone: str = "teacher", conditioned: bool = False
@@ -284,7 +323,7 @@ class Roles:
         else:
             network = copy.deepcopy(leader.network)
             tensors = dict(network.named_parameters())
-        role = RoleNetwork(network, adapters, copy.deepcopy(leader.extras), self.autocast)
+        role = RoleNetwork(network, adapters, copy.deepcopy(leader.extras), self.autocast, copy.deepcopy(leader.bank))
         view = self._register(name, role, tensors, self._views[source])
         copy_tensors(self._tensors[name], self._tensors[source])  # type: ignore[arg-type]
         for tensor in self._tensors[name].values():
@@ -369,7 +408,7 @@ class Roles:
         return tensors[sorted(last, key=lambda key: "mid_block" not in key)[-1]]
 
     def tensors_of(self, name: str) -> dict[str, Tensor]:
-        """The tensors that make a role differ from the teacher: its LoRA or all weights, and its extra inputs."""
+        """The tensors that make a role differ from the teacher: its LoRA or all weights, its extra inputs and bank."""
         return dict(self._tensors[name])
 
     def tensors(self) -> dict[str, Tensor]:
@@ -391,21 +430,28 @@ class Roles:
     def start(self, name: str, saved: Mapping[str, Tensor]) -> None:
         """Let a role start from ``saved``: what `tensors_of` gave for a role like it, or a LoRA for full weights.
 
-        Extra inputs that ``saved`` does not know stay at zero. Call it before others `follow` the role.
+        Extra inputs and a bank of last layers that ``saved`` does not know stay at zero. Call it before others `follow`
+        the role.
 
         Raises:
             ValueError: one sentence when ``saved`` does not fit.
         """
-        mine = self._tensors[name]
+        mine = dict(self._tensors[name])
         network: Any = self._views[name].network
         is_lora = any(".lora_" in key for key in saved)
+        optional = ["extras.", "bank."]
+        if network.bank is not None:
+            saved = {key: t / network.bank.rate if key.startswith("bank.") else t for key, t in saved.items()}
+            optional.append(f"{network.network.last_layer}.")
+            if not network.adapters:  # the layer that its bank differs from
+                mine |= {k: p for k, p in network.network.named_parameters() if k.startswith(optional[-1])}
         if is_lora and not network.adapters:
             merge(mine, saved)
             saved = {key: t for key, t in saved.items() if ".lora_" not in key}
         elif is_lora:  # saved with alpha folded in, so that it fits a role of any scale
             scale = adapter_scale(network.network, name)
             saved = {key: t / scale if ".lora_B" in key else t for key, t in saved.items()}
-        wanted = {key for key in mine if not key.startswith("extras.") and (network.adapters or not is_lora)}
+        wanted = {key for key in mine if not key.startswith(tuple(optional)) and (network.adapters or not is_lora)}
         misfits = [key for key in saved.keys() | wanted if key not in saved or key not in mine]
         misfits += [key for key in saved.keys() & mine.keys() if saved[key].shape != mine[key].shape]
         if misfits:
@@ -425,13 +471,18 @@ class Roles:
         return total
 
     def _trainable(
-        self, network: nn.Module, name: str, weights: Weights
+        self, network: nn.Module, name: str, weights: Weights, banked: bool = False
     ) -> tuple[tuple[str, ...], dict[str, nn.Parameter]]:
-        """(live adapters, trainable tensors) of a role on ``network``: all its weights, or a new LoRA's."""
+        """(live adapters, trainable tensors) of a role on ``network``: all its weights, or a new LoRA's.
+
+        None is on a last layer that a bank stands for (``banked``).
+        """
         if weights.kind == "full":
             return (), dict(_masters(network).named_parameters())
         with self._seeded():
             targets = weights.targets or getattr(network, "lora_targets", None)
+            if banked:
+                targets = [layer for layer in matching(network, targets) if layer != network.last_layer]
             add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
         return (name,), adapter_tensors(network, name)
 
@@ -450,6 +501,9 @@ class Roles:
         """
         if role.extras is not None:
             tensors |= {f"extras.{k}": p for k, p in role.extras.named_parameters()}
+        if role.bank is not None:  # the network's own last layer is what the bank differs from, and stays
+            tensors = {k: p for k, p in tensors.items() if not k.startswith(f"{role.network.last_layer}.")}
+            tensors |= {f"bank.{k}": p for k, p in role.bank.named_parameters()}
         self._tensors[name] = tensors
         self._views[name] = self._view(role, like, prediction_type)
         return self._views[name]
@@ -470,6 +524,15 @@ class Roles:
         if any(".lora_" in name for name, _ in network.named_parameters()):
             raise ValueError("Add full-weight roles before LoRA roles: the base already carries adapters.")
         return copy.deepcopy(network)
+
+    def _bank(self, network: Any, times: Sequence[float], rate: float = 1.0) -> LayerBank:
+        last = getattr(network, "last_layer", None)
+        if last is None:
+            raise ValueError(
+                f"{type(network).__name__} does not say which layer is its last, so it can have no bank of them: give "
+                "it the attribute last_layer, or train by another method."
+            )
+        return LayerBank(network.get_submodule(last), self._teacher.schedule, times, rate)
 
     def _extras(self, names: set[str]) -> ExtraInputs | None:
         names = names - set(getattr(self.base, "accepts", ()))

@@ -80,7 +80,9 @@ def build_roles(
         if spec.features_only:
             roles.add_encoder(spec.name, own, origin)
         elif spec.follows is None and spec.name not in roles:
-            roles.add(spec.name, own, extra_inputs=spec.extra_inputs, prediction_type=spec.prediction_type)
+            roles.add(
+                spec.name, own, extra_inputs=spec.extra_inputs, prediction_type=spec.prediction_type, bank=spec.bank
+            )
     for heads in method.heads():
         roles.add_heads(heads.name, heads.build, heads.backbone, heads.conditioned)
     if init is not None:

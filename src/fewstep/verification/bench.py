@@ -126,7 +126,7 @@ class Bench:
                     network = self.network(spec.extra_inputs, kind)
                     if spec.features_only:
                         network.drop_decoder()
-                    roles.add_network(spec.name, network.to(dtype), kind)
+                    roles.add_network(spec.name, network.to(dtype), kind, spec.bank)
             for heads in method.heads():
                 roles.add_heads(heads.name, heads.build, heads.backbone, heads.conditioned).to(dtype)
         return roles

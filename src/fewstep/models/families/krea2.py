@@ -38,6 +38,7 @@ class Krea2Network(PackedNetwork):
         "time_mod_proj",
     )  # fmt: skip
     end = "final_layer"
+    last_layer = "transformer.final_layer.linear"
 
     @property
     def time_embedder(self) -> Any:

@@ -44,6 +44,16 @@ def real_tokens(cond: Cond, like: Tensor) -> tuple[Tensor, Tensor | None]:
     return embeds, mask.to(like.device, non_blocking=True)
 
 
+def from_squares(tokens: Tensor, height: int, width: int, side: int) -> Tensor:
+    """Tokens [B, n, s s C], of which h w are the image's -> [B, C, s h, s w]: squares of side s, channels last.
+
+    Args:
+        height, width: h and w, in tokens.
+    """
+    squares = tokens[:, : height * width].unflatten(2, (side, side, -1)).unflatten(1, (height, width))
+    return squares.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
 class _Seen(Exception):
     """All wanted activations of a network have been recorded."""
 
@@ -104,6 +114,7 @@ class TransformerNetwork(nn.Module):
         stacks: attributes of the transformer that hold its blocks, in the order of the forward.
         place: position of the image's tokens in the tuple that a block returns.
         end: the module behind the last block, where a forward for features ends.
+        last_layer: the last layer with weights, which a bank stands for (`fewstep.models.bank`).
     """
 
     lora_targets: ClassVar[tuple[str, ...]]
@@ -111,6 +122,7 @@ class TransformerNetwork(nn.Module):
     stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     place: ClassVar[int] = 0
     end: ClassVar[str] = "norm_out"
+    last_layer: ClassVar[str] = "transformer.proj_out"
 
     def __init__(self, transformer: nn.Module, time_scale: float = 1.0) -> None:
         super().__init__()

@@ -50,9 +50,12 @@ class Qwen21Network(PackedNetwork):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None, *, extra: Tensor | None = None) -> Tensor:
         cond = needed(cond)
-        return torch.cat(
-            [self._alike(x[r], t[r], cond[r], None if extra is None else extra[r]) for r in self._rows(cond)]
-        )
+        parts = [self._alike(x[r], t[r], cond[r], None if extra is None else extra[r]) for r in self._rows(cond)]
+        if len(parts) == 1:
+            return parts[0]
+        counts = [r.stop - r.start for r in self._rows(cond)]  # a bank gives several mixtures of each group
+        by_row = [part.unflatten(0, (-1, count)) for part, count in zip(parts, counts, strict=True)]
+        return torch.cat(by_row, dim=1).flatten(0, 1)
 
     def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
         cond, wanted = needed(cond), list(taps)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fewstep.models.cond import Cond
 from fewstep.models.families.family import Family
-from fewstep.models.families.network import EmbedsGuidance, needed
+from fewstep.models.families.network import EmbedsGuidance, from_squares, needed
 
 _DOWN, _TOKENS = 32, 300
 _USUAL_SIDE = 1024  # of its pipeline, whatever the model
@@ -63,6 +63,11 @@ class SanaNetwork(EmbedsGuidance):
                 **embeds,
             )
         return cast(Tensor, output[0])
+
+    def from_last_layer(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """The output for x [B, C, h, w] from what the last layer gives, of any batch."""
+        height, width = (side // self.patch_size for side in x.shape[-2:])
+        return from_squares(tokens, height, width, self.patch_size)
 
 
 class Sana(Family):

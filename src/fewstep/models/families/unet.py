@@ -55,6 +55,7 @@ class UNetNetwork(nn.Module):
     """
 
     lora_targets = UNET_LORA_TARGETS
+    last_layer = "unet.conv_out"
 
     def __init__(self, unet: nn.Module, time_scale: float = 1.0, guidance_embed: float = LCM_SCALE) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.models.cond import Cond, padded
 from fewstep.models.families.family import Family
-from fewstep.models.families.network import TransformerNetwork, needed
+from fewstep.models.families.network import TransformerNetwork, from_squares, needed
 
 _TOKENS = 512
 _TEMPLATE = 8  # tokens of the chat template around a prompt
@@ -33,6 +33,7 @@ class ZImageNetwork(TransformerNetwork):
     )  # fmt: skip
     stacks = ("layers",)
     end = "all_final_layer.2-1"
+    last_layer = "transformer.all_final_layer.2-1.linear"
 
     @property
     def patch_size(self) -> int:
@@ -56,6 +57,11 @@ class ZImageNetwork(TransformerNetwork):
         with self._with_extra(extra):
             output = self.transformer(list(x.unsqueeze(2)), 1 - t, texts, return_dict=False)[0]
         return -torch.stack(output).squeeze(2)
+
+    def from_last_layer(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """The output for x [B, C, h, w] from what the last layer gives, of any batch."""
+        height, width = (side // self.patch_size for side in x.shape[-2:])
+        return -from_squares(tokens, height, width, self.patch_size)
 
 
 class ZImage(Family):
