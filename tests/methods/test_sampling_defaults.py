@@ -22,6 +22,7 @@ TABLE = {
     "flowmap": ("ctm", 4, 0.0, False, None, 4.0),  # deterministic jumps, any number of them
     "reflow": ("euler", 4, 0.0, False, None, 4.0),  # an ordinary network
     "scm": ("renoise", 4, 0.0, False, None, 4.0),  # one jump to clean data, or several with new noise
+    "pdd": ("ddim", 4, 0.0, True, 32, 4.0),  # blocks of 8 of 32 steps (Qwen-Image-2.1-Fun); other numbers if trained
     "feedback": ("tcd", 4, 0.3, False, 50, None),  # as the student that it continues
 }
 

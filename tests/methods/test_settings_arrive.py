@@ -66,6 +66,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "scm.P_mean": (0.2, {"warmup": 0.0}),
     "scm.hop": (0.02, {"warmup": 0.0}),
     "scm.warmup": (0.0, {}),
+    "pdd.num_inference_steps": ((8,), {}),
     "feedback.rewards": (({"model": "pickscore", "threshold": 5.0},), {}),
     "feedback.held_out": ("another", {}),
     "feedback.sampler": ("lcm", LATE),

@@ -51,6 +51,19 @@ def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> Non
         first.bias += first.weight @ (tensors[_W] @ embedded[0])
 
 
+def refuse_bank(card: Card) -> None:
+    """Refuse a student whose last layer changes from step to step, where a program has one for all steps.
+
+    Raises:
+        ValueError: one sentence: it takes more than one of its blocks.
+    """
+    if card.bank and card.num_inference_steps > 1:
+        raise ValueError(
+            "This student has a last layer for every step, which no pipeline of diffusers exchanges: sample it with "
+            "fewstep sample, or export a transformer's --to heads for ComfyUI."
+        )
+
+
 def refuse_target_time(card: Card) -> None:
     """Refuse a student that no other program can sample from.
 

@@ -102,7 +102,8 @@ class Sampling:
     """The sampling inputs for the students of a method, by its ``sampler``.
 
     Attributes:
-        num_inference_steps: steps. no_other_steps: whether any other number is off what was trained.
+        num_inference_steps: steps. no_other_steps: whether any other number is off what was trained, but those of
+        other_steps: numbers that it was trained for too.
         timesteps: their native times, where they are not the sampler's own.
         eta: share of fresh noise, where the sampler has it.
         guidance_scale: classifier-free guidance; 1 is off, as it should be where the teacher's is built in.
@@ -112,7 +113,13 @@ class Sampling:
     eta: float = 0.0
     guidance_scale: float = 1.0
     no_other_steps: bool = False
+    other_steps: tuple[int, ...] = ()
     timesteps: tuple[float, ...] = ()
+
+    @property
+    def trained_steps(self) -> tuple[int, ...]:
+        """Every number of steps that was trained for, its own first."""
+        return (self.num_inference_steps, *self.other_steps)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods import Batch, Loss, Method, Progress, Rng, RoleSpec, Sampling
 from fewstep.methods.parts.distances import distance
-from fewstep.methods.parts.inputs import Policy
+from fewstep.methods.parts.rollout import Policy
 from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, FixedGuidance, checked
 from fewstep.models.bank import fused, interval_lengths
@@ -75,7 +75,7 @@ class PDD(Method):
     name = "pdd"
     summary = "Parallel decoding: a last layer for every solver step of the teacher; many steps in one call, no images."
     sampler = "ddim"
-    truth_settings: ClassVar[dict[str, Any]] = {"num_inference_steps": (4,), "guidance_scale": 1.0}
+    truth_settings: ClassVar[dict[str, Any]] = {"targets_per_block": 2, "guidance_scale": 1.0}
 
     @checked
     class Settings:
@@ -120,7 +120,8 @@ class PDD(Method):
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
-        return Sampling(settings.num_inference_steps[0], no_other_steps=True)
+        few, *others = settings.num_inference_steps
+        return Sampling(few, no_other_steps=True, other_steps=tuple(others))
 
     @classmethod
     def needs_images(cls, settings: Settings) -> bool:

@@ -59,10 +59,11 @@ def _with_sampling(recipe: Recipe) -> Recipe:
     own = {key: getattr(wanted, key) for key in {"num_inference_steps", "eta"} - given.model_fields_set}
     steps = given.num_inference_steps
     bound = wanted.no_other_steps and given.sampler is None
-    if bound and "num_inference_steps" not in own and steps != wanted.num_inference_steps:
+    if bound and "num_inference_steps" not in own and steps not in wanted.trained_steps:
+        trained = " or ".join(map(str, wanted.trained_steps))
         raise RecipeError(
-            f"sample.num_inference_steps is {steps}, but this method's students take {wanted.num_inference_steps}: "
-            "leave it out, or change the method's own number."
+            f"sample.num_inference_steps is {steps}, but this method's students take {trained}: leave it out, or "
+            "change the method's own number."
         )
     return recipe.model_copy(update={"sample": given.model_copy(update=own)})
 

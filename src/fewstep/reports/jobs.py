@@ -127,8 +127,8 @@ class Run:
         """Numbers of steps at which the student is measured: its own alone, if it was trained for no others."""
         recipe = self.last
         wanted = recipe.method_class().sampling(recipe.method_settings())
-        own = wanted.no_other_steps and recipe.sample.sampler is None
-        return (recipe.sample.num_inference_steps,) if own else self.job.steps
+        own, few = wanted.no_other_steps and recipe.sample.sampler is None, recipe.sample.num_inference_steps
+        return tuple(sorted({few, *wanted.other_steps})) if own else self.job.steps
 
 
 def settings_of(runs: Sequence[Run]) -> dict[str, object]:

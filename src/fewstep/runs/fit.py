@@ -79,6 +79,8 @@ def foreseen_card(recipe: Recipe, method: Method, kind: str) -> Card:
         rank=recipe.student.rank if is_lora else 0,
         teacher=recipe.teacher.path,
         extra_inputs=spec.extra_inputs,
+        bank=spec.bank,
+        bank_steps=wanted.trained_steps if spec.bank else (),
         guidance_embed=guidance.mean if "guidance_embed" in spec.extra_inputs else recipe.teacher.guidance_embed,
         image_size=recipe.teacher.size,
     )
@@ -101,6 +103,7 @@ def check_fit(
     _check_buckets(recipe, method)
     _check_teacher(recipe, method, below)
     _check_kind(recipe, method, kind, start, begins)
+    _check_bank(recipe, method, start)
     few, many = recipe.sample.num_inference_steps, recipe.sample.teacher_steps
     own = sampler_of(foreseen_card(recipe, method, kind))
     for sampler in (own, DDIMSampler(num_inference_steps=few), DDIMSampler(num_inference_steps=many)):
@@ -122,10 +125,10 @@ def _check_teacher(recipe: Recipe, method: Method, card: Card | None) -> None:
     if card is None:
         return
     name = recipe.teacher.path
-    if card.extra_inputs:
+    if card.beside_weights:
         raise RecipeError(
-            f"The student of {name} has the extra inputs {' and '.join(card.extra_inputs)} and cannot be a teacher: "
-            "train it without them, or let it be the init of the next run."
+            f"The student of {name} has {card.beside_weights} and cannot be a teacher: train it without them, or let "
+            "it be the init of the next run."
         )
     if method.continues and card.sampler != method.sampler:
         raise RecipeError(
@@ -144,4 +147,15 @@ def _check_kind(recipe: Recipe, method: Method, kind: str, start: Card | None, b
         raise RecipeError(
             f"init: a student that is to predict {mine} cannot begin with weights that predict {kind}: train one "
             "with loss convert first, and begin with that."
+        )
+
+
+def _check_bank(recipe: Recipe, method: Method, start: Card | None) -> None:
+    """Last layers that were trained for one grid must not be read as those of another."""
+    mine = next(spec.bank for spec in method.roles() if spec.name == "student")
+    if start is not None and start.bank and start.bank != mine:
+        instead = f"this one has {len(mine) - 1} on other times" if mine else f"a student of {method.name} has one"
+        raise RecipeError(
+            f"init: the student '{recipe.init}' has {len(start.bank) - 1} last layers for its own times, and "
+            f"{instead}: begin with a student of another method, or take the settings of that run."
         )

@@ -78,10 +78,10 @@ def _merged(does: Merge, cards: Mapping[str, Card | None]) -> Card | None:
     card = cards[does.merge]
     if card is None:
         return None
-    if card.extra_inputs:
+    if card.beside_weights:
         raise RecipeError(
-            f"merge: the student of '{does.merge}' has the extra inputs {' and '.join(card.extra_inputs)}, which are "
-            "no weights of its teacher: it cannot be merged."
+            f"merge: the student of '{does.merge}' has {card.beside_weights}, which are no weights of its teacher: "
+            "it cannot be merged."
         )
     return replace(card, weights=does.weights)
 

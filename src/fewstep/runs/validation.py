@@ -96,7 +96,7 @@ def sample_exported(run: Run, folder: Path) -> None:
     card, settings = load_card(folder), run.recipe.sample
     kind = card.prediction_type or None
     weights = run.recipe.student.build()
-    view = run.roles.add("exported", weights, extra_inputs=card.extra_inputs, prediction_type=kind)
+    view = run.roles.add("exported", weights, extra_inputs=card.extra_inputs, prediction_type=kind, bank=card.bank)
     run.roles.start("exported", load_weights(folder))
     latents = _sample_student(run, view, card, run.teacher.encode_prompts(settings.prompts))
     label = f"{card.method}, {card.num_inference_steps} steps"

@@ -29,6 +29,8 @@ class Card:
         guidance_scale: classifier-free guidance to sample with; 1 (off) where the teacher's guidance is distilled.
         prediction_type: kind of its prediction; empty: its teacher's.
         extra_inputs: inputs beside the prompt: "end" (the target time s), "guidance_embed".
+        bank: the times between which it has last layers (`fewstep.models.bank`), N + 1, decreasing; empty: it has one.
+        bank_steps: numbers of steps that it was trained for, divisors of N, where it has a bank.
         guidance_embed: scale for its guidance-scale embedding, or its teacher's; None: the default.
         image_size: side of its images in pixels; None is its teacher's own.
         steps: training steps. forward_equivalents: their compute cost, with that of the runs it builds on, in teacher
@@ -48,12 +50,21 @@ class Card:
     timesteps: tuple[float, ...] = ()
     prediction_type: str = ""
     extra_inputs: tuple[str, ...] = ()
+    bank: tuple[float, ...] = ()
+    bank_steps: tuple[int, ...] = ()
     guidance_embed: float | None = None
     image_size: int | None = None
     steps: int = 0
     forward_equivalents: float = 0.0
     costs: dict[str, float] = field(default_factory=dict)
     format: int = 1
+
+    @property
+    def beside_weights(self) -> str:
+        """What the student has beside the weights of its teacher's network, in words; empty where there is nothing."""
+        extras = f"the extra inputs {' and '.join(self.extra_inputs)}" if self.extra_inputs else ""
+        bank = f"{len(self.bank) - 1} last layers" if self.bank else ""
+        return " and ".join(filter(None, (extras, bank)))
 
     def as_json(self) -> str:
         """Its fields in one line, for headers of files."""
@@ -75,6 +86,9 @@ def load_card(folder: Path) -> Card:
         if not isinstance(data, dict) or data.get("format") != 1:
             raise ValueError("unknown format")
         card = TypeAdapter(Card).validate_python(data)
+        count = max(len(card.bank) - 1, 0)
+        if len(card.bank) == 1 or any(not 1 <= n <= count or count % n for n in card.bank_steps):
+            raise ValueError("bank_steps must divide the number of intervals between the times of bank")
         return replace(card, guidance_scale=off_is_one(card.guidance_scale))
     except ValidationError as error:
         first = error.errors()[0]
@@ -85,8 +99,16 @@ def load_card(folder: Path) -> Card:
 
 
 def sampler_of(card: Card, name: str | None = None, **options: Any) -> Sampler:
-    """The sampler of a card; ``name`` and ``options`` (None: not given) override its own."""
+    """The sampler of a card; ``name`` and ``options`` (None: not given) override its own.
+
+    Raises:
+        ValueError: an option is invalid, or the card's student has a bank of last layers and was trained for other
+            numbers of steps.
+    """
     given = {key: value for key, value in options.items() if value is not None}
+    if card.bank and not given.keys() & {"timesteps", "sigmas"}:
+        steps = int(given.pop("num_inference_steps", card.num_inference_steps))
+        given["timesteps"] = block_times(card, steps)
     own = name in (None, card.sampler) and not given.keys() & {"timesteps", "sigmas", "timestep_spacing"}
     if own and card.timesteps and given.get("num_inference_steps") in (None, len(card.timesteps)):
         given = {**given, "num_inference_steps": None, "timesteps": card.timesteps}
@@ -96,3 +118,19 @@ def sampler_of(card: Card, name: str | None = None, **options: Any) -> Sampler:
         for key in {"eta", "original_inference_steps"} & SAMPLERS[card.sampler].options():
             given.setdefault(key, getattr(card, key))
     return make_sampler(name or card.sampler, **given)
+
+
+def block_times(card: Card, steps: int) -> tuple[float, ...]:
+    """The times at which a student with a bank of last layers begins its steps: every L-th of the bank's.
+
+    Raises:
+        ValueError: it was not trained for so many steps.
+    """
+    count = len(card.bank) - 1
+    if steps not in card.bank_steps:
+        trained = " or ".join(map(str, sorted(card.bank_steps)))
+        raise ValueError(
+            f"This student has {count} last layers and was trained to take {trained} steps, not {steps}: its blocks "
+            "begin at other times."
+        )
+    return card.bank[: -1 : count // steps]

@@ -95,10 +95,10 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **
     if loras:
         raise ValueError(f"teacher.loras go with a model, not with a finished run such as {name}.")
     card = load_card(folder)
-    if card.extra_inputs:
+    if card.beside_weights:
         raise ValueError(
-            f"The student in {folder} has the extra inputs {' and '.join(card.extra_inputs)} and cannot be a teacher: "
-            "train it without them, or let it be the init of the next run."
+            f"The student in {folder} has {card.beside_weights} and cannot be a teacher: train it without "
+            "them, or let it be the init of the next run."
         )
     own = {"size": card.image_size, "guidance_embed": card.guidance_embed}
     options |= {key: value for key, value in own.items() if options.get(key) is None}
@@ -181,7 +181,7 @@ def merge_student(source: Path, target: Path, scale: float = 1.0, weights: Liter
     if distributed.from_first((target / CARD_FILE).is_file()):  # the first process writes it while others may look
         return target
     card = load_card(source)
-    if card.weights == "full" or card.extra_inputs:
+    if card.weights == "full" or card.beside_weights:
         raise ValueError(f"The student in {source} is no LoRA that could be merged.")
     lora = scaled(load_weights(source), scale)
     if weights == "lora":
@@ -208,7 +208,7 @@ def _joined(lora: Mapping[str, Tensor], source: Path, card: Card) -> tuple[dict[
     """(the sum of this LoRA and the one that it stands on, the folder of that one)."""
     under = student_folder(Path(teacher_name(source, card)))
     below = None if under is None else load_card(under)
-    if under is None or below is None or below.weights != "lora" or below.extra_inputs:
+    if under is None or below is None or below.weights != "lora" or below.beside_weights:
         raise ValueError(f"The LoRA in {source} stands on no other LoRA that it could be joined with.")
     first = load_weights(under)
     if first.keys() != lora.keys():

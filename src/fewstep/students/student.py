@@ -4,8 +4,9 @@
       pytorch_lora_weights.safetensors   unet.<layer>.lora_A/B.weight, scale folded in (alpha = rank)
       few_step.json                      its card: method, sampler, steps, guidance
 
-A student with extra inputs (a target time, a guidance scale) needs its embeddings too, and one of full weights a whole
-network. No other program reads those: they are in ``fewstep_student.safetensors``, not under the name that others load.
+A student with extra inputs (a target time, a guidance scale) needs its embeddings too, one with a bank of last layers
+these (their differences from the teacher's), and one of full weights a whole network. No other program reads those:
+they are in ``fewstep_student.safetensors``, not under the name that others load.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fewstep.data.files import replace_tensors
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.models.lora import adapter_scale
-from fewstep.models.roles import RoleNetwork, Roles, Weights
+from fewstep.models.roles import Roles, Weights
 from fewstep.models.sharding import whole
 from fewstep.students.card import Card, load_card
 from fewstep.training import distributed
@@ -38,14 +39,14 @@ def save_student(folder: Path, roles: Roles, card: Card, role: str = "student") 
 
     All of several processes must call this; the first one writes.
     """
-    tensors = _folded(roles, role) if card.weights == "lora" else roles.tensors_of(role)
+    tensors = _folded(roles, role)
     held = {n: whole(t.detach()).to("cpu", torch.float32).contiguous().clone() for n, t in tensors.items()}
     return write_student(folder, held, card)
 
 
 def write_student(folder: Path, tensors: Mapping[str, Tensor], card: Card) -> Path:
     """`save_student` of plain tensors, float32 on the host; LoRAs with their scale folded in."""
-    shareable = card.weights == "lora" and not any(name.startswith("extras.") for name in tensors)
+    shareable = card.weights == "lora" and not any(name.startswith(("extras.", "bank.")) for name in tensors)
     path = folder / (LORA_FILE if shareable else OWN_FILE)
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,16 +65,21 @@ def load_student(teacher: Teacher, folder: Path, card: Card | None = None) -> De
     tensors = load_weights(folder)
     roles = Roles(teacher.denoiser)
     view = roles.add(
-        "student", _weights(card, tensors), extra_inputs=card.extra_inputs, prediction_type=card.prediction_type or None
-    )
+        "student", _weights(card, tensors), extra_inputs=card.extra_inputs,
+        prediction_type=card.prediction_type or None, bank=card.bank,
+    )  # fmt: skip
+    role: Any = view.network
     try:
         roles.load_tensors({f"student/{name}": t for name, t in tensors.items()})
     except ValueError:
         raise ValueError(
             f"The student in {folder} is of another model than {teacher.name}: its weights differ in name or shape."
         ) from None
-    if isinstance(view.network, RoleNetwork) and view.network.extras is not None:
-        view.network.extras.requires_grad_(False)
+    if role.bank is not None:
+        role.bank.rate = 1.0  # it is in the file already
+    for own in (role.extras, role.bank):
+        if own is not None:
+            own.requires_grad_(False)
     return view
 
 
@@ -113,7 +119,12 @@ def _layers(names: Iterable[str]) -> list[str]:
 
 
 def _folded(roles: Roles, role: str) -> dict[str, Tensor]:
-    """A LoRA with its scale folded into B: right for programs that ignore alpha."""
+    """A role's tensors, with a LoRA's scale folded into B, for programs that ignore alpha, and a bank's rate."""
     network: Any = getattr(roles, role).network
-    scale = adapter_scale(network.network, network.adapters[0])
-    return {name: t * scale if ".lora_B" in name else t for name, t in roles.tensors_of(role).items()}
+    found = roles.tensors_of(role)
+    if network.adapters:
+        scale = adapter_scale(network.network, network.adapters[0])
+        found = {name: t * scale if ".lora_B" in name else t for name, t in found.items()}
+    if network.bank is not None:
+        found = {name: t * network.bank.rate if name.startswith("bank.") else t for name, t in found.items()}
+    return found

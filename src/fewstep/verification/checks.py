@@ -22,6 +22,7 @@ from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
 from fewstep.methods.reflow import Reflow
 from fewstep.methods.scm import SCM
+from fewstep.methods.pdd import PDD
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 from fewstep.models.roles import Roles
@@ -41,6 +42,7 @@ from fewstep.verification import (
     pcm,
     reflow,
     scm,
+    pdd,
     tcd,
     turbo,
 )
@@ -143,4 +145,5 @@ CHECKS: dict[type[Method], Checks] = {
         schedule=Schedule.flow,
         prediction_type="flow",
     ),
+    PDD: Checks(pdd.fixed_rows, pdd.trained_rows, pdd.STEPS, schedule=Schedule.flow, prediction_type="flow"),
 }
