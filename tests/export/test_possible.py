@@ -20,6 +20,7 @@ ALL = FAMILIES | {"sana": (Sana, Schedule.flow(3.0), {"flow_shift": 3.0, "use_fl
 """Those that ComfyUI samples, and others."""
 NEVER = {f"{family}-ctm" for family in ("sd15", "sdxl", "sd3", "flux")}
 NEVER |= {name for name in shipped_recipes() if name.endswith("-flowmap")}
+BANKS = {name for name in shipped_recipes() if name.endswith("-pdd")}
 """Their students are conditioned on the target time."""
 
 
@@ -37,6 +38,7 @@ def why_not(name, *changes):
 def test_every_shipped_recipe_makes_what_can_be_exported(name):
     said = why_not(name)
     assert ("conditioned on the target time" in said) == (name in NEVER) and "Remedy" not in said
+    assert ("a last layer for every step" in said) == (name in BANKS)
 
 
 @pytest.mark.parametrize("name, changes, first", [

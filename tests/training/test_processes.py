@@ -22,6 +22,7 @@ from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
 from fewstep.methods.reflow import Reflow
 from fewstep.methods.scm import SCM
+from fewstep.methods.pdd import PDD
 from fewstep.methods.tcd import TCD
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
@@ -45,6 +46,7 @@ CASES = {
     "slopes": (FlowMap(VP, guidance_scale=3.0), "lora", SETTINGS),
     "lines": (Reflow(VP, windows=3, guidance_scale=3.0), "lora", SETTINGS),
     "tangent": (SCM(VP, guidance_scale=3.0), "full", SETTINGS),
+    "blocks": (PDD(VP, num_grid_steps=8, num_inference_steps=(2, 4), guidance_scale=3.0), "lora", SETTINGS),
     "pairs": (DMD(VP), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
     "encoder": (Lightning(VP, num_inference_steps=2, num_teacher_steps=4), "full", SETTINGS),
     "term by term": (DMD2(VP, student_every=1, adversarial_weight=0.5, head="residual"), "full", SETTINGS),

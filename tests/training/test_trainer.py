@@ -32,6 +32,7 @@ from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
 from fewstep.methods.reflow import Reflow
 from fewstep.methods.scm import SCM
+from fewstep.methods.pdd import PDD
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 from fewstep.models.cond import Cond
@@ -279,6 +280,7 @@ GAMES = [
     pytest.param(FlowMap(VP), id="flowmap"),
     pytest.param(Reflow(VP, windows=2), id="reflow"),
     pytest.param(SCM(VP), id="scm"),
+    pytest.param(PDD(VP), id="pdd"),
     pytest.param(Turbo(VP), id="turbo"),
     pytest.param(LADD(VP, warmup_steps=5), id="ladd"),
     pytest.param(Lightning(VP, num_inference_steps=1, num_teacher_steps=2), id="lightning"),

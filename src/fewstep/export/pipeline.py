@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.export.heads import put_last_layer
 from fewstep.models.extras import EMBED_WIDTH, sinusoid
 from fewstep.models.families import Teacher
 from fewstep.models.families.unet import CLOSED_WIDTH as _CLOSED
@@ -28,7 +29,7 @@ def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> Non
 
     Raises:
         ValueError: the student is conditioned on s, which no weights can hold, or on its guidance scale, and the time
-            embedding has no bias.
+            embedding has no bias; it has a last layer for each of several steps.
     """
     refuse_target_time(card)
     network: Any = teacher.denoiser.network
@@ -44,24 +45,13 @@ def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> Non
     if card.weights == "lora":
         merge(mine, {name: t for name, t in tensors.items() if ".lora_" in name})
     else:
-        for name, weight in mine.items():
-            weight.copy_(tensors[name])
+        for name in mine.keys() & tensors.keys():
+            mine[name].copy_(tensors[name])
+    if card.bank:
+        put_last_layer(teacher, card, tensors)
     if card.guidance_embed is not None and first is not None:
         embedded = sinusoid(torch.tensor([1000 * (card.guidance_embed - 1)]), EMBED_WIDTH)
         first.bias += first.weight @ (tensors[_W] @ embedded[0])
-
-
-def refuse_bank(card: Card) -> None:
-    """Refuse a student whose last layer changes from step to step, where a program has one for all steps.
-
-    Raises:
-        ValueError: one sentence: it takes more than one of its blocks.
-    """
-    if card.bank and card.num_inference_steps > 1:
-        raise ValueError(
-            "This student has a last layer for every step, which no pipeline of diffusers exchanges: sample it with "
-            "fewstep sample, or export a transformer's --to heads for ComfyUI."
-        )
 
 
 def refuse_target_time(card: Card) -> None:

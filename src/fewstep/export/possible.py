@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fewstep.diffusion.schedule import Schedule
+from fewstep.export.heads import refuse_bank
 from fewstep.export.pipeline import refuse_target_time
 from fewstep.export.scheduler import plan_scheduler
 from fewstep.models.families import Family
@@ -26,6 +27,7 @@ def obstacle(card: Card, schedule: Schedule, scheduler: Mapping[str, Any], famil
     def refusal(card: Card) -> str:
         try:
             refuse_target_time(card)
+            refuse_bank(card)
             plan_scheduler(sampler_of(card), schedule, scheduler, card.prediction_type, family)
         except ValueError as error:
             return str(error)

@@ -26,6 +26,7 @@ from torch import Tensor
 from fewstep.data.files import give_usual_permissions, write_text
 from fewstep.export.comfyui import usage_hint
 from fewstep.export.header import modelspec, write
+from fewstep.export.heads import refuse_bank
 from fewstep.export.hub_card import licence_file, one_line
 from fewstep.export.lora import kohya_layout, layers, peft_layout
 from fewstep.export.pipeline import close_guidance, put_student, refuse_target_time, save_network, save_pipeline
@@ -116,8 +117,11 @@ def check_form(to: str, card: Card, source: Path) -> None:
             on another student.
     """
     refuse_target_time(card)
+    refuse_bank(card)
     if to not in ("lora", "kohya"):
         return
+    if card.bank:
+        raise ValueError("This student's last layer is no LoRA: export --to diffusers or merged.")
     if card.extra_inputs:
         raise ValueError(
             "This student has a guidance-scale embedding, which no program would run with its LoRA alone: "

@@ -78,6 +78,12 @@ class Denoiser:
         """Extra inputs that the network declares: "end", "guidance_embed"."""
         return frozenset(getattr(self.network, "accepts", ()))
 
+    @property
+    def lowest_end(self) -> float:
+        """The lowest time that the input ``end`` has: the schedule's end, or the last of a bank's times."""
+        bank = getattr(self.network, "bank", None)
+        return float(self.schedule.end if bank is None else bank.times[-1])
+
     def lay_out(self, noise: Tensor) -> Tensor:
         """Unit noise [B, ...], as drawn, in the layout of states.
 

@@ -150,9 +150,9 @@ def walk(
     states, before = [x], None
     for i, (time, next_time) in enumerate(list(pairwise(times.tolist()))[:until]):
         last = i == len(times) - 2
-        # No training ends below the schedule's end: where a sampler goes on to clean data, the network is asked for the
-        # jump to that end, and its prediction is carried further.
-        end = max(sampler.end(schedule, time, next_time, last), schedule.end) if conditioned else None
+        # No training ends below this end: where a sampler goes on to clean data, the network is asked for the jump to
+        # that end, and its prediction is carried further.
+        end = max(sampler.end(schedule, time, next_time, last), denoiser.lowest_end) if conditioned else None
 
         def ask(x: Tensor, t: float, end: float | None = end) -> Prediction:
             return denoiser(x, t, cond, guidance_scale, end=end, guidance_embed=embed)

@@ -91,7 +91,8 @@ def fixed_point_loss(bench: Bench, method: PDD, student: Any = None, draws: int 
 def composition_gap(bench: Bench, method: PDD) -> float:
     """How far blocks of a half, a quarter and a quarter of all solver steps lead from these steps one by one: rms."""
     count = method.settings.num_grid_steps
-    point, (x, cond) = FixedPoint(bench, method), bench.starts
+    point, x = FixedPoint(bench, method), bench.starts[0][:_ROWS]
+    cond = None if bench.starts[1] is None else bench.starts[1][:_ROWS]
     edges = [0, count // 2, (count // 2 + count) // 2, count]
     state = x
     for first, last in pairwise(sorted(set(edges))):

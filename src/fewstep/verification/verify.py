@@ -38,7 +38,8 @@ def verify(
         mixture: the data, or a JSON file of it; by default `Checks.mixture`: a ring of eight modes, for DMD2 four times
             as large, for CM, CTM and flow maps two modes on a line.
         seed: of data, starts and student.
-        schedule: by default `Checks.schedule`: Stable Diffusion's, EDM's for CM and CTM, rectified flow for flow maps and PDD.
+        schedule: by default `Checks.schedule`: Stable Diffusion's, EDM's for CM and CTM, rectified flow for flow maps
+            and PDD.
         steps: number of training steps; by default those of `Checks.steps` for the method; 0 trains nothing.
         settings: of the method, over its ``truth_settings``.
 
