@@ -140,6 +140,15 @@ def test_only_layers_that_are_drawn_learn(name):
         assert gradient.flatten(1).any(1).nonzero().flatten().tolist() == sorted(set(targets))
 
 
+def test_targets_of_blocks_are_drawn_apart():
+    method = PDD(BENT, num_grid_steps=32, num_inference_steps=(4,))
+    batch = MixtureSource(CLASSES, range(3)).batch(Rng(0, 0, 2))
+    found = [method.draw(batch, Rng(0, i, 2), Progress(i, 10)) for i in range(40)]
+    places = np.array([[k - n for n, (k,) in zip(d.starts, d.targets, strict=True)] for d in found])
+    assert places.min() == 0 and places.max() == 7  # every solver step of a block
+    assert (places != places[:, :1]).any(1).mean() > 0.9
+
+
 @pytest.mark.parametrize("solver", ["ddim", "heun"])
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -230,6 +230,16 @@ def test_other_students_start_one_and_what_they_lack_stays_at_zero():
     torch.testing.assert_close(output, plain.student(x, TIMES[1]).output)
 
 
+def test_a_saved_bank_starts_another_beside_a_lora():
+    """What a file holds is the differences themselves, whatever the rate."""
+    first, then = small(), small()
+    saved = {k: v.detach() * (0.1 if k.startswith("bank.") else 1.0) for k, v in first.tensors_of("student").items()}
+    with torch.no_grad():
+        then.tensors_of("student")["bank.weight"].zero_()
+    then.start("student", saved)
+    torch.testing.assert_close(then.tensors_of("student")["bank.weight"], first.tensors_of("student")["bank.weight"])
+
+
 def test_differences_are_counted_from_the_layer_that_is_there():
     layer = torch.nn.Linear(3, 2)
     bank = LayerBank(layer, FLOW, TIMES, rate=0.1)

@@ -41,6 +41,7 @@ from tests.mutants.methods import (
     pcm,
     reflow,
     scm,
+    pdd,
     tcd,
     turbo,
 )
@@ -84,6 +85,7 @@ ROOMS = (
     pcm,
     reflow,
     scm,
+    pdd,
     tcd,
     turbo,
     planning,

@@ -263,13 +263,13 @@ MUTANTS = [
         ),
         (
             "sampling: a student is conditioned on the next time, not on the sampler's target time",
-            "end = max(sampler.end(schedule, time, next_time, last), schedule.end) if conditioned else None",
-            "end = max(next_time, schedule.end) if conditioned else None",
+            "end = max(sampler.end(schedule, time, next_time, last), denoiser.lowest_end) if conditioned else None",
+            "end = max(next_time, denoiser.lowest_end) if conditioned else None",
             "test_a_student_is_conditioned_on_its_target_time_and_guidance",
         ),
         (
             "sampling: a student is conditioned on an end that no method trains",
-            "end = max(sampler.end(schedule, time, next_time, last), schedule.end) if conditioned else None",
+            "end = max(sampler.end(schedule, time, next_time, last), denoiser.lowest_end) if conditioned else None",
             "end = sampler.end(schedule, time, next_time, last) if conditioned else None",
             "tests/methods/test_ends.py::test_the_ends_of_sampling_are_those_of_training[flowmap-vp]",
         ),

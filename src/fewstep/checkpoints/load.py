@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +11,21 @@ from torch import Tensor, nn
 
 from fewstep.checkpoints.registry import Checkpoint
 from fewstep.checkpoints.sampling import sampler_class, schedule_of
+from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher, family_named, load_teacher
 from fewstep.models.families.wrong_base import refuse_wrong_base
 from fewstep.models.hub import asking_hub, short_error
 from fewstep.models.lora import scaled
-from fewstep.models.lora_files import NotLowRank, add_loras, put_weights, read_lora, read_tensors, tensor_names
+from fewstep.models.lora_files import (
+    NotLowRank,
+    add_heads_file,
+    add_loras,
+    put_weights,
+    read_lora,
+    read_tensors,
+    tensor_names,
+)
+from fewstep.models.roles import RoleNetwork
 
 
 def load_checkpoint(
@@ -30,6 +41,8 @@ def load_checkpoint(
         ValueError: one sentence, and nothing is loaded: not on the hub, a pickle, of another model.
     """
     known, family = sampler_class(entry.scheduler) is not None, family_named(entry.family)
+    if entry.kind == "lora-heads":
+        raise ValueError(f"{entry.id} has a last layer for each of its steps: it can be sampled, and is no teacher.")
     if not known or family is None:  # before anything is downloaded
         why = f"{entry.family} networks are" if known else "its sampler is"
         raise ValueError(
@@ -56,6 +69,26 @@ def load_checkpoint(
     return _configured(entry, teacher)
 
 
+def load_heads(
+    entry: Checkpoint, base: str | None = None, file: Path | None = None, device: str = "cpu", **options: Any
+) -> tuple[Teacher, Denoiser]:
+    """(the base model with the entry's LoRA, its student with a last layer for each step), to sample from.
+
+    Args and errors as in `load_checkpoint`.
+    """
+    family = family_named(entry.family)
+    if family is None or not entry.sigmas:
+        raise ValueError(f"{entry.id} cannot be sampled here, {entry.family} networks are not built in.")
+    path = file or download(entry)
+    refuse_wrong_base(f"{entry.id} ({path})", path, base or entry.base, family)
+    teacher = load_teacher(base or entry.base, device=device, **options)
+    mine, times = teacher.denoiser, (*entry.sigmas, 0.0)
+    parts = teacher.family.lora_parts
+    bank = add_heads_file(parts, mine.network, mine.schedule, path, times, entry.lora_scale or 1.0)
+    student = Denoiser(RoleNetwork(mine.network, bank=bank), mine.schedule, mine.prediction_type)
+    return replace(teacher, name=entry.id), student
+
+
 def start_weights(
     entry: Checkpoint, teacher: Teacher, weights: Literal["lora", "full"], rank: int, file: Path | None = None
 ) -> dict[str, Tensor]:
@@ -67,6 +100,8 @@ def start_weights(
     Raises:
         ValueError: one sentence: another form or rank than the student's, or of another model.
     """
+    if entry.kind == "lora-heads":
+        raise ValueError(f"init: {entry.id} has a last layer for each of its steps, which no student begins with.")
     if entry.is_lora:
         return lora_start(entry.id, file or download(entry), teacher, weights, rank, entry.lora_scale or 1.0)
     if weights == "lora":

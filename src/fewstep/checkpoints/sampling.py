@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.checkpoints.registry import Checkpoint
 from fewstep.diffusion.schedule import Array, Schedule, Shift
 from fewstep.models.families import Family, family_named
-from fewstep.sampling import SAMPLERS, DDIMSampler, Sampler
+from fewstep.sampling import SAMPLERS, DDIMSampler, EulerSampler, Sampler
 from fewstep.sampling.samplers import Step
 
 _SCM, _SCM_SECOND = "SCMScheduler", 1.3
@@ -76,6 +76,8 @@ def sampler_of(
         ValueError: one sentence: a scheduler that is not in diffusers or not built in here; eta where there is none.
     """
     config, name = scheduler_config(entry, base), entry.scheduler
+    if entry.kind == "lora-heads" and entry.sigmas:
+        return _of_heads(entry, num_inference_steps, timesteps, eta, strength)
     cls = sampler_class(name)
     if cls is None:
         word = f"is sampled by {name}" if name else "has a sampler of its authors' own"
@@ -94,6 +96,19 @@ def sampler_of(
     if strength is not None:
         options["strength"] = strength
     return cls(**options)
+
+
+def _of_heads(
+    entry: Checkpoint, steps: int | None, timesteps: Sequence[float] | None, eta: float | None, strength: float | None
+) -> Sampler:
+    """Euler's steps at the levels to which the entry's last layers belong: final ones, which no shift bends."""
+    assert entry.sigmas is not None
+    if steps not in (None, len(entry.sigmas)):
+        raise ValueError(f"{entry.id} has last layers for {len(entry.sigmas)} steps, and none for {steps}.")
+    if eta is not None:
+        raise ValueError(f"{entry.id} is sampled by Euler's steps, which have no eta.")
+    chosen = tuple(entry.sigmas if timesteps is None else timesteps)
+    return EulerSampler(timesteps=chosen, strength=1.0 if strength is None else strength)
 
 
 def start_of(entry: Checkpoint) -> Literal["unit", "table"]:

@@ -124,7 +124,7 @@ def page(
 @long
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run, or a student's folder.")],
-    to: Annotated[str, typer.Option(help="Layout: diffusers, lora, kohya or merged.")] = "diffusers",
+    to: Annotated[str, typer.Option(help="Layout: diffusers, lora, kohya, merged or heads.")] = "diffusers",
     out: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export/TO).")] = None,
     dtype: Annotated[
         str, typer.Option(help="Number format of the weights: fp32, or half the size: fp16, bf16.")

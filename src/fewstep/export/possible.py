@@ -27,7 +27,8 @@ def obstacle(card: Card, schedule: Schedule, scheduler: Mapping[str, Any], famil
     def refusal(card: Card) -> str:
         try:
             refuse_target_time(card)
-            refuse_bank(card)
+            if family.part != "transformer" or card.weights != "lora":  # --to heads
+                refuse_bank(card)
             plan_scheduler(sampler_of(card), schedule, scheduler, card.prediction_type, family)
         except ValueError as error:
             return str(error)

@@ -4,6 +4,7 @@
     lora        pytorch_lora_weights.safetensors in PEFT's layout, for diffusers, and ComfyUI if it is a transformer's
     kohya       a LoRA of a UNet in kohya's layout, for ComfyUI, A1111, Forge, InvokeAI and diffusers
     merged      the network alone with all its weights
+    heads       a LoRA of a transformer with a last layer for each step, for ComfyUI (`fewstep.export.heads`)
 
 Each folder holds few_step.json, the scheduler, a README, and samples.png if the run has one; it appears whole or not.
 """
@@ -26,7 +27,7 @@ from torch import Tensor
 from fewstep.data.files import give_usual_permissions, write_text
 from fewstep.export.comfyui import usage_hint
 from fewstep.export.header import modelspec, write
-from fewstep.export.heads import refuse_bank
+from fewstep.export.heads import CODE, REMARK, card_of_heads, check_heads, refuse_bank, write_heads
 from fewstep.export.hub_card import licence_file, one_line
 from fewstep.export.lora import kohya_layout, layers, peft_layout
 from fewstep.export.pipeline import close_guidance, put_student, refuse_target_time, save_network, save_pipeline
@@ -34,6 +35,7 @@ from fewstep.export.possible import REMEDY, obstacle
 from fewstep.export.readme import call_arguments, code, readme
 from fewstep.export.round_trip import LIMITS, Request, RoundTrip, check_round_trip
 from fewstep.export.scheduler import build_scheduler, plan_scheduler
+from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Family, Teacher, is_ours, shipped
 from fewstep.models.hub import DTYPES, check_device, dtype_word, short_error
 from fewstep.sampling import sample
@@ -44,7 +46,7 @@ from fewstep.students.student import LORA_FILE, SAMPLES_FILE, load_student, load
 from fewstep.training.progress import doing
 from fewstep.training.run_files import RunFiles, refuse_missing_run
 
-LAYOUTS = ("diffusers", "lora", "kohya", "merged")
+LAYOUTS = ("diffusers", "lora", "kohya", "merged", "heads")
 PROMPTS = ("a red star", "two shapes")
 
 
@@ -117,10 +119,10 @@ def check_form(to: str, card: Card, source: Path) -> None:
             on another student.
     """
     refuse_target_time(card)
-    refuse_bank(card)
-    if to not in ("lora", "kohya"):
+    refuse_bank(card, to)
+    if to not in ("lora", "kohya", "heads"):
         return
-    if card.bank:
+    if card.bank and to != "heads":
         raise ValueError("This student's last layer is no LoRA: export --to diffusers or merged.")
     if card.extra_inputs:
         raise ValueError(
@@ -149,7 +151,7 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
     if why := obstacle(replace(card, prediction_type=prediction), schedule, config, type(teacher.family)):
         raise ValueError(f"{why} A finished student has these keys in {source / CARD_FILE}." if REMEDY in why else why)
     plan = plan_scheduler(sampler_of(card), schedule, config, prediction, type(teacher.family))
-    expected = _latents(teacher, source, card)
+    expected = _latents(teacher, load_student(teacher, source, card), card)
     title = one_line(run.resolve().name)
     del teacher  # the student's adapters are on its network: what is saved starts from a clean one
     teacher = teacher_of(source, card, device)
@@ -169,15 +171,18 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
     elif family.own_sigmas() and "sigmas" not in plan.call:  # the base's pipeline would take its own
         n = card.num_inference_steps
         plan = replace(plan, call={**plan.call, "sigmas": [(n - k) / n for k in range(n)]})
-    is_lora, elsewhere = to in ("lora", "kohya"), _forms_for_comfyui(to, card, family)
+    is_lora, elsewhere = to in ("lora", "kohya", "heads"), _forms_for_comfyui(to, card, family)
     hint = usage_hint(card, teacher, sampler_of(card), prediction) + elsewhere
     header = modelspec(card, family, title, teacher.image_size, prediction, hint, base, is_lora)
     request = Request(
         str(shipped(base) or base), family.part, card.num_inference_steps, _prompts(family), call=plan.call,
         device=device, size=teacher.size,
     )  # fmt: skip
-    file = ""
-    if is_lora:
+    file, heads = "", None
+    if to == "heads":
+        card, heads = card_of_heads(card), write_heads(part, teacher, card, tensors, header, DTYPES[dtype])
+        file = heads.name
+    elif is_lora:
         file = LORA_FILE if to == "lora" else f"{title}_comfy.safetensors"
         found, more = peft_layout(tensors) if to == "lora" else kohya_layout(tensors, family.kohya_prefix)
         write(part / file, {key: t.to(DTYPES[dtype]).contiguous() for key, t in found.items()}, {**header, **more})
@@ -203,8 +208,11 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
         if to != "diffusers" and is_ours(base):
             teacher.pipeline.save_pretrained(place)
             request = replace(request, pipeline=place)
-        trip = check_round_trip(request, expected, len(layers(tensors)) if is_lora else 0, LIMITS[dtype])
-    remarks = _remarks(to, card, plan, closed)
+        if heads is None:
+            trip = check_round_trip(request, expected, len(layers(tensors)) if is_lora else 0, LIMITS[dtype])
+        else:
+            trip = check_heads(heads, card, base, device, expected, _latents, LIMITS[dtype])
+    remarks = [*_remarks(to, card, plan, closed), *([REMARK] if heads else [])]
     more_of_card = {
         "export": to, "dtype": dtype, "scheduler": plan.scheduler, "call": plan.call, "gap": trip.gap, "base": base,
         "shift": schedule.shift_at(card.num_inference_steps) if schedule.family == "flow" else None,
@@ -216,9 +224,10 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
         shutil.copyfile(source / image, part / image)
     if licence := licence_file(base):
         write_text(part / "LICENSE.md", licence)
-    checked = f"Read back by diffusers in a process of its own ({dtype} files): its latents are within {trip.gap:.1e} "
+    by = "by fewstep, from the file alone" if heads else "by diffusers in a process of its own"
+    checked = f"Read back {by} ({dtype} files): its latents are within {trip.gap:.1e} "
     checked += f"of fewstep's{f', all {trip.layers} LoRA layers found' if trip.layers else ''}."
-    lines = code(to, base, file, family, card, plan)
+    lines = CODE if heads else code(to, base, file, family, card, plan)
     write_text(part / "README.md", readme(to, title, base, lines, card, hint, source, checked, remarks, image))
     return Export(part, trip, call_arguments(card, plan), tuple(remarks))
 
@@ -242,10 +251,9 @@ def _prompts(family: Family) -> tuple[str, ...]:
     return PROMPTS[:1] if family.mixes_texts else PROMPTS
 
 
-def _latents(teacher: Teacher, source: Path, card: Card) -> Tensor:
+def _latents(teacher: Teacher, student: Denoiser, card: Card) -> Tensor:
     """The latents of `fewstep sample` for `_prompts` from seed 0, in the pipeline's form."""
     generator = torch.Generator().manual_seed(0)
-    student = load_student(teacher, source, card)
     prompts = _prompts(teacher.family)
     noise = torch.randn(len(prompts), *teacher.latent_shape, generator=generator)
     like = next(teacher.family.base.parameters())

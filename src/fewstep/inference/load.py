@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fewstep.checkpoints.copies import copy_of
-from fewstep.checkpoints.load import load_checkpoint
+from fewstep.checkpoints.load import load_checkpoint, load_heads
 from fewstep.checkpoints.registry import Checkpoint, checkpoints, find_checkpoint
 from fewstep.checkpoints.sampling import sampler_class
 from fewstep.inference.model import Model
@@ -97,9 +97,9 @@ def load_model(
         raise ValueError("A file goes with the name of a published checkpoint: `fewstep checkpoints` lists them.")
     written = find_export(path)
     if written is not None:
-        teacher = open_export(written, base, **how)
+        teacher, student = open_export(written, base, **how)
         card = written.card
-        model = Model(teacher, teacher.denoiser, card, card.guidance_scale, base=base or written.base)
+        model = Model(teacher, student, card, card.guidance_scale, base=base or written.base)
         return _with(styles, model)
     folder = student_folder(path.parent if _is_lora_of_a_run(path) else path)
     if folder is not None:
@@ -111,11 +111,14 @@ def load_model(
 
 def load_published(entry: Checkpoint, base: str | None = None, file: Path | None = None, **how: Any) -> Model:
     """An entry of the registry on its base model, as `fewstep.checkpoints.load.load_checkpoint` has it."""
-    teacher = load_checkpoint(entry, base, file, **how)
+    heads = entry.kind == "lora-heads"
+    teacher, student = (
+        load_heads(entry, base, file, **how) if heads else (load_checkpoint(entry, base, file, **how), None)
+    )
     scale = 1.0 if entry.guidance == "embedded" else entry.guidance_scale or 1.0
     embed = entry.guidance_scale if entry.guidance == "embedded" else None
     card = Card(entry.method, "", entry.default_steps, "full", base or entry.base, guidance_embed=embed)
-    return Model(teacher, teacher.denoiser, card, scale, entry, base or entry.base or entry.repo)
+    return Model(teacher, student or teacher.denoiser, card, scale, entry, base or entry.base or entry.repo)
 
 
 def _student(folder: Path, base: str | None, styles: list[tuple[Path, float]], how: dict[str, Any]) -> Model:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -317,8 +318,11 @@ class EDMNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None, **extras: Tensor) -> Tensor:
         c_skip, c_out, c_in = self._coefficients(host(t))
         x = working(x)
-        raw = self.network(*self._inputs(x, c_in, t), cond, **extras).unflatten(0, (-1, len(x)))  # a bank's mixtures
-        return (expand(c_skip, x) * x + expand(c_out, x) * raw.to(x.dtype)).flatten(0, 1)
+        raw = self.network(*self._inputs(x, c_in, t), cond, **extras)
+        if len(raw) > len(x):  # mixtures of a bank of last layers, each of all rows
+            count = len(raw) // len(x)
+            x, c_skip, c_out = torch.cat([x] * count), np.tile(c_skip, count), np.tile(c_out, count)
+        return expand(c_skip, x) * x + expand(c_out, x) * raw.to(x.dtype)
 
     def features(self, x: Tensor, t: Tensor, cond: Cond | None, taps: Iterable[str]) -> list[Tensor]:
         """The raw network's, at its own inputs (see `Denoiser.features`)."""

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 
 from fewstep.diffusion.schedule import Schedule
+from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.models.families.wrong_base import refuse_wrong_base
 from fewstep.models.lora import merge
-from fewstep.models.lora_files import put_weights, read_lora, read_tensors
+from fewstep.models.lora_files import add_heads_file, put_weights, read_lora, read_tensors
+from fewstep.models.roles import RoleNetwork
 from fewstep.students.card import CARD_FILE, Card, load_card
 from fewstep.students.student import LORA_FILE
 
 _NETWORK = "diffusion_pytorch_model*.safetensors"
-_FILES = {"lora": LORA_FILE, "kohya": "*.safetensors", "merged": _NETWORK}
+_FILES = {"lora": LORA_FILE, "kohya": "*.safetensors", "merged": _NETWORK, "heads": LORA_FILE}
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,10 @@ def _read(folder: Path) -> tuple[Card, str, tuple[float | None, float], str]:
 
 
 @torch.no_grad()
-def open_export(export: Exported, base: str | None = None, **options: Any) -> Teacher:
-    """The export on its base, or on ``base``, with its weights merged in and its prediction kind.
+def open_export(export: Exported, base: str | None = None, **options: Any) -> tuple[Teacher, Denoiser]:
+    """The export on its base, or on ``base``, with its weights merged in and its prediction kind; what is sampled.
+
+    The second is the first one's network, but for an export with a last layer for each step.
 
     Args:
         options: other arguments of `load_teacher`.
@@ -113,10 +117,17 @@ def open_export(export: Exported, base: str | None = None, **options: Any) -> Te
     if base is not None:
         refuse_wrong_base(f"The export {export.files[0].parent}", export.files[0], base)
     teacher = load_teacher(base or export.base, **{"size": card.image_size, "guidance_embed": embedded, **options})
-    network = teacher.family.base
-    if export.to == "merged":
+    network, bank = teacher.family.base, None
+    if export.to == "heads":
+        mine = teacher.denoiser
+        bank = add_heads_file(teacher.family.lora_parts, mine.network, mine.schedule, export.files[0], card.bank)
+    elif export.to == "merged":
         tensors = {name: t for file in export.files for name, t in read_tensors(file)[0].items()}
         put_weights(network, tensors, export.files[0])
     else:
         merge(dict(network.named_parameters()), read_lora(teacher.family.lora_parts, export.files[0]))
-    return teacher.with_denoiser(kind=card.prediction_type)
+    teacher = teacher.with_denoiser(kind=card.prediction_type)
+    if bank is None:
+        return teacher, teacher.denoiser
+    mine = teacher.denoiser
+    return teacher, Denoiser(RoleNetwork(mine.network, bank=bank), mine.schedule, mine.prediction_type)

@@ -311,8 +311,8 @@ MUTANTS = [
         ),
         (
             "roles: extra inputs are not among the student's tensors",
-            ("extras.named_parameters()}\n        self._tensors[name] = tensors"),
-            ("extras.named_parameters() if not k}\n        self._tensors[name] = tensors"),
+            ("extras.named_parameters()}\n        if role.bank"),
+            ("extras.named_parameters() if not k}\n        if role.bank"),
             "test_extra_inputs_start_at_zero_and_learn",
         ),
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,15 +91,18 @@ def read_lora(parts: Parts, name: Path | str) -> dict[str, Tensor]:
     return found
 
 
-def read_layers(parts: Parts, path: Path) -> list[Layer]:
+def read_layers(parts: Parts, path: Path, without: Collection[str] = ()) -> list[Layer]:
     """All layers of a LoRA file, each with its place in ``parts``; every shape and number is checked.
+
+    Args:
+        without: names of tensors that are none of the LoRA's.
 
     Raises:
         ValueError: as `add_loras`.
     """
     tensors, metadata = read_tensors(path)
     words = sorted({name.split(".")[1] for name in tensors if name.startswith(_EMBEDDING)})
-    names = [name for name in tensors if not name.startswith(_EMBEDDING)]
+    names = [name for name in tensors if not name.startswith(_EMBEDDING) and name not in without]
     layers = _located(Layers(parts), _known(path, names), tensors, path)
     settings = peft_settings(path, names, metadata, parts)
     for layer in layers:
