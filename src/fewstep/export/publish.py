@@ -234,7 +234,7 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
 
 def _forms_for_comfyui(to: str, card: Card, family: Family) -> str:
     """Which forms ComfyUI reads, where this one is none of them, as the end of a sentence."""
-    if not family.comfyui_shift and not family.comfyui_betas:  # ComfyUI does not know its models
+    if to == "heads" or (not family.comfyui_shift and not family.comfyui_betas):  # ComfyUI does not know its models
         return ""
     lora = ["--to kohya" if family.kohya_prefix else "--to lora"] if card.weights == "lora" else []
     if not family.comfyui_networks and to != "lora":
