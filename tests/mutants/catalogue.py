@@ -39,9 +39,9 @@ from tests.mutants.methods import (
     lightning,
     parts,
     pcm,
+    pdd,
     reflow,
     scm,
-    pdd,
     tcd,
     turbo,
 )

@@ -20,9 +20,9 @@ from fewstep.methods.flowmap import FlowMap
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
+from fewstep.methods.pdd import PDD
 from fewstep.methods.reflow import Reflow
 from fewstep.methods.scm import SCM
-from fewstep.methods.pdd import PDD
 from fewstep.methods.tcd import TCD
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser

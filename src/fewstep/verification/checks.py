@@ -20,9 +20,9 @@ from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.pcm import PCM
+from fewstep.methods.pdd import PDD
 from fewstep.methods.reflow import Reflow
 from fewstep.methods.scm import SCM
-from fewstep.methods.pdd import PDD
 from fewstep.methods.tcd import TCD
 from fewstep.methods.turbo import Turbo
 from fewstep.models.roles import Roles
@@ -40,9 +40,9 @@ from fewstep.verification import (
     lcm,
     lightning,
     pcm,
+    pdd,
     reflow,
     scm,
-    pdd,
     tcd,
     turbo,
 )
