@@ -154,7 +154,7 @@ MUTANTS = [
         "models/families/qwen21.py",
         "models/test_bank.py",
         (
-            "qwen21: mixtures of texts of unequal length are scrambled",
+            "qwen: mixtures of texts of unequal length are scrambled",
             "return torch.cat(by_row, dim=1).flatten(0, 1)",
             "return torch.cat(parts)",
             "test_every_mixture_is_the_network_with_that_last_layer[qwen_image21]",
