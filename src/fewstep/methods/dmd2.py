@@ -88,15 +88,22 @@ class DMD2(Method):
                 predictions' brightness from swinging (``student/x0_mean`` in the log); a higher rate of the critic in
                 its place is worse.
             student_start: steps that the critic learns alone at first.
+            tell_end: condition the student on the end of each jump, so that ``init`` may be a flow map.
         """
 
         fake_init_from: Literal["teacher", "student"] = "teacher"
         fake_pull: ShareOrNone = 0.0
         student_every: Count = 5
         student_start: CountOrNone = 0
+        tell_end: bool = False
 
         def __post_init__(self) -> None:
             RolloutSettings.__post_init__(self)
+            if self.tell_end and (self.fake_init_from == "student" or self.fake_pull):
+                raise ValueError(
+                    "tell_end gives the student an input that its fake score has not: leave fake_init_from at teacher "
+                    "and fake_pull at 0."
+                )
             if self.match == "x_s" and self.rollout != "ode":
                 raise ValueError("match x_s is for a student whose sampler passes there: set rollout to ode.")
             if self.first_weight and (self.rollout, self.student_input) != ("ode", "simulated"):
@@ -126,7 +133,7 @@ class DMD2(Method):
     def roles(self) -> tuple[RoleSpec, ...]:
         settings, pulled = self.settings, "student" if self.settings.fake_pull else None
         fake = RoleSpec("fake", init_from=settings.fake_init_from, pulled_to=pulled, pull=settings.fake_pull)
-        return RoleSpec("student"), fake
+        return RoleSpec("student", ("end",) if settings.tell_end else ()), fake
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
@@ -148,8 +155,9 @@ class DMD2(Method):
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
         x_t, t = self.rollout.state(roles.student, batch.x0, draws, batch.cond), draws.times[draws.exit]
+        to = self.rollout.next_time(draws) if self.settings.match == "x_s" else self.schedule.clean
         with nullcontext() if "student" in due else torch.no_grad():
-            pred = roles.student(x_t, t, batch.cond)
+            pred = roles.student(x_t, t, batch.cond, end=self.rollout.end(roles.student, to))
             return Shared(t, x_t, pred.x0, self.matching.jump(pred, self.rollout.next_time(draws)))
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:

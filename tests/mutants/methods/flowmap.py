@@ -64,3 +64,30 @@ MUTANTS = [
          "test_a_jump_to_clean_data_ends_there"),
     ),
 ]  # fmt: skip
+
+MUTANTS += [
+    *planted(
+        "methods/parts/rollout.py",
+        "methods/test_dmd2_ends.py",
+        ("rollout: a jump of a simulation has no end",
+         "end=self.end(student, times[i + 1])", "end=self.end(student, times[i])",
+         "test_each_call_is_conditioned_on_where_its_jump_goes[settings1-vp]"),
+        ("rollout: an end lies below the schedule's", "return max(time, self.schedule.end) if", "return time if",
+         "test_each_call_is_conditioned_on_where_its_jump_goes[settings1-vp]"),
+        ("rollout: noised predictions are jumps to the next time", 'if self.move == "ode" else self.schedule.end',
+         'if self.move == "ode" else time', "test_each_call_is_conditioned_on_where_its_jump_goes[settings0-vp]"),
+    ),
+    *planted(
+        "methods/dmd2.py",
+        "methods/test_dmd2_ends.py",
+        ("dmd2: the call that learns is conditioned on the next time",
+         'if self.settings.match == "x_s" else self.schedule.clean',
+         "if True else self.schedule.clean", "test_each_call_is_conditioned_on_where_its_jump_goes[settings1-vp]"),
+    ),
+    *planted(
+        "methods/parts/first_step.py",
+        "methods/test_dmd2_ends.py",
+        ("first step: it has no end", 'asked = end if "end" in roles.student.accepts else None', "asked = None",
+         "test_the_first_step_is_conditioned_on_its_end"),
+    ),
+]  # fmt: skip

@@ -60,7 +60,8 @@ class FirstStep:
         """The loss at first states x [B, ...]: one call of the student, K of the teacher."""
         start, end = float(self.times[0]), float(self.times[-1])
         wanted = solve(roles.teacher, x, self.times, cond, self.guidance_scale)
-        reached = roles.student(x, start, cond).at(end)
+        asked = end if "end" in roles.student.accepts else None
+        reached = roles.student(x, start, cond, end=asked).at(end)
         scale = expand(np.asarray(1 / self._span(start, end)), reached)
         term = distance(scale * reached, scale * wanted)
         return Loss(self.weight * term, {"first": term.detach()})

@@ -159,6 +159,15 @@ class Rollout:
         """The native time to which the call at the exit leads on the ODE: the next of the times, or clean data."""
         return (*draws.times, float(self.schedule.clean))[draws.exit + 1]
 
+    def end(self, student: Denoiser, time: float) -> float | None:
+        """The end of a jump to ``time``, for a student with that input: as its samplers give it; None for others.
+
+        Where predictions are noised afresh every jump goes to the schedule's end.
+        """
+        if "end" not in student.accepts:
+            return None
+        return max(time, self.schedule.end) if self.move == "ode" else self.schedule.end
+
     def first_state(self, draws: RolloutDraws) -> Tensor:
         """The state [B, ...] from which the student's own calls start."""
         start = "unit" if self.terminal == "noise" else "table"
@@ -172,7 +181,7 @@ class Rollout:
         x = self.first_state(draws)
         with torch.no_grad():
             for i in range(exit):
-                pred = student(x, times[i], cond)
+                pred = student(x, times[i], cond, end=self.end(student, times[i + 1]))
                 if self.move == "ode":
                     x = pred.at(times[i + 1])
                 else:
