@@ -80,7 +80,7 @@ MUTANTS += [
     *planted(
         "methods/dmd2.py",
         "methods/test_dmd2_ends.py",
-        ("dmd2: the call that learns is conditioned on the next time",
+        ("distribution matching: the call that learns is conditioned on the next time",
          'if self.settings.match == "x_s" else self.schedule.clean',
          "if True else self.schedule.clean", "test_each_call_is_conditioned_on_where_its_jump_goes[settings1-vp]"),
     ),
