@@ -3,12 +3,12 @@
     python benchmarks/same_weights.py [--methods dmd2,dmd,hyper,feedback] [--match PATTERN] [--commit HASH] [--steps 50]
         [--work FOLDER] [--out FILE.json]
 
-Every shipped recipe of the methods, stage by stage, trains once with the sources of each tree: its method's settings,
-its weights (LoRA or full) and its rates, in float32 with batches of two latents of random numbers. The teacher is a
-pipeline of the recipe's family with random weights, and for scenes-64 the shipped one. A stage starts from its teacher,
-and reward models are a closed form, as in the tests. Then every tensor that training changes, roles, heads and
-optimizer moments, must be the same. Prints a line per stage; exit code 1 where one differs. With --work a second call
-goes on where the first ended. `same_numbers.py` compares whole runs of scenes-64 instead.
+Every recipe of the methods that the earlier commit ships, stage by stage, trains once with each tree's sources: its
+method's settings, its weights (LoRA or full) and its rates, in float32 with batches of two latents of random numbers.
+The teacher is a pipeline of the recipe's family with random weights, and for scenes-64 the shipped one. A stage starts
+from its teacher, and reward models are a closed form, as in the tests. Then every tensor that training changes, roles,
+heads and optimizer moments, must be the same. Prints a line per stage; exit code 1 where one differs. With --work a
+second call goes on where the first ended. `same_numbers.py` compares whole runs of scenes-64 instead.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ FAMILIES = {
 
 def stages(methods: list[str], match: str) -> dict[str, Any]:
     """Recipes of the methods by ``recipe`` or ``recipe/stage``, each on the model that its chain starts from."""
+    import fewstep
     from fewstep.recipe.chain import load
 
     found: dict[str, Any] = {}
-    for path in sorted((HERE.parents[1] / "src/fewstep/recipes").glob("*.yaml")):
+    for path in sorted((Path(fewstep.__file__).parent / "recipes").glob("*.yaml")):  # the tree's own
         loaded = load(str(path), () if "feedback" in path.stem else ("data.path=.",) * ("scenes" not in path.stem))
         chain = hasattr(loaded, "stages")
         for name, recipe in (loaded.on_first_teacher() if chain else {"": loaded}).items():
