@@ -1,17 +1,19 @@
 """PDD: a step by hand, solver step after solver step; exact fixed points; grids; what a student says of its steps."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.data.sources import MixtureSource
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Progress
-from fewstep.methods.pdd import PDD
+from fewstep.methods.pdd import PDD, Draws
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles, Weights
@@ -31,6 +33,13 @@ MIXTURES = {
     "gaussian": GaussianMixture([1.0], [0.4], [0.6**0.5]),
     "mixture": GaussianMixture([0.3, 0.7], [-1.2, 0.8], [0.25, 0.35]),
     "ring": GaussianMixture.ring(),
+}
+SPECIAL = {
+    "shifted": Schedule.flow(3.0),
+    "by number": Schedule.flow(lambda n: 1 + n / 10),
+    "stretched": Schedule.flow(2.0, terminal=0.02),
+    "vp": VP,
+    "edm": Schedule.edm(),
 }
 CLASSES = GaussianMixture.ring(6, 1.0, 0.3, num_classes=3)
 ROWS = 6
@@ -140,6 +149,25 @@ def test_only_layers_that_are_drawn_learn(name):
         assert gradient.flatten(1).any(1).nonzero().flatten().tolist() == sorted(set(targets))
 
 
+@pytest.mark.parametrize("name", SPECIAL)
+def test_the_teacher_is_not_asked_at_clean_data(name):
+    """Heun's second call would be there in the last solver step; a table of noise levels has no such time."""
+    method = PDD(SPECIAL[name], num_grid_steps=4, num_inference_steps=(1,), solver="heun", guidance_scale=1.0)
+    asked = []
+
+    def teacher(x, t, cond=None):
+        asked.append(float(t[0]))
+        return 0.1 * x
+
+    kind = "flow" if method.schedule.family == "flow" else "epsilon"
+    bench = Bench(MIXTURES["gaussian"], method.schedule)
+    roles = SimpleNamespace(teacher=Denoiser(teacher, method.schedule, kind), student=FixedPoint(bench, method))
+    draws = Draws((0,), 4, ((3,),), torch.ones(2, 1, dtype=torch.float64))
+    method.student(roles, Batch(torch.zeros(2, 1, dtype=torch.float64), None), draws, draws.noise)
+    assert asked == pytest.approx([method.grid[3]]) and method.calls(draws)["teacher"] == 1
+    assert method.calls(replace(draws, targets=((2,),)))["teacher"] == 2
+
+
 def test_targets_of_blocks_are_drawn_apart():
     method = PDD(BENT, num_grid_steps=32, num_inference_steps=(4,))
     batch = MixtureSource(CLASSES, range(3)).batch(Rng(0, 0, 2))
@@ -167,15 +195,6 @@ def test_the_fixed_point_is_the_guided_teachers():
     assert fixed_point_loss(bench, method, draws=3) <= 1e-25
     other = replace(bench, guidance_scale=1.0)
     assert fixed_point_loss(bench, method, FixedPoint(other, method), draws=3) > 1e-2
-
-
-SPECIAL = {
-    "shifted": Schedule.flow(3.0),
-    "by number": Schedule.flow(lambda n: 1 + n / 10),
-    "stretched": Schedule.flow(2.0, terminal=0.02),
-    "vp": VP,
-    "edm": Schedule.edm(),
-}
 
 
 @pytest.mark.parametrize("name", SPECIAL)

@@ -81,7 +81,7 @@ MUTANTS = [
             "pdd: the last solver step has two calls",
             "or only_first_order(self.schedule, self.grid[k], self.grid[k + 1])",
             "",
-            STEP,
+            "test_the_teacher_is_not_asked_at_clean_data[vp]",
         ),
     ),
     *planted(
