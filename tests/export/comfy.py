@@ -16,7 +16,7 @@ SDXL = {"depth": (0, 2, 10), "mid": 10}
 
 def unet_names(depth, mid, res_blocks=2):
     """``lora_unet_...`` -> weight of the original UNet; ``depth`` is the transformers' at each resolution."""
-    found = {}
+    found = {f"time_embedding.linear_{i}": f"time_embed.{2 * i - 2}" for i in (1, 2)}
 
     def resnet(name, place):
         for mine, theirs in RESNET.items():

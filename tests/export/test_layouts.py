@@ -22,6 +22,7 @@ from fewstep.models.families.flux2 import Flux2Network
 from fewstep.models.families.krea2 import Krea2Network
 from fewstep.models.families.qwen import QwenNetwork
 from fewstep.models.families.qwen21 import Qwen21Network
+from fewstep.models.families.registry import FAMILIES
 from fewstep.models.families.sd3 import SD3Network
 from fewstep.models.families.unet import StableDiffusion, StableDiffusionXL
 from fewstep.models.families.zimage import ZImageNetwork
@@ -141,6 +142,27 @@ def test_comfyui_finds_every_layer(name):
     assert len(mine) == COUNT[name] == len(layers(lora(name)))
     assert mine <= known.keys()
     assert len({known[key] for key in mine}) == COUNT[name]  # no two change the same weight
+
+
+TIME = {
+    "SD1.5": "time_embedding.linear_1", "SDXL": "time_embedding.linear_1", "Z-Image": "t_embedder.mlp.0",
+    "Krea 2": "time_embed.linear_1", "klein": "time_guidance_embed.timestep_embedder.linear_1",
+    "Chroma": "distilled_guidance_layer.in_proj",
+}  # fmt: skip
+"""The layer that holds the target times of an exported student."""
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_where_comfyui_finds_the_layer_of_the_target_times(name):
+    """Its family says so: of FLUX.2 and Chroma it finds none."""
+    layer, made = TIME.get(name, "time_text_embed.timestep_embedder.linear_1"), network(name)
+    out, into = made.get_submodule(layer).weight.shape
+    place = "transformer" if name in CLASSES else "unet"
+    one = {f"{place}.{layer}.lora_A.weight": torch.zeros(1, into), f"{place}.{layer}.lora_B.weight": torch.ones(out, 1)}
+    keys, _ = kohya_layout(one, PREFIX) if name in ("SD1.5", "SDXL") else peft_layout(one)
+    family = next(cls for cls in FAMILIES if cls.network_class == type(made).__name__)
+    found = {key.removesuffix(".alpha").split(".lora_")[0] for key in keys} <= COMFY[name]().keys()
+    assert found == family.comfyui_time_lora
 
 
 @pytest.mark.parametrize("layout", ["lora", "kohya"])

@@ -192,7 +192,7 @@ def test_what_stands_in_the_folder(run, in_this_process, tmp_path):
 
 
 @pytest.mark.parametrize("card, to, match", [
-    (dict(extra_inputs=("end",)), "diffusers", "conditioned on the target time"),
+    (dict(sampler="tcd", eta=0.3, extra_inputs=("end",)), "diffusers", "without fresh noise, and this one is sampled"),
     (dict(weights="full", rank=0), "kohya", "it is no LoRA"),
     (dict(), "onnx", "Unknown --to 'onnx'"),
 ])  # fmt: skip

@@ -27,6 +27,7 @@ from fewstep.runs.setup import setup
 from fewstep.runs.validation import SampleGrid
 from fewstep.sampling import LCMSampler, RenoiseSampler
 from fewstep.students.card import Card
+from fewstep.students.student import load_student
 from tests.export.test_publish import LCM, finished
 from tests.models.pipelines import SIZE, build
 
@@ -105,7 +106,7 @@ def test_sample_grids_of_training_are_the_images_of_their_seed(short, tmp_path, 
 def test_exports_are_compared_on_independent_noises(tiny, tmp_path, normals):
     run = finished(tmp_path / "mine", tiny)
     teacher = load_teacher(str(tiny))
-    mine = _latents(teacher, run / "student", LCM)
+    mine = _latents(teacher, load_student(teacher, run / "student", LCM), LCM)
     assert len(normals) == 4 and largest_correlation(normals) < 6
     torch.testing.assert_close(mine, fewstep.load(run).sample(list(PROMPTS), seed=0, output_type="latent"))
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.diffusion.schedule import Array, Schedule
+from fewstep.export.header import only_for
 from fewstep.models.families import Family, Teacher
 from fewstep.sampling import Sampler
 from fewstep.students.card import Card
@@ -49,6 +50,8 @@ def usage_hint(card: Card, teacher: Teacher, sampler: Sampler, prediction: str) 
         prediction: prediction kind of the student's network.
     """
     pipeline, scale = teacher.pipeline, card.guidance_scale
+    if card.target_times and not teacher.family.comfyui_time_lora:
+        return "ComfyUI cannot run this student: it reads no weights of the layer that holds its target times."
     if teacher.guidance_embed is not None and not teacher.family.comfyui_embeds_guidance:
         return "ComfyUI cannot run this network: it has a guidance-scale embedding."
     found = comfyui(
@@ -66,7 +69,24 @@ def usage_hint(card: Card, teacher: Teacher, sampler: Sampler, prediction: str) 
     if teacher.guidance_embed is not None:  # the network's own embedding, which ComfyUI sets at 3.5 without the node
         embedded = teacher.guidance_embed if card.guidance_embed is None else card.guidance_embed
         nodes.append(f"FluxGuidance {embedded:g}")
+    nodes += [only_for(card).removeprefix(", ")] if card.target_times else []
     return hint(card.num_inference_steps, scale, found, nodes)
+
+
+def forms_for_comfyui(to: str, card: Card, family: Family) -> str:
+    """Which forms ComfyUI reads, where this one is none of them, as the end of a sentence."""
+    if to == "heads" or (not family.comfyui_shift and not family.comfyui_betas):  # ComfyUI does not know its models
+        return ""
+    if card.target_times and not family.comfyui_time_lora:  # `usage_hint` says that it reads none
+        return ""
+    lora = ["--to kohya" if family.kohya_prefix else "--to lora"] if card.weights == "lora" else []
+    if not family.comfyui_networks and to != "lora":
+        return f" (ComfyUI reads {' and '.join(lora) or 'none of the exports of its full weights'}, not this one)"
+    if to == "lora" and family.kohya_prefix:
+        return " (ComfyUI reads --to kohya: of this file it finds a part of the layers)"
+    if to == "diffusers":
+        return f" (ComfyUI reads {' and '.join([*lora, '--to merged'])}, not this folder)"
+    return ""
 
 
 def hint(steps: int, guidance_scale: float, found: ComfyUI, nodes: Iterable[str] = ()) -> str:

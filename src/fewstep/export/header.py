@@ -35,7 +35,7 @@ def modelspec(
         "modelspec.title": title,
         "modelspec.resolution": f"{size}x{size}",
         "modelspec.description": one_line(
-            f"{card.num_inference_steps}-step student of {shown(base)}, method {card.method}"
+            f"{card.num_inference_steps}-step student of {shown(base)}, method {card.method}{only_for(card)}"
         ),
         "modelspec.usage_hint": hint,
         "modelspec.license": licence_words(base),
@@ -48,6 +48,11 @@ def modelspec(
     if lora and name in family.kohya_bases:
         header["ss_base_model_version"] = family.kohya_bases[name]
     return header
+
+
+def only_for(card: Card) -> str:
+    """That a file is right for its own number of steps alone, as the end of a list; empty where it is not so."""
+    return ", right for that number of steps alone" if card.target_times else ""
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.export.fold import Fold
 from fewstep.export.heads import put_last_layer
 from fewstep.models.extras import EMBED_WIDTH, sinusoid
 from fewstep.models.families import Teacher
@@ -21,19 +22,19 @@ _W = "extras.project.guidance_embed.weight"
 
 
 @torch.no_grad()
-def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> None:
+def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor], fold: Fold | None = None) -> None:
     """Put the student's weights into the teacher's own network, in place.
 
     A guidance-scale embedding is fixed at the card's scale: it is added to the time embedding's input, which passes
-    one linear layer, whose bias can hold it.
+    one linear layer, whose bias can hold it. With ``fold`` that layer's weight holds it, and the target times.
 
     Raises:
-        ValueError: the student is conditioned on s, which no weights can hold, or on its guidance scale, and the time
-            embedding has no bias; it has a last layer for each of several steps.
+        ValueError: the student is conditioned on its guidance scale, and the time embedding has no bias; its target
+            times do not fit into the weight; it has a last layer for each of several steps.
     """
-    refuse_target_time(card)
     network: Any = teacher.denoiser.network
-    layers = network.time_embedder.modules() if card.guidance_embed is not None and _W in tensors else ()
+    in_bias = card.guidance_embed is not None and _W in tensors and fold is None
+    layers = network.time_embedder.modules() if in_bias else ()
     first: Any = next((layer for layer in layers if isinstance(layer, nn.Linear)), None)
     if first is not None and first.bias is None:
         raise ValueError(
@@ -52,19 +53,9 @@ def put_student(teacher: Teacher, card: Card, tensors: dict[str, Tensor]) -> Non
     if card.guidance_embed is not None and first is not None:
         embedded = sinusoid(torch.tensor([1000 * (card.guidance_embed - 1)]), EMBED_WIDTH)
         first.bias += first.weight @ (tensors[_W] @ embedded[0])
-
-
-def refuse_target_time(card: Card) -> None:
-    """Refuse a student that no other program can sample from.
-
-    Raises:
-        ValueError: one sentence: it is conditioned on its target time.
-    """
-    if "end" in card.extra_inputs:
-        raise ValueError(
-            "This student is conditioned on the target time of every step, which no other program supports: sample it "
-            "with fewstep sample, or take a method without that input (for tcd and hyper: tell_end off)."
-        )
+    if fold is not None:
+        weight = fold.weight_of(network)
+        weight.copy_(fold.folded(weight))
 
 
 def close_guidance(teacher: Teacher) -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from fewstep.diffusion.schedule import Schedule
+from fewstep.export.fold import refuse_fresh_noise
 from fewstep.export.heads import refuse_bank
-from fewstep.export.pipeline import refuse_target_time
 from fewstep.export.scheduler import plan_scheduler
 from fewstep.models.families import Family
 from fewstep.students.card import Card, sampler_of
@@ -26,7 +26,7 @@ def obstacle(card: Card, schedule: Schedule, scheduler: Mapping[str, Any], famil
 
     def refusal(card: Card) -> str:
         try:
-            refuse_target_time(card)
+            refuse_fresh_noise(card)
             if family.part != "transformer" or card.weights != "lora":  # --to heads
                 refuse_bank(card)
             plan_scheduler(sampler_of(card), schedule, scheduler, card.prediction_type, family)

@@ -25,12 +25,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.data.files import give_usual_permissions, write_text
-from fewstep.export.comfyui import usage_hint
+from fewstep.export.comfyui import forms_for_comfyui, usage_hint
+from fewstep.export.fold import Fold, fold_end, is_folded, refuse_fresh_noise
 from fewstep.export.header import modelspec, write
 from fewstep.export.heads import CODE, REMARK, card_of_heads, check_heads, refuse_bank, write_heads
 from fewstep.export.hub_card import licence_file, one_line
 from fewstep.export.lora import kohya_layout, layers, peft_layout
-from fewstep.export.pipeline import close_guidance, put_student, refuse_target_time, save_network, save_pipeline
+from fewstep.export.pipeline import close_guidance, put_student, save_network, save_pipeline
 from fewstep.export.possible import REMEDY, obstacle
 from fewstep.export.readme import call_arguments, code, readme
 from fewstep.export.round_trip import LIMITS, Request, RoundTrip, check_round_trip
@@ -115,16 +116,16 @@ def check_form(to: str, card: Card, source: Path) -> None:
     """Refuse what would load elsewhere and sample something else.
 
     Raises:
-        ValueError: one sentence: the student is conditioned on s or on its guidance scale; it is no LoRA, or a LoRA
-            on another student.
+        ValueError: one sentence: the student is conditioned on its guidance scale, or on s and sampled with fresh
+            noise; it is no LoRA, or a LoRA on another student.
     """
-    refuse_target_time(card)
+    refuse_fresh_noise(card)
     refuse_bank(card, to)
     if to not in ("lora", "kohya", "heads"):
         return
     if card.bank and to != "heads":
         raise ValueError("This student's last layer is no LoRA: export --to diffusers or merged.")
-    if card.extra_inputs:
+    if card.extra_inputs and not is_folded(card):  # with its target times the scale too is folded into the LoRA
         raise ValueError(
             "This student has a guidance-scale embedding, which no program would run with its LoRA alone: "
             "--to diffusers and --to merged fix the scale in the weights."
@@ -151,9 +152,12 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
     if why := obstacle(replace(card, prediction_type=prediction), schedule, config, type(teacher.family)):
         raise ValueError(f"{why} A finished student has these keys in {source / CARD_FILE}." if REMEDY in why else why)
     plan = plan_scheduler(sampler_of(card), schedule, config, prediction, type(teacher.family))
-    expected = _latents(teacher, load_student(teacher, source, card), card)
+    student = load_student(teacher, source, card)
+    expected = _latents(teacher, student, card)
+    fold = _fold(teacher, student, card) if is_folded(card) else None
+    card = replace(card, target_times=fold.targets if fold is not None else ())
     title = one_line(run.resolve().name)
-    del teacher  # the student's adapters are on its network: what is saved starts from a clean one
+    del teacher, student  # its adapters are on the teacher's network: what is saved starts from a clean one
     teacher = teacher_of(source, card, device)
     family, tensors = teacher.family, load_weights(source)
     embeds = teacher.guidance_embed is not None  # an embedding that the network was trained with must stay
@@ -171,7 +175,7 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
     elif family.own_sigmas() and "sigmas" not in plan.call:  # the base's pipeline would take its own
         n = card.num_inference_steps
         plan = replace(plan, call={**plan.call, "sigmas": [(n - k) / n for k in range(n)]})
-    is_lora, elsewhere = to in ("lora", "kohya", "heads"), _forms_for_comfyui(to, card, family)
+    is_lora, elsewhere = to in ("lora", "kohya", "heads"), forms_for_comfyui(to, card, family)
     hint = usage_hint(card, teacher, sampler_of(card), prediction) + elsewhere
     header = modelspec(card, family, title, teacher.image_size, prediction, hint, base, is_lora)
     request = Request(
@@ -184,11 +188,12 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
         file = heads.name
     elif is_lora:
         file = LORA_FILE if to == "lora" else f"{title}_comfy.safetensors"
+        tensors = tensors if fold is None else fold.as_ranks(tensors, fold.weight_of(teacher.denoiser.network))
         found, more = peft_layout(tensors) if to == "lora" else kohya_layout(tensors, family.kohya_prefix)
         write(part / file, {key: t.to(DTYPES[dtype]).contiguous() for key, t in found.items()}, {**header, **more})
         request = replace(request, lora=str(part / file))
     else:
-        put_student(teacher, card, tensors)
+        put_student(teacher, card, tensors, fold)
         if closed:
             close_guidance(teacher)
         if to == "merged":
@@ -232,23 +237,16 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
     return Export(part, trip, call_arguments(card, plan), tuple(remarks))
 
 
-def _forms_for_comfyui(to: str, card: Card, family: Family) -> str:
-    """Which forms ComfyUI reads, where this one is none of them, as the end of a sentence."""
-    if to == "heads" or (not family.comfyui_shift and not family.comfyui_betas):  # ComfyUI does not know its models
-        return ""
-    lora = ["--to kohya" if family.kohya_prefix else "--to lora"] if card.weights == "lora" else []
-    if not family.comfyui_networks and to != "lora":
-        return f" (ComfyUI reads {' and '.join(lora) or 'none of the exports of its full weights'}, not this one)"
-    if to == "lora" and family.kohya_prefix:
-        return " (ComfyUI reads --to kohya: of this file it finds a part of the layers)"
-    if to == "diffusers":
-        return f" (ComfyUI reads {' and '.join([*lora, '--to merged'])}, not this folder)"
-    return ""
-
-
 def _prompts(family: Family) -> tuple[str, ...]:
     """Those that an export is tried with."""
     return PROMPTS[:1] if family.mixes_texts else PROMPTS
+
+
+def _fold(teacher: Teacher, student: Denoiser, card: Card) -> Fold:
+    """The student's target times, and its embedded guidance scale, for the run of its card."""
+    like = next(teacher.family.base.parameters())
+    x, cond = torch.zeros(1, *teacher.latent_shape, device=like.device), teacher.encode_prompts(list(PROMPTS[:1]))
+    return fold_end(student, sampler_of(card), x, cond, card.guidance_embed)
 
 
 def _latents(teacher: Teacher, student: Denoiser, card: Card) -> Tensor:
@@ -272,6 +270,11 @@ def _remarks(to: str, card: Card, plan: SchedulerPlan, closed: bool) -> list[str
     if "guidance_embed" in card.extra_inputs:
         found.append(
             f"The student has a guidance-scale embedding: the scale {card.guidance_embed:g} is fixed in these weights."
+        )
+    if card.target_times:
+        found.append(
+            f"The student is conditioned on its target time, and the target times of {card.num_inference_steps} steps "
+            "are fixed in these weights: they are right for that number of steps alone, at the full strength of a LoRA."
         )
     if to == "diffusers" and plan.call:
         found.append(f"No file of a pipeline can hold {' and '.join(plan.call)}: set it in every call.")

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from fewstep.export.header import only_for
 from fewstep.export.hub_card import front_matter, licence_words, plain, shown
 from fewstep.models.families import Family, shipped
 from fewstep.sampling.diffusers_schedulers import SchedulerPlan
@@ -84,7 +85,7 @@ def readme(
     lines += [f"{name} in {steps}, distilled with the method {plain(card.method)} by fewstep.", ""]
     lines += [f"![samples]({image})", ""] if image else []
     lines += ["## Use", "", f"{fence}python", lines_of_code, fence, ""]
-    lines += [f"Made for {steps}."]
+    lines += [f"Made for {steps}{only_for(card)}."]
     lines += ["", f"ComfyUI: {hint.rstrip('.')}."] if hint else []
     lines += ["", *(f"- {line}" for line in remarks)] if remarks else []
     lines += ["", "## Quality", "", measured(source, card), f"Trained for {card.steps} steps. {proof}", ""]

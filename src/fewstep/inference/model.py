@@ -34,7 +34,7 @@ from fewstep.models.families import Teacher
 from fewstep.sampling import Sampler, sample
 from fewstep.sampling.sample import Generators
 from fewstep.sampling.samplers import sampler_name
-from fewstep.students.card import Card, sampler_of
+from fewstep.students.card import Card, refuse_other_times, sampler_of
 from fewstep.training.progress import doing
 
 
@@ -193,6 +193,7 @@ class Model:
             whole_number(num_images_per_prompt, "num_images_per_prompt", 1, MOST_IMAGES),
             self.at(height, width),
         )
+        refuse_other_times(self.card, chosen, this.denoiser.schedule)
         begun = None if image is None else opened(image)
         given = this._one_each(prompts, 1 if begun is None else len(begun))
         images, masks = this._pixels(given, begun, mask)

@@ -109,7 +109,7 @@ class Hyper(Method):
                 that of the mean square on latents of 1,024 numbers when a stage begins. 0 leaves the discriminator out.
             target_decay: EMA decay of the target; 0 uses the student itself.
             offset_noise: one more normal to each channel, times this (not on flow schedules).
-            tell_end: give the student s as an input. No other program can read this from a LoRA.
+            tell_end: give the student s as an input. An export holds it for its own number of steps.
             discriminator_weights: "full" or "lora", of the student's rank. halvings: of its head, whose map must come
                 down to 4x4: 0 for scenes-64, 1 for SD1.5 at 512 pixels, 3 for SDXL at 1024.
         """

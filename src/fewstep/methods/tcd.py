@@ -71,7 +71,7 @@ class TCD(Method):
         Attributes:
             num_grid_steps: N, solver steps of the training grid (50: 20 of 1000 table steps each).
             guidance_scale: the teacher's w (1 = off), one number or [low, high] drawn per sample.
-            tell_end: give the student s as an input, TCF(S+). No other program can read this from a LoRA.
+            tell_end: give the student s as an input, TCF(S+). An export holds it for its own number of steps.
             single_end: always jump to the grid's end (s = 0), for comparison: LCM in jump form.
             loss: "l2" (the paper) or "huber", element-wise with huber_c.
             target_decay: EMA decay of the target; 0 uses the student itself.

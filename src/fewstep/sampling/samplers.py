@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -191,6 +192,12 @@ class Sampler:
     def end(self, schedule: Schedule, time: float, next_time: float, last: bool) -> float:
         """The target time s for a network conditioned on it (input ``end``)."""
         return next_time
+
+    def targets(self, schedule: Schedule) -> list[tuple[float, float]]:
+        """(t, s) of every step of a run as `walk` has it: no network of extra inputs is trained below the end."""
+        pairs = list(pairwise(self.times(schedule).tolist()))
+        ends = [self.end(schedule, t, after, i == len(pairs) - 1) for i, (t, after) in enumerate(pairs)]
+        return [(t, max(end, schedule.end)) for (t, _), end in zip(pairs, ends, strict=True)]
 
     def step(self, at: Step) -> Tensor:
         """The next state, [B, ...], in the schedule's own coordinates."""

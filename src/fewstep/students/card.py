@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from fewstep.data.files import replace_text
+from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.guidance import off_is_one
 from fewstep.sampling import SAMPLERS, Sampler, make_sampler
 
@@ -32,6 +34,8 @@ class Card:
         bank: the times between which it has last layers (`fewstep.models.bank`), N + 1, decreasing; empty: it has one.
         bank_steps: numbers of steps that it was trained for, divisors of N, where it has a bank.
         guidance_embed: scale for its guidance-scale embedding, or its teacher's; None: the default.
+        target_times: of an export that holds its target times in its weights: (t, s) of every step for which they are
+            right; empty: it holds none.
         image_size: side of its images in pixels; None is its teacher's own.
         steps: training steps. forward_equivalents: their compute cost, with that of the runs it builds on, in teacher
             forward passes (forward 1, backward 2).
@@ -53,6 +57,7 @@ class Card:
     bank: tuple[float, ...] = ()
     bank_steps: tuple[int, ...] = ()
     guidance_embed: float | None = None
+    target_times: tuple[tuple[float, float], ...] = ()
     image_size: int | None = None
     steps: int = 0
     forward_equivalents: float = 0.0
@@ -96,6 +101,20 @@ def load_card(folder: Path) -> Card:
         raise ValueError(f"The card {folder / CARD_FILE} is damaged: {key}: {first['msg']}.") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no student: {CARD_FILE} is missing or damaged ({error}).") from None
+
+
+def refuse_other_times(card: Card, sampler: Sampler, schedule: Schedule) -> None:
+    """Refuse a run at other times than those whose target times the weights of an export hold.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    known, width = np.asarray(card.target_times), 1e-6 * abs(schedule.start - schedule.end)
+    if len(known) and any(np.abs(known - asked).max(axis=1).min() > width for asked in sampler.targets(schedule)):
+        raise ValueError(
+            f"The weights of this export hold the target times of its own {len(known)} steps and are right for these "
+            "alone: leave steps, times, eta, sampler, strength and size out, or sample from the run itself."
+        )
 
 
 def sampler_of(card: Card, name: str | None = None, **options: Any) -> Sampler:

@@ -87,6 +87,7 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **
     refuse_missing_run(name)
     folder = student_folder(Path(name))
     if folder is None:
+        _refuse_few_times(Path(name))
         entry = copy_of(name)
         if entry is None:
             return load_teacher(name, device=device, loras=loras, **options)
@@ -109,6 +110,15 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **
     if quantization is not None:
         quantize(network, quantization)
     return teacher.with_denoiser(name=name, kind=card.prediction_type)
+
+
+def _refuse_few_times(path: Path) -> None:
+    """Refuse an exported pipeline that is right at the times of its own steps alone."""
+    if is_pipeline(path) and (path / CARD_FILE).is_file() and load_card(path).target_times:
+        raise ValueError(
+            f"The weights of the export {path} hold the target times of its own steps, so it cannot be a teacher: take "
+            "a model, or the run itself as the init of the next run."
+        )
 
 
 @torch.no_grad()

@@ -124,6 +124,7 @@ class Chroma(Packed, Family):
     text_tokens = _T5_TOKENS
     comfyui_shift = "ModelSamplingFlux"
     comfyui_networks = False
+    comfyui_time_lora = False
 
     def network(self) -> nn.Module:
         return ChromaNetwork(self.base)

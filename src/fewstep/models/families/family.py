@@ -76,6 +76,7 @@ class Family(Latents):
             known here.
         comfyui_shift: node of ComfyUI that sets the shift of a flow model; empty where none is known here.
         comfyui_networks: whether ComfyUI reads a whole network under diffusers' names.
+        comfyui_time_lora: whether ComfyUI knows a LoRA's layers of the time embedding.
     """
 
     title: ClassVar[str]
@@ -102,6 +103,7 @@ class Family(Latents):
     comfyui_betas: ClassVar[tuple[str, float, float] | None] = None
     comfyui_shift: ClassVar[str] = ""
     comfyui_networks: ClassVar[bool] = True
+    comfyui_time_lora: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, size: int | None = None) -> None:
         self.pipeline, self.size, self._sides = pipeline, size, None

@@ -110,6 +110,7 @@ class Flux2(Packed, Family):
     text_dtype = torch.bfloat16
     comfyui_shift = "ModelSamplingFlux"
     comfyui_networks = False
+    comfyui_time_lora = False
     embeds_guidance: ClassVar[bool] = True
 
     @classmethod
