@@ -20,6 +20,9 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Weights
+from fewstep.recipe.load import parse_recipe
+from fewstep.recipe.validate import RecipeError
+from fewstep.runs.fit import check_fit
 from fewstep.sampling import LCMSampler, RenoiseSampler, make_sampler, sample
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
@@ -277,3 +280,15 @@ def test_without_its_weight_there_is_no_discriminator():
 def test_refusals(settings, said):
     with pytest.raises(ValueError, match=said):
         DMD2(SCHEDULES["vp"], **settings)
+
+
+def test_a_student_that_would_never_learn_is_refused():
+    def checked(start):
+        recipe = parse_recipe(
+            {"method": {"name": "dmd2", "student_start": start}, "training": {"steps": 100, "batch_size": 2}}
+        )
+        check_fit(recipe, DMD2(SCHEDULES["vp"], recipe.method_settings()), "epsilon", None, None, begins=False)
+
+    checked(99)
+    with pytest.raises(RecipeError, match=r"method.student_start \(100\) is not below training.steps \(100\)"):
+        checked(100)

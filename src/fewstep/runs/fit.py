@@ -101,6 +101,7 @@ def check_fit(
             type, a teacher of another sampler, a sampler that does not fit the schedule.
     """
     _check_buckets(recipe, method)
+    _check_starts(recipe, method)
     _check_teacher(recipe, method, below)
     _check_kind(recipe, method, kind, start, begins)
     _check_bank(recipe, method, start)
@@ -118,6 +119,16 @@ def _check_buckets(recipe: Recipe, method: Method) -> None:
     if recipe.data.aspect_buckets and method.head_needs_squares:
         instead = "set method.head to residual, or leave" if "head" in method.setting_names() else "leave"
         raise RecipeError(f"data.aspect_buckets: the discriminator of {method.name} needs squares: {instead} them out.")
+
+
+def _check_starts(recipe: Recipe, method: Method) -> None:
+    """A player whose first step is the run's last or later would never learn."""
+    for player in method.players:
+        if player.start and player.start >= recipe.training.steps:
+            raise RecipeError(
+                f"method.{player.name}_start ({player.start:,}) is not below training.steps ({recipe.training.steps:,}): "
+                f"the {player.name} would never learn."
+            )
 
 
 def _check_teacher(recipe: Recipe, method: Method, card: Card | None) -> None:
