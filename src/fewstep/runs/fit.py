@@ -126,8 +126,8 @@ def _check_starts(recipe: Recipe, method: Method) -> None:
     for player in method.players:
         if player.start and player.start >= recipe.training.steps:
             raise RecipeError(
-                f"method.{player.name}_start ({player.start:,}) is not below training.steps ({recipe.training.steps:,}): "
-                f"the {player.name} would never learn."
+                f"method.{player.name}_start ({player.start:,}) is not below training.steps "
+                f"({recipe.training.steps:,}): the {player.name} would never learn."
             )
 
 
