@@ -171,8 +171,8 @@ MUTANTS = [
             "determinant = self._alpha * self._q - self._sigma * self._p",
             (
                 "determinant = self._alpha * self._q - self._sigma * self._p\n"
-                '        determinant = np.ones_like(determinant) if self.prediction_type == "v_prediction" else d'
-                "eterminant"
+                '        if prediction_type == "v_prediction":\n'
+                "            self._determinant = np.ones_like(self._determinant)"
             ),
             "test_general_v_with_alpha_squared_plus_sigma_squared_not_one",
         ),

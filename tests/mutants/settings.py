@@ -123,8 +123,8 @@ MUTANTS = [
         ),
         (
             "trainer: the critic's logged rate is that of the next step",
-            "self.settings.rate(self.done - 1, name)",
-            "self.settings.rate(self.done, name)",
+            "player.rate(self.done - 1)",
+            "player.rate(self.done)",
             "test_a_logged_rate_is_that_of_the_step_it_stands_beside",
         ),
     ),

@@ -137,13 +137,13 @@ MUTANTS = [
         ),
         (
             "training: the learning rate is that of the step before",
-            "self.settings.rate(step, self.player.name)",
-            "self.settings.rate(step - 1, self.player.name)",
+            "self.settings.rate(step, self.player.name, self.player.rate)",
+            "self.settings.rate(step - 1, self.player.name, self.player.rate)",
             "tests/training/test_trainer.py::test_the_optimiser_uses_the_rate_of_its_step",
         ),
         (
             "training: the critic learns at the student's rate",
-            "self.settings.rate(step, self.player.name)",
+            "self.settings.rate(step, self.player.name, self.player.rate)",
             "self.settings.rate(step)",
             "test_each_player_has_its_own_rate",
         ),
@@ -394,7 +394,7 @@ MUTANTS = [
         ),
         (
             "trainer: the critic's logged rate is the student's",
-            "self.settings.rate(self.done - 1, name)",
+            "player.rate(self.done - 1)",
             "self.settings.rate(self.done - 1)",
             "test_the_log_says_how_often_gradients_were_clipped_and_each_players_rate",
         ),

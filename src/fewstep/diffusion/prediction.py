@@ -65,6 +65,7 @@ class Prediction:
         self.prediction_type = prediction_type
         self._alpha, self._sigma = schedule.alpha_sigma(self.t)
         self._p, self._q = mix(prediction_type, self._alpha, self._sigma)
+        self._determinant = self._alpha * self._q - self._sigma * self._p
 
     @property
     def x0(self) -> Tensor:
@@ -104,6 +105,11 @@ class Prediction:
         mask = torch.from_numpy(np.atleast_1d(still)).reshape(-1, *[1] * (self.x.ndim - 1))
         return torch.where(mask.to(self.x.device, non_blocking=True), self.x, jump)
 
+    def gain(self, a: Array | float = 1.0, s: Array | float = 0.0) -> Array:
+        """How much an error of the output weighs in ``a x0 + s eps``, at least 0, numbers or [B]; 0 where singular."""
+        determinant, of_output = self._determinant, s * self._alpha - a * self._sigma
+        return np.abs(np.divide(of_output, determinant, out=np.zeros_like(of_output), where=determinant != 0))
+
     def combine(self, a: Array | float, s: Array | float, unused: Array | None = None) -> Tensor:
         """``a x0 + s eps`` from (x_t, output); ``a``, ``s`` are host coefficients, numbers or [B].
 
@@ -114,7 +120,7 @@ class Prediction:
         """
         if np.all(a == self._p) and np.all(s == self._q):
             return self.output  # the network's own output: exact, and defined even at a singular time
-        determinant = self._alpha * self._q - self._sigma * self._p
+        determinant = self._determinant
         if unused is not None:
             determinant = np.where(unused & (determinant == 0), 1.0, determinant)
         if (determinant == 0).any():

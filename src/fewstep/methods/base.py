@@ -30,12 +30,14 @@ class Player:
         every: the player is due at steps start, start + every, start + 2 every, ...
         owns: the roles whose weights it trains; its own name by default.
         start: its first step; until then the others learn alone.
+        rate: of its learning, in units of training.learning_rate, where training.critic_learning_rate does not say.
     """
 
     name: str
     every: int = 1
     owns: tuple[str, ...] = ()
     start: int = 0
+    rate: float = 1.0
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -209,6 +211,9 @@ class Method:
     converts: bool = False  # whether the student's prediction type differs from the teacher's
     continues: ClassVar[bool] = False  # whether the teacher is a few-step student, sampled in the same way
     needs_precision: ClassVar[bool] = False  # whether its loss is a small difference of predictions: float32 alone
+    reads_clean_data: ClassVar[bool] = False  # whether losses compare clean data as predicted at every time
+    chosen_start: str = ""  # the setting that chooses where its students start
+    default_times: tuple[float, ...] = ()  # the student's times where its schedule chose them (`diffusion.well_posed`)
     gan: Any = None  # the discriminator of its losses (`parts.discriminators.Discriminator`), if it has one
     encoder: str = ""  # the frozen image encoder of its losses: "scenes-64", a folder or a hub name
     rewards: tuple[str, ...] = ()  # the reward models of its losses (`fewstep.models.rewards`)

@@ -21,7 +21,7 @@ drops alpha_t of eq. 8, as the code does. A fake score of epsilon or v has its o
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,9 +29,10 @@ from torch import Tensor
 
 from fewstep.data.batch import Pairs
 from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.well_posed import student_times
 from fewstep.methods import Batch, Loss, Method, Player, Progress, Rng, RoleSpec, Sampling
 from fewstep.methods.parts.distances import Distance, distance, feature_distance
-from fewstep.methods.parts.score_pair import ScorePair, Weighting, matching_loss
+from fewstep.methods.parts.score_pair import ScorePair, Weighting, critic_rate, matching_loss
 from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import FixedGuidance, Weight, checked
 from fewstep.models.cond import Cond
@@ -73,6 +74,7 @@ class DMD(Method):
     summary = "Distribution matching: two scores give the gradient, the teacher's pairs keep the modes; one step."
     players = (Player("student"), Player("fake"))
     streams = ("data", "pairs")
+    chosen_start = "timestep"
     renamed: ClassVar[dict[str, str]] = {"fake_begins": "fake_init_from"}
     truth_settings: ClassVar[dict[str, Any]] = {"guidance_scale": 1.0}
 
@@ -81,8 +83,9 @@ class DMD(Method):
         """Settings of DMD.
 
         Attributes:
-            timestep: at which the student meets unit noise; empty is the schedule's start, 999. DMD2 asks SDXL's
-                one-step student at 399, where an error of eps weighs 1.2 in x0 and not 14.6.
+            timestep: at which the student meets unit noise; empty is the schedule's start, 999, or, on a table that
+                ends above 15 (DDPM's: 157), its noisiest index of at most 15. DMD2 asks SDXL's one-step student at 399,
+                where an error of eps weighs 1.2 in x0 and not 14.6.
             guidance_scale: of the teacher in g (1 = off); pairs should be made with the same, and are by default.
             weighting: "l1", the code's, or "kl", the exact gradient of KL(q_t || p_t).
             fake_init_from: whose first weights the fake score has: "teacher", or "student", where ``init`` has moved
@@ -109,10 +112,14 @@ class DMD(Method):
         super().__init__(schedule, settings, **overrides)
         if self.settings.regression_space == "features":
             self.encoder = self.settings.encoder
+        if self.settings.timestep is None:
+            self.default_times = student_times(schedule, 1)
+            self.settings = replace(self.settings, timestep=next(iter(self.default_times), None))
         given = self.settings.timestep
         self.timestep = float(schedule.start if given is None else given)
         if schedule.alpha_sigma(self.timestep)[1] == 0:
             raise ValueError("timestep must be above clean data, where a student has nothing to do.")
+        self.players = (Player("student"), Player("fake", rate=critic_rate(schedule)))
         self.scores = ScorePair(schedule, self.settings.guidance_scale, self.settings.weighting)
 
     def roles(self) -> tuple[RoleSpec, ...]:

@@ -35,12 +35,13 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.well_posed import student_times
 from fewstep.methods import Batch, Loss, Method, Player, Progress, Rng, RoleSpec, Sampling
 from fewstep.methods.parts.first_step import FirstStep, FirstStepSettings
 from fewstep.methods.parts.matching import DistributionMatching, MatchingDraws, MatchingSettings
 from fewstep.methods.parts.rollout import Rollout, RolloutDraws, RolloutSettings
 from fewstep.methods.parts.score_gan import GANDraws, GANSettings, ScoreGAN
-from fewstep.methods.parts.score_pair import Jump
+from fewstep.methods.parts.score_pair import Jump, critic_rate
 from fewstep.methods.settings import Count, CountOrNone, ShareOrNone, checked
 from fewstep.models.roles import Roles
 
@@ -117,18 +118,21 @@ class DMD2(Method):
 
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
+        self.chosen_start = "any_steps" if self.settings.any_steps else "timesteps"
+        if self.settings.timesteps is None and not self.settings.any_steps:
+            self.default_times = student_times(schedule, self.settings.num_inference_steps)
+            self.settings = replace(self.settings, timesteps=self.default_times or None)
         settings = self.settings
         self.rollout = Rollout.of(schedule, settings, first_exit=int(settings.first_weight > 0))
         self.sampler = "ddim" if settings.rollout == "ode" else "renoise"
         self.matching = DistributionMatching(schedule, settings)
         self.first = FirstStep(schedule, settings, settings.guidance_scale) if settings.first_weight else None
-        self.gan: ScoreGAN | None = None
+        self.gan: ScoreGAN | None = ScoreGAN(self.matching.scores, settings) if settings.adversarial_weight else None
         owned: tuple[str, ...] = ("fake",)
-        if settings.adversarial_weight:
-            self.gan = ScoreGAN(self.matching.scores, settings)
+        if self.gan:
             owned = ("fake", self.gan.name)
         student = Player("student", every=settings.student_every, start=settings.student_start)
-        self.players = (student, Player("critic", owns=owned))
+        self.players = (student, Player("critic", owns=owned, rate=critic_rate(schedule)))
 
     def roles(self) -> tuple[RoleSpec, ...]:
         settings, pulled = self.settings, "student" if self.settings.fake_pull else None

@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.consistency import consistency
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.consistency import coefficients, consistency
+from fewstep.diffusion.prediction import Prediction
+from fewstep.diffusion.schedule import Array, Schedule
 from fewstep.methods import Batch, Loss, Method, Progress, Rng, RoleSpec
 from fewstep.methods.guidance import Guidance
-from fewstep.methods.parts.distances import Distance, distance
+from fewstep.methods.parts.distances import Distance, bounded_gain, distance
 from fewstep.methods.parts.solver_step import SolverStep, solver_step
 from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, GuidanceScale, checked
@@ -58,6 +59,7 @@ class LCM(Method):
     name = "lcm"
     summary = "Latent consistency: one jump to clean data along the guided trajectory; re-noise for more steps."
     sampler = "lcm"
+    reads_clean_data: ClassVar[bool] = True
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 10, "guidance_scale": 1.0, "loss": "l2"}
 
     @checked
@@ -107,10 +109,16 @@ class LCM(Method):
         return Shared(**vars(step), target=target, embed=embed)
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
-        x0_student = consistency(roles.student(shared.x_t, shared.t, batch.cond, guidance_embed=shared.embed))
-        loss = distance(x0_student, shared.target, self.settings.loss, self.settings.huber_c)
+        pred = roles.student(shared.x_t, shared.t, batch.cond, guidance_embed=shared.embed)
+        x0_student, weight = consistency(pred), self._weight(pred)
+        loss = distance(x0_student, shared.target, self.settings.loss, self.settings.huber_c, weight)
         stats = student_statistics(x0_student, batch.x0, shared.teacher_x0)
         return Loss(loss, parts={"consistency": loss.detach()}, stats=stats)
+
+    def _weight(self, pred: Prediction) -> Array | None:
+        """Of the rows, by how much an error of their prediction weighs in f(x, t)."""
+        of_x0 = coefficients(self.schedule, pred.t)[1]
+        return bounded_gain(of_x0 * pred.gain(), self.settings.loss)
 
     def calls_per_step(self) -> dict[str, int]:
         return {"student": 1, "teacher": 1, "target": 1}

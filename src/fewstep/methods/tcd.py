@@ -23,7 +23,7 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods import Batch, Loss, Method, Progress, Rng, RoleSpec, Sampling
 from fewstep.methods.guidance import Guidance
-from fewstep.methods.parts.distances import Distance, distance
+from fewstep.methods.parts.distances import Distance, bounded_gain, distance
 from fewstep.methods.parts.solver_step import SolverStep, solver_step
 from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import Count, GuidanceScale, checked
@@ -62,6 +62,7 @@ class TCD(Method):
     name = "tcd"
     summary = "Trajectory consistency: jumps to any earlier time; sampled with any share of new noise (eta)."
     sampler = "tcd"
+    reads_clean_data: ClassVar[bool] = True
     truth_settings: ClassVar[dict[str, Any]] = {"num_grid_steps": 10, "guidance_scale": 1.0, "loss": "l2"}
 
     @checked
@@ -120,7 +121,8 @@ class TCD(Method):
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
         pred = roles.student(shared.x_t, shared.t, batch.cond, end=shared.end)
-        loss = distance(pred.at(shared.s), shared.target, self.settings.loss, self.settings.huber_c)
+        weight = bounded_gain(pred.gain(*self.schedule.alpha_sigma(shared.s)), self.settings.loss)
+        loss = distance(pred.at(shared.s), shared.target, self.settings.loss, self.settings.huber_c, weight)
         with torch.no_grad():
             stats = student_statistics(pred.x0, batch.x0, shared.teacher_x0)
         return Loss(loss, parts={"consistency": loss.detach()}, stats=stats)

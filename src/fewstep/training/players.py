@@ -59,6 +59,10 @@ class PlayerState:
         self._terms: dict[str, tuple[Balanced, list[Tensor | None]]] = {}
         self.weights: dict[str, Tensor] = {}
 
+    def rate(self, step: int) -> float:
+        """The learning rate at ``step``."""
+        return self.settings.rate(step, self.player.name, self.player.rate)
+
     def learn(self, loss: Loss, accumulation: int) -> Loss:
         """`backward` of a loss and of all that follow it (`fewstep.training.step.learn`)."""
         return learn(loss, lambda term: self.backward(term.total, accumulation, term.balanced))
@@ -89,7 +93,7 @@ class PlayerState:
             torch.nn.utils.clip_grads_with_norm_(self.mine, self.settings.max_grad_norm, norm)
         self.first_bad_step = torch.where(bad, self.first_bad_step.clamp_max(step), self.first_bad_step)
         self.optimizer.found_inf = self.first_bad_step.isfinite().to(torch.float32)
-        self.optimizer.param_groups[0]["lr"] = self.settings.rate(step, self.player.name)
+        self.optimizer.param_groups[0]["lr"] = self.rate(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

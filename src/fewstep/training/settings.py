@@ -23,7 +23,8 @@ class TrainingSettings:
         steps: optimiser steps.
         batch_size: global batch, before it is split into micro-batches.
         accumulation: micro-batches per step; must divide batch_size.
-        learning_rate: peak rate of AdamW; critic_learning_rate for other players than the student (None: the same).
+        learning_rate: peak rate of AdamW; critic_learning_rate for other players than the student (None: the same,
+            or the method's share of it, `Player.rate`).
         warmup_steps: linear warm-up; then constant, or cosine down to 0 at the last step.
         optimizer: "adamw", or "adamw8bit" with moments in a quarter of the memory (extra `lowmem`).
         betas, weight_decay, eps: of AdamW; critic_betas for other players than the student (None: the same).
@@ -91,9 +92,9 @@ class TrainingSettings:
     def autocast(self) -> torch.dtype | None:
         return torch.bfloat16 if self.precision == "bf16" else None
 
-    def rate(self, step: int, player: str = "student") -> float:
-        """Learning rate of a player at ``step`` (from 0)."""
-        peak = self.learning_rate
+    def rate(self, step: int, player: str = "student", share: float = 1.0) -> float:
+        """Learning rate of a player at ``step`` (from 0); ``share`` is its `Player.rate`."""
+        peak = self.learning_rate * share
         if player != "student" and self.critic_learning_rate is not None:
             peak = self.critic_learning_rate
         if step < self.warmup_steps:

@@ -6,6 +6,7 @@ import dataclasses
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,14 @@ from fewstep.data.random import Rng, stream_key
 from fewstep.data.sources import Source, prefetch
 from fewstep.methods.base import Loss, Method, Progress
 from fewstep.models.helpers import Helpers
+from fewstep.models.hub import Remark
 from fewstep.models.roles import Roles, Weights
 from fewstep.models.sharding import whole
 from fewstep.training import checkpoint, distributed
 from fewstep.training.logging import JsonLines, Meter, Speed
 from fewstep.training.players import PlayerState
 from fewstep.training.progress import doing, progress_bar
+from fewstep.training.remarks import first_time_remark
 from fewstep.training.run_files import RunFiles
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.step import losses, trained_by
@@ -242,6 +245,8 @@ class Trainer:
         """
         if resume:
             self.resume()
+        elif distributed.first():
+            self._remark()
         speed = Speed(self.done)
         settings = self.settings
         with self._open_logs(), _stop_requests() as stopping, self._bar() as advance:
@@ -264,6 +269,12 @@ class Trainer:
                     return
                 if stop and not last:
                     raise TrainingStopped(f"Stopped after step {self.done} of {settings.steps}.", self.done)
+
+    def _remark(self) -> None:
+        """Say at the start of training what is ill-posed on this schedule, and what to do."""
+        remark = first_time_remark(self.method, self.roles.student)
+        if remark:
+            warnings.warn(Remark(remark), stacklevel=3)
 
     def _call_hooks(self) -> bool:
         """Call the hooks that are due after the steps done; True when one of them ends the run."""
@@ -291,8 +302,8 @@ class Trainer:
     def _log(self, speed: Speed, advance: Any) -> None:
         record = {"step": self.done, **distributed.means(self.meter.read())}
         record["learning_rate"] = self.settings.rate(self.done - 1)
-        for name in (p.player.name for p in self.players if p.player.name != "student"):
-            record[f"{name}/learning_rate"] = self.settings.rate(self.done - 1, name)
+        for player in (p for p in self.players if p.player.name != "student"):
+            record[f"{player.player.name}/learning_rate"] = player.rate(self.done - 1)
         record["steps_per_second"] = speed.read(self.done)
         record["forward_equivalents"] = self.cost()
         self.last_record = record

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.diffusion.schedule import Array, expand, working
+from fewstep.diffusion.well_posed import LARGEST
 
 Distance: TypeAlias = Literal["l2", "huber", "sample-huber"]
 
@@ -33,6 +35,18 @@ def distance(a: Tensor, b: Tensor, kind: Distance = "l2", huber_c: float = 1e-3,
         c = huber_c * math.sqrt(difference.shape[1])
         each = (difference.square().sum(1) + c**2).sqrt() - c
     return each.mean() if weight is None else (expand(weight, each) * each).mean()
+
+
+def bounded_gain(gain: Array, kind: Distance) -> Array | None:
+    """Weights [B] of rows whose prediction's errors weigh ``gain`` (host [B], `Prediction.gain`); None: all are 1.
+
+    Rows above `LARGEST` get the gradient at the network's output that they would have there. On a table that ends far
+    below the signal they would otherwise be all that a batch teaches; on Stable Diffusion's, say, there are none.
+    """
+    if (gain <= LARGEST).all():
+        return None
+    share = np.asarray(LARGEST / np.maximum(gain, LARGEST))
+    return share**2 if kind == "l2" else share
 
 
 def feature_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

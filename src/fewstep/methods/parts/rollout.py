@@ -41,7 +41,8 @@ class RolloutSettings:
     Attributes:
         num_inference_steps: N, the student's calls, on the trailing grid: 999, 749, 499, 249.
         timesteps: other times instead, decreasing; [399] is SDXL's one-step student, which starts from unit noise at a
-            time where an error of eps weighs 1.2 in x0 and not 14.6.
+            time where an error of eps weighs 1.2 in x0 and not 14.6. By default, on a table that ends above 15 (DDPM's:
+            157), the trailing grid below the noisiest index of at most 15 (`diffusion.well_posed`).
         any_steps: above 0, random times of 1 to so many steps in every training step (CDM): one student for all.
         rollout: how its own calls lead on: "renoise", or "ode", for DDIM and Euler samplers.
         student_input: "simulated", or "noised", data in place of the student's own calls.

@@ -48,6 +48,7 @@ from torch import Tensor
 from fewstep.data.random import Rng
 from fewstep.diffusion.prediction import Prediction, mix
 from fewstep.diffusion.schedule import Array, Schedule, expand, working
+from fewstep.diffusion.well_posed import first_time
 from fewstep.methods.guidance import Guidance
 from fewstep.methods.parts.distances import distance
 from fewstep.methods.parts.statistics import by_time, fake_score_statistics
@@ -98,6 +99,7 @@ class ScorePair:
             raise ValueError(f"Unknown weighting '{weighting}': use {', '.join(get_args(Weighting))}.")
         self.schedule, self.guidance_scale, self.weighting = schedule, Guidance.of(guidance_scale).low, weighting
         self.levels = torch.from_numpy(noise_levels(schedule))
+        self.usable = self._count(first_time(schedule))
 
     def draw_time(
         self,
@@ -108,15 +110,18 @@ class ScorePair:
         above: float | None = None,
         upto: float | None = None,
     ) -> Tensor:
-        """Native times [B] on the host, uniform over the levels ``low`` ... ``high`` of the table, both included.
+        """Native times [B] on the host, uniform over the shares ``low`` ... ``high`` of the levels, both included.
 
-        DMD matches from 0.02 to 0.98 (20 ... 980 of 1,000), where no score is singular; other terms see all levels.
+        DMD matches from 0.02 to 0.98 (20 ... 980 of 1,000), where no score is singular, and up to `first_time`, above
+        which a gap between scores is their errors; other terms see all levels.
 
         Args:
             above, upto: only levels above the one native time, and up to the other; at least one level is left.
         """
         count = len(self.levels)
         first, last = int(low * count), min(int(high * count), count - 1)
+        if high < 1 and (above is None or self._count(above) < self.usable):
+            last = max(first, min(last, self.usable - 1))
         if above is not None:
             first = min(max(first, self._count(above)), count - 1)
         if upto is not None:
@@ -194,6 +199,11 @@ class ScorePair:
     def _weight_of_x0(self, alpha: Array, sigma: Array) -> Array:
         sigma_data = 0.5 if self.schedule.family == "edm" else 1.0
         return np.asarray((alpha / sigma) ** 2 + 1 / sigma_data**2)
+
+
+def critic_rate(schedule: Schedule) -> float:
+    """`Player.rate` of a fake score: 4 where the schedule is ill-posed at its start, and the fake score would lag."""
+    return 4.0 if first_time(schedule) < schedule.start else 1.0
 
 
 def matching_loss(x: Tensor, gradient: Tensor) -> Tensor:
