@@ -71,9 +71,9 @@ MUTANTS = [
         "sampling/samplers.py",
         "export/test_fold.py",
         (
-            "fold: the last step's target is that of a step before",
-            "self.end(schedule, t, after, i == len(pairs) - 1)",
-            "self.end(schedule, t, after, False)",
+            "fold: clean data are a target time",
+            "[(t, max(end, schedule.end)) for",
+            "[(t, end) for",
             "test_the_targets_of_a_sampler_are_those_that_sampling_tells",
         ),
     ),
