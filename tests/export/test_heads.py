@@ -123,6 +123,7 @@ def test_several_steps_have_no_other_form(run, tmp_path, to):
 
 def published(place, layout, base, steps=4, **broken):
     """A file as VideoX-Fun's ("stacked") or ComfyUI's ("set") for a tiny Qwen-Image-2.1, and what it does by hand."""
+    endings = (".lora_down", ".lora_up") if layout == "stacked" else (".lora_A.weight", ".lora_B.weight")
     generator = torch.Generator().manual_seed(3)
     prefix = {"stacked": "", "set": "diffusion_model.", "diffusers": "transformer."}[layout]
     tensors, lora, norms = {}, {}, {}
@@ -131,7 +132,7 @@ def published(place, layout, base, steps=4, **broken):
             down = 0.1 * torch.randn(2, layer.in_features, generator=generator)
             up = 0.1 * torch.randn(layer.out_features, 2, generator=generator)
             lora[f"{name}.weight"] = up @ down
-            tensors |= {f"{prefix}{name}.lora_A.weight": down, f"{prefix}{name}.lora_B.weight": up}
+            tensors |= {f"{prefix}{name}{ending}": t for ending, t in zip(endings, (down, up), strict=True)}
     for name, weight in base.named_parameters():
         if "norm_q" in name or "norm_k" in name:
             norms[name] = weight + 0.2 * torch.randn(weight.shape, generator=generator)
