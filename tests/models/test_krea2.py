@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fewstep.export.publish import _forms_for_comfyui
+from fewstep.export.comfyui import forms_for_comfyui
 from fewstep.models.families import as_teacher
 from fewstep.models.families.krea2 import Krea2
 from fewstep.models.quantize import quantizable
@@ -88,8 +88,8 @@ def test_comfyui_reads_its_loras_and_no_whole_network_under_diffusers_names(teac
     assert names.isdisjoint(marks) and not Krea2.comfyui_networks
     card = Card("lcm", "lcm", 4, "lora", "krea2", rank=2)
     for to in ("merged", "diffusers"):
-        assert _forms_for_comfyui(to, card, teacher.family) == " (ComfyUI reads --to lora, not this one)"
-    assert _forms_for_comfyui("lora", card, teacher.family) == ""
+        assert forms_for_comfyui(to, card, teacher.family) == " (ComfyUI reads --to lora, not this one)"
+    assert forms_for_comfyui("lora", card, teacher.family) == ""
 
 
 def test_every_layer_of_its_blocks_can_be_quantised(teacher):

@@ -80,7 +80,7 @@ def test_methods_and_recipes_are_listed(tmp_path, monkeypatch, capsys):
 
     assert "scenes-64-tcd" in run()[1] and run()[1] == run("list")[1]
     assert "trajectory consistency" in run("show", "scenes-64-tcd")[1]
-    assert "Did you mean 'scenes-64-tcd'?" in run("show", "scenes-64-tdc")[2]
+    assert "Did you mean 'scenes-64-tcd'?" in run("show", "scenes-64-tccd")[2]
 
 
 def test_a_shipped_recipe_becomes_ones_own(tmp_path, monkeypatch, capsys):
@@ -122,7 +122,7 @@ def test_several_seeds_are_several_runs(short, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (["distill", "scenes-64-tdc"], "There is no recipe 'scenes-64-tdc'. Did you mean 'scenes-64-tcd'?"),
+    (["distill", "scenes-64-tccd"], "There is no recipe 'scenes-64-tccd'. Did you mean 'scenes-64-tcd'?"),
     (["distill", "scenes-64-tcd", "--set", "trainig.steps=5"], "Unknown key 'trainig': did you mean 'training'?"),
     (["distill", "scenes-64-tcd", "--set", "training.stepz=5"],
      "Unknown key 'training.stepz': did you mean 'steps'?"),
