@@ -156,24 +156,31 @@ def _far(a: Found, b: Found) -> bool:
 # ---------------------------------------------------------------- against the caption
 
 
+def matched(found: Sequence[Found], scene: Scene) -> list[tuple[Mention, Found | None]]:
+    """Each thing that ``scene``'s caption mentions ("two red triangles" are two), and the found one that stands for it.
+
+    As many statements as possible are right; ties prefer right shapes to right colours, right colours to right fills,
+    and so on.
+    """
+    slots = [mention for mention in scene.mentions for _ in mention.things]
+    return list(zip(slots, _assign(slots, found), strict=True))
+
+
 def judge(found: Sequence[Found], scene: Scene) -> Judgement:
     """Compare the things found in an image with the statements of ``scene``'s caption.
 
-    Each thing mentioned ("two red triangles" are two) is assigned a found thing of its own, so that as many statements
-    as possible are right; ties prefer right shapes to right colours, right colours to right fills, and so on. All
-    statements about a thing without a partner are wrong.
+    They are `matched`; all statements about a thing without a partner are wrong.
     """
-    slots = [mention for mention in scene.mentions for _ in mention.things]
-    partners = _assign(slots, found)
+    pairs = matched(found, scene)
     counts: dict[str, tuple[int, int]] = {}
     if scene.count is not None:
         counts["number"] = (int(len(found) == scene.count), 1)
-    for mention, partner in zip(slots, partners, strict=True):
+    for mention, partner in pairs:
         for name, right in _holds(mention, partner).items():
             old = counts.get(name, (0, 0))
             counts[name] = (old[0] + right, old[1] + 1)
-    everything = all(right == stated for right, stated in counts.values()) and None not in partners
-    return Judgement(counts, everything, bool(counts or slots))
+    everything = all(right == stated for right, stated in counts.values()) and all(thing for _, thing in pairs)
+    return Judgement(counts, everything, bool(counts or pairs))
 
 
 def _holds(mention: Mention, thing: Found | None) -> dict[str, bool]:
