@@ -265,8 +265,15 @@ FAMILIES = (
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family(name):
-    """`benchmarks/folding.py` has the figures of all numbers of steps."""
-    assert max(error for error, _ in family_errors(name, (1, 4, 8))) <= LIMIT
+    """`benchmarks/folding.py` has the figures of all numbers of steps.
+
+    Sana-Sprint's sinusoids of its times, 0 ... pi/2, tell no more than four apart: eight are refused.
+    """
+    sprint = name == "sana_sprint"
+    assert max(error for error, _ in family_errors(name, (1, 4) if sprint else (1, 4, 8))) <= LIMIT
+    if sprint:
+        with pytest.raises(ValueError, match="The target times of 8 steps cannot be fixed"):
+            family_errors(name, (8,))
 
 
 @torch.no_grad()

@@ -329,7 +329,7 @@ def test_pairs_are_counted_where_a_method_learns_from_them(small):
     found = estimate(small, DMD, DMD.Settings(), settings, weights, 8, pairs=6)
     teacher, method = small.denoiser(), DMD(small.denoiser().schedule)
     fill(teacher.network.to_empty(device="cpu"))
-    source, _ = _data(small, DMD, 8, 6, "cpu")
+    source, _ = _data(small, DMD.streams_of(DMD.Settings()), 8, 6, "cpu")
     trainer = Trainer(method, build_roles(teacher, method, settings, weights), source, settings)
     assert found.step == pytest.approx(peak_of_a_step(trainer), rel=0.02)
     data, pairs = source.data, source.pairs
@@ -351,7 +351,7 @@ def test_a_player_that_plays_seldom_costs_its_share(small):
     teacher = small.denoiser()
     method = DMD2(teacher.schedule, own)
     fill(teacher.network.to_empty(device="cpu"))
-    source, _ = _data(small, DMD2, 8, 0, "cpu")
+    source, _ = _data(small, DMD2.streams_of(own), 8, 0, "cpu")
     trainer = Trainer(method, build_roles(teacher, method, settings, weights), source, settings)
     for step in range(3):
         trainer.step(step)
@@ -367,7 +367,7 @@ def test_a_loss_that_differentiates_on_its_own_is_traced_under_checkpointing(sma
     teacher = small.denoiser()
     method = DMD2(teacher.schedule, own)
     fill(teacher.network.to_empty(device="cpu"))
-    source, _ = _data(small, DMD2, 8, 0, "cpu")
+    source, _ = _data(small, DMD2.streams_of(own), 8, 0, "cpu")
     trainer = Trainer(method, build_roles(teacher, method, settings, Weights("lora", rank=4)), source, settings)
     assert found.step == pytest.approx(peak_of_a_step(trainer), rel=0.02)
 

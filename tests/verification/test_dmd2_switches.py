@@ -22,7 +22,9 @@ from fewstep.methods.parts.score_pair import Jump, ScorePair
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
+from fewstep.training import checkpoint
 from fewstep.training.trainer import Trainer
+from fewstep.verification.bench import Bench, training_settings
 from tests.methods import test_contract as contract
 from tests.verification.closed_forms.dmd2 import MEAN, VARIANCE, Game, _recurrence, _roots, normal, root
 
@@ -394,3 +396,21 @@ def test_a_student_that_starts_later_lets_the_critic_learn_alone():
     due = [[player.name for player in method.players if player.due(step)] for step in range(11)]
     both, critic = ["student", "critic"], ["critic"]
     assert due == [critic] * 4 + [both] + [critic] * 2 + [both] + [critic] * 2 + [both]
+
+
+@pytest.mark.parametrize("stop", [4, 8])
+def test_a_run_is_continued_before_and_after_a_late_students_first_step(stop, tmp_path):
+    method = DMD2(SCHEDULES["vp"], num_inference_steps=2, adversarial_weight=0.0, guidance_scale=1.0, student_start=6)
+    bench = Bench(GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.3]), SCHEDULES["vp"])
+    settings = training_settings(10, batch_size=8, checkpoint_every=1)
+
+    def trainer(name, hooks=()):
+        folder = tmp_path / name
+        return Trainer(method, bench.roles(method), bench.source_of(method), settings, run_dir=folder, hooks=hooks)
+
+    whole = trainer("whole")
+    whole.run()
+    trainer("parts", ((stop, lambda trainer: True),)).run()
+    rest = trainer("parts")
+    rest.run(resume=True)
+    assert checkpoint.same(whole.tensors(), rest.tensors())

@@ -25,7 +25,7 @@ def test_reflow_learns_straight_trajectories(settings):
 
 @pytest.mark.slow
 def test_scm_learns_the_exact_map_to_clean_data():
-    report = verify("scm", seed=1, steps=1000)
+    report = verify("scm", seed=1, steps=2000)
     (error,) = (row for row in report if "rms distance to the exact flow map" in row.quantity)
     assert error.measured < 1.5 * error.limit, report
     assert all(row.passed for row in report if row is not error and "4 steps" not in row.quantity), report

@@ -56,7 +56,8 @@ class LayerBank(nn.Module):
             rows: [R, N] weights of the layers, of sum 1. layer: the network's own.
         """
         own = _unwrapped(layer)
-        with nullcontext() if h.is_meta else torch.autocast(h.device.type, enabled=False):
+        device = h.device.type
+        with torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext():
             h, rows = h.to(self.weight.dtype), rows.to(h.device, self.weight.dtype, non_blocking=True)
             weight = own.weight.to(h.dtype) + self.rate * torch.einsum("rn,n...->r...", rows, self.weight)
             bias = None if self.bias is None else (own.bias.to(h.dtype) + self.rate * (rows @ self.bias)).flatten()
@@ -157,6 +158,11 @@ class Mixed:
                 f"scramble {len(self.rows)} mixtures of a bank of last layers: it needs a method from_last_layer."
             )
         return output
+
+
+def _autocasts(device: str) -> bool:
+    """Whether this kind of device has autocast, and it is on."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _unwrapped(layer: nn.Module) -> Any:

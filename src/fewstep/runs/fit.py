@@ -6,6 +6,7 @@ write (`foreseen_card`). So a run refuses the same things in the same words as `
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from fewstep.data.find import find_captions
 from fewstep.data.remote import open_shards
 from fewstep.methods.base import Method
 from fewstep.methods.guidance import OFF
+from fewstep.models.hub import Remark
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.sampling import DDIMSampler
@@ -122,12 +124,14 @@ def _check_buckets(recipe: Recipe, method: Method) -> None:
 
 
 def _check_starts(recipe: Recipe, method: Method) -> None:
-    """A player whose first step is the run's last or later would never learn."""
+    """Say that a player never learns, whose first step is after the run's end; a short trial may want no more."""
     for player in method.players:
         if player.start and player.start >= recipe.training.steps:
-            raise RecipeError(
+            warnings.warn(
                 f"method.{player.name}_start ({player.start:,}) is not below training.steps "
-                f"({recipe.training.steps:,}): the {player.name} would never learn."
+                f"({recipe.training.steps:,}): the {player.name} will not learn in this run.",
+                Remark,
+                stacklevel=2,
             )
 
 

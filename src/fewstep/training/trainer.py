@@ -385,7 +385,7 @@ class Trainer:
         self.roles.load_tensors(checkpoint.split(tensors, "roles"))
         for player in self.players:
             moments = checkpoint.split(tensors, f"optimizer/{player.player.name}")
-            if not moments and state["step"]:
+            if not moments and state["step"] > player.player.start:
                 raise ValueError(f"The checkpoint {newest} lacks the optimiser state of '{player.player.name}'.")
             player.load_tensors(moments)
         self.done, self._resumed = int(state["step"]), True

@@ -80,7 +80,7 @@ def _by_step(tensor: Tensor, own: Tensor, steps: int, path: Path, place: str) ->
     Raises:
         ValueError: it is of another number of steps, or of another layer, or not finite.
     """
-    if tensor.numel() != steps * own.numel() or tensor.shape[-1] not in (own.shape[-1], steps * own.shape[-1]):
+    if tuple(tensor.shape) not in ((steps, *own.shape), (steps * own.shape[0], *own.shape[1:])):
         raise ValueError(
             f"The file {path} does not hold {steps} last layers: {place} has shape {tuple(tensor.shape)}, of which "
             f"{steps} times {tuple(own.shape)} are wanted."
