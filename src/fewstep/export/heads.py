@@ -36,7 +36,7 @@ model.sample("a prompt")[0].save("image.png")"""
 """The lines of Python that use such an export."""
 REMARK = (
     "Each step has a last layer of its own: use exactly these steps and levels, with a program that exchanges the last "
-    "layer (ComfyUI does from the versions that read [steps, out, in]); a LoRA loader that drops it gives worse images."
+    "layer as fewstep does; a LoRA loader that drops it gives worse images without a word."
 )
 
 
@@ -60,7 +60,7 @@ def refuse_bank(card: Card, to: str = "") -> None:
     if card.bank and card.num_inference_steps > 1:
         raise ValueError(
             "This student has a last layer for every step, which no pipeline of diffusers exchanges: sample it with "
-            "fewstep sample, or export a transformer's --to heads for ComfyUI."
+            "fewstep sample, or export a transformer's --to heads, one file for fewstep.load."
         )
 
 

@@ -4,7 +4,7 @@
     lora        pytorch_lora_weights.safetensors in PEFT's layout, for diffusers, and ComfyUI if it is a transformer's
     kohya       a LoRA of a UNet in kohya's layout, for ComfyUI, A1111, Forge, InvokeAI and diffusers
     merged      the network alone with all its weights
-    heads       a LoRA of a transformer with a last layer for each step, for ComfyUI (`fewstep.export.heads`)
+    heads       a LoRA of a transformer with a last layer for each step (`fewstep.export.heads`)
 
 Each folder holds few_step.json, the scheduler, a README, and samples.png if the run has one; it appears whole or not.
 """
@@ -176,7 +176,7 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
         n = card.num_inference_steps
         plan = replace(plan, call={**plan.call, "sigmas": [(n - k) / n for k in range(n)]})
     is_lora, elsewhere = to in ("lora", "kohya", "heads"), forms_for_comfyui(to, card, family)
-    hint = usage_hint(card, teacher, sampler_of(card), prediction) + elsewhere
+    hint = "" if to == "heads" else usage_hint(card, teacher, sampler_of(card), prediction) + elsewhere
     header = modelspec(card, family, title, teacher.image_size, prediction, hint, base, is_lora)
     request = Request(
         str(shipped(base) or base), family.part, card.num_inference_steps, _prompts(family), call=plan.call,

@@ -1,8 +1,8 @@
-"""LoRA files that hold a last layer for each step beside the LoRA (PDD's, as VideoX-Fun and ComfyUI have them).
+"""LoRA files that hold a last layer for each step beside the LoRA (PDD's, as VideoX-Fun has them).
 
     transformer_blocks.0.attn.to_q.lora_down ...       the LoRA, in any layout
     proj_out.weight [steps, out, in]                   the network's last layer, one a step; proj_out.bias [steps, out]
-    proj_out.set_weight [steps out, in]                the same in ComfyUI's words, which replace a weight
+    proj_out.set_weight [steps out, in]                the same stacked, as converters for ComfyUI write it
     transformer_blocks.0.attn.norm_q.weight            further weights that were trained whole: norms
 
 Names may begin as those of any LoRA do: ``transformer.``, ``diffusion_model.``, or with the layer itself.
