@@ -15,6 +15,7 @@ from fewstep.inference.load import load_published
 from fewstep.methods.pdd import PDD
 from fewstep.models.families import load_teacher
 from fewstep.models.lora import lora_layers
+from fewstep.models.lora_files.heads import _by_step
 from fewstep.models.roles import Roles, Weights
 from fewstep.students.card import Card, load_card
 from fewstep.students.student import load_student, save_student
@@ -199,6 +200,16 @@ def test_files_that_do_not_fit_are_refused(qwen, tmp_path):
     save_file({"transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 32)}, file)
     with pytest.raises(ValueError, match=r"holds no last layer for each step: proj_out\.weight is not in it"):
         load_published(entry, str(qwen / "base"), file, size=SIZE)
+
+
+def test_last_layers_stand_step_by_step():
+    """A layer of 6 x 5, four times: one after the other, or their rows; in any other order they would be scrambled."""
+    own, layers = torch.zeros(6, 5), torch.arange(120.0).reshape(4, 6, 5)
+    for stacked in (layers, layers.reshape(24, 5)):
+        assert torch.equal(_by_step(stacked, own, 4, "file", "proj_out.weight"), layers)
+    for other in (layers.transpose(0, 1), layers.transpose(0, 1).reshape(6, 20), layers[:3], layers.reshape(8, 3, 5)):
+        with pytest.raises(ValueError, match="The file file does not hold 4 last layers"):
+            _by_step(other, own, 4, "file", "proj_out.weight")
 
 
 def test_the_registry_says_how_it_is_sampled():

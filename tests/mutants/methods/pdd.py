@@ -209,9 +209,15 @@ MUTANTS = [
         ),
         (
             "heads: a file of another number of steps is read",
-            "if tensor.numel() != steps * own.numel() or",
-            "if False and",
-            "test_files_that_do_not_fit_are_refused",
+            "if tuple(tensor.shape) not in ((steps, *own.shape), (steps * own.shape[0], *own.shape[1:])):",
+            "if tensor.shape[-1] != own.shape[-1]:",
+            "test_last_layers_stand_step_by_step",
+        ),
+        (
+            "heads: last layers in another order are read",
+            "if tuple(tensor.shape) not in ((steps, *own.shape), (steps * own.shape[0], *own.shape[1:])):",
+            "if tensor.numel() != steps * own.numel() or tensor.shape[-1] != own.shape[-1]:",
+            "test_last_layers_stand_step_by_step",
         ),
     ),
 ]
