@@ -245,6 +245,21 @@ def roles_on(network, name, kind, method, weights="full", **others):
     )
 
 
+def student_on(method, name, kind, weights, *inputs):
+    """Roles whose student has moved from its teacher, and a copy of the network; ``inputs`` are for full weights."""
+    torch.manual_seed(0)
+    network = Network(inputs if weights == "full" else ()).double()
+    base = copy.deepcopy(network)
+    roles = roles_on(network, name, kind, method, weights)
+    shake(roles.tensors_of("student").values())
+    return roles, base
+
+
+def row_scales(scale, rows=6):
+    """The guidance scale of each row: the number, or from the first of two to the second."""
+    return torch.linspace(*scale, rows) if isinstance(scale, tuple) else torch.full((rows,), scale)
+
+
 def shake(tensors):
     """Move trained tensors off what they start from."""
     with torch.no_grad():

@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 import reference
 import torch
-from reference import CASES, HOPS, actual, alpha_sigma, ask, assert_same, consistency, grid, jump, off, problem
+from reference import (
+    CASES,
+    HOPS,
+    actual,
+    alpha_sigma,
+    ask,
+    assert_same,
+    consistency,
+    grid,
+    jump,
+    off,
+    problem,
+    row_scales,
+)
 from torch import nn
 
 from fewstep.data.batch import Batch
@@ -34,7 +47,7 @@ SETTINGS = {
 def draws(name, settings):
     """Every hop, the lowest one twice."""
     scale = settings.get("guidance_scale", 1.0)
-    scales = torch.linspace(*scale, 6) if isinstance(scale, tuple) else torch.full((6,), scale)
+    scales = row_scales(scale)
     noise = torch.randn(6, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     index = np.array([0, 1, 2, 3, 4, 0])
     times = grid(name).astype(np.float64)

@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 import reference
 import torch
-from reference import CASES, HOPS, SCHEDULES, alpha_sigma, ask, distance, grid, jump, off, problem, x0_epsilon
+from reference import (
+    CASES,
+    HOPS,
+    SCHEDULES,
+    alpha_sigma,
+    ask,
+    distance,
+    grid,
+    jump,
+    off,
+    problem,
+    row_scales,
+    x0_epsilon,
+)
 from test_pcm import logits_by_hand, noised
 
 from fewstep.data.batch import Batch
@@ -39,7 +52,7 @@ def draws(name, variant):
     """Two hops (or one); rows 0, 3 and 5 end where the teacher landed, two of them at the grid's end."""
     settings = SETTINGS[variant]
     scale = settings.get("guidance_scale", 1.0)
-    scales = torch.linspace(*scale, 6) if isinstance(scale, tuple) else torch.full((6,), scale)
+    scales = row_scales(scale)
     generator = torch.Generator().manual_seed(1)
     noise = [torch.randn(6, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(4)]
     hops = 1 if variant == "one hop, a game" else 2

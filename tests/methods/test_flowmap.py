@@ -1,6 +1,5 @@
 """One step of a flow map by splitting against the same step by hand; its draws, its fixed point, its refusals."""
 
-import copy
 import dataclasses
 
 import numpy as np
@@ -9,15 +8,14 @@ import torch
 from reference import (
     CASES,
     SCHEDULES,
-    Network,
     alpha_sigma,
     ask,
     captioned,
     gradients,
     log_ratios,
     off,
-    roles_on,
-    shake,
+    row_scales,
+    student_on,
 )
 from reference import x0_epsilon as clean_and_noise
 
@@ -47,17 +45,12 @@ ALPHA = 0.3
 
 def build(name, kind, variant, weights="full"):
     method = FlowMap(SCHEDULES[name], **SETTINGS[variant])
-    torch.manual_seed(0)
-    network = Network(("end",) if weights == "full" else ()).double()
-    base = copy.deepcopy(network)
-    roles = roles_on(network, name, kind, method, weights)
-    shake(roles.tensors_of("student").values())
-    return method, roles, base, *captioned(6)
+    return method, *student_on(method, name, kind, weights, "end"), *captioned(6)
 
 
 def draws(name, variant):
     scale = SETTINGS[variant]["guidance_scale"]
-    scales = torch.linspace(*scale, 6) if isinstance(scale, tuple) else torch.full((6,), scale)
+    scales = row_scales(scale)
     noise = torch.randn(6, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     t, end = (torch.tensor(times, dtype=torch.float64) for times in TIMES[name])
     return Draws(t, end, noise, scales.double(), ALPHA)

@@ -22,6 +22,7 @@ from reference import (
     off,
     played,
     roles_on,
+    row_scales,
     shake,
     x0_epsilon,
 )
@@ -73,7 +74,7 @@ def build(name, kind, variant, weights="full"):
             tensor.mul_(2)
     batch, null = captioned(6)
     scale = settings.get("guidance_scale", 1.0)
-    scales = torch.linspace(*scale, 6) if isinstance(scale, tuple) else torch.full((6,), scale)
+    scales = row_scales(scale)
     generator = torch.Generator().manual_seed(1)
     noise, level_noise = (torch.randn(6, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     game = (torch.tensor(LEVEL, dtype=torch.float64), level_noise) if method.gan else (None, None)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from reference import CASES, HOPS, actual, assert_same, consistency, expected, grid, off, problem
+from reference import CASES, HOPS, actual, assert_same, consistency, expected, grid, off, problem, row_scales
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
@@ -23,7 +23,7 @@ SETTINGS = {
 def draws(settings):
     """Every hop, the lowest one twice."""
     scale = settings["guidance_scale"]
-    scales = torch.linspace(*scale, 6) if isinstance(scale, tuple) else torch.full((6,), scale)
+    scales = row_scales(scale)
     noise = torch.randn(6, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return Draws(torch.tensor([0, 1, 2, 3, 4, 0]), noise, scales.double())
 

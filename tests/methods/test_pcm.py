@@ -19,6 +19,7 @@ from reference import (
     off,
     problem,
     residual_head,
+    row_scales,
     waves,
     x0_epsilon,
 )
@@ -43,7 +44,7 @@ FIRST = np.array([0, 1, 3, HOPS])
 def draws(settings):
     """Every hop, the lowest one twice; each phase noised at its edge, inside, and near its top."""
     scale = settings["guidance_scale"]
-    scales = torch.linspace(*scale, 6) if isinstance(scale, tuple) else torch.full((6,), scale)
+    scales = row_scales(scale)
     generator = torch.Generator().manual_seed(1)
     noise, fake, real = (torch.randn(6, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(3))
     dropped = torch.tensor([True, False, False, True, True, False]) if settings.get("caption_dropout") else None

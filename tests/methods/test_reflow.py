@@ -1,6 +1,5 @@
 """One reflow step, of pairs and of windows, against the same step by hand; its draws, closed form, refusals."""
 
-import copy
 import dataclasses
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 from reference import (
     CASES,
     SCHEDULES,
-    Network,
     alpha_sigma,
     ask,
     captioned,
@@ -17,8 +15,7 @@ from reference import (
     grid,
     jump,
     off,
-    roles_on,
-    shake,
+    student_on,
 )
 from reference import x0_epsilon as clean_and_noise
 
@@ -46,11 +43,7 @@ HEIGHTS = torch.tensor([1.0, 0.8, 0.55, 0.3, 0.12, 0.97], dtype=torch.float64)
 
 def build(name, kind, variant, weights="full"):
     method = Reflow(SCHEDULES[name], **SETTINGS[variant])
-    torch.manual_seed(0)
-    network = Network().double()
-    base = copy.deepcopy(network)
-    roles = roles_on(network, name, kind, method, weights)
-    shake(roles.tensors_of("student").values())
+    roles, base = student_on(method, name, kind, weights)
     batch, null = captioned(6)
     other, _ = captioned(6)
     noise = torch.randn(6, 2, 2, 2).double()

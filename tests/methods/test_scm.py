@@ -1,11 +1,9 @@
 """One sCM step against the same step by hand; its times, its fixed point, its float32."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
-from reference import CASES, SCHEDULES, Network, alpha_sigma, ask, captioned, gradients, off, roles_on, shake
+from reference import CASES, SCHEDULES, alpha_sigma, ask, captioned, gradients, off, row_scales, student_on
 from reference import x0_epsilon as clean_and_noise
 
 from fewstep.data.batch import Batch
@@ -38,17 +36,12 @@ TIMES = {  # t and u
 
 def build(name, kind, variant, weights="full"):
     method = SCM(SCHEDULES[name], **SETTINGS[variant])
-    torch.manual_seed(0)
-    network = Network().double()
-    base = copy.deepcopy(network)
-    roles = roles_on(network, name, kind, method, weights)
-    shake(roles.tensors_of("student").values())
-    return method, roles, base, *captioned(6)
+    return method, *student_on(method, name, kind, weights), *captioned(6)
 
 
 def draws(name, variant):
     scale = SETTINGS[variant]["guidance_scale"]
-    scales = torch.linspace(*scale, 6) if isinstance(scale, tuple) else torch.full((6,), scale)
+    scales = row_scales(scale)
     noise = torch.randn(6, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     t, u = (torch.tensor(times, dtype=torch.float64) for times in TIMES[name])
     return Draws(t, u, noise, scales.double(), 0.4 if variant == "warming up" else 1.0)
@@ -105,8 +98,8 @@ def test_a_step_is_the_papers(name, kind, variant, weights):
 
 
 @pytest.mark.parametrize("schedule", [*SCHEDULES.values(), Schedule.scaled_linear().zero_terminal_snr()])
-def test_times_are_log_normal_angles_and_one_hop_below(schedule):
-    method = SCM(schedule, P_mean=0.2, P_std=0.7, hop=0.02)
+def test_times_are_log_normal_angles_and_one_step_below(schedule):
+    method = SCM(schedule, P_mean=0.2, P_std=0.7, angle_step=0.02)
     random = method.draw(Batch(torch.zeros(20_000, 1)), Rng(3, 0, 20_000), Progress(0, 10))
     a, below = angle(schedule, random.t), angle(schedule, random.u)
     inside = (a > method.lowest + 0.05) & (a < method.highest - 0.05)
@@ -126,7 +119,7 @@ def test_the_warm_up_grows_over_its_share_of_the_steps():
 
 
 @pytest.mark.parametrize("schedule", [*SCHEDULES.values(), Schedule.scaled_linear().zero_terminal_snr()])
-def test_at_the_exact_consistency_function_the_squared_tangent_falls_as_the_hop_squared(schedule):
+def test_at_the_exact_consistency_function_the_squared_tangent_falls_as_the_step_squared(schedule):
     gaussian = Bench(GaussianMixture([1.0], [0.4], [0.6**0.5]), schedule)
     method = SCM(schedule, guidance_scale=1.0)
     rows = fixed_rows(gaussian, method)
@@ -147,7 +140,7 @@ def test_the_exact_consistency_function_of_a_gaussian_is_the_known_one():
 def test_rows_without_a_time_in_between_are_finite():
     """Just before pure noise a table has no times: both states of such a row are the same."""
     schedule = Schedule.cosine(20).zero_terminal_snr()
-    method = SCM(schedule, guidance_scale=1.0, hop=0.001)
+    method = SCM(schedule, guidance_scale=1.0, angle_step=0.001)
     t = method.time_at(np.array([1.55, 1.4]))
     u = method.time_at(np.array([1.549, 1.399]))
     assert t[0] == u[0] == 18 and u[1] < t[1]
@@ -211,7 +204,7 @@ def test_training_lets_no_product_round_to_tf32(tf32):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"hop": 1.0}, "hop: input should be less than 1"),
+        ({"angle_step": 1.0}, "angle_step: input should be less than 1"),
         ({"P_std": 0}, "P_std: input should be greater than 0"),
         ({"warmup": 1.5}, "warmup: input should be less than or equal to 1"),
         ({"normalize": -1}, "normalize: input should be greater than or equal to 0"),

@@ -64,7 +64,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "reflow.reach": (0.5, {"windows": 4}),
     "reflow.guidance_scale": (3.0, {"windows": 4}),
     "scm.P_mean": (0.2, {"warmup": 0.0}),
-    "scm.hop": (0.02, {"warmup": 0.0}),
+    "scm.angle_step": (0.02, {"warmup": 0.0}),
     "scm.warmup": (0.0, {}),
     "pdd.num_inference_steps": ((8,), {}),
     "feedback.rewards": (({"model": "pickscore", "threshold": 5.0},), {}),

@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from reference import CASES, actual, assert_same, expected, grid, jump, off, problem
+from reference import CASES, actual, assert_same, expected, grid, jump, off, problem, row_scales
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
@@ -22,7 +22,7 @@ SETTINGS = {
 def draws(settings):
     """Every hop; rows 0, 1 and 3 end at s = u, the others below."""
     scale = settings["guidance_scale"]
-    scales = torch.linspace(*scale, 6) if isinstance(scale, tuple) else torch.full((6,), scale)
+    scales = row_scales(scale)
     noise = torch.randn(6, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return Draws(torch.tensor([0, 1, 2, 3, 4, 2]), torch.tensor([0, 1, 1, 3, 2, 0]), noise, scales.double())
 

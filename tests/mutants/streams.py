@@ -60,8 +60,8 @@ MUTANTS = [
         "methods/test_independent_streams.py",
         (
             "streams: dmd2 compares scores at the time where the fake score learns",
-            'self.scores.draw_time(rng, "matching_time", *LEVELS, above, upto)',
-            'self.scores.draw_time(rng, "fake_time", *LEVELS, above, upto)',
+            'self.scores.draw_time(rng, "matching_time", *MATCHED, above, upto)',
+            'self.scores.draw_time(rng, "fake_time", *MATCHED, above, upto)',
             f"{OF_A_STEP}[dmd2]",
         ),
     ),

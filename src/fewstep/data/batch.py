@@ -41,3 +41,19 @@ class Batch:
     pairs: Pairs | None = None
     has_data: bool = True
     prompts: tuple[str, ...] = ()
+
+    def needed_pairs(self, method: str, instead: str = "") -> Pairs:
+        """The pairs, for a method that learns from them.
+
+        Args:
+            method: how the sentence names it. instead: what else would help.
+
+        Raises:
+            ValueError: the data have none.
+        """
+        if self.pairs is None:
+            raise ValueError(
+                f"{method} learns from pairs of the teacher, and this data has none: give a source that has them, as "
+                f"fewstep.data.pairs.WithPairs{instead}."
+            )
+        return self.pairs

@@ -94,10 +94,10 @@ class Fold:
 
     def gap(self, before: Tensor, after: Tensor) -> float:
         """Largest error of the layer's output with the weight ``after``, as a part of what the extra inputs change."""
-        told = (self.reads + self.added) @ before.T
+        wanted = (self.reads + self.added) @ before.T
         change = float((self.added @ before.T).abs().max())
-        error = float((self.reads @ after.T - told).abs().max())
-        return error / max(change, _LEAST * float(told.abs().max()), 1e-30)
+        error = float((self.reads @ after.T - wanted).abs().max())
+        return error / max(change, _LEAST * float(wanted.abs().max()), 1e-30)
 
     def _check(self, before: Tensor, after: Tensor) -> None:
         gap = self.gap(before, after)

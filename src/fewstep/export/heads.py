@@ -25,7 +25,7 @@ from fewstep.models.bank import fused, interval_lengths
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.models.lora_files import tensor_names
-from fewstep.students.card import Card
+from fewstep.students.card import Card, block_times
 from fewstep.students.exported import Exported, open_export
 from fewstep.students.student import LORA_FILE
 
@@ -67,7 +67,7 @@ def refuse_bank(card: Card, to: str = "") -> None:
 def card_of_heads(card: Card) -> Card:
     """The card of the export: its last layers are those of its steps."""
     steps = card.num_inference_steps
-    return replace(card, bank=(*card.bank[: -1 : (len(card.bank) - 1) // steps], card.bank[-1]), bank_steps=(steps,))
+    return replace(card, bank=(*block_times(card, steps), card.bank[-1]), bank_steps=(steps,))
 
 
 def write_heads(
@@ -128,8 +128,8 @@ def fused_layers(teacher: Teacher, card: Card, tensors: Mapping[str, Tensor]) ->
     network: Any = teacher.denoiser.network
     layer = network.get_submodule(network.last_layer)
     lengths, steps = interval_lengths(teacher.denoiser.schedule, card.bank), card.num_inference_steps
-    edges = np.linspace(0, len(lengths), steps + 1).astype(int)
-    rows = torch.from_numpy(np.stack([fused(lengths, edges[i], edges[i + 1]) for i in range(steps)])).float()
+    block = len(lengths) // steps
+    rows = torch.from_numpy(np.stack([fused(lengths, i, i + block) for i in range(0, len(lengths), block)])).float()
     names = [name for name in ("weight", "bias") if f"bank.{name}" in tensors]
     return {
         name: getattr(layer, name).detach().float().cpu()

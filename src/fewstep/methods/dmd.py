@@ -27,12 +27,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fewstep.data.batch import Pairs
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.well_posed import student_times
 from fewstep.methods import Batch, Loss, Method, Player, Progress, Rng, RoleSpec, Sampling
 from fewstep.methods.parts.distances import Distance, distance, feature_distance
-from fewstep.methods.parts.score_pair import ScorePair, Weighting, critic_rate, matching_loss
+from fewstep.methods.parts.score_pair import MATCHED, ScorePair, Weighting, critic_rate, matching_loss
 from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import FixedGuidance, Weight, checked
 from fewstep.models.cond import Cond
@@ -138,14 +137,14 @@ class DMD(Method):
         shape = batch.x0.shape[1:]
         return Draws(
             start=rng.sample.normal("start", shape),
-            time=self.scores.draw_time(rng, "time", 0.02, 0.98),
+            time=self.scores.draw_time(rng, "time", *MATCHED),
             noise=rng.sample.normal("noise", shape),
             fake_time=self.scores.draw_time(rng, "fake_time"),
             fake_noise=rng.sample.normal("fake_noise", shape),
         )
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
-        pairs, cond = _pairs(batch), batch.cond
+        pairs, cond = batch.needed_pairs("DMD"), batch.cond
         if cond is not None and pairs.cond is not None:
             cond = Cond.cat([cond, pairs.cond])
         x_t = first_state(self.schedule, torch.cat([draws.start, pairs.noise]), self.timestep)
@@ -156,7 +155,7 @@ class DMD(Method):
         settings, x = self.settings, shared.x0_student
         found = self.scores.matching(roles, x, draws.noise, draws.time, batch.cond)
         matching = matching_loss(x, found.gradient)
-        wanted = _pairs(batch).x0
+        wanted = batch.needed_pairs("DMD").x0
         regression = self._regression(roles, shared.reference, wanted)
         parts = {"matching": matching.detach(), "regression": regression.detach()}
         return Loss(
@@ -179,12 +178,3 @@ class DMD(Method):
 
     def calls_per_step(self) -> dict[str, int]:
         return {"student": 1, "teacher": 1, "fake": 2}
-
-
-def _pairs(batch: Batch) -> Pairs:
-    if batch.pairs is None:
-        raise ValueError(
-            "DMD learns from pairs of the teacher, and this data has none: give a source that has them, as "
-            "fewstep.data.pairs.WithPairs."
-        )
-    return batch.pairs

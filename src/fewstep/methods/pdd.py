@@ -164,12 +164,12 @@ class PDD(Method):
                 wanted = self._teacher_slope(roles, batch, x_k, k)
             terms.append(distance(self._slope(predicted), wanted))
         loss = torch.stack(terms).mean() / len(draws.starts)
-        landing = slopes[-1].at(float(self.grid[stop])).detach()
+        reached = slopes[-1].at(float(self.grid[stop])).detach()
         parts = {f"block_{start}": torch.stack(terms).mean().detach()}
         if number + 1 < len(draws.starts):
-            return Loss(loss, parts, then=lambda: self._block(roles, batch, draws, landing, number + 1))
+            return Loss(loss, parts, then=lambda: self._block(roles, batch, draws, reached, number + 1))
         ends = stop == len(self.lengths) and batch.has_data
-        return Loss(loss, parts, student_statistics(landing, batch.x0) if ends else {})
+        return Loss(loss, parts, student_statistics(reached, batch.x0) if ends else {})
 
     def _teacher_slope(self, roles: Roles, batch: Batch, x: Tensor, k: int) -> Tensor:
         """The slope of the teacher's solver from x [B, ...] over solver step k."""

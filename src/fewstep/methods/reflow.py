@@ -29,7 +29,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fewstep.data.batch import Pairs
 from fewstep.diffusion.schedule import USUAL_STEPS, Array, Schedule, Time, expand
 from fewstep.methods import Batch, Loss, Method, Progress, Rng, Sampling
 from fewstep.methods.parts.slopes import from_line, level, slope_errors, to_line
@@ -128,7 +127,7 @@ class Reflow(Method):
         t = torch.from_numpy(np.interp(draws.height.numpy(), np.linspace(0, 1, len(times)), times))
         top, bottom = float(times[-1]), float(times[0])
         if draws.noise is None:
-            pairs, bottom = _pairs(batch), self.schedule.clean
+            pairs, bottom = batch.needed_pairs("Reflow in one window", ", or set windows"), self.schedule.clean
             x_top, below, cond = first_state(self.schedule, pairs.noise, top), pairs.x0, pairs.cond
         else:
             down = [torch.full_like(t, time) for time in times[::-1].tolist()]
@@ -165,12 +164,3 @@ def on_line(
     slope = (z_top - z_low) / (tau_top - tau_low)
     z_t = torch.addcmul(z_low, expand(np.asarray(level(schedule, t) - tau_low), z_low), slope)
     return from_line(schedule, z_t, t), slope
-
-
-def _pairs(batch: Batch) -> Pairs:
-    if batch.pairs is None:
-        raise ValueError(
-            "Reflow in one window learns from pairs of the teacher, and this data has none: give a source that has "
-            "them, as fewstep.data.pairs.WithPairs, or set windows."
-        )
-    return batch.pairs

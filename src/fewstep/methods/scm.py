@@ -83,7 +83,7 @@ class SCM(Method):
         Attributes:
             guidance_scale: of the teacher (1 = off), one number or [low, high], as in LCM.
             P_mean, P_std: of log tan a, where it is trained (the paper: -0.8 and 1.6; rCM's large models: 0.7 and 1.6).
-            hop: h, an angle; smaller ones lose digits, larger ones are CM's solver steps.
+            angle_step: h; smaller ones lose digits, larger ones are CM's solver steps.
             warmup: share of the steps over which r grows.
             normalize: c; 0 leaves the tangent as it is.
         """
@@ -91,7 +91,7 @@ class SCM(Method):
         guidance_scale: GuidanceScale = 4.0
         P_mean: float = 0.7
         P_std: Annotated[float, Field(gt=0)] = 1.6
-        hop: Share = 0.01
+        angle_step: Share = 0.01
         warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
         normalize: Weight = 0.1
 
@@ -110,11 +110,11 @@ class SCM(Method):
         settings = self.settings
         level = torch.special.ndtri(rng.sample.uniform("time").clamp(1e-12, 1 - 1e-12))
         a = np.arctan(np.exp(settings.P_mean + settings.P_std * level.numpy()))
-        a = np.clip(a, self.lowest + 2 * settings.hop, self.highest)  # the jump ends above clean data
+        a = np.clip(a, self.lowest + 2 * settings.angle_step, self.highest)  # the jump ends above clean data
         grown = progress.step / (settings.warmup * progress.total) if settings.warmup else 1.0
         return Draws(
             t=self.time_at(a),
-            u=self.time_at(a - settings.hop),
+            u=self.time_at(a - settings.angle_step),
             noise=rng.sample.normal("noise", batch.x0.shape[1:]),
             guidance_scale=self.guidance.draw(rng),
             warmup=min(1.0, grown),

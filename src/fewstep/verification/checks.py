@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fewstep.diffusion.mixture import GaussianMixture
@@ -106,6 +107,8 @@ def checks_of(method: type[Method] | Method) -> Checks:
     return next((CHECKS[base] for base in cls.__mro__ if base in CHECKS), Checks())
 
 
+_of_slopes = partial(Checks, mixture=TWO_MODES, schedule=Schedule.flow, prediction_type="flow")
+
 CHECKS: dict[type[Method], Checks] = {
     CM: Checks(cm.fixed_rows, cm.trained_rows, mixture=LINE, schedule=Schedule.edm, on_a_line=True),
     LCM: Checks(lcm.fixed_rows, lcm.trained_rows),
@@ -121,29 +124,8 @@ CHECKS: dict[type[Method], Checks] = {
     Lightning: Checks(lightning.fixed_rows, lightning.trained_rows),
     Feedback: Checks(no_rows, feedback.trained_rows, feedback.STEPS, feedback.train, feedback.WIDE),
     Hyper: Checks(hyper.fixed_rows, hyper.trained_rows),
-    FlowMap: Checks(
-        flowmap.fixed_rows,
-        flowmap.trained_rows,
-        flowmap.STEPS,
-        mixture=TWO_MODES,
-        schedule=Schedule.flow,
-        prediction_type="flow",
-    ),
-    Reflow: Checks(
-        reflow.fixed_rows,
-        reflow.trained_rows,
-        reflow.STEPS,
-        mixture=TWO_MODES,
-        schedule=Schedule.flow,
-        prediction_type="flow",
-    ),
-    SCM: Checks(
-        scm.fixed_rows,
-        scm.trained_rows,
-        scm.STEPS,
-        mixture=TWO_MODES,
-        schedule=Schedule.flow,
-        prediction_type="flow",
-    ),
+    FlowMap: _of_slopes(flowmap.fixed_rows, flowmap.trained_rows, flowmap.STEPS),
+    Reflow: _of_slopes(reflow.fixed_rows, reflow.trained_rows, reflow.STEPS),
+    SCM: _of_slopes(scm.fixed_rows, scm.trained_rows, scm.STEPS),
     PDD: Checks(pdd.fixed_rows, pdd.trained_rows, pdd.STEPS, schedule=Schedule.flow, prediction_type="flow"),
 }

@@ -22,7 +22,7 @@ from fewstep.verification.slopes import distance_rows
 STEPS = 5500
 LIMITS = {1: 0.25}
 """Of the distance to the exact flow map in one step, on two modes of unit size on a line."""
-_ROWS, _HOP = 64, 1e-3
+_ROWS, _STEP = 64, 1e-3
 
 
 class ExactConsistency:
@@ -44,16 +44,16 @@ def fixed_rows(bench: Bench, method: SCM) -> list[Row]:
     """Rows without training: at the exact consistency function the mean square of the tangent falls as h^2."""
     rows = []
     for a in (0.4, 1.0, 1.4):
-        sizes = [tangent_size(bench, method, a, hop) for hop in (_HOP, _HOP / 2)]
+        sizes = [tangent_size(bench, method, a, step) for step in (_STEP, _STEP / 2)]
         name = f"angle {a:g}: squared tangent at the exact consistency function"
-        rows.append(Row(f"{name}, hop {_HOP:g} / {_HOP / 2:g}: ratio", 4.0, sizes[0] / sizes[1], 0.4))
+        rows.append(Row(f"{name}, angle step {_STEP:g} / {_STEP / 2:g}: ratio", 4.0, sizes[0] / sizes[1], 0.4))
     return rows
 
 
-def tangent_size(bench: Bench, method: SCM, a: float, hop: float) -> float:
+def tangent_size(bench: Bench, method: SCM, a: float, step: float) -> float:
     """The mean square of g at the exact consistency function, on rows at the angle ``a``, in float64."""
     batch, draws = bench.draw(method, _ROWS)
-    t, u = (method.time_at(np.full(_ROWS, at)) for at in (a, a - hop))
+    t, u = (method.time_at(np.full(_ROWS, at)) for at in (a, a - step))
     draws = dataclasses.replace(draws, t=t, u=u, warmup=1.0)
     exact = Denoiser(ExactConsistency(bench), bench.schedule, "sample")
     roles = oracle(bench, exact)

@@ -44,7 +44,7 @@ MUTANTS = [
         ),
         (
             "dmd: regression is towards the data",
-            "wanted = _pairs(batch).x0",
+            'wanted = batch.needed_pairs("DMD").x0',
             "wanted = batch.x0",
             "test_both_players_steps_are_the_papers[vp-epsilon-guided-full]",
         ),
@@ -104,7 +104,7 @@ MUTANTS = [
         ),
         (
             "dmd: the scores are compared at all levels",
-            'self.scores.draw_time(rng, "time", 0.02, 0.98)',
+            'self.scores.draw_time(rng, "time", *MATCHED)',
             'self.scores.draw_time(rng, "time")',
             "test_draws_are_uniform_over_the_levels_that_the_paper_names",
         ),

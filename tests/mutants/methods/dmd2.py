@@ -94,7 +94,7 @@ MUTANTS = [
         ),
         (
             "distribution matching: scores are matched at every level",
-            'self.scores.draw_time(rng, "matching_time", *LEVELS, above, upto)',
+            'self.scores.draw_time(rng, "matching_time", *MATCHED, above, upto)',
             'self.scores.draw_time(rng, "matching_time", 0.0, 1.0, above, upto)',
             "test_draws",
         ),

@@ -54,7 +54,7 @@ MUTANTS = [
         ),
         (
             "pdd: the next block begins where this one did",
-            "batch, draws, landing, number + 1",
+            "batch, draws, reached, number + 1",
             "batch, draws, x, number + 1",
             PLAIN,
         ),
@@ -181,8 +181,8 @@ MUTANTS = [
         "export/test_heads.py",
         (
             "heads: layers of a step are not weighted",
-            "fused(lengths, edges[i], edges[i + 1])",
-            "fused(lengths * 0 + 1, edges[i], edges[i + 1])",
+            "fused(lengths, i, i + block)",
+            "fused(lengths * 0 + 1, i, i + block)",
             "test_a_file_of_heads_is_the_student",
         ),
         (

@@ -11,8 +11,8 @@ MUTANTS = [
     *planted(
         "methods/reflow.py",
         "methods/test_reflow.py",
-        ("reflow: pairs end at the schedule's end, not at clean data", "bottom = _pairs(batch), self.schedule.clean",
-         "bottom = _pairs(batch), self.schedule.end", PAIRS),
+        ("reflow: pairs end at the schedule's end, not at clean data", '", or set windows"), self.schedule.clean',
+         '", or set windows"), self.schedule.end', PAIRS),
         ("reflow: pairs begin at noise times sigma", "first_state(self.schedule, pairs.noise, top)",
          "first_state(self.schedule, pairs.noise, top, \"table\")", PAIRS),
         ("reflow: pairs have the data's captions", "pairs.x0, pairs.cond", "pairs.x0, batch.cond", PAIRS),

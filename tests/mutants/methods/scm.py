@@ -3,8 +3,8 @@
 from tests.mutants.mutant import planted
 
 STEP = "test_a_step_is_the_papers[vp-v_prediction-warming up-full]"
-EXACT = "test_at_the_exact_consistency_function_the_squared_tangent_falls_as_the_hop_squared"
-TIMES = "test_times_are_log_normal_angles_and_one_hop_below"
+EXACT = "test_at_the_exact_consistency_function_the_squared_tangent_falls_as_the_step_squared"
+TIMES = "test_times_are_log_normal_angles_and_one_step_below"
 COARSE = "test_a_recipe_of_coarse_numbers_is_refused"
 PRODUCTS = "test_training_lets_no_product_round_to_tf32"
 
@@ -35,8 +35,8 @@ MUTANTS = [
         ("scm: the times' spread is ignored",
          "settings.P_mean + settings.P_std * level", "settings.P_mean + level", TIMES),
         ("scm: the times' mean is ignored", "settings.P_mean + settings.P_std", "settings.P_std", TIMES),
-        ("scm: the hop leads to more noise",
-         "u=self.time_at(a - settings.hop)", "u=self.time_at(a + settings.hop)", TIMES),
+        ("scm: the step leads to more noise",
+         "u=self.time_at(a - settings.angle_step)", "u=self.time_at(a + settings.angle_step)", TIMES),
         ("scm: the warm-up never ends", "settings.warmup * progress.total", "progress.total",
          "test_the_warm_up_grows_over_its_share_of_the_steps"),
         ("scm: a row without a time in between divides by 0", "np.where(h > 0, np.sin(h), 1.0)", "np.sin(h)",

@@ -28,6 +28,7 @@ from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Schedule, working
 from fewstep.methods.base import Loss
 from fewstep.methods.parts.score_pair import (
+    MATCHED,
     FakeTarget,
     Jump,
     ScorePair,
@@ -42,7 +43,6 @@ from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 
 Match: TypeAlias = Literal["x0", "x_s"]
-LEVELS = (0.02, 0.98)
 
 
 @checked
@@ -118,10 +118,10 @@ class DistributionMatching:
         draws.fake_time = self.scores.draw_time(rng, "fake_time", above=above, upto=upto)
         draws.fake_noise = rng.sample.normal("fake_noise", shape)
         if due:
-            draws.matching_time = self.scores.draw_time(rng, "matching_time", *LEVELS, above, upto)
+            draws.matching_time = self.scores.draw_time(rng, "matching_time", *MATCHED, above, upto)
             draws.matching_noise = rng.sample.normal("matching_noise", shape)
         if due and self.guidance_apart:
-            draws.guidance_time = self.scores.draw_time(rng, "guidance_time", *LEVELS, upto=t)
+            draws.guidance_time = self.scores.draw_time(rng, "guidance_time", *MATCHED, upto=t)
             draws.guidance_noise = rng.sample.normal("guidance_noise", shape)
 
     def student(self, roles: Roles, batch: Batch, x: Tensor, draws: MatchingDraws, jump: Jump | None) -> Loss:

@@ -24,7 +24,7 @@ from torch import Tensor
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.parts.inputs import Terminal
-from fewstep.methods.parts.score_pair import noise_levels
+from fewstep.methods.parts.score_pair import MATCHED, noise_levels
 from fewstep.methods.settings import Count, CountOrNone, checked
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
@@ -127,13 +127,13 @@ class Rollout:
     def draw_times(self, rng: Rng) -> tuple[float, ...]:
         """The student's times in this step, one grid for the whole batch on every rank.
 
-        Inner times are levels from 2 % to 98 % of all, uniform and each at most once.
+        Inner times are levels of `MATCHED`, uniform and each at most once.
         """
         if not self.any_steps:
             return tuple(self.timesteps.tolist())
         levels = noise_levels(self.schedule)
         steps = rng.shared.integer("steps", self.first_exit + 1, self.any_steps + 1)
-        low, high = int(0.02 * len(levels)), int(0.98 * len(levels))
+        low, high = (int(share * len(levels)) for share in MATCHED)
         inner = {rng.shared.integer(f"inner_time/{i}", low, high + 1) for i in range(steps - 1)}
         return (float(self.schedule.start), *(float(levels[i]) for i in sorted(inner, reverse=True)))
 

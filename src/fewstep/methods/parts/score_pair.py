@@ -58,6 +58,8 @@ from fewstep.sampling.samplers import renoise
 
 Weighting: TypeAlias = Literal["l1", "kl"]
 FakeTarget: TypeAlias = Literal["x0", "score"]
+MATCHED = (0.02, 0.98)
+"""Shares of all noise levels between which DMD compares scores (20 ... 980 of 1,000): none is singular there."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,8 @@ class ScorePair:
     ) -> Tensor:
         """Native times [B] on the host, uniform over the shares ``low`` ... ``high`` of the levels, both included.
 
-        DMD matches from 0.02 to 0.98 (20 ... 980 of 1,000), where no score is singular, and up to `first_time`, above
-        which a gap between scores is their errors; other terms see all levels.
+        DMD compares scores at those of `MATCHED`, and up to `first_time`, above which a gap between scores is their
+        errors; other terms see all levels.
 
         Args:
             above, upto: only levels above the one native time, and up to the other; at least one level is left.
