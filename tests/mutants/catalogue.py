@@ -47,12 +47,26 @@ from tests.mutants.methods import (
     tcd,
     turbo,
 )
-from tests.mutants.models import chroma, families, flux2, hooks, krea2, lora_files, networks, qwen, qwen21, sana, zimage
+from tests.mutants.models import (
+    chroma,
+    families,
+    flux2,
+    hooks,
+    krea2,
+    lora_files,
+    networks,
+    precision,
+    qwen,
+    qwen21,
+    sana,
+    zimage,
+)
 from tests.mutants.mutant import Mutant
 
 ROOMS = (
     diffusion,
     networks,
+    precision,
     lora_files,
     families,
     hooks,

@@ -4,6 +4,9 @@ peft keeps the live adapter as mutable state of every layer (`set_adapter`, whic
 several roles on one base that is a silent trap: activation checkpointing re-runs a forward during backward, under
 whichever adapter happens to be live *then* — wrong gradients and no error. Here the layers read a context
 variable, and `checkpoint` re-enters the context in which its forward ran.
+
+They also compute in fewer kernels than peft's, which casts the input of every adapter to float32 although autocast
+casts it back: the input is cast once, for the base and the adapters together.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.models.precision import AddProduct, autocast_dtype, autocast_on_meta, computes_low, weights_for
 from fewstep.models.sharding import local, rows_of
 
 _LIVE: ContextVar[tuple[str, ...]] = ContextVar("fewstep_live_adapters", default=())
@@ -38,11 +42,12 @@ def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
     Fits diffusers' ``enable_gradient_checkpointing(gradient_checkpointing_func=checkpoint)``. Needed as well
     because an accelerator's backward runs in threads that know nothing of this thread's context.
     """
-    # Taken now, in the forward: when `replay` runs, backward has long left the block in which these were live.
-    adapters = _LIVE.get()
+    # Taken now, in the forward: when `replay` runs, backward has long left the block in which these were live. PyTorch
+    # itself remembers the autocast of every device but meta.
+    adapters, on_meta = _LIVE.get(), autocast_dtype("meta")
 
     def replay(*inputs: Any) -> Any:
-        with live(adapters):
+        with live(adapters), autocast_on_meta(on_meta):
             return function(*inputs)
 
     return torch.utils.checkpoint.checkpoint(replay, *args, use_reentrant=False)
@@ -58,6 +63,28 @@ class _ReadsContext:
     @property
     def disable_adapters(self) -> bool:
         return False
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer: Any = self
+        names = [name for name in _LIVE.get() if name in layer.lora_A]
+        if names and (low := autocast_dtype(x.device.type)) is not None:
+            x = x.to(low)
+        result: Tensor = layer.base_layer(x, *args, **kwargs)
+        for name in names:
+            result = _adapted(result, x, layer.lora_A[name], layer.lora_B[name], float(layer.scaling[name]))
+        return result
+
+
+def _adapted(result: Tensor, x: Tensor, down: Any, up: Any, scale: float) -> Tensor:
+    """``result`` of a base layer at x, which nothing else reads, plus ``scale`` up(down(x)), in the dtype of result."""
+    h = down(x if computes_low(down, x) else x.to(down.weight.dtype))
+    if isinstance(up, nn.Linear) and computes_low(up, h) and result.dtype == h.dtype:
+        weight, _ = weights_for(up, h)
+        if torch.compiler.is_compiling():
+            return result + torch.nn.functional.linear(h, weight) * scale
+        return AddProduct.apply(result, h, weight, scale)  # type: ignore[no-any-return, no-untyped-call]
+    added = up(h)
+    return (result + (added if scale == 1 else added * scale)).to(result.dtype)
 
 
 def add_adapter(
@@ -148,6 +175,12 @@ def lora_layers(module: nn.Module) -> list[Any]:
 def base_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Every parameter of ``module`` that belongs to no adapter."""
     return [p for name, p in module.named_parameters() if ".lora_" not in name]
+
+
+def adapter_layers(module: nn.Module, name: str) -> list[nn.Module]:
+    """The layers A and B of one adapter."""
+    layers = [layer for layer in lora_layers(module) if name in layer.lora_A]
+    return [part[name] for layer in layers for part in (layer.lora_A, layer.lora_B)]
 
 
 def adapter_tensors(module: nn.Module, name: str) -> dict[str, nn.Parameter]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from fewstep.models.denoiser import Cost, Denoiser, guidance_of, laid_out, netwo
 from fewstep.models.extras import ExtraInputs
 from fewstep.models.helpers import Encoder, Helpers, Reward
 from fewstep.models.lora import (
+    adapter_layers,
     adapter_scale,
     adapter_tensors,
     add_adapter,
@@ -30,6 +31,15 @@ from fewstep.models.lora import (
     live,
     matching,
     merge,
+)
+from fewstep.models.precision import (
+    Shadow,
+    autocast,
+    drop_shadows,
+    keep_shadows,
+    refresh,
+    runs_without_autocast,
+    shadows_of,
 )
 from fewstep.models.quantize import is_quantized
 from fewstep.models.sharding import gathered, local, shard
@@ -59,6 +69,10 @@ class RoleNetwork:
     """A network as one role calls it: with its adapters live, its extra inputs embedded, under its autocast.
 
     Where it has a bank of last layers, the end of a step is no input of the network: it chooses a layer (`between`).
+
+    Attributes:
+        autocast: dtype in which autocast lets the network compute; None: it computes in that of its weights.
+        shadows: copies of its trained weights in a lower dtype (`fewstep.models.precision`).
     """
 
     def __init__(
@@ -69,8 +83,10 @@ class RoleNetwork:
         autocast: torch.dtype | None = None,
         bank: LayerBank | None = None,
     ) -> None:
-        self.network, self.adapters, self.extras, self.autocast = network, adapters, extras, autocast
+        self.network, self.adapters, self.extras = network, adapters, extras
+        self.autocast = None if runs_without_autocast(network, autocast) else autocast
         self.bank = bank
+        self.shadows: list[Shadow] = []
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -123,11 +139,9 @@ class RoleNetwork:
             return features
 
     def _precision(self, x: Tensor) -> Any:
-        # Autocast wraps the network alone: schedules, jumps and losses stay in float32. Its weight cache is off
-        # because copies made under no_grad carry no graph and would be reused where a gradient is wanted.
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(x.device.type, dtype=self.autocast, cache_enabled=False)
+        # Autocast wraps the network alone: schedules, jumps and losses stay in float32.
+        refresh(self.shadows)
+        return autocast(x.device.type, self.autocast)
 
 
 class Roles:
@@ -236,7 +250,7 @@ class Roles:
         network = self._copy(self.base) if weights.kind == "full" else self.base
         layers = self._bank(network, bank, LORA_RATE if weights.kind == "lora" else 1.0) if bank else None
         adapters, tensors = self._trainable(network, name, weights, banked=bool(bank))
-        role = RoleNetwork(network, adapters, extras, self.autocast, layers)
+        role = self._shadowed(RoleNetwork(network, adapters, extras, self.autocast, layers))
         return self._register(name, role, tensors, None, prediction_type)
 
     def add_encoder(self, name: str, weights: Weights | None = None, origin: Denoiser | None = None) -> Denoiser:
@@ -262,7 +276,7 @@ class Roles:
         if isinstance(self.base, nn.Module):
             network.to(next(self.base.parameters()).device)
         adapters, tensors = self._trainable(network, name, weights)
-        return self._register(name, RoleNetwork(network, adapters, None, self.autocast), tensors)
+        return self._register(name, self._shadowed(RoleNetwork(network, adapters, None, self.autocast)), tensors)
 
     def add_network(self, name: str, network: nn.Module, prediction_type: str, bank: Sequence[float] = ()) -> Denoiser:
         """A trainable role with a network of its own, of any kind: a student of a closed-form teacher, say."""
@@ -297,10 +311,13 @@ class Roles:
         self.heads[name], self._tensors[name] = heads, dict(heads.named_parameters())
         return heads
 
-    def follow(self, name: str, source: str, decay: float) -> Denoiser:
+    def follow(self, name: str, source: str, decay: float, *, in_steps: bool = True) -> Denoiser:
         """A role that is an exponential moving average of ``source``: name = decay name + (1 - decay) source.
 
         With decay 0 it *is* the source (one view under two names), with 1 it stays what the source is now.
+
+        Args:
+            in_steps: training steps call it. Full weights that are called now and then keep no shadows.
 
         Raises:
             ValueError: a decay outside [0, 1].
@@ -324,6 +341,10 @@ class Roles:
             network = copy.deepcopy(leader.network)
             tensors = dict(network.named_parameters())
         role = RoleNetwork(network, adapters, copy.deepcopy(leader.extras), self.autocast, copy.deepcopy(leader.bank))
+        if adapters or (leader.shadows and in_steps):
+            self._shadowed(role)
+        elif leader.shadows:
+            drop_shadows(network)
         view = self._register(name, role, tensors, self._views[source])
         copy_tensors(self._tensors[name], self._tensors[source])  # type: ignore[arg-type]
         for tensor in self._tensors[name].values():
@@ -375,6 +396,10 @@ class Roles:
         self._tensors = {
             role: {key: spread.get(p, p) for key, p in tensors.items()} for role, tensors in self._tensors.items()
         }
+        for role in (view.network for view in self._views.values()):
+            if isinstance(role, RoleNetwork) and role.shadows and not role.adapters:
+                drop_shadows(role.network)  # FSDP gathers the masters into other tensors
+                role.shadows = []
         self._sharded = True
 
     def leaves(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -406,6 +431,11 @@ class Roles:
         tensors = {key: p for key, p in self._tensors[name].items() if not key.startswith("extras.")}
         last = [key for key, p in tensors.items() if p.ndim > 1 and ".lora_A" not in key] or list(tensors)
         return tensors[sorted(last, key=lambda key: "mid_block" not in key)[-1]]
+
+    def shadows(self) -> list[Shadow]:
+        """The copies of trained weights that roles keep in a lower dtype; those of a view under two names once."""
+        roles = {id(view.network): view.network for view in self._views.values()}
+        return [shadow for role in roles.values() if isinstance(role, RoleNetwork) for shadow in role.shadows]
 
     def tensors_of(self, name: str) -> dict[str, Tensor]:
         """The tensors that make a role differ from the teacher: its LoRA or all weights, its extra inputs and bank."""
@@ -485,6 +515,16 @@ class Roles:
                 targets = [layer for layer in matching(network, targets) if layer != network.last_layer]
             add_adapter(network, name, rank=weights.rank, alpha=weights.alpha, targets=targets)
         return (name,), adapter_tensors(network, name)
+
+    def _shadowed(self, role: RoleNetwork) -> RoleNetwork:
+        """``role``, whose layers keep their trained weights in the dtype of autocast too, where there is autocast."""
+        if self.autocast is not None:
+            parts = [layer for name in role.adapters for layer in adapter_layers(role.network, name)]
+            parts = parts if role.adapters else [role.network]
+            for part in parts:
+                keep_shadows(part, self.autocast)
+            role.shadows = shadows_of(parts)
+        return role
 
     def _register(
         self,

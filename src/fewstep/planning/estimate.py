@@ -22,6 +22,7 @@ from fewstep.data.sources import LatentSource, Source, WithPrompts
 from fewstep.methods.base import Method
 from fewstep.models.lora import lora_layers
 from fewstep.models.meta_pipeline import MetaPipeline, allocate
+from fewstep.models.precision import refresh
 from fewstep.models.quantize import Kind, saved_bytes
 from fewstep.models.roles import Roles, Weights
 from fewstep.planning.hardware import CONTEXT, FRAGMENTATION
@@ -119,6 +120,8 @@ def estimate(
     of_losses = [
         t for network in roles.helpers.networks[1:] for t in tensors_of(network)
     ]  # image encoder and reward models
+    refresh(roles.shadows())
+    copies = _size([t for shadow in roles.shadows() if (t := shadow.tensor) is not None], device)
     vae, texts, others = (_parts(pipeline, kind, device) for kind in ("vae", "text_encoder", ""))
     less = 0 if quantization is None else saved_bytes(pipeline.base, quantization)
     # whether the VAE stays on the host during training
@@ -129,6 +132,7 @@ def estimate(
         **({"text encoders": texts} if live else {}),
         "encoded data": _size([t for part in kept for t in _on_device(part, device, live) if not stream], device),
         **{_name_of(role, built): size for role, size in _own(roles, device).items()},
+        **({"bf16 copies of trained weights": copies} if copies else {}),
         "optimiser": moment_bytes(trained, settings.optimizer),
     }
     texts -= held.get("text encoders", 0)  # what is freed once all captions are encoded
@@ -189,8 +193,7 @@ def _on_meta(
     teacher = pipeline.denoiser()
     built = method(teacher.schedule, method_settings)
     source, kept = _data(pipeline, built.streams, images, pairs)
-    precision = "fp32" if settings.autocast else settings.precision  # meta has no autocast; DeviceRules imitates it
-    on_meta = dataclasses.replace(settings, device="meta", precision=precision)
+    on_meta = dataclasses.replace(settings, device="meta")
     rewards = (*built.rewards, *built.measures)
     helpers = pipeline.helpers(built.encoder, settings.gradient_checkpointing, rewards=rewards)
     with torch.device("meta"):  # so that added layers are created there too

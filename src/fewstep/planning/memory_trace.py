@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from fewstep.models.precision import autocast_dtype
+
 _BLOCK = 512  # bytes; an accelerator's allocator rounds up to it
 
 
@@ -139,16 +141,22 @@ _FLOPS = {
 class DeviceRules(TorchFunctionMode):
     """Imitates on the meta device what ``device`` does and meta does not: fused attention and autocast.
 
-    Attention on meta would allocate the whole [queries, keys] matrix, which no real device keeps.
+    Attention on meta would allocate the whole [queries, keys] matrix, which no real device keeps. Autocast is that of
+    `fewstep.models.precision.autocast_dtype`, which roles turn on around their networks, or ``autocast``.
     """
 
     _LOWER = frozenset({F.linear, F.conv2d, F.conv1d, torch.conv2d, torch.matmul, torch.bmm, torch.baddbmm})
     _HIGHER = frozenset({F.layer_norm, F.group_norm, F.softmax})  # on an accelerator; the CPU leaves inputs as they are
 
-    def __init__(self, device: str, autocast: torch.dtype | None) -> None:
+    def __init__(self, device: str, autocast: torch.dtype | None = None) -> None:
         super().__init__()
-        self.autocast = autocast
+        self._always = autocast
         self.higher = frozenset[Any]() if device == "cpu" else self._HIGHER
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of matrix products now."""
+        return self._always or autocast_dtype("meta")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -156,9 +164,9 @@ class DeviceRules(TorchFunctionMode):
             return self._attention(*args, **kwargs)
         if func is torch.autograd.grad:
             return self._grad(*args, **kwargs)
-        if self.autocast is not None:
+        if (low := self.autocast) is not None:
             if func in self._LOWER:
-                args, kwargs = _all_cast(args, kwargs, self.autocast)
+                args, kwargs = _all_cast(args, kwargs, low)
             elif func in self.higher:
                 args, kwargs = _all_cast(args, kwargs, torch.float32)
         return func(*args, **kwargs)
@@ -195,8 +203,8 @@ class DeviceRules(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if self.autocast is not None:
-            query, key, value = (_cast(x, self.autocast) for x in (query, key, value))
+        if (low := self.autocast) is not None:
+            query, key, value = (_cast(x, low) for x in (query, key, value))
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output: Tensor = fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
         return output

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fewstep.models.families import vae_batch_size
 from fewstep.models.families.teacher import PROMPTS_AT_ONCE
 from fewstep.models.meta_pipeline import MetaPipeline
+from fewstep.models.precision import runs_without_autocast
 from fewstep.planning.memory_trace import DeviceRules, MemoryTracker
 from fewstep.training.settings import TrainingSettings
 
@@ -46,7 +47,8 @@ def guided_peak(pipeline: MetaPipeline, prompts: int, settings: TrainingSettings
     cond, device = pipeline.prompts(prompts, settings.dtype), torch.device(settings.device).type
     network: Any = teacher.network
     tracker = MemoryTracker(device, [*tensors_of(network), x, *cond.tensors.values()])
-    with DeviceRules(device, settings.autocast), tracker:
+    dtype = None if runs_without_autocast(network, settings.autocast) else settings.autocast
+    with DeviceRules(device, dtype), tracker:
         teacher(x, teacher.schedule.start, cond, 2.0)
     return tracker.peak
 

@@ -20,6 +20,7 @@ from torch.autograd.graph import _engine_run_backward
 from fewstep.data.random import Rng
 from fewstep.data.sources import Source
 from fewstep.methods.base import Loss, Method, Progress
+from fewstep.models.precision import refresh
 from fewstep.models.roles import Roles
 from fewstep.planning.memory_trace import DeviceRules, MemoryTracker
 from fewstep.training import distributed
@@ -81,10 +82,12 @@ def _traced(
     """The last micro-batch of `Trainer.step` number ``number``, up to the step's updates."""
     networks = [roles.base, *roles.helpers.networks]
     known = [t for network in networks for t in (*network.parameters(), *network.buffers())]
+    refresh(roles.shadows())
+    known += [shadow.tensor for shadow in roles.shadows() if shadow.tensor is not None]
     tracker = MemoryTracker(torch.device(settings.device).type, [*known, *roles.tensors().values()])
     size, last = settings.batch_size // settings.accumulation, settings.accumulation - 1
     rng = Rng(0, number, settings.batch_size, slice(last * size, (last + 1) * size), "meta", settings.dtype)
-    with _no_collections(), DeviceRules(tracker.device, settings.autocast), tracker:
+    with _no_collections(), DeviceRules(tracker.device), tracker:
         if last:
             for p in (p for player in method.players if player.name in due for p in trained_by(player, roles)):
                 p.grad = torch.empty_like(p)

@@ -95,6 +95,7 @@ class PlayerState:
         self.optimizer.found_inf = self.first_bad_step.isfinite().to(torch.float32)
         self.optimizer.param_groups[0]["lr"] = self.rate(step)
         self.optimizer.step()
+        torch.autograd.graph.increment_version(self.mine)  # fused updates do not count as changes, see Shadow
         self.optimizer.zero_grad(set_to_none=True)
 
     def _exchange(self, gradients: list[Tensor | None]) -> list[Tensor | None]:

@@ -107,7 +107,7 @@ def follow(roles: Roles, method: Method, settings: TrainingSettings) -> None:
         if spec.pulled_to is not None:
             roles.pull(spec.name, spec.pulled_to, spec.pull)
     if settings.ema_decay > 0:
-        roles.follow("ema", "student", settings.ema_decay)
+        roles.follow("ema", "student", settings.ema_decay, in_steps=False)
 
 
 def check_batch(settings: TrainingSettings) -> None:

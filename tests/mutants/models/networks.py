@@ -163,8 +163,8 @@ MUTANTS = [
         ),
         (
             "roles: recomputation in backward does not capture the adapter",
-            ("        with live(adapters):\n            return function(*inputs)"),
-            ("        with live(_LIVE.get()):\n            return function(*inputs)"),
+            "with live(adapters), autocast_on_meta(on_meta):",
+            "with live(_LIVE.get()), autocast_on_meta(on_meta):",
             "test_checkpointing_recomputes_under_its_own_adapter[live_in_backward1]",
         ),
         (
@@ -193,8 +193,8 @@ MUTANTS = [
         ),
         (
             "roles: every live adapter acts, whoever asks",
-            "return list(_LIVE.get())",
-            "return list(self.lora_A) if _LIVE.get() else []",
+            "names = [name for name in _LIVE.get() if name in layer.lora_A]",
+            "names = list(layer.lora_A) if _LIVE.get() else []",
             "test_two_adapters_do_not_see_each_other",
         ),
         (

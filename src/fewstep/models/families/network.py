@@ -115,6 +115,7 @@ class TransformerNetwork(nn.Module):
         place: position of the image's tokens in the tuple that a block returns.
         end: the module behind the last block, where a forward for features ends.
         last_layer: the last layer with weights, which a bank stands for (`fewstep.models.bank`).
+        casts_inputs: it gives its weights inputs of their own dtype, and needs no autocast for it.
     """
 
     lora_targets: ClassVar[tuple[str, ...]]
@@ -123,6 +124,7 @@ class TransformerNetwork(nn.Module):
     place: ClassVar[int] = 0
     end: ClassVar[str] = "norm_out"
     last_layer: ClassVar[str] = "transformer.proj_out"
+    casts_inputs: ClassVar[bool] = True
 
     def __init__(self, transformer: nn.Module, time_scale: float = 1.0) -> None:
         super().__init__()

@@ -52,10 +52,12 @@ class UNetNetwork(nn.Module):
     Attributes:
         guidance_embed: the embedded guidance scale of callers that give none, where the UNet has such an embedding
             (``time_cond_proj_dim``, the published LCM models').
+        casts_inputs: as of `fewstep.models.families.network.TransformerNetwork`.
     """
 
     lora_targets = UNET_LORA_TARGETS
     last_layer = "unet.conv_out"
+    casts_inputs = True
 
     def __init__(self, unet: nn.Module, time_scale: float = 1.0, guidance_embed: float = LCM_SCALE) -> None:
         super().__init__()
@@ -132,7 +134,7 @@ class UNetNetwork(nn.Module):
         if extra is not None and self.time_embedder.cond_proj is None:
             # diffusers adds cond_proj(timestep_cond) to the time embedding; ours arrives projected.
             self.time_embedder.cond_proj = _AsGiven()
-        return self._called(x, t, cond, extra)
+        return self._called(x, t, cond, None if extra is None else extra.to(x.dtype))
 
     def _called(self, x: Tensor, t: Tensor, cond: Cond, timestep_cond: Tensor | None) -> Tensor:
         if self.time_scale != 1:
