@@ -19,8 +19,8 @@ from fewstep.models.precision import refresh
 from fewstep.models.roles import Roles, Weights
 from fewstep.planning.memory_trace import DeviceRules
 
-_VIEWS = """view _unsafe_view expand slice transpose permute t unsqueeze squeeze select split split_with_sizes chunk unbind
-    detach alias as_strided reshape _reshape_alias unflatten empty empty_like empty_strided new_empty"""
+_VIEWS = """view _unsafe_view expand slice transpose permute t unsqueeze squeeze select split split_with_sizes chunk
+    unbind detach alias as_strided reshape _reshape_alias unflatten empty empty_like empty_strided new_empty"""
 NO_KERNEL = frozenset(_VIEWS.split())
 """Operators that compute nothing: views, and memory without values."""
 
