@@ -49,6 +49,7 @@ from tests.mutants.methods import (
 )
 from tests.mutants.models import (
     chroma,
+    compiled,
     families,
     flux2,
     hooks,
@@ -67,6 +68,7 @@ ROOMS = (
     diffusion,
     networks,
     precision,
+    compiled,
     lora_files,
     families,
     hooks,

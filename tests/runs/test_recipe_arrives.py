@@ -270,6 +270,7 @@ NOT_HERE = {
     "optimizer": "tests/training/test_optimizers.py",  # needs the extra `lowmem`
     "fsdp": "tests/training/test_processes.py",  # needs several processes
     "trackers": "tests/training/test_trackers.py",  # write through packages of their own
+    "compile": "tests/models/test_compiled.py",  # takes a compiler, and seconds
     "device": "tests/training/test_trainer.py",  # needs another device than the CPU, or a stand-in for one
 }
 

@@ -24,6 +24,7 @@ from fewstep.models.precision import AddProduct, autocast_dtype, autocast_on_met
 from fewstep.models.sharding import local, rows_of
 
 _LIVE: ContextVar[tuple[str, ...]] = ContextVar("fewstep_live_adapters", default=())
+_TRACED: tuple[str, ...] = ()  # what `_LIVE` holds, for compiled code: it can read and guard a constant alone
 
 
 @contextmanager
@@ -34,6 +35,21 @@ def live(adapters: Iterable[str]) -> Iterator[None]:
         yield
     finally:
         _LIVE.reset(token)
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Within this block compiled code sees the adapters that are live now."""
+    global _TRACED
+    before, _TRACED = _TRACED, _LIVE.get()
+    try:
+        yield
+    finally:
+        _TRACED = before
+
+
+def _live_now() -> tuple[str, ...]:
+    return _TRACED if torch.compiler.is_compiling() else _LIVE.get()
 
 
 def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
@@ -66,7 +82,7 @@ class _ReadsContext:
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer: Any = self
-        names = [name for name in _LIVE.get() if name in layer.lora_A]
+        names = [name for name in _live_now() if name in layer.lora_A]
         if names and (low := autocast_dtype(x.device.type)) is not None:
             x = x.to(low)
         result: Tensor = layer.base_layer(x, *args, **kwargs)

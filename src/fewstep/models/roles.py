@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Array, Time
 from fewstep.models.bank import LORA_RATE, LayerBank, Mixed
+from fewstep.models.compiled import compile_blocks
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Cost, Denoiser, guidance_of, laid_out, network_dtype
 from fewstep.models.extras import ExtraInputs
@@ -401,6 +402,11 @@ class Roles:
                 drop_shadows(role.network)  # FSDP gathers the masters into other tensors
                 role.shadows = []
         self._sharded = True
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile the repeated blocks of every network; call it once, when every role is there."""
+        for network in self._networks():
+            compile_blocks(network, backend)
 
     def leaves(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """The leaves of a graph that stand for ``parameters``: themselves, or the gathered weights of sharded ones.

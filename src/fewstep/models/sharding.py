@@ -26,7 +26,7 @@ def shard(network: nn.Module, ignored: set[nn.Parameter]) -> dict[nn.Parameter, 
     before = dict(network.named_parameters())
     device = next(iter(before.values())).device.type
     mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
-    for part in (*_blocks(network), network):
+    for part in (*blocks_of(network), network):
         # True for the root too: kept whole until a backward, a target would go on with the weights of its last call
         fully_shard(part, mesh=mesh, ignored_params=ignored, reshard_after_forward=True)
     if hasattr(network, "features"):
@@ -35,14 +35,14 @@ def shard(network: nn.Module, ignored: set[nn.Parameter]) -> dict[nn.Parameter, 
     return {parameter: after[name] for name, parameter in before.items() if parameter not in ignored}
 
 
-def _blocks(network: nn.Module) -> list[nn.Module]:
-    """The modules to gather one at a time: the entries of the outermost ModuleLists, where most networks keep blocks.
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The modules to gather, or compile, one at a time: the entries of the outermost ModuleLists, a network's blocks.
 
     The finer the units, the less memory whole weights take at once, and the more messages there are.
     """
     found: list[nn.Module] = []
     for child in network.children():
-        found += list(child) if isinstance(child, nn.ModuleList) else _blocks(child)
+        found += list(child) if isinstance(child, nn.ModuleList) else blocks_of(child)
     return found
 
 

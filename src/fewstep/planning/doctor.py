@@ -21,6 +21,7 @@ from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.methods.base import Progress
 from fewstep.methods.tcd import TCD
+from fewstep.models.compiled import check_compiler
 from fewstep.models.families import load_teacher
 from fewstep.models.hub import short_error
 from fewstep.models.roles import Weights
@@ -59,6 +60,8 @@ def examine(runs: Path = Path("runs")) -> Iterator[Finding]:
     yield from _torch()
     yield _memory()
     yield _disk(runs)
+    yield _products()
+    yield _compiler()
     yield from packages(_requirements())
     yield _torchvision()
     yield _hub_cache()
@@ -86,6 +89,27 @@ def _torch() -> Iterator[Finding]:
             )
         else:
             yield Finding(NOTE, "there is no GPU", "scenes-64 does without; full-size models need one")
+
+
+def _products() -> Finding:
+    """Which shortcuts float32 products take on CUDA, and which attention PyTorch may choose there: its own defaults."""
+    kept = {True: "TF32's 10 bits", False: "float32"}
+    products, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    flags = torch.backends.cuda
+    kinds = {"flash": flags.flash_sdp_enabled(), "memory-efficient": flags.mem_efficient_sdp_enabled(),
+             "cuDNN": flags.cudnn_sdp_enabled(), "plain": flags.math_sdp_enabled()}  # fmt: skip
+    names = ", ".join(name for name, is_on in kinds.items() if is_on)
+    text = f"on CUDA float32 matrix products keep {kept[products]} and convolutions {kept[cudnn]}"
+    return Finding(OK, f"{text}; attention is PyTorch's, by the fastest kernel that fits of {names}")
+
+
+def _compiler() -> Finding:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        check_compiler(device)
+    except ValueError as error:
+        return Finding(NOTE, short_error(error))
+    return Finding(OK, f"training.compile finds its compiler for {device}")
 
 
 def _memory() -> Finding:

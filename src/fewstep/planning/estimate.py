@@ -193,7 +193,7 @@ def _on_meta(
     teacher = pipeline.denoiser()
     built = method(teacher.schedule, method_settings)
     source, kept = _data(pipeline, built.streams, images, pairs)
-    on_meta = dataclasses.replace(settings, device="meta")
+    on_meta = dataclasses.replace(settings, device="meta", compile=False)
     rewards = (*built.rewards, *built.measures)
     helpers = pipeline.helpers(built.encoder, settings.gradient_checkpointing, rewards=rewards)
     with torch.device("meta"):  # so that added layers are created there too

@@ -15,6 +15,7 @@ from fewstep.data.find import find_captions
 from fewstep.data.remote import open_shards
 from fewstep.methods.base import Method
 from fewstep.methods.guidance import OFF
+from fewstep.models.compiled import check_compiler
 from fewstep.models.hub import Remark
 from fewstep.recipe.schema import Recipe
 from fewstep.recipe.validate import RecipeError
@@ -29,6 +30,8 @@ def check_machine(recipe: Recipe) -> None:
     """Raises ValueError, one sentence, for a device or a package that the recipe needs and this machine lacks."""
     check_device(recipe.training.device)
     check_optimizer(recipe.training)
+    if recipe.training.compile:
+        check_compiler(recipe.training.device)
     check_trackers(recipe.training.trackers)
 
 

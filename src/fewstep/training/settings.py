@@ -32,6 +32,7 @@ class TrainingSettings:
         ema_decay: EMA of the student kept for evaluation and export; 0 is off.
         precision: "fp32", "bf16" (network arithmetic only, master weights stay fp32) or "fp64".
         gradient_checkpointing: recompute activations in backward, for memory.
+        compile: compile the networks' repeated blocks (torch.compile): minutes at the first steps, faster ones after.
         fsdp: spread the frozen base and full-weight networks over torchrun's processes (FSDP2); LoRAs stay whole.
         log_every, checkpoint_every: in steps; statistics stay on the device in between.
         keep_checkpoints: how many checkpoints to keep.
@@ -59,6 +60,7 @@ class TrainingSettings:
     ema_decay: Decay = 0.0
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     gradient_checkpointing: bool = False
+    compile: bool = False
     fsdp: bool = False
     log_every: Count = 25
     checkpoint_every: Count = 500
@@ -79,6 +81,8 @@ class TrainingSettings:
             raise ValueError(
                 f"training.accumulation ({self.accumulation}) must divide training.batch_size ({self.batch_size})."
             )
+        if self.compile and self.fsdp:
+            raise ValueError("training.compile does not go with training.fsdp: leave one of them out.")
         for other, is_on in (("training.precision fp64", self.precision == "fp64"), ("training.fsdp", self.fsdp)):
             if self.optimizer == "adamw8bit" and is_on:
                 raise ValueError(f"training.optimizer adamw8bit does not go with {other}: use adamw.")

@@ -93,6 +93,8 @@ def build_roles(
             if spec.name == "student" or spec.init_from == "student":
                 roles.start(spec.name, init)
     follow(roles, method, settings)
+    if settings.compile:
+        roles.compile()
     return roles
 
 

@@ -193,8 +193,8 @@ MUTANTS = [
         ),
         (
             "roles: every live adapter acts, whoever asks",
-            "names = [name for name in _LIVE.get() if name in layer.lora_A]",
-            "names = list(layer.lora_A) if _LIVE.get() else []",
+            "names = [name for name in _live_now() if name in layer.lora_A]",
+            "names = list(layer.lora_A) if _live_now() else []",
             "test_two_adapters_do_not_see_each_other",
         ),
         (
