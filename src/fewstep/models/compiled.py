@@ -21,6 +21,8 @@ from fewstep.models.sharding import blocks_of
 
 _GRAPHS = 64  # of one forward: roles, with a graph or without, shapes; torch's own limit is 8
 
+_CLASSES: dict[tuple[type, str], type[nn.Module]] = {}
+
 
 def check_compiler(device: str) -> None:
     """Raises ValueError, one sentence, where torch.compile finds no compiler for this kind of device."""
@@ -60,9 +62,10 @@ def repeated_blocks(network: nn.Module) -> list[nn.Module]:
     return found or blocks_of(network)
 
 
-@functools.cache
 def _compiled(cls: type[nn.Module], backend: str) -> type[nn.Module]:
     """A subclass with a compiled forward: of a class, not of an object, so that a copied block calls its own."""
+    if (cls, backend) in _CLASSES:
+        return _CLASSES[cls, backend]
     forward: Any = torch.compile(cls.forward, backend=backend)
 
     @functools.wraps(cls.forward)
@@ -71,4 +74,5 @@ def _compiled(cls: type[nn.Module], backend: str) -> type[nn.Module]:
             warnings.filterwarnings("ignore", message=".*Dynamo detected a call to a `functools.lru_cache`")
             return forward(self, *args, **kwargs)
 
-    return type(cls.__name__, (cls,), {"forward": call, "__module__": cls.__module__})
+    _CLASSES[cls, backend] = type(cls.__name__, (cls,), {"forward": call, "__module__": cls.__module__})
+    return _CLASSES[cls, backend]
