@@ -162,8 +162,8 @@ def test_only_its_own_times_are_steps():
         (TIMES[1], 0.123, "0.123 is none of them"),
         (0.123, 0.0, "0.123 is none of them"),
         (TIMES[3], TIMES[1], "lower times alone"),
-        (TIMES[3], TIMES[3], "lower times alone"),
-        (torch.tensor(TIMES[1:3]), 0.0, "is none of them"),
+        (TIMES[3], TIMES[3], "no slope at the end of a step"),
+        (torch.tensor(TIMES[1:3]), 0.0, "is none of them: leave timesteps and sampler out, or choose among 1, 0.9"),
     ]:
         with pytest.raises(ValueError, match=why):
             roles.student(x, t, None, end=end)
@@ -177,8 +177,10 @@ def test_what_can_have_no_bank_is_refused():
     zero = Schedule.scaled_linear().zero_terminal_snr()
     with pytest.raises(ValueError, match="pure noise, where sigma/alpha is infinite"):
         interval_lengths(zero, [999.0, 499.0, -1])
-    with pytest.raises(ValueError, match="must decrease"):
-        interval_lengths(FLOW, [0.5, 0.5, 0.0])
+    with pytest.raises(ValueError, match=r"must decrease, not 0\.5, 0\.9, 0\."):
+        interval_lengths(FLOW, [0.5, 0.9, 0.0])
+    with pytest.raises(ValueError, match="must decrease, not 1, nan, 0"):
+        interval_lengths(FLOW, [1.0, float("nan"), 0.0])
     network = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="Linear does not say which layer is its last"):
         Roles(Denoiser(network, FLOW, "flow")).add("student", Weights("full"), bank=TIMES)

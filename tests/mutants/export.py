@@ -48,8 +48,8 @@ MUTANTS = [
         ),
         (
             "export: kohya's down and up change places",
-            '_PARTS = {"lora_A": "lora_down", "lora_B": "lora_up"}',
-            '_PARTS = {"lora_B": "lora_down", "lora_A": "lora_up"}',
+            'PARTS = {"lora_A": "lora_down", "lora_B": "lora_up"}',
+            'PARTS = {"lora_B": "lora_down", "lora_A": "lora_up"}',
             "tests/export/test_publish.py::test_loras_hold_the_students_weights[kohya-float16-0.001]",
         ),
         (
@@ -110,8 +110,8 @@ MUTANTS = [
         ),
         (
             "export: samples that differ pass",
-            "if not gap <= limit:",
-            "if False:",
+            '    limit.check(gap, "in diffusers")',
+            "    pass",
             "test_an_export_whose_samples_differ_is_no_export",
         ),
         (
@@ -325,6 +325,64 @@ MUTANTS = [
             "set(np.ravel(deepest)) == {_SSD_1B_DEPTH}",
             "set() == {_SSD_1B_DEPTH}",
             "test_pruned_models_have_an_architecture_too",
+        ),
+    ),
+    *planted(
+        "export/limit.py",
+        "export/test_limit.py",
+        (
+            "limit: right exports of one step are refused",
+            '_ROUNDING["fp32"] * self.growth)',
+            '_ROUNDING["fp32"])',
+            "test_the_limit_is_above_1e_5_where_float32_holds_no_more",
+        ),
+        (
+            "limit: a prediction weighs the same at every time",
+            "schedule, kind).gain())",
+            "schedule, kind).gain() ** 0)",
+            "test_an_error_of_the_last_prediction_grows_as_derived[schedule0-epsilon-1]",
+        ),
+        (
+            "limit: the time is that of the first call",
+            "float(sampler.times(schedule)[-2])",
+            "float(sampler.times(schedule)[0])",
+            "test_an_error_of_the_last_prediction_grows_as_derived[schedule0-epsilon-4]",
+        ),
+        (
+            "limit: every gap of half precision is called rounding",
+            "and gap <= _WEIGHTS * _ROUNDING[self.dtype] * self.growth",
+            "",
+            "test_the_sentence_names_rounded_weights_where_they_explain_the_gap",
+        ),
+    ),
+    *planted(
+        "export/lora.py",
+        "export/test_limit.py",
+        (
+            "kohya: alpha has 8 bits",
+            't if key.endswith(".alpha") else t.to(dtype)',
+            "t.to(dtype)",
+            "test_alpha_is_the_rank_in_every_precision",
+        ),
+    ),
+    *planted(
+        "export/publish.py",
+        "export/test_heads_files.py",
+        (
+            "export: an export is exported",
+            "    if is_export(run):\n",
+            "    if False:\n",
+            "test_an_export_is_no_run_and_such_a_one_no_teacher[lora-True-the target times]",
+        ),
+    ),
+    *planted(
+        "students/lineage.py",
+        "export/test_heads_files.py",
+        (
+            "teachers: the LoRA of few times is called a student with extra inputs",
+            "    _refuse_export(folder)\n",
+            "",
+            "test_an_export_is_no_run_and_such_a_one_no_teacher[lora-True-the target times]",
         ),
     ),
 ]

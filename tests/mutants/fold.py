@@ -128,9 +128,10 @@ MUTANTS = [
         "export/test_fold_files.py",
         (
             "fold: an export that is right at few times becomes a teacher",
-            "        _refuse_few_times(Path(name))\n",
+            "        _refuse_export(Path(name))\n",
             "",
-            "test_a_pipeline_is_right_for_its_own_steps_and_says_so",
+            "tests/export/test_heads_files.py::test_an_export_is_no_run_and_such_a_one_no_teacher"
+            "[diffusers-True-the target times]",
         ),
     ),
 ]

@@ -25,7 +25,6 @@ from fewstep.models.lora_files import (
     read_tensors,
     tensor_names,
 )
-from fewstep.models.roles import RoleNetwork
 
 
 def load_checkpoint(
@@ -82,10 +81,8 @@ def load_heads(
     path = file or download(entry)
     refuse_wrong_base(f"{entry.id} ({path})", path, base or entry.base, family)
     teacher = load_teacher(base or entry.base, device=device, **options)
-    mine, times = teacher.denoiser, (*entry.sigmas, 0.0)
-    parts = teacher.family.lora_parts
-    bank = add_heads_file(parts, mine.network, mine.schedule, path, times, entry.lora_scale or 1.0)
-    student = Denoiser(RoleNetwork(mine.network, bank=bank), mine.schedule, mine.prediction_type)
+    times, parts = (*entry.sigmas, 0.0), teacher.family.lora_parts
+    student = add_heads_file(parts, teacher.denoiser, path, times, entry.lora_scale or 1.0)
     return replace(teacher, name=entry.id), student
 
 

@@ -27,11 +27,11 @@ def modelspec(
         size: side of the images in pixels. hint: settings in words, for programs to show.
         base: the model that the student was distilled from.
     """
-    name = family.architecture
+    name, heads = family.architecture, lora and bool(card.bank)
     header = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{name}/lora" if lora else name,
-        "modelspec.implementation": "diffusers",
+        "modelspec.implementation": "fewstep" if heads else "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{size}x{size}",
         "modelspec.description": one_line(

@@ -72,8 +72,9 @@ def front_matter(to: str, base: str, card: Card, run: Path, image: str) -> list[
     Args:
         run: directory with the recipe of the student. image: file of its samples, empty for none.
     """
-    hub, lora = hub_name(base), to in ("lora", "kohya")
-    front: dict[str, Any] = {**_licence(base, hub), "library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    hub, lora = hub_name(base), to in ("lora", "kohya", "heads")
+    library = "fewstep" if to == "heads" else "diffusers"
+    front: dict[str, Any] = {**_licence(base, hub), "library_name": library, "pipeline_tag": "text-to-image"}
     if hub:
         front |= {"base_model": hub, "base_model_relation": "adapter" if lora else "finetune"}
     tags = ["text-to-image", "few-step", "distillation", "fewstep", one_line(card.method), *(["lora"] if lora else [])]

@@ -20,7 +20,7 @@ from torch import Tensor
 from fewstep.models.families.registry import parts
 
 ADAPTER_METADATA = "lora_adapter_metadata"
-_PARTS = {"lora_A": "lora_down", "lora_B": "lora_up"}
+PARTS = {"lora_A": "lora_down", "lora_B": "lora_up"}
 
 
 def layers(names: Iterable[str]) -> list[str]:
@@ -77,10 +77,15 @@ def kohya_layout(lora: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Ten
         key = f"{prefix}{layer.removeprefix(part).replace('.', '_')}"
         if f"{key}.alpha" in found:
             raise ValueError(f"kohya's layout has one name, {key}, for two layers of this network: export --to lora.")
-        found |= {f"{key}.{name}.weight": lora[f"{layer}.{part}.weight"] for part, name in _PARTS.items()}
-        found[f"{key}.alpha"] = torch.tensor(float(_rank(lora, layer)), dtype=lora[f"{layer}.lora_A.weight"].dtype)
+        found |= {f"{key}.{name}.weight": lora[f"{layer}.{part}.weight"] for part, name in PARTS.items()}
+        found[f"{key}.alpha"] = torch.tensor(float(_rank(lora, layer)), dtype=torch.float32)
     rank = str(max(_rank(lora, layer) for layer in layers(lora)))
     return found, {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+
+
+def rounded(found: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A layout's tensors in ``dtype``, but for alpha: a rank above 256 is no number of 8 bits."""
+    return {key: (t if key.endswith(".alpha") else t.to(dtype)).contiguous() for key, t in found.items()}
 
 
 def _rank(lora: Mapping[str, Tensor], layer: str) -> int:

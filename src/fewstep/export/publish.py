@@ -1,4 +1,6 @@
-"""`fewstep export`: a run's student as files for other programs, finished once diffusers has read them back.
+"""`fewstep export`: a run's student as files for other programs, finished once they have been read back.
+
+Diffusers reads them in a process of its own; files with a last layer for each step, which it has no use for, fewstep.
 
     diffusers   a pipeline folder: DiffusionPipeline.from_pretrained(folder)(prompt, num_inference_steps=4)
     lora        pytorch_lora_weights.safetensors in PEFT's layout, for diffusers, and ComfyUI if it is a transformer's
@@ -30,11 +32,12 @@ from fewstep.export.fold import Fold, fold_end, is_folded, refuse_fresh_noise
 from fewstep.export.header import modelspec, write
 from fewstep.export.heads import CODE, REMARK, card_of_heads, check_heads, refuse_bank, write_heads
 from fewstep.export.hub_card import licence_file, one_line
-from fewstep.export.lora import kohya_layout, layers, peft_layout
+from fewstep.export.limit import Limit, growth
+from fewstep.export.lora import kohya_layout, layers, peft_layout, rounded
 from fewstep.export.pipeline import close_guidance, put_student, save_network, save_pipeline
 from fewstep.export.possible import REMEDY, obstacle
 from fewstep.export.readme import call_arguments, code, readme
-from fewstep.export.round_trip import LIMITS, Request, RoundTrip, check_round_trip
+from fewstep.export.round_trip import Request, RoundTrip, check_round_trip
 from fewstep.export.scheduler import build_scheduler, plan_scheduler
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Family, Teacher, is_ours, shipped
@@ -42,6 +45,7 @@ from fewstep.models.hub import DTYPES, check_device, dtype_word, short_error
 from fewstep.sampling import sample
 from fewstep.sampling.diffusers_schedulers import SchedulerPlan
 from fewstep.students.card import CARD_FILE, Card, load_card, sampler_of
+from fewstep.students.exported import is_export
 from fewstep.students.lineage import first_teacher, student_folder, teacher_of
 from fewstep.students.student import LORA_FILE, SAMPLES_FILE, load_student, load_weights
 from fewstep.training.progress import doing
@@ -56,7 +60,7 @@ class Export:
     """A finished export.
 
     Attributes:
-        folder: where it is. round_trip: how its samples in diffusers compare with fewstep's.
+        folder: where it is. round_trip: how samples from its files compare with the student's.
         call: arguments of the pipeline's call. remarks: what its users must know, a sentence each.
     """
 
@@ -67,19 +71,23 @@ class Export:
 
 
 def export(run: Path, to: str, out: Path | None = None, dtype: str = "fp32", device: str = "cpu") -> Export:
-    """Write the student of ``run`` for other programs, and compare diffusers' samples from it with fewstep's.
+    """Write the student of ``run`` for other programs, and compare samples from the files with the student's.
 
     Args:
         to: one of `LAYOUTS`. out: folder to write, ``<run>/export/<to>`` by default.
         dtype: of the weights in it, fp32, fp16 or bf16.
 
     Raises:
-        ValueError: one sentence: nothing to export, a form no other program reads, or an export whose samples differ.
+        ValueError: one sentence: nothing to export, or an export itself; a form no other program reads, or an export
+            whose samples differ.
     """
     if to not in LAYOUTS:
         raise ValueError(f"Unknown --to '{to}': use {', '.join(LAYOUTS)}.")
     check_device(device, "--device")
-    dtype, source = dtype_word(dtype, "--dtype"), student_folder(run)
+    dtype = dtype_word(dtype, "--dtype")
+    if is_export(run):
+        raise ValueError(f"{run} is an export: name the run that it was made from.")
+    source = student_folder(run)
     if source is None:
         refuse_missing_run(run)
         raise ValueError(f"{run} holds no finished student to export.")
@@ -154,6 +162,7 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
     plan = plan_scheduler(sampler_of(card), schedule, config, prediction, type(teacher.family))
     student = load_student(teacher, source, card)
     expected = _latents(teacher, student, card)
+    limit = Limit(dtype, growth(sampler_of(card), schedule, prediction, expected))
     fold = _fold(teacher, student, card) if is_folded(card) else None
     card = replace(card, target_times=fold.targets if fold is not None else ())
     title = one_line(run.resolve().name)
@@ -190,7 +199,7 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
         file = LORA_FILE if to == "lora" else f"{title}_comfy.safetensors"
         tensors = tensors if fold is None else fold.as_ranks(tensors, fold.weight_of(teacher.denoiser.network))
         found, more = peft_layout(tensors) if to == "lora" else kohya_layout(tensors, family.kohya_prefix)
-        write(part / file, {key: t.to(DTYPES[dtype]).contiguous() for key, t in found.items()}, {**header, **more})
+        write(part / file, rounded(found, DTYPES[dtype]), {**header, **more})
         request = replace(request, lora=str(part / file))
     else:
         put_student(teacher, card, tensors, fold)
@@ -214,9 +223,9 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
             teacher.pipeline.save_pretrained(place)
             request = replace(request, pipeline=place)
         if heads is None:
-            trip = check_round_trip(request, expected, len(layers(tensors)) if is_lora else 0, LIMITS[dtype])
+            trip = check_round_trip(request, expected, len(layers(tensors)) if is_lora else 0, limit)
         else:
-            trip = check_heads(heads, card, base, device, expected, _latents, LIMITS[dtype])
+            trip = check_heads(heads, card, base, device, expected, _latents, limit)
     remarks = [*_remarks(to, card, plan, closed), *([REMARK] if heads else [])]
     more_of_card = {
         "export": to, "dtype": dtype, "scheduler": plan.scheduler, "call": plan.call, "gap": trip.gap, "base": base,

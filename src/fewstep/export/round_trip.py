@@ -20,8 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-LIMITS = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 5e-2}
-"""Largest gap by the weights' dtype: beyond it a file is wrong, not rounded."""
+from fewstep.export.limit import Limit
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class RoundTrip:
     layers: int
 
 
-def check_round_trip(request: Request, expected: Tensor, layers: int, limit: float) -> RoundTrip:
+def check_round_trip(request: Request, expected: Tensor, layers: int, limit: Limit) -> RoundTrip:
     """Sample in another process and compare with latents of fewstep from the same seed.
 
     Args:
@@ -91,8 +90,7 @@ def check_round_trip(request: Request, expected: Tensor, layers: int, limit: flo
         shapes = f"{tuple(sampled.shape)} where fewstep's are {tuple(expected.shape)}"
         raise ValueError(f"The export's latents in diffusers are {shapes}.")
     gap = float((sampled - expected.float()).abs().max() / expected.abs().max())
-    if not gap <= limit:
-        raise ValueError(f"The export's samples in diffusers are not fewstep's: the gap is {gap:.1e}.")
+    limit.check(gap, "in diffusers")
     return RoundTrip(gap, found)
 
 

@@ -118,6 +118,8 @@ def load_published(entry: Checkpoint, base: str | None = None, file: Path | None
     scale = 1.0 if entry.guidance == "embedded" else entry.guidance_scale or 1.0
     embed = entry.guidance_scale if entry.guidance == "embedded" else None
     card = Card(entry.method, "", entry.default_steps, "full", base or entry.base, guidance_embed=embed)
+    if heads and entry.sigmas is not None:  # other samplers take its times too
+        card = replace(card, sampler="euler", bank=(*entry.sigmas, 0.0), bank_steps=(len(entry.sigmas),))
     return Model(teacher, student or teacher.denoiser, card, scale, entry, base or entry.base or entry.repo)
 
 

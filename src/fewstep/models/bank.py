@@ -21,6 +21,7 @@ from fewstep.diffusion.schedule import Array, Schedule, Time, host
 
 LORA_RATE = 0.1
 """How fast the layers learn beside a LoRA, as a share of its rate: they are trained whole (VideoX-Fun: 1e-5, 1e-4)."""
+_FEW = 9  # so many times are listed in a sentence
 _SAME = 1e-6  # share of the noisiest time within which two times are one
 
 
@@ -75,7 +76,11 @@ class LayerBank(nn.Module):
             ValueError: one of them is no time of the bank, or they do not decrease.
         """
         first, last = self._place(t), self._place(end)
-        if first >= last:
+        if first == last:
+            raise ValueError(
+                "This student's last layers give no slope at the end of a step, which samplers such as heun ask for."
+            )
+        if first > last:
             raise ValueError(f"This student jumps to lower times alone, not from {_words(t)} to {_words(end)}.")
         return fused(self.lengths, first, last)[None]
 
@@ -83,9 +88,11 @@ class LayerBank(nn.Module):
         wanted = np.unique(host(time))
         found = np.flatnonzero(np.isclose(self.times, wanted[0], rtol=0, atol=_SAME * self.times[0]))
         if len(wanted) != 1 or not len(found):
+            few = len(self.times) <= _FEW
             raise ValueError(
                 f"This student has last layers between {len(self.times)} times, and {_words(time)} is none of them: "
-                "leave its own grid, or choose among the times in its card."
+                f"leave timesteps and sampler out, or choose among "
+                f"{', '.join(f'{t:g}' for t in self.times) if few else 'the times in its card'}."
             )
         return int(found[0])
 
@@ -99,11 +106,11 @@ def interval_lengths(schedule: Schedule, times: Sequence[float]) -> Array:
         ValueError: times that do not decrease, or where sigma/alpha is infinite.
     """
     grid = host(times)
+    if len(grid) < 2 or not (np.diff(grid) < 0).all():
+        raise ValueError(f"The times of a bank of last layers must decrease, not {', '.join(f'{t:g}' for t in grid)}.")
     way = grid if schedule.family == "flow" else schedule.noise_to_signal(grid)
     if not np.isfinite(way).all():
         raise ValueError("This noise schedule begins at pure noise, where sigma/alpha is infinite: no sum reaches it.")
-    if len(grid) < 2 or (np.diff(grid) >= 0).any():
-        raise ValueError(f"The times of a bank of last layers must decrease, not {_words(grid)}.")
     return np.diff(way)
 
 

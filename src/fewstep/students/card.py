@@ -91,9 +91,7 @@ def load_card(folder: Path) -> Card:
         if not isinstance(data, dict) or data.get("format") != 1:
             raise ValueError("unknown format")
         card = TypeAdapter(Card).validate_python(data)
-        count = max(len(card.bank) - 1, 0)
-        if len(card.bank) == 1 or any(not 1 <= n <= count or count % n for n in card.bank_steps):
-            raise ValueError("bank_steps must divide the number of intervals between the times of bank")
+        _check_bank(card)
         return replace(card, guidance_scale=off_is_one(card.guidance_scale))
     except ValidationError as error:
         first = error.errors()[0]
@@ -101,6 +99,14 @@ def load_card(folder: Path) -> Card:
         raise ValueError(f"The card {folder / CARD_FILE} is damaged: {key}: {first['msg']}.") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no student: {CARD_FILE} is missing or damaged ({error}).") from None
+
+
+def _check_bank(card: Card) -> None:
+    times, count = np.asarray(card.bank), len(card.bank) - 1
+    if not np.isfinite(times).all() or (np.diff(times) >= 0).any():
+        raise ValueError("bank must be decreasing times")
+    if bool(card.bank) != bool(card.bank_steps) or any(not 1 <= n <= count or count % n for n in card.bank_steps):
+        raise ValueError("bank_steps must divide the number of intervals between the times of bank")
 
 
 def refuse_other_times(card: Card, sampler: Sampler, schedule: Schedule) -> None:
@@ -127,7 +133,7 @@ def sampler_of(card: Card, name: str | None = None, **options: Any) -> Sampler:
     given = {key: value for key, value in options.items() if value is not None}
     if card.bank and not given.keys() & {"timesteps", "sigmas"}:
         steps = int(given.pop("num_inference_steps", card.num_inference_steps))
-        given["timesteps"] = block_times(card, steps)
+        given["timesteps"] = block_edges(card, steps)[:-1]
     own = name in (None, card.sampler) and not given.keys() & {"timesteps", "sigmas", "timestep_spacing"}
     if own and card.timesteps and given.get("num_inference_steps") in (None, len(card.timesteps)):
         given = {**given, "num_inference_steps": None, "timesteps": card.timesteps}
@@ -139,8 +145,8 @@ def sampler_of(card: Card, name: str | None = None, **options: Any) -> Sampler:
     return make_sampler(name or card.sampler, **given)
 
 
-def block_times(card: Card, steps: int) -> tuple[float, ...]:
-    """The times at which a student with a bank of last layers begins its steps: every L-th of the bank's.
+def block_edges(card: Card, steps: int) -> tuple[float, ...]:
+    """The times between which a student with a bank of last layers takes its steps: every L-th of the bank's.
 
     Raises:
         ValueError: it was not trained for so many steps.
@@ -152,4 +158,4 @@ def block_times(card: Card, steps: int) -> tuple[float, ...]:
             f"This student has {count} last layers and was trained to take {trained} steps, not {steps}: its blocks "
             "begin at other times."
         )
-    return card.bank[: -1 : count // steps]
+    return card.bank[:: count // steps]

@@ -19,7 +19,6 @@ from fewstep.models.families import Teacher, load_teacher
 from fewstep.models.families.wrong_base import refuse_wrong_base
 from fewstep.models.lora import merge
 from fewstep.models.lora_files import add_heads_file, put_weights, read_lora, read_tensors
-from fewstep.models.roles import RoleNetwork
 from fewstep.students.card import CARD_FILE, Card, load_card
 from fewstep.students.student import LORA_FILE
 
@@ -41,6 +40,15 @@ class Exported:
     to: str
     base: str
     card: Card
+
+
+def is_export(path: Path) -> bool:
+    """Whether `fewstep export` wrote this folder, in any form, or the file of weights in it."""
+    card = (path.parent if path.is_file() else path) / CARD_FILE
+    try:
+        return bool(json.loads(card.read_text(encoding="utf-8")).get("export"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def find_export(path: Path) -> Exported | None:
@@ -117,17 +125,12 @@ def open_export(export: Exported, base: str | None = None, **options: Any) -> tu
     if base is not None:
         refuse_wrong_base(f"The export {export.files[0].parent}", export.files[0], base)
     teacher = load_teacher(base or export.base, **{"size": card.image_size, "guidance_embed": embedded, **options})
-    network, bank = teacher.family.base, None
+    teacher, network = teacher.with_denoiser(kind=card.prediction_type), teacher.family.base
     if export.to == "heads":
-        mine = teacher.denoiser
-        bank = add_heads_file(teacher.family.lora_parts, mine.network, mine.schedule, export.files[0], card.bank)
-    elif export.to == "merged":
+        return teacher, add_heads_file(teacher.family.lora_parts, teacher.denoiser, export.files[0], card.bank)
+    if export.to == "merged":
         tensors = {name: t for file in export.files for name, t in read_tensors(file)[0].items()}
         put_weights(network, tensors, export.files[0])
     else:
         merge(dict(network.named_parameters()), read_lora(teacher.family.lora_parts, export.files[0]))
-    teacher = teacher.with_denoiser(kind=card.prediction_type)
-    if bank is None:
-        return teacher, teacher.denoiser
-    mine = teacher.denoiser
-    return teacher, Denoiser(RoleNetwork(mine.network, bank=bank), mine.schedule, mine.prediction_type)
+    return teacher, teacher.denoiser

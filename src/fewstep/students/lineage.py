@@ -20,6 +20,7 @@ from fewstep.models.lora import merge, scaled
 from fewstep.models.quantize import quantize
 from fewstep.models.roles import Roles, Weights
 from fewstep.students.card import CARD_FILE, Card, load_card
+from fewstep.students.exported import find_export, is_export
 from fewstep.students.student import load_weights, save_student, weights_file, write_student
 from fewstep.training import distributed
 from fewstep.training.run_files import RunFiles, refuse_missing_run
@@ -87,7 +88,7 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **
     refuse_missing_run(name)
     folder = student_folder(Path(name))
     if folder is None:
-        _refuse_few_times(Path(name))
+        _refuse_export(Path(name))
         entry = copy_of(name)
         if entry is None:
             return load_teacher(name, device=device, loras=loras, **options)
@@ -95,6 +96,7 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **
         return published.with_denoiser(name=published.origin)  # a card calls it by its place
     if loras:
         raise ValueError(f"teacher.loras go with a model, not with a finished run such as {name}.")
+    _refuse_export(folder)
     card = load_card(folder)
     if card.beside_weights:
         raise ValueError(
@@ -112,12 +114,14 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **
     return teacher.with_denoiser(name=name, kind=card.prediction_type)
 
 
-def _refuse_few_times(path: Path) -> None:
-    """Refuse an exported pipeline that is right at the times of its own steps alone."""
-    if is_pipeline(path) and (path / CARD_FILE).is_file() and load_card(path).target_times:
+def _refuse_export(path: Path) -> None:
+    """Refuse an export that is right at the times of its own steps alone."""
+    card = load_card(path) if is_export(path) else None
+    if card is not None and (card.target_times or (card.bank_steps and find_export(path))):
+        holds = "the target times" if card.target_times else "the last layers"
         raise ValueError(
-            f"The weights of the export {path} hold the target times of its own steps, so it cannot be a teacher: take "
-            "a model, or the run itself as the init of the next run."
+            f"The weights of the export {path} hold {holds} of its own steps, so it cannot be a teacher: take a model, "
+            "or the run itself as the init of the next run."
         )
 
 

@@ -9,6 +9,12 @@ HEUN = "test_at_the_fixed_point_there_is_no_loss_and_blocks_are_the_solver_steps
 GRID = "test_steps_are_every_lth_time_of_the_grid_of_all_steps[by number]"
 MIXTURE = "test_every_mixture_is_the_network_with_that_last_layer[sana]"
 RATE = "test_layers_move_at_a_tenth_of_the_rate_beside_a_lora"
+BANK = (
+    "    bank = LayerBank(network.get_submodule(network.last_layer), denoiser.schedule, times).requires_grad_(False)\n"
+)
+ADDED = "    for layer in layers:\n        layer.add_to(parts[layer.part], scale)\n"
+LAYOUT = "test_the_published_layout_is_what_its_config_says"
+FITS = "test_what_does_not_fit_is_refused_and_nothing_is_added"
 TIMES = "test_only_its_own_times_are_steps"
 
 MUTANTS = [
@@ -119,7 +125,7 @@ MUTANTS = [
             "test_a_network_that_would_scramble_mixtures_is_refused",
         ),
         ("bank: any time is the nearest of its own", "atol=_SAME * self.times[0]", "atol=0.2 * self.times[0]", TIMES),
-        ("bank: a step may lead back", "if first >= last:", "if first > last:", TIMES),
+        ("bank: a step may lead back", "        if first > last:", "        if False:", TIMES),
         (
             "bank: pure noise has a place in it",
             "if not np.isfinite(way).all():",
@@ -171,41 +177,89 @@ MUTANTS = [
         ),
         (
             "card: blocks begin at the first times of the bank",
-            "card.bank[: -1 : count // steps]",
-            "card.bank[:steps]",
+            "card.bank[:: count // steps]",
+            "card.bank[: steps + 1]",
             "test_steps_are_every_lth_time_of_the_grid_of_all_steps[shifted]",
         ),
     ),
     *planted(
         "export/heads.py",
-        "export/test_heads.py",
+        "export/test_heads_files.py",
         (
             "heads: layers of a step are not weighted",
-            "fused(lengths, i, i + block)",
-            "fused(lengths * 0 + 1, i, i + block)",
-            "test_a_file_of_heads_is_the_student",
+            "fused(lengths, first, last)",
+            "fused(lengths * 0 + 1, first, last)",
+            "test_a_file_is_written_in_the_published_layout[2]",
         ),
         (
             "heads: the file holds differences",
             "getattr(layer, name).detach().float().cpu()\n        +",
             "0 *  getattr(layer, name).detach().float().cpu()\n        +",
-            "test_a_file_of_heads_is_the_student",
+            "test_a_file_is_written_in_the_published_layout[4]",
+        ),
+        (
+            "heads: other programs find the levels of the whole grid",
+            "sigmas = card.num_inference_steps, list(block_edges(card, card.num_inference_steps))",
+            "sigmas = card.num_inference_steps, list(card.bank)",
+            "test_a_file_is_written_in_the_published_layout[2]",
+        ),
+        (
+            "heads: names have the network's part in front",
+            'adapted = [layer.removeprefix(f"{first}.") for',
+            "adapted = [layer for",
+            "test_a_file_is_written_in_the_published_layout[2]",
         ),
     ),
     *planted(
         "models/lora_files/heads.py",
-        "export/test_heads.py",
+        "export/test_heads_files.py",
         (
             "heads: the norms of a file are left out",
             "        named[place].copy_(tensor)",
             "        pass",
-            "test_a_published_file_is_sampled",
+            LAYOUT,
         ),
         (
             "heads: the difference is not from the layer",
             "tensor.to(bank.weight) - named",
             "tensor.to(bank.weight) - 0 * named",
-            "test_a_published_file_is_sampled",
+            LAYOUT,
+        ),
+        (
+            "heads: the alpha of the file's settings is not read",
+            "without=own, alpha=alpha)",
+            "without=own)",
+            LAYOUT,
+        ),
+        (
+            "heads: settings of other levels are taken",
+            "        sigmas.shape == (len(times),) and np.allclose(sigmas, times, rtol=0, atol=_SAME)\n",
+            "        True\n",
+            FITS,
+        ),
+        (
+            "heads: of one layer twice in a file the second is read",
+            "if parameter in found:",
+            "if False:",
+            FITS,
+        ),
+        (
+            "heads: a LoRA on a layer that is there whole is lost",
+            "if twice is not None and parts[layer.part] is base:",
+            "if False:",
+            FITS,
+        ),
+        (
+            "heads: integers and NaN are read",
+            "        check_numbers(tensors[name], name, path)\n",
+            "",
+            FITS,
+        ),
+        (
+            "heads: weights are added before the times are checked",
+            f"{BANK}{ADDED}",
+            f"{ADDED}{BANK}",
+            FITS,
         ),
         (
             "heads: a file of another number of steps is read",

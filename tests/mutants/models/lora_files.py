@@ -32,8 +32,8 @@ MUTANTS = [
         ),
         (
             "foreign: numbers that are none are loaded",
-            "if not _finite(t, key.name, path):",
-            "if False:",
+            "    if not finite:",
+            "    if False:",
             f"{_HOSTILE}[not a number]",
         ),
         (
@@ -69,8 +69,8 @@ MUTANTS = [
         ),
         (
             "lora files: a single number is a matrix",
-            "        if not t.ndim:\n",
-            "        if False:\n",
+            "    if not t.ndim:\n",
+            "    if False:\n",
             f"{_REFUSED}[damage: a single number for diff]",
         ),
         (

@@ -91,11 +91,12 @@ def read_lora(parts: Parts, name: Path | str) -> dict[str, Tensor]:
     return found
 
 
-def read_layers(parts: Parts, path: Path, without: Collection[str] = ()) -> list[Layer]:
+def read_layers(parts: Parts, path: Path, without: Collection[str] = (), alpha: float | None = None) -> list[Layer]:
     """All layers of a LoRA file, each with its place in ``parts``; every shape and number is checked.
 
     Args:
         without: names of tensors that are none of the LoRA's.
+        alpha: of the network's layers for which the file has none.
 
     Raises:
         ValueError: as `add_loras`.
@@ -105,6 +106,8 @@ def read_layers(parts: Parts, path: Path, without: Collection[str] = ()) -> list
     names = [name for name in tensors if not name.startswith(_EMBEDDING) and name not in without]
     layers = _located(Layers(parts), _known(path, names), tensors, path)
     settings = peft_settings(path, names, metadata, parts)
+    if alpha is not None:
+        settings = {next(iter(parts)): {"lora_alpha": alpha}, **settings}
     for layer in layers:
         _fill(layer, tensors, path)
         _fits(layer, parts, path)
@@ -171,25 +174,31 @@ def _fill(layer: Layer, tensors: Mapping[str, Tensor], path: Path) -> None:
             continue
         if kind == "alpha":
             raise ValueError(f"The LoRA {path} is damaged: {key.name} is no single number.")
-        if not t.is_floating_point() or not t.numel():
-            what = str(t.dtype).removeprefix("torch.") if t.numel() else "nothing"
-            raise ValueError(f"The LoRA {path} is damaged: {key.name} holds {what}, where real numbers should be.")
-        if not t.ndim:
-            raise ValueError(f"The LoRA {path} is damaged: {key.name} is a single number, where a matrix should be.")
-        if not _finite(t, key.name, path):
-            raise ValueError(f"The LoRA {path} is damaged: {key.name} is not finite.")
+        check_numbers(t, key.name, path)
         layer.tensors[kind] = t
     problem = lacking(layer.tensors)
     if problem:
         raise ValueError(f"The LoRA {path} is damaged: the layer of {layer.key} {problem}.")
 
 
-def _finite(t: Tensor, name: str, path: Path) -> bool:
+def check_numbers(t: Tensor, name: str, path: Path) -> None:
+    """Refuse a tensor of a file that is none of finite real numbers, or has no dimension.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    if not t.is_floating_point() or not t.numel():
+        what = str(t.dtype).removeprefix("torch.") if t.numel() else "nothing"
+        raise ValueError(f"The LoRA {path} is damaged: {name} holds {what}, where real numbers should be.")
+    if not t.ndim:
+        raise ValueError(f"The LoRA {path} is damaged: {name} is a single number, where a matrix should be.")
     try:
-        return bool(t.to(torch.float32).isfinite().all())
+        finite = bool(t.to(torch.float32).isfinite().all())
     except NotImplementedError:
         what = str(t.dtype).removeprefix("torch.")
         raise ValueError(f"The LoRA {path} cannot be read: {name} holds {what}, which is not supported.") from None
+    if not finite:
+        raise ValueError(f"The LoRA {path} is damaged: {name} is not finite.")
 
 
 def _set_scale(layer: Layer, tensors: Mapping[str, Tensor], settings: Mapping[str, Settings], path: Path) -> bool:

@@ -22,6 +22,7 @@ _MODELS: tuple[tuple[str, str], ...] = (  # words, and how names of layers of su
 _WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 _INPUTS = ("conv_in", "x_embedder", "pos_embed.proj")
 _CROSS = re.compile(r"attn2_to_[kv]$")
+_LAST = re.compile(r"(?:^|\.)(?:proj_out|final_layer\.linear)\.(?:set_)?weight$")
 _OTHERS: tuple[tuple[str, str], ...] = (  # what else files hold, and how names of its tensors look
     ("OFT or BOFT", r"\.oft_(?:blocks|diag|[rR])|\.boft_|\.rescale$"),
     ("GLoRA", r"\.[ab][12]\.weight$"),
@@ -71,7 +72,13 @@ def refuse_unknown(path: object, names: list[str], unknown: list[str], known: bo
         raise ValueError(f"The file {path} holds no LoRA: none of its tensors is one's, such as {unknown[0]}.")
     if any(name.startswith("extras.") for name in unknown):
         raise ValueError(f"The LoRA {path} belongs to a student with embeddings of extra inputs: load that student.")
-    whole = [name for name in unknown if name.endswith((".weight", ".bias", ".scale"))]
+    heads = [name for name in unknown if _LAST.search(name)]
+    if heads:
+        raise ValueError(
+            f"The LoRA {path} holds a last layer for each step ({heads[0]}), which is no style: sample it by the name "
+            "of its published checkpoint with this as its file, or from the folder that fewstep exported."
+        )
+    whole = [name for name in unknown if name.endswith((".weight", ".bias", ".scale")) and ".lora_" not in name]
     if whole:
         norm = "of a norm, " if "norm" in whole[0] else ""
         raise ValueError(
