@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.export.possible import obstacle
+from fewstep.export.publish import check_form
+from fewstep.methods.registry import METHODS
 from fewstep.models.families.sana import Sana
 from fewstep.recipe.chain import Chain, load
 from fewstep.recipe.shipped import shipped_recipes
 from fewstep.runs.fit import foreseen_card
+from fewstep.students.card import Card
 from tests.command_line import inside
 from tests.export.test_comfyui import FAMILIES
 from tests.models.pipelines import build
@@ -84,3 +90,43 @@ def test_it_is_said_before_training(tmp_path, monkeypatch, capsys):
     assert code == 0, err
     code, out, err = inside(monkeypatch, capsys, tmp_path, "distill", recipe, "--dry-run", "--set", "sample.eta=0")
     assert code == 0 and "no export" not in out + err
+
+
+def refused(to, card, folder):
+    """Whether this form of a student is refused, of a UNet, or of a transformer if it is one of transformers alone."""
+    cls, schedule, scheduler, *_ = ALL["sd3" if to == "heads" else "sd15"]
+    if card.bank:
+        card = replace(card, bank=tuple(np.append(schedule.timesteps(4).numpy(), schedule.clean).tolist()))
+    card = replace(card, prediction_type="flow" if schedule.family == "flow" else "epsilon")
+    card.save(folder)
+    try:
+        check_form(to, card, folder)
+    except ValueError:
+        return True
+    return bool(obstacle(card, schedule, scheduler, cls))
+
+
+def test_the_table_of_forms_is_what_is_refused(tmp_path):
+    """docs/methods/README.md: every method with a target time or a bank is in it, and every cell is true."""
+    text = (Path(__file__).parents[2] / "docs/methods/README.md").read_text(encoding="utf-8")
+    lines = text.partition("| Student | `diffusers` |")[2].partition("\n\n")[0].splitlines()
+    forms, seen = ("diffusers", "merged", "lora", "kohya", "heads"), set()
+    for line in lines[2:]:
+        student, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        weights, eta = "full" if "full weights" in student else "lora", 0.3 if "eta above 0" in student else 0.0
+        names = [name for name in re.findall("`(.+?)`", student) if name in METHODS]
+        seen |= set(names)
+        for name in names:
+            extras = {"bank": (1.0, 0.0), "bank_steps": (4, 1)} if name == "pdd" else {"extra_inputs": ("end",)}
+            steps = 1 if "one step" in student else 4
+            card = Card(name, METHODS[name].sampler, steps, weights, "scenes-64", eta=eta, rank=4, **extras)
+            found = {to: "–" if refused(to, card, tmp_path) else "yes" for to in forms}
+            assert found == dict(zip(forms, cells, strict=True)), (name, student)
+    told = {name for name, method in METHODS.items() if "tell_end" in method.Settings.__annotations__}
+    given = {
+        name
+        for name, method in METHODS.items()
+        for role in method(Schedule.scaled_linear()).roles()
+        if role.name == "student" and (role.bank or "end" in role.extra_inputs)
+    }
+    assert seen == told | given

@@ -385,4 +385,20 @@ MUTANTS = [
             "test_an_export_is_no_run_and_such_a_one_no_teacher[lora-True-the target times]",
         ),
     ),
+    *planted(
+        "export/heads.py",
+        "export/test_possible.py",
+        (
+            "forms: full weights have a file of last layers",
+            '        if card.weights != "lora":\n',
+            "        if False:\n",
+            "test_the_table_of_forms_is_what_is_refused",
+        ),
+        (
+            "forms: one step of a bank has no form but its own file",
+            "if card.bank and card.num_inference_steps > 1:",
+            "if card.bank:",
+            "test_the_table_of_forms_is_what_is_refused",
+        ),
+    ),
 ]
