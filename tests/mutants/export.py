@@ -389,15 +389,19 @@ MUTANTS = [
         "export/heads.py",
         "export/test_possible.py",
         (
-            "forms: full weights have a file of last layers",
-            '        if card.weights != "lora":\n',
-            "        if False:\n",
-            "test_the_table_of_forms_is_what_is_refused",
-        ),
-        (
             "forms: one step of a bank has no form but its own file",
             "if card.bank and card.num_inference_steps > 1:",
             "if card.bank:",
+            "test_the_table_of_forms_is_what_is_refused",
+        ),
+    ),
+    *planted(
+        "export/publish.py",
+        "export/test_possible.py",
+        (
+            "forms: a bank's LoRA is written without its last layer",
+            'if card.bank and to != "heads":',
+            "if False:",
             "test_the_table_of_forms_is_what_is_refused",
         ),
     ),
