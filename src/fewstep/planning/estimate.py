@@ -261,6 +261,13 @@ def seconds_of_step(
 
     The mean of a few steps after one that warms up: as many as make every player update.
     """
+    return seconds_per_step(*filled_trainer(pipeline, method, method_settings, settings, weights), warm_up=1)
+
+
+def filled_trainer(
+    pipeline: MetaPipeline, method: type[Method], method_settings: Any, settings: TrainingSettings, weights: Weights
+) -> tuple[Trainer, int]:
+    """A trainer with random weights on data of zeros, and how many of its steps make every player update."""
     teacher = pipeline.denoiser()
     fill(allocate(teacher.network, settings.device))  # type: ignore[arg-type]
     built = method(teacher.schedule, method_settings)
@@ -274,7 +281,7 @@ def seconds_of_step(
     source, _ = _data(pipeline, built.streams, settings.batch_size, settings.batch_size, settings.device)
     built.players = tuple(dataclasses.replace(player, start=0) for player in built.players)
     steps = max(2, math.lcm(*(player.every for player in built.players)))
-    return seconds_per_step(Trainer(built, roles, source, settings), steps, warm_up=1)
+    return Trainer(built, roles, source, settings), steps
 
 
 @torch.no_grad()
