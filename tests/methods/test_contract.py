@@ -52,7 +52,7 @@ SETTINGS = [
     {"rollout": "ode", "match": "x_s", "fake_target": "score", "guidance_apart": True, "fake_pull": 0.1},
     {"rollout": "ode", "first_weight": 0.1, "first_solver_steps": (2, 5), "adversarial_weight": 0.0},
     {"any_steps": 4},
-    {"tell_end": True, "any_steps": 4, "rollout": "ode"},
+    {"tell_end": True, "any_steps": 4, "rollout": "ode", "match": "x_s"},
     {"loss": "unconditional", "num_inference_steps": 1, "discriminator_weights": "lora", "prediction_type": "sample"},
     {"loss": "mse", "num_teacher_steps": 16, "guidance_scale": 3.0},
     {"loss": "convert"},

@@ -13,6 +13,7 @@ from reference import CASES, SCHEDULES, alpha_sigma, off
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng, SampleRandom
+from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Progress
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.parts.rollout import RolloutDraws
@@ -273,6 +274,9 @@ def test_without_its_weight_there_is_no_discriminator():
         ({"first_weight": 0.1, "rollout": "ode", "timesteps": (399,)}, "two steps or more"),
         ({"first_weight": 0.1, "rollout": "ode", "any_steps": 1}, "two steps or more"),
         ({"first_weight": 0.1, "rollout": "ode", "first_solver_steps": (9, 9)}, r"K below M, not \[9, 9\]"),
+        ({"first_weight": 0.1, "rollout": "ode", "timesteps": (99, 9)}, "only 2 of 30 .* below 99, .* not 10: lower K"),
+        ({"first_weight": 0.1, "rollout": "ode", "match": "x_s", "tell_end": True}, "leave one of them out"),
+        ({"tell_end": True, "rollout": "ode"}, "tell_end with rollout ode .* set match to x_s"),
         ({"halvings": -1}, "halvings: input should be greater than or equal to 0, not -1"),
         ({"head": "vit"}, r"head: input should be .*, not 'vit'"),
     ],
@@ -280,6 +284,47 @@ def test_without_its_weight_there_is_no_discriminator():
 def test_refusals(settings, said):
     with pytest.raises(ValueError, match=said):
         DMD2(SCHEDULES["vp"], **settings)
+
+
+QUIET = {"adversarial_weight": 0.0, "guidance_scale": 1.0}
+DDPM = Schedule.from_betas(np.linspace(1e-4, 0.02, 1000))
+
+
+ZERO_SNR = Schedule.scaled_linear().zero_terminal_snr()
+FIRST = {
+    "vp": (SCHEDULES["vp"], {}),
+    "flow": (SCHEDULES["flow"], {}),
+    "edm": (SCHEDULES["edm"], {}),
+    "times": (SCHEDULES["vp"], {"timesteps": (749, 499)}),
+    "ill-posed": (DDPM, {}),
+    "any steps": (SCHEDULES["flow"], {"any_steps": 4}),
+    "zero snr": (ZERO_SNR, {"timesteps": (899, 499)}),
+}
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_the_first_step_is_fitted_where_the_student_meets_noise(case):
+    """The loss of its own and the states of the rollout begin at one time, on every schedule."""
+    schedule, settings = FIRST[case]
+    method = DMD2(schedule, rollout="ode", first_weight=0.1, first_solver_steps=(3, 30), **QUIET, **settings)
+    batch = Batch(torch.zeros(4, 1))
+    draws, asked = method.draw(batch, Rng(0, 0, 4), Progress(0, 9)), []
+
+    def network(x, t, cond):
+        asked.append(float(t[0]))
+        return x
+
+    roles = SimpleNamespace(
+        **dict.fromkeys(("student", "teacher", "fake"), Denoiser(network, schedule, "v_prediction"))
+    )
+    shared = method.prepare(roles, batch, draws, {"student"})
+    start = draws.times[0]
+    assert asked[0] == pytest.approx(start)
+    loss, before = method.student(roles, batch, draws, shared), len(asked)
+    loss.then()
+    grid = [t for t in schedule.timesteps(30).tolist() if t < start]
+    assert method.first.times.tolist() == [start, *grid[:3]]
+    assert asked[before:] == pytest.approx([start, *grid[:2], start])  # the teacher's calls, and the student's
 
 
 def test_a_student_that_does_not_learn_is_spoken_of():

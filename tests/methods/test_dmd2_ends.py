@@ -55,7 +55,7 @@ def test_it_continues_a_trained_flow_map(name):
         for tensor in first.tensors_of("student").values():
             tensor.add_(0.1 * torch.randn_like(tensor))
     saved = {key: tensor.detach().clone() for key, tensor in first.tensors_of("student").items()}
-    method = DMD2(schedule, **QUIET, rollout="ode", any_steps=4, student_every=1)
+    method = DMD2(schedule, **QUIET, rollout="ode", match="x_s", any_steps=4, student_every=1)
     second = roles_of(method, saved)
     x, t = torch.linspace(-1, 1, 4).double()[:, None], float(schedule.start)
     middle = float(schedule.training_grid(4)[2])
@@ -82,10 +82,10 @@ class Student:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("settings", [
-    {"rollout": "renoise"}, {"rollout": "ode"}, {"rollout": "ode", "match": "x_s"}, {"rollout": "ode", "any_steps": 5},
+    {"rollout": "renoise"}, {"rollout": "ode", "match": "x_s"}, {"rollout": "ode", "match": "x_s", "any_steps": 5},
 ])  # fmt: skip
 def test_each_call_is_conditioned_on_where_its_jump_goes(name, settings):
-    """As a sampler conditions it; the call that learns, on clean data, or on the next time where that is matched."""
+    """As a sampler conditions it, the call that learns too."""
     schedule = SCHEDULES[name]
     method, bench = DMD2(schedule, **QUIET, **settings), mixture(schedule)
     exits = set()
@@ -98,8 +98,6 @@ def test_each_call_is_conditioned_on_where_its_jump_goes(name, settings):
         method.prepare(roles, batch, draws, {"student"})
         times = [*draws.times, schedule.end]
         wanted = [(times[i], times[i + 1]) for i in range(draws.exit + 1)]
-        if settings.get("match") != "x_s":
-            wanted[-1] = (times[draws.exit], schedule.end)
         if settings["rollout"] == "renoise":
             wanted = [(t, schedule.end) for t, _ in wanted]
         assert student.calls == wanted
@@ -107,12 +105,14 @@ def test_each_call_is_conditioned_on_where_its_jump_goes(name, settings):
     assert len(exits) > 2
 
 
-def test_the_first_step_is_conditioned_on_its_end():
-    method = DMD2(SCHEDULES["flow"], **QUIET, rollout="ode", first_weight=1.0, first_solver_steps=(2, 5))
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_one_step_on_the_ode_is_a_jump_to_the_end(name):
+    """The only told student on the ode whose predictions of clean data are matched."""
+    method = DMD2(SCHEDULES[name], **QUIET, rollout="ode", num_inference_steps=1)
+    batch, draws = mixture(method.schedule).draw(method, 4)
     student = Student(method.schedule)
-    roles = type("Roles", (), {"student": student, "teacher": mixture(method.schedule).teacher})
-    method.first.loss(roles, torch.ones(3, 1).double(), None)
-    assert student.calls == [(1.0, float(method.first.times[-1]))]
+    method.prepare(type("Roles", (), {"student": student}), batch, draws, {"student"})
+    assert student.calls == [(method.schedule.start, method.schedule.end)]
 
 
 @pytest.mark.parametrize("changes", [{"fake_init_from": "student"}, {"fake_pull": 0.03}])

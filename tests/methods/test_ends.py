@@ -6,6 +6,7 @@ beside those drawn, as near as the method's grid is fine.
 """
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,13 +27,21 @@ SCHEDULES = {
     "flow": Schedule.flow(shift=3.0),
     "stretched": Schedule.flow(shift=3.0, terminal=0.02),
 }
-WITH_END = [{}, {"tell_end": True}, {"tell_end": True, "segments": 2}, {"velocity": "data", "guidance_scale": 1.0}]
+WITH_END = [
+    {},
+    {"tell_end": True},
+    {"tell_end": True, "segments": 2},
+    {"velocity": "data", "guidance_scale": 1.0},
+    {"tell_end": True, "rollout": "ode", "match": "x_s"},
+    {"tell_end": True, "rollout": "ode", "match": "x_s", "any_steps": 4},
+    {"tell_end": True, "rollout": "ode", "num_inference_steps": 1},
+    {"tell_end": True, "any_steps": 8},
+]
 CASES = [
     pytest.param(cls, settings, name, id="-".join([cls.name, *settings, name]))
     for cls in METHODS.values()
     for settings in WITH_END
-    if cls.name != "dmd2"  # which draws no ends: each of its jumps is a sampler's (test_dmd2_ends.py)
-    and settings.keys() <= set(cls.setting_names())
+    if settings.keys() <= set(cls.setting_names())
     and any("end" in spec.extra_inputs for spec in cls(SCHEDULES["vp"], **settings).roles())
     for name in SCHEDULES
 ]
@@ -40,36 +49,38 @@ ROWS = 2048
 
 
 class Recorder:
-    """A network that predicts v, and notes the ends that it is given."""
+    """A network that predicts v, and notes the ends that it is given; in training those alone that it learns from."""
 
     accepts = frozenset({"end"})
 
-    def __init__(self):
-        self.ends = set()
+    def __init__(self, learns):
+        self.ends, self.learns = set(), learns
 
     def __call__(self, x, t, cond=None, end=None, **extras):
-        self.ends |= set() if end is None else set(host(end).ravel().tolist())
+        if end is not None and torch.is_grad_enabled() == self.learns:
+            self.ends |= set(host(end).ravel().tolist())
         return torch.zeros_like(x)
 
 
-def role(schedule):
-    return Denoiser(Recorder(), schedule, "v_prediction")
+def role(schedule, learns=False):
+    return Denoiser(Recorder(learns), schedule, "v_prediction")
 
 
 class Roles:
     """Whatever a method asks for; what the student and its target are given is kept."""
 
     def __init__(self, schedule):
-        self.student = self.target = role(schedule)
-        self.teacher = self.beginning = role(schedule)
+        self.student = self.target = role(schedule, learns=True)
+        self.teacher = self.beginning = self.fake = role(schedule)
 
 
 def trained_ends(method):
     """The ends that one large batch of training gives to the student, increasing."""
-    x0 = torch.zeros(ROWS, 1, dtype=torch.float64)
+    rows, steps = (4, 80) if method.name == "dmd2" else (ROWS, 8)  # which draws one grid for the whole batch
+    x0 = torch.zeros(rows, 1, dtype=torch.float64)
     roles = Roles(method.schedule)
-    for step in range(8):  # methods that draw one thing for the whole batch
-        rng = Rng(0, step, ROWS, dtype=torch.float64)
+    for step in range(steps):
+        rng = Rng(0, step, rows, dtype=torch.float64)
         batch = Batch(x0, None)
         draws = method.draw(batch, rng, Progress(step, 100))
         if hasattr(draws, "guidance_scale"):
@@ -83,7 +94,7 @@ def sampled_ends(method, sampler, **options):
     """The ends that a sampler gives, at several numbers of steps."""
     student = role(method.schedule)
     default = method.sampling(method.settings)
-    numbers = (default.num_inference_steps,) if default.no_other_steps else (1, 2, 4, 8)
+    numbers = default.trained_steps if default.no_other_steps else (1, 2, 4, 8)
     for n in numbers:
         sample(student, make_sampler(sampler, num_inference_steps=n, **options), torch.zeros(2, 1).double())
     return np.array(sorted(student.network.ends))
@@ -97,11 +108,11 @@ def test_the_ends_of_sampling_are_those_of_training(cls, settings, name):
     trained = trained_ends(method)
     runs = [sampled_ends(method, method.sampler)]
     for other in ("ddim", "renoise", "lcm"):  # those that go on to clean data, or jump there in every step
-        if settings.get("segments", 1) == 1 and cls.name != "hyper":
+        if settings.get("segments", 1) == 1 and cls.name not in ("hyper", "dmd2"):
             runs.append(sampled_ends(method, other))
-    if "eta" in type(make_sampler(method.sampler, num_inference_steps=1)).options():
+    if cls.name != "dmd2" and "eta" in type(make_sampler(method.sampler, num_inference_steps=1)).options():
         runs.append(sampled_ends(method, method.sampler, eta=0.5))
-    gap = np.diff(trained).max()
+    gap = np.diff(trained).max(initial=0.0)
     for ends in runs:
         assert ends.min() == trained.min() == method.schedule.end  # to the bit
         assert ends.max() <= trained.max()
@@ -114,4 +125,26 @@ def test_a_jump_to_clean_data_ends_there():
 
 
 def test_methods_of_all_kinds_are_here():
-    assert {param.values[0].name for param in CASES} >= {"ctm", "tcd", "hyper", "flowmap"}
+    assert {param.values[0].name for param in CASES} >= {"ctm", "tcd", "hyper", "flowmap", "dmd2"}
+
+
+@pytest.mark.parametrize("any_steps", [1, 4, 10])
+@pytest.mark.parametrize("schedule", [
+    *SCHEDULES.values(), Schedule.flow(2.2, terminal=0.02), Schedule.flow(lambda steps: 40.0 / steps)
+])  # fmt: skip
+def test_the_times_of_samplers_lie_within_those_that_are_drawn(schedule, any_steps):
+    """Students of random times: at every number of steps that they say, the first time to the bit."""
+    method = METHODS["dmd2"](schedule, any_steps=any_steps)
+
+    def extreme(pick):
+        """The most times, each as low or as high as it may be drawn."""
+        return SimpleNamespace(integer=lambda name, low, high: high - 1 if name == "steps" else pick(low, high - 1))
+
+    drawn = [method.rollout.draw_times(SimpleNamespace(shared=extreme(pick))) for pick in (min, max)]
+    inner = [time for times in drawn for time in times[1:]]
+    asked = [make_sampler(method.sampler, num_inference_steps=n).times(schedule)[:-1].tolist()
+             for n in method.sampling(method.settings).trained_steps]  # fmt: skip
+    assert sorted(map(len, asked)) == list(range(1, any_steps + 1))
+    assert {times[0] for times in (*drawn, *asked)} == {float(schedule.start)}
+    for times in asked:
+        assert all(min(inner) <= time <= max(inner) for time in times[1:])

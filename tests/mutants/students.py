@@ -48,8 +48,20 @@ MUTANTS = [
         ),
         (
             "cards: a student's own times are forgotten when its number of steps is asked for",
-            'given.get("num_inference_steps") in (None, len(card.timesteps))',
-            'given.get("num_inference_steps") is None',
+            "if steps not in (None, len(card.timesteps)):",
+            "if steps is not None:",
+            "test_a_card_with_timesteps_samples_there_unless_the_user_gives_others",
+        ),
+        (
+            "cards: a student that has times of its own is asked at others",
+            "if steps not in (None, len(card.timesteps)):",
+            "if False:",
+            "test_a_card_with_timesteps_samples_there_unless_the_user_gives_others",
+        ),
+        (
+            "cards: another sampler begins where the student was never trained",
+            "if card.timesteps and not given.keys()",
+            "if card.timesteps and name in (None, card.sampler) and not given.keys()",
             "test_a_card_with_timesteps_samples_there_unless_the_user_gives_others",
         ),
     ),

@@ -128,8 +128,10 @@ def ready(tiny, tmp_path_factory):
 def test_times_of_the_method_go_with_as_many_steps_alone(ready):
     card = ready("sample").card(0)
     assert (card.sampler, card.timesteps, sampler_of(card)) == ("lcm", (800,), LCMSampler(timesteps=(800,)))
-    card = ready("sample", sampler="tcd", num_inference_steps=2).card(0)
-    assert card.timesteps == () and sampler_of(card) == TCDSampler(num_inference_steps=2, eta=0.0)
+    card = ready("sample", sampler="tcd").card(0)
+    assert sampler_of(card) == TCDSampler(timesteps=(800,), eta=0.0)
+    with pytest.raises(RecipeError, match=r"num_inference_steps is 2, .* trained at the times 800: set it to 1"):
+        ready("sample", sampler="tcd", num_inference_steps=2)
 
 
 def test_stages_share_the_samples_of_the_teacher_that_both_want(ready, tmp_path):

@@ -123,6 +123,11 @@ class Sampling:
         """Every number of steps that was trained for, its own first."""
         return (self.num_inference_steps, *self.other_steps)
 
+    def others_among(self, usual: Collection[int]) -> tuple[int, ...]:
+        """The other numbers at which a student is measured: all where they are few, else those among the ``usual``."""
+        few = len(self.other_steps) <= len(usual)
+        return self.other_steps if few else tuple(n for n in self.other_steps if n in usual)
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -105,6 +105,16 @@ class DMD2(Method):
                     "tell_end gives the student an input that its fake score has not: leave fake_init_from at teacher "
                     "and fake_pull at 0."
                 )
+            if self.tell_end and self.first_weight:
+                raise ValueError(
+                    "first_weight fits a step to another end than the one that a sampler of tell_end asks for: leave "
+                    "one of them out."
+                )
+            if self.tell_end and self.rollout == "ode" and self.match == "x0" and self.most_steps > 1:
+                raise ValueError(
+                    "tell_end with rollout ode learns the jumps between a sampler's times with match x_s alone: set "
+                    "match to x_s."
+                )
             if self.match == "x_s" and self.rollout != "ode":
                 raise ValueError("match x_s is for a student whose sampler passes there: set rollout to ode.")
             if self.first_weight and (self.rollout, self.student_input) != ("ode", "simulated"):
@@ -126,7 +136,9 @@ class DMD2(Method):
         self.rollout = Rollout.of(schedule, settings, first_exit=int(settings.first_weight > 0))
         self.sampler = "ddim" if settings.rollout == "ode" else "renoise"
         self.matching = DistributionMatching(schedule, settings)
-        self.first = FirstStep(schedule, settings, settings.guidance_scale) if settings.first_weight else None
+        self.first: FirstStep | None = None
+        if settings.first_weight:
+            self.first = FirstStep(schedule, settings, settings.guidance_scale, self.rollout.first_time)
         self.gan: ScoreGAN | None = ScoreGAN(self.matching.scores, settings) if settings.adversarial_weight else None
         owned: tuple[str, ...] = ("fake",)
         if self.gan:
@@ -141,8 +153,13 @@ class DMD2(Method):
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:
-        times, fixed = tuple(settings.timesteps or ()), not settings.any_steps
-        return Sampling(len(times) or settings.num_inference_steps, no_other_steps=fixed, timesteps=times)
+        times = tuple(settings.timesteps or ())
+        if not settings.any_steps:
+            return Sampling(len(times) or settings.num_inference_steps, no_other_steps=True, timesteps=times)
+        own, fewest = min(settings.num_inference_steps, settings.any_steps), 2 if settings.first_weight else 1
+        own = max(own, fewest)
+        others = tuple(n for n in range(fewest, settings.any_steps + 1) if n != own)
+        return Sampling(own, no_other_steps=True, other_steps=others)
 
     @classmethod
     def needs_images(cls, settings: Settings) -> bool:
@@ -159,10 +176,10 @@ class DMD2(Method):
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Shared:
         x_t, t = self.rollout.state(roles.student, batch.x0, draws, batch.cond), draws.times[draws.exit]
-        to = self.rollout.next_time(draws) if self.settings.match == "x_s" else self.schedule.clean
+        to = self.rollout.next_time(draws)
         with nullcontext() if "student" in due else torch.no_grad():
             pred = roles.student(x_t, t, batch.cond, end=self.rollout.end(roles.student, to))
-            return Shared(t, x_t, pred.x0, self.matching.jump(pred, self.rollout.next_time(draws)))
+            return Shared(t, x_t, pred.x0, self.matching.jump(pred, to))
 
     def student(self, roles: Roles, batch: Batch, draws: Draws, shared: Shared) -> Loss:
         x = shared.x0_student

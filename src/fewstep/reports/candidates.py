@@ -35,5 +35,6 @@ def student_candidates(
     card = load_card(folder)
     held = {} if recipe is None else held_as(recipe)
     student = load_student(teacher_of(folder, card, **held), folder, card)  # its card names the teacher's LoRAs
-    samplers = [sampler_of(card, num_inference_steps=n) for n in steps or [card.num_inference_steps]]
+    own = [card.num_inference_steps]  # the only number of a student that has times of its own
+    samplers = [sampler_of(card, num_inference_steps=n) for n in (own if card.timesteps else steps or own)]
     return [Candidate(model, student, sampler, card.guidance_scale, card.guidance_embed) for sampler in samplers]

@@ -147,7 +147,9 @@ def steps_of(run: FinishedRun, schedule: Schedule) -> tuple[int, ...]:
     wanted = recipe.method_class().sampling(recipe.method_settings())
     own = (card.num_inference_steps,)
     if wanted.no_other_steps and recipe.sample.sampler is None:
-        return tuple(sorted(own if card.num_inference_steps not in wanted.trained_steps else wanted.trained_steps))
+        if card.num_inference_steps not in wanted.trained_steps:
+            return own
+        return tuple(sorted({*own, wanted.num_inference_steps, *wanted.others_among(STEPS)}))
     return tuple(n for n in STEPS if _has_times(card, n, schedule)) or own
 
 

@@ -128,7 +128,7 @@ class Run:
         recipe = self.last
         wanted = recipe.method_class().sampling(recipe.method_settings())
         own, few = wanted.no_other_steps and recipe.sample.sampler is None, recipe.sample.num_inference_steps
-        return tuple(sorted({few, *wanted.other_steps})) if own else self.job.steps
+        return tuple(sorted({few, *wanted.others_among(self.job.steps)})) if own else self.job.steps
 
 
 def settings_of(runs: Sequence[Run]) -> dict[str, object]:

@@ -69,7 +69,6 @@ def foreseen_card(recipe: Recipe, method: Method, kind: str) -> Card:
     spec = next(s for s in method.roles() if s.name == "student")
     guidance = method.teacher_guidance(method.settings) or OFF
     wanted, few = method.sampling(method.settings), recipe.sample.num_inference_steps
-    fits = recipe.sample.sampler is None or len(wanted.timesteps) == few  # as many timesteps as steps
     is_lora = recipe.student.weights == "lora"
     return Card(
         method=method.name,
@@ -77,7 +76,7 @@ def foreseen_card(recipe: Recipe, method: Method, kind: str) -> Card:
         num_inference_steps=few,
         eta=recipe.sample.eta,
         guidance_scale=wanted.guidance_scale,
-        timesteps=wanted.timesteps if fits else (),
+        timesteps=wanted.timesteps,
         prediction_type=spec.prediction_type or kind,
         original_inference_steps=method.original_inference_steps(method.settings) or Card.original_inference_steps,
         weights=recipe.student.weights,
@@ -110,6 +109,7 @@ def check_fit(
     _check_teacher(recipe, method, below)
     _check_kind(recipe, method, kind, start, begins)
     _check_bank(recipe, method, start)
+    _check_times(recipe, method)
     few, many = recipe.sample.num_inference_steps, recipe.sample.teacher_steps
     own = sampler_of(foreseen_card(recipe, method, kind))
     for sampler in (own, DDIMSampler(num_inference_steps=few), DDIMSampler(num_inference_steps=many)):
@@ -176,4 +176,15 @@ def _check_bank(recipe: Recipe, method: Method, start: Card | None) -> None:
         raise RecipeError(
             f"init: the student '{recipe.init}' has {len(start.bank) - 1} last layers for its own times, and "
             f"{instead}: begin with a student of another method, or take the settings of that run."
+        )
+
+
+def _check_times(recipe: Recipe, method: Method) -> None:
+    """A student of times of its own takes as many steps, by any sampler."""
+    times, few = method.sampling(method.settings).timesteps, recipe.sample.num_inference_steps
+    if times and len(times) != few:
+        listed = ", ".join(f"{time:g}" for time in times)
+        raise RecipeError(
+            f"sample.num_inference_steps is {few}, but this student is trained at the times {listed}: set it to "
+            f"{len(times)}."
         )

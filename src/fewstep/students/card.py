@@ -127,22 +127,36 @@ def sampler_of(card: Card, name: str | None = None, **options: Any) -> Sampler:
     """The sampler of a card; ``name`` and ``options`` (None: not given) override its own.
 
     Raises:
-        ValueError: an option is invalid, or the card's student has a bank of last layers and was trained for other
-            numbers of steps.
+        ValueError: an option is invalid, or the card's student was trained for another number of steps, at times of
+            its own or with a bank of last layers.
     """
     given = {key: value for key, value in options.items() if value is not None}
     if card.bank and not given.keys() & {"timesteps", "sigmas"}:
         steps = int(given.pop("num_inference_steps", card.num_inference_steps))
         given["timesteps"] = block_edges(card, steps)[:-1]
-    own = name in (None, card.sampler) and not given.keys() & {"timesteps", "sigmas", "timestep_spacing"}
-    if own and card.timesteps and given.get("num_inference_steps") in (None, len(card.timesteps)):
-        given = {**given, "num_inference_steps": None, "timesteps": card.timesteps}
+    if card.timesteps and not given.keys() & {"timesteps", "sigmas", "timestep_spacing"}:
+        given["timesteps"] = own_times(card, given.pop("num_inference_steps", None))
     if not given.keys() & {"num_inference_steps", "timesteps", "sigmas"}:
         given["num_inference_steps"] = card.num_inference_steps
     if name in (None, card.sampler) and card.sampler in SAMPLERS:
         for key in {"eta", "original_inference_steps"} & SAMPLERS[card.sampler].options():
             given.setdefault(key, getattr(card, key))
     return make_sampler(name or card.sampler, **given)
+
+
+def own_times(card: Card, steps: int | None) -> tuple[float, ...]:
+    """The times at which a student was trained that has times of its own, whatever the sampler.
+
+    Raises:
+        ValueError: it was trained for another number of steps, on whose grid it would begin elsewhere.
+    """
+    if steps not in (None, len(card.timesteps)):
+        listed = ", ".join(f"{time:g}" for time in card.timesteps)
+        raise ValueError(
+            f"This student was trained at times of its own ({listed}) and takes {len(card.timesteps)} "
+            f"step{'s' if len(card.timesteps) > 1 else ''}, not {steps}: leave the number out, or give times."
+        )
+    return card.timesteps
 
 
 def block_edges(card: Card, steps: int) -> tuple[float, ...]:

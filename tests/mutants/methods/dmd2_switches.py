@@ -10,6 +10,7 @@ APART = "test_guidance_apart_moves_the_mean_as_the_closed_form_says"
 PULL = "test_the_trainer_pulls_the_fake_score_after_the_students_update"
 FIRST = "test_a_first_step_with_the_teachers_mean_slope_has_no_loss"
 TIMES = "test_times_of_a_jump_lie_between_its_two_and_those_of_guidance_below_the_student"
+ENDS = "tests/methods/test_ends.py::test_the_times_of_samplers_lie_within_those_that_are_drawn"
 GRIDS = "test_random_times_begin_with_the_start_and_are_levels_without_their_ends"
 
 MUTANTS = [
@@ -45,6 +46,11 @@ MUTANTS = [
         ("rollout: random times do not begin with noise", "return (float(self.schedule.start), *(",
          "return (float(levels[high]), *(", GRIDS),
         ("rollout: random times go up", "sorted(inner, reverse=True)", "sorted(inner)", GRIDS),
+        ("rollout: random times stop above a sampler's last", "        return max(low, 0), min(high, len(levels) - 2)",
+         "        return int(MATCHED[0] * len(levels)), min(high, len(levels) - 2)", ENDS),
+        ("rollout: random times stop below a sampler's second",
+         "        return max(low, 0), min(high, len(levels) - 2)",
+         "        return max(low, 0), int(MATCHED[1] * len(levels))", ENDS),
         ("rollout: a first step of its own is matched, too", "self.first_exit, steps)", "0, steps)",
          "test_the_matching_reaches_no_first_step"),
         ("rollout: the mean number of calls is that of fixed times", "if not self.any_steps:\n            return (self",
@@ -93,10 +99,13 @@ MUTANTS = [
     *planted(
         "methods/parts/first_step.py",
         "verification/test_dmd2_switches.py",
-        ("first step: its target lies on another grid", "schedule.timesteps(total)[: self.solver_steps + 1]",
-         "schedule.timesteps(4)[: self.solver_steps + 1]", FIRST),
-        ("first step: one solver step too many", "schedule.timesteps(total)[: self.solver_steps + 1]",
-         "schedule.timesteps(total)[: self.solver_steps + 2]", FIRST),
+        ("first step: its target lies on another grid", "grid = schedule.timesteps(total).double()",
+         "grid = schedule.timesteps(total + 1).double()", FIRST),
+        ("first step: one solver step too many", "below = grid[grid < first][: self.solver_steps]",
+         "below = grid[grid < first][: self.solver_steps + 1]", FIRST),
+        ("first step: it is fitted at the schedule's start", "torch.tensor([first], dtype",
+         "torch.tensor([schedule.start], dtype",
+         "tests/methods/test_dmd2.py::test_the_first_step_is_fitted_where_the_student_meets_noise"),
         ("first step: its error is one of the state", "scale = expand(np.asarray(1 / self._span(start, end)), reached)",
          "scale = expand(np.asarray(1.0), reached)", FIRST),
         ("first step: the teacher is not guided", "solve(roles.teacher, x, self.times, cond, self.guidance_scale)",

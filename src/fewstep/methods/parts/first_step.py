@@ -12,6 +12,7 @@ Slopes are in t on flow schedules, where they are what the network predicts, and
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule, expand
@@ -29,7 +30,7 @@ class FirstStepSettings:
 
     Attributes:
         first_weight: of its loss (DP-DMD: 0.05); above 0 the matching leaves that step alone. 0 leaves the loss out.
-        first_solver_steps: [K, M]: its target are K of the teacher's M steps.
+        first_solver_steps: [K, M]: its target are the first K of the teacher's M steps below the student's first time.
     """
 
     first_weight: Weight = 0.0
@@ -37,31 +38,41 @@ class FirstStepSettings:
 
 
 class FirstStep:
-    """The loss of a student's first step from noise at the schedule's start.
+    """The loss of a student's first step, from noise at its own first time.
 
     Args:
         schedule: of student and teacher.
         settings: weight and target. guidance_scale: of the teacher.
+        first: the native time at which the student meets noise.
+
+    Attributes:
+        times: [K + 1], the teacher's: ``first``, and below it K times of its grid of M steps.
 
     Raises:
-        ValueError: K not below M, or a schedule that starts without signal and has no slope there.
+        ValueError: K not below M or more than there are below ``first``, or no signal there, where there is no slope.
     """
 
-    def __init__(self, schedule: Schedule, settings: FirstStepSettings, guidance_scale: float) -> None:
+    def __init__(self, schedule: Schedule, settings: FirstStepSettings, guidance_scale: float, first: float) -> None:
         self.schedule, self.weight, self.guidance_scale = schedule, settings.first_weight, guidance_scale
         self.solver_steps, total = settings.first_solver_steps
         if self.solver_steps >= total:
             raise ValueError(f"first_solver_steps must be [K, M] with K below M, not {[self.solver_steps, total]}.")
-        if schedule.family == "vp" and schedule.alpha_sigma(schedule.start)[0] == 0:
+        if schedule.family == "vp" and schedule.alpha_sigma(first)[0] == 0:
             raise ValueError("first_weight needs a schedule that starts with some signal: this one has alpha 0 there.")
-        self.times = schedule.timesteps(total)[: self.solver_steps + 1].double()
+        grid = schedule.timesteps(total).double()
+        below = grid[grid < first][: self.solver_steps]
+        if len(below) < self.solver_steps:
+            raise ValueError(
+                f"first_solver_steps: only {len(below)} of {total} steps of the teacher lie below {first:g}, the "
+                f"student's first time, not {self.solver_steps}: lower K or raise M."
+            )
+        self.times = torch.cat([torch.tensor([first], dtype=torch.float64), below])
 
     def loss(self, roles: Roles, x: Tensor, cond: Cond | None) -> Loss:
         """The loss at first states x [B, ...]: one call of the student, K of the teacher."""
         start, end = float(self.times[0]), float(self.times[-1])
         wanted = solve(roles.teacher, x, self.times, cond, self.guidance_scale)
-        asked = end if "end" in roles.student.accepts else None
-        reached = roles.student(x, start, cond, end=asked).at(end)
+        reached = roles.student(x, start, cond).at(end)
         scale = expand(np.asarray(1 / self._span(start, end)), reached)
         term = distance(scale * reached, scale * wanted)
         return Loss(self.weight * term, {"first": term.detach()})

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,7 +92,8 @@ class Rollout:
         schedule: of the student.
         timesteps: [N] decreasing native times, on the host.
         policy: "simulated" or "noised". terminal: "noise" or "table". move: "renoise" or "ode".
-        any_steps: above 0, the times are drawn: the schedule's start, and up to any_steps - 1 of its levels.
+        any_steps: above 0, the times are drawn: the schedule's start, and up to any_steps - 1 of its levels, among
+            `inner_levels`.
         first_exit: the first of its times at which the student is trained.
 
     Raises:
@@ -127,15 +130,32 @@ class Rollout:
     def draw_times(self, rng: Rng) -> tuple[float, ...]:
         """The student's times in this step, one grid for the whole batch on every rank.
 
-        Inner times are levels of `MATCHED`, uniform and each at most once.
+        Inner times are levels of `inner_levels`, uniform and each at most once.
         """
         if not self.any_steps:
             return tuple(self.timesteps.tolist())
-        levels = noise_levels(self.schedule)
+        levels, (low, high) = noise_levels(self.schedule), self.inner_levels
         steps = rng.shared.integer("steps", self.first_exit + 1, self.any_steps + 1)
-        low, high = (int(share * len(levels)) for share in MATCHED)
         inner = {rng.shared.integer(f"inner_time/{i}", low, high + 1) for i in range(steps - 1)}
         return (float(self.schedule.start), *(float(levels[i]) for i in sorted(inner, reverse=True)))
+
+    @property
+    def first_time(self) -> float:
+        """The native time at which the student meets noise."""
+        return float(self.schedule.start if self.any_steps else self.timesteps[0])
+
+    @cached_property
+    def inner_levels(self) -> tuple[int, int]:
+        """The lowest and the highest of the levels that are drawn for inner times: of `MATCHED`, and as far beyond as
+        samplers of up to any_steps steps ask.
+        """
+        levels = noise_levels(self.schedule)
+        low, high = (int(share * len(levels)) for share in MATCHED)
+        for n in range(2, self.any_steps + 1):
+            inner = self.schedule.timesteps(n)[1:].double().numpy()
+            low = min(low, int(np.searchsorted(levels, inner[-1], side="right")) - 1)
+            high = max(high, int(np.searchsorted(levels, inner[0])))
+        return max(low, 0), min(high, len(levels) - 2)
 
     def draw_exit(self, rng: Rng, steps: int) -> int:
         """j, at which of so many times the student is trained: uniform, one for the whole batch on every rank."""
