@@ -173,3 +173,16 @@ def test_names():
     assert check_prediction_type("flow_prediction") == "flow"
     with pytest.raises(ValueError, match="Unknown prediction_type 'x0': use epsilon, v_prediction, sample, flow"):
         check_prediction_type("x0")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_a_solver_step_is_straight_in_the_schedules_own_variable(name, kind):
+    """The mean slope over a jump is the prediction's own: the flow in t, or the noise in sigma/alpha."""
+    schedule, t, x0, eps, x = example(name)
+    prediction = Prediction(x, truth(kind, schedule, t, x0, eps), t, schedule, kind)
+    u = torch.full((4,), SCHEDULES[name][1][1] * 1.01).double()
+    wanted = eps - x0 if name == "flow" else eps
+    torch.testing.assert_close(schedule.mean_slope(x, t, prediction.at(u), u), wanted, rtol=1e-9, atol=1e-9)
+    close(prediction.slope, wanted, 20.0)
+    assert schedule.solver_level(schedule.clean) == 0 and schedule.solver_scale(schedule.clean) == 1

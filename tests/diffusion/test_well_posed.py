@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
+from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.well_posed import first_time, student_times
+from fewstep.models.denoiser import Denoiser
 
 DDPM = np.linspace(1e-4, 0.02, 1000)
 
@@ -30,6 +33,19 @@ def test_a_student_starts_at_the_noisiest_index_where_an_error_weighs_15_at_most
 def test_other_schedules_keep_their_start(schedule):
     assert first_time(schedule) == schedule.start
     assert student_times(schedule, 4) == ()
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample", "flow"])
+def test_students_that_do_not_predict_noise_keep_their_start(kind):
+    """An error of theirs weighs at most as much as clean data themselves, on any table: no time is ill-posed."""
+    for schedule in (Schedule.from_betas(DDPM), Schedule.cosine()):
+        assert first_time(schedule) < schedule.start  # of noise, the default
+        network = Denoiser(lambda x, t, cond: x, schedule, kind)
+        assert first_time(network.schedule) == schedule.start and student_times(network.schedule, 4) == ()
+        times = np.arange(1000.0)
+        nothing = torch.zeros(1000)
+        assert Prediction(nothing, nothing, times, schedule, kind).gain().max() <= 1 + 1e-9
+        assert schedule.prediction_type == "epsilon"  # that of others is left as it is
 
 
 def test_the_times_are_the_trailing_grid_of_the_table_that_ends_there():

@@ -3,6 +3,7 @@
 import dataclasses
 import weakref
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,14 +18,17 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Progress
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.parts.rollout import RolloutDraws
+from fewstep.methods.registry import find_method
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.hub import Remark
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Weights
 from fewstep.recipe.load import parse_recipe
+from fewstep.recipe.validate import RecipeError
 from fewstep.runs.fit import check_fit
 from fewstep.sampling import LCMSampler, RenoiseSampler, make_sampler, sample
+from fewstep.students.card import Card
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles
 
@@ -263,6 +267,7 @@ def test_without_its_weight_there_is_no_discriminator():
         ({"any_steps": 4, "timesteps": (499,)}, "any_steps draws the student's times"),
         ({"any_steps": -1}, "any_steps: input should be greater than or equal to 0"),
         ({"match": "x_s"}, "set rollout to ode"),
+        ({"guidance_apart": True, "guidance_scale": 1}, "set guidance_scale above 1, or leave guidance_apart out"),
         ({"match": "x"}, r"match: input should be .*, not 'x'"),
         ({"rollout": "sde"}, r"rollout: input should be .*, not 'sde'"),
         ({"fake_target": "v"}, r"fake_target: input should be .*, not 'v'"),
@@ -325,6 +330,26 @@ def test_the_first_step_is_fitted_where_the_student_meets_noise(case):
     grid = [t for t in schedule.timesteps(30).tolist() if t < start]
     assert method.first.times.tolist() == [start, *grid[:3]]
     assert asked[before:] == pytest.approx([start, *grid[:2], start])  # the teacher's calls, and the student's
+
+
+def test_a_flow_map_is_continued_with_its_end_alone():
+    """Refused from its card, with what to set, before a weight is looked at."""
+    start = Card("flowmap", "ctm", 4, "lora", "scenes-64", rank=4, extra_inputs=("end",))
+    told = {"tell_end": True, "rollout": "ode", "match": "x_s"}
+
+    def checked(name, start=start, **settings):
+        recipe = parse_recipe({"method": {"name": name, **settings}, "init": "runs/map"})
+        method = find_method(name)(SCHEDULES["vp"], recipe.method_settings())
+        check_fit(recipe, method, "epsilon", None, start, begins=True)
+
+    checked("dmd2", **told)
+    checked("dmd2", replace(start, extra_inputs=()))
+    with pytest.raises(
+        RecipeError, match=r"init: the student 'runs/map' is conditioned on end, .* set method.tell_end"
+    ):
+        checked("dmd2")
+    with pytest.raises(RecipeError, match=r"conditioned on end, .* begin with a student without it"):
+        checked("lightning")
 
 
 def test_a_student_that_does_not_learn_is_spoken_of():

@@ -36,6 +36,19 @@ def test_dmd2_starts_where_its_schedule_allows_and_its_card_says_so():
     assert given.rollout.timesteps.tolist() == [999, 499] and given.default_times == ()
 
 
+@pytest.mark.parametrize("kind", ["v_prediction", "sample", "flow"])
+def test_students_that_do_not_predict_noise_are_left_as_they_were(kind):
+    """A network that predicts v on DDPM's table, as of progressive distillation, is trained where its teacher was."""
+    schedule = Denoiser(torch.nn.Identity(), DDPM, kind).schedule
+    dmd2, dmd = DMD2(schedule), DMD(schedule)
+    assert torch.equal(dmd2.rollout.timesteps, DDPM.timesteps(4).double()) and dmd.timestep == 999
+    assert [player.rate for player in (*dmd2.players, *dmd.players)] == [1.0] * 4
+    assert dmd2.sampling(dmd2.settings).timesteps == () == dmd.sampling(dmd.settings).timesteps
+    assert dmd.scores.usable == 1000
+    for method in (dmd2, dmd):
+        assert first_time_remark(method, Denoiser(torch.nn.Identity(), DDPM, kind)) == ""
+
+
 def test_random_times_keep_the_schedules_start():
     method = DMD2(DDPM, any_steps=4)
     assert method.settings.timesteps is None and method.default_times == ()
@@ -122,7 +135,7 @@ def test_the_remark_names_time_weight_and_remedy():
     )
     assert "leave method.timestep out" in said("dmd", DDPM, timestep=999.0)
     assert "leave method.any_steps out" in said("dmd2", DDPM, any_steps=4)
-    for name in ("lcm", "tcd"):
+    for name in ("lcm", "tcd", "flowmap", "reflow", "scm"):
         assert said(name, DDPM) == (
             "At 999 an error of the epsilon prediction weighs 157 in clean data, and is counted as 15 by the loss: if "
             "samples get worse, lower training.learning_rate or take pcm."
@@ -130,7 +143,7 @@ def test_the_remark_names_time_weight_and_remedy():
 
 
 def test_there_is_none_where_all_is_well():
-    for name in ("dmd2", "dmd", "lcm", "tcd", "pcm"):
+    for name in ("dmd2", "dmd", "lcm", "tcd", "pcm", "flowmap", "reflow", "scm"):
         assert said(name, STABLE_DIFFUSION) == said(name, Schedule.flow(), "flow") == ""
         assert said(name, STABLE_DIFFUSION.zero_terminal_snr(), "v_prediction") == ""
     assert said("pcm", DDPM) == said("lcm", DDPM, "v_prediction") == said("dmd2", DDPM, timesteps=(399,)) == ""

@@ -115,7 +115,7 @@ SETTINGS = [
     {},
     {"solver": "heun", "targets_per_block": 3},
     {"student_input": "noised", "targets_per_block": 2},
-    {"num_inference_steps": (1, 4, 8), "targets_per_block": 2},
+    {"num_inference_steps": (1, 2, 4), "targets_per_block": 2},
 ]
 
 
@@ -175,6 +175,17 @@ def test_targets_of_blocks_are_drawn_apart():
     places = np.array([[k - n for n, (k,) in zip(d.starts, d.targets, strict=True)] for d in found])
     assert places.min() == 0 and places.max() == 7  # every solver step of a block
     assert (places != places[:, :1]).any(1).mean() > 0.9
+
+
+def test_targets_of_one_block_differ():
+    """Two of the same would cost a call of the teacher for nothing; all pairs of a block are equally likely."""
+    method = PDD(BENT, num_grid_steps=16, num_inference_steps=(4,), targets_per_block=2)
+    found = [method.draw(Batch(torch.zeros(2, 1)), Rng(0, i, 2), Progress(i, 10)).targets for i in range(300)]
+    pairs = [tuple(sorted(k % 4 for k in targets)) for one in found for targets in one]
+    assert all(a != b for a, b in pairs) and len(set(pairs)) == 6
+    assert min(pairs.count(pair) for pair in set(pairs)) > 150  # of 200
+    with pytest.raises(ValueError, match=r"targets_per_block \(5\) must be at most the 4 solver steps of a block"):
+        PDD(BENT, num_grid_steps=16, num_inference_steps=(2, 4), targets_per_block=5)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "heun"])

@@ -26,6 +26,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Progress
 from fewstep.methods.reflow import Draws, Reflow
 from fewstep.models.cond import Cond
+from fewstep.models.denoiser import Denoiser
 from fewstep.recipe.load import parse_recipe
 from fewstep.sampling import make_sampler
 from fewstep.verification.bench import Bench
@@ -36,7 +37,7 @@ GAUSSIAN = GaussianMixture([1.0], [MEAN], [VARIANCE**0.5])
 SETTINGS = {
     "pairs": dict(),
     "windows": dict(windows=5, solver_steps=1, guidance_scale=4.0),
-    "heun": dict(windows=2, solver_steps=2, solver="heun", guidance_scale=1.0),
+    "heun": dict(windows=4, solver_steps=2, solver="heun", guidance_scale=1.0),
 }
 HEIGHTS = torch.tensor([1.0, 0.8, 0.55, 0.3, 0.12, 0.97], dtype=torch.float64)
 
@@ -69,7 +70,8 @@ def by_hand(name, kind, variant, p, random):
         low, x_low = None, pairs.x0
     else:
         text, n = batch.cond["text"], settings.solver_steps
-        knots = grid(name, settings.windows * n).astype(float)[random.window * n : (random.window + 1) * n + 1]
+        windows = settings.windows - (name == "edm")  # whose last call is at the end itself
+        knots = grid(name, windows * n).astype(float)[random.window * n : (random.window + 1) * n + 1]
         t = np.interp(HEIGHTS.numpy(), np.linspace(0, 1, n + 1), knots)
         top, low = knots[-1], knots[0]
         alpha, sigma = alpha_sigma(name, np.full(6, top))
@@ -106,7 +108,8 @@ def by_hand(name, kind, variant, p, random):
     student = {key: q.detach().clone().requires_grad_() for key, q in roles.tensors_of("student").items()}
     mine = clean_and_noise(name, kind, x_t, ask(base, student, name, x_t, t, text), t)
     error = mine[0] - clean if kind == "sample" else mine[1] - mine[0] - slope
-    loss = (error**2).mean()
+    weight = (15 / (1 + sigma / alpha)).clamp_max(1) ** 2 if kind == "epsilon" else 1.0  # of its error's gain
+    loss = (weight * error**2).mean()
     return x_t, slope, loss, dict(zip(student, torch.autograd.grad(loss, student.values()), strict=True))
 
 
@@ -137,18 +140,61 @@ def test_heights_reach_down_from_the_noisy_end_of_every_window(windows, reach):
         assert (one.noise is None) == (windows == 1)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_windows_meet_where_their_sampler_calls_the_network(name):
-    """The upper edges are the times of as many steps; the sampler needs no setting for it."""
-    schedule = SCHEDULES[name]
-    method = Reflow(schedule, windows=4, solver_steps=5)
-    edges = [method.times(window) for window in range(4)]
-    assert all(len(times) == 6 and (np.diff(times) > 0).all() for times in edges)
-    assert [below[-1] for below in edges[:3]] == [above[0] for above in edges[1:]]
+MEETING = SCHEDULES | {
+    "zero snr": Schedule.scaled_linear().zero_terminal_snr(),
+    "terminal": Schedule.flow(2.2, terminal=0.02),  # Qwen-Image
+    "shift by steps": Schedule.flow(lambda steps: 40.0 / steps),  # as FLUX.2's
+    "both": Schedule.flow(lambda steps: 1 + 20.0 / steps, terminal=0.1),
+}
+
+
+@pytest.mark.parametrize("windows", [2, 3, 4, 7])
+@pytest.mark.parametrize("name", MEETING)
+def test_windows_meet_where_their_sampler_calls_the_network(name, windows):
+    """The upper edges are the times of as many steps, to the bit, and the lowest edge is the schedule's end."""
+    schedule = MEETING[name]
+    method = Reflow(schedule, windows=windows, solver_steps=5)
     settings = method.sampling(method.settings)
-    times = make_sampler(method.sampler, num_inference_steps=settings.num_inference_steps).times(schedule)
-    if name != "edm":  # whose sampling grid has no point on clean data
-        assert times[:-1].tolist() == [times[-1] for times in edges[::-1]]
+    times = make_sampler(method.sampler, num_inference_steps=settings.num_inference_steps).times(schedule)[:-1]
+    assert len(times) == windows
+    if name == "edm":  # the last call is at the schedule's end, where no way is left
+        assert times[-1] == schedule.end
+        times = times[:-1]
+    batch = Batch(torch.zeros(2, 1))
+    drawn = {method.draw(batch, Rng(3, step, 2), Progress(step, 9)).window for step in range(40 * windows)}
+    assert drawn == set(range(len(times)))
+    edges = [method.times(window) for window in sorted(drawn)]
+    assert all(len(times) == 6 and (np.diff(times) > 0).all() for times in edges)
+    assert times.tolist() == [times[-1] for times in edges[::-1]]
+    assert [schedule.end, *times[:0:-1]] == [times[0] for times in edges]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_solver_times_within_windows_are_spaced_as_those_of_training_grids(name):
+    schedule = SCHEDULES[name]
+    count = 4 * (4 if name != "edm" else 3)
+    grid = Reflow(schedule, windows=4, solver_steps=4).grid
+    assert np.allclose(grid, schedule.training_grid(count), rtol=1e-12, atol=1e-14)
+
+
+def test_the_teacher_is_not_asked_where_heuns_step_ends_at_clean_data():
+    schedule, asked = SCHEDULES["flow"], []
+    method = Reflow(schedule, windows=4, solver_steps=2, solver="heun", guidance_scale=1.0)
+
+    def network(x, t, cond):
+        asked.append(float(t[0]))
+        return x
+
+    roles = type("Roles", (), {"teacher": Denoiser(network, schedule, "flow")})
+    batch, calls = Batch(torch.ones(2, 1).double()), []
+    for window in range(4):
+        asked.clear()
+        one = Draws(window, torch.ones(2).double(), torch.ones(2, 1).double())
+        method.prepare(roles, batch, one, {"student"})
+        assert min(asked) > 0
+        calls.append(len(asked))
+        assert method.calls(one)["teacher"] == len(asked)
+    assert calls == [3, 4, 4, 4] and method.calls_per_step()["teacher"] == 15 / 4
 
 
 def test_as_many_steps_as_windows():

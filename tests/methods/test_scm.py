@@ -15,10 +15,11 @@ from fewstep.methods.scm import SCM, Draws, angle
 from fewstep.methods.tcd import TCD
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP
+from fewstep.models.roles import Roles
 from fewstep.recipe.load import parse_recipe
 from fewstep.recipe.validate import RecipeError
 from fewstep.training.settings import TrainingSettings
-from fewstep.training.trainer import Trainer, build_roles
+from fewstep.training.trainer import Trainer, build_roles, exact_products
 from fewstep.verification.bench import Bench
 from fewstep.verification.scm import ExactConsistency, fixed_rows, tangent_size
 
@@ -78,7 +79,8 @@ def by_hand(name, kind, variant, p, random):
     g = -cos * (1 - r**2 * sin**2).sqrt() * (F - F_T) - r * cos * sin * (y + rate)
     if c:
         g = g / (g.flatten(1).square().mean(1).sqrt() + c).reshape(-1, 1, 1, 1)
-    loss = ((F - (F + g).detach()) ** 2).mean()
+    gain = {"epsilon": 1 / cos, "sample": 1 / sin}.get(kind, torch.ones(()))  # of an error of the output in F
+    loss = ((15 / gain).clamp_max(1) * (F - (F + g).detach()) ** 2).mean()
     return x_t, loss, dict(zip(student, torch.autograd.grad(loss, student.values()), strict=True))
 
 
@@ -95,6 +97,22 @@ def test_a_step_is_the_papers(name, kind, variant, weights):
     assert off(mine.total, loss) <= 1e-9
     for key, gradient in gradients(mine.total, roles, "student").items():
         assert slopes[key].abs().max() > 0 and off(gradient, slopes[key]) <= 1e-9, key
+
+
+def test_a_row_of_large_gain_moves_the_output_as_one_of_15():
+    """The tangent is normalised in F, whose error is 1 / cos a times that of the noise: 157 at the end of DDPM's."""
+    schedule = Schedule.from_betas(np.linspace(1e-4, 0.02, 1000))
+    method, x0 = SCM(schedule, guidance_scale=1.0, normalize=1e-9), torch.ones(3, 4).double()
+    t, output = torch.tensor([999.0, 500.0, 100.0]).double(), torch.full((3, 4), 0.3).double().requires_grad_()
+    u = method.time_at(angle(schedule, t) - 0.01)
+    random = Draws(t, u, torch.full((3, 4), 0.7).double(), torch.ones(3).double(), 0.5)
+    other = Denoiser(lambda x, t, cond: 0.1 * x, schedule, "epsilon")
+    shared = method.prepare(type("Roles", (), {"teacher": other, "student": other}), Batch(x0), random, {"student"})
+    student = Denoiser(lambda x, t, cond: output, schedule, "epsilon")
+    method.student(type("Roles", (), {"student": student}), Batch(x0), random, shared).total.backward()
+    pull = output.grad.square().mean(1).sqrt().numpy() * output.numel() / 2
+    assert pull == pytest.approx(np.minimum(1 / np.cos(angle(schedule, t)), 15), rel=1e-6)
+    assert pull[0] == pytest.approx(15) and pull[1] < 15
 
 
 @pytest.mark.parametrize("schedule", [*SCHEDULES.values(), Schedule.scaled_linear().zero_terminal_snr()])
@@ -193,12 +211,43 @@ def test_training_lets_no_product_round_to_tf32(tf32):
         teacher = Denoiser(MLP(schedule, 1, width=8, depth=1), schedule, "epsilon")
         return Trainer(method, build_roles(teacher, method, settings), source, settings)
 
-    trainer(TCD(schedule))
-    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
-    trainer(SCM(schedule))
-    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    def flags():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    seen = {}
+    for cls in (TCD, SCM, TCD):
+        one = trainer(cls(schedule, guidance_scale=1.0))
+        prepare = one.method.prepare
+        one.method.prepare = lambda *given, name=cls.name, prepare=prepare: (
+            seen.update({name: flags()}),
+            prepare(*given),
+        )[1]
+        assert flags() == (True, True)  # not by a Trainer alone
+        one.step(0)
+        assert flags() == (True, True)  # and not after it
+    assert seen == {"tcd": (True, True), "scm": (False, False)}
     with pytest.raises(ValueError, match=r"scm learns .* set training\.precision to fp32"):
         trainer(SCM(schedule), "bf16")
+
+
+def test_the_flags_are_given_back_after_an_error(tf32):
+    with pytest.raises(KeyError), exact_products():
+        assert not torch.backends.cudnn.allow_tf32
+        raise KeyError
+    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("coarse", ["teacher", "student"])
+def test_weights_in_bf16_are_refused(coarse):
+    bench = Bench(GaussianMixture([1.0], [0.4], [0.7]), SCHEDULES["flow"], prediction_type="flow")
+    method = SCM(bench.schedule, guidance_scale=1.0)
+    roles = bench.roles(method, torch.bfloat16 if coarse == "student" else torch.float32)
+    if coarse == "teacher":
+        network = MLP(bench.schedule, 1, width=8, depth=1).bfloat16()
+        roles = Roles(Denoiser(network, bench.schedule, "flow"))
+        roles.add_network("student", MLP(bench.schedule, 1, width=8, depth=1), "flow")
+    with pytest.raises(ValueError, match=f"scm learns .* the weights of '{coarse}' are torch.bfloat16; load"):
+        Trainer(method, roles, bench.source, TrainingSettings())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,28 @@ from tests.mutants.mutant import planted
 MUTANTS = [
     *planted(
         "diffusion/schedule.py",
+        "diffusion/test_prediction.py",
+        (
+            "schedule: the slope of flow's solver steps is the noise",
+            'return (-1.0, 1.0) if self.family == "flow" else (0.0, 1.0)',
+            "return (0.0, 1.0)",
+            "test_a_solver_step_is_straight_in_the_schedules_own_variable",
+        ),
+        (
+            "schedule: states of solver steps are not divided by alpha",
+            'return np.ones_like(host(t)) if self.family == "flow" else self.alpha_sigma(t)[0]',
+            "return np.ones_like(host(t))",
+            "test_a_solver_step_is_straight_in_the_schedules_own_variable",
+        ),
+        (
+            "schedule: a network's kind becomes that of all on its schedule",
+            "own = copy.copy(self)",
+            "own = self",
+            "tests/diffusion/test_well_posed.py::test_students_that_do_not_predict_noise_keep_their_start",
+        ),
+    ),
+    *planted(
+        "diffusion/schedule.py",
         "diffusion/test_schedule.py",
         (
             "schedule: alpha and sigma are swapped",

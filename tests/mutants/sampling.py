@@ -135,8 +135,8 @@ MUTANTS = [
         ),
         (
             "sampling: Heun adds its slopes instead of averaging them",
-            "slope = np.asarray(alpha * (sigma / alpha - sigma_t / alpha_t) / 2)",
-            "slope = np.asarray(alpha * (sigma / alpha - sigma_t / alpha_t))",
+            "half = np.asarray(scale * (schedule.solver_level(second.t) - level_t) / 2)",
+            "half = np.asarray(scale * (schedule.solver_level(second.t) - level_t))",
             "test_heun_on_edm_is_algorithm_1",
         ),
         (
@@ -147,8 +147,8 @@ MUTANTS = [
         ),
         (
             "sampling: Heun on flow takes one of its slopes twice",
-            "first.flow + second.combine(-1.0, 1.0, euler)",
-            "first.flow + first.flow",
+            "first.slope + second.combine(*schedule.slope_mix, euler)",
+            "first.slope + first.slope",
             "test_solvers_converge_to_the_flow_map_at_their_order[heun-2-2-schedule2-flow]",
         ),
         (

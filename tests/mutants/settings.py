@@ -117,8 +117,8 @@ MUTANTS = [
         "training/test_step.py",
         (
             "trainer: the logged rate is that of the next step",
-            'record["learning_rate"] = self.settings.rate(self.done - 1)',
-            'record["learning_rate"] = self.settings.rate(self.done)',
+            'record["learning_rate"] = self._student.rate(self.done - 1)',
+            'record["learning_rate"] = self._student.rate(self.done)',
             "test_a_logged_rate_is_that_of_the_step_it_stands_beside",
         ),
         (

@@ -137,13 +137,13 @@ MUTANTS = [
         ),
         (
             "training: the learning rate is that of the step before",
-            "self.settings.rate(step, self.player.name, self.player.rate)",
-            "self.settings.rate(step - 1, self.player.name, self.player.rate)",
+            "self.settings.rate(step, self.player.name, self.player.rate, self.player.start)",
+            "self.settings.rate(step - 1, self.player.name, self.player.rate, self.player.start)",
             "tests/training/test_trainer.py::test_the_optimiser_uses_the_rate_of_its_step",
         ),
         (
             "training: the critic learns at the student's rate",
-            "self.settings.rate(step, self.player.name, self.player.rate)",
+            "self.settings.rate(step, self.player.name, self.player.rate, self.player.start)",
             "self.settings.rate(step)",
             "test_each_player_has_its_own_rate",
         ),
@@ -235,7 +235,7 @@ MUTANTS = [
         ),
         (
             "training: the cosine counts from step 0, not from the end of warm-up",
-            "done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)",
+            "done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)",
             "done = step / max(1, self.steps)",
             "test_learning_rate_warms_up_then_stays_or_falls_to_zero",
         ),

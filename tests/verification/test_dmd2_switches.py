@@ -23,6 +23,7 @@ from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
 from fewstep.training import checkpoint
+from fewstep.training.players import PlayerState
 from fewstep.training.trainer import Trainer
 from fewstep.verification.bench import Bench, training_settings
 from tests.methods import test_contract as contract
@@ -392,11 +393,30 @@ def test_times_of_a_jump_lie_between_its_two_and_those_of_guidance_below_the_stu
     assert lowest == {0: (750, 980), 1: (500, 749), 2: (250, 499), 3: (20, 249)}
 
 
+def test_guidance_acts_no_noisier_than_a_late_time_of_the_student():
+    method = DMD2(SCHEDULES["vp"], timesteps=(999, 9, 0), guidance_apart=True, adversarial_weight=0.0)
+    batch, found = contract.SOURCE.batch(contract.Rng(0, 0, 50)), {}
+    for step in range(20):
+        draws = method.draw(batch, contract.Rng(0, step, 50), contract.Progress(step, 20))
+        found[draws.times[draws.exit]] = set(draws.guidance_time.tolist())
+    assert found[9.0] == {9.0} and found[0.0] == {0.0} and min(found[999.0]) >= 20
+
+
 def test_a_student_that_starts_later_lets_the_critic_learn_alone():
     method = DMD2(SCHEDULES["vp"], student_every=3, student_start=4)
     due = [[player.name for player in method.players if player.due(step)] for step in range(11)]
     both, critic = ["student", "critic"], ["critic"]
     assert due == [critic] * 4 + [both] + [critic] * 2 + [both] + [critic] * 2 + [both]
+
+
+def test_a_late_student_warms_up_over_its_own_steps():
+    """Its first update is no larger than that of a student that starts at once; the critic's rates are as they were."""
+    settings = training_settings(20, warmup_steps=5, lr_schedule="cosine", learning_rate=1.0)
+    method = DMD2(SCHEDULES["vp"], adversarial_weight=0.0, student_start=8, student_every=2)
+    student, critic = (PlayerState(p, [torch.nn.Parameter(torch.zeros(1))], settings) for p in method.players)
+    assert [student.rate(step) for step in (0, 8, 10, 12, 13)] == pytest.approx([0.2, 0.2, 0.6, 1.0, 1.0])
+    assert student.rate(16) == pytest.approx(0.5 * (1 + math.cos(math.pi * 3 / 7)))
+    assert all(critic.rate(step) == settings.rate(step) for step in range(20))
 
 
 @pytest.mark.parametrize("stop", [4, 8])

@@ -89,6 +89,11 @@ class Prediction:
         """flow = eps - x0, the velocity of rectified flow."""
         return self.combine(-1.0, 1.0)
 
+    @property
+    def slope(self) -> Tensor:
+        """The slope of solver steps on this schedule (`Schedule.slope_mix`): flow or epsilon."""
+        return self.combine(*self.schedule.slope_mix)
+
     def at(self, s: Time) -> Tensor:
         """The jump alpha(s) x0 + sigma(s) eps to native time ``s`` (number or [B]): DDIM's step.
 

@@ -16,6 +16,7 @@ training loop waits for an accelerator. VP index 0 is *not* clean data (sigma = 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -73,6 +74,8 @@ class Schedule:
         num_train_timesteps: table length (VP), or how many network timesteps [0, 1] spans (flow).
         shift: how far a flow schedule's grids are bent towards noise; of `USUAL_STEPS` where it depends on the number.
         terminal: lowest level of a flow schedule's trailing grids, to which they are stretched; 0: they are not.
+        prediction_type: what the networks on it predict, where that is known (`for_network`); noise otherwise. No
+            coefficient or grid depends on it; where few-step students start does (`diffusion.well_posed`).
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Schedule:
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.interpolation = interpolation
         self.num_train_timesteps = num_train_timesteps
+        self.prediction_type = "epsilon"
         self.clean: float = 0.0
         if family == "vp":
             self.alphas_cumprod = np.asarray(alphas_cumprod, dtype=np.float64)
@@ -165,6 +169,14 @@ class Schedule:
         if self._shift_of is None:
             return self
         return Schedule.flow(self.shift_at(num_steps), self.num_train_timesteps, self.terminal)
+
+    def for_network(self, prediction_type: str) -> Schedule:
+        """The same schedule, as that of a network that predicts ``prediction_type``."""
+        if prediction_type == self.prediction_type:
+            return self
+        own = copy.copy(self)
+        own.prediction_type = prediction_type
+        return own
 
     @classmethod
     def from_diffusers(cls, config: Any) -> Schedule:
@@ -309,6 +321,30 @@ class Schedule:
         x0, eps = working(x0), working(eps)
         alpha, sigma = self.alpha_sigma(t)
         return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
+
+    # ---------------------------------------------------------------- solver steps
+
+    @property
+    def slope_mix(self) -> tuple[float, float]:
+        """(a, s) of the slope a x0 + s eps along which a step of the probability flow's solvers is straight.
+
+        It is the flow eps - x0 on flow schedules and the noise elsewhere: d(x / `solver_scale`) / d(`solver_level`).
+        """
+        return (-1.0, 1.0) if self.family == "flow" else (0.0, 1.0)
+
+    def solver_level(self, t: Time) -> Array:
+        """The variable of these steps on the host: t on flow schedules, sigma/alpha elsewhere (infinite at alpha 0)."""
+        return host(t) if self.family == "flow" else self.noise_to_signal(t)
+
+    def solver_scale(self, t: Time) -> Array:
+        """What states are divided by there, a host array: 1 on flow schedules, alpha elsewhere."""
+        return np.ones_like(host(t)) if self.family == "flow" else self.alpha_sigma(t)[0]
+
+    def mean_slope(self, x: Tensor, t: Time, x_u: Tensor, u: Time) -> Tensor:
+        """The mean slope over any steps that lead from x [B, ...] at ``t`` to x_u at ``u`` (numbers or [B])."""
+        way = self.solver_level(u) - self.solver_level(t)
+        scaled = [expand(np.asarray(1 / (way * self.solver_scale(time))), y) * y for y, time in ((x, t), (x_u, u))]
+        return scaled[1] - scaled[0]
 
     # ---------------------------------------------------------------- grids
 

@@ -4,9 +4,9 @@ An error of a noise prediction weighs sigma / alpha in clean data. Stable Diffus
 1e-4 ... 0.02) at 157, a cosine table above 10,000. A teacher's solver takes a short step there; a student of a few
 steps reads clean data, and at 157 one update of a usual size moves these by more than their own scale.
 
-So few-step students start at the noisiest index of a table where sigma / alpha is at most `LARGEST`, from unit noise,
-as those of Stable Diffusion do (its alpha is 0.068 there). A table that ends at alpha = 0 belongs to networks that
-predict v or x0, for which no time is ill-posed; so do flow schedules to theirs.
+So few-step students that predict noise start at the noisiest index of a table where sigma / alpha is at most
+`LARGEST`, from unit noise, as those of Stable Diffusion do (its alpha is 0.068 there). For networks that predict v, x0
+or flow no time is ill-posed, on whatever table (`Schedule.for_network` says which they are).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ LARGEST = 15.0
 
 def first_time(schedule: Schedule) -> float:
     """The native time at which a few-step student starts: `Schedule.start`, or a later one on an ill-posed table."""
-    if schedule.family != "vp" or schedule.alphas_cumprod[-1] == 0:
+    noise = schedule.prediction_type == "epsilon" and schedule.family == "vp"
+    if not noise or schedule.alphas_cumprod[-1] == 0:
         return schedule.start
     index = np.arange(schedule.num_train_timesteps, dtype=np.float64)
     usable = index[schedule.noise_to_signal(index) <= LARGEST]

@@ -194,7 +194,7 @@ class CM(Method):
         return (below[1:] - below[0]) / (below[-1] - below[0])
 
     def _inverse(self, t: Tensor, u: Tensor) -> Array:
-        level = (lambda time: time.numpy()) if self.schedule.family == "flow" else self.schedule.noise_to_signal
+        level = self.schedule.solver_level
         return np.asarray(1 / (level(t) - level(u)))
 
 

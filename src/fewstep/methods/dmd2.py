@@ -115,6 +115,11 @@ class DMD2(Method):
                     "tell_end with rollout ode learns the jumps between a sampler's times with match x_s alone: set "
                     "match to x_s."
                 )
+            if self.guidance_apart and self.guidance_scale == 1:
+                raise ValueError(
+                    "guidance_apart takes guidance out of the matching, and with guidance_scale 1 there is none: set "
+                    "guidance_scale above 1, or leave guidance_apart out."
+                )
             if self.match == "x_s" and self.rollout != "ode":
                 raise ValueError("match x_s is for a student whose sampler passes there: set rollout to ode.")
             if self.first_weight and (self.rollout, self.student_input) != ("ode", "simulated"):

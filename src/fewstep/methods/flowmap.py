@@ -6,7 +6,10 @@ then the flow map, for any pair of times and any number of steps. Each step, in 
     tau_s = tau_t - alpha (tau_t - tau_r)      a first part of the way, which shrinks as training goes on
     x_s = the guided teacher's jump from x_t to s
     u* = alpha v + (1 - alpha) stop_gradient u_student(x_s, s, r)          v: the teacher's slope at (x_t, t)
-    loss = | u_student(x_t, t, r) - u* |^2                                 at r = t the target is v: the teacher is kept
+    loss = w | u_student(x_t, t, r) - u* |^2                               at r = t the target is v: the teacher is kept
+
+w is 1 at r = t and elsewhere proportional to 1 / alpha (alpha-Flow), 1 at the first alpha: u* differs from u_student by
+alpha times an error, so that without it a jump would learn ever less beside the diagonal.
 
 alpha = 1/2 is the bootstrap of shortcut models, alpha -> 0 MeanFlow's identity u = v - (tau_t - tau_r) du/dtau (Geng et
 al. 2025, arXiv 2505.13447). Its derivative needs a JVP, which fused attention and checkpointing do not have, or
@@ -74,6 +77,7 @@ class FlowMap(Method):
     name = "flowmap"
     summary = "Flow maps: the mean slope between any two times, its end an input; any number of steps, no noise."
     sampler = "ctm"
+    reads_clean_data: ClassVar[bool] = True
     truth_settings: ClassVar[dict[str, Any]] = {"guidance_scale": 1.0}
 
     @checked
@@ -145,9 +149,10 @@ class FlowMap(Method):
         errors = slope_errors(pred, shared.target)
         still = (draws.t == draws.end).to(errors, non_blocking=True)
         parts = {"diagonal": errors @ still / len(errors), "jump": errors @ (1 - still) / len(errors)}
+        total = parts["diagonal"] + self.settings.alpha[0] / draws.alpha * parts["jump"]
         with torch.no_grad():
             stats = student_statistics(pred.x0, batch.x0, shared.teacher_x0)
-        return Loss(errors.mean(), {name: part.detach() for name, part in parts.items()}, stats)
+        return Loss(total, {name: part.detach() for name, part in parts.items()}, stats)
 
     def calls_per_step(self) -> dict[str, int]:
         return {"student": 2, "teacher": 1 if self.settings.velocity == "teacher" else 0}

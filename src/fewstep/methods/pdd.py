@@ -6,9 +6,10 @@ for each solver step, and predicts all slopes u_i of a block of steps from the s
     x_k = x_n + sum of D_i u_i(x_n) for n <= i < k       where its own slopes lead, every layer asked at x_n
     loss = | u_k(x_n) - stop_gradient u_teacher(x_k) |^2  k: one solver step of the block, drawn
 
-u is the slope and D the length of a step: flow and t on flow schedules, elsewhere noise and sigma/alpha, whatever the
-networks predict. The jump with the mixture of outputs that is weighted by D is then the whole sum. So one call samples
-a block, as the step of any sampler that tells the network where it ends: 2, 4 and 8 steps of one student.
+u is the slope and D the length of a step (`Schedule.slope_mix`): flow and t on flow schedules, elsewhere noise and
+sigma/alpha, whatever the networks predict. The jump with the mixture of outputs that is weighted by D is then the whole
+sum. So one call samples a block, as the step of any sampler that conditions the network on its end: 2, 4 and 8 steps of
+one student.
 
 The target is the teacher alone. At the fixed point, where every block ends in the teacher's own state, the loss is 0
 for any distribution of x_n. There is no average of weights, no discriminator, no second network that learns.
@@ -34,7 +35,6 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods import Batch, Loss, Method, Progress, Rng, RoleSpec, Sampling
 from fewstep.methods.parts.distances import distance
@@ -104,6 +104,11 @@ class PDD(Method):
             for steps in self.num_inference_steps:
                 if self.num_grid_steps % steps:
                     raise ValueError(f"num_grid_steps ({self.num_grid_steps}) must be a multiple of {steps} steps.")
+                if self.targets_per_block > self.num_grid_steps // steps:
+                    raise ValueError(
+                        f"targets_per_block ({self.targets_per_block}) must be at most the "
+                        f"{self.num_grid_steps // steps} solver steps of a block of {self.num_grid_steps} in {steps}."
+                    )
             if len(set(self.num_inference_steps)) < len(self.num_inference_steps):
                 raise ValueError(f"num_inference_steps must differ, not {list(self.num_inference_steps)}.")
 
@@ -134,11 +139,16 @@ class PDD(Method):
         starts = tuple(range(0, settings.num_grid_steps, length))
         if settings.student_input == "noised":
             starts = (starts[rng.shared.integer("start", 0, len(starts))],)
-        targets = tuple(
-            tuple(rng.shared.integer(f"target/{n}/{i}", n, n + length) for i in range(settings.targets_per_block))
-            for n in starts
-        )
+        targets = tuple(self._draw_targets(rng, n, length) for n in starts)
         return Draws(starts, length, targets, rng.sample.normal("noise", batch.x0.shape[1:]))
+
+    def _draw_targets(self, rng: Rng, start: int, length: int) -> tuple[int, ...]:
+        """Different solver steps of a block, all sets of them equally likely."""
+        left = list(range(start, start + length))
+        return tuple(
+            left.pop(rng.shared.integer(f"target/{start}/{i}", 0, len(left)))
+            for i in range(self.settings.targets_per_block)
+        )
 
     def prepare(self, roles: Roles, batch: Batch, draws: Draws, due: Collection[str]) -> Tensor:
         first = draws.starts[0]
@@ -162,7 +172,7 @@ class PDD(Method):
             with torch.no_grad():
                 x_k = next(mixed).at(float(self.grid[k])) if k > start else x
                 wanted = self._teacher_slope(roles, batch, x_k, k)
-            terms.append(distance(self._slope(predicted), wanted))
+            terms.append(distance(predicted.slope, wanted))
         loss = torch.stack(terms).mean() / len(draws.starts)
         reached = slopes[-1].at(float(self.grid[stop])).detach()
         parts = {f"block_{start}": torch.stack(terms).mean().detach()}
@@ -176,15 +186,9 @@ class PDD(Method):
         t, u, scale = float(self.grid[k]), float(self.grid[k + 1]), self.settings.guidance_scale
         first = roles.teacher(x, t, batch.cond, guidance_scale=scale)
         if self._calls_of(k) == 1:
-            return self._slope(first)
+            return first.slope
         x_u = heun(first, roles.teacher(first.at(u), u, batch.cond, guidance_scale=scale))
-        if self.schedule.family == "flow":
-            return (x_u - first.x) / float(self.lengths[k])
-        (alpha_t, alpha_u), _ = self.schedule.alpha_sigma(np.array([t, u]))
-        return (x_u / float(alpha_u) - first.x / float(alpha_t)) / float(self.lengths[k])
-
-    def _slope(self, predicted: Prediction) -> Tensor:
-        return predicted.flow if self.schedule.family == "flow" else predicted.epsilon
+        return self.schedule.mean_slope(first.x, t, x_u, u)
 
     def _calls_of(self, k: int) -> int:
         """Calls of the teacher for its solver step k."""

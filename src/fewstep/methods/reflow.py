@@ -14,6 +14,7 @@ The optimum is the mean slope of all lines through a point. Where lines do not c
 one step follows them to their end. The student is an ordinary network, which any sampler of ordinary networks can use,
 with any number of steps.
 
+Windows meet at the times at which euler calls the network in K steps, whatever the schedule's shift or terminal.
 At an edge two windows meet, and a continuous network cannot have the slopes of both. ``reach`` leaves out the last part
 of each window above its lower edge, where no sampler of K steps calls the network.
 """
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -38,6 +40,7 @@ from fewstep.methods.settings import Count, FixedGuidance, checked
 from fewstep.models.cond import Cond
 from fewstep.models.roles import Roles
 from fewstep.sampling.sample import first_state
+from fewstep.sampling.samplers import only_first_order
 
 
 @dataclass
@@ -73,6 +76,7 @@ class Reflow(Method):
     summary = "Straight trajectories, whole (reflow) or in windows (PeRFlow): an ordinary network for any sampler."
     sampler = "euler"
     streams = ("data", "pairs")
+    reads_clean_data: ClassVar[bool] = True
     truth_settings: ClassVar[dict[str, Any]] = {"guidance_scale": 1.0}
 
     @checked
@@ -97,10 +101,12 @@ class Reflow(Method):
 
     def __init__(self, schedule: Schedule, settings: Settings | None = None, **overrides: Any) -> None:
         super().__init__(schedule, settings, **overrides)
-        steps = self.settings.windows * self.settings.solver_steps
         if self.settings.windows == 1:
-            steps = min(USUAL_STEPS, schedule.num_train_timesteps)
-        self.grid = schedule.training_grid(steps)
+            self.grid = schedule.training_grid(min(USUAL_STEPS, schedule.num_train_timesteps))
+            self.count = 1
+        else:
+            self.grid = windows_grid(schedule, self.settings.windows, self.settings.solver_steps)
+            self.count = (len(self.grid) - 1) // self.settings.solver_steps
 
     @classmethod
     def streams_of(cls, settings: Settings) -> tuple[str, ...]:
@@ -117,7 +123,7 @@ class Reflow(Method):
     def draw(self, batch: Batch, rng: Rng, progress: Progress) -> Draws:
         several = self.settings.windows > 1
         return Draws(
-            window=rng.shared.integer("window", 0, self.settings.windows),
+            window=rng.shared.integer("window", 0, self.count),
             height=1 - rng.sample.uniform("height", 0.0, self.settings.reach if several else 1.0),
             noise=rng.sample.normal("noise", batch.x0.shape[1:]) if several else None,
         )
@@ -145,14 +151,39 @@ class Reflow(Method):
             stats = student_statistics(pred.x0, data)
         return Loss(loss, {"line": loss.detach()}, stats)
 
-    def calls_per_step(self) -> dict[str, int]:
-        per_step = 2 if self.settings.solver == "heun" else 1
-        return {"student": 1, "teacher": per_step * self.settings.solver_steps if self.settings.windows > 1 else 0}
+    def calls_per_step(self) -> dict[str, float]:
+        return {"student": 1, "teacher": sum(map(self._teacher_calls, range(self.count))) / self.count}
+
+    def calls(self, draws: Draws) -> dict[str, float]:
+        return {"student": 1, "teacher": self._teacher_calls(draws.window)}
+
+    def _teacher_calls(self, window: int) -> int:
+        """Calls of the teacher for the solver steps of a window; pairs have theirs already."""
+        if self.settings.windows == 1:
+            return 0
+        times, heun = self.times(window), self.settings.solver == "heun"
+        return sum(1 + (heun and not only_first_order(self.schedule, t, u)) for u, t in pairwise(times.tolist()))
 
     def times(self, window: int) -> Array:
         """The increasing solver times of a window, edges included; with one window those of the whole grid."""
-        steps = (len(self.grid) - 1) // self.settings.windows
+        steps = (len(self.grid) - 1) // self.count
         return self.grid[window * steps : (window + 1) * steps + 1]
+
+
+def windows_grid(schedule: Schedule, windows: int, solver_steps: int) -> Array:
+    """The increasing times of so many windows, ``solver_steps`` in each: upper edges are where euler calls the network.
+
+    Between the edges times are spaced as on the schedule's training grid. On EDM schedules the last of euler's calls
+    is at the schedule's end, where no window is left: there is one window less.
+    """
+    edges = np.unique(np.append(schedule.timesteps(windows).numpy(), schedule.end))
+    knots = schedule.training_grid((len(edges) - 1) * solver_steps)
+    places = np.interp(edges, knots, np.arange(len(knots)))
+    inner = np.interp(np.arange(len(knots)) / solver_steps, np.arange(len(edges)), places)
+    grid = np.interp(inner, np.arange(len(knots)), knots)
+    grid = np.round(grid) if schedule.family == "vp" else grid
+    grid[::solver_steps] = edges
+    return np.asarray(grid)
 
 
 def on_line(

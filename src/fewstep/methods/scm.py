@@ -31,6 +31,7 @@ from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Array, Schedule, Time, expand
 from fewstep.methods import Batch, Loss, Method, Progress, Rng
 from fewstep.methods.guidance import Guidance
+from fewstep.methods.parts.distances import bounded_gain
 from fewstep.methods.parts.statistics import student_statistics
 from fewstep.methods.settings import GuidanceScale, Share, Weight, checked
 from fewstep.models.roles import Roles
@@ -74,6 +75,7 @@ class SCM(Method):
     )
     sampler = "renoise"
     needs_precision: ClassVar[bool] = True
+    reads_clean_data: ClassVar[bool] = True
     truth_settings: ClassVar[dict[str, Any]] = {"guidance_scale": 1.0}
 
     @checked
@@ -137,7 +139,10 @@ class SCM(Method):
             if c:
                 tangent = tangent / (size + c).reshape(-1, *[1] * (tangent.ndim - 1))
             stats = student_statistics(pred.x0, batch.x0, shared.teacher_x0) | {"tangent": size.mean()}
-        loss = (moved - moved.detach() - tangent).square().mean()
+        each = (moved - moved.detach() - tangent).square().flatten(1).mean(1)
+        a = angle(self.schedule, draws.t)
+        weight = bounded_gain(pred.gain(-np.sin(a), np.cos(a)), "huber")  # g is normalised: its gain counts once
+        loss = each.mean() if weight is None else (expand(weight, each) * each).mean()
         return Loss(loss, {"consistency": loss.detach()}, stats)
 
     def calls_per_step(self) -> dict[str, int]:

@@ -100,7 +100,7 @@ class LayerBank(nn.Module):
 def interval_lengths(schedule: Schedule, times: Sequence[float]) -> Array:
     """[N], how far the solver's variable goes in each interval of N + 1 decreasing native times; all negative.
 
-    It is t on flow schedules, where a slope is the flow, elsewhere sigma/alpha, where it is the noise.
+    It is `Schedule.solver_level`: t on flow schedules, sigma/alpha elsewhere.
 
     Raises:
         ValueError: times that do not decrease, or where sigma/alpha is infinite.
@@ -108,7 +108,7 @@ def interval_lengths(schedule: Schedule, times: Sequence[float]) -> Array:
     grid = host(times)
     if len(grid) < 2 or not (np.diff(grid) < 0).all():
         raise ValueError(f"The times of a bank of last layers must decrease, not {', '.join(f'{t:g}' for t in grid)}.")
-    way = grid if schedule.family == "flow" else schedule.noise_to_signal(grid)
+    way = schedule.solver_level(grid)
     if not np.isfinite(way).all():
         raise ValueError("This noise schedule begins at pure noise, where sigma/alpha is infinite: no sum reaches it.")
     return np.diff(way)

@@ -64,8 +64,9 @@ class Denoiser:
         *,
         batched_guidance: bool = True,
     ) -> None:
-        self.network, self.schedule = network, schedule
+        self.network = network
         self.prediction_type = check_prediction_type(prediction_type)
+        self.schedule = schedule.for_network(self.prediction_type)
         self.batched_guidance = batched_guidance
         self.cost = Cost()
         if self.prediction_type == "epsilon" and float(schedule.alpha_sigma(schedule.start)[0]) == 0:

@@ -109,6 +109,7 @@ def check_fit(
     _check_teacher(recipe, method, below)
     _check_kind(recipe, method, kind, start, begins)
     _check_bank(recipe, method, start)
+    _check_extras(recipe, method, start)
     _check_times(recipe, method)
     few, many = recipe.sample.num_inference_steps, recipe.sample.teacher_steps
     own = sampler_of(foreseen_card(recipe, method, kind))
@@ -176,6 +177,20 @@ def _check_bank(recipe: Recipe, method: Method, start: Card | None) -> None:
         raise RecipeError(
             f"init: the student '{recipe.init}' has {len(start.bank) - 1} last layers for its own times, and "
             f"{instead}: begin with a student of another method, or take the settings of that run."
+        )
+
+
+def _check_extras(recipe: Recipe, method: Method, start: Card | None) -> None:
+    """First weights that are conditioned on more than this method's student have no place in it."""
+    mine = next(spec.extra_inputs for spec in method.roles() if spec.name == "student")
+    names = sorted(set(start.extra_inputs) - set(mine)) if start is not None else []
+    if names:
+        settings = {"end": "tell_end", "guidance_embed": "guidance_embed"}
+        found = [settings[name] for name in names if settings.get(name) in method.setting_names()]
+        remedy = f"set method.{found[0]} to true" if found else "begin with a student without it"
+        raise RecipeError(
+            f"init: the student '{recipe.init}' is conditioned on {' and '.join(names)}, and this one of "
+            f"{method.name} is not: {remedy}."
         )
 
 

@@ -106,7 +106,7 @@ def _card(recipe: Recipe, base: Recipe, cards: Mapping[str, Card | None], elsewh
     except ValueError:
         return None
     kind = (below and below.prediction_type) or teacher.prediction_type
-    method = recipe.method_class()(teacher.schedule, recipe.method_settings())
+    method = recipe.method_class()(teacher.schedule.for_network(kind), recipe.method_settings())
     if is_single_file(base.teacher.path):  # its own keys tell what it predicts, and they are not read here
         start = None
     begins = recipe.init not in (None, recipe.teacher.path)

@@ -281,8 +281,9 @@ def _card(recipe: Recipe, teacher: MetaPipeline) -> Card:
     """The card of the student that a run would leave."""
     family = teacher.family()
     schedule = family.schedule()
-    method = recipe.method_class()(schedule, recipe.method_settings())
-    return foreseen_card(recipe, method, family.prediction_type(schedule))
+    kind = family.prediction_type(schedule)
+    method = recipe.method_class()(schedule.for_network(kind), recipe.method_settings())
+    return foreseen_card(recipe, method, kind)
 
 
 def fits(planned: Plan) -> bool:

@@ -235,21 +235,17 @@ def ancestral(at: Step, eta: float) -> Tensor:
 def heun(first: Prediction, second: Prediction) -> Tensor:
     """From x at first.t to second.t by the mean of two slopes; ``second`` is the prediction after the first one's jump.
 
-    Slopes in t on flow schedules, in sigma/alpha elsewhere; times are numbers or [B]. Rows of `only_first_order` keep
-    the state after the jump.
+    Slopes are in `Schedule.solver_level`; times are numbers or [B]. Rows of `only_first_order` keep the state after the
+    jump.
     """
     schedule, x = first.schedule, first.x
     euler = only_first_order(schedule, first.t, second.t)
-    if schedule.family == "flow":
-        straight, slope = x, np.asarray((second.t - first.t) / 2)
-        slopes = first.flow + second.combine(-1.0, 1.0, euler)
-    else:
-        (alpha_t, sigma_t), (alpha, sigma) = schedule.alpha_sigma(first.t), schedule.alpha_sigma(second.t)
-        alpha_t = np.where(euler, 1.0, alpha_t)
-        slope = np.asarray(alpha * (sigma / alpha - sigma_t / alpha_t) / 2)
-        straight = expand(np.asarray(alpha / alpha_t), x) * x
-        slopes = first.epsilon + second.combine(0.0, 1.0, euler)
-    x = torch.addcmul(straight, expand(slope, straight), slopes)
+    scale_t, level_t = (np.where(euler, 1.0, of(first.t)) for of in (schedule.solver_scale, schedule.solver_level))
+    scale = schedule.solver_scale(second.t)
+    half = np.asarray(scale * (schedule.solver_level(second.t) - level_t) / 2)
+    straight = expand(np.asarray(scale / scale_t), x) * x
+    slopes = first.slope + second.combine(*schedule.slope_mix, euler)
+    x = torch.addcmul(straight, expand(half, straight), slopes)
     if not euler.any():
         return x
     mask = torch.from_numpy(np.atleast_1d(euler)).reshape(-1, *[1] * (x.ndim - 1))

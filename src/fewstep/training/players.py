@@ -61,7 +61,7 @@ class PlayerState:
 
     def rate(self, step: int) -> float:
         """The learning rate at ``step``."""
-        return self.settings.rate(step, self.player.name, self.player.rate)
+        return self.settings.rate(step, self.player.name, self.player.rate, self.player.start)
 
     def learn(self, loss: Loss, accumulation: int) -> Loss:
         """`backward` of a loss and of all that follow it (`fewstep.training.step.learn`)."""

@@ -96,8 +96,12 @@ class TrainingSettings:
     def autocast(self) -> torch.dtype | None:
         return torch.bfloat16 if self.precision == "bf16" else None
 
-    def rate(self, step: int, player: str = "student", share: float = 1.0) -> float:
-        """Learning rate of a player at ``step`` (from 0); ``share`` is its `Player.rate`."""
+    def rate(self, step: int, player: str = "student", share: float = 1.0, start: int = 0) -> float:
+        """Learning rate of a player at ``step`` (from 0); ``share`` is its `Player.rate`.
+
+        Warm-up and decay are those of the player's own steps, from its ``start`` to the last.
+        """
+        step, steps = max(0, step - start), max(1, self.steps - start)
         peak = self.learning_rate * share
         if player != "student" and self.critic_learning_rate is not None:
             peak = self.critic_learning_rate
@@ -105,5 +109,5 @@ class TrainingSettings:
             return peak * (step + 1) / self.warmup_steps
         if self.lr_schedule == "constant":
             return peak
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
         return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from fewstep.data.random import Rng, stream_key
 from fewstep.data.sources import Source, prefetch
 from fewstep.methods.base import Loss, Method, Progress
+from fewstep.models.denoiser import network_dtype
 from fewstep.models.helpers import Helpers
 from fewstep.models.hub import Remark
 from fewstep.models.roles import Roles, Weights
@@ -122,18 +123,33 @@ def check_batch(settings: TrainingSettings) -> None:
         )
 
 
-def keep_float32(method: Method, settings: TrainingSettings) -> None:
-    """Let no matrix product or convolution of this process round float32 to TF32's 10 bits, as cuDNN does by default.
+def check_float32(method: Method, roles: Roles, settings: TrainingSettings) -> None:
+    """Refuse a method that needs float32 in bf16, be it the arithmetic or the weights of any network.
 
     Raises:
-        ValueError: for bf16.
+        ValueError: one sentence.
     """
+    why = f"{method.name} learns from small differences of predictions, of which bf16 leaves nothing"
     if settings.autocast is not None:
-        raise ValueError(
-            f"{method.name} learns from small differences of predictions, of which bf16 leaves nothing: set "
-            "training.precision to fp32."
-        )
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        raise ValueError(f"{why}: set training.precision to fp32.")
+    for name in ("teacher", *(spec.name for spec in method.roles())):
+        dtype = network_dtype(getattr(roles, name).network)
+        if dtype is not None and torch.finfo(dtype).bits < 32:
+            raise ValueError(f"{why}: the weights of '{name}' are {dtype}; load or make them in float32.")
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Within this block no matrix product or convolution rounds float32 to TF32's 10 bits, as cuDNN does by default."""
+    products: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [of.allow_tf32 for of in products]
+    for of in products:
+        of.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for of, allowed in zip(products, before, strict=True):
+            of.allow_tf32 = allowed
 
 
 class Trainer:
@@ -173,7 +189,7 @@ class Trainer:
         self.hooks, self.show_progress = hooks, show_progress and distributed.first()
         check_batch(settings)
         if method.needs_precision:
-            keep_float32(method, settings)
+            check_float32(method, roles, settings)
         if settings.fsdp and distributed.count() > 1:
             roles.shard()
         self.players = [
@@ -194,6 +210,10 @@ class Trainer:
 
         Nothing here waits for the device: losses, norms and guards stay there until `run` logs them.
         """
+        with exact_products() if self.method.needs_precision else nullcontext():
+            self._step(step)
+
+    def _step(self, step: int) -> None:
         due = {p.player.name: p for p in self.players if p.player.due(step)}
         progress = Progress(step, self.settings.steps, self.stage, due.keys())
         # dropout draws from the global generator: each process has other rows, and so other masks
@@ -234,6 +254,11 @@ class Trainer:
         if self.settings.max_grad_norm > 0:
             clipped = (state.grad_norm > self.settings.max_grad_norm).to(state.grad_norm.dtype)
             self.meter.add(f"{player}/clipped", clipped)
+
+    @property
+    def _student(self) -> PlayerState:
+        """The player whose rate a log calls the learning rate."""
+        return next((p for p in self.players if p.player.name == "student"), self.players[0])
 
     # ---------------------------------------------------------------- the loop
 
@@ -303,7 +328,7 @@ class Trainer:
 
     def _log(self, speed: Speed, advance: Any) -> None:
         record = {"step": self.done, **distributed.means(self.meter.read())}
-        record["learning_rate"] = self.settings.rate(self.done - 1)
+        record["learning_rate"] = self._student.rate(self.done - 1)
         for player in (p for p in self.players if p.player.name != "student"):
             record[f"{player.player.name}/learning_rate"] = player.rate(self.done - 1)
         record["steps_per_second"] = speed.read(self.done)
@@ -336,7 +361,7 @@ class Trainer:
     def _final_record(self, player: str, bad: int) -> dict[str, Any]:
         """The log's line of a run that ends because ``player``'s gradient was not finite at step ``bad``."""
         record: dict[str, Any] = {"step": self.done, "not_finite": player, "first_bad_step": bad}
-        return record | {"learning_rate": self.settings.rate(bad), "forward_equivalents": self.cost()}
+        return record | {"learning_rate": self._student.rate(bad), "forward_equivalents": self.cost()}
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -16,27 +16,34 @@ from fewstep.methods.base import Progress
 from fewstep.methods.dmd2 import DMD2
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
+from fewstep.sampling import make_sampler, sample
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import follow
 from fewstep.verification.bench import Bench
 from fewstep.verification.contract import contract_rows, gan_contract_rows
 from fewstep.verification.fixed_points import compose
 from fewstep.verification.report import Row
 from fewstep.verification.sizes import rms
 
-STEPS, SCALE, PULL, ROWS = 4, 3.0, 0.1, 512
+STEPS, SCALE, PULL, START, ROWS = 4, 3.0, 0.1, 5, 512
 JUMPS: dict[str, Any] = {"rollout": "ode", "match": "x_s", "fake_target": "score"}
 SWITCHES: dict[str, dict[str, Any]] = {
     "jumps matched": JUMPS,
     "random times": {"any_steps": STEPS},
-    "guidance apart": {"guidance_apart": True},
     "first step": {"rollout": "ode", "first_weight": 1.0},
     "fake score pulled": {"fake_pull": PULL},
+    "late student": {"student_start": START},
+    "conditioned on its end": {"tell_end": True, **JUMPS},
 }
+GUIDED: dict[str, dict[str, Any]] = {"guidance apart": {"guidance_apart": True, "guidance_scale": SCALE}}
+"""For data with classes."""
 
 
 def fixed_rows(bench: Bench, method: DMD2) -> list[Row]:
     """The contract with a discriminator and with each switch, then what each must compute."""
     rows = gan_contract_rows(bench, method)
-    made = {name: _with(method, **given) for name, given in SWITCHES.items()}
+    switches = SWITCHES | (GUIDED if bench.mixture.num_classes else {})
+    made = {name: _with(method, **given) for name, given in switches.items()}
     for name, variant in made.items():
         rows += contract_rows(bench, variant, f"{name}: ")
     return [
@@ -46,6 +53,8 @@ def fixed_rows(bench: Bench, method: DMD2) -> list[Row]:
         *guidance_rows(bench, method),
         first_row(bench, made["first step"]),
         pull_row(bench, made["fake score pulled"]),
+        late_row(made["late student"]),
+        end_row(bench, made["conditioned on its end"]),
     ]
 
 
@@ -133,11 +142,15 @@ def guidance_rows(bench: Bench, method: DMD2) -> list[Row]:
 
 
 def first_row(bench: Bench, method: DMD2) -> Row:
-    """A student whose first slope is the teacher's mean slope has no loss; the teacher's steps are composed here."""
+    """A student whose first slope is the teacher's mean slope has no loss; the teacher's steps are composed here.
+
+    They begin where the student's own calls do.
+    """
     assert method.first is not None
-    x, cond = bench.starts
-    x, cond = x[:64], None if cond is None else cond[:64]
-    times = method.first.times.tolist()
+    batch, draws = bench.draw(method, 64)
+    x, cond = method.rollout.first_state(draws), batch.cond
+    (few, many), start = method.settings.first_solver_steps, draws.times[0]
+    times = [start, *[t for t in bench.schedule.timesteps(many).tolist() if t < start][:few]]
     reached = compose(bench.teacher, x, times, cond, method.settings.guidance_scale)
     (alpha, sigma), (low, above) = ((float(c) for c in bench.schedule.alpha_sigma(t)) for t in (times[0], times[-1]))
     x0 = (reached - above / sigma * x) / (low - alpha * above / sigma)
@@ -150,9 +163,48 @@ def first_row(bench: Bench, method: DMD2) -> Row:
 def pull_row(bench: Bench, method: DMD2) -> Row:
     """After an update of the student the fake score is the share nearer to it."""
     roles = bench.roles(method, torch.float64)
-    roles.pull("fake", "student", PULL)
+    follow(roles, method, TrainingSettings(ema_decay=0.0, precision="fp64"))
     student, fake = (dict(roles.tensors_of(role)) for role in ("student", "fake"))
     wanted = {key: (1 - PULL) * fake[key].detach() + PULL * student[key].detach() for key in fake}
     roles.update_followers("student")
     worst = max(float((roles.tensors_of("fake")[key].detach() - wanted[key]).abs().max()) for key in wanted)
     return Row("fake score pulled: largest distance to its share of the way", 0.0, worst, 1e-12)
+
+
+def late_row(method: DMD2) -> Row:
+    """The student learns at its start, then at every so many steps, and the critic at every step."""
+    student, critic = method.players
+    steps = range(4 * START)
+    wanted = range(START, 4 * START, method.settings.student_every)
+    wrong = sum(student.due(step) != (step in wanted) or not critic.due(step) for step in steps)
+    return Row(f"late student: steps of {len(steps)} at which others learn", 0.0, wrong, 0.0)
+
+
+class Heard:
+    """A network that predicts 0, and keeps the (t, end) of its calls, of those with a graph or of all others."""
+
+    accepts = frozenset({"end"})
+
+    def __init__(self) -> None:
+        self.learnt: set[tuple[float, float]] = set()
+        self.asked: set[tuple[float, float]] = set()
+
+    def __call__(self, x: Tensor, t: Time, cond: Cond | None = None, end: Time | None = None) -> Tensor:
+        assert end is not None
+        found = self.learnt if torch.is_grad_enabled() else self.asked
+        found.add((float(host(t).flat[0]), float(host(end).flat[0])))
+        return torch.zeros_like(x)
+
+
+def end_row(bench: Bench, method: DMD2) -> Row:
+    """Every jump that the sampler asks for is one that training has learnt, to the bit."""
+    heard = Heard()
+    roles: Any = SimpleNamespace(student=Denoiser(heard, bench.schedule, "v_prediction"))
+    for step in range(20 * STEPS):
+        batch, draws = bench.draw(method, 2, step)
+        method.prepare(roles, batch, draws, {"student"})
+    heard.asked.clear()
+    noise = torch.zeros(2, bench.mixture.dim, dtype=torch.float64)
+    sample(roles.student, make_sampler(method.sampler, timesteps=method.rollout.timesteps), noise)
+    missed = heard.asked - heard.learnt
+    return Row(f"conditioned on its end: jumps of {len(heard.asked)} that are not learnt", 0.0, len(missed), 0.0)

@@ -74,8 +74,8 @@ MUTANTS = [
         ),
         (
             "cm: the weight of a VP hop counts table steps",
-            'level = (lambda time: time.numpy()) if self.schedule.family == "flow"',
-            'level = (lambda time: time.numpy()) if self.schedule.family != "edm"',
+            "level = self.schedule.solver_level",
+            "level = lambda time: time.numpy()",
             "test_a_step_is_the_papers[vp-epsilon-ict-full-True]",
         ),
         (

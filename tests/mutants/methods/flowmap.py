@@ -5,7 +5,7 @@ from tests.mutants.mutant import planted
 STEP = "test_a_step_is_the_papers[vp-epsilon-drawn scale-full]"
 ROWS = "test_rows_are_shared_between_the_diagonal_the_whole_way_and_all_others"
 CALL = "roles.student(shared.x_t, draws.t, batch.cond, end=draws.end)"
-EXACT = "test_at_the_exact_flow_map_the_loss_falls_as_the_fourth_power_of_alpha"
+EXACT = "test_at_the_exact_flow_map_the_loss_falls_as_the_third_power_of_alpha"
 
 MUTANTS = [
     *planted(
@@ -30,6 +30,11 @@ MUTANTS = [
          "np.where(high > 2, 1.0, (high", STEP),
         ("flowmap: the share is alpha where a table has no time", "(high - level(self.schedule, s)) / way)", "alpha)",
          "test_the_share_is_that_of_the_time_which_a_table_has"),
+        ("flowmap: jumps learn ever less as alpha falls", "self.settings.alpha[0] / draws.alpha * parts", "parts",
+         "test_jumps_learn_as_fast_as_alpha_falls"),
+        ("flowmap: the diagonal is weighted, too",
+         'total = parts["diagonal"] + self', 'total = parts["diagonal"] / draws.alpha + self',
+         STEP),
         ("flowmap: alpha does not fall", "min(1.0, progress.step / (FALLING * progress.total))", "0.0",
          "test_alpha_falls_geometrically_and_then_stays"),
         ("flowmap: alpha falls until the last step", "FALLING = 0.8", "FALLING = 1.0",
@@ -50,6 +55,8 @@ MUTANTS = [
          "np.asarray(sigma / alpha)", STEP),
         ("slopes: a network that predicts x0 is compared by its slope", 'prediction_type == "sample"',
          'prediction_type == "x0"', "test_a_step_is_the_papers[vp-sample-unguided-full]"),
+        ("slopes: rows of a large gain are all that a batch teaches", "return errors if weight is None else",
+         "return errors if True else", STEP),
         ("slopes: heights are shares of the native time",
          "np.interp(height.numpy(), np.linspace(0, 1, steps + 1), grid)",
          "schedule.end + height.numpy() * (schedule.start - schedule.end)",

@@ -14,9 +14,15 @@ MUTANTS = [
         ),
         (
             "first time: zero terminal SNR starts later too",
-            'if schedule.family != "vp" or schedule.alphas_cumprod[-1] == 0:',
-            'if schedule.family != "vp":',
+            "if not noise or schedule.alphas_cumprod[-1] == 0:",
+            "if not noise:",
             "test_other_schedules_keep_their_start",
+        ),
+        (
+            "first time: students that predict v start later too",
+            'schedule.prediction_type == "epsilon" and schedule.family == "vp"',
+            'schedule.family == "vp"',
+            "test_students_that_do_not_predict_noise_keep_their_start",
         ),
         (
             "first time: Stable Diffusion's table starts later too",

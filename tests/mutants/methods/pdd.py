@@ -48,8 +48,8 @@ MUTANTS = [
         ("pdd: Heun's second call is not guided", "u, batch.cond, guidance_scale=scale))", "u, batch.cond))", STEP),
         (
             "pdd: Heun's slope is not that of sigma/alpha",
-            "x_u / float(alpha_u) - first.x / float(alpha_t)",
-            "x_u - first.x",
+            "self.schedule.mean_slope(first.x, t, x_u, u)",
+            "(x_u - first.x) / float(self.lengths[k])",
             HEUN,
         ),
         (
@@ -79,9 +79,21 @@ MUTANTS = [
         ),
         (
             "pdd: one target is drawn for all blocks",
-            'f"target/{n}/{i}", n, n + length',
-            'f"target/{i}", n, n + length',
+            'f"target/{start}/{i}"',
+            'f"target/{i}"',
             "test_targets_of_blocks_are_drawn_apart",
+        ),
+        (
+            "pdd: a solver step is asked twice in a block",
+            "left.pop(rng.shared.integer(f",
+            "left.__getitem__(rng.shared.integer(f",
+            "test_targets_of_one_block_differ",
+        ),
+        (
+            "pdd: a block has more targets than solver steps",
+            "if self.targets_per_block > self.num_grid_steps // steps:",
+            "if False:",
+            "test_targets_of_one_block_differ",
         ),
         (
             "pdd: the last solver step has two calls",

@@ -6,16 +6,15 @@ the teacher's trajectory from the same noise, and the matching reaches later ste
     z = the teacher's state after K of M guided steps of DDIM from the noise, at time t_K
     loss = mean (slope_student(noise) - mean slope from the noise to z)^2
 
-Slopes are in t on flow schedules, where they are what the network predicts, and in sigma / alpha elsewhere (eps).
+Slopes are those of solver steps (`Schedule.mean_slope`): in t on flow schedules, in sigma/alpha elsewhere.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.schedule import Schedule, expand
+from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Loss
 from fewstep.methods.parts.distances import distance
 from fewstep.methods.settings import Count, Weight, checked
@@ -73,13 +72,6 @@ class FirstStep:
         start, end = float(self.times[0]), float(self.times[-1])
         wanted = solve(roles.teacher, x, self.times, cond, self.guidance_scale)
         reached = roles.student(x, start, cond).at(end)
-        scale = expand(np.asarray(1 / self._span(start, end)), reached)
-        term = distance(scale * reached, scale * wanted)
+        slope = self.schedule.mean_slope
+        term = distance(slope(x, start, reached, end), slope(x, start, wanted, end))
         return Loss(self.weight * term, {"first": term.detach()})
-
-    def _span(self, start: float, end: float) -> float:
-        """What one unit of slope changes in the state at ``end``."""
-        if self.schedule.family == "flow":
-            return end - start
-        (alpha, sigma), (alpha_0, sigma_0) = (self.schedule.alpha_sigma(t) for t in (end, start))
-        return float(sigma - alpha * sigma_0 / alpha_0)

@@ -119,6 +119,7 @@ class ScorePair:
 
         Args:
             above, upto: only levels above the one native time, and up to the other; at least one level is left.
+                Without ``above`` that one is no noisier than ``upto``, also below the share ``low``.
         """
         count = len(self.levels)
         first, last = int(low * count), min(int(high * count), count - 1)
@@ -127,7 +128,8 @@ class ScorePair:
         if above is not None:
             first = min(max(first, self._count(above)), count - 1)
         if upto is not None:
-            last = max(first, min(last, self._count(upto) - 1))
+            last = min(last, self._count(upto) - 1)
+            first, last = (max(min(first, last), 0), max(last, 0)) if above is None else (first, max(first, last))
         return self.levels[rng.sample.integers(name, first, last + 1)]
 
     def _count(self, t: float) -> int:

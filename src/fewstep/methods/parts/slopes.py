@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import USUAL_STEPS, Array, Schedule, Time, expand
+from fewstep.methods.parts.distances import bounded_gain
 
 
 def level(schedule: Schedule, t: Time) -> Array:
@@ -55,10 +56,12 @@ def time_at_height(schedule: Schedule, height: Tensor) -> Tensor:
 def slope_errors(prediction: Prediction, slope: Tensor) -> Tensor:
     """[B] mean squares of the prediction's eps - x0 against ``slope`` [B, ...].
 
-    A network that predicts x0 is compared in x0: near clean data its slope would be its error over sigma.
+    A network that predicts x0 is compared in x0: near clean data its slope would be its error over sigma. One that
+    predicts noise has its error times 1 + sigma/alpha there, which `bounded_gain` bounds.
     """
     if prediction.prediction_type == "sample":
         mine, wanted = prediction.x0, Prediction(prediction.x, slope, prediction.t, prediction.schedule, "flow").x0
-    else:
-        mine, wanted = prediction.flow, slope
-    return (mine - wanted).flatten(1).square().mean(1)
+        return (mine - wanted).flatten(1).square().mean(1)
+    errors = (prediction.flow - slope).flatten(1).square().mean(1)
+    weight = bounded_gain(prediction.gain(-1.0, 1.0), "l2")
+    return errors if weight is None else expand(weight, errors) * errors

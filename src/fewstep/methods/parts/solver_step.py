@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.data.batch import Batch
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.roles import Roles
-from fewstep.sampling.samplers import heun
+from fewstep.sampling.samplers import heun, only_first_order
 
 Solver: TypeAlias = Literal["heun", "ddim"]
 
@@ -79,7 +79,7 @@ def solve_along(
         for t, u in pairwise(times):
             first = teacher(x, t, batch.cond, guidance_scale=guidance_scale)
             x = first.at(u)
-            if solver == "heun":
+            if solver == "heun" and not only_first_order(schedule, t, u).all():
                 x = heun(first, teacher(x, u, batch.cond, guidance_scale=guidance_scale))
             teacher_x0 = first.x0 if teacher_x0 is None else teacher_x0
     return SolverStep(times[0], times[-1], x_t, x, teacher_x0)
