@@ -115,6 +115,12 @@ MUTANTS = [
             "test_estimate_and_measurement_agree[full]",
         ),
         (
+            "estimate: the bf16 copies of trained weights take no memory",
+            "if copies else {}),",
+            "if False else {}),",
+            "test_copies_of_trained_weights_in_bf16_are_counted",
+        ),
+        (
             "estimate: pairs take no memory",
             "return WithPairs(read, made), [data, made]",
             "return WithPairs(read, made), [data]",

@@ -323,6 +323,15 @@ def test_estimate_and_measurement_agree(method, kind, changes, small):
     assert found.peak == max(sum(found.training.values()), found.encoding, found.sampling)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_copies_of_trained_weights_in_bf16_are_counted(precision, small):
+    """Two bytes for each of a LoRA's four-byte weights."""
+    settings = TrainingSettings(batch_size=4, precision=precision)
+    found = estimate(small, TCD, TCD.Settings(), settings, Weights("lora", rank=4), 8).training
+    wanted = found["student's own weights"] / 2 if precision == "bf16" else None
+    assert found.get("bf16 copies of trained weights") == wanted
+
+
 @pytest.mark.slow
 def test_pairs_are_counted_where_a_method_learns_from_them(small):
     settings, weights = TrainingSettings(batch_size=4), Weights("lora", rank=4)
