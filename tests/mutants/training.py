@@ -508,14 +508,14 @@ MUTANTS = [
         ),
         (
             "processes: the log has the first one's losses",
-            'dist.all_reduce(numbers, group=_HOST.get("group"))',
+            'dist.all_reduce(numbers, group=_GROUPS.get("host"))',
             "numbers *= count()",
             "test_two_processes_are_one[toy-lora]",
         ),
         (
             "processes: only the one that is asked stops",
-            'dist.all_reduce(flags, dist.ReduceOp.MAX, group=_HOST.get("group"))',
-            'dist.all_reduce(flags, dist.ReduceOp.MIN, group=_HOST.get("group"))',
+            'dist.all_reduce(flags, dist.ReduceOp.MAX, group=_GROUPS.get("host"))',
+            'dist.all_reduce(flags, dist.ReduceOp.MIN, group=_GROUPS.get("host"))',
             "test_processes_stop_after_the_same_step",
         ),
     ),

@@ -269,6 +269,7 @@ CHANGED: dict[str, Any] = {
 NOT_HERE = {
     "optimizer": "tests/training/test_optimizers.py",  # needs the extra `lowmem`
     "fsdp": "tests/training/test_processes.py",  # needs several processes
+    "timeout_minutes": "tests/training/test_lost.py",  # needs several processes
     "trackers": "tests/training/test_trackers.py",  # write through packages of their own
     "compile": "tests/models/test_compiled.py",  # takes a compiler, and seconds
     "device": "tests/training/test_trainer.py",  # needs another device than the CPU, or a stand-in for one

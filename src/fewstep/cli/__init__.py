@@ -17,7 +17,7 @@ from fewstep.cli import catalogue, make, measure, use
 from fewstep.cli.group import HELP, Command, Commands
 from fewstep.data.listing import listed_once
 from fewstep.scenes64.commands import reward_app, scenes, teacher_app
-from fewstep.training.console import RANK, at_home, check_working_folder, end_with, in_words, plain_remarks
+from fewstep.training.console import at_home, check_working_folder, end_with, in_words, plain_remarks
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "Start here": (make.demo, catalogue.doctor, catalogue.recipes_app),
@@ -98,6 +98,4 @@ def main() -> None:
 
         if is_out_of_memory(error) and not os.environ.get("FEWSTEP_TRACEBACK"):
             sys.exit(end_with("Error: Out of memory: ask for fewer images at once (--prompt, --count).", 2))
-        if RANK == "0" or "onnection" not in str(error):
-            raise
-        sys.exit(end_with("Error: another process ended, see its message.", 2))
+        raise

@@ -7,7 +7,12 @@ import hashlib
 import json
 import os
 import re
+import secrets
+import shutil
+import socket
 import sys
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOCK = ".lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What file systems without locks answer: some network and cluster ones, as they are mounted."""
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
+_ASIDE = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]*)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
+_QUIET, _LONG_AGO = 600.0, 86_400.0  # seconds
 
 
 def at_home(path: str) -> str:
@@ -32,14 +42,29 @@ def held(path: Path, wait: bool = False) -> Iterator[bool]:
 
     Args:
         wait: until another process releases it.
+
+    Warns:
+        Remark: the file system has no locks; then the answer is True.
     """
     with open(path, "a", encoding="utf-8") as file:
         try:
             _lock(file, wait)
             ours = True
-        except OSError:
-            ours = False
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                _remark_no_locks(path.parent)
+            elif error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
+                error.filename = str(path)
+                raise
+            ours = error.errno in _NO_LOCKS
         yield ours
+
+
+def _remark_no_locks(folder: Path) -> None:
+    from fewstep.models.hub import Remark  # imports PyTorch
+
+    sentence = f"The file system of {folder} has no locks, by which fewstep sees that another process is at work there"
+    warnings.warn(Remark(f"{sentence}: take care that only one is."), stacklevel=4)
 
 
 def _lock(file: IO[str], wait: bool) -> None:
@@ -117,13 +142,54 @@ def _order_header(path: Path) -> None:
             file.write(text.ljust(size))
 
 
+def aside(path: Path) -> Path:
+    """A name beside ``path``, of this host and process, for what is to take its place; no other call returns it.
+
+    What processes that were killed have left under such names in this folder is deleted: after ten minutes in which
+    nothing was written to it where the process was one of this host, and a day where that is not known.
+    """
+    for old in path.parent.glob(".*.part"):
+        if _is_abandoned(old):
+            with suppress(OSError):  # another process may be deleting it too
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+    end = f".{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.part"
+    name = path.name.encode(errors="surrogateescape")[: 254 - len(end)].decode(errors="ignore")  # names have 255 bytes
+    return path.with_name(f".{name}{end}")
+
+
+def _is_abandoned(part: Path) -> bool:
+    """Whether nobody will finish what has this temporary name."""
+    found = _ASIDE.fullmatch(part.name)
+    try:
+        age = time.time() - part.stat().st_mtime
+    except OSError:  # finished meanwhile
+        return False
+    if found is None or age < _QUIET:
+        return False
+    return age > _LONG_AGO or (found["host"] == _HOST and not _lives(int(found["pid"])))
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this number runs here; True where that cannot be asked."""
+    if sys.platform == "win32":  # os.kill would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write in this block; then it takes the place of ``path``.
 
-    Readers see the old file or the new one, never half of it. If the block fails, the old one stays, and nothing else.
+    Readers see the old file or the new one, never half of it, and of several processes that write it at once the last
+    one's stays. If the block fails, the old one stays, and nothing else.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = aside(path)
     try:
         yield part
         os.replace(part, path)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.data.files import give_usual_permissions, write_text
+from fewstep.data.files import aside, give_usual_permissions, write_text
 from fewstep.export.comfyui import forms_for_comfyui, usage_hint
 from fewstep.export.fold import Fold, fold_end, is_folded, refuse_fresh_noise
 from fewstep.export.header import modelspec, write
@@ -94,13 +94,12 @@ def export(run: Path, to: str, out: Path | None = None, dtype: str = "fp32", dev
     folder = out or RunFiles(run).export / to
     card = load_card(source)
     check_form(to, card, source)
-    part = folder.with_name(f".{folder.name}.part")
+    part = aside(folder)
     above: list[Path] = []
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} is there already: choose another --out.")
         above = [parent for parent in part.parents if not parent.exists()]
-        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         with doing(f"writing {folder} and sampling from it by diffusers"):
             made = _write(part, to, run, source, card, dtype, device)

@@ -99,7 +99,7 @@ class Benchmark:
         Raises:
             ValueError: one sentence, before any training: there is nothing to measure the students on.
         """
-        distributed.join(self.recipe.training.device)
+        distributed.join(self.recipe.training.device, self.place, self.recipe.training.timeout_minutes)
         for run in self.runs:
             if self.is_measured(run):
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from fewstep.runs.foresee import foresee
 from fewstep.runs.plan import cost_of_step
 from fewstep.sampling import DDIMSampler, sample
 from fewstep.scenes64.prompts import unseen_prompts
+from fewstep.training import launch
 from fewstep.training.progress import doing, duration, progress_bar
 
 RECIPE = "scenes-64-tcd"
@@ -60,8 +60,8 @@ def demo(
     Args:
         tell: takes a line about each part before it begins: what it does, and how long it will last.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ValueError("fewstep demo is for one process: under torchrun use fewstep distill.")
+    if launch.place().count > 1:
+        raise ValueError("fewstep demo is for one process: under torchrun or srun use fewstep distill.")
     recipe = recipe or load_recipe(RECIPE)
     with doing("loading the teacher"):
         teacher = load_teacher(recipe.teacher.path, device=recipe.training.device)

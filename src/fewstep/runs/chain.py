@@ -19,6 +19,7 @@ from fewstep.students.card import CARD_FILE
 from fewstep.students.lineage import merge_student
 from fewstep.training import distributed
 from fewstep.training.progress import doing
+from fewstep.training.settings import TrainingSettings
 
 
 def run(recipe: Recipe | Chain, folder: Path, *, resume: bool = False, show_progress: bool = False) -> Path:
@@ -35,7 +36,8 @@ def run_chain(chain: Chain, folder: Path, *, resume: bool = False, show_progress
         RecipeError: the folder holds something else, or a stage was started with another recipe.
         TrainingStopped: by Ctrl-C or SIGTERM; ``resume`` enters the stage that was interrupted.
     """
-    distributed.join(next((s.recipe.training.device for s in chain.stages if s.recipe), "cpu"))
+    training = next((s.recipe.training for s in chain.stages if s.recipe), TrainingSettings())
+    distributed.join(training.device, folder, training.timeout_minutes)
     files = RunFolder(folder)
     places = {s.name: RunFolder(files.stage(number, s.name)) for number, s in enumerate(chain.stages, 1)}
     foresee(chain)

@@ -50,8 +50,9 @@ def distill(
         RecipeError: the folder holds another run, or something else, or a run that drew other random numbers.
         OutOfMemory: with the changes that would need less.
         TrainingStopped: by Ctrl-C or SIGTERM; everything is saved, and ``resume`` continues from there.
+        ValueError: the folder is not the same one for all processes.
     """
-    distributed.join(recipe.training.device)
+    distributed.join(recipe.training.device, folder, recipe.training.timeout_minutes)
     files = RunFolder(folder)
     files.check(recipe, resume)
     if files.is_finished(recipe):
@@ -132,7 +133,7 @@ def prepare_data(
             "This recipe needs no samples of its teacher: set data.source to teacher to train on them, or take a "
             "method that learns from pairs."
         )
-    distributed.join(recipe.training.device)
+    distributed.join(recipe.training.device, folder, recipe.training.timeout_minutes)
     files = RunFolder(folder)
     files.check(recipe, resume=True)
     files.check_random()

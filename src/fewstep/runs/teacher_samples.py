@@ -89,6 +89,7 @@ class TeacherSampling:
             ValueError: the teacher gives NaN; the files are of another size of images.
         """
         if _missing(files):
+            distributed.check_shared(files.place)
             with self._turn(files):
                 self._generate(files, _missing(files), show_progress)
                 distributed.wait()

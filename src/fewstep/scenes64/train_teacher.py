@@ -75,7 +75,7 @@ def train_teacher(
             learning rates warm up and decay anew, and another seed gives other images.
         export_to: folder for the diffusers pipeline.
     """
-    distributed.join(device)
+    distributed.join(device, out)
     settings = replace(settings, vae=replace(settings.vae, device=device), unet=replace(settings.unet, device=device))
     start = load_teacher(init).pipeline if init else None
     if start is not None and vae_minutes is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep.checkpoints.copies import copy_of
 from fewstep.checkpoints.load import load_checkpoint
+from fewstep.data.files import replacing
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher, load_teacher
 from fewstep.models.lora import merge, scaled
@@ -234,6 +235,5 @@ def copy_student(source: Path, target: Path) -> None:
     """Copy weights and card, the card last: a folder with a card has its weights."""
     target.mkdir(parents=True, exist_ok=True)
     for file in (weights_file(source), source / CARD_FILE):
-        part = target / f".{file.name}.part"
-        shutil.copyfile(file, part)
-        part.replace(target / file.name)
+        with replacing(target / file.name) as part:
+            shutil.copyfile(file, part)

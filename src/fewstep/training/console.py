@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +19,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.training import progress
+from fewstep.training import launch, progress
 
-RANK = os.environ.get("RANK", "0")
-"""The number of this process among torchrun's."""
+RANK = str(launch.place().rank)
+"""The number of this process among torchrun's or srun's."""
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 _PROMPTS = ("-p", "--prompt", "--negative-prompt")
 Device = Annotated[str, typer.Option(help="Device to compute on, e.g. cpu or cuda.")]
@@ -119,16 +120,44 @@ def finite(parameter: typer.CallbackParam, value: float | None) -> float | None:
 
 @contextmanager
 def resumable(*words: object) -> Iterator[None]:
-    """Within this block, Ctrl-C ends the program with a sentence that names the command of ``words``, exit code 130."""
+    """Within this block, Ctrl-C ends the program with a sentence that names the command of ``words``, exit code 130.
+
+    So does SIGTERM where one of several processes is started: it is what torchrun sends when another one has died. The
+    loss of another process ends it with such a sentence too, exit code 1.
+    """
+    from fewstep.training import distributed
     from fewstep.training.trainer import TrainingStopped
 
+    again = launch.command(words)
+    try:
+        with _terminated_as_interrupted():
+            yield
+    except TrainingStopped as error:
+        raise typer.Exit(end_with(f"{error} All is saved; continue with: {again}", 130)) from None
+    except KeyboardInterrupt:
+        message = f"Interrupted; what was saved is kept. Continue with: {again}"
+        raise typer.Exit(end_with(message, 130)) from None
+    except RuntimeError as error:
+        if not distributed.is_lost(error) or os.environ.get("FEWSTEP_TRACEBACK"):
+            raise
+        why = str(error) if isinstance(error, distributed.Lost) else "Another process of this run has ended or hangs."
+        end_with(f"{why} What was saved is kept; continue with: {again}", 1)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # the groups' own end would wait for the process that is gone
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within this block of one of several processes, SIGTERM is a KeyboardInterrupt."""
+    if launch.place().count == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except TrainingStopped as error:
-        raise typer.Exit(end_with(f"{error} All is saved; continue with: {command(*words)}", 130)) from None
-    except KeyboardInterrupt:
-        message = f"Interrupted; what was saved is kept. Continue with: {command(*words)}"
-        raise typer.Exit(end_with(message, 130)) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def at_home(words: Sequence[str]) -> list[str]:

@@ -1,53 +1,159 @@
 """Several processes that train as one: each takes its rows of every batch, gradients are averaged in one message.
 
-torchrun starts them. In a single process every function here does nothing and costs nothing.
+torchrun or srun starts them. In a single process every function here does nothing and costs nothing.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fewstep.training import launch
+
+MINUTES = 10.0
+"""For how long a process waits for the others within a training step."""
 _PATIENCE = timedelta(hours=12)  # the first process may encode a whole data set while the others wait
-_HOST: dict[str, Any] = {}  # the group for host numbers, where the default one is the GPUs'
+_SEEN_WITHIN = 60.0  # seconds: network file systems remember for that long that a file was not there
+_GROUPS: dict[str, Any] = {}  # beside the default group: of host numbers, and of waits for a process that works alone
 
 
-def join(device: str = "cpu") -> None:
-    """Join the processes that torchrun started; do nothing in a single one.
+class Lost(RuntimeError):
+    """Another process has ended, or does not answer."""
+
+
+def join(device: str = "cpu", folder: Path | None = None, minutes: float = MINUTES) -> None:
+    """Join the processes that torchrun or srun started; do nothing in a single one.
 
     Args:
         device: what they train on; on "cuda" each takes the GPU of its own local rank.
+        folder: where the first of them writes and the others read.
+        minutes: how long one waits for another in a training step. Waits for work that the first does alone, such as
+            encoding a data set, last up to twelve hours.
+
+    Raises:
+        ValueError: one sentence: the device is one GPU for all, this machine has fewer GPUs than processes, or not all
+            processes see ``folder``.
+        Lost: the others did not come.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    here = launch.place()
+    if here.count == 1:
         return
+    gpu = _own_gpu(device, here)
+    if not dist.is_initialized():
+        _meet(gpu, timedelta(minutes=minutes))
+    if folder is not None:
+        check_shared(folder)
+
+
+def _own_gpu(device: str, here: launch.Place) -> int | None:
+    """The number of this process's GPU; None on other devices."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return None
+    if number:
+        raise ValueError(
+            f"The device {device} would put all {here.count} processes on one GPU: set it to cuda, and each takes the "
+            "GPU of its own local rank."
+        )
+    there = torch.cuda.device_count()
+    if there == 1 and here.by == "srun":  # --gpus-per-task shows each process its own alone
+        return 0
+    if here.local_rank >= there:
+        raise ValueError(
+            f"This machine has {there} GPUs and more processes than that: start as many processes on it as it has GPUs."
+        )
+    return here.local_rank
+
+
+def _meet(gpu: int | None, timeout: timedelta) -> None:
+    """Make the process groups."""
     # Its functions take the group of that moment as their default and keep it alive: imported later, as optimisers do,
     # it would leave gloo's threads running while Python ends, and now and then one of them aborts the process.
     import torch.distributed.nn.functional
 
+    launch.prepare_rendezvous()
     # before the rendezvous, which waits for ever for a process that was killed
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
-    if device.startswith("cuda"):
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl", timeout=_PATIENCE)
-        _HOST["group"] = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    else:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
+        dist.init_process_group("gloo" if gpu is None else "nccl", timeout=timeout)
+        if gpu is not None:
+            _GROUPS["host"] = dist.new_group(backend="gloo", timeout=timeout)
+        _GROUPS["patient"] = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    except dist.DistError as error:
+        count, where = os.environ.get("WORLD_SIZE"), os.environ.get("MASTER_ADDR")
+        raise Lost(f"Not all of {count} processes came together at {where}: {_first_line(error)}") from None
     atexit.register(leave)
+
+
+def check_shared(folder: Path) -> None:
+    """See that all processes see the folder in which the first one writes. Nothing stays there.
+
+    Raises:
+        ValueError: one sentence, in every process, when one does not.
+    """
+    if count() == 1:
+        return
+    me, path = f"process {rank()} on {socket.gethostname()}", folder.absolute()
+    above = next(parent for parent in (path, *path.parents) if parent.is_dir())
+    probe = above / f".fewstep-{secrets.token_hex(8)}"
+    if first():
+        with suppress(OSError):  # where nothing can be written, the run itself says so
+            probe.touch()
+    below, name, owner, there = from_first((path.relative_to(above).parts, probe.name, me, probe.exists()))
+    if not there:
+        return
+    mine = path.parents[len(below) - 1] if below else path
+    blind = [""] * count()
+    seen = path.parts[len(mine.parts) :] == below and _appears(mine / name)
+    dist.all_gather_object(blind, "" if seen else me, group=_GROUPS.get("patient"))
+    if first():
+        probe.unlink(missing_ok=True)
+    if any(blind):
+        raise ValueError(
+            f"{folder} is not the same folder for {owner} and for {next(filter(None, blind))}: give a folder on a file "
+            "system that all machines share, by its whole path."
+        )
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file of another machine is to be seen here, soon."""
+    until = time.monotonic() + _SEEN_WITHIN
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+        with suppress(OSError):
+            os.listdir(path.parent)  # makes network file systems look again
+    return True
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error is that of a communication which another process has left, or which it did not enter in time."""
+    return isinstance(error, Lost | dist.DistError) or (count() > 1 and "gloo" in str(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{str(error).partition(chr(10))[0].rstrip('.')}."
 
 
 def leave() -> None:
     """Leave the other processes and end the communication threads; do nothing in a single process."""
-    _HOST.clear()
+    _GROUPS.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -87,9 +193,9 @@ def rows(batch_size: int) -> slice:
 
 
 def wait() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has come here, however long one of them works alone."""
     if count() > 1:
-        dist.barrier(group=_HOST.get("group"))
+        dist.barrier(group=_GROUPS.get("patient"))
 
 
 @contextmanager
@@ -107,7 +213,7 @@ def agree(flag: bool) -> bool:
     if count() == 1:
         return flag
     flags = torch.tensor([flag], dtype=torch.uint8)
-    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_HOST.get("group"))
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_GROUPS.get("host"))
     return bool(flags.item())
 
 
@@ -116,7 +222,7 @@ def from_first(value: Any) -> Any:
     if count() == 1:
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0, group=_HOST.get("group"))
+    dist.broadcast_object_list(values, src=0, group=_GROUPS.get("patient"))
     return values[0]
 
 
@@ -125,7 +231,7 @@ def means(values: Mapping[str, float]) -> dict[str, float]:
     if count() == 1 or not values:
         return dict(values)
     numbers = torch.tensor(list(values.values()), dtype=torch.float64)
-    dist.all_reduce(numbers, group=_HOST.get("group"))
+    dist.all_reduce(numbers, group=_GROUPS.get("host"))
     return dict(zip(values, (numbers / count()).tolist(), strict=True))
 
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, field_validator
 
 from fewstep.methods.settings import LARGEST, Count, checked
+from fewstep.training.distributed import MINUTES
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -39,6 +40,7 @@ class TrainingSettings:
         trackers: programs that receive every line of the log too. The key stands here, beside log_every, because it
             concerns how a run is monitored, and may change when the run is resumed.
         device: "cpu", "cuda", ...
+        timeout_minutes: for how long a process waits for the others in a step before the run ends.
 
     Raises:
         ValueError: one sentence that names the setting.
@@ -67,6 +69,7 @@ class TrainingSettings:
     keep_checkpoints: Count = 2
     trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
     device: str = "cpu"
+    timeout_minutes: Annotated[float, Field(ge=0.1, le=10_000)] = MINUTES
 
     @field_validator("precision", mode="before")
     @classmethod

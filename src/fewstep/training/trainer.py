@@ -274,6 +274,7 @@ class Trainer:
             self.resume()
         elif distributed.first():
             self._remark()
+        distributed.wait()  # each has read its data and its checkpoint: from here no process may wait for long
         speed = Speed(self.done)
         settings = self.settings
         with self._open_logs(), _stop_requests() as stopping, self._bar() as advance:
@@ -307,7 +308,10 @@ class Trainer:
         """Call the hooks that are due after the steps done; True when one of them ends the run."""
         last = self.done == self.settings.steps
         due = [hook for every, hook in self.hooks if self.done % every == 0 or last]
-        return any([hook(self.done) for hook in due])
+        ends = any([hook(self.done) for hook in due])
+        if due:
+            distributed.wait()  # the first process may have worked alone for longer than a step may wait
+        return ends
 
     def _bar(self) -> Any:
         label = f"training {self.stage or self.method.name}".rstrip()
@@ -377,7 +381,9 @@ class Trainer:
         if self.run_dir is None:
             return None
         with doing("writing a checkpoint"):
-            return self._save(RunFiles(self.run_dir).checkpoints)
+            path = self._save(RunFiles(self.run_dir).checkpoints)
+            distributed.wait()  # the others would wait in the next step, where patience is short
+            return path
 
     def _save(self, folder: Path) -> Path | None:
         self._guard()

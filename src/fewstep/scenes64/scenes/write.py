@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from fewstep.data.files import replace_text
+from fewstep.data.files import replace_text, replacing
 from fewstep.scenes64.scenes.source import Scenes
 
 _BATCH = 64
@@ -41,8 +40,7 @@ def write_webdataset(folder: Path, scenes: Scenes, count: int, shard_size: int =
     items = _items(scenes, count)
     for number, first in enumerate(range(0, count, shard_size)):
         path = folder / f"scenes-{number:06d}.tar"
-        part = path.with_name(f".{path.name}.part")
-        with tarfile.open(part, "w") as tar:
+        with replacing(path) as part, tarfile.open(part, "w") as tar:
             for _ in range(min(shard_size, count - first)):
                 name, png, line = next(items)
                 for suffix, content in (("png", png), ("txt", line["text"]), ("json", json.dumps(line))):
@@ -50,7 +48,6 @@ def write_webdataset(folder: Path, scenes: Scenes, count: int, shard_size: int =
                     entry = tarfile.TarInfo(f"{name}.{suffix}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
-        os.replace(part, path)
         shards.append(path)
     return shards
 
