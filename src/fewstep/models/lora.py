@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.models.precision import AddProduct, autocast_dtype, autocast_on_meta, computes_low, weights_for
-from fewstep.models.sharding import local, rows_of
+from fewstep.models.sharding import local, rows_in, rows_of
 
 _LIVE: ContextVar[tuple[str, ...]] = ContextVar("fewstep_live_adapters", default=())
 _TRACED: tuple[str, ...] = ()  # what `_LIVE` holds, for compiled code: it can read and guard a constant alone
@@ -160,7 +160,8 @@ def merge(weights: Mapping[str, Tensor], lora: Mapping[str, Tensor], scale: floa
         delta = up.flatten(1) @ down.flatten(1)
         if weight is None or delta.numel() != weight.numel():
             raise ValueError(f"This LoRA belongs to another network: its layer {layer} does not fit.")
-        weight += (scale * delta).view_as(weight).to(weight)
+        mine = local(weight)
+        mine += rows_of((scale * delta).view(weight.shape), weight).to(mine)
 
 
 def scaled(lora: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -215,10 +216,10 @@ def adapter_scale(module: nn.Module, name: str) -> float:
 
 
 @torch.no_grad()
-def copy_tensors(target: dict[str, Tensor], source: dict[str, Tensor]) -> None:
-    """Copy values between two dictionaries of equal keys."""
+def copy_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+    """Copy values between two dictionaries of equal keys; of whole tensors in a file each process reads its rows."""
     for key, value in target.items():
-        local(value).copy_(rows_of(source[key], value))
+        local(value).copy_(rows_in(source, key, value))
 
 
 def _read_context(layer: Any) -> None:

@@ -43,7 +43,7 @@ from fewstep.models.precision import (
     shadows_of,
 )
 from fewstep.models.quantize import is_quantized
-from fewstep.models.sharding import gathered, local, shard
+from fewstep.models.sharding import gathered, local, outline, rows_of, shape_in, shard
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ class Roles:
         gradient_checkpointing: trade a second forward for memory, in networks that offer it.
         seed: of LoRA's random A matrices.
         helpers: frozen networks that losses use (`fewstep.models.helpers`).
+        spread_later: `shard` will be called, before any role but the teacher is: until then full copies of a network
+            have shapes alone, and no process ever has memory for more than its rows of them.
 
     Views are attributes: ``roles.teacher``, ``roles.student``, ... each a `Denoiser`.
 
@@ -169,6 +171,7 @@ class Roles:
         gradient_checkpointing: bool = False,
         seed: int = 0,
         helpers: Helpers | None = None,
+        spread_later: bool = False,
     ) -> None:
         if autocast == torch.float16:
             raise ValueError("Training in fp16 diverges: use bf16 or fp32.")
@@ -179,7 +182,8 @@ class Roles:
         self._views: dict[str, Denoiser] = {}
         self._tensors: dict[str, dict[str, nn.Parameter]] = {}
         self._followers: dict[str, tuple[str, float]] = {}
-        self._sharded = False
+        self._sharded, self._spread_later = False, spread_later
+        self._later: list[Callable[[Mapping[nn.Parameter, nn.Parameter]], None]] = []  # what gives outlines values
         self._teacher = teacher
         if isinstance(self.base, nn.Module):
             self.base.eval().requires_grad_(False)
@@ -249,7 +253,7 @@ class Roles:
             raise ValueError("This teacher is no nn.Module and cannot be copied: use add_network for its student.")
         extras = self._extras(set(extra_inputs))
         network = self._copy(self.base) if weights.kind == "full" else self.base
-        layers = self._bank(network, bank, LORA_RATE if weights.kind == "lora" else 1.0) if bank else None
+        layers = self._bank(self.base, bank, LORA_RATE if weights.kind == "lora" else 1.0) if bank else None
         adapters, tensors = self._trainable(network, name, weights, banked=bool(bank))
         role = self._shadowed(RoleNetwork(network, adapters, extras, self.autocast, layers))
         return self._register(name, role, tensors, None, prediction_type)
@@ -270,11 +274,11 @@ class Roles:
         weights, network = weights or Weights("full"), (origin or self._teacher).network
         if not isinstance(network, nn.Module):
             raise ValueError("This model is no nn.Module and cannot be copied: use add_network for a discriminator.")
-        network = self._copy(network)
+        network = self._copy(network, outlined=weights.kind == "full")  # a LoRA has values, and so has what it is on
         drop: Any = getattr(network, "drop_decoder", None)
         if drop is not None:
             drop()
-        if isinstance(self.base, nn.Module):
+        if isinstance(self.base, nn.Module) and not any(p.is_meta for p in network.parameters()):
             network.to(next(self.base.parameters()).device)
         adapters, tensors = self._trainable(network, name, weights)
         return self._register(name, self._shadowed(RoleNetwork(network, adapters, None, self.autocast)), tensors)
@@ -339,7 +343,7 @@ class Roles:
             add_adapter(leader.network, name, rank=rank, alpha=scale * rank, targets=targets)
             network, adapters, tensors = leader.network, (name,), adapter_tensors(leader.network, name)
         else:
-            network = copy.deepcopy(leader.network)
+            network = self._twin(leader.network)
             tensors = dict(network.named_parameters())
         role = RoleNetwork(network, adapters, copy.deepcopy(leader.extras), self.autocast, copy.deepcopy(leader.bank))
         if adapters or (leader.shadows and in_steps):
@@ -392,8 +396,10 @@ class Roles:
         """
         adapters = {p for tensors in self._tensors.values() for key, p in tensors.items() if ".lora_" in key}
         spread: dict[nn.Parameter, nn.Parameter] = {}
-        for network in self._networks():
-            spread |= shard(network, adapters)
+        networks = self._networks()
+        device = next(p.device for network in networks for p in network.parameters() if not p.is_meta)
+        for network in networks:
+            spread |= shard(network, adapters, device)
         self._tensors = {
             role: {key: spread.get(p, p) for key, p in tensors.items()} for role, tensors in self._tensors.items()
         }
@@ -401,7 +407,10 @@ class Roles:
             if isinstance(role, RoleNetwork) and role.shadows and not role.adapters:
                 drop_shadows(role.network)  # FSDP gathers the masters into other tensors
                 role.shadows = []
-        self._sharded = True
+        self._sharded, self._spread_later = True, False
+        for fill in self._later:
+            fill(spread)
+        self._later.clear()
 
     def compile(self, backend: str = "inductor") -> None:
         """Compile the repeated blocks of every network; call it once, when every role is there."""
@@ -451,14 +460,14 @@ class Roles:
         """Every tensor that training changes, as ``<role>/<name>``: what a checkpoint must hold."""
         return {f"{role}/{key}": p for role, tensors in self._tensors.items() for key, p in tensors.items()}
 
-    def load_tensors(self, saved: dict[str, Tensor]) -> None:
+    def load_tensors(self, saved: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` gave.
 
         Raises:
             ValueError: when names or shapes differ (the checkpoint belongs to another recipe).
         """
         mine = self.tensors()
-        if mine.keys() != saved.keys() or any(mine[k].shape != saved[k].shape for k in mine):
+        if mine.keys() != saved.keys() or any(mine[k].shape != shape_in(saved, k) for k in mine):
             raise ValueError("This checkpoint belongs to another student: its tensors differ in name or shape.")
         copy_tensors(mine, saved)
 
@@ -474,6 +483,8 @@ class Roles:
         """
         mine = dict(self._tensors[name])
         network: Any = self._views[name].network
+        if any(p.is_meta for p in mine.values()):  # now for its refusals, and again when there are values
+            self._later.append(lambda _: self.start(name, saved))
         is_lora = any(".lora_" in key for key in saved)
         optional = ["extras.", "bank."]
         if network.bank is not None:
@@ -565,11 +576,26 @@ class Roles:
             torch.manual_seed(self.seed)
             yield
 
-    def _copy(self, network: nn.Module) -> nn.Module:
-        """A copy of a network, which must be free of adapters."""
+    def _copy(self, network: nn.Module, outlined: bool = True) -> nn.Module:
+        """A copy of a network, which must be free of adapters; with values now, unless it may be an outline."""
         if any(".lora_" in name for name, _ in network.named_parameters()):
             raise ValueError("Add full-weight roles before LoRA roles: the base already carries adapters.")
-        return copy.deepcopy(network)
+        return self._twin(network) if outlined else copy.deepcopy(network)
+
+    def _twin(self, network: nn.Module) -> nn.Module:
+        """A copy of a network; where all are to be spread an outline, which `shard` gives memory and values."""
+        if not self._spread_later:
+            return copy.deepcopy(network)
+        twin, origin = outline(network), dict(network.named_parameters())
+
+        @torch.no_grad()
+        def fill(spread: Mapping[nn.Parameter, nn.Parameter]) -> None:
+            for name, parameter in twin.named_parameters():
+                own = spread.get(origin[name], origin[name])
+                local(parameter).copy_(rows_of(own, parameter))
+
+        self._later.append(fill)
+        return twin
 
     def _bank(self, network: Any, times: Sequence[float], rate: float = 1.0) -> LayerBank:
         last = getattr(network, "last_layer", None)

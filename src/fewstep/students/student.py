@@ -20,12 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.data.files import replace_tensors
+from fewstep.data.files import replace_tensors, replacing
+from fewstep.data.tensor_files import write_pieces
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.models.lora import adapter_scale
 from fewstep.models.roles import Roles, Weights
-from fewstep.models.sharding import whole
+from fewstep.models.sharding import is_sharded, pieces, whole
 from fewstep.students.card import Card, load_card
 from fewstep.training import distributed
 
@@ -37,9 +38,11 @@ SAMPLES_FILE = "samples.png"
 def save_student(folder: Path, roles: Roles, card: Card, role: str = "student") -> Path:
     """Write a role's weights and its card; each file appears whole or not at all. Returns the weights' path.
 
-    All of several processes must call this; the first one writes.
+    All of several processes must call this; the first one writes. It receives sharded weights piece by piece.
     """
     tensors = _folded(roles, role)
+    if any(is_sharded(t) for t in tensors.values()):
+        return _write_in_pieces(folder, tensors, card)
     held = {n: whole(t.detach()).to("cpu", torch.float32).contiguous().clone() for n, t in tensors.items()}
     return write_student(folder, held, card)
 
@@ -50,8 +53,27 @@ def write_student(folder: Path, tensors: Mapping[str, Tensor], card: Card) -> Pa
     path = folder / (LORA_FILE if shareable else OWN_FILE)
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
-        replace_tensors(path, dict(tensors), {"format": "pt", "fewstep": card.as_json()})
+        replace_tensors(path, dict(tensors), _metadata(card))
         card.save(folder)
+    return path
+
+
+def _metadata(card: Card) -> dict[str, str]:
+    return {"format": "pt", "fewstep": card.as_json()}
+
+
+def _write_in_pieces(folder: Path, tensors: Mapping[str, Tensor], card: Card) -> Path:
+    """`write_student` of full weights of which each process has its rows."""
+    path, about = folder / OWN_FILE, {name: (torch.float32, t.shape) for name, t in tensors.items()}
+    if distributed.first():
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            write_pieces(part, about, lambda name: pieces(tensors[name]), _metadata(card))
+        card.save(folder)
+    else:
+        for tensor in tensors.values():
+            for _ in pieces(tensor):
+                pass
     return path
 
 

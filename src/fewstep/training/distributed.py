@@ -118,9 +118,8 @@ def check_shared(folder: Path) -> None:
     if not there:
         return
     mine = path.parents[len(below) - 1] if below else path
-    blind = [""] * count()
     seen = path.parts[len(mine.parts) :] == below and _appears(mine / name)
-    dist.all_gather_object(blind, "" if seen else me, group=_GROUPS.get("patient"))
+    blind = everywhere("" if seen else me)
     if first():
         probe.unlink(missing_ok=True)
     if any(blind):
@@ -224,6 +223,14 @@ def from_first(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0, group=_GROUPS.get("patient"))
     return values[0]
+
+
+def everywhere(value: Any) -> list[Any]:
+    """The values of all processes, in every one of them."""
+    values = [value] * count()
+    if count() > 1:
+        dist.all_gather_object(values, value, group=_GROUPS.get("patient"))
+    return values
 
 
 def means(values: Mapping[str, float]) -> dict[str, float]:

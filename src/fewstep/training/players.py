@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.methods.base import Balanced, Loss, Player
-from fewstep.models.sharding import is_sharded, local, rows_of, whole
+from fewstep.models.sharding import is_sharded, local, rows_in, whole
 from fewstep.training import distributed
 from fewstep.training.optimizers import load_state, make_optimizer, saved_state
 from fewstep.training.settings import TrainingSettings
@@ -148,27 +149,31 @@ class PlayerState:
         # every process holds whole parameters in full, and other rows of the sharded ones: sum the squares of those
         return (norm.square() + distributed.total(torch.nn.utils.get_total_norm(shards).square())).sqrt()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Optimiser moments by parameter position: what a checkpoint must hold. Every process must call this."""
+    def tensors(self, gather: Any = whole) -> dict[str, Any]:
+        """Optimiser moments by parameter position: what a checkpoint must hold. Every process must call this.
+
+        Args:
+            gather: as of `Trainer.tensors`.
+        """
         return {
-            f"{i}/{key}": whole(value, parameter)
+            f"{i}/{key}": gather(value, parameter)
             for i, (parameter, row) in enumerate(zip(self.parameters, self.mine, strict=True))
             for key, value in saved_state(self.optimizer, row).items()
         }
 
-    def load_tensors(self, saved: dict[str, Tensor]) -> None:
+    def load_tensors(self, saved: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` gave.
 
         Raises:
             ValueError: when the moments are not of this player's parameters.
         """
         by_parameter: dict[str, dict[str, Tensor]] = {}
-        for key, value in saved.items():
+        for key in saved:
             index, _, name = key.partition("/")
             if not index.isdigit() or int(index) >= len(self.parameters):
                 raise ValueError(f"The optimiser state of '{self.player.name}' belongs to another recipe.")
             parameter = self.parameters[int(index)]
-            by_parameter.setdefault(index, {})[name] = value if name == "step" else rows_of(value, parameter)
+            by_parameter.setdefault(index, {})[name] = saved[key] if name == "step" else rows_in(saved, key, parameter)
         for index, state in by_parameter.items():
             try:
                 load_state(self.optimizer, int(index), state)

@@ -22,7 +22,7 @@ from fewstep.models.denoiser import network_dtype
 from fewstep.models.helpers import Helpers
 from fewstep.models.hub import Remark
 from fewstep.models.roles import Roles, Weights
-from fewstep.models.sharding import whole
+from fewstep.models.sharding import Part, part, whole
 from fewstep.training import checkpoint, distributed
 from fewstep.training.logging import JsonLines, Meter, Speed
 from fewstep.training.players import PlayerState
@@ -76,6 +76,7 @@ def build_roles(
         gradient_checkpointing=settings.gradient_checkpointing,
         seed=seed,
         helpers=helpers,
+        spread_later=settings.fsdp and distributed.count() > 1,
     )
     for spec in sorted(
         method.roles(), key=lambda spec: not spec.features_only
@@ -369,11 +370,15 @@ class Trainer:
 
     # ---------------------------------------------------------------- checkpoints
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors that training changes, by name. Every process must call this."""
-        tensors = {f"roles/{name}": whole(t.detach()) for name, t in self.roles.tensors().items()}
+    def tensors(self, gather: Any = whole) -> dict[str, Any]:
+        """All tensors that training changes, by name. Every process must call this.
+
+        Args:
+            gather: `whole` for all rows of sharded ones, `part` for those of this process, which copies nothing.
+        """
+        tensors = {f"roles/{name}": gather(t.detach()) for name, t in self.roles.tensors().items()}
         for player in self.players:
-            tensors |= {f"optimizer/{player.player.name}/{k}": t for k, t in player.tensors().items()}
+            tensors |= {f"optimizer/{player.player.name}/{k}": t for k, t in player.tensors(gather).items()}
         return tensors
 
     def save(self) -> Path | None:
@@ -387,8 +392,8 @@ class Trainer:
 
     def _save(self, folder: Path) -> Path | None:
         self._guard()
-        tensors = self.tensors()
-        if not distributed.first():
+        tensors = self.tensors(part)
+        if not distributed.first() and not any(isinstance(t, Part) for t in tensors.values()):
             return None
         state = {
             "seed": self.seed,
@@ -397,7 +402,8 @@ class Trainer:
             "torch": torch.__version__,
             "forward_equivalents": self.cost(),
         }
-        return checkpoint.save(folder, self.done, tensors, state, self.settings.keep_checkpoints)
+        path = checkpoint.save(folder, self.done, tensors, state, self.settings.keep_checkpoints)
+        return path if distributed.first() else None
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one; exact to the bit on the same kind of machine."""
