@@ -3,9 +3,9 @@
     python -m benchmarks.sharded                         # 2.2 GB: benchmarks/results/sharded.json; 15 GB of memory
     python -m benchmarks.sharded --width 256 --depth 8   # printed only
 
-Each of four processes (gloo, CPU) builds a teacher from its file, a student of full weights and its optimiser, trains
-a step, writes a checkpoint and the student. Peaks are of PyTorch's own allocations, by its profiler; pages of mapped files
-do not count. Then one process is killed while the next checkpoint is written, and two continue.
+Each of four processes (gloo, CPU) builds a teacher from its file and a student of full weights, trains a step, writes a
+checkpoint and the student. Peaks are of PyTorch's own allocations, by its profiler; pages of mapped files do not count.
+Then one process is killed while the next checkpoint is written, and two processes continue.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from fewstep.methods.lcm import LCM
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Weights
+from fewstep.models.sharding import meta_parameters, wait_for_rows
+from fewstep.models.tensor_files import StoredFiles
 from fewstep.students.card import Card
 from fewstep.students.student import OWN_FILE, save_student
 from fewstep.training import checkpoint, distributed
@@ -51,10 +53,13 @@ def network(width: int, depth: int) -> MLP:
 
 
 def built(file: Path, width: int, depth: int, run: Path | None, precision: str) -> Trainer:
-    """A trainer of full weights whose teacher's weights are those of a file, as its pages are mapped."""
-    with torch.device("meta"):
+    """A trainer of full weights whose teacher's weights stay in their file until they are spread."""
+    with meta_parameters():
         teacher = network(width, depth)
-    teacher.load_state_dict(load_file(file), assign=True)
+    if distributed.count() > 1:
+        wait_for_rows(teacher, StoredFiles([file]), torch.device("cpu"))
+    else:
+        teacher.load_state_dict(load_file(file), assign=True)
     settings = TrainingSettings(
         steps=3, batch_size=4, learning_rate=1e-4, checkpoint_every=1, precision=precision, fsdp=True, log_every=1
     )
@@ -138,10 +143,10 @@ def difference(a: Path, b: Path) -> float:
     return max((float((one[key] - other[key]).abs().max()) for key in one), default=0.0)
 
 
-def measure(width: int, depth: int, precision: str = "fp32", folder: Path | None = None) -> dict[str, Any]:
-    """All figures for one size."""
+def measure(width: int, depth: int, precision: str = "fp32") -> dict[str, Any]:
+    """All figures for one size; in fp64 also the difference from one process that was left alone."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+    with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         teacher = network(width, depth).to(torch.float64 if precision == "fp64" else torch.float32)
         save_file(teacher.state_dict(), place / "teacher.safetensors")
@@ -155,6 +160,14 @@ def measure(width: int, depth: int, precision: str = "fp32", folder: Path | None
         row["last checkpoint"] = left.name
         row["resumed by two"] = together(2, _second, place, (width, depth), precision)
         row["difference of the resumed step"] = difference(left, place / "again" / "checkpoints" / left.name)
+        if precision == "fp64":
+            alone = built(place / "teacher.safetensors", width, depth, place / "alone", precision)
+            alone.step(0)
+            alone.step(1)
+            alone.done = 2
+            path = alone.save()
+            assert path is not None
+            row["difference from one process"] = difference(path, place / "again" / "checkpoints" / path.name)
         student = load_file(place / "student" / OWN_FILE)
         kept = checkpoint.split(checkpoint.load(left)[0], "roles/student")
         row["difference of the student"] = max(float((kept[key].float() - student[key]).abs().max()) for key in student)

@@ -43,7 +43,17 @@ from fewstep.models.precision import (
     shadows_of,
 )
 from fewstep.models.quantize import is_quantized
-from fewstep.models.sharding import gathered, local, outline, rows_of, shape_in, shard
+from fewstep.models.sharding import (
+    device_of,
+    gathered,
+    local,
+    outline,
+    rows_in,
+    rows_of,
+    shape_in,
+    shard,
+    waiting,
+)
 
 
 @dataclass(frozen=True)
@@ -279,7 +289,7 @@ class Roles:
         if drop is not None:
             drop()
         if isinstance(self.base, nn.Module) and not any(p.is_meta for p in network.parameters()):
-            network.to(next(self.base.parameters()).device)
+            network.to(device_of(self.base))
         adapters, tensors = self._trainable(network, name, weights)
         return self._register(name, self._shadowed(RoleNetwork(network, adapters, None, self.autocast)), tensors)
 
@@ -312,7 +322,7 @@ class Roles:
             heads = build(channels, self.helpers) if conditioned else build(channels)
         if isinstance(self.base, nn.Module):
             like = next(self.base.parameters())
-            heads.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+            heads.to(device=device_of(self.base), dtype=torch.promote_types(like.dtype, torch.float32))
         self.heads[name], self._tensors[name] = heads, dict(heads.named_parameters())
         return heads
 
@@ -396,10 +406,13 @@ class Roles:
         """
         adapters = {p for tensors in self._tensors.values() for key, p in tensors.items() if ".lora_" in key}
         spread: dict[nn.Parameter, nn.Parameter] = {}
-        networks = self._networks()
-        device = next(p.device for network in networks for p in network.parameters() if not p.is_meta)
+        networks, stored = self._networks(), waiting(self.base) if isinstance(self.base, nn.Module) else {}
+        device = device_of(self.base if isinstance(self.base, nn.Module) else networks[0])
         for network in networks:
             spread |= shard(network, adapters, device)
+        with torch.no_grad():
+            for parameter, (tensors, name) in stored.items():
+                local(spread[parameter]).copy_(rows_in(tensors, name, spread[parameter]))
         self._tensors = {
             role: {key: spread.get(p, p) for key, p in tensors.items()} for role, tensors in self._tensors.items()
         }
@@ -604,7 +617,12 @@ class Roles:
                 f"{type(network).__name__} does not say which layer is its last, so it can have no bank of them: give "
                 "it the attribute last_layer, or train by another method."
             )
-        return LayerBank(network.get_submodule(last), self._teacher.schedule, times, rate)
+        bank = LayerBank(network.get_submodule(last), self._teacher.schedule, times, rate)
+        if bank.weight.is_meta:
+            bank.to_empty(device=device_of(network))
+            for parameter in bank.parameters():
+                nn.init.zeros_(parameter)
+        return bank
 
     def _extras(self, names: set[str]) -> ExtraInputs | None:
         names = names - set(getattr(self.base, "accepts", ()))
@@ -618,7 +636,7 @@ class Roles:
             )
         extras = ExtraInputs(names, width, self._teacher.schedule)
         like = next(self.base.parameters())
-        return extras.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+        return extras.to(device=device_of(self.base), dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 def _masters(network: nn.Module) -> nn.Module:

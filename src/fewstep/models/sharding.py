@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,23 @@ def outline(network: nn.Module) -> nn.Module:
         for p in network.parameters()
     }
     return copy.deepcopy(network, memory)
+
+
+@contextmanager
+def meta_parameters() -> Iterator[None]:
+    """Within this block parameters of new modules are on the meta device; what they compute, such as tables, is not."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -136,6 +154,9 @@ def rows_of(tensor: Tensor, like: Tensor) -> Tensor:
 class Stored(Mapping[str, Tensor]):
     """Tensors that are read from their files when they are asked for, whole or some rows of them."""
 
+    def __deepcopy__(self, memory: dict[int, Any]) -> Stored:
+        return self  # files do not change
+
     def shape(self, name: str) -> torch.Size:
         """The shape of a whole tensor."""
         raise NotImplementedError
@@ -155,6 +176,26 @@ def rows_in(saved: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
     if isinstance(saved, Stored) and isinstance(like, DTensor):
         return saved.rows(name, *_rows(like))
     return rows_of(saved[name], like)
+
+
+def wait_for_rows(network: nn.Module, stored: Stored, device: torch.device) -> None:
+    """Note where the weights of a network on the meta device are, and where its rows of them will be."""
+    network.waits = stored, device  # type: ignore[assignment]
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device of a network's weights, or the one where they will be."""
+    waits = next((module.waits for module in network.modules() if hasattr(module, "waits")), None)
+    return waits[1] if waits is not None else next(network.parameters()).device  # type: ignore[index, return-value]
+
+
+def waiting(network: nn.Module) -> dict[nn.Parameter, tuple[Stored, str]]:
+    """The parameters that have no values yet, each with the tensor that holds them."""
+    found: dict[nn.Parameter, tuple[Stored, str]] = {}
+    for module in network.modules():
+        if hasattr(module, "waits"):
+            found |= {p: (module.waits[0], name) for name, p in module.named_parameters()}  # type: ignore[index, misc]
+    return found
 
 
 def pieces(tensor: Tensor) -> Iterator[Tensor]:

@@ -31,6 +31,7 @@ from fewstep.students.lineage import (
     same_student,
     student_folder,
 )
+from fewstep.training import distributed
 from fewstep.training.progress import doing
 from fewstep.training.run_files import refuse_missing_run
 from fewstep.training.trainer import build_roles, check_batch
@@ -130,12 +131,21 @@ def _teacher(recipe: Recipe, source: str) -> Teacher:
     teacher = open_teacher(
         source, config.loras, recipe.training.device, dtype=DTYPES[config.dtype], size=config.size,
         guidance_embed=config.guidance_embed, vae_tiling=config.vae_tiling, config=config.config,
-        quantization=config.quantize,
+        quantization=config.quantize, later=_may_wait(recipe),
     )  # fmt: skip
     if source == config.path:
         return teacher
     # A card names an earlier stage as seen from the student's folder, so that the whole run may move.
     return replace(teacher, name=str(Path("..", "..", *Path(source).parts[-2:])))
+
+
+def _may_wait(recipe: Recipe) -> bool:
+    """Whether the teacher's weights may stay in their files until they are spread over processes.
+
+    They are needed before that where the teacher is sampled, where weights begin as another model's, and by LoRAs.
+    """
+    spread = recipe.training.fsdp and distributed.count() > 1 and recipe.student.weights == "full"
+    return spread and not recipe.needs_pairs and not recipe.evaluate.every and recipe.init is None
 
 
 def _first_weights(recipe: Recipe, init: str, teacher: Teacher, source: str) -> dict[str, torch.Tensor]:

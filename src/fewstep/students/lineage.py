@@ -87,12 +87,12 @@ def open_teacher(name: str, loras: tuple[str, ...] = (), device: str = "cpu", **
         ValueError: one sentence when there is none, or it needs inputs that a teacher is not given.
     """
     refuse_missing_run(name)
-    folder = student_folder(Path(name))
+    folder, later = student_folder(Path(name)), options.pop("later", False)
     if folder is None:
         _refuse_export(Path(name))
         entry = copy_of(name)
         if entry is None:
-            return load_teacher(name, device=device, loras=loras, **options)
+            return load_teacher(name, device=device, loras=loras, later=later, **options)
         published = load_checkpoint(entry, name, device=device, loras=loras, **options)
         return published.with_denoiser(name=published.origin)  # a card calls it by its place
     if loras:

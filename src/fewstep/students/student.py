@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.data.files import replace_tensors, replacing
-from fewstep.data.tensor_files import write_pieces
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Teacher
 from fewstep.models.lora import adapter_scale
 from fewstep.models.roles import Roles, Weights
 from fewstep.models.sharding import is_sharded, pieces, whole
+from fewstep.models.tensor_files import write_pieces
 from fewstep.students.card import Card, load_card
 from fewstep.training import distributed
 

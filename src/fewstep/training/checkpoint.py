@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.data.files import save_tensors, sync_folder, write_text
-from fewstep.data.tensor_files import StoredFiles, write_parts
 from fewstep.models.sharding import Part
+from fewstep.models.tensor_files import StoredFiles, write_parts
 from fewstep.training import distributed
 
 _FORMAT, _IN_ROWS = 1, 2

@@ -17,6 +17,7 @@ from fewstep.diffusion.schedule import Schedule, Shift
 from fewstep.models.cond import Cond, on_host
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families.latents import Latents
+from fewstep.models.sharding import device_of
 
 CLIP_TOKENS = 77
 
@@ -333,8 +334,8 @@ class Family(Latents):
         return Cond(tensors | expanded, null=None if null is None else null | sizes)
 
     def device(self) -> torch.device:
-        """Where prompts are encoded."""
-        return torch.device(self.base.device)
+        """Where the network is, and prompts and images are encoded."""
+        return device_of(self.base)
 
 
 def pipeline_class(pipeline: Any) -> str:

@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from fewstep.models.families.registry import parts
 from fewstep.models.hub import ModelError, asking_hub, is_cached, short_error
+from fewstep.models.sharding import meta_parameters, wait_for_rows
+from fewstep.models.tensor_files import StoredFiles
 
 INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -33,8 +36,12 @@ _SEEING = ("PixtralProcessor", "Qwen3VLProcessor", "CosmosTransformer3DModel")
 """Classes of parts that cannot be used without torchvision."""
 
 
-def load_folder(folder: Path, dtype: torch.dtype) -> Any:
+def load_folder(folder: Path, dtype: torch.dtype, waits_on: torch.device | None = None) -> Any:
     """The pipeline in a diffusers folder.
+
+    Args:
+        waits_on: the device on which each process will have its rows of the network's weights; until then they stay in
+            their files (`fewstep.models.sharding.wait_for_rows`), where they can be read by rows.
 
     Raises:
         ModelError: a part, some of its weights or a vocabulary is missing, damaged, or a pickle.
@@ -48,7 +55,10 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Any:
         if kind is not None and part not in given:
             network = network_class(folder, library, kind)
             if network is not None:
-                given[part] = read_part(folder / part, network, dtype)
+                rows = part in parts() and waits_on is not None
+                given[part] = (outlined_part(folder / part, network, dtype, waits_on) if rows else None) or read_part(
+                    folder / part, network, dtype
+                )
             elif part.startswith("tokenizer"):
                 check_vocabulary(folder / part)
             else:
@@ -138,14 +148,7 @@ def read_part(folder: Path, network: Any, dtype: torch.dtype) -> Any:
     Raises:
         ModelError: some are missing, damaged or pickles.
     """
-    _check_there(folder, "config.json")
-    files = _by_variant(folder)
-    if not files:
-        raise ModelError(_no_weights(folder))
-    variant = next((name for name in ("", "fp32", "fp16", "bf16") if name in files), min(files))
-    for file in files[variant]:
-        check_whole(file)
-    _check_shards(folder, variant)
+    variant, _ = _files(folder)
     kind = {"dtype" if hasattr(network, "config_class") else "torch_dtype": dtype}  # transformers', and diffusers'
     try:
         module, report = network.from_pretrained(
@@ -158,6 +161,40 @@ def read_part(folder: Path, network: Any, dtype: torch.dtype) -> Any:
             ) from None
         raise
     refuse_missing(f"The weights in {folder}", report["missing_keys"])
+    return module
+
+
+def _files(folder: Path) -> tuple[str, list[Path]]:
+    """(variant, its files) of a part's weights; raises as `read_part`."""
+    _check_there(folder, "config.json")
+    files = _by_variant(folder)
+    if not files:
+        raise ModelError(_no_weights(folder))
+    variant = next((name for name in ("", "fp32", "fp16", "bf16") if name in files), min(files))
+    for file in files[variant]:
+        check_whole(file)
+    _check_shards(folder, variant)
+    return variant, files[variant]
+
+
+def outlined_part(folder: Path, network: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A network on the meta device that waits for its rows; None where its files name or keep weights otherwise."""
+    stored = StoredFiles(_files(folder)[1])
+    if getattr(network, "_keep_in_fp32_modules", None) and dtype != torch.float32:
+        return None
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # as from_pretrained does: what a network computes for itself has it too
+    try:
+        with meta_parameters():
+            module = network.from_config(network.load_config(str(folder)))
+    finally:
+        torch.set_default_dtype(before)
+    if any(name not in stored or stored.shape(name) != p.shape for name, p in module.named_parameters()):
+        return None
+    for name, buffer in module.named_buffers():
+        if name in stored:
+            buffer.copy_(stored[name])
+    wait_for_rows(module, stored, device)
     return module
 
 

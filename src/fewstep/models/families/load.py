@@ -31,6 +31,7 @@ def load_teacher(
     vae_tiling: bool = False,
     config: str | None = None,
     quantization: Kind | None = None,
+    later: bool = False,
 ) -> Teacher:
     """A teacher from ``scenes-64`` (shipped), a diffusers folder, a hub name, or a .safetensors file.
 
@@ -40,6 +41,8 @@ def load_teacher(
         loras: LoRA files, their folders or hub names, that are merged into its weights.
         size, guidance_embed: as in `as_teacher`.
         quantization: "int8" or "nf4", how the frozen network is held under LoRA (`fewstep.models.quantize`).
+        later: the network will be spread over processes (`fewstep.models.roles.Roles.shard`): where it can be, its
+            weights stay in their files until then, and none of its outputs is looked at here.
         vae_tiling: decode and encode large images in tiles, to save memory.
 
     Raises:
@@ -60,7 +63,8 @@ def load_teacher(
             if single:
                 pipeline = load_single_file(Path(source), config, dtype)
             else:
-                pipeline = load_folder(folder or downloaded(source), dtype)
+                later = later and not loras and quantization is None
+                pipeline = load_folder(folder or downloaded(source), dtype, torch.device(device) if later else None)
     except ModelError:
         raise
     except Exception as error:  # three libraries read these files, each with its own errors
@@ -74,7 +78,12 @@ def load_teacher(
         pipeline.vae.enable_tiling()
     whole_name = "+".join([name if config is None else f"{name}@{config}", *loras])
     with quiet():  # diffusers warns of float16 on a CPU, which PyTorch can do
-        pipeline = pipeline.to(device)
+        if later:  # the others alone: what is on the meta device cannot be moved
+            for part in pipeline.components.values():
+                if isinstance(part, torch.nn.Module) and not hasattr(part, "waits"):
+                    part.to(device)
+        else:
+            pipeline = pipeline.to(device)
     teacher = as_teacher(pipeline, whole_name, size=size, guidance_embed=guidance_embed)
     try:
         _try(teacher)
@@ -167,7 +176,8 @@ def _try(teacher: Teacher) -> None:
             f"takes {wanted}."
         )
     found = {"text encoders": cond["prompt_embeds"]}
-    found[family.part] = teacher.denoiser.network(x, torch.full((1,), 1.0, device=like.device), cond)
+    if not like.is_meta:
+        found[family.part] = teacher.denoiser.network(x, torch.full((1,), 1.0, device=like.device), cond)
     for part, tensor in found.items():
         if not bool(tensor.isfinite().all()):
             raise ModelError(

@@ -152,7 +152,7 @@ class Teacher:
     def _autoencoder(self) -> Iterator[Any]:
         """Within this block the autoencoder is on the network's device."""
         vae = self.pipeline.vae
-        before, base = vae.device, self.family.base.device
+        before, base = vae.device, self.family.device()
         if before != base:
             vae.to(base)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,20 @@ def write_parts(path: Path, parts: Mapping[str, Part]) -> None:
     write_pieces(path, about, lambda name: [parts[name].rows], {_ROWS: json.dumps(places)})
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Rows ``first`` ... ``last`` - 1 of a tensor, which begin at a byte of a file; scalars are one row."""
+
+    first: int
+    last: int
+    path: Path
+    begin: int
+
+
 class StoredFiles(Stored):
     """The tensors in some safetensors files, whole ones and rows that several processes wrote.
+
+    Files are read by bytes and not mapped: pages of a map would count as memory, and are slow on network file systems.
 
     Args:
         files: all files of them.
@@ -75,34 +88,36 @@ class StoredFiles(Stored):
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._shapes: dict[str, torch.Size] = {}
-        self._pieces: dict[str, list[tuple[int, Any]]] = {}  # (first row, open file), in the order of rows
-        self._names: dict[str, str] = {}  # as asked for -> in the files
+        self._about: dict[str, tuple[torch.dtype, torch.Size]] = {}
+        self._pieces: dict[str, list[_Piece]] = {}  # in the order of rows
         for path in files:
-            file = safe_open(path, framework="pt")
-            places = json.loads((file.metadata() or {}).get(_ROWS, "{}"))
-            for name in file.keys():  # noqa: SIM118
-                first, shape = places.get(name, (0, file.get_slice(name).get_shape()))
-                self._shapes[name] = torch.Size(shape)
-                self._pieces.setdefault(name, []).append((first, file))
-        self._names = {name: name for name in self._shapes}
+            self._look(path)
+        self._names = {name: name for name in self._about}  # as asked for -> in the files
         for name, found in self._pieces.items():
-            found.sort(key=lambda piece: piece[0])
-            self._check(name)
-
-    def _check(self, name: str) -> None:
-        shape, row = self._shapes[name], 0
-        for first, file in self._pieces[name] if shape else ():
-            if first != row:
+            found.sort(key=lambda piece: piece.first)
+            shape, ends = self._about[name][1], [0, *(piece.last for piece in found)]
+            if [piece.first for piece in found] != ends[:-1] or ends[-1] != (shape[0] if shape else 1):
                 raise ValueError(f"rows of {name} are missing")
-            row += file.get_slice(name).get_shape()[0]
-        if shape and row != shape[0]:
-            raise ValueError(f"rows of {name} are missing")
+
+    def _look(self, path: Path) -> None:
+        """Note where the tensors of a file are."""
+        with safe_open(path, framework="pt"):  # checks that it is whole
+            pass
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        places = json.loads(header.pop("__metadata__", {}).get(_ROWS, "{}"))
+        for name, entry in header.items():
+            first, shape = places.get(name, (0, entry["shape"]))
+            rows = entry["shape"][0] if shape else 1
+            self._about[name] = _TYPES[entry["dtype"]], torch.Size(shape)
+            piece = _Piece(first, first + rows, path, 8 + size + entry["data_offsets"][0])
+            self._pieces.setdefault(name, []).append(piece)
 
     def under(self, prefix: str) -> StoredFiles:
         """The tensors under ``prefix/``, without it."""
         found = StoredFiles(())
-        found._shapes, found._pieces = self._shapes, self._pieces
+        found._about, found._pieces = self._about, self._pieces
         found._names = {
             name.removeprefix(f"{prefix}/"): own for name, own in self._names.items() if name.startswith(f"{prefix}/")
         }
@@ -115,22 +130,23 @@ class StoredFiles(Stored):
         return len(self._names)
 
     def __getitem__(self, name: str) -> Tensor:
-        own = self._names[name]
-        if len(self._pieces[own]) == 1:
-            whole: Tensor = self._pieces[own][0][1].get_tensor(own)
-            return whole
-        return self.rows(name, 0, self._shapes[own][0])
+        shape = self.shape(name)
+        return self.rows(name, 0, shape[0] if shape else 1)
 
     def shape(self, name: str) -> torch.Size:
-        return self._shapes[self._names[name]]
+        return self._about[self._names[name]][1]
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        own, found = self._names[name], []
-        for begin, file in self._pieces[own]:
-            piece = file.get_slice(own)
-            low, high = max(first - begin, 0), min(last - begin, piece.get_shape()[0])
-            if low < high:
-                found.append(piece[low:high])
-        if not found:
-            return torch.empty(0, *self._shapes[own][1:], dtype=_TYPES[piece.get_dtype()])
-        return found[0] if len(found) == 1 else torch.cat(found)
+        own = self._names[name]
+        dtype, shape = self._about[own]
+        found = torch.empty((last - first, *shape[1:]) if shape else (), dtype=dtype)
+        there = memoryview(found.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+        each = shape[1:].numel() * dtype.itemsize
+        for piece in self._pieces[own]:
+            low, high = max(first, piece.first), min(last, piece.last)
+            if low < high and each:
+                with open(piece.path, "rb") as file:
+                    file.seek(piece.begin + (low - piece.first) * each)
+                    if file.readinto(there[(low - first) * each : (high - first) * each]) != (high - low) * each:
+                        raise OSError(f"{piece.path} ends too early")
+        return found

@@ -1,0 +1,105 @@
+"""Full weights of which no process holds more than its rows: built, saved, killed and resumed; and files in pieces."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks import sharded
+from fewstep.models.sharding import Part
+from fewstep.models.tensor_files import StoredFiles, write_parts, write_pieces
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return sharded.measure(256, 8, "fp64")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["build", "checkpoint", "student"])
+def test_no_process_of_four_holds_more_than_its_rows(measured, moment):
+    """At the build teacher and student, each of which has these weights; rows of one process more at the save."""
+    networks = {"build": 2, "checkpoint": 0, "student": 0}[moment]
+    spare = 0.1 * measured["network"] + measured["largest tensor"]
+    assert measured[moment] <= networks * measured["network"] / 4 + spare
+
+
+@pytest.mark.slow
+def test_killed_while_it_writes_it_continues_from_the_last_whole_checkpoint(measured):
+    assert -9 in measured["killed while saving"] and 0 not in measured["killed while saving"]
+    assert measured["last checkpoint"] == "step-0000001"
+    assert measured["resumed by two"] == [0, 0]
+    assert measured["difference of the resumed step"] == 0
+    assert measured["difference from one process"] < 1e-10
+
+
+@pytest.mark.slow
+def test_the_student_is_that_of_the_checkpoint(measured):
+    assert measured["difference of the student"] == 0
+
+
+TENSORS = {
+    "a/weight": torch.arange(30.0).view(10, 3),
+    "a/step": torch.tensor(7.0),
+    "b": torch.arange(5, dtype=torch.float64),
+    "b/none": torch.zeros(0, 4),
+    "half": torch.arange(6).view(2, 3).to(torch.bfloat16),
+}
+
+
+def test_a_file_in_pieces_is_one_that_safetensors_reads(tmp_path):
+    path = tmp_path / "file.safetensors"
+    about = {name: (t.dtype, t.shape) for name, t in TENSORS.items()}
+    write_pieces(
+        path, about, lambda name: TENSORS[name].split(4) if TENSORS[name].ndim else [TENSORS[name]], {"é": "x"}
+    )
+    found = load_file(path)
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], t) and found[name].dtype == t.dtype for name, t in TENSORS.items())
+    with pytest.raises(OSError, match="bytes and not"):
+        write_pieces(path, about, lambda name: [])
+
+
+def rows_in_files(folder, count=4, lost=None):
+    """TENSORS of dimension 0 in as many files as processes, split as torch.chunk does."""
+    save_file({"a/step": TENSORS["a/step"]}, folder / "tensors.safetensors")
+    for rank in range(count):
+        parts, first = {}, {}
+        for name, t in TENSORS.items():
+            each = -(-len(t) // count) if t.ndim else 0
+            first[name] = min(rank * each, len(t)) if t.ndim else 0
+            if t.ndim:
+                parts[name] = Part(t[first[name] : first[name] + each], t.shape, first[name])
+        if rank != lost:
+            write_parts(folder / f"rows-{rank}.safetensors", parts)
+    return StoredFiles(sorted(folder.glob("*.safetensors")))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7])
+def test_rows_of_any_number_of_processes_are_read_by_any_other(tmp_path, count):
+    stored = rows_in_files(tmp_path, count)
+    assert set(stored) == TENSORS.keys() and len(stored) == len(TENSORS)
+    for name, tensor in TENSORS.items():
+        assert stored.shape(name) == tensor.shape
+        assert torch.equal(stored[name], tensor) and stored[name].dtype == tensor.dtype
+    weight = TENSORS["a/weight"]
+    for first in range(11):
+        for last in range(first, 11):
+            assert torch.equal(stored.rows("a/weight", first, last), weight[first:last])
+    below = stored.under("a")
+    assert set(below) == {"weight", "step"} and torch.equal(below.rows("weight", 2, 9), weight[2:9])
+
+
+def test_a_lost_file_of_rows_is_noticed(tmp_path):
+    with pytest.raises(ValueError, match="rows of .* are missing"):
+        rows_in_files(tmp_path, lost=1)
+    with pytest.raises(ValueError, match="rows of .* are missing"):
+        StoredFiles([tmp_path / "rows-0.safetensors"])
+
+
+def test_a_header_says_which_rows_a_file_has(tmp_path):
+    rows_in_files(tmp_path)
+    raw = (tmp_path / "rows-1.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert json.loads(header["__metadata__"]["rows"])["a/weight"] == [3, [10, 3]]
