@@ -55,7 +55,7 @@ def network(width: int, depth: int) -> MLP:
 def built(file: Path, width: int, depth: int, run: Path | None, precision: str) -> Trainer:
     """A trainer of full weights whose teacher's weights stay in their file until they are spread."""
     with meta_parameters():
-        teacher = network(width, depth)
+        teacher = network(width, depth).to(torch.float64 if precision == "fp64" else torch.float32)
     if distributed.count() > 1:
         wait_for_rows(teacher, StoredFiles([file]), torch.device("cpu"))
     else:

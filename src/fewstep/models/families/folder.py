@@ -55,10 +55,9 @@ def load_folder(folder: Path, dtype: torch.dtype, waits_on: torch.device | None 
         if kind is not None and part not in given:
             network = network_class(folder, library, kind)
             if network is not None:
-                rows = part in parts() and waits_on is not None
-                given[part] = (outlined_part(folder / part, network, dtype, waits_on) if rows else None) or read_part(
-                    folder / part, network, dtype
-                )
+                if waits_on is not None and part in parts():
+                    given[part] = outlined_part(folder / part, network, dtype, waits_on)
+                given[part] = given.get(part) or read_part(folder / part, network, dtype)
             elif part.startswith("tokenizer"):
                 check_vocabulary(folder / part)
             else:
