@@ -67,7 +67,7 @@ def test_what_killed_processes_have_left_is_cleared_away(tmp_path):
         f".a.{host}-{dead.pid}-00000000.part": (700, False),
         f".b.{host}-{dead.pid}-00000000.part": (300, True),  # not for long: a clock or a number may deceive
         f".c.{host}-{os.getpid()}-00000000.part": (700, True),  # at work
-        ".d.elsewhere-1-00000000.part": (700, True),  # nobody knows
+        f".d.elsewhere-{dead.pid}-00000000.part": (700, True),  # nobody knows
         ".e.elsewhere-1-00000000.part": (90_000, False),
         ".download.part": (90_000, True),  # another program's
         "f.elsewhere-1-00000000.part": (90_000, True),

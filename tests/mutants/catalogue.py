@@ -20,6 +20,7 @@ from tests.mutants import (
     sampling,
     scenes64,
     settings,
+    sharded,
     streamed,
     streams,
     students,
@@ -123,5 +124,6 @@ ROOMS = (
     streamed,
     streams,
     settings,
+    sharded,
 )
 CATALOGUE: list[Mutant] = [mutant for room in ROOMS for mutant in room.MUTANTS]

@@ -1,14 +1,21 @@
 """Full weights of which no process holds more than its rows: built, saved, killed and resumed; and files in pieces."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from several import spawn
 
 from benchmarks import sharded
-from fewstep.models.sharding import Part
+from fewstep.models.sharding import Part, waiting
 from fewstep.models.tensor_files import StoredFiles, write_parts, write_pieces
+from fewstep.recipe.load import load_recipe
+from fewstep.runs import setup
+from fewstep.runs.distill import distill
+from fewstep.training import distributed
+from tests.fuzz.__main__ import tiny_teacher
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +44,43 @@ def test_killed_while_it_writes_it_continues_from_the_last_whole_checkpoint(meas
 @pytest.mark.slow
 def test_the_student_is_that_of_the_checkpoint(measured):
     assert measured["difference of the student"] == 0
+
+
+RECIPE = """
+method: {name: tcd, num_grid_steps: 4}
+teacher: TEACHER
+student: {weights: full}
+data: {size: 16}
+training: {steps: 2, batch_size: 2, log_every: 1, learning_rate: 1.0e-3, precision: fp64, fsdp: true, ema_decay: 0.9}
+sample: {every: 1000, teacher_steps: 2, num_inference_steps: 1, prompts: [a star]}
+"""
+
+
+def _distil(recipe, folder):
+    waited, build = [], setup.build_roles
+
+    def noted(teacher, *arguments):
+        waited.append(len(waiting(teacher.network)))
+        return build(teacher, *arguments)
+
+    setup.build_roles = noted
+    distill(load_recipe(str(recipe)), Path(folder))
+    if distributed.count() > 1:
+        Path(folder, f"waited-{distributed.rank()}").write_text(str(waited[0]))
+
+
+@pytest.mark.slow
+def test_a_teacher_stays_in_its_files_until_it_is_spread_and_trains_the_same_student(tmp_path):
+    with tiny_teacher() as teacher:
+        (tmp_path / "my.yaml").write_text(RECIPE.replace("TEACHER", str(teacher)))
+        _distil(tmp_path / "my.yaml", tmp_path / "one")
+        spawn(_distil, str(tmp_path / "my.yaml"), str(tmp_path / "two"))
+    assert min(int((tmp_path / "two" / f"waited-{rank}").read_text()) for rank in range(2)) > 50
+    one, two = (load_file(tmp_path / name / "student" / sharded.OWN_FILE) for name in ("one", "two"))
+    assert one.keys() == two.keys() and len(one) > 50
+    for name, tensor in one.items():
+        # float32 weights: where a gradient is next to zero, Adam's first steps magnify its rounding
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-5)
 
 
 TENSORS = {
@@ -96,6 +140,16 @@ def test_a_lost_file_of_rows_is_noticed(tmp_path):
         rows_in_files(tmp_path, lost=1)
     with pytest.raises(ValueError, match=r"rows of .* are missing"):
         StoredFiles([tmp_path / "rows-0.safetensors"])
+
+
+def test_half_a_file_is_none(tmp_path):
+    rows_in_files(tmp_path)
+    path = tmp_path / "rows-1.safetensors"
+    raw = path.read_bytes()
+    for end in (0, 5, 60, len(raw) - 1):
+        path.write_bytes(raw[:end])
+        with pytest.raises(ValueError, match="is no safetensors file, or only a part of one"):
+            StoredFiles([path])
 
 
 def test_a_header_says_which_rows_a_file_has(tmp_path):

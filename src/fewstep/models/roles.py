@@ -548,7 +548,7 @@ class Roles:
 
     def _shadowed(self, role: RoleNetwork) -> RoleNetwork:
         """``role``, whose layers keep their trained weights in the dtype of autocast too, where there is autocast."""
-        if self.autocast is not None:
+        if self.autocast is not None and (role.adapters or not self._spread_later):  # FSDP casts what it gathers
             parts = [layer for name in role.adapters for layer in adapter_layers(role.network, name)]
             parts = parts if role.adapters else [role.network]
             for part in parts:

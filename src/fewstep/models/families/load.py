@@ -167,7 +167,7 @@ def _try(teacher: Teacher) -> None:
             _check_words(name, part, tokenizer)
     side = min(*teacher.latent_shape[-2:], family.smallest)
     like = next(family.base.parameters())
-    x = torch.zeros(1, *teacher.latent_shape[:-2], side, side, device=like.device, dtype=like.dtype)
+    x = torch.zeros(1, *teacher.latent_shape[:-2], side, side, device=family.device(), dtype=like.dtype)
     cond = teacher.encode_prompts(["a"])
     wide, wanted = (shape[-1] for shape in (cond["prompt_embeds"].shape, family.shapes(CLIP_TOKENS)["prompt_embeds"]))
     if wide != wanted:
