@@ -199,8 +199,8 @@ MUTANTS = [
         ),
         (
             "merge: A B instead of B A",
-            "weight += (scale * delta).view_as(weight).to(weight)",
-            "weight -= (scale * delta).view_as(weight).to(weight)",
+            "mine += rows_of((scale * delta).view(weight.shape), weight).to(mine)",
+            "mine -= rows_of((scale * delta).view(weight.shape), weight).to(mine)",
             "tests/runs/test_chain.py::test_merging_changes_the_form_alone",
         ),
     ),
@@ -335,8 +335,8 @@ MUTANTS = [
         ),
         (
             "roles: heads are held in the base's half precision",
-            "heads.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))",
-            "heads.to(device=like.device, dtype=like.dtype)",
+            "heads.to(device=device_of(self.base), dtype=torch.promote_types(like.dtype, torch.float32))",
+            "heads.to(device=device_of(self.base), dtype=like.dtype)",
             "tests/models/test_features.py::test_heads_stay_in_float32_over_a_half_precision_base",
         ),
         (
@@ -359,8 +359,8 @@ MUTANTS = [
         ),
         (
             "roles: a discriminator trains the first model itself",
-            ("        network = self._copy(network)\n        drop"),
-            "        drop",
+            '        network = self._copy(network, outlined=weights.kind == "full")',
+            "        network = network",
             ("tests/methods/test_lightning.py::test_the_discriminator_begins_as_the_first_model_and_leaves_it_alone"),
         ),
         (
@@ -452,8 +452,8 @@ MUTANTS = [
         ),
         (
             "shards: a resumed process takes the first rows",
-            "return parts[mine] if mine < len(parts) else tensor[:0]",
-            "return parts[0][: len(parts[mine])]",
+            "return tensor[slice(*_rows(like))] if isinstance(like, DTensor) else tensor",
+            "return tensor[: len(like._local_tensor)] if isinstance(like, DTensor) else tensor",
             "test_the_number_of_processes_may_change_at_a_resume",
         ),
     ),
