@@ -26,6 +26,7 @@ from tests.mutants import (
     students,
     training,
     verification,
+    vram,
 )
 from tests.mutants.methods import (
     base,
@@ -121,6 +122,7 @@ ROOMS = (
     students,
     training,
     verification,
+    vram,
     streamed,
     streams,
     settings,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.options import RecipeDevice, RecipeName, Sets
+from fewstep.cli.options import RecipeDevice, RecipeName, Sets, Vram
 from fewstep.training.console import command, listed, long, say
 
 recipes_app = typer.Typer(invoke_without_command=True)
@@ -20,12 +20,15 @@ def doctor(
     ] = None,
     overrides: Sets = None,
     device: RecipeDevice = None,
+    vram: Vram = None,
 ) -> None:
     """Check this machine: its hardware, its packages, whether its numbers are right.
 
     - `fewstep doctor`
 
     - `fewstep doctor --plan sdxl-lcm`, the memory and time of a recipe on this machine
+
+    - `fewstep doctor --plan flux-tcd --vram 24`, the settings with which it fits into a GPU of 24 GB
 
     Exit code 1 where something is wrong, or the recipe does not fit.
     """
@@ -34,12 +37,18 @@ def doctor(
         from fewstep.runs.plan import advise, describe, fits
         from fewstep.runs.plan import plan as make
 
+        if vram is not None:
+            from fewstep.runs.vram import fitted
+
+            found = fitted(plan, overrides or (), device, vram)
+            overrides = [*(overrides or ()), *found.overrides]
+            say("\n".join(found.lines))
         recipe = load(plan, overrides or ()).on_device(device)
         if isinstance(recipe, Chain):
             raise ValueError(f"{plan} has stages: {command('distill', plan, '--dry-run')} prints what each needs.")
         planned = make(recipe)
         say("\n".join([*describe(planned), *advise(planned)]))
-        raise typer.Exit(0 if fits(planned) else 1)
+        raise typer.Exit(0 if vram is not None or fits(planned) else 1)
     from fewstep.planning.doctor import PROBLEM, examine
     from fewstep.training.progress import each
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.options import RecipeDevice, RecipeName, RunOut, Sets
+from fewstep.cli.options import RecipeDevice, RecipeName, RunOut, Sets, Vram
 from fewstep.training.console import Quiet, command, long, options, resumable, say, whole_numbers
 
 
@@ -57,6 +57,7 @@ def distill(
         bool, typer.Option("--dry-run", help="Print the whole recipe and what it needs, and stop.")
     ] = False,
     device: RecipeDevice = None,
+    vram: Vram = None,
     quiet: Quiet = False,
 ) -> None:
     """Distil a teacher into a few-step student.
@@ -70,10 +71,16 @@ def distill(
     """
     from fewstep.recipe.chain import load
 
+    lines: list[str] = []
+    if vram is not None:
+        from fewstep.runs.vram import fitted
+
+        found = fitted(recipe, overrides or (), device, vram)
+        overrides, lines = [*(overrides or ()), *found.overrides], found.lines
     if dry_run:
         from fewstep.runs.plan import dry_run as text
 
-        say(text(load(recipe, overrides or ()).on_device(device)))
+        say("\n".join([text(load(recipe, overrides or ()).on_device(device)), *(f"# {line}" for line in lines)]))
         return
     from fewstep.runs.chain import run
     from fewstep.runs.hints import next_commands
@@ -81,6 +88,8 @@ def distill(
     from fewstep.training.run_files import RunFiles
 
     folder = out or Path("runs") / Path(recipe).stem
+    if lines and distributed.first():
+        say("\n".join(lines))
     several = {folder / f"seed-{n}": [f"seed={n}"] for n in whole_numbers(seeds, "--seeds")}
     again = options(out=folder, set=overrides, seeds=seeds, device=device)
     with resumable("distill", recipe, *again, "--resume"):

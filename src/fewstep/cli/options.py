@@ -27,6 +27,14 @@ PromptsFile = Annotated[
 RecipeDevice = Annotated[
     str | None, typer.Option("--device", help="Device to compute on, e.g. cpu or cuda (default: the recipe's).")
 ]
+Vram = Annotated[
+    int | None,
+    typer.Option(
+        metavar="12|16|24|48|80",
+        help="Memory of the GPU in GB: choose checkpointing, micro-batches and quantisation so that the plan fits. "
+        "What you set stays.",
+    ),
+]
 RunDevice = Annotated[
     str | None,
     typer.Option("--device", help="Device to compute on, e.g. cpu or cuda (default: the one the run trained on)."),

@@ -11,7 +11,8 @@ FRAGMENTATION = 0.05
 """Share of what a step allocates that the allocator holds beyond it. Assumed, not measured here."""
 UTILISATION = 0.35
 """Share of the peak rate that training is assumed to reach; attention, norms and copies take the rest."""
-_SIZES = (12, 16, 24, 48, 80)
+SIZES = (12, 16, 24, 48, 80)
+"""Common sizes of a GPU's memory, in GB."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def usable(gigabytes: int) -> float:
 
 def smallest(peak: float) -> int | None:
     """The smallest common size of memory, in GB, into which ``peak`` bytes fit; None where none is large enough."""
-    return next((size for size in _SIZES if peak <= usable(size)), None)
+    return next((size for size in SIZES if peak <= usable(size)), None)
 
 
 def durations(flops: float, peak: float, low: bool) -> Iterator[tuple[GPU, float]]:

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from fewstep.data.files import at_home
+from fewstep.recipe.resume import flat
 from fewstep.recipe.schema import Recipe
-from fewstep.recipe.shipped import find_recipe
+from fewstep.recipe.shipped import find_recipe, shipped_recipes
 from fewstep.recipe.validate import RecipeError, number, validated
 
 SHORT_FORMS = {"method": "name", "teacher": "path"}
@@ -34,6 +35,19 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
         _override(data, item)
     _check_small(data, f"The recipe {source}")
     return data
+
+
+def own_keys(source: str | Path, overrides: Sequence[str] = ()) -> set[str]:
+    """The keys, dotted, that a user has set: by overrides and in files of their own; not those of shipped recipes."""
+    given: dict[str, Any] = {}
+    for item in overrides:
+        _override(given, item)
+    path = find_recipe(source)
+    if path in shipped_recipes().values():
+        return set(flat(given))
+    data, found = yaml.safe_load(path.read_text(encoding="utf-8")), set(flat(given))
+    below = own_keys(data.pop("like")) if "like" in data else set()
+    return found | below | set(flat(spelled_out(data)))
 
 
 def parse_recipe(data: Mapping[str, Any]) -> Recipe:

@@ -200,11 +200,11 @@ def cheaper(planned: Plan) -> list[Change]:
         return []
     now = sum(planned.estimate.training.values())
     changes = []
-    for key, value in _candidates(planned.recipe):
+    for key, value in candidates(planned.recipe):
         known = {"step": planned.estimate.rehearsal} if key in _SAME_STEP else {"memory_alone": True}
         with doing(f"tracing {key}={value}"):
-            changed = _estimate(_changed(planned.recipe, key, value), planned.outline, **known)
-        less = now - sum(changed.training.values())
+            found = _estimate(changed(planned.recipe, key, value), planned.outline, **known)
+        less = now - sum(found.training.values())
         if less > 0.005 * now:
             changes.append(Change(key, str(value).lower(), less))
     return sorted(changes, key=lambda change: -change.saves)
@@ -213,7 +213,8 @@ def cheaper(planned: Plan) -> list[Change]:
 _SAME_STEP = ("teacher.quantize", "training.optimizer", "data.text")  # they change what is held between steps alone
 
 
-def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+def candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """(key, value) of the next change in each direction that may lower the peak of this recipe."""
     settings, student = recipe.training, recipe.student
     finer = (n for n in range(settings.accumulation + 1, settings.batch_size + 1) if settings.batch_size % n == 0)
     accumulation = next(finer, None)
@@ -225,17 +226,19 @@ def _candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
         yield "student.weights", "lora"
     elif student.rank > 8:
         yield "student.rank", student.rank // 2
-    if student.weights == "lora" and recipe.teacher.quantize is None and not settings.fsdp:
-        yield "teacher.quantize", "int8"
+    coarser = {None: "int8", "int8": "nf4"}.get(recipe.teacher.quantize)
+    if student.weights == "lora" and coarser is not None and not settings.fsdp:
+        yield "teacher.quantize", coarser
     if recipe.data.live and not recipe.data.stream:
         yield "data.text", "cached"
-    if settings.optimizer == "adamw" and settings.precision != "fp64":
+    if settings.optimizer == "adamw" and settings.precision != "fp64" and not settings.fsdp:
         yield "training.optimizer", "adamw8bit"
     if settings.precision != "bf16":
         yield "training.precision", {"fp64": "fp32", "fp32": "bf16"}[settings.precision]
 
 
-def _changed(recipe: Recipe, key: str, value: Any) -> Recipe:
+def changed(recipe: Recipe, key: str, value: Any) -> Recipe:
+    """The same recipe with another value of ``key``, a section and a name in it."""
     section, name = key.split(".")
     if section == "training":
         return recipe.model_copy(update={"training": dataclasses.replace(recipe.training, **{name: value})})
