@@ -1,6 +1,6 @@
 """Memory of full weights that are spread over processes: at the build, in a checkpoint and when the student is saved.
 
-    python -m benchmarks.sharded                         # 2.2 GB: benchmarks/results/sharded.json; 15 GB of memory
+    python -m benchmarks.sharded                         # two of 1.07 GB: benchmarks/results/sharded.json; 10 GB
     python -m benchmarks.sharded --width 256 --depth 8   # printed only
 
 Each of four processes (gloo, CPU) builds a teacher from its file and a student of full weights, trains a step, writes a

@@ -91,7 +91,14 @@ def one(case: str, recipe: Path, folder: Path) -> dict[str, Any]:
     if case.startswith("killed"):
         kill(agents[int(case[-1])], homes[0] / "run" / "log.jsonl")
     row: dict[str, Any] = {"case": case, "ended": end(agents)}
-    row |= {"codes": [code for code, _ in row["ended"]], "said": [s for _, e in row.pop("ended") for s in sentences(e)]}
+    row |= {
+        "codes": [code for code, _ in row["ended"]],
+        "said": [
+            s
+            for _, e in row.pop("ended")
+            for s in sentences(e.replace(str(folder), "FOLDER").replace(socket.gethostname(), "HOST"))
+        ],
+    }
     row["left"] = sorted(str(path.relative_to(home)) for home in homes for path in home.iterdir())
     if case.startswith("killed"):
         row["resumed"] = [code for code, _ in end(begin([*words, "--resume"], here))]
