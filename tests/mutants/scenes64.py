@@ -34,6 +34,50 @@ MUTANTS = [
             "picked = tokens[rows, 0 * draws.telling.to(tokens.device)]",
             "test_times_cover_all_and_captions_are_dropped",
         ),
+        (
+            "teacher: a lesson's times lie in the rest of the table",
+            "torch.where(drawn, low + (high - low)",
+            "torch.where(~drawn, low + (high - low)",
+            "test_a_lesson_shows_single_things_and_their_times",
+        ),
+        (
+            "teacher: a lesson shows several things",
+            "Scenes(seed, numbers=(1, 0, 0, 0), fills=self.fills)",
+            "Scenes(seed, fills=self.fills)",
+            "test_a_lesson_shows_single_things_and_their_times",
+        ),
+    ),
+    *planted(
+        "scenes64/train_teacher.py",
+        "scenes64/test_train_teacher.py",
+        (
+            "teacher: a lesson encodes the whole task's scenes",
+            "settings.tellings, device, lesson)",
+            "settings.tellings, device, None)",
+            "test_a_lesson_is_taught_in_a_folder_of_its_own",
+        ),
+        (
+            "teacher: a lesson continues the whole task's folder",
+            'out / "-".join(filter(None, ("unet", settings.lesson)))',
+            'out / "unet"',
+            "test_a_lesson_is_taught_in_a_folder_of_its_own",
+        ),
+    ),
+    *planted(
+        "scenes64/architecture.py",
+        "scenes64/test_architecture.py",
+        (
+            "teacher: the upper and lower borders look alike",
+            "((1, 0), (1, 2), (0, 1), (2, 1))",
+            "((1, 0), (1, 2), (0, 1), (0, 1))",
+            "test_a_new_unet_sees_the_borders_and_passes_its_input_on",
+        ),
+        (
+            "teacher: borders are not spread to their neighbours",
+            "block.conv2.weight[channel, channel, row, column] = 0.5",
+            "block.conv2.weight[channel, channel, row, column] = 0.0",
+            "test_a_new_unet_sees_the_borders_and_passes_its_input_on",
+        ),
     ),
     *planted(
         "scenes64/autoencoder.py",

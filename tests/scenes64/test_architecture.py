@@ -95,8 +95,25 @@ def test_the_untrained_unet_nearly_returns_its_input(pipeline):
 
 
 def test_the_same_seed_gives_the_same_weights():
-    a, b, c = (scenes64.build_pipeline(WORDS, seed).unet.conv_in.weight for seed in (1, 1, 2))
+    a, b, c = (scenes64.build_pipeline(WORDS, seed).unet.time_embedding.linear_1.weight for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_new_unet_sees_the_borders_and_passes_its_input_on(pipeline):
+    """Of each four free channels one is high at the left, right, upper and lower border, whatever the input is."""
+    noise, embeds = torch.randn(8, *scenes64.LATENT_SHAPE), torch.zeros(8, scenes64.TOKENS, 96)
+    seen = []
+    block = pipeline.unet.down_blocks[0].resnets[0]
+    hook = block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        out = pipeline.unet(noise, torch.tensor([700]), encoder_hidden_states=embeds).sample
+    hook.remove()
+    assert (out - noise).square().mean().sqrt() < 0.05
+    border = torch.tensor([1.0, 0.6, 0, 0, 0, 0, 0, 0])
+    across, down = border.expand(8, 8), border[:, None].expand(8, 8)
+    for channels in ((6, 7, 14, 15), (54, 55, 62, 63)):
+        for channel, shape in zip(channels, (across, across.flip(1), down, down.flip(0)), strict=True):
+            assert torch.allclose(seen[0][:, channel] / 4, shape.expand(8, 8, 8), atol=0.25), channel
 
 
 def test_plain_diffusers_loads_the_folder_and_samples(folder):

@@ -10,8 +10,9 @@ import torch
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Progress
 from fewstep.scenes64 import architecture as scenes64
+from fewstep.scenes64 import train_teacher
 from fewstep.scenes64.autoencoder import CROWDED, Autoencoding, RenderedScenes, as_tensor, edge_error
-from fewstep.scenes64.denoise import CaptionedUNet, Denoise, encode_scenes, encoded_scenes
+from fewstep.scenes64.denoise import LESSONS, CaptionedUNet, Denoise, encode_scenes, encoded_scenes
 from fewstep.scenes64.labels import Labels, detection_loss
 from fewstep.scenes64.linear_code import fit_linear_code
 from fewstep.scenes64.random import ScenesRng as Rng
@@ -49,12 +50,14 @@ def vae_trainer(code, settings=TINY, folder=None, seed=0):
     return Autoencoding(scenes64.build_vae((8, 8, 8, 8)), source, code).trainer(settings, seed, folder)
 
 
-def denoise(pool, tokenizer):
+def denoise(pool, tokenizer, *times_of_lesson):
     torch.manual_seed(1)
     unet = scenes64.build_unet((48, 32), text_width=32)
     network = CaptionedUNet(unet, scenes64.build_text_encoder(tokenizer, width=32, layers=1))
     empty = torch.tensor(tokenizer([""], padding="max_length", max_length=scenes64.TOKENS).input_ids)
-    return Denoise(network, encoded_scenes(pool), Schedule.from_diffusers(scenes64.build_scheduler()), empty)
+    return Denoise(
+        network, encoded_scenes(pool), Schedule.from_diffusers(scenes64.build_scheduler()), empty, *times_of_lesson
+    )
 
 
 def unet_trainer(pool, tokenizer, settings=TINY, folder=None, seed=0):
@@ -124,6 +127,32 @@ def test_the_average_spans_no_more_than_the_run(tmp_path, tokenizer, pool):
     assert unet_trainer(pool, tokenizer, replace(TINY, steps=20000)).settings.ema_decay == TINY.ema_decay
     plain = unet_trainer(pool, tokenizer, replace(TINY, ema_decay=0.0))
     assert averaged(plain) is plain.roles.student.network.network
+
+
+def test_a_lesson_shows_single_things_and_their_times(pool, tokenizer):
+    for name, (low, high, often) in (("places", (900, 1000, 1.0)), ("patterns", (350, 850, 0.75))):
+        lesson = LESSONS[name]
+        scenes = [lesson.scenes(3).scene(i) for i in range(300)]
+        assert {len(scene.things) for scene in scenes} == {1}
+        plain = sum(scene.things[0].fill == "plain" for scene in scenes) / 300
+        assert plain == pytest.approx(lesson.fills["plain"], abs=0.08)
+        times = denoise(pool, tokenizer, lesson.times).times(Rng(0, 1, 4000)).double()
+        inside = ((times >= low) & (times < high)).double().mean()  # those of the whole task lie there too, at times
+        assert inside == pytest.approx(often, abs=0.03), name
+        assert times.max() <= 999 and (often == 1.0 or times.min() < 100)
+    assert denoise(pool, tokenizer).times(Rng(0, 1, 4000)).double().mean() == pytest.approx(499.5, abs=1)
+
+
+def test_a_lesson_is_taught_in_a_folder_of_its_own(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(train_teacher, "encode_scenes", lambda *_, **__: asked.update(lesson=_[-1]) or {})
+    monkeypatch.setattr(train_teacher, "kept", lambda path, make: asked.update(path=path, made=make()))
+    monkeypatch.setattr(train_teacher, "encoded_scenes", lambda tensors: None)
+    monkeypatch.setattr(Denoise, "train", lambda self, settings, folder, *_: (folder, self.times_of_lesson))
+    for name, folder in (("patterns", "unet-patterns"), ("", "unet")):
+        done = train_unet(tmp_path, TeacherSettings(lesson=name), None)
+        assert done == (tmp_path / folder, LESSONS[name].times if name else (0.0, 1.0, 0.0))
+        assert asked["path"] == tmp_path / folder / "latents.safetensors" and asked["lesson"] == LESSONS.get(name)
 
 
 def test_the_autoencoder_learns(code):

@@ -67,6 +67,9 @@ def teacher_train(
     init: Annotated[
         str | None, typer.Option(help="First weights: scenes-64 or a pipeline folder (default: random weights).")
     ] = None,
+    lesson: Annotated[
+        str | None, typer.Option(help="Stage two practises one thing: places, or patterns (default: the whole task).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, scenes and noise.")] = 0,
     device: Device = "cpu",
     export: Annotated[Path | None, typer.Option(help="Diffusers folder to write at the end (default: none).")] = None,
@@ -74,16 +77,22 @@ def teacher_train(
     """Train the autoencoder, then the UNet with its text encoder. Hours on a CPU; resumable.
 
     - `fewstep teacher train --out runs/teacher --export my-scenes`
+    - `fewstep teacher train --init my-scenes --lesson patterns --unet-minutes 20 --out runs/lesson --export learnt`
     """
     from fewstep.models.hub import check_device
+    from fewstep.scenes64.denoise import LESSONS
     from fewstep.scenes64.train_teacher import TeacherSettings, train_teacher
 
     check_device(device, "--device")
+    if lesson is not None and lesson not in LESSONS:
+        raise ValueError(f"Unknown --lesson '{lesson}': use {' or '.join(LESSONS)}.")
     again = options(
-        out=out, vae_minutes=vae_minutes, unet_minutes=unet_minutes, init=init, seed=seed, device=device, export=export
-    )
+        out=out, vae_minutes=vae_minutes, unet_minutes=unet_minutes, init=init, lesson=lesson, seed=seed, device=device,
+        export=export,
+    )  # fmt: skip
+    settings = TeacherSettings(seed, lesson=lesson or "")
     with resumable("teacher", "train", *again):
-        size = train_teacher(out, TeacherSettings(seed), vae_minutes, unet_minutes, init, export, device, show=True)
+        size = train_teacher(out, settings, vae_minutes, unet_minutes, init, export, device, show=True)
     if size is not None:
         say(f"Wrote {export} ({size / 1e6:.1f} MB).")
 

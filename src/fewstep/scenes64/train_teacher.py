@@ -22,7 +22,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.models.families import load_teacher
 from fewstep.scenes64 import architecture as scenes64
 from fewstep.scenes64.autoencoder import CROWDED, Autoencoding, RenderedScenes, as_tensor, latent_std
-from fewstep.scenes64.denoise import CaptionedUNet, Denoise, encode_scenes, encoded_scenes, token_ids
+from fewstep.scenes64.denoise import LESSONS, CaptionedUNet, Denoise, encode_scenes, encoded_scenes, token_ids
 from fewstep.scenes64.linear_code import LinearCode, fit_linear_code
 from fewstep.scenes64.scenes import WORDS, Scenes
 from fewstep.scenes64.stage import kept, seeded
@@ -38,6 +38,7 @@ class TeacherSettings:
         seed: of weights, scenes and all random numbers; each use has its own stream.
         vae, unet: optimisation of the two stages.
         pool, tellings: number of scenes that are encoded for stage two, and of captions of each.
+        lesson: of stage two, a name in `denoise.LESSONS`; empty: the whole task.
     """
 
     seed: int = 0
@@ -55,6 +56,7 @@ class TeacherSettings:
     )  # fmt: skip
     pool: int = 49152
     tellings: int = 4
+    lesson: str = ""
 
 
 def train_teacher(
@@ -119,18 +121,20 @@ def train_unet(
     Args:
         init: pipeline to start from instead of random weights.
     """
-    tokenizer = scenes64.build_tokenizer(WORDS)
+    tokenizer, lesson = scenes64.build_tokenizer(WORDS), LESSONS.get(settings.lesson)
 
     def encoded() -> dict[str, Tensor]:
-        return encode_scenes(vae, tokenizer, settings.seed + 2, settings.pool, settings.tellings, settings.vae.device)
+        size, device = settings.pool, settings.vae.device
+        return encode_scenes(vae, tokenizer, settings.seed + 2, size, settings.tellings, device, lesson)
 
-    source = encoded_scenes(kept(out / "unet" / "latents.safetensors", encoded))
+    folder = out / "-".join(filter(None, ("unet", settings.lesson)))
+    source = encoded_scenes(kept(folder / "latents.safetensors", encoded))
     parts = [_built(name, settings, init) for name in ("unet", "text_encoder")]
     with seeded(settings.seed, "head"):
         network = CaptionedUNet(*parts)
     schedule, empty = Schedule.from_diffusers(scenes64.build_scheduler()), token_ids(tokenizer, [""])
-    stage = Denoise(network, source, schedule, empty)
-    trained: CaptionedUNet = stage.train(settings.unet, out / "unet", settings.seed, minutes, show)
+    stage = Denoise(network, source, schedule, empty, *([lesson.times] if lesson else []))
+    trained: CaptionedUNet = stage.train(settings.unet, folder, settings.seed, minutes, show)
     return trained
 
 

@@ -6,7 +6,7 @@ Lengths are fractions of the image's side, so a scene can be rendered at any siz
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -38,9 +38,11 @@ NUMBERS = (0.6, 0.25, 0.1, 0.05)
 
 _SMALL = (0.15, 0.18)
 _LARGE = {1: (0.25, 0.33), 2: (0.22, 0.27), 3: (0.21, 0.23), 4: (0.2, 0.22)}  # radii by the number of things
-_PERIODS = {"small": (0.12, 0.14), "large": (0.15, 0.21)}
+_PERIOD = (0.163, 0.17)
 _GRAIN = (0.04, 0.05)  # fine enough never to resemble another fill by chance
-_TURN = 0.5  # largest rotation of a thing, in radians
+_CENTRED = {"striped": (0.0, 0.0), "checked": (0.0, 0.0), "dotted": (0.5, 0.5)}
+"""Phases of regular patterns, at which the middle of a thing is that of a stripe, check or dot."""
+_TURN = 0.2  # largest rotation of a thing, in radians
 _CENTRE = 0.34  # positions below it count as left or top, those above 1 minus it as right or bottom
 
 
@@ -136,8 +138,12 @@ class Scene:
     count: int | None = None
 
 
-def draw_scene(rng: Random, numbers: Sequence[float] = NUMBERS) -> Scene:
-    """A scene without caption: 1-4 things, sometimes of one kind, on a background of other colours than theirs."""
+def draw_scene(rng: Random, numbers: Sequence[float] = NUMBERS, fills: Mapping[str, float] = FILLS) -> Scene:
+    """A scene without caption: 1-4 things, sometimes of one kind, on a background of other colours than theirs.
+
+    Args:
+        numbers, fills: how often 1, 2, 3 and 4 things come, and each kind of fill.
+    """
     number = rng.choices((1, 2, 3, 4), numbers)[0]
     same_shape = number > 1 and rng.random() < 0.2
     same_colour = same_shape and rng.random() < 0.5
@@ -148,7 +154,7 @@ def draw_scene(rng: Random, numbers: Sequence[float] = NUMBERS) -> Scene:
             shape = rng.choice(SHAPES)
         if not same_colour:
             colour = rng.choice(tuple(COLOURS))
-        things.append(_draw_thing(rng, shape, colour, things, number))
+        things.append(_draw_thing(rng, shape, colour, things, number, fills))
     background = _draw_background(rng, [t.paint for t in things])
     return Scene(tuple(things), background, rng.uniform(0, math.tau), (rng.uniform(0.03, 0.07), rng.uniform(0.3, 0.6)))
 
@@ -176,14 +182,16 @@ def _draw_asked(rng: Random, asked: dict[str, str], others: list[Thing], number:
     return None
 
 
-def _draw_thing(rng: Random, shape: str, colour: str, others: list[Thing], number: int) -> Thing:
-    size, fill = rng.choice(SIZES), rng.choices(tuple(FILLS), tuple(FILLS.values()))[0]
+def _draw_thing(
+    rng: Random, shape: str, colour: str, others: list[Thing], number: int, fills: Mapping[str, float] = FILLS
+) -> Thing:
+    size, fill = rng.choice(SIZES), rng.choices(tuple(fills), tuple(fills.values()))[0]
     radius = rng.uniform(*(_SMALL if size == "small" else _LARGE[number]))
     x, y = _free_place(rng, radius, others)
     paint = _jitter(rng, COLOURS[colour], 0.05)
     # the pattern is a paler or a darker tone of the same colour, so that its name stays right
     paler = colour in ("purple", "blue") or (colour not in ("white", "yellow") and rng.random() < 0.5)
-    second = _mix(paint, (1.0, 1.0, 1.0) if paler else (0.0, 0.0, 0.0), rng.uniform(0.45, 0.65))
+    second = _mix(paint, (1.0, 1.0, 1.0) if paler else (0.0, 0.0, 0.0), rng.uniform(0.6, 0.75))
     return Thing(
         shape=shape,
         colour=colour,
@@ -195,11 +203,18 @@ def _draw_thing(rng: Random, shape: str, colour: str, others: list[Thing], numbe
         angle=rng.uniform(-_TURN, _TURN),
         paint=paint,
         second=second,
-        fill_angle=rng.uniform(0, math.pi),
-        fill_period=rng.uniform(*(_GRAIN if fill == "grainy" else _PERIODS[size])),
-        fill_phase=(rng.random(), rng.random()),
+        fill_angle=_direction(fill, rng.uniform(0, math.pi)),
+        fill_period=rng.uniform(*(_GRAIN if fill == "grainy" else _PERIOD)),
+        fill_phase=_CENTRED.get(fill, (rng.random(), rng.random())),
         fill_seed=rng.getrandbits(31),
     )
+
+
+def _direction(kind: str, angle: float) -> float:
+    """``angle``, or that of a regular pattern: stripes and bands lie level or upright, all others level."""
+    if kind in ("striped", "bands"):
+        return math.floor(2 * angle / math.pi) % 2 * math.pi / 2
+    return 0.0 if kind in ("checked", "dotted", "tiles") else angle
 
 
 def _free_place(rng: Random, radius: float, others: list[Thing]) -> tuple[float, float]:
@@ -218,14 +233,19 @@ def _free_place(rng: Random, radius: float, others: list[Thing]) -> tuple[float,
 
 def _draw_background(rng: Random, paints: list[RGB]) -> Background:
     first, second = (_tone(rng, paints) for _ in range(2))
+    kind = rng.choices(tuple(BACKGROUNDS), tuple(BACKGROUNDS.values()))[0]
+    angle, period = _direction(kind, rng.uniform(0, math.tau)), rng.uniform(0.14, 0.26)
+    contrast, phase = rng.uniform(0.04, 0.09), (rng.random(), rng.random())
+    if kind in ("bands", "tiles"):
+        period, phase = 0.25, (0.0, 0.0)
     return Background(
-        kind=rng.choices(tuple(BACKGROUNDS), tuple(BACKGROUNDS.values()))[0],
+        kind=kind,
         first=first,
         second=second,
-        angle=rng.uniform(0, math.tau),
-        period=rng.uniform(0.14, 0.26),
-        contrast=rng.uniform(0.04, 0.09),
-        phase=(rng.random(), rng.random()),
+        angle=angle,
+        period=period,
+        contrast=contrast,
+        phase=phase,
         seed=rng.getrandbits(31),
     )
 

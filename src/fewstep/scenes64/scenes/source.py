@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from fewstep.data.random import stream_key
 from fewstep.scenes64.scenes.caption import describe
-from fewstep.scenes64.scenes.content import NUMBERS, Scene, draw_scene
+from fewstep.scenes64.scenes.content import FILLS, NUMBERS, Scene, draw_scene
 from fewstep.scenes64.scenes.render import Bytes, render
 
 
@@ -28,15 +28,17 @@ class Scenes:
     Args:
         seed: of the set; sets of different seeds have nothing in common.
         size: side of the images in pixels.
-        numbers: how often 1, 2, 3 and 4 things come.
+        numbers, fills: how often 1, 2, 3 and 4 things come, and each kind of fill.
     """
 
-    def __init__(self, seed: int, size: int = 64, numbers: Sequence[float] = NUMBERS) -> None:
-        self.seed, self.size, self.numbers = seed, size, tuple(numbers)
+    def __init__(
+        self, seed: int, size: int = 64, numbers: Sequence[float] = NUMBERS, fills: Mapping[str, float] = FILLS
+    ) -> None:
+        self.seed, self.size, self.numbers, self.fills = seed, size, tuple(numbers), fills
 
     def scene(self, index: int, telling: int = 0, stated: float = 0.5) -> Scene:
         """Content and caption; ``telling`` gives other captions of the same image, ``stated`` fuller ones."""
-        scene = draw_scene(Random(stream_key(self.seed, "scene", index)), self.numbers)
+        scene = draw_scene(Random(stream_key(self.seed, "scene", index)), self.numbers, self.fills)
         return describe(scene, Random(stream_key(self.seed, "caption", index, telling)), stated)
 
     def render(self, indices: Iterable[int]) -> Rendered:
