@@ -11,6 +11,7 @@ from fewstep.data.cache import Advance, Encoding, Row, Share
 from fewstep.data.sources import LatentSource
 from fewstep.models.families import Teacher
 from fewstep.scenes64.scenes import Scenes
+from fewstep.scenes64.scenes.content import FORM
 
 _BATCH = 32
 
@@ -38,6 +39,6 @@ def scene_latents(
             rendered = scenes.render(range(first, min(first + _BATCH, rows.stop)))
             yield from zip(torch.from_numpy(rendered.images).permute(0, 3, 1, 2), rendered.captions, strict=True)
 
-    found = Encoding(path, teacher, f"scenes {seed} {size}", size, read, live=live).load(advance, share)
+    found = Encoding(path, teacher, f"scenes of form {FORM}: {seed} {size}", size, read, live=live).load(advance, share)
     assert isinstance(found, LatentSource)
     return found

@@ -12,6 +12,9 @@ from random import Random
 
 RGB = tuple[float, float, float]
 
+FORM = 3
+"""Of the scenes: one more whenever the same address gives another image. What was encoded of another form is stale."""
+
 SHAPES = ("circle", "square", "triangle", "star", "ring", "heart")
 FILLS = {"plain": 0.5, "striped": 0.125, "checked": 0.125, "dotted": 0.125, "grainy": 0.125}
 """Kinds and how often they come."""
