@@ -33,9 +33,7 @@ STEPS = (50, 4)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("draw", "judge"))
-    parser.add_argument(
-        "answers", nargs="?", default="", help=f"{PAIRS} letters, A or B: the better of each pair"
-    )
+    parser.add_argument("answers", nargs="?", default="", help=f"{PAIRS} letters, A or B: the better of each pair")
     parser.add_argument("--teacher", default="scenes-64", help="scenes-64, or a folder of its architecture")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0, help="of noise, and of the order within pairs")

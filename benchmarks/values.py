@@ -18,6 +18,7 @@ from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.detector import judge, load_detector, matched
 from fewstep.scenes64.prompts import UNSEEN, unseen_prompts
 from fewstep.scenes64.scenes import ATTRIBUTES, Scenes
+from fewstep.scenes64.scenes.caption import TOLD
 
 Found = dict[tuple[str, str, str], int]
 """How often of a caption's attribute a value was stated and another (or the same, or "nothing") found."""
@@ -29,9 +30,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=512, help="number of unseen prompts (default 512)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default 3)")
     parser.add_argument("--steps", type=int, default=25, help="steps of DDIM (default 25)")
+    parser.add_argument("--stated", type=float, default=TOLD, help=f"share of the attributes stated (default {TOLD})")
     options = parser.parse_args()
     teacher = load_teacher(options.teacher)
-    found, things = values(teacher, options.count, options.guidance, options.steps)
+    found, things = values(teacher, options.count, options.guidance, options.steps, options.stated)
     print(json.dumps({"things": things, "found": [[*key, n] for key, n in sorted(found.items())]}))
     for number, (right, images) in sorted(things.items()):
         print(f"{number} named: all right in {right / images:.2f} of {images} images")
@@ -43,16 +45,18 @@ def main() -> None:
             print(f"{name:7} {value:9} {rows.get(value, 0) / max(1, total):.2f} of {total:3}  {', '.join(others)}")
 
 
-def values(teacher: Teacher, count: int, guidance: float, steps: int) -> tuple[Found, dict[int, tuple[int, int]]]:
+def values(
+    teacher: Teacher, count: int, guidance: float, steps: int, stated: float = TOLD
+) -> tuple[Found, dict[int, tuple[int, int]]]:
     """What was found for each stated value; and by the number of things named, images that are right, and all."""
-    prompts = unseen_prompts(teacher, count)
+    prompts = unseen_prompts(teacher, count, stated)
     cond, noise = eval_inputs(teacher, prompts, seed=0)
     candidate = Candidate("teacher", teacher.denoiser, DDIMSampler(num_inference_steps=steps), guidance)
     images = teacher.decode(sample_candidate(candidate, noise, cond, seed=0))
     found: Counter[tuple[str, str, str]] = Counter()
     things: dict[int, tuple[int, int]] = {}
     for index, seen in enumerate(load_detector().detect(images)):
-        scene = Scenes(UNSEEN).scene(index)
+        scene = Scenes(UNSEEN).scene(index, stated=stated)
         pairs = matched(seen, scene)
         right, images_so_far = things.get(len(pairs), (0, 0))
         things[len(pairs)] = right + judge(seen, scene).all_right, images_so_far + 1

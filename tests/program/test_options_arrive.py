@@ -109,6 +109,7 @@ CHANGED = {
     "evaluate.lora_scale": "0.5,1",
     "scenes.layout": "webdataset",
     "teacher measure.guidance": "1.5,2.5",
+    "teacher measure.stated": 0.5,
     "teacher detector.network": "encoder",
 }
 # Options that choose between two texts to print.

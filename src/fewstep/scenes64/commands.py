@@ -174,6 +174,9 @@ def teacher_measure(
     reference: Annotated[
         Path | None, typer.Option(help="File of real scenes' statistics to write and use (default: the shipped one).")
     ] = None,
+    stated: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of attributes that prompts state (default: a quarter).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
 ) -> None:
     """Measure the teacher's quality and prompt accuracy with 50, 8 and 4 steps of DDIM at several guidance scales.
@@ -183,6 +186,7 @@ def teacher_measure(
     from fewstep.evaluation.tables import as_text
     from fewstep.methods.guidance import off_is_one
     from fewstep.scenes64.prompts import measure_teacher, recommended_guidance
+    from fewstep.scenes64.scenes.caption import TOLD
     from fewstep.training.progress import progress_bar
 
     given = numbers(guidance, "--guidance needs numbers, e.g. 1,2,3") or []
@@ -190,7 +194,9 @@ def teacher_measure(
         raise ValueError(f"--guidance needs numbers of at least 0, e.g. 1,2,3, not '{guidance}'.")
     scales = [off_is_one(scale) for scale in given]
     with progress_bar(3 * len(scales), 0, "sampling", True) as advance:
-        comparison = measure_teacher(teacher, count, scales, seed, reference, advance)
+        comparison = measure_teacher(
+            teacher, count, scales, seed, reference, advance, TOLD if stated is None else stated
+        )
     names = ["FD", "detail FD", "accuracy", *(n for n in comparison.results[0].figures if n.startswith("accuracy of"))]
     say(as_text(comparison, names))
     best = recommended_guidance(comparison)

@@ -17,6 +17,7 @@ from fewstep.models.families import Teacher, load_teacher
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.detector import judge_of, load_detector
 from fewstep.scenes64.scenes import Scenes
+from fewstep.scenes64.scenes.caption import TOLD
 
 UNSEEN = 3
 """Seed of the set of scenes that nothing is trained on."""
@@ -27,9 +28,13 @@ STEPS = (50, 8, 4)
 """Steps of `measure_teacher`."""
 
 
-def unseen_prompts(teacher: Teacher, count: int) -> PromptSet:
-    """The captions of the first ``count`` unseen scenes, with all that is needed to measure images of them."""
-    scenes, detector = [Scenes(UNSEEN).scene(i) for i in range(count)], load_detector()
+def unseen_prompts(teacher: Teacher, count: int, stated: float = TOLD) -> PromptSet:
+    """The captions of the first ``count`` unseen scenes, with all that is needed to measure images of them.
+
+    Args:
+        stated: share of the attributes of what they name that they state.
+    """
+    scenes, detector = [Scenes(UNSEEN).scene(i, stated=stated) for i in range(count)], load_detector()
     return PromptSet(
         captions=[scene.caption for scene in scenes],
         features=detector.features,
@@ -71,14 +76,16 @@ def measure_teacher(
     seed: int = 0,
     path: Path | None = None,
     advance: Callable[[int], None] | None = None,
+    stated: float = TOLD,
 ) -> Comparison:
     """The teacher at 50, 8 and 4 steps of DDIM and at every guidance scale, on the same prompts and noise.
 
     Args:
         path: file for new statistics of real scenes, which then serve as the reference.
+        stated: share of the attributes that the prompts state.
     """
     teacher = load_teacher(name)
-    prompts = unseen_prompts(teacher, count)
+    prompts = unseen_prompts(teacher, count, stated)
     if path is not None:
         prompts = replace(prompts, reference=make_reference(teacher, path))
     candidates = [
