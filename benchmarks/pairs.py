@@ -70,8 +70,10 @@ def draw(path: str, guidance: float, seed: int) -> Image.Image:
     prompts = unseen_prompts(teacher, PAIRS)
     cond, noise = eval_inputs(teacher, prompts, seed=seed)
     many, few = (
-        teacher.decode(sample_candidate(Candidate("", teacher.denoiser, DDIMSampler(n), guidance), noise, cond, seed))
-        for n in STEPS
+        teacher.decode(sample_candidate(candidate, noise, cond, seed))
+        for candidate in (
+            Candidate("teacher", teacher.denoiser, DDIMSampler(num_inference_steps=n), guidance) for n in STEPS
+        )
     )
     first = torch.tensor([letter == "A" for letter in truth(seed)])[:, None, None, None]
     a, b = torch.where(first, many, few), torch.where(first, few, many)
