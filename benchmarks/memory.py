@@ -32,6 +32,7 @@ CASES = {
     "tcd lora, batch 64": ["scenes-64-tcd", "training.batch_size=64"],
     "tcd lora, batch 64 in 4": ["scenes-64-tcd", "training.batch_size=64", "training.accumulation=4"],
     "tcd lora, checkpointing": ["scenes-64-tcd", "training.gradient_checkpointing=true"],
+    "tcd lora, offload": ["scenes-64-tcd", "training.gradient_checkpointing=true", "training.offload=true"],
     "tcd lora, bf16": ["scenes-64-tcd", "training.precision=bf16"],
 }
 

@@ -105,6 +105,12 @@ def compiled(device: str, tiny: bool) -> dict[str, Any]:
     return {"without": without, "compiled": with_, "faster": without["seconds_of_step"] / with_["seconds_of_step"]}
 
 
+def offloaded(device: str, tiny: bool) -> dict[str, Any]:
+    """FLUX's TCD-LoRA step with its blocks on the device, and streamed from the host's memory."""
+    without, with_ = (step("flux-tcd", device, tiny, f"training.offload={on}") for on in ("false", "true"))
+    return {"without": without, "offload": with_, "slower": with_["seconds_of_step"] / without["seconds_of_step"]}
+
+
 @torch.no_grad()
 def samples(device: str, tiny: bool) -> dict[str, Any]:
     """Latents that a student of SDXL samples in a second, by its own sampler and steps, without the autoencoder."""
@@ -146,6 +152,7 @@ ROWS: dict[str, Callable[[str, bool], dict[str, Any]]] = {
     "step-flux-tcd": lambda device, tiny: step("flux-tcd", device, tiny),
     "step-sdxl-dmd2": lambda device, tiny: step("sdxl-dmd2", device, tiny),
     "compile": compiled,
+    "offload": offloaded,
     "samples": samples,
     "draws": draws,
     "scenes-64": scenes,

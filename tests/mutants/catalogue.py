@@ -59,6 +59,7 @@ from tests.mutants.models import (
     krea2,
     lora_files,
     networks,
+    offload,
     precision,
     qwen,
     qwen21,
@@ -70,6 +71,7 @@ from tests.mutants.mutant import Mutant
 ROOMS = (
     diffusion,
     networks,
+    offload,
     precision,
     compiled,
     lora_files,

@@ -271,6 +271,7 @@ NOT_HERE = {
     "fsdp": "tests/training/test_processes.py",  # needs several processes
     "timeout_minutes": "tests/training/test_lost.py",  # needs several processes
     "trackers": "tests/training/test_trackers.py",  # write through packages of their own
+    "offload": "tests/models/test_offload.py",  # changes memory alone
     "compile": "tests/models/test_compiled.py",  # takes a compiler, and seconds
     "device": "tests/training/test_trainer.py",  # needs another device than the CPU, or a stand-in for one
 }

@@ -31,8 +31,8 @@ Vram = Annotated[
     int | None,
     typer.Option(
         metavar="12|16|24|48|80",
-        help="Memory of the GPU in GB: choose checkpointing, micro-batches and quantisation so that the plan fits. "
-        "What you set stays.",
+        help="Memory of the GPU in GB: choose checkpointing, micro-batches, quantisation and offload so that the plan "
+        "fits. What you set stays.",
     ),
 ]
 RunDevice = Annotated[

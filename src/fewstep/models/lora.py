@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.models.precision import AddProduct, autocast_dtype, autocast_on_meta, computes_low, weights_for
-from fewstep.models.sharding import local, rows_in, rows_of
+from fewstep.models.sharding import local, rows_in, rows_of, streamed_to
 
 _LIVE: ContextVar[tuple[str, ...]] = ContextVar("fewstep_live_adapters", default=())
+_CHECKPOINTED: ContextVar[Any] = ContextVar("fewstep_checkpointed", default=None)
 _TRACED: tuple[str, ...] = ()  # what `_LIVE` holds, for compiled code: it can read and guard a constant alone
 
 
@@ -63,10 +64,19 @@ def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
     adapters, on_meta = _LIVE.get(), autocast_dtype("meta")
 
     def replay(*inputs: Any) -> Any:
-        with live(adapters), autocast_on_meta(on_meta):
-            return function(*inputs)
+        token = _CHECKPOINTED.set(function)
+        try:
+            with live(adapters), autocast_on_meta(on_meta):
+                return function(*inputs)
+        finally:
+            _CHECKPOINTED.reset(token)
 
     return torch.utils.checkpoint.checkpoint(replay, *args, use_reentrant=False)
+
+
+def checkpointed() -> Any:
+    """The function that the innermost `checkpoint` calls now; None outside of one."""
+    return _CHECKPOINTED.get()
 
 
 class _ReadsContext:
@@ -128,11 +138,13 @@ def add_adapter(
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # it is never merged
         inject_adapter_in_model(config, module, adapter_name=name)
+    device = streamed_to(module)  # peft puts adapters where the weights of their layers are: on the host
     for layer in lora_layers(module):
         _read_context(layer)
         for part in (layer.lora_A, layer.lora_B):
             if name in part:  # adapters are masters: never below float32, whatever the base holds
                 dtype = torch.promote_types(part[name].weight.dtype, torch.float32)
+                part[name].to(device=device)
                 part[name].to(dtype=dtype).requires_grad_(True)
     for parameter in trained:  # peft below 0.21 freezes the adapters that were there
         parameter.requires_grad_(True)

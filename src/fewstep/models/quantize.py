@@ -10,10 +10,13 @@ stands outside the blocks stay as they are.
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 Kind = Literal["int8", "nf4"]
@@ -55,12 +58,17 @@ def quantizable(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]
 
 def saved_bytes(network: nn.Module, kind: Kind) -> int:
     """How many bytes `quantize` takes off ``network``, by shapes alone."""
-    saved = 0.0
+    return sum(saved_by_layer(network, kind).values())
+
+
+def saved_by_layer(network: nn.Module, kind: Kind) -> dict[nn.Module, int]:
+    """`saved_bytes` of every layer."""
+    saved: dict[nn.Module, int] = {}
     for _, _, layer in quantizable(network):
         count, scales = layer.weight.numel(), layer.out_features
         held = count + layer.weight.element_size() * scales if kind == "int8" else count / 2 + 4 * count / _BLOCK
-        saved += count * layer.weight.element_size() - held
-    return int(saved)
+        saved[layer] = int(count * layer.weight.element_size() - held)
+    return saved
 
 
 def plain(weight: Tensor) -> Tensor:
@@ -76,6 +84,70 @@ def whole_shape(weight: Tensor) -> tuple[int, ...]:
     """The shape of what a weight stands for; the tensor that holds nf4 is packed."""
     state = getattr(weight, "quant_state", None)
     return tuple(weight.shape if state is None else state.shape)
+
+
+def moved(weight: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    """A weight, quantised or not, of which ``move`` has made every tensor: a parameter where it was one."""
+    with torch.no_grad():
+        state = getattr(weight, "quant_state", None)
+        if state is not None:
+            import bitsandbytes
+
+            state = copy.copy(state)
+            state.absmax, state.code = move(state.absmax), move(state.code)
+            packed: Any = weight
+            made: Tensor = bitsandbytes.nn.Params4bit(
+                move(packed.data), False, state, packed.blocksize, packed.compress_statistics, packed.quant_type,
+                packed.quant_storage, None, True,
+            )  # fmt: skip
+        elif type(weight).__module__.startswith("torchao"):
+            names, context = weight.__tensor_flatten__()  # type: ignore[attr-defined]
+            inner = {name: move(getattr(weight, name)) for name in names}
+            made = type(weight).__tensor_unflatten__(inner, context, weight.shape, weight.stride())  # type: ignore[attr-defined]
+        else:
+            made = move(weight.detach())
+    is_parameter = isinstance(weight, nn.Parameter) and not isinstance(made, nn.Parameter)
+    return nn.Parameter(made, weight.requires_grad) if is_parameter else made
+
+
+def let_go_between(layer: nn.Module) -> None:
+    """Let a layer in 4 bits give its weight to the graph as a saved tensor; other layers do so already.
+
+    bitsandbytes keeps it on the graph's node, where activation checkpointing cannot let it go until the backward.
+    """
+    if getattr(getattr(layer, "weight", None), "quant_state", None) is not None:
+        layer.__class__ = _linear_in_4_bits()
+
+
+@functools.cache
+def _linear_in_4_bits() -> type[nn.Module]:
+    import bitsandbytes
+    from bitsandbytes.functional import dequantize_4bit
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, packed: Tensor, absmax: Tensor, bias: Tensor | None, state: Any) -> Tensor:
+            ctx.save_for_backward(packed, absmax)
+            ctx.state = copy.copy(state)
+            ctx.state.absmax = None
+            return bitsandbytes.matmul_4bit(x, packed, quant_state=state, bias=bias)  # type: ignore[no-any-return]
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+            packed, absmax = ctx.saved_tensors
+            state = copy.copy(ctx.state)
+            state.absmax = absmax
+            return gradient @ dequantize_4bit(packed.view(-1, 1), state).to(gradient.dtype), None, None, None, None
+
+    class Linear4bit(bitsandbytes.nn.Linear4bit):
+        def forward(self, x: Tensor) -> Tensor:
+            weight, dtype = self.weight, self.compute_dtype or x.dtype
+            bias = None if self.bias is None else self.bias.to(dtype)
+            state = weight.quant_state
+            found: Tensor = Product.apply(x.to(dtype), weight.data, state.absmax, bias, state)  # type: ignore[no-untyped-call]
+            return found.to(x.dtype)
+
+    return Linear4bit
 
 
 def _to_int8(network: nn.Module) -> None:

@@ -33,6 +33,7 @@ from fewstep.models.lora import (
     matching,
     merge,
 )
+from fewstep.models.offload import is_offloaded, offload, restore
 from fewstep.models.precision import (
     Shadow,
     autocast,
@@ -289,7 +290,11 @@ class Roles:
         if drop is not None:
             drop()
         if isinstance(self.base, nn.Module) and not any(p.is_meta for p in network.parameters()):
-            network.to(device_of(self.base))
+            device = device_of(self.base)
+            if weights.kind == "lora" and is_offloaded(self.base) and not is_offloaded(network):
+                offload(network, device)
+            elif not is_offloaded(network):
+                network.to(device)
         adapters, tensors = self._trainable(network, name, weights)
         return self._register(name, self._shadowed(RoleNetwork(network, adapters, None, self.autocast)), tensors)
 
@@ -538,6 +543,8 @@ class Roles:
         None is on a last layer that a bank stands for (``banked``).
         """
         if weights.kind == "full":
+            if is_offloaded(network):
+                restore(network)
             return (), dict(_masters(network).named_parameters())
         with self._seeded():
             targets = weights.targets or getattr(network, "lora_targets", None)

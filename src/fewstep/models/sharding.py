@@ -187,7 +187,15 @@ def wait_for_rows(network: nn.Module, stored: Stored, device: torch.device) -> N
 def device_of(network: nn.Module) -> torch.device:
     """The device of a network's weights, or the one where they will be."""
     waits = next((module.waits for module in network.modules() if hasattr(module, "waits")), None)
-    return waits[1] if waits is not None else next(network.parameters()).device  # type: ignore[index, return-value]
+    if waits is not None:
+        return waits[1]  # type: ignore[index, return-value]
+    return streamed_to(network) or next(network.parameters()).device
+
+
+def streamed_to(network: nn.Module) -> torch.device | None:
+    """The device to which weights come from the host (`fewstep.models.offload`); None where they do not."""
+    found = (module.computes_on for module in network.modules() if hasattr(module, "computes_on"))
+    return next(found, None)  # type: ignore[return-value, arg-type]
 
 
 def waiting(network: nn.Module) -> dict[nn.Parameter, tuple[Stored, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from fewstep.data.pairs import PairSource, WithPairs
 from fewstep.data.rows import HELD, Held
 from fewstep.data.sources import LatentSource, Source, WithPrompts
 from fewstep.methods.base import Method
+from fewstep.models.compiled import repeated_blocks
 from fewstep.models.lora import lora_layers
 from fewstep.models.meta_pipeline import MetaPipeline, allocate
+from fewstep.models.offload import offload
 from fewstep.models.precision import refresh
-from fewstep.models.quantize import Kind, saved_bytes
+from fewstep.models.quantize import Kind, saved_by_layer, saved_bytes
 from fewstep.models.roles import Roles, Weights
 from fewstep.planning.hardware import CONTEXT, FRAGMENTATION
 from fewstep.planning.memory_trace import size_of
@@ -54,6 +57,7 @@ class Estimate:
         lora_layers: how many layers the student adapts; 0 for full weights.
         calls: network calls of a step by role.
         rehearsal: the step's cost and operations.
+        host: bytes in pinned memory of the host: weights of blocks that are brought to the device.
     """
 
     device: str
@@ -67,6 +71,7 @@ class Estimate:
     lora_layers: int
     calls: Mapping[str, float]
     rehearsal: Rehearsal
+    host: int = 0
 
     @property
     def equivalents(self) -> float:
@@ -126,8 +131,11 @@ def estimate(
     less = 0 if quantization is None else saved_bytes(pipeline.base, quantization)
     # whether the VAE stays on the host during training
     vae_waits = device != "cpu" and not (roles.helpers.look or stream)
+    blocks, two = _blocks(pipeline.base, quantization, device) if settings.offload else (0, 0)
+    on_host = 0 if device == "cpu" else blocks
     held = {
-        "the teacher's network": _size(tensors_of(pipeline.base), device) - less,
+        "the teacher's network": _size(tensors_of(pipeline.base), device) - less - on_host,
+        **({"two blocks of it at a time": two} if two else {}),
         "autoencoder": (0 if vae_waits else vae) + others + _size(of_losses, device),
         **({"text encoders": texts} if live else {}),
         "encoded data": _size([t for part in kept for t in _on_device(part, device, live) if not stream], device),
@@ -167,6 +175,7 @@ def estimate(
         lora_layers=len(lora_layers(roles.base)),
         calls=built.calls_per_step(),
         rehearsal=step,
+        host=on_host,
     )
 
 
@@ -176,6 +185,17 @@ def step_cost(
     """Compute cost of a step per image in forward passes, as `Rehearsal.equivalents`."""
     built, roles, source, _ = _on_meta(pipeline, method, method_settings, settings, weights, 1, 1)
     return rehearse(built, roles, source, settings).equivalents
+
+
+def _blocks(network: nn.Module, quantization: Kind | None, device: str) -> tuple[int, int]:
+    """Bytes of the weights that `fewstep.models.offload` keeps on the host, and of the two blocks in a row that are
+    largest."""
+    saved = {} if quantization is None else saved_by_layer(network, quantization)
+    sizes = [
+        _size(block.parameters(), device) - sum(saved.get(layer, 0) for layer in block.modules())
+        for block in repeated_blocks(network)
+    ]
+    return sum(sizes), max((a + b for a, b in itertools.pairwise(sizes)), default=sum(sizes))
 
 
 def _parts(pipeline: MetaPipeline, kind: str, device: str) -> int:
@@ -191,6 +211,9 @@ def _on_meta(
 ) -> tuple[Method, Roles, Source, list[LatentSource]]:  # fmt: skip
     """Method, roles and data of a run without values, and the data sets behind its source."""
     teacher = pipeline.denoiser()
+    network: Any = teacher.network
+    if settings.offload:  # whose blocks are checkpointed
+        offload(network, "meta")
     built = method(teacher.schedule, method_settings)
     source, kept = _data(pipeline, built.streams, images, pairs)
     on_meta = dataclasses.replace(settings, device="meta", compile=False)
@@ -269,7 +292,10 @@ def filled_trainer(
 ) -> tuple[Trainer, int]:
     """A trainer with random weights on data of zeros, and how many of its steps make every player update."""
     teacher = pipeline.denoiser()
-    fill(allocate(teacher.network, settings.device))  # type: ignore[arg-type]
+    network: Any = teacher.network
+    fill(allocate(network, "cpu" if settings.offload else settings.device))
+    if settings.offload:
+        offload(network, settings.device)
     built = method(teacher.schedule, method_settings)
     rewards = (*built.rewards, *built.measures)
     vae = None

@@ -157,7 +157,7 @@ def _reference(recipe: Recipe, teacher: MetaPipeline, found: Estimate, on_studen
     between = sum(size for name, size in found.training.items() if name not in passing)
     beside = [part for part in teacher.parts.values() if part is not teacher.base]
     whole = sum(t.nbytes for part in beside for t in part.parameters())
-    return between + found.training["the teacher's network"] + 2 * whole
+    return between + found.training["the teacher's network"] + found.host + 2 * whole
 
 
 def _seconds(recipe: Recipe, teacher: MetaPipeline, found: Estimate) -> float | None:
@@ -229,6 +229,9 @@ def candidates(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     coarser = {None: "int8", "int8": "nf4"}.get(recipe.teacher.quantize)
     if student.weights == "lora" and coarser is not None and not settings.fsdp:
         yield "teacher.quantize", coarser
+    beside = settings.offload or settings.compile or settings.fsdp
+    if not beside and torch.device(settings.device).type != "cpu":
+        yield "training.offload", True
     if recipe.data.live and not recipe.data.stream:
         yield "data.text", "cached"
     if settings.optimizer == "adamw" and settings.precision != "fp64" and not settings.fsdp:
@@ -343,6 +346,8 @@ def _memory(planned: Plan, found: Estimate) -> list[str]:
     there = "" if room is None else f", of {in_words(room[0])} free"
     lines = [f"memory on {found.device}, at the peak of a training step: {in_words(peak)}{there}"]
     lines += [f"  {in_words(size):>9}  {name}" for name, size in found.training.items()]
+    if found.host:
+        lines.append(f"in the host's memory, for blocks that are brought to the device: {in_words(found.host)}")
     if found.encoding:
         lines.append(f"while images are encoded: {in_words(found.encoding)}")
     if found.encoding_batch:

@@ -127,12 +127,14 @@ def _remark_on_guidance(source: str, teacher: Teacher, method: Method) -> None:
 
 def _teacher(recipe: Recipe, source: str) -> Teacher:
     """The recipe's teacher, which is at ``source``."""
-    config = recipe.teacher
+    config, device = recipe.teacher, recipe.training.device
     teacher = open_teacher(
-        source, config.loras, recipe.training.device, dtype=DTYPES[config.dtype], size=config.size,
-        guidance_embed=config.guidance_embed, vae_tiling=config.vae_tiling, config=config.config,
-        quantization=config.quantize, later=_may_wait(recipe),
+        source, config.loras, "cpu" if recipe.training.offload else device,
+        dtype=DTYPES[config.dtype], size=config.size, guidance_embed=config.guidance_embed,
+        vae_tiling=config.vae_tiling, config=config.config, quantization=config.quantize, later=_may_wait(recipe),
     )  # fmt: skip
+    if recipe.training.offload:
+        teacher.offload(device)
     if source == config.path:
         return teacher
     # A card names an earlier stage as seen from the student's folder, so that the whole run may move.

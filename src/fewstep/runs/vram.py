@@ -19,6 +19,7 @@ WAYS = {
     "training.accumulation": "smaller micro-batches: a GPU works a little less evenly, the same numbers",
     "training.optimizer": "moments in 8 bits: no more time, slightly other updates",
     "teacher.quantize": "the frozen base in fewer bits: more time, and predictions of the teacher that differ a little",
+    "training.offload": "blocks of the base come from the host's memory: time that depends on the bus, same numbers",
 }
 """What is tried, in this order, until the plan fits: the key, and what it costs."""
 

@@ -34,6 +34,8 @@ class TrainingSettings:
         precision: "fp32", "bf16" (network arithmetic only, master weights stay fp32) or "fp64".
         gradient_checkpointing: recompute activations in backward, for memory.
         compile: compile the networks' repeated blocks (torch.compile): minutes at the first steps, faster ones after.
+        offload: keep the frozen weights of repeated blocks in host memory, and on the device those of two blocks at a
+            time; each block is checkpointed.
         fsdp: spread the frozen base and full-weight networks over torchrun's processes (FSDP2); LoRAs stay whole.
         log_every, checkpoint_every: in steps; statistics stay on the device in between.
         keep_checkpoints: how many checkpoints to keep.
@@ -63,6 +65,7 @@ class TrainingSettings:
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     gradient_checkpointing: bool = False
     compile: bool = False
+    offload: bool = False
     fsdp: bool = False
     log_every: Count = 25
     checkpoint_every: Count = 500
@@ -86,6 +89,9 @@ class TrainingSettings:
             )
         if self.compile and self.fsdp:
             raise ValueError("training.compile does not go with training.fsdp: leave one of them out.")
+        for other, is_on in (("compile", self.compile), ("fsdp", self.fsdp)):
+            if self.offload and is_on:
+                raise ValueError(f"training.offload does not go with training.{other}: leave one of them out.")
         for other, is_on in (("training.precision fp64", self.precision == "fp64"), ("training.fsdp", self.fsdp)):
             if self.optimizer == "adamw8bit" and is_on:
                 raise ValueError(f"training.optimizer adamw8bit does not go with {other}: use adamw.")

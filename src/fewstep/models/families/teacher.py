@@ -20,6 +20,7 @@ from fewstep.models.families.family import Family
 from fewstep.models.families.registry import find_family
 from fewstep.models.helpers import Helpers, pooled_prompt
 from fewstep.models.hub import Remark, quiet
+from fewstep.models.offload import offload
 from fewstep.models.rewards import open_reward
 
 PROMPTS_AT_ONCE = 64
@@ -147,6 +148,14 @@ class Teacher:
             self.pipeline.vae.to("cpu")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def offload(self, device: str) -> None:
+        """Move a teacher that is on the host to a device, but for its network's blocks (`fewstep.models.offload`)."""
+        for part in self.pipeline.components.values():
+            if isinstance(part, torch.nn.Module) and part is not self.family.base:
+                part.to(device)
+        network: Any = self.denoiser.network
+        offload(network, device)
 
     @contextmanager
     def _autoencoder(self) -> Iterator[Any]:
