@@ -191,6 +191,28 @@ def test_tiny_pipelines_train_alike(name, poison):
 
 
 @pytest.mark.slow
+def test_every_family_is_streamed(poison):
+    """A teacher and two LoRAs of a tiny pipeline of each: outputs and gradients as without, to the bit."""
+    from tests.models.pipelines_flow import TEACHERS
+    from tests.runs.test_distill_families import PROMPTS, teacher_of
+
+    for family in ("sd15", "sdxl", "sd3", "flux", "pixart", *TEACHERS):
+        found = []
+        for streaming in (False, True):
+            teacher = teacher_of(family)
+            if streaming:
+                teacher.offload("cpu")
+            denoiser = teacher.denoiser
+            torch.manual_seed(1)
+            x, cond = torch.randn(len(PROMPTS), *teacher.latent_shape), teacher.encode_prompts(PROMPTS)
+            roles = grown(Roles(denoiser, gradient_checkpointing=True), False)
+            found.append(answers(("teacher", "student", "critic"), roles, x, 0.5 * denoiser.schedule.start, cond))
+        assert len(found[0]) > 3, family
+        assert all(torch.equal(a, b) for a, b in zip(found[1], found[0], strict=True)), family
+    assert poison[1] == [2]
+
+
+@pytest.mark.slow
 def test_a_run_is_the_same_with_and_without_and_resumes(tmp_path, poison):
     """scenes-64 by LCM: in one go without offload; and stopped after two steps of four, resumed with and without."""
     from fewstep.recipe.load import load_recipe
