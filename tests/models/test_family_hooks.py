@@ -65,7 +65,8 @@ class OfFrames(StableDiffusion):
 
 
 def test_an_autoencoder_of_frames_with_alpha_and_numbers_for_every_channel():
-    unet = SimpleNamespace(config=SimpleNamespace(in_channels=2), device=torch.device("cpu"))
+    unet = torch.nn.Linear(1, 1)
+    unet.config = SimpleNamespace(in_channels=2)
     teacher = Teacher(None, OfFrames(SimpleNamespace(vae=Frames(), unet=unet)), "frames")
     images = torch.linspace(-0.9, 0.9, 24).reshape(2, 3, 2, 2)
     mean, std = teacher.encode_images(images)
@@ -80,7 +81,8 @@ def test_an_autoencoder_without_a_posterior_has_no_deviation():
         vae = Frames()
         vae.config = SimpleNamespace(latent_channels=2, scaling_factor=0.25, block_out_channels=(1,))
         vae.encode = lambda images, name=name: SimpleNamespace(**{name: images[:, :2]})
-        unet = SimpleNamespace(config=SimpleNamespace(in_channels=2), device=torch.device("cpu"))
+        unet = torch.nn.Linear(1, 1)
+        unet.config = SimpleNamespace(in_channels=2)
         family = StableDiffusion(SimpleNamespace(vae=vae, unet=unet))
         mean, std = family.posterior(torch.ones(1, 3, 2, 2))
         assert mean.eq(0.25).all() and std.eq(0).all()

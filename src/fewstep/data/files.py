@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems without locks answer: some network and cluster ones, as they are mounted."""
+_LOCKED = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
+"""What systems answer where another process has the lock; the last of them is Windows'."""
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
 _ASIDE = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]*)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
 _QUIET, _LONG_AGO = 600.0, 86_400.0  # seconds
@@ -53,7 +55,7 @@ def held(path: Path, wait: bool = False) -> Iterator[bool]:
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 _remark_no_locks(path.parent)
-            elif error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
+            elif error.errno not in _LOCKED:
                 error.filename = str(path)
                 raise
             ours = error.errno in _NO_LOCKS
@@ -171,14 +173,13 @@ def _is_abandoned(part: Path) -> bool:
 
 def _lives(pid: int) -> bool:
     """Whether a process of this number runs here; True where that cannot be asked."""
-    if sys.platform == "win32":  # os.kill would end it
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
+    if sys.platform != "win32":  # os.kill would end it there
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except (OSError, OverflowError):
+            pass
     return True
 
 
