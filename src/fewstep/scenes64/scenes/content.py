@@ -177,9 +177,8 @@ def draw_like(scene: Scene, rng: Random) -> Scene:
 def _draw_asked(rng: Random, asked: dict[str, str], others: list[Thing], number: int) -> Thing | None:
     """A thing of this shape, colour, fill, size and place, where they are asked for; None after 5,000 failures."""
     for _ in range(5000):
-        free = {"shape": rng.choice(SHAPES), "colour": rng.choice(tuple(COLOURS))}
-        kept = {name: value for name, value in asked.items() if name in free}
-        thing = _draw_thing(rng, **(free | kept), others=others, number=number)
+        shape, colour = rng.choice(SHAPES), rng.choice(tuple(COLOURS))
+        thing = _draw_thing(rng, asked.get("shape", shape), asked.get("colour", colour), others, number)
         if all(getattr(thing, name) == value for name, value in asked.items()):
             return thing
     return None
