@@ -9,7 +9,7 @@ import torch
 
 from fewstep.diffusion.prediction import Prediction, mix
 from fewstep.diffusion.schedule import Schedule
-from fewstep.export.limit import Limit, growth
+from fewstep.export.limit import NUDGE, Limit, carried, growth
 from fewstep.export.lora import kohya_layout, rounded
 from fewstep.export.publish import export
 from fewstep.sampling import make_sampler
@@ -57,8 +57,8 @@ def test_the_limit_is_above_1e_5_where_float32_holds_no_more():
 def test_the_sentence_names_rounded_weights_where_they_explain_the_gap():
     Limit("fp32", 40.0).check(7e-5, "in diffusers")
     for limit, gap, end in [
-        (Limit("bf16", 20.0), 0.17, "the gap is 1.7e-01, for the rounding of bf16 weights grows 20 times in the last "
-         "step: export --dtype fp32."),
+        (Limit("bf16", 20.0), 0.17, "the gap is 1.7e-01, for the rounding of bf16 weights grows 20 times: "
+         "export --dtype fp32."),
         (Limit("bf16", 1.5), 0.17, "the gap is 1.7e-01."),
         (Limit("fp32", 40.0), 8e-5, "the gap is 8.0e-05."),
         (Limit("fp32"), float("nan"), "the gap is nan."),
@@ -84,5 +84,20 @@ def test_a_one_step_student_that_predicts_noise_has_exports(in_this_process, tmp
     card = replace(LCM, method="dmd2", sampler="ddim", num_inference_steps=1, teacher="scenes-64")
     run = finished(tmp_path / "one", "scenes-64", card, size=0.005)
     assert export(run, "diffusers", tmp_path / "out").round_trip.gap <= 7e-5
-    with pytest.raises(ValueError, match=r"for the rounding of bf16 weights grows .* times in the last step: export"):
+    with pytest.raises(ValueError, match=r"for the rounding of bf16 weights grows .* times: export"):
         export(run, "merged", tmp_path / "half", dtype="bf16")
+
+
+@pytest.mark.parametrize("factor", [0.5, 40.0])
+def test_what_a_map_carries_on_is_measured(factor):
+    """A linear map of the noise carries a relative error of it on unchanged; one added in a part of it, more."""
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    signs = torch.randn(noise.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).sign()
+    nudged = noise * (1 + NUDGE * signs)
+    assert carried(factor * noise, factor * nudged) == pytest.approx(1.0, rel=1e-9)
+    sharp = [torch.tanh(factor * (n - noise)) + noise for n in (noise, nudged)]  # slope: factor where it is asked
+    assert carried(*sharp) == pytest.approx(factor, rel=1e-3)
+
+
+def test_the_larger_growth_sets_the_limit():
+    assert Limit("fp32", 100.0).most == pytest.approx(32 * 2**-24 * 100) and Limit("fp32", 2.0).most == 1e-5

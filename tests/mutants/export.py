@@ -331,6 +331,12 @@ MUTANTS = [
         "export/limit.py",
         "export/test_limit.py",
         (
+            "limit: what a student carries on counts once for each unit of noise",
+            "max(float(latents.abs().max()), 1e-30) / NUDGE",
+            "max(float(latents.abs().max()), 1e-30)",
+            "test_what_a_map_carries_on_is_measured",
+        ),
+        (
             "limit: right exports of one step are refused",
             '_ROUNDING["fp32"] * self.growth)',
             '_ROUNDING["fp32"])',

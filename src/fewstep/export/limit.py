@@ -16,6 +16,8 @@ LIMITS = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 5e-2}
 _ROUNDING = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 _SUMS = 32  # float32 roundings of a network's output in other orders of its sums: 8 to 10 measured at one step
 _WEIGHTS = 8  # roundings that half-precision weights leave in an output: 1 to 6 measured
+NUDGE = 2.0**-12
+"""A relative error of the first noise by which `carried` is measured: far above rounding, and still a small one."""
 _NOISE = 4.5  # the largest of a few hundred thousand unit normals
 
 
@@ -24,7 +26,7 @@ class Limit:
     """The largest gap of an export, as a part of the largest latent.
 
     Attributes:
-        dtype: of the weights. growth: how much a relative error of the last prediction grows in the latents.
+        dtype: of the weights. growth: how much a relative error grows in the latents (`growth`, `carried`).
     """
 
     dtype: str
@@ -47,10 +49,7 @@ class Limit:
         if gap <= self.most:
             return
         rounded = self.dtype != "fp32" and gap <= _WEIGHTS * _ROUNDING[self.dtype] * self.growth
-        why = (
-            f", for the rounding of {self.dtype} weights grows {self.growth:.0f} times in the last step: export "
-            "--dtype fp32"
-        )
+        why = f", for the rounding of {self.dtype} weights grows {self.growth:.0f} times: export --dtype fp32"
         raise ValueError(
             f"The export's samples {where} are not fewstep's: the gap is {gap:.1e}{why if rounded else ''}."
         )
@@ -68,3 +67,12 @@ def growth(sampler: Sampler, schedule: Schedule, prediction_type: str, latents: 
     empty = torch.zeros(1)
     weight = float(Prediction(empty, empty, last, schedule, kind).gain()) * abs(float(mix(kind, alpha, sigma)[1]))
     return 1 + weight * _NOISE / max(float(latents.abs().max()), 1e-30)
+
+
+def carried(latents: Tensor, nudged: Tensor) -> float:
+    """How much a relative error of the first state grows in the latents, from those of a noise that is off by `NUDGE`.
+
+    A student that decides early what it draws carries an error of its first state on. One of scenes-64, in four steps
+    of float32, was 2.5e-5 from its samples in float64, where diffusers and fewstep agree to 1e-6.
+    """
+    return float((nudged - latents).abs().max()) / max(float(latents.abs().max()), 1e-30) / NUDGE

@@ -32,7 +32,7 @@ from fewstep.export.fold import Fold, fold_end, is_folded, refuse_fresh_noise
 from fewstep.export.header import modelspec, write
 from fewstep.export.heads import CODE, REMARK, card_of_heads, check_heads, refuse_bank, write_heads
 from fewstep.export.hub_card import licence_file, one_line
-from fewstep.export.limit import Limit, growth
+from fewstep.export.limit import NUDGE, Limit, carried, growth
 from fewstep.export.lora import kohya_layout, layers, peft_layout, rounded
 from fewstep.export.pipeline import close_guidance, put_student, save_network, save_pipeline
 from fewstep.export.possible import REMEDY, obstacle
@@ -161,7 +161,8 @@ def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str,
     plan = plan_scheduler(sampler_of(card), schedule, config, prediction, type(teacher.family))
     student = load_student(teacher, source, card)
     expected = _latents(teacher, student, card)
-    limit = Limit(dtype, growth(sampler_of(card), schedule, prediction, expected))
+    nudged = _latents(teacher, student, card, NUDGE)
+    limit = Limit(dtype, max(growth(sampler_of(card), schedule, prediction, expected), carried(expected, nudged)))
     fold = _fold(teacher, student, card) if is_folded(card) else None
     card = replace(card, target_times=fold.targets if fold is not None else ())
     title = one_line(run.resolve().name)
@@ -257,11 +258,18 @@ def _fold(teacher: Teacher, student: Denoiser, card: Card) -> Fold:
     return fold_end(student, sampler_of(card), x, cond, card.guidance_embed)
 
 
-def _latents(teacher: Teacher, student: Denoiser, card: Card) -> Tensor:
-    """The latents of `fewstep sample` for `_prompts` from seed 0, in the pipeline's form."""
+def _latents(teacher: Teacher, student: Denoiser, card: Card, nudge: float = 0.0) -> Tensor:
+    """The latents of `fewstep sample` for `_prompts` from seed 0, in the pipeline's form.
+
+    Args:
+        nudge: part by which each value of the first noise is made larger or smaller, at random.
+    """
     generator = torch.Generator().manual_seed(0)
     prompts = _prompts(teacher.family)
     noise = torch.randn(len(prompts), *teacher.latent_shape, generator=generator)
+    if nudge:
+        signs = torch.randn(noise.shape, generator=torch.Generator().manual_seed(1)).sign()
+        noise = noise * (1 + nudge * signs)
     like = next(teacher.family.base.parameters())
     run = sample(
         student, sampler_of(card), noise.to(like.device), teacher.encode_prompts(list(prompts)), card.guidance_scale,
