@@ -107,7 +107,8 @@ def test_a_student_of_every_family_is_read_back_elsewhere(name, to, runs, elsewh
     read = fewstep.load(tmp_path / "out")
     assert gap(read.sample(PROMPTS, output_type="latent", seed=2), expected) <= 1e-5
     wishes = dict(sampler="euler", guidance_scale=1.0, output_type="latent", seed=2)
-    assert gap(fewstep.load(runs / name, size=64).sample(PROMPTS, 4, **wishes), expected) > 1e-2
+    steps = None if name.endswith("turbo") else 4  # a pipeline with times of its own takes no other number of steps
+    assert gap(fewstep.load(runs / name, size=64).sample(PROMPTS, steps, **wishes), expected) > 1e-2
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def test_every_row_of_the_line_holds(schedule):
     rows = list(verify("dmd2", schedule=schedule, steps=0))
     assert sum(row.quantity.startswith("with a discriminator: ") for row in rows) == 8
     rows += dmd2.matching_rows(schedule)
-    assert len(held(rows)) == 43 + 5 * 8 + 6  # five switches' contracts, and what each must compute
+    assert len(held(rows)) == 43 + 6 * 8 + 8  # six switches' contracts, and what each must compute
     left = [row for row in rows if row.quantity.startswith("bias")]
     assert left[1].truth > 0.1 and abs(left[0].measured) < 1e-12
 
