@@ -138,6 +138,15 @@ def test_a_student_answers_with_its_newest_weights(kind, fused):
     assert not torch.equal(after, before)
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_sampling_in_inference_mode_first_leaves_a_student_that_learns(kind):
+    roles = made(BF16 if kind == "lora" else torch.float32, kind)
+    with torch.inference_mode():
+        roles.student(x(), 500)
+    fresh = made(BF16 if kind == "lora" else torch.float32, kind)
+    assert all(torch.equal(a, b) for a, b in zip(answer(roles), answer(fresh), strict=True))
+
+
 def test_a_copied_network_has_its_own_shadows():
     """And its version counter may reach the one at which the original's were made."""
     roles = made(BF16, "full")

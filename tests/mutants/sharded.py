@@ -87,4 +87,24 @@ MUTANTS = [
             "test_killed_while_it_writes_it_continues_from_the_last_whole_checkpoint",
         ),
     ),
+    *planted(
+        "runs/setup.py",
+        "runs/test_distill_lightning.py",
+        (
+            "sharded: a discriminator's adapters stand on weights that are still in their files",
+            ' or recipe.method.get("discriminator_weights") == "lora"',
+            "",
+            "test_a_teacher_that_adapters_stand_on_is_read_at_once",
+        ),
+    ),
+    *planted(
+        "models/precision.py",
+        "models/test_precision.py",
+        (
+            "precision: copies that were made in inference mode stay without a gradient",
+            "@torch.inference_mode(False)  # whoever",
+            "# whoever",
+            "test_sampling_in_inference_mode_first_leaves_a_student_that_learns",
+        ),
+    ),
 ]

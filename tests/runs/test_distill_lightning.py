@@ -2,6 +2,7 @@
 
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,3 +208,19 @@ def test_merged_it_is_the_same_student(whole):
     teacher = teacher_of(one, load_card(one))
     answers = [said(load_student(teacher_of(f, load_card(f)), f), teacher) for f in (one, other)]
     assert torch.allclose(*answers, atol=1e-4) and load_weights(other).keys() != load_weights(one).keys()
+
+
+@pytest.mark.parametrize(("weights", "discriminator", "waits"), [
+    ("full", "full", True), ("lora", "full", False), ("full", "lora", False),
+])  # fmt: skip
+def test_a_teacher_that_adapters_stand_on_is_read_at_once(monkeypatch, weights, discriminator, waits):
+    """An adapter on weights that are still in their files would stay on the meta device."""
+    from fewstep.runs import setup
+
+    monkeypatch.setattr(setup.distributed, "count", lambda: 2)
+    method = {"name": "lightning", "loss": "adversarial", "discriminator_weights": discriminator}
+    recipe = SimpleNamespace(
+        training=SimpleNamespace(fsdp=True), student=SimpleNamespace(weights=weights), method=method, init=None,
+        needs_pairs=False, evaluate=SimpleNamespace(every=0),
+    )  # fmt: skip
+    assert setup._may_wait(recipe) == waits

@@ -101,6 +101,7 @@ class Shadow:
         return tensor
 
 
+@torch.inference_mode(False)  # whoever samples in it leaves copies of which a later gradient knows
 @torch.no_grad()
 def refresh(shadows: Iterable[Shadow]) -> None:
     """Copy the masters that have changed, in one call of the device."""

@@ -146,7 +146,8 @@ def _may_wait(recipe: Recipe) -> bool:
 
     They are needed before that where the teacher is sampled, where weights begin as another model's, and by LoRAs.
     """
-    spread = recipe.training.fsdp and distributed.count() > 1 and recipe.student.weights == "full"
+    adapted = recipe.student.weights == "lora" or recipe.method.get("discriminator_weights") == "lora"
+    spread = recipe.training.fsdp and distributed.count() > 1 and not adapted
     return spread and not recipe.needs_pairs and not recipe.evaluate.every and recipe.init is None
 
 
