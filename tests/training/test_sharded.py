@@ -14,7 +14,7 @@ from fewstep.models.tensor_files import StoredFiles, write_parts, write_pieces
 from fewstep.recipe.load import load_recipe
 from fewstep.runs import setup
 from fewstep.runs.distill import distill
-from fewstep.training import distributed
+from fewstep.training import checkpoint, distributed
 from tests.fuzz.__main__ import tiny_teacher
 
 
@@ -150,6 +150,57 @@ def test_half_a_file_is_none(tmp_path):
         path.write_bytes(raw[:end])
         with pytest.raises(ValueError, match="is no safetensors file, or only a part of one"):
             StoredFiles([path])
+
+
+def with_header(path, change):
+    """Change the text of a file's header, of the same length after it."""
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    text = change(raw[8 : 8 + size].decode()).encode()
+    assert len(text) == size
+    path.write_bytes(raw[:8] + text + raw[8 + size :])
+
+
+@pytest.mark.parametrize("word", ['"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', "F32", "[4,3]", "{"])
+def test_a_changed_header_is_refused_in_a_sentence(tmp_path, word):
+    path = tmp_path / "a.safetensors"
+    save_file({"w": torch.ones(4, 3), "v": torch.ones(2)}, path, metadata={"rows": "{}"})
+    changed = {"F32": "F16", "[4,3]": "[4,9]", "{": "["}.get(word, '"' + "x" * (len(word) - 2) + '"')
+    with_header(path, lambda text: text.replace(word, changed, 1))
+    with pytest.raises(ValueError, match="is no safetensors file, or only a part of one"):
+        StoredFiles([path])
+
+
+def test_numbers_of_other_types_disturb_nothing(tmp_path):
+    path = tmp_path / "a.safetensors"
+    other = {
+        "mask": torch.tensor([True, False]),
+        "short": torch.tensor([-3], dtype=torch.int16),
+        "fp8": torch.tensor([1.5]).to(torch.float8_e4m3fn),
+    }
+    save_file({"w": torch.ones(4, 3), "strange": torch.ones(2), **other}, path)
+    raw = path.read_bytes()
+    at = raw.index(b"F32", raw.index(b'"strange"'))
+    path.write_bytes(raw[:at] + b"F33" + raw[at + 3 :])
+    stored = StoredFiles([path])
+    assert torch.equal(stored["w"], torch.ones(4, 3)) and all(stored.readable(name) for name in ["w", *other])
+    for name, tensor in other.items():
+        assert stored[name].dtype == tensor.dtype and torch.equal(stored[name].float(), tensor.float())
+    assert not stored.readable("strange")
+    with pytest.raises(ValueError, match="strange has numbers of type F33"):
+        stored["strange"]
+
+
+def test_no_process_opens_files_in_which_another_one_has_found_damage(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 4, {"w": torch.ones(4, 3)}, {})
+    opened = []
+    monkeypatch.setattr(checkpoint, "StoredFiles", lambda files: opened.append(files))
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "everywhere", lambda mine: ["the other one's", mine])
+    with pytest.raises(ValueError, match="the other one's"):
+        checkpoint.load(tmp_path / "step-0000004")
+    assert not opened
 
 
 def test_a_header_says_which_rows_a_file_has(tmp_path):

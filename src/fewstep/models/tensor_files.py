@@ -16,7 +16,8 @@ from fewstep.models.sharding import Part, Stored
 
 _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _ROWS = "rows"  # in a file's metadata: {name: [first row, shape of the whole]}
@@ -92,7 +93,7 @@ class StoredFiles(Stored):
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._about: dict[str, tuple[torch.dtype, torch.Size]] = {}
+        self._about: dict[str, tuple[str, torch.Size]] = {}  # the type as the file names it
         self._pieces: dict[str, list[_Piece]] = {}  # in the order of rows
         for path in files:
             self._look(path)
@@ -105,18 +106,27 @@ class StoredFiles(Stored):
 
     def _look(self, path: Path) -> None:
         """Note where the tensors of a file are."""
-        with open(path, "rb") as file:
-            size, length = int.from_bytes(file.read(8), "little"), path.stat().st_size
-            header = json.loads(file.read(size)) if size < length else None
-        if not isinstance(header, dict) or 8 + size + _end(header) != length:
-            raise ValueError(f"{path} is no safetensors file, or only a part of one")
-        places = json.loads(header.pop("__metadata__", {}).get(_ROWS, "{}"))
-        for name, entry in header.items():
-            first, shape = places.get(name, (0, entry["shape"]))
-            rows = entry["shape"][0] if shape else 1
-            self._about[name] = _TYPES[entry["dtype"]], torch.Size(shape)
-            piece = _Piece(first, first + rows, path, 8 + size + entry["data_offsets"][0])
-            self._pieces.setdefault(name, []).append(piece)
+        try:
+            with open(path, "rb") as file:
+                size, length = int.from_bytes(file.read(8), "little"), path.stat().st_size
+                header = json.loads(file.read(size)) if size < length else None
+            if not isinstance(header, dict) or 8 + size + _end(header) != length:
+                raise ValueError("its header and its length disagree")
+            places = json.loads(header.pop("__metadata__", {}).get(_ROWS, "{}"))
+            for name, entry in header.items():
+                self._note(name, entry, places.get(name, (0, entry["shape"])), path, 8 + size)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):  # of a header in which bytes have changed
+            raise ValueError(f"{path} is no safetensors file, or only a part of one") from None
+
+    def _note(self, name: str, entry: Mapping[str, Any], place: tuple[int, Sequence[int]], path: Path, at: int) -> None:
+        """Note where a tensor is, or rows of it, in a file whose tensors begin at byte ``at``."""
+        (first, shape), dtype, (begin, end) = place, entry["dtype"], entry["data_offsets"]
+        known = _TYPES.get(dtype)
+        if known is not None and end - begin != torch.Size(entry["shape"]).numel() * known.itemsize:
+            raise ValueError("a tensor and its place disagree")
+        self._about[name] = dtype, torch.Size(shape)
+        piece = _Piece(first, first + (entry["shape"][0] if shape else 1), path, at + begin)
+        self._pieces.setdefault(name, []).append(piece)
 
     def under(self, prefix: str) -> StoredFiles:
         """The tensors under ``prefix/``, without it."""
@@ -140,9 +150,16 @@ class StoredFiles(Stored):
     def shape(self, name: str) -> torch.Size:
         return self._about[self._names[name]][1]
 
+    def readable(self, name: str) -> bool:
+        """Whether `rows` can read this tensor; a file may hold others, of types for which PyTorch has other names."""
+        return self._about[self._names[name]][0] in _TYPES
+
     def rows(self, name: str, first: int, last: int) -> Tensor:
         own = self._names[name]
-        dtype, shape = self._about[own]
+        kind, shape = self._about[own]
+        if kind not in _TYPES:
+            raise ValueError(f"{name} has numbers of type {kind}, which fewstep does not read by rows")
+        dtype = _TYPES[kind]
         found = torch.empty((last - first, *shape[1:]) if shape else (), dtype=dtype)
         there = memoryview(found.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
         each = shape[1:].numel() * dtype.itemsize

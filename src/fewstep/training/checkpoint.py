@@ -147,22 +147,36 @@ def load(path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: one sentence when it is no fewstep checkpoint or is damaged.
     """
-    found: Mapping[str, Tensor] = {}
+    state, sums = _together(path, lambda: _checked(path))
+    in_pieces = len(sums) > 1 or distributed.count() > 1
+
+    def opened() -> Mapping[str, Tensor]:
+        return StoredFiles(path / name for name in sums) if in_pieces else load_file(path / _TENSORS)
+
+    return _together(path, opened), state  # only of sound files: a damaged one ends all processes above
+
+
+def _together(path: Path, read: Callable[[], Any]) -> Any:
+    """What ``read`` returns in this process; where it fails in one of them, all raise the same sentence."""
+    found, mistake = None, ""
     try:
-        state = _state(path)
-        sums = {_TENSORS: state.get("checksum"), **state.get("rows", {})}
-        mine = sorted(sums)[distributed.rank() :: distributed.count()]  # each process looks at its share of the files
-        if any(sums[name] not in (None, _checksum(path / name)) for name in mine):
-            raise ValueError("its tensors are not those that were saved")
-        in_pieces = len(sums) > 1 or distributed.count() > 1
-        found = StoredFiles(path / name for name in sums) if in_pieces else load_file(path / _TENSORS)
-        mistake = ""
+        found = read()
     except (OSError, ValueError, SafetensorError) as error:
-        state, mistake = {}, str(error) or type(error).__name__
+        mistake = str(error) or type(error).__name__
     mistake = next(filter(None, distributed.everywhere(mistake)), "")
     if mistake:
         raise ValueError(f"The checkpoint {path} cannot be read ({mistake}): delete it to use an older one.")
-    return found, state
+    return found
+
+
+def _checked(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state of a checkpoint and the checksums of its files, of which each process looks at its share."""
+    state = _state(path)
+    sums = {_TENSORS: state.get("checksum"), **state.get("rows", {})}
+    mine = sorted(sums)[distributed.rank() :: distributed.count()]
+    if any(sums[name] not in (None, _checksum(path / name)) for name in mine):
+        raise ValueError("its tensors are not those that were saved")
+    return state, sums
 
 
 def _state(path: Path) -> dict[str, Any]:

@@ -190,6 +190,8 @@ def outlined_part(folder: Path, network: Any, dtype: torch.dtype, device: torch.
         torch.set_default_dtype(before)
     if any(name not in stored or stored.shape(name) != p.shape for name, p in module.named_parameters()):
         return None
+    if not all(stored.readable(name) for name in module.state_dict().keys() & set(stored)):
+        return None
     for name, buffer in module.named_buffers():
         if name in stored:
             buffer.copy_(stored[name])
