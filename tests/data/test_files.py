@@ -67,6 +67,8 @@ def test_what_killed_processes_have_left_is_cleared_away(tmp_path):
         f".a.{host}-{dead.pid}-00000000.part": (700, False),
         f".b.{host}-{dead.pid}-00000000.part": (300, True),  # not for long: a clock or a number may deceive
         f".c.{host}-{os.getpid()}-00000000.part": (700, True),  # at work
+        f".day.{host}-{os.getpid()}-00000000.part": (90_000, True),  # after a suspension, or by a server's clock
+        f".in.{host}1-{dead.pid}-00000000.part": (700, True),  # in another container of one hostname
         f".d.elsewhere-{dead.pid}-00000000.part": (700, True),  # nobody knows
         ".e.elsewhere-1-00000000.part": (90_000, False),
         ".download.part": (90_000, True),  # another program's
@@ -75,12 +77,34 @@ def test_what_killed_processes_have_left_is_cleared_away(tmp_path):
     for name, (age, _) in left.items():
         (tmp_path / name).mkdir() if "c." in name else (tmp_path / name).touch()
         os.utime(tmp_path / name, (now - age, now - age))
-    folder = tmp_path / f".export.{host}-{dead.pid}-00000000.part"
-    folder.mkdir()
-    (folder / "model").touch()
-    os.utime(folder, (now - 700, now - 700))
+    for name, age in {"export": 700, "grows": 0}.items():
+        folder = tmp_path / f".{name}.{host}-{dead.pid}-00000000.part"
+        (folder / "unet").mkdir(parents=True)
+        (folder / "unet/model").touch()
+        for part, since in {folder / "unet/model": age, folder / "unet": 700, folder: 700}.items():
+            os.utime(part, (now - since, now - since))
+    left[folder.name] = (0, True)  # a file in it is being written
     aside(tmp_path / "new")
     assert {p.name for p in tmp_path.iterdir()} == {name for name, (_, stays) in left.items() if stays}
+
+
+def test_a_folder_is_looked_through_once(tmp_path, monkeypatch):
+    """A folder of encoded data may have a million files, and each of them is written aside."""
+    looked = []
+    monkeypatch.setattr(files, "_is_abandoned", lambda part: looked.append(part.name))
+    (tmp_path / ".a.b-1-00000000.part").touch()
+    for name in "xyz":
+        replace_text(tmp_path / name, "whole")
+    assert looked == [".a.b-1-00000000.part"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/ns/pid"), reason="only Linux has namespaces of processes")
+def test_a_container_has_names_of_its_own(monkeypatch):
+    """Two containers may have one hostname, and the same number means two processes there."""
+    here = files._host()
+    assert here == files._HOST and files._ASIDE.fullmatch(aside(files.Path("x")).name)["host"] == here
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[7]")
+    assert files._host() != here
 
 
 def test_of_two_only_one_works_in_a_folder(tmp_path):

@@ -26,9 +26,21 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems without locks answer: some network and cluster ones, as they are mounted."""
 _LOCKED = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 """What systems answer where another process has the lock; the last of them is Windows'."""
-_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
+
+
+def _host() -> str:
+    """This machine's name with the number of the processes' namespace, for in two containers one pid means two."""
+    try:
+        space = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+    except OSError:  # not Linux: there are no such namespaces
+        space = ""
+    return "-".join([re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32], *filter(None, [space])])
+
+
+_HOST = _host()
 _ASIDE = re.compile(r"\..+\.(?P<host>[A-Za-z0-9-]*)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
 _QUIET, _LONG_AGO = 600.0, 86_400.0  # seconds
+_cleared: set[str] = set()  # folders in which this process has looked
 
 
 def at_home(path: str) -> str:
@@ -147,28 +159,40 @@ def _order_header(path: Path) -> None:
 def aside(path: Path) -> Path:
     """A name beside ``path``, of this host and process, for what is to take its place; no other call returns it.
 
-    What processes that were killed have left under such names in this folder is deleted: after ten minutes in which
-    nothing was written to it where the process was one of this host, and a day where that is not known.
+    What processes that were killed have left under such names in this folder is deleted, at the first call for it:
+    after ten minutes in which nothing was written to it where the process was one of this host, and a day where that
+    is not known.
     """
-    for old in path.parent.glob(".*.part"):
-        if _is_abandoned(old):
-            with suppress(OSError):  # another process may be deleting it too
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+    _clear(path.parent)
     end = f".{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.part"
     name = path.name.encode(errors="surrogateescape")[: 254 - len(end)].decode(errors="ignore")  # names have 255 bytes
     return path.with_name(f".{name}{end}")
 
 
+def _clear(folder: Path) -> None:
+    """Delete what nobody will finish in a folder, once in a process: there may be a million files in it."""
+    if (known := os.path.abspath(folder)) in _cleared:
+        return
+    _cleared.add(known)
+    for old in folder.glob(".*.part"):
+        if _is_abandoned(old):
+            with suppress(OSError):  # another process may be deleting it too
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
 def _is_abandoned(part: Path) -> bool:
     """Whether nobody will finish what has this temporary name."""
     found = _ASIDE.fullmatch(part.name)
+    if found is None:
+        return False
     try:
-        age = time.time() - part.stat().st_mtime
-    except OSError:  # finished meanwhile
+        written = [each.stat().st_mtime for each in (part, *part.rglob("*"))]  # a folder's own time is its last entry's
+    except OSError:  # finished, or at work
         return False
-    if found is None or age < _QUIET:
-        return False
-    return age > _LONG_AGO or (found["host"] == _HOST and not _lives(int(found["pid"])))
+    age = time.time() - max(written)
+    if found["host"] == _HOST:
+        return age > _QUIET and not _lives(int(found["pid"]))
+    return age > _LONG_AGO
 
 
 def _lives(pid: int) -> bool:
