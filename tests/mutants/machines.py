@@ -9,20 +9,32 @@ MUTANTS = [
         "training/test_launch.py",
         (
             "machines: a batch script without srun waits for the other tasks of its job",
-            'if "SLURM_STEP_NODELIST" in env and "SLURM_PROCID" in env:',
-            'if "SLURM_PROCID" in env:',
+            'in_step = "SLURM_STEP_NODELIST" in env and "SLURM_PROCID" in env',
+            'in_step = "SLURM_PROCID" in env',
             WHICH,
         ),
         (
             "machines: the tasks of the job count, not those of the step",
-            'env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS", "1")',
-            'env.get("SLURM_NTASKS", "1")',
+            '_number("SLURM_STEP_NUM_TASKS") or _number("SLURM_NTASKS")',
+            '_number("SLURM_NTASKS")',
             WHICH,
         ),
         (
             "machines: srun's number goes before torchrun's",
-            'if "WORLD_SIZE" in env:',
-            'if "WORLD_SIZE" in env and "SLURM_PROCID" not in env:',
+            "(local is not None or not in_step)",
+            "not in_step",
+            WHICH,
+        ),
+        (
+            "machines: WORLD_SIZE of a batch script makes every task of srun the first",
+            "(local is not None or not in_step)",
+            "True",
+            WHICH,
+        ),
+        (
+            "machines: a variable that is no number is a traceback",
+            "int(text) if text.isdecimal() else None",
+            "int(text) if name in os.environ else None",
             WHICH,
         ),
         (

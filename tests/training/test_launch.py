@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fewstep.training import launch
+from fewstep.training import distributed, launch
 from fewstep.training.distributed import join
 from fewstep.training.launch import Place, command, first_host, place
 
@@ -37,12 +37,52 @@ def started(monkeypatch):
         (STEP, Place(5, 8, 1, "srun")),
         (STEP | TORCHRUN, Place(3, 4, 1, "torchrun")),  # one torchrun a machine, started by srun
         ({k: v for k, v in STEP.items() if k != "SLURM_STEP_NUM_TASKS"}, Place(5, 16, 1, "srun")),
+        (STEP | {"WORLD_SIZE": "8", "MASTER_ADDR": "gpu07"}, Place(5, 8, 1, "srun")),  # set in the batch script
+        (STEP | {"WORLD_SIZE": "8", "RANK": "0"}, Place(5, 8, 1, "srun")),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, Place(3, 4, 0, "torchrun")),  # one process a container
+        ({"WORLD_SIZE": "4"}, Place()),
+        ({"WORLD_SIZE": "", "RANK": "", "LOCAL_RANK": ""}, Place()),
+        (TORCHRUN | {"RANK": "first"}, Place()),
+        (STEP | {"SLURM_PROCID": "", "SLURM_LOCALID": "?"}, Place(0, 8, 0, "srun")),
         (BATCH, Place()),  # in a batch script without srun: one process, whatever the job may start
     ],
 )
 def test_which_process_this_is(started, variables, expected):
     started(variables)
     assert place() == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"WORLD_SIZE": "4"}, "The environment variable WORLD_SIZE is 4, but RANK is not set: start"),
+        ({"WORLD_SIZE": "four"}, "The environment variable WORLD_SIZE must be a whole number, not 'four': start"),
+        (TORCHRUN | {"RANK": "-1"}, "The environment variable RANK must be a whole number, not '-1': start"),
+        (TORCHRUN | {"RANK": "4"}, "This is process 4 of 4 by its environment variables: start"),
+        (STEP | {"SLURM_PROCID": "x"}, "The environment variable SLURM_PROCID must be a whole number, not 'x': start"),
+    ],
+)
+def test_variables_that_do_not_say_which_process_this_is_are_refused(started, variables, sentence):
+    started(variables)
+    with pytest.raises(ValueError, match=rf"^{sentence} several processes by torchrun or srun"):
+        join()
+
+
+@pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "1"}, {"RANK": "gold"}, BATCH])
+def test_a_single_process_joins_none(started, variables):
+    started(variables)
+    join()
+    assert distributed.count() == 1
+
+
+@pytest.mark.parametrize("by", ["srun", "torchrun"])
+def test_runs_of_their_own_in_one_step_learn_how_to_stay_apart(monkeypatch, tmp_path, by):
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "everywhere", lambda value: [value, "process 1 on b"])
+    monkeypatch.setattr(distributed, "from_first", lambda value: value)
+    with pytest.raises(ValueError, match=r"is not the same folder for process 0 on .* and for process 1 on b") as error:
+        distributed.check_shared(tmp_path / "run", by)
+    assert ("unset SLURM_STEP_NODELIST where these are runs of their own" in str(error.value)) == (by == "srun")
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,11 @@ def join(device: str = "cpu", folder: Path | None = None, minutes: float = MINUT
             encoding a data set, last up to twelve hours.
 
     Raises:
-        ValueError: one sentence: the device is one GPU for all, this machine has fewer GPUs than processes, or not all
-            processes see ``folder``.
+        ValueError: one sentence: the launcher's variables do not say which process this is, the device is one GPU for
+            all, this machine has fewer GPUs than processes, or not all processes see ``folder``.
         Lost: the others did not come.
     """
+    launch.check()
     here = launch.place()
     if here.count == 1:
         return
@@ -55,7 +56,7 @@ def join(device: str = "cpu", folder: Path | None = None, minutes: float = MINUT
     if not dist.is_initialized():
         _meet(gpu, timedelta(minutes=minutes))
     if folder is not None:
-        check_shared(folder)
+        check_shared(folder, here.by)
 
 
 def _own_gpu(device: str, here: launch.Place) -> int | None:
@@ -100,8 +101,8 @@ def _meet(gpu: int | None, timeout: timedelta) -> None:
     atexit.register(leave)
 
 
-def check_shared(folder: Path) -> None:
-    """See that all processes see the folder in which the first one writes. Nothing stays there.
+def check_shared(folder: Path, by: str = "") -> None:
+    """See that all processes, started by ``by``, see the folder in which the first one writes. Nothing stays there.
 
     Raises:
         ValueError: one sentence, in every process, when one does not.
@@ -123,9 +124,10 @@ def check_shared(folder: Path) -> None:
     if first():
         probe.unlink(missing_ok=True)
     if any(blind):
+        apart = ", or unset SLURM_STEP_NODELIST where these are runs of their own" if by == "srun" else ""
         raise ValueError(
             f"{folder} is not the same folder for {owner} and for {next(filter(None, blind))}: give a folder on a file "
-            "system that all machines share, by its whole path."
+            f"system that all machines share, by its whole path{apart}."
         )
 
 

@@ -8,6 +8,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_TORCHRUN = "RANK", "WORLD_SIZE", "LOCAL_RANK"
+_SRUN = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -26,19 +29,48 @@ class Place:
 
 
 def place() -> Place:
-    """This process's place.
+    """This process's place. What is empty or no number counts as not set here; `check` refuses it.
 
-    srun's variables count where torchrun's are not set. A batch script has SLURM's variables of its job, but none of a
-    step: what runs in it without srun is a single process.
+    srun's variables count where torchrun's are not all set: a batch script may set ``WORLD_SIZE`` for its steps. It has
+    SLURM's variables of its job, but none of a step: what runs in it without srun is a single process.
     """
     env = os.environ
-    if "WORLD_SIZE" in env:
-        rank, count, local = (int(env.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        return Place(rank, count, local, "torchrun")
-    if "SLURM_STEP_NODELIST" in env and "SLURM_PROCID" in env:
-        count = int(env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS", "1"))
-        return Place(int(env["SLURM_PROCID"]), count, int(env.get("SLURM_LOCALID", "0")), "srun")
+    in_step = "SLURM_STEP_NODELIST" in env and "SLURM_PROCID" in env
+    rank, count, local = map(_number, _TORCHRUN)
+    if rank is not None and count is not None and (local is not None or not in_step):
+        return Place(rank, count, local or 0, "torchrun")
+    if in_step:
+        count = _number("SLURM_STEP_NUM_TASKS") or _number("SLURM_NTASKS") or 1
+        return Place(_number("SLURM_PROCID") or 0, count, _number("SLURM_LOCALID") or 0, "srun")
     return Place()
+
+
+def check() -> None:
+    """See that the variables say which process this is.
+
+    Raises:
+        ValueError: one sentence: one of them is no number, or says that there are several processes, but not which
+            this is.
+    """
+    env, here = os.environ, place()
+    names = _SRUN if here.by == "srun" else _TORCHRUN if env.get("WORLD_SIZE") else ()
+    out = "start several processes by torchrun or srun"
+    for name in names:
+        if env.get(name) and _number(name) is None:
+            raise ValueError(
+                f"The environment variable {name} must be a whole number, not '{env[name]:.80}': {out}, or unset it."
+            )
+    if not here.by and (_number("WORLD_SIZE") or 1) > 1:
+        size = env["WORLD_SIZE"]
+        raise ValueError(f"The environment variable WORLD_SIZE is {size}, but RANK is not set: {out}, or unset it.")
+    if here.rank >= here.count:
+        raise ValueError(f"This is process {here.rank} of {here.count} by its environment variables: {out}.")
+
+
+def _number(name: str) -> int | None:
+    """The whole number in an environment variable; None where there is none."""
+    text = os.environ.get(name, "").strip()
+    return int(text) if text.isdecimal() else None
 
 
 def prepare_rendezvous() -> None:
@@ -49,8 +81,8 @@ def prepare_rendezvous() -> None:
     here = place()
     if here.by != "srun":
         return
-    job, step = (int(os.environ.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    own = {"RANK": here.rank, "WORLD_SIZE": here.count, "LOCAL_RANK": here.local_rank}
+    job, step = (_number(name) or 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    own = dict(zip(_TORCHRUN, (here.rank, here.count, here.local_rank), strict=True))
     os.environ.setdefault("MASTER_ADDR", first_host(os.environ["SLURM_STEP_NODELIST"]))
     os.environ.setdefault("MASTER_PORT", str(15_000 + (10 * job + step) % 15_000))
     os.environ |= {name: str(value) for name, value in own.items()}
@@ -67,7 +99,7 @@ def command(words: Sequence[object]) -> str:
     said = [str(word) for word in words]
     if here.count > 1 and here.by == "srun":
         return shlex.join(["srun", "--ntasks", str(here.count), "fewstep", *said])
-    if here.count > 1 and int(env.get("GROUP_WORLD_SIZE", "1")) > 1:
+    if here.count > 1 and (_number("GROUP_WORLD_SIZE") or 1) > 1:
         return f"torchrun (its options as before) -m {shlex.join(['fewstep', *said])} on every machine"
     if here.count > 1 and "LOCAL_WORLD_SIZE" in env:
         return shlex.join(["torchrun", "--nproc-per-node", env["LOCAL_WORLD_SIZE"], "-m", "fewstep", *said])
