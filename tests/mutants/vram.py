@@ -11,6 +11,12 @@ MUTANTS = [
         ("vram: what the user set is changed", "key not in own and", "", OWN),
         ("vram: changes go on although the plan fits", "while peak > room and", "while", FIRST),
         ("vram: each change is made once, not as often as it helps", "while peak > room", "if peak > room", FIRST),
+        (
+            "vram: each of several processes plans for the whole batch",
+            "batch_size=recipe.training.batch_size // processes",
+            "batch_size=recipe.training.batch_size",
+            "test_several_processes_share_the_batch_that_is_planned",
+        ),
         ("vram: what does not fit is trained", "    if peak > room:\n", "    if False:\n", FIRST),
     ),
     *planted(

@@ -30,10 +30,11 @@ def room(monkeypatch):
     seen = []
     monkeypatch.setattr(vram, "plan", lambda recipe, timed: seen.append(recipe) or pretended(recipe))
 
-    def choose(gigabytes, *overrides, source="scenes-64-tcd"):
+    def choose(gigabytes, *overrides, source="scenes-64-tcd", **options):
         monkeypatch.setattr(vram, "usable", lambda size: gigabytes * GB)
         seen.clear()
-        return fitted(source, [*CUDA, *overrides], None, 24).overrides
+        choose.found = fitted(source, [*CUDA, *overrides], None, 24, **options)
+        return choose.found.overrides
 
     choose.seen = seen
     return choose
@@ -60,6 +61,57 @@ def test_what_the_user_set_stays(room, tmp_path):
     mine.write_text("like: scenes-64-tcd\nteacher: {quantize: null}\ntraining: {optimizer: adamw}\n")
     with pytest.raises(ValueError, match=r"needs 12\.25 GB even with training\.gradient_checkpointing=true and"):
         room(11, source=mine)
+
+
+def test_what_is_held_is_named_where_nothing_fits(room):
+    with pytest.raises(ValueError, match=r"leave out training\.accumulation, which you have set, or a smaller"):
+        room(3, "training.accumulation=2")
+
+
+def test_defaults_in_a_copy_of_a_whole_recipe_are_nobodys_choice(tmp_path):
+    """As a run writes its recipe, and --dry-run; what differs from a default stays the user's."""
+    from fewstep.recipe.load import load_recipe
+
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(load_recipe("scenes-64-tcd", ["training.accumulation=2"]).as_yaml())
+    assert own_keys(copy) & set(WAYS) == {"training.accumulation"} and "method.name" in own_keys(copy)
+    assert own_keys(copy, ["training.optimizer=adamw"]) & set(WAYS) == {"training.accumulation", "training.optimizer"}
+
+
+def test_several_processes_share_the_batch_that_is_planned(room):
+    """Micro-batches of 16 images over 4 processes: 4 of them at most, and 3.25 GB need more than that."""
+    assert room(11.5, processes=4) == ["training.gradient_checkpointing=true", "training.accumulation=4",
+                                       "training.optimizer=adamw8bit"]  # fmt: skip
+    assert {recipe.training.batch_size for recipe in room.seen} == {4}
+    with pytest.raises(ValueError, match=r"must be a multiple of .* processes \(1 x 3\)"):
+        room(11, processes=3)
+    assert room.seen == []
+
+
+def test_what_needs_a_library_that_is_not_here_is_left_out(room, monkeypatch):
+    first = ["training.gradient_checkpointing=true", "training.accumulation=16"]
+    here = {"bitsandbytes"}
+    monkeypatch.setattr(vram, "find_spec", lambda name: name if name in here else None)
+    assert room(5, elsewhere=False) == [*first, "training.optimizer=adamw8bit", "teacher.quantize=nf4"]
+    assert room.found.lines[-1].startswith("teacher.quantize=int8 is left out: torchao is not installed here: pip")
+    here.clear()
+    with pytest.raises(ValueError, match=r"install what training\.optimizer=adamw8bit needs \(bitsandbytes is not"):
+        room(5, elsewhere=False)
+    assert room(12.3, elsewhere=False) == first  # what fits without them needs no word of them
+    assert "left out" not in "".join(room.found.lines)
+
+
+def test_a_resumed_run_keeps_what_it_must_not_change(room, tmp_path):
+    """It was begun with 8 bits of one and not of the other; only memory may be saved otherwise now."""
+    from fewstep.recipe.load import load_recipe
+
+    begun = tmp_path / "recipe.yaml"
+    begun.write_text(load_recipe("scenes-64-tcd", [*CUDA, "training.optimizer=adamw8bit"]).as_yaml())
+    same = ["training.optimizer=adamw8bit", "training.gradient_checkpointing=true", "training.accumulation=8"]
+    assert room(11, begun=begun) == same
+    assert room.found.lines[1] == "training.optimizer=adamw8bit: as this run was begun"
+    with pytest.raises(ValueError, match=r"needs 10\.75 GB even with"):
+        room(6, begun=begun)  # teacher.quantize would help
 
 
 def test_keys_of_shipped_recipes_are_not_the_users(tmp_path):
@@ -119,3 +171,28 @@ def test_the_program_trains_what_was_chosen(monkeypatch, tmp_path, capsys):
         make.distill("scenes-64-tcd", out=tmp_path / "run", vram=24)
     said = capsys.readouterr()
     assert seen == [4] and "why" in said.out
+
+
+def test_the_program_tells_of_processes_and_of_a_run_that_goes_on(monkeypatch, tmp_path):
+    from fewstep.cli import make
+
+    class Seen(Exception):
+        pass
+
+    def fitted(*given):
+        raise Seen(*given[3:])
+
+    monkeypatch.setattr(vram, "fitted", fitted)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    begun = tmp_path / "recipe.yaml"
+    begun.touch()
+    for options, given in (
+        ({}, (24, 8, False, None)),
+        ({"dry_run": True}, (24, 8, True, None)),
+        ({"resume": True}, (24, 8, False, begun)),
+        ({"resume": True, "seeds": "1,2"}, (24, 8, False, None)),
+    ):
+        with pytest.raises(Seen) as seen:
+            make.distill("scenes-64-tcd", out=tmp_path, vram=24, **options)
+        assert seen.value.args == given

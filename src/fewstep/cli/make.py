@@ -71,11 +71,14 @@ def distill(
     """
     from fewstep.recipe.chain import load
 
+    folder = out or Path("runs") / Path(recipe).stem
     lines: list[str] = []
     if vram is not None:
         from fewstep.runs.vram import fitted
+        from fewstep.training.launch import place as process
 
-        found = fitted(recipe, overrides or (), device, vram)
+        begun = _begun(folder, seeds) if resume else None
+        found = fitted(recipe, overrides or (), device, vram, process().count, dry_run, begun)
         overrides, lines = [*(overrides or ()), *found.overrides], found.lines
     if dry_run:
         from fewstep.runs.plan import dry_run as text
@@ -87,7 +90,6 @@ def distill(
     from fewstep.training import distributed
     from fewstep.training.run_files import RunFiles
 
-    folder = out or Path("runs") / Path(recipe).stem
     if lines and distributed.first():
         say("\n".join(lines))
     several = {folder / f"seed-{n}": [f"seed={n}"] for n in whole_numbers(seeds, "--seeds")}
@@ -102,6 +104,14 @@ def distill(
                 say(f"The student is in {student}. Sample grids of the training are in {samples}. Then try:")
                 for words in next_commands(resolved, place):
                     say("  " + command(*words))
+
+
+def _begun(folder: Path, seeds: str | None) -> Path | None:
+    """The recipe of the run in a folder, or of the first of several that has begun."""
+    from fewstep.training.run_files import RunFiles
+
+    places = [folder / f"seed-{n}" for n in whole_numbers(seeds, "--seeds")] or [folder]
+    return next((path for place in places if (path := RunFiles(place).recipe).is_file()), None)
 
 
 @long

@@ -38,7 +38,10 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
 
 
 def own_keys(source: str | Path, overrides: Sequence[str] = ()) -> set[str]:
-    """The keys, dotted, that a user has set: by overrides and in files of their own; not those of shipped recipes."""
+    """The keys, dotted, that a user has set: by overrides and in files of their own; not those of shipped recipes.
+
+    In a file without ``like``, which may be a copy or what a run has written, a default is nobody's choice.
+    """
     given: dict[str, Any] = {}
     for item in overrides:
         _override(given, item)
@@ -46,8 +49,17 @@ def own_keys(source: str | Path, overrides: Sequence[str] = ()) -> set[str]:
     if path in shipped_recipes().values():
         return set(flat(given))
     data, found = yaml.safe_load(path.read_text(encoding="utf-8")), set(flat(given))
-    below = own_keys(data.pop("like")) if "like" in data else set()
+    if "like" not in data:
+        return found | {key for key, value in flat(spelled_out(data)).items() if not _is_default(key, value)}
+    below = own_keys(data.pop("like"))
     return found | below | set(flat(spelled_out(data)))
+
+
+def _is_default(key: str, value: object) -> bool:
+    """Whether ``value`` is what a recipe that leaves ``key``, dotted, out has there."""
+    section, _, name = key.partition(".")
+    whole = Recipe.model_fields[section].default if section in Recipe.model_fields else None
+    return hasattr(whole, name) and bool(getattr(whole, name) == value)
 
 
 def parse_recipe(data: Mapping[str, Any]) -> Recipe:

@@ -114,13 +114,13 @@ def follow(roles: Roles, method: Method, settings: TrainingSettings) -> None:
         roles.follow("ema", "student", settings.ema_decay, in_steps=False)
 
 
-def check_batch(settings: TrainingSettings) -> None:
-    """Raises ValueError for a batch that cannot be split evenly over processes and micro-batches."""
-    size, parts = settings.batch_size, settings.accumulation * distributed.count()
-    if size % parts:
+def check_batch(settings: TrainingSettings, processes: int | None = None) -> None:
+    """Raises ValueError for a batch that cannot be split evenly over processes (None: those here) and micro-batches."""
+    count = distributed.count() if processes is None else processes
+    if settings.batch_size % (settings.accumulation * count):
         raise ValueError(
-            f"training.batch_size ({size}) must be a multiple of training.accumulation times the number of "
-            f"processes ({settings.accumulation} x {distributed.count()})."
+            f"training.batch_size ({settings.batch_size}) must be a multiple of training.accumulation times the number "
+            f"of processes ({settings.accumulation} x {count})."
         )
 
 
