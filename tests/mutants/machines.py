@@ -77,6 +77,12 @@ MUTANTS = [
             'if there == 1 and here.by == "sbatch":',
             "test_each_process_has_a_gpu_of_its_own",
         ),
+        (
+            "machines: two processes on one GPU are a lost process, for ever",
+            '("invalid usage", "Duplicate GPU")',
+            "()",
+            "test_only_a_communications_own_errors_are_a_lost_process",
+        ),
     ),
     *planted(
         "training/distributed.py",
@@ -113,8 +119,8 @@ MUTANTS = [
         ),
         (
             "machines: a dead process leaves a traceback",
-            '(count() > 1 and "gloo" in str(error))',
-            '(count() > 9 and "gloo" in str(error))',
+            "(count() > 1 and _OF_GLOO",
+            "(count() > 9 and _OF_GLOO",
             "test_a_dead_process_ends_the_other_with_a_sentence",
         ),
     ),

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch.distributed as dist
 
 from fewstep.training import distributed, launch
 from fewstep.training.distributed import join
@@ -144,3 +145,48 @@ def test_each_process_has_a_gpu_of_its_own(started, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert _own_gpu("cuda", Place(3, 8, 3, "srun")) == 0  # srun shows each process its own alone
     assert _own_gpu("cpu", Place(3, 8, 3, "torchrun")) is None
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:4711"
+NCCL = "NCCL error in: ProcessGroupNCCL.cpp:1275, unhandled system error\nLast error:\nsocket: no route to host.\n"
+TWICE = "NCCL error in: x.cpp:1, invalid usage\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 1b000"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (distributed.Lost("Nobody came."), True),
+        (RuntimeError(GLOO), True),
+        (
+            RuntimeError("Gloo connectFullMesh failed with [../third_party/gloo/gloo/transport/tcp/pair.cc:144] no"),
+            True,
+        ),
+        (dist.DistBackendError(NCCL), True),
+        (dist.DistNetworkError("The client socket has timed out"), True),
+        (dist.DistBackendError(TWICE), False),
+        (RuntimeError("Error opening /data/igloo/x.png"), False),
+        (RuntimeError("[Errno 5] read of /data/gloo/x.png failed: [1:2]"), False),
+    ],
+)
+def test_only_a_communications_own_errors_are_a_lost_process(monkeypatch, error, is_lost):
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    assert distributed.is_lost(error) == is_lost
+    monkeypatch.setattr(distributed, "count", lambda: 1)
+    assert distributed.is_lost(error) == (is_lost and type(error) is not RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (distributed.Lost("Nobody came."), "Nobody came."),
+        (RuntimeError(GLOO), f"Another process of this run has ended or hangs ({GLOO})."),
+        (
+            dist.DistBackendError(NCCL),
+            "Another process of this run has ended or hangs (NCCL error in: ProcessGroupNCCL.cpp:1275, unhandled "
+            "system error: socket: no route to host).",
+        ),
+        (dist.DistError(), "Another process of this run has ended or hangs (DistError)."),
+    ],
+)
+def test_a_lost_process_is_said_with_what_the_library_says(error, sentence):
+    assert distributed.loss(error) == sentence

@@ -140,8 +140,7 @@ def resumable(*words: object) -> Iterator[None]:
     except RuntimeError as error:
         if not distributed.is_lost(error) or os.environ.get("FEWSTEP_TRACEBACK"):
             raise
-        why = str(error) if isinstance(error, distributed.Lost) else "Another process of this run has ended or hangs."
-        end_with(f"{why} What was saved is kept; continue with: {again}", 1)
+        end_with(f"{distributed.loss(error)} What was saved is kept; continue with: {again}", 1)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # the groups' own end would wait for the process that is gone

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import secrets
 import socket
 import threading
@@ -27,6 +28,8 @@ MINUTES = 10.0
 """For how long a process waits for the others within a training step."""
 _PATIENCE = timedelta(hours=12)  # the first process may encode a whole data set while the others wait
 _SEEN_WITHIN = 60.0  # seconds: network file systems remember for that long that a file was not there
+_OF_GLOO = re.compile(r"\[[^][]*gloo/[^][]*:\d+\]")
+"""The line of gloo's source with which its errors, plain RuntimeErrors, begin."""
 _GROUPS: dict[str, Any] = {}  # beside the default group: of host numbers, and of waits for a process that works alone
 
 
@@ -144,8 +147,22 @@ def _appears(path: Path) -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error is that of a communication which another process has left, or which it did not enter in time."""
-    return isinstance(error, Lost | dist.DistError) or (count() > 1 and "gloo" in str(error))
+    """Whether an error is that of a communication which another process has left, or which it did not enter in time.
+
+    NCCL's refusal of how the processes were started, such as two of them on one GPU, is not: it would come again.
+    """
+    if isinstance(error, dist.DistError):
+        return not any(words in str(error) for words in ("invalid usage", "Duplicate GPU"))
+    return isinstance(error, Lost) or (count() > 1 and _OF_GLOO.search(str(error)) is not None)
+
+
+def loss(error: BaseException) -> str:
+    """An error that `is_lost` in a sentence, with what the library of the communication says of it."""
+    if isinstance(error, Lost):
+        return str(error)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = ": ".join(line.strip().rstrip(".:") for line in dict.fromkeys((lines[0], lines[-1])))
+    return f"Another process of this run has ended or hangs ({said:.500})."
 
 
 def _first_line(error: BaseException) -> str:
