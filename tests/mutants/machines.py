@@ -78,6 +78,12 @@ MUTANTS = [
             "test_each_process_has_a_gpu_of_its_own",
         ),
         (
+            "machines: a start that waits for its first host cannot be stopped",
+            "        signal.signal(number, signal.SIG_DFL)\n",
+            "        pass\n",
+            "test_a_start_that_waits_can_be_stopped",
+        ),
+        (
             "machines: two processes on one GPU are a lost process, for ever",
             '("invalid usage", "Duplicate GPU")',
             "()",

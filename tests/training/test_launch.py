@@ -1,6 +1,8 @@
 """Which of several processes this is: the variables of torchrun and srun, and the command that starts them again."""
 
 import os
+import signal
+import socket
 
 import pytest
 import torch.distributed as dist
@@ -190,3 +192,56 @@ def test_only_a_communications_own_errors_are_a_lost_process(monkeypatch, error,
 )
 def test_a_lost_process_is_said_with_what_the_library_says(error, sentence):
     assert distributed.loss(error) == sentence
+
+
+def test_a_first_host_that_is_not_known_is_a_sentence(started, monkeypatch):
+    asked = []
+
+    def unknown(host, port):
+        asked.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    started(STEP)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(distributed, "_SEEN_WITHIN", -1.0)
+    with pytest.raises(ValueError, match=r"^The processes are to meet on gpu07, which is not known here \(Name .*"):
+        join()
+    assert asked == ["gpu07"]
+
+
+def test_a_start_that_waits_can_be_stopped(started, monkeypatch):
+    """Python's handlers of signals do not run in PyTorch's rendezvous."""
+    both = signal.SIGINT, signal.SIGTERM
+    within = []
+
+    def nobody(*_, **__):
+        within.extend(map(signal.getsignal, both))
+        raise dist.DistNetworkError("nobody")
+
+    started(TORCHRUN)
+    monkeypatch.setattr(dist, "init_process_group", nobody)
+    monkeypatch.setattr(distributed, "_die_with", lambda parent: None)
+    usual = [signal.signal(number, signal.default_int_handler) for number in both]
+    try:
+        with pytest.raises(distributed.Lost):
+            join()
+        assert within == [signal.SIG_DFL] * 2
+        assert [signal.getsignal(number) for number in both] == [signal.default_int_handler] * 2
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # started by nohup
+        with pytest.raises(distributed.Lost):
+            join()
+        assert within[2:] == [signal.SIG_IGN, signal.SIG_DFL] and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        for number, handler in zip(both, usual, strict=True):
+            signal.signal(number, handler)
+
+
+def test_two_processes_with_one_gpu_are_refused(monkeypatch):
+    for others, refused in {("b", "a"): True, ("b", "c"): False}.items():
+        cards = [(uuid, socket.gethostname()) for uuid in ("a", *others)]
+        monkeypatch.setattr(distributed, "everywhere", lambda mine, cards=cards: [mine, *cards[1:]])
+        if refused:
+            with pytest.raises(ValueError, match=r"^Two processes on .* have the same GPU: start as many "):
+                distributed._check_apart("a")
+        else:
+            distributed._check_apart("a")

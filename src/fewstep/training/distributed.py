@@ -9,6 +9,7 @@ import atexit
 import os
 import re
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -48,7 +49,7 @@ def join(device: str = "cpu", folder: Path | None = None, minutes: float = MINUT
 
     Raises:
         ValueError: one sentence: the launcher's variables do not say which process this is, the device is one GPU for
-            all, this machine has fewer GPUs than processes, or not all processes see ``folder``.
+            all, a machine has fewer GPUs than processes, the first host is unknown, or not all see ``folder``.
         Lost: the others did not come.
     """
     launch.check()
@@ -89,12 +90,14 @@ def _meet(gpu: int | None, timeout: timedelta) -> None:
     import torch.distributed.nn.functional
 
     launch.prepare_rendezvous()
+    _check_known(os.environ.get("MASTER_ADDR", ""))
     # before the rendezvous, which waits for ever for a process that was killed
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     try:
         if gpu is not None:
             torch.cuda.set_device(gpu)
-        dist.init_process_group("gloo" if gpu is None else "nccl", timeout=timeout)
+        with _ended_by_signals():
+            dist.init_process_group("gloo" if gpu is None else "nccl", timeout=timeout)
         if gpu is not None:
             _GROUPS["host"] = dist.new_group(backend="gloo", timeout=timeout)
         _GROUPS["patient"] = dist.new_group(backend="gloo", timeout=_PATIENCE)
@@ -102,6 +105,46 @@ def _meet(gpu: int | None, timeout: timedelta) -> None:
         count, where = os.environ.get("WORLD_SIZE"), os.environ.get("MASTER_ADDR")
         raise Lost(f"Not all of {count} processes came together at {where}: {_first_line(error)}") from None
     atexit.register(leave)
+    if gpu is not None:
+        _check_apart(str(torch.cuda.get_device_properties(gpu).uuid))
+
+
+def _check_known(host: str) -> None:
+    """Raises ValueError, one sentence, where a host's name stays unknown here; PyTorch would ask for it without end."""
+    until = time.monotonic() + _SEEN_WITHIN  # a container's name may become known after the container has started
+    while host:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ValueError(
+                    f"The processes are to meet on {host}, which is not known here ({error.strerror}): set MASTER_ADDR "
+                    "to the address of the first machine."
+                ) from None
+        time.sleep(0.5)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Within this block Ctrl-C and SIGTERM end the process at once: Python's handlers run only after the rendezvous."""
+    mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: handler for number in mine if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_apart(gpu: str) -> None:
+    """Raises ValueError, one sentence, in every process, where two of them have one GPU."""
+    gpus = everywhere((gpu, socket.gethostname()))
+    twice = next((host for number, (gpu, host) in enumerate(gpus) if (gpu, host) in gpus[:number]), None)
+    if twice is not None:
+        raise ValueError(f"Two processes on {twice} have the same GPU: start as many processes on it as it has GPUs.")
 
 
 def check_shared(folder: Path, by: str = "") -> None:
