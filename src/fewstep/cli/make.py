@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fewstep.cli.options import RecipeDevice, RecipeName, RunOut, Sets, Vram
+from fewstep.training import launch
 from fewstep.training.console import Quiet, command, long, options, resumable, say, whole_numbers
 
 
@@ -75,10 +76,9 @@ def distill(
     lines: list[str] = []
     if vram is not None:
         from fewstep.runs.vram import fitted
-        from fewstep.training.launch import place as process
 
         begun = _begun(folder, seeds) if resume else None
-        found = fitted(recipe, overrides or (), device, vram, process().count, dry_run, begun)
+        found = fitted(recipe, overrides or (), device, vram, launch.place().count, dry_run, begun)
         overrides, lines = [*(overrides or ()), *found.overrides], found.lines
     if dry_run:
         from fewstep.runs.plan import dry_run as text
