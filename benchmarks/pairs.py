@@ -1,11 +1,11 @@
 """Can eyes tell the teacher's many steps from its few? Unlabelled pairs of images, and how an onlooker did.
 
-    OMP_NUM_THREADS=1 python benchmarks/pairs.py draw --seed 0 --out benchmarks/results/pairs.jpg
+    OMP_NUM_THREADS=1 python benchmarks/pairs.py show --seed 0 --out benchmarks/results/pairs.jpg
     python benchmarks/pairs.py judge "A B B ..." --seed 0 --out benchmarks/results/pairs.json
 
-`draw` writes pairs of the teacher's images at 50 and at 4 steps, from the same prompt and noise, beside each other as A
-and B in random order. An onlooker who has seen nothing else says for each pair which is the better drawing. `judge`
-counts how often that was the image of 50 steps, and keeps the answers beside the truth.
+`show` writes pairs of the teacher's images at 50 and at 4 steps, from the same prompt and noise, beside each other as A
+and B in random order. An onlooker who has seen nothing else says for each pair which is the more finished image.
+`judge` counts how often that was the image of 50 steps, and keeps the answers beside the truth.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ STEPS = (50, 4)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("draw", "judge"))
+    parser.add_argument("what", choices=("show", "judge"))
     parser.add_argument("answers", nargs="?", default="", help=f"{PAIRS} letters, A or B: the better of each pair")
     parser.add_argument("--teacher", default="scenes-64", help="scenes-64, or a folder of its architecture")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0, help="of noise, and of the order within pairs")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    if given.what == "draw":
-        draw(given.teacher, given.guidance, given.seed).save(given.out, quality=88)
+    if given.what == "show":
+        sheet(given.teacher, given.guidance, given.seed).save(given.out, quality=88)
         return
     result = judged(given.answers.split(), truth(given.seed))
     replace_text(given.out, json.dumps({"seed": given.seed, "guidance": given.guidance, **result}) + "\n")
@@ -64,7 +64,7 @@ def judged(answers: list[str], right: list[str]) -> dict[str, object]:
     return {"answers": answers, "truth": right, "right": sum(a == b for a, b in zip(answers, right, strict=True))}
 
 
-def draw(path: str, guidance: float, seed: int) -> Image.Image:
+def sheet(path: str, guidance: float, seed: int) -> Image.Image:
     """All pairs, five to a row: A above, B below it."""
     teacher = load_teacher(path)
     prompts = unseen_prompts(teacher, PAIRS)

@@ -18,7 +18,7 @@ from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.detector import judge, load_detector, matched
 from fewstep.scenes64.prompts import UNSEEN, unseen_prompts
 from fewstep.scenes64.scenes import ATTRIBUTES, Scenes
-from fewstep.scenes64.scenes.caption import TOLD
+from fewstep.scenes64.scenes.caption import DEFAULT_STATED
 
 Found = dict[tuple[str, str, str], int]
 """How often of a caption's attribute a value was stated and another (or the same, or "nothing") found."""
@@ -30,7 +30,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=512, help="number of unseen prompts (default 512)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default 3)")
     parser.add_argument("--steps", type=int, default=25, help="steps of DDIM (default 25)")
-    parser.add_argument("--stated", type=float, default=TOLD, help=f"share of the attributes stated (default {TOLD})")
+    parser.add_argument(
+        "--stated",
+        type=float,
+        default=DEFAULT_STATED,
+        help=f"share of the attributes stated (default {DEFAULT_STATED})",
+    )
     options = parser.parse_args()
     teacher = load_teacher(options.teacher)
     found, things = values(teacher, options.count, options.guidance, options.steps, options.stated)
@@ -46,7 +51,7 @@ def main() -> None:
 
 
 def values(
-    teacher: Teacher, count: int, guidance: float, steps: int, stated: float = TOLD
+    teacher: Teacher, count: int, guidance: float, steps: int, stated: float = DEFAULT_STATED
 ) -> tuple[Found, dict[int, tuple[int, int]]]:
     """What was found for each stated value; and by the number of things named, images that are right, and all."""
     prompts = unseen_prompts(teacher, count, stated)

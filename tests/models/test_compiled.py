@@ -18,6 +18,7 @@ from fewstep.models.lora import checkpoint
 from fewstep.models.roles import Roles, Weights
 from fewstep.runs.fit import check_machine
 from fewstep.training.settings import TrainingSettings
+from tests.models.tiny_lcm import four_steps, tiny_teacher
 
 BACKEND = "aot_eager"
 
@@ -168,32 +169,8 @@ def test_a_recipe_that_compiles_asks_for_the_compiler_first(monkeypatch):
 @pytest.mark.parametrize("name", ["sdxl", "flux", "qwen_image"])
 def test_tiny_pipelines_train_alike_compiled(name):
     """Four steps of LCM through `build_roles` and `Trainer`: losses and weights."""
-    from fewstep.data.sources import LatentSource
-    from fewstep.methods.lcm import LCM
-    from fewstep.models.families import as_teacher
-    from fewstep.training.trainer import Trainer, build_roles
-    from tests.models import pipelines, pipelines_flow
-
-    torch.manual_seed(0)
-    teacher = as_teacher((getattr(pipelines, name, None) or getattr(pipelines_flow, name))(), size=64)
-    mean = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(1))
-    source = LatentSource(mean, torch.zeros_like(mean), teacher.encode_prompts(["a red circle"] * 4))
-    losses, weights = {}, {}
-    for compiling in (False, True):
-        denoiser = copy.copy(teacher.denoiser)
-        denoiser.network = copy.deepcopy(teacher.denoiser.network)
-        method = LCM(denoiser.schedule)
-        settings = TrainingSettings(
-            steps=4, batch_size=2, learning_rate=1e-3, ema_decay=0.9, gradient_checkpointing=compiling
-        )
-        roles = build_roles(denoiser, method, settings, Weights("lora", 2))
-        if compiling:
-            roles.compile(BACKEND)
-        trainer = Trainer(method, roles, source, settings)
-        losses[compiling] = []
-        for step in range(settings.steps):
-            trainer.step(step)
-            losses[compiling].append(trainer.meter.read()["student/loss"])
-        weights[compiling] = [t.detach() for t in roles.tensors().values()]
-    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
-    assert off(weights[True], weights[False]) < 1e-4
+    teacher, source = tiny_teacher(name)
+    plain = four_steps(teacher, source, checkpointing=False)
+    compiled = four_steps(teacher, source, checkpointing=True, roles=lambda roles: roles.compile(BACKEND))
+    assert compiled[0] == pytest.approx(plain[0], rel=1e-5)
+    assert off(compiled[1], plain[1]) < 1e-4

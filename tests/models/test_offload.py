@@ -17,6 +17,7 @@ from fewstep.models.quantize import moved, quantize
 from fewstep.models.roles import Roles, Weights
 from fewstep.training.settings import TrainingSettings
 from tests.models.test_compiled import VIEWS, Net, answers, grown, off
+from tests.models.tiny_lcm import four_steps, tiny_teacher
 
 
 @pytest.fixture
@@ -153,40 +154,17 @@ def test_what_cannot_be_streamed_is_refused_in_a_sentence():
 @pytest.mark.parametrize("name", ["sdxl", "flux", "qwen_image"])
 def test_tiny_pipelines_train_alike(name, poison):
     """Four steps of LCM, its target and teacher on one base with the student: losses and weights."""
-    from fewstep.data.sources import LatentSource
-    from fewstep.methods.lcm import LCM
-    from fewstep.models.families import as_teacher
     from fewstep.planning.estimate import _blocks
-    from fewstep.training.trainer import Trainer, build_roles
-    from tests.models import pipelines, pipelines_flow
 
-    torch.manual_seed(0)
-    teacher = as_teacher((getattr(pipelines, name, None) or getattr(pipelines_flow, name))(), size=64)
-    mean = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(1))
-    source = LatentSource(mean, torch.zeros_like(mean), teacher.encode_prompts(["a red circle"] * 4))
-    losses, weights = {}, {}
-    for streaming in (False, True):
-        denoiser = copy.copy(teacher.denoiser)
-        denoiser.network = copy.deepcopy(teacher.denoiser.network)
-        if streaming:
-            offload(denoiser.network, "cpu")
-        method = LCM(denoiser.schedule)
-        settings = TrainingSettings(
-            steps=4, batch_size=2, learning_rate=1e-3, ema_decay=0.9, gradient_checkpointing=True
-        )
-        roles = build_roles(denoiser, method, settings, Weights("lora", 2))
-        trainer = Trainer(method, roles, source, settings)
-        losses[streaming] = []
-        for step in range(settings.steps):
-            trainer.step(step)
-            losses[streaming].append(trainer.meter.read()["student/loss"])
-        weights[streaming] = [t.detach() for t in roles.tensors().values()]
+    teacher, source = tiny_teacher(name)
+    plain = four_steps(teacher, source, checkpointing=True)
+    losses, weights, roles = four_steps(teacher, source, checkpointing=True, network=lambda n: offload(n, "cpu"))
     stream = next(block.streamer for block in roles.base.modules() if hasattr(block, "streamer"))
     sizes = [sum(p.nbytes for _, _, p in kept) for kept in stream.kept]
     total, two = _blocks(teacher.family.base, None, "cpu")
     assert total == sum(sizes) and two == max(a + b for a, b in itertools.pairwise(sizes))
-    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
-    assert off(weights[True], weights[False]) < 1e-4
+    assert losses == pytest.approx(plain[0], rel=1e-5)
+    assert off(weights, plain[1]) < 1e-4
     assert poison[1] == [2]
 
 

@@ -72,7 +72,7 @@ def growth(sampler: Sampler, schedule: Schedule, prediction_type: str, latents: 
 def carried(latents: Tensor, nudged: Tensor) -> float:
     """How much a relative error of the first state grows in the latents, from those of a noise that is off by `NUDGE`.
 
-    A student that decides early what it draws carries an error of its first state on. One of scenes-64, in four steps
-    of float32, was 2.5e-5 from its samples in float64, where diffusers and fewstep agree to 1e-6.
+    A student that decides early what it generates carries an error of its first state on. One of scenes-64, in four
+    steps of float32, was 2.5e-5 from its samples in float64, where diffusers and fewstep agree to 1e-6.
     """
     return float((nudged - latents).abs().max()) / max(float(latents.abs().max()), 1e-30) / NUDGE

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import shutil
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -63,16 +64,21 @@ def repeated_blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def _compiled(cls: type[nn.Module], backend: str) -> type[nn.Module]:
-    """A subclass with a compiled forward: of a class, not of an object, so that a copied block calls its own."""
+    """A subclass with a compiled forward, the same one for all blocks of the class."""
     if (cls, backend) in _CLASSES:
         return _CLASSES[cls, backend]
     forward: Any = torch.compile(cls.forward, backend=backend)
 
-    @functools.wraps(cls.forward)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with traced(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Dynamo detected a call to a `functools.lru_cache`")
             return forward(self, *args, **kwargs)
 
-    _CLASSES[cls, backend] = type(cls.__name__, (cls,), {"forward": call, "__module__": cls.__module__})
+    _CLASSES[cls, backend] = with_forward(cls, call)
     return _CLASSES[cls, backend]
+
+
+def with_forward(cls: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
+    """A subclass whose forward is this one: of a class, not of an object, so that a copied block calls its own."""
+    functools.update_wrapper(forward, cls.forward)
+    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.models.compiled import repeated_blocks
+from fewstep.models.compiled import repeated_blocks, with_forward
 from fewstep.models.lora import checkpoint, checkpointed
 from fewstep.models.quantize import let_go_between, moved
 
@@ -132,7 +132,7 @@ def is_offloaded(network: nn.Module) -> bool:
 
 
 def _streamed(cls: type[nn.Module]) -> type[nn.Module]:
-    """A subclass that fetches its weights: of a class, not of an object, so that a copied block fetches its own."""
+    """A subclass that fetches its weights, the same one for all blocks of the class."""
     if cls not in _CLASSES:
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -140,8 +140,7 @@ def _streamed(cls: type[nn.Module]) -> type[nn.Module]:
                 return checkpoint(functools.partial(_compute, self, cls, **kwargs), *args)
             return _compute(self, cls, *args, **kwargs)
 
-        functools.update_wrapper(call, cls.forward)
-        _CLASSES[cls] = type(cls.__name__, (cls,), {"forward": call, "__module__": cls.__module__})
+        _CLASSES[cls] = with_forward(cls, call)
     return _CLASSES[cls]
 
 

@@ -186,7 +186,7 @@ def teacher_measure(
     from fewstep.evaluation.tables import as_text
     from fewstep.methods.guidance import off_is_one
     from fewstep.scenes64.prompts import measure_teacher, recommended_guidance
-    from fewstep.scenes64.scenes.caption import TOLD
+    from fewstep.scenes64.scenes.caption import DEFAULT_STATED
     from fewstep.training.progress import progress_bar
 
     given = numbers(guidance, "--guidance needs numbers, e.g. 1,2,3") or []
@@ -195,7 +195,7 @@ def teacher_measure(
     scales = [off_is_one(scale) for scale in given]
     with progress_bar(3 * len(scales), 0, "sampling", True) as advance:
         comparison = measure_teacher(
-            teacher, count, scales, seed, reference, advance, TOLD if stated is None else stated
+            teacher, count, scales, seed, reference, advance, DEFAULT_STATED if stated is None else stated
         )
     names = ["FD", "detail FD", "accuracy", *(n for n in comparison.results[0].figures if n.startswith("accuracy of"))]
     say(as_text(comparison, names))

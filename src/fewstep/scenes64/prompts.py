@@ -17,7 +17,7 @@ from fewstep.models.families import Teacher, load_teacher
 from fewstep.sampling import DDIMSampler
 from fewstep.scenes64.detector import judge_of, load_detector
 from fewstep.scenes64.scenes import Scenes
-from fewstep.scenes64.scenes.caption import TOLD
+from fewstep.scenes64.scenes.caption import DEFAULT_STATED
 
 UNSEEN = 3
 """Seed of the set of scenes that nothing is trained on."""
@@ -28,7 +28,7 @@ STEPS = (50, 8, 4)
 """Steps of `measure_teacher`."""
 
 
-def unseen_prompts(teacher: Teacher, count: int, stated: float = TOLD) -> PromptSet:
+def unseen_prompts(teacher: Teacher, count: int, stated: float = DEFAULT_STATED) -> PromptSet:
     """The captions of the first ``count`` unseen scenes, with all that is needed to measure images of them.
 
     Args:
@@ -76,7 +76,7 @@ def measure_teacher(
     seed: int = 0,
     path: Path | None = None,
     advance: Callable[[int], None] | None = None,
-    stated: float = TOLD,
+    stated: float = DEFAULT_STATED,
 ) -> Comparison:
     """The teacher at 50, 8 and 4 steps of DDIM and at every guidance scale, on the same prompts and noise.
 

@@ -8,11 +8,11 @@ from random import Random
 
 from fewstep.scenes64.scenes.content import COLOURS, FILLS, PLACES, SHAPES, SIZES, Mention, Scene
 
-TOLD = 0.25
+DEFAULT_STATED = 0.25
 """Share of the attributes of a named thing that captions state by default.
 
 Many images fit so open a caption, and that is what few steps fail at: of captions that state half, four guided steps
-draw nearly what fifty do.
+generate nearly what fifty do.
 """
 
 _NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four"}
@@ -38,7 +38,7 @@ WORDS: tuple[str, ...] = tuple(
 """Every word that can stand in a caption; nothing else can."""
 
 
-def describe(scene: Scene, rng: Random, stated: float = TOLD) -> Scene:
+def describe(scene: Scene, rng: Random, stated: float = DEFAULT_STATED) -> Scene:
     """``scene`` with a new caption.
 
     One caption in eight states nothing or only the number; one in four names some of several things. Of what is

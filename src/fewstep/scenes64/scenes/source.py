@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fewstep.data.random import stream_key
-from fewstep.scenes64.scenes.caption import TOLD, describe
+from fewstep.scenes64.scenes.caption import DEFAULT_STATED, describe
 from fewstep.scenes64.scenes.content import FILLS, NUMBERS, Scene, draw_scene
 from fewstep.scenes64.scenes.render import Bytes, render
 
@@ -36,7 +36,7 @@ class Scenes:
     ) -> None:
         self.seed, self.size, self.numbers, self.fills = seed, size, tuple(numbers), fills
 
-    def scene(self, index: int, telling: int = 0, stated: float = TOLD) -> Scene:
+    def scene(self, index: int, telling: int = 0, stated: float = DEFAULT_STATED) -> Scene:
         """Content and caption; ``telling`` gives other captions of the same image, ``stated`` fuller ones."""
         scene = draw_scene(Random(stream_key(self.seed, "scene", index)), self.numbers, self.fills)
         return describe(scene, Random(stream_key(self.seed, "caption", index, telling)), stated)
