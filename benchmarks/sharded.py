@@ -1,7 +1,8 @@
 """Memory of full weights that are spread over processes: at the build, in a checkpoint and when the student is saved.
 
-    python -m benchmarks.sharded                         # two of 1.07 GB: benchmarks/results/sharded.json; 10 GB
+    python -m benchmarks.sharded                         # of 2.15 GB: benchmarks/results/sharded.json; 13 GB in all
     python -m benchmarks.sharded --width 256 --depth 8   # printed only
+    python -m benchmarks.sharded --width 256 --depth 8 --background    # checkpoints are written while training goes on
 
 Each of four processes (gloo, CPU) builds a teacher from its file and a student of full weights, trains a step, writes a
 checkpoint and the student. Peaks are of PyTorch's own allocations, by its profiler; pages of mapped files do not count.
@@ -79,12 +80,13 @@ def peak(call: Callable[[], Any]) -> tuple[int, Any]:
     return most, result
 
 
-def _first(folder: Path, shape: tuple[int, int], precision: str) -> None:
+def _first(folder: Path, shape: tuple[int, int], precision: str, background: bool) -> None:
     """Build, one step, save both; then the first process's neighbour dies while it writes the next checkpoint."""
     building, trainer = peak(lambda: built(folder / "teacher.safetensors", *shape, folder / "run", precision))
     trainer.step(0)
     trainer.done = 1
-    saving, _ = peak(trainer.save)
+    saving, _ = peak(lambda: trainer.save(wait=not background))
+    trainer.complete_checkpoint()
     card = Card(method="lcm", sampler="lcm", num_inference_steps=4, weights="full", teacher="toy")
     student, _ = peak(lambda: save_student(folder / "student", trainer.roles, card))
     found = distributed.everywhere({"build": building, "checkpoint": saving, "student": student})
@@ -100,7 +102,8 @@ def _first(folder: Path, shape: tuple[int, int], precision: str) -> None:
     checkpoint.write_parts = dies  # type: ignore[attr-defined]
     trainer.step(1)
     trainer.done = 2
-    trainer.save()
+    trainer.save(wait=not background)
+    trainer.complete_checkpoint()
 
 
 def _second(folder: Path, shape: tuple[int, int], precision: str) -> None:
@@ -127,6 +130,8 @@ def together(count: int, job: Callable[..., None], *arguments: Any) -> list[int 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # what is freed goes back to the system at once: else four heaps with holes take four times the memory
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
     context = multiprocessing.get_context("spawn")
     running = [context.Process(target=_enter, args=(rank, count, port, job, arguments)) for rank in range(count)]
     for process in running:
@@ -143,8 +148,12 @@ def difference(a: Path, b: Path) -> float:
     return max((float((one[key] - other[key]).abs().max()) for key in one), default=0.0)
 
 
-def measure(width: int, depth: int, precision: str = "fp32") -> dict[str, Any]:
-    """All figures for one size; in fp64 also the difference from one process that was left alone."""
+def measure(width: int, depth: int, precision: str = "fp32", background: bool = False) -> dict[str, Any]:
+    """All figures for one size; in fp64 also the difference from one process that was left alone.
+
+    Args:
+        background: the checkpoints of the four are written while training goes on.
+    """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -152,12 +161,12 @@ def measure(width: int, depth: int, precision: str = "fp32") -> dict[str, Any]:
         save_file(teacher.state_dict(), place / "teacher.safetensors")
         sizes = [p.nbytes for p in teacher.parameters()]
         del teacher
-        codes = together(4, _first, place, (width, depth), precision)
+        codes = together(4, _first, place, (width, depth), precision, background)
         row: dict[str, Any] = {"network": sum(sizes), "largest tensor": max(sizes), "precision": precision}
         row |= json.loads((place / "peaks.json").read_text()) | {"killed while saving": codes}
         left = checkpoint.latest(place / "run" / "checkpoints")
         assert left is not None
-        row["last checkpoint"] = left.name
+        row["last checkpoint"], row["in a checkpoint"] = left.name, sum(f.stat().st_size for f in left.iterdir())
         row["resumed by two"] = together(2, _second, place, (width, depth), precision)
         row["difference of the resumed step"] = difference(left, place / "again" / "checkpoints" / left.name)
         if precision == "fp64":
@@ -177,11 +186,12 @@ def measure(width: int, depth: int, precision: str = "fp32") -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sharded", description=__doc__)
     parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--depth", type=int, default=16)
+    parser.add_argument("--depth", type=int, default=32)
+    parser.add_argument("--background", action="store_true")
     given = parser.parse_args()
-    row = measure(given.width, given.depth)
+    row = measure(given.width, given.depth, background=given.background)
     print(json.dumps(row, indent=1))
-    if (given.width, given.depth) == (4096, 16):
+    if (given.width, given.depth, given.background) == (4096, 32, False):
         replace_text(RESULTS, json.dumps(row, indent=1) + "\n")
 
 

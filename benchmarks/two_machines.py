@@ -3,8 +3,9 @@
     python -m benchmarks.two_machines                   # benchmarks/results/two-machines.json
     python -m benchmarks.two_machines shared killed-0   # these alone, printed only
 
-``shared``: one run folder for both, against the same run in one process. ``separate``: each agent in a folder of its
-own. ``killed-0``, ``killed-1``: SIGKILL for that process in the middle, then the command that the other one prints.
+``shared``: one run folder for both, against the same run in one process, which takes its batch as a whole or one half
+after the other (`training.accumulation`). ``separate``: each agent in a folder of its own. ``killed-0``, ``killed-1``:
+SIGKILL for that process in the middle, then the command that the other one prints.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def one(case: str, recipe: Path, folder: Path) -> dict[str, Any]:
         row["resumed"] = [code for code, _ in end(begin([*words, "--resume"], here))]
     if case != "separate":
         row["difference"] = difference(homes[0] / "run", folder / "whole")
+        row["difference from micro-batches"] = difference(homes[0] / "run", folder / "parts")
     return row
 
 
@@ -114,9 +116,9 @@ def measure(cases: tuple[str, ...], steps: int = 30) -> list[dict[str, Any]]:
         folder = Path(name)
         recipe = folder / "recipe.yaml"
         recipe.write_text(RECIPE.replace("TEACHER", str(teacher)).replace("STEPS", str(steps)), encoding="utf-8")
-        subprocess.run(
-            [sys.executable, "-m", "fewstep", "distill", recipe, "--out", folder / "whole", "-q"], check=True
-        )
+        for alone, accumulation in {"whole": 1, "parts": 2}.items():
+            words = ["distill", recipe, "--out", folder / alone, "--set", f"training.accumulation={accumulation}", "-q"]
+            subprocess.run([sys.executable, "-m", "fewstep", *words], check=True)
         rows = []
         for case in cases:
             rows.append(one(case, recipe, folder))

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import types
+import warnings
 from contextlib import contextmanager
 
 import pytest
@@ -346,3 +347,49 @@ def test_a_plan_of_a_quantised_base_counts_packed_blocks():
     total, two = _blocks(Net(), "int8", "cpu")
     block = 2 * 32 + 4 * (8 + 4) + 4 * (8 + 4)  # weights, scales, biases
     assert (total, two) == (3 * block, 2 * block)
+
+
+class Shares(nn.Module):
+    """Blocks of which two have one layer in common, and one stands twice in the list."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = Net().blocks
+        self.blocks[2].down = self.blocks[1].down
+        self.blocks.append(self.blocks[0])
+
+    def forward(self, x, t, cond=None):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_layer_that_two_blocks_share_stays_on_the_device(poison):
+    torch.manual_seed(0)
+    network, x = Shares(), torch.randn(5, 4)
+    wanted = network(x, None)
+    offload(network, "cpu")
+    streamer, shared = network.blocks[0].streamer, network.blocks[1].down
+    on_host = {id(weight) for kept in streamer.kept for _, _, weight in kept}
+    used = []
+    for module in network.modules():
+        module.register_forward_pre_hook(lambda m, _: used.extend(map(id, m._parameters.values())))
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.equal(network(x, None), wanted)
+    assert len(streamer.kept) == 3 and on_host.isdisjoint(used) and id(shared.weight) in used
+    restore(network)
+    assert torch.equal(network(x, None), wanted)
+
+
+def test_offload_on_a_cpu_is_remarked_once():
+    from fewstep.models.hub import Remark
+    from fewstep.recipe.load import load_recipe
+    from fewstep.runs.fit import check_machine
+
+    with pytest.warns(Remark, match="training.offload saves no memory on a CPU") as remarks:
+        check_machine(load_recipe("scenes-64-tcd", ["training.offload=true"]))
+    assert len(remarks) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_machine(load_recipe("scenes-64-tcd"))

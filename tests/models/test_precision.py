@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from benchmarks.kernels import Kernels, measure
 from fewstep.diffusion.schedule import Schedule
@@ -275,3 +275,54 @@ def test_refresh_copies_all_at_once():
         refresh(roles.shadows())
         refresh(roles.shadows())
     assert kernels.count["_foreach_copy_"] == 1
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_forward_derivatives_are_those_of_float32_within_bf16(kind, graph):
+    """By torch.func and by dual numbers; an adapter's sum in place and copies of weights know backwards alone."""
+    networks = [block(torch.float32), block(torch.float32)]
+    for network in networks:
+        network.norm = nn.Tanh()  # PyTorch's own derivative of group norms fails under autocast
+    low, exact = (made(torch.float32, kind, low, n) for low, n in zip((BF16, None), networks, strict=True))
+    v, t = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(3)), torch.full((3,), 500.0)
+
+    def tangents(roles):
+        def call(x):
+            return roles.student.network(x, t, None).float()
+
+        yield torch.func.jvp(call, (x(),), (v,))[1]
+        with forward_ad.dual_level():
+            yield forward_ad.unpack_dual(call(forward_ad.make_dual(x(), v))).tangent
+
+    with torch.set_grad_enabled(graph):
+        found, wanted = list(tangents(low)), list(tangents(exact))
+    torch.testing.assert_close(*wanted)
+    assert off([t.detach() for t in found], [t.detach() for t in wanted]) < 0.02
+
+
+def test_weights_that_stand_in_for_a_layers_own_are_computed_with():
+    layer = nn.Linear(4, 3, bias=False)
+    keep_shadows(layer, BF16)
+    inputs, other = torch.randn(5, 4).bfloat16().float(), torch.randn(3, 4).bfloat16().float()
+
+    def call(weight):
+        return torch.func.functional_call(layer, {"weight": weight}, (inputs,)).float()
+
+    with autocast("cpu", BF16):
+        layer(inputs)
+        found = call(other), torch.func.jvp(call, (layer.weight.detach(),), (other,))[1]
+    for product in found:
+        torch.testing.assert_close(product, inputs @ other.T, rtol=0.02, atol=0.02)
+
+
+def test_a_hook_on_a_base_layer_keeps_what_that_layer_gave():
+    """Where nobody looks, the adapter's part is added in the memory of the base layer's result."""
+    roles, kept = made(BF16), []
+    base = roles.base.out.base_layer
+    hook = base.register_forward_hook(lambda layer, inputs, output: kept.append((inputs[0], output)))
+    hooked = roles.student(x(), 500).output.detach()
+    inputs, output = kept[0]
+    hook.remove()
+    assert torch.equal(output, base(inputs))
+    assert off([hooked.float()], [roles.student(x(), 500).output.detach().float()]) < 0.02

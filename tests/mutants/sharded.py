@@ -3,6 +3,8 @@
 from tests.mutants.mutant import planted
 
 ROWS, SHARDED = "test_rows_of_any_number_of_processes_are_read_by_any_other[4]", "training/test_sharded.py"
+FULL = "test_a_checkpoint_that_could_not_be_written_ends_the_run_in_a_sentence"
+COPY = "test_the_copy_of_a_checkpoint_in_the_background_is_counted"
 BUILD = "test_no_process_of_four_holds_more_than_its_rows[build]"
 MUTANTS = [
     *planted(
@@ -94,6 +96,80 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "training/checkpoint.py",
+        "training/test_async_checkpoints.py",
+        (
+            "async checkpoints: rows are written as they are by then",
+            "replace(t, rows=_on_host(t.rows)) if background else t",
+            "t",
+            "test_a_checkpoint_holds_the_weights_of_its_step_whatever_changes_them_while_it_is_written",
+        ),
+        (
+            "async checkpoints: nobody hears that a disk was full",
+            "self._mistake = str(error) or type(error).__name__",
+            "return",
+            FULL + "[error0]",
+        ),
+        (
+            "async checkpoints: nobody hears of other errors in a thread",
+            'self._mistake = f"{type(error).__name__}: {error}"',
+            "pass",
+            FULL + "[error1]",
+        ),
+    ),
+    *planted(
+        "training/trainer.py",
+        "training/test_async_checkpoints.py",
+        (
+            "async checkpoints: the next one does not wait for the one before",
+            "        self._guard()\n        self.complete_checkpoint()\n",
+            "        self._guard()\n",
+            "test_the_next_checkpoint_waits_for_the_one_before_and_the_end_for_the_last",
+        ),
+        (
+            "async checkpoints: the end does not wait for the last one",
+            "self.save(wait=last or stop)",
+            "self.save(wait=stop)",
+            "test_the_next_checkpoint_waits_for_the_one_before_and_the_end_for_the_last",
+        ),
+        (
+            "async checkpoints: the setting is not asked",
+            "in_rows and not wait and self.settings.async_checkpoints",
+            "in_rows and not wait",
+            "test_steps_go_on_while_a_checkpoint_is_written_where_the_settings_let_them[False]",
+        ),
+        (
+            "async checkpoints: none is written in the background",
+            "in_rows and not wait and self.settings.async_checkpoints",
+            "False",
+            "test_steps_go_on_while_a_checkpoint_is_written_where_the_settings_let_them[True]",
+        ),
+        (
+            "async checkpoints: a written one waits for the next to get its name",
+            "                if not at_work:\n                    self.complete_checkpoint()\n",
+            "",
+            "test_a_checkpoint_gets_its_name_as_soon_as_it_is_written",
+        ),
+        (
+            "async checkpoints: a step waits until the checkpoint is written",
+            "                if not at_work:\n                    self.complete_checkpoint()\n",
+            "                self.complete_checkpoint()\n",
+            "test_steps_go_on_while_a_checkpoint_is_written_where_the_settings_let_them[True]",
+        ),
+        (
+            "async checkpoints: a run that breaks forgets the one it was writing",
+            "                self.complete_checkpoint()\n                for log",
+            "                for log",
+            "test_a_run_that_breaks_names_the_checkpoint_that_was_being_written",
+        ),
+        (
+            "async checkpoints: a hook that ends the run has the same step written again",
+            "self.complete_checkpoint() if due else self.save()",
+            "self.save()",
+            "test_a_hook_that_ends_the_run_costs_no_second_checkpoint",
+        ),
+    ),
+    *planted(
         "runs/setup.py",
         "runs/test_distill_lightning.py",
         (
@@ -111,6 +187,92 @@ MUTANTS = [
             "@torch.inference_mode(False)  # whoever",
             "# whoever",
             "test_sampling_in_inference_mode_first_leaves_a_student_that_learns",
+        ),
+        (
+            "precision: forward derivatives meet copies that have none",
+            "return not _is_transformed() and all(",
+            "return all(",
+            "test_forward_derivatives_are_those_of_float32_within_bf16[lora-True]",
+        ),
+        (
+            "precision: dual numbers are not noticed",
+            "forward_ad._current_level >= 0 or torch._C",
+            "torch._C",
+            "test_forward_derivatives_are_those_of_float32_within_bf16[lora-False]",
+        ),
+        (
+            "precision: copies stand in for weights that another call brings",
+            "s.master is layer._parameters.get(name)",
+            "True",
+            "test_weights_that_stand_in_for_a_layers_own_are_computed_with",
+        ),
+    ),
+    *planted(
+        "models/lora.py",
+        "models/test_precision.py",
+        (
+            "lora: what a hook keeps of a base layer changes later",
+            "ours = not layer.base_layer._forward_hooks",
+            "ours = True",
+            "test_a_hook_on_a_base_layer_keeps_what_that_layer_gave",
+        ),
+    ),
+    *planted(
+        "models/offload.py",
+        "models/test_offload.py",
+        (
+            "offload: a layer of two blocks goes with one of them",
+            "if id(module) in self.shared:",
+            "if False:",
+            "test_a_layer_that_two_blocks_share_stays_on_the_device",
+        ),
+    ),
+    *planted(
+        "planning/estimate.py",
+        "planning/test_estimate.py",
+        (
+            "plan: the moments in the copy of a checkpoint are forgotten",
+            'return _size(rows, "cpu") + moment_bytes([t for t in rows if id(t) in learn], settings.optimizer)',
+            'return _size(rows, "cpu")',
+            COPY + "[full-changes0-4]",
+        ),
+        (
+            "plan: a copy is counted where checkpoints are waited for",
+            "if not (settings.fsdp and settings.async_checkpoints):",
+            "if not settings.fsdp:",
+            COPY + "[full-changes1-0]",
+        ),
+        (
+            "plan: adapters are counted in the copy of a checkpoint",
+            'kept_whole = (".lora_", "/extras.", "/bank.")',
+            'kept_whole = ("/extras.", "/bank.")',
+            COPY + "[lora-changes3-0]",
+        ),
+    ),
+    *planted(
+        "runs/fit.py",
+        "models/test_offload.py",
+        (
+            "offload: nobody hears that a CPU gains nothing",
+            'torch.device(recipe.training.device).type == "cpu":',
+            'torch.device(recipe.training.device).type == "tpu":',
+            "test_offload_on_a_cpu_is_remarked_once",
+        ),
+    ),
+    *planted(
+        "training/distributed.py",
+        "training/test_launch.py",
+        (
+            "machines: a start waits without a word",
+            "        with doing(label):\n            yield\n",
+            "        yield\n",
+            "test_a_start_that_waits_says_for_what[place0-said0]",
+        ),
+        (
+            "machines: only the first machine says what it waits for",
+            "if here.rank > 0 and here.local_rank == 0:",
+            "if here.rank > 99 and here.local_rank == 0:",
+            "test_a_start_that_waits_says_for_what[place1-said1]",
         ),
     ),
 ]

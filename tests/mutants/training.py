@@ -286,8 +286,8 @@ MUTANTS = [
         ),
         (
             "training: a checkpoint is written without a look at the guard",
-            ("        self._guard()\n        tensors = self.tensors(part)\n"),
-            "        tensors = self.tensors(part)\n",
+            ("        self._guard()\n        self.complete_checkpoint()\n"),
+            "        self.complete_checkpoint()\n",
             "test_no_checkpoint_is_written_after_a_bad_step",
         ),
         (
@@ -310,8 +310,8 @@ MUTANTS = [
         ),
         (
             "training: a stopped run does not save what it has done",
-            "% settings.checkpoint_every == 0 or last or stop:",
-            "% settings.checkpoint_every == 0 or last:",
+            "% settings.checkpoint_every == 0 or last or stop\n",
+            "% settings.checkpoint_every == 0 or last\n",
             "tests/training/test_trainer.py::test_a_stop_request_saves_what_it_reports_and_resumes_to_the_bit",
         ),
         (
@@ -450,7 +450,7 @@ MUTANTS = [
         ),
         (
             "checkpoint: the folder's entries are not flushed before the renaming",
-            "    sync_folder(part)\n",
+            "        sync_folder(self._part)\n",
             "",
             "test_files_are_on_disk_before_the_folder_gets_its_name",
         ),
@@ -492,7 +492,7 @@ MUTANTS = [
         ),
         (
             "checkpoint: half of one stays on a full disk",
-            "shutil.rmtree(part, ignore_errors=True)  # half a checkpoint must not fill the disk\n",
+            "shutil.rmtree(self._part, ignore_errors=True)  # half a checkpoint must not fill the disk\n",
             "pass\n",
             "tests/training/test_full_disk.py::test_a_full_disk_costs_the_newest_steps_alone[5000]",
         ),
@@ -514,8 +514,8 @@ MUTANTS = [
         ),
         (
             "processes: only the one that is asked stops",
-            'dist.all_reduce(flags, dist.ReduceOp.MAX, group=_GROUPS.get("host"))',
-            'dist.all_reduce(flags, dist.ReduceOp.MIN, group=_GROUPS.get("host"))',
+            'dist.all_reduce(found, dist.ReduceOp.MAX, group=_GROUPS.get("host"))',
+            'dist.all_reduce(found, dist.ReduceOp.MIN, group=_GROUPS.get("host"))',
             "test_processes_stop_after_the_same_step",
         ),
     ),

@@ -323,6 +323,17 @@ def test_estimate_and_measurement_agree(method, kind, changes, small):
     assert found.peak == max(sum(found.training.values()), found.encoding, found.sampling)
 
 
+@pytest.mark.parametrize("kind, changes, copies", [
+    ("full", {"ema_decay": 0.9}, 4), ("full", {"async_checkpoints": False}, 0), ("full", {"fsdp": False}, 0),
+    ("lora", {}, 0),
+])  # fmt: skip
+def test_the_copy_of_a_checkpoint_in_the_background_is_counted(kind, changes, copies, small):
+    """Student, two moments of it, and its average; what stays whole is small and written at once."""
+    settings = TrainingSettings(batch_size=4, **{"fsdp": True, **changes})
+    found = estimate(small, TCD, TCD.Settings(target_decay=0.0), settings, Weights(kind, rank=4), 8, memory_alone=True)
+    assert found.checkpoint == copies * 4 * found.parameters
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_copies_of_trained_weights_in_bf16_are_counted(precision, small):
     """Two bytes for each of a LoRA's four-byte weights."""

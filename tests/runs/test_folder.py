@@ -38,7 +38,7 @@ def test_a_folder_belongs_to_the_first_recipe_that_claims_it(folder):
 @pytest.mark.parametrize("change", [
     "training.steps=7", "training.log_every=3", "training.checkpoint_every=9", "training.keep_checkpoints=4",
     "training.trackers=[tensorboard]", "training.accumulation=2", "training.gradient_checkpointing=true",
-    "training.fsdp=true", "training.timeout_minutes=60",
+    "training.fsdp=true", "training.timeout_minutes=60", "training.async_checkpoints=false",
     "pairs.path=elsewhere", "sample.every=5", "sample.prompts=[a star]",
 ])  # fmt: skip
 def test_what_may_change_when_a_run_is_resumed(folder, change):

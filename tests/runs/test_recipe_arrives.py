@@ -270,6 +270,7 @@ NOT_HERE = {
     "optimizer": "tests/training/test_optimizers.py",  # needs the extra `lowmem`
     "fsdp": "tests/training/test_processes.py",  # needs several processes
     "timeout_minutes": "tests/training/test_lost.py",  # needs several processes
+    "async_checkpoints": "tests/training/test_async_checkpoints.py",  # so does this one
     "trackers": "tests/training/test_trackers.py",  # write through packages of their own
     "offload": "tests/models/test_offload.py",  # changes memory alone
     "compile": "tests/models/test_compiled.py",  # takes a compiler, and seconds

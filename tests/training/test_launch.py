@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import time
+from contextlib import contextmanager
 
 import pytest
 import torch.distributed as dist
@@ -234,6 +236,35 @@ def test_a_start_that_waits_can_be_stopped(started, monkeypatch):
     finally:
         for number, handler in zip(both, usual, strict=True):
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("place", "said"), [
+    ({"RANK": "0", "LOCAL_RANK": "0"}, [("doing", "waiting for the other processes at 10.0.0.1:29500")]),
+    ({"RANK": "8", "LOCAL_RANK": "0"}, [("doing", "waiting for the other processes at 10.0.0.1:29500"),
+                                        ("stderr", "process 8: waiting for the other processes at 10.0.0.1:29500")]),
+    ({"RANK": "9", "LOCAL_RANK": "1"}, [("doing", "waiting for the other processes at 10.0.0.1:29500")]),
+])  # fmt: skip
+def test_a_start_that_waits_says_for_what(started, monkeypatch, capsys, place, said):
+    """In the display of the first process, and in a line of the first one on every other machine."""
+    found = []
+
+    @contextmanager
+    def doing(label):
+        found.append(("doing", label))
+        yield
+
+    def nobody(*_, **__):
+        time.sleep(0.15)
+        raise dist.DistNetworkError("nobody")
+
+    started(TORCHRUN | {"WORLD_SIZE": "16", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"} | place)
+    monkeypatch.setattr(dist, "init_process_group", nobody)
+    monkeypatch.setattr(distributed, "_die_with", lambda parent: None)
+    monkeypatch.setattr(distributed, "_SOON", 0.02)
+    monkeypatch.setattr(distributed, "doing", doing)
+    with pytest.raises(distributed.Lost):
+        join()
+    assert found + [("stderr", line) for line in capsys.readouterr().err.splitlines()] == said
 
 
 def test_two_processes_with_one_gpu_are_refused(monkeypatch):

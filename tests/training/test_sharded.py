@@ -32,6 +32,27 @@ def test_no_process_of_four_holds_more_than_its_rows(measured, moment):
     assert measured[moment] <= networks * measured["network"] / 4 + spare
 
 
+@pytest.fixture(scope="module")
+def in_background():
+    return sharded.measure(256, 8, "fp64", background=True)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_in_the_background_costs_a_copy_of_a_processs_rows(in_background):
+    """Weights and two moments of each: a quarter of what the checkpoint holds."""
+    held, spare = 3 * in_background["network"], 0.1 * in_background["network"] + in_background["largest tensor"]
+    assert held <= in_background["in a checkpoint"] <= 1.01 * held
+    assert held / 4 <= in_background["checkpoint"] <= held / 4 + spare
+
+
+@pytest.mark.slow
+def test_killed_while_it_writes_in_the_background_it_continues_from_the_last_whole_checkpoint(in_background):
+    assert -9 in in_background["killed while saving"] and 0 not in in_background["killed while saving"]
+    assert in_background["last checkpoint"] == "step-0000001" and in_background["resumed by two"] == [0, 0]
+    assert in_background["difference of the resumed step"] == 0
+    assert in_background["difference from one process"] < 1e-10
+
+
 @pytest.mark.slow
 def test_killed_while_it_writes_it_continues_from_the_last_whole_checkpoint(measured):
     assert -9 in measured["killed while saving"] and 0 not in measured["killed while saving"]

@@ -12,6 +12,7 @@ it holds its values too.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from typing import Any
 
 import torch
@@ -30,10 +31,13 @@ class Streamer:
 
     Attributes:
         kept: of every block its layers' tables, the names of frozen weights in them, and those weights on the host.
+        shared: ids of modules that several blocks have: their weights stay on the device.
     """
 
     def __init__(self, blocks: list[nn.Module], device: torch.device) -> None:
         self.device = device
+        of_blocks = Counter(id(module) for block in blocks for module in block.modules())
+        self.shared = {module for module, count in of_blocks.items() if count > 1}
         self.kept = [self._kept(block) for block in blocks]
         self._here: set[int] = set()
         self._seen: dict[tuple[int, int], int] = {}  # which block came after two others
@@ -42,6 +46,8 @@ class Streamer:
     def _kept(self, block: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
         found = []
         for module in block.modules():
+            if id(module) in self.shared:  # what one block lets go another one may need
+                continue
             let_go_between(module)
             for name, weight in module._parameters.items():
                 if weight is not None:
@@ -96,14 +102,14 @@ def offload(network: nn.Module, device: torch.device | str) -> None:
     """
     device, blocks = torch.device(device), repeated_blocks(network)
     nested = {id(module) for block in blocks for module in block.modules() if module is not block}
-    blocks = [block for block in blocks if id(block) not in nested]
+    blocks = list({id(block): block for block in blocks if id(block) not in nested}.values())
     if not blocks:
         raise ValueError(f"{type(network).__name__} has no repeated blocks to stream: leave training.offload out.")
     streamer = Streamer(blocks, device)
     for index, block in enumerate(blocks):
         block.streamer, block.streamed_as, block.computes_on = streamer, index, device  # type: ignore[assignment]
         block.__class__ = _streamed(type(block))
-    inside = {id(module) for block in blocks for module in block.modules()}
+    inside = {id(module) for block in blocks for module in block.modules()} - streamer.shared
     for module in network.modules():
         if id(module) not in inside:
             for table in (module._parameters, module._buffers):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 _ON_META: ContextVar[torch.dtype | None] = ContextVar("fewstep_autocast_on_meta", default=None)
 
@@ -70,8 +71,8 @@ def runs_without_autocast(network: Any, dtype: torch.dtype | None) -> bool:
 class Shadow:
     """A copy of a master in a lower dtype; ``tensor`` is None until it is first needed.
 
-    The master's version counter tells when the copy is stale. PyTorch's fused optimisers do not count, so whoever
-    calls one says so (`torch.autograd.graph.increment_version`).
+    The master's version counter tells when the copy is stale. PyTorch's fused optimisers do not count, and neither do
+    changes through ``master.data``, so whoever makes one says so (`torch.autograd.graph.increment_version`).
     """
 
     def __init__(self, master: nn.Parameter, dtype: torch.dtype) -> None:
@@ -184,9 +185,22 @@ def weights_for(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def computes_low(layer: Any, x: Tensor) -> bool:
-    """Whether ``layer`` has shadows, and x meets them: it has their dtype, or autocast would give it that."""
-    shadows: dict[str, Shadow] | None = getattr(layer, "shadows", None)
-    return bool(shadows) and shadows["weight"].dtype in (x.dtype, autocast_dtype(x.device.type))  # type: ignore[index]
+    """Whether ``layer`` has shadows, and x meets them: it has their dtype, or autocast would give it that.
+
+    Not where they would lose something: the copies are of the layer's own weights, which `torch.func.functional_call`
+    replaces, and know the gradients of a backward alone.
+    """
+    shadows: dict[str, Shadow] = getattr(layer, "shadows", {})
+    if not shadows or shadows["weight"].dtype not in (x.dtype, autocast_dtype(x.device.type)):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    return not _is_transformed() and all(s.master is layer._parameters.get(name) for name, s in shadows.items())
+
+
+def _is_transformed() -> bool:
+    """Whether forward-mode derivatives, or any transform of torch.func, are at work."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
 
 
 def keep_shadows(network: nn.Module, dtype: torch.dtype) -> None:

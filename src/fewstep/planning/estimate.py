@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,8 @@ class Estimate:
         calls: network calls of a step by role.
         rehearsal: the step's cost and operations.
         host: bytes in pinned memory of the host: weights of blocks that are brought to the device.
+        checkpoint: bytes in the host's memory, of all processes together: the copy from which a checkpoint is written
+            while training goes on.
     """
 
     device: str
@@ -72,6 +74,7 @@ class Estimate:
     calls: Mapping[str, float]
     rehearsal: Rehearsal
     host: int = 0
+    checkpoint: int = 0
 
     @property
     def equivalents(self) -> float:
@@ -176,6 +179,7 @@ def estimate(
         calls=built.calls_per_step(),
         rehearsal=step,
         host=on_host,
+        checkpoint=_checkpoint_copy(roles, trained, settings),
     )
 
 
@@ -222,6 +226,20 @@ def _on_meta(
     with torch.device("meta"):  # so that added layers are created there too
         roles = build_roles(teacher, built, on_meta, weights, helpers=helpers)
     return built, roles, source, kept
+
+
+def _checkpoint_copy(roles: Roles, trained: Sequence[Tensor], settings: TrainingSettings) -> int:
+    """Bytes of the sharded tensors of a checkpoint: full weights, and their moments. LoRAs and heads stay whole."""
+    if not (settings.fsdp and settings.async_checkpoints):
+        return 0
+    kept_whole = (".lora_", "/extras.", "/bank.")
+    rows = [
+        tensor
+        for name, tensor in roles.tensors().items()
+        if name.partition("/")[0] not in roles.heads and not any(part in name for part in kept_whole)
+    ]
+    learn = {id(parameter) for parameter in trained}
+    return _size(rows, "cpu") + moment_bytes([t for t in rows if id(t) in learn], settings.optimizer)
 
 
 def _name_of(role: str, method: Method) -> str:

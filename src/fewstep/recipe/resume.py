@@ -10,7 +10,7 @@ from fewstep.recipe.schema import Recipe
 MAY_CHANGE = (
     "training.steps", "training.log_every", "training.checkpoint_every", "training.keep_checkpoints",
     "training.trackers", "pairs.path", "evaluate.path", "sample",
-    "training.timeout_minutes",
+    "training.timeout_minutes", "training.async_checkpoints",
     "training.accumulation", "training.gradient_checkpointing", "training.fsdp", "training.offload",  # memory alone
 )  # fmt: skip
 """Keys, or whole sections, that a resumed run may set otherwise than it was started with."""

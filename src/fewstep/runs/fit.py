@@ -32,6 +32,9 @@ def check_machine(recipe: Recipe) -> None:
     check_optimizer(recipe.training)
     if recipe.training.compile:
         check_compiler(recipe.training.device)
+    if recipe.training.offload and torch.device(recipe.training.device).type == "cpu":
+        sentence = "training.offload saves no memory on a CPU, where weights are in the host's memory anyway"
+        warnings.warn(Remark(f"{sentence}: leave it out there."), stacklevel=2)
     check_trackers(recipe.training.trackers)
 
 

@@ -348,6 +348,9 @@ def _memory(planned: Plan, found: Estimate) -> list[str]:
     lines += [f"  {in_words(size):>9}  {name}" for name, size in found.training.items()]
     if found.host:
         lines.append(f"in the host's memory, for blocks that are brought to the device: {in_words(found.host)}")
+    if found.checkpoint:
+        copy = in_words(found.checkpoint)
+        lines.append(f"in the hosts' memory, for the copy from which a checkpoint is written: {copy} in all processes")
     if found.encoding:
         lines.append(f"while images are encoded: {in_words(found.encoding)}")
     if found.encoding_batch:

@@ -6,7 +6,8 @@
       state.json                          step, checksums of the files, what `Trainer` adds
 
 Whatever moment a process dies at, a checkpoint folder is either complete or absent. Any number of processes can read
-what any number has written.
+what any number has written. Rows may be written while training goes on (`Writing`); the checkpoint gets its name when
+all processes have written theirs.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,34 +45,110 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor | Part], state: d
     Raises:
         OSError: one sentence when it cannot be written; what was there before is untouched.
     """
-    final = folder / f"{_PREFIX}{step:07d}"
-    rows = {name: t for name, t in tensors.items() if isinstance(t, Part)}
-    part = folder / f".part-{step:07d}-{os.getpid()}"
-    if rows:
-        part = distributed.from_first(part)
-    plain, files = {name: t for name, t in tensors.items() if not isinstance(t, Part)}, dict[str, int]()
-    for write in (
-        lambda: _begin(folder, part),
-        lambda: files.update(_write_rows(part, rows)),
-        lambda: _write(part, step, plain, files, state),
-    ):
-        outcomes = [(_attempt(write), dict(files))]
-        if rows:  # a process that went on alone would wait for the others for ever
+    writing = Writing(folder, step, tensors, state, keep)
+    writing.write()
+    return writing.finish()
+
+
+class Writing:
+    """A checkpoint that is being written. All processes that have rows of it must make the same calls.
+
+    Args: as of `save`.
+        background: copy the rows into host memory and write them in a thread, while training goes on.
+
+    Raises:
+        OSError: as `save`: the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        tensors: Mapping[str, Tensor | Part],
+        state: dict[str, Any],
+        keep: int = 2,
+        background: bool = False,
+    ) -> None:
+        self.folder, self.step, self.state, self.keep = folder, step, state, keep
+        rows = {name: t for name, t in tensors.items() if isinstance(t, Part)}
+        part = folder / f".part-{step:07d}-{os.getpid()}"
+        self._part = distributed.from_first(part) if rows else part
+        self._in_rows = bool(rows)
+        self._files: dict[str, int] = {}
+        self._sum, self._mistake = 0, ""
+        self._agree(lambda: _begin(folder, self._part))
+        self._rows = {n: replace(t, rows=_on_host(t.rows)) if background else t for n, t in rows.items()}
+        whole = {name: t for name, t in tensors.items() if not isinstance(t, Part)} if distributed.first() else {}
+        self._whole = {name: _on_host(t) for name, t in whole.items()}
+        self._thread = threading.Thread(target=self.write, name="checkpoint", daemon=True) if background else None
+        if self._thread is not None:
+            self._thread.start()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether this process is writing its files."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def write(self) -> None:
+        """Write this process's files; `finish` raises what has gone wrong."""
+        try:
+            self._files = _write_rows(self._part, self._rows)
+            if distributed.first():
+                save_tensors(self._part / _TENSORS, self._whole)
+                self._sum = _checksum(self._part / _TENSORS)
+        except OSError as error:
+            self._mistake = str(error) or type(error).__name__
+        except Exception as error:
+            if self._thread is None:
+                raise
+            self._mistake = f"{type(error).__name__}: {error}"  # of a thread's error nobody would hear
+        self._rows, self._whole = {}, {}  # the copies are needed no longer
+
+    def finish(self) -> Path:
+        """Wait until all have written, and give the checkpoint its name; returns its path."""
+        if self._thread is not None:
+            self._thread.join()
+        self._refuse([(self._mistake, self._files)])
+        self._agree(self._complete)
+        final = self.folder / f"{_PREFIX}{self.step:07d}"
+        if distributed.first():
+            _put(self._part, final, self.keep)
+        return final
+
+    def _complete(self) -> None:
+        """Write the state, in the first process: it makes the folder a checkpoint."""
+        if not distributed.first():
+            return
+        about = {"format": _IN_ROWS if self._files else _FORMAT, "step": self.step, "checksum": self._sum}
+        rows: dict[str, Any] = {"rows": dict(sorted(self._files.items()))} if self._files else {}
+        write_text(self._part / "state.json", json.dumps({**about, **rows, **self.state}, indent=1))
+        sync_folder(self._part)
+
+    def _agree(self, write: Callable[[], object]) -> None:
+        """Do this in every process; where it fails in one of them, all raise."""
+        self._refuse([(_attempt(write), {})])
+
+    def _refuse(self, outcomes: list[tuple[str, dict[str, int]]]) -> None:
+        """Note every process's files, or raise in all of them when one could not write."""
+        if self._in_rows:  # a process that went on alone would wait for the others for ever
             outcomes = distributed.everywhere(outcomes[0])
-        for _, found in outcomes:
-            files.update(found)
         mistakes = [mistake for mistake, _ in outcomes if mistake]
-        if mistakes:
-            shutil.rmtree(part, ignore_errors=True)  # half a checkpoint must not fill the disk
-            safe = latest(folder)
-            kept = f"the last one, {safe}, is intact" if safe else "there is no earlier one"
-            raise OSError(
-                f"The checkpoint of step {step} could not be written ({mistakes[0]}); {kept}: make "
-                f"room or allow writing in {folder}, then go on with --resume."
-            )
-    if distributed.first():
-        _put(part, final, keep)
-    return final
+        if not mistakes:
+            for _, files in outcomes:
+                self._files.update(files)
+            return
+        shutil.rmtree(self._part, ignore_errors=True)  # half a checkpoint must not fill the disk
+        safe = latest(self.folder)
+        kept = f"the last one, {safe}, is intact" if safe else "there is no earlier one"
+        raise OSError(
+            f"The checkpoint of step {self.step} could not be written ({mistakes[0]}); {kept}: make "
+            f"room or allow writing in {self.folder}, then go on with --resume."
+        )
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """A copy in host memory: the next update changes the tensor itself."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _attempt(write: Callable[[], object]) -> str:
@@ -98,23 +177,6 @@ def _write_rows(part: Path, rows: Mapping[str, Part]) -> dict[str, int]:
     name = f"rows-{distributed.rank():05d}-of-{distributed.count():05d}.safetensors"
     write_parts(part / name, rows)
     return {name: _checksum(part / name)}
-
-
-def _write(part: Path, step: int, tensors: Mapping[str, Any], files: Mapping[str, int], state: dict[str, Any]) -> None:
-    """Write what every process holds whole, and the state, in the first one."""
-    if not distributed.first():
-        return
-    packed = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    save_tensors(part / _TENSORS, packed)
-    known: dict[str, Any] = {
-        "format": _IN_ROWS if files else _FORMAT,
-        "step": step,
-        "checksum": _checksum(part / _TENSORS),
-    }
-    if files:
-        known["rows"] = dict(sorted(files.items()))
-    write_text(part / "state.json", json.dumps({**known, **state}, indent=1))
-    sync_folder(part)
 
 
 def _put(part: Path, final: Path, keep: int) -> None:

@@ -11,6 +11,7 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +25,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fewstep.training import launch
+from fewstep.training.progress import doing
 
 MINUTES = 10.0
 """For how long a process waits for the others within a training step."""
 _PATIENCE = timedelta(hours=12)  # the first process may encode a whole data set while the others wait
 _SEEN_WITHIN = 60.0  # seconds: network file systems remember for that long that a file was not there
+_SOON = 5.0  # seconds of waiting after which a machine without a display says so
 _OF_GLOO = re.compile(r"\[[^][]*gloo/[^][]*:\d+\]")
 """The line of gloo's source with which its errors, plain RuntimeErrors, begin."""
 _GROUPS: dict[str, Any] = {}  # beside the default group: of host numbers, and of waits for a process that works alone
@@ -96,17 +99,33 @@ def _meet(gpu: int | None, timeout: timedelta) -> None:
     try:
         if gpu is not None:
             torch.cuda.set_device(gpu)
-        with _ended_by_signals():
+        with _ended_by_signals(), _waiting():
             dist.init_process_group("gloo" if gpu is None else "nccl", timeout=timeout)
-        if gpu is not None:
-            _GROUPS["host"] = dist.new_group(backend="gloo", timeout=timeout)
-        _GROUPS["patient"] = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            if gpu is not None:
+                _GROUPS["host"] = dist.new_group(backend="gloo", timeout=timeout)
+            _GROUPS["patient"] = dist.new_group(backend="gloo", timeout=_PATIENCE)
     except dist.DistError as error:
         count, where = os.environ.get("WORLD_SIZE"), os.environ.get("MASTER_ADDR")
         raise Lost(f"Not all of {count} processes came together at {where}: {_first_line(error)}") from None
     atexit.register(leave)
     if gpu is not None:
         _check_apart(str(torch.cuda.get_device_properties(gpu).uuid))
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """Within this block the user can see what the command waits for, and where; on the other machines too."""
+    here, env = launch.place(), os.environ
+    label = f"waiting for the other processes at {env.get('MASTER_ADDR', '')}:{env.get('MASTER_PORT', '')}"
+    line = threading.Timer(_SOON, print, (f"process {here.rank}: {label}",), {"file": sys.stderr, "flush": True})
+    line.daemon = True
+    if here.rank > 0 and here.local_rank == 0:  # the first process of all has a display, see `progress.command`
+        line.start()
+    try:
+        with doing(label):
+            yield
+    finally:
+        line.cancel()
 
 
 def _check_known(host: str) -> None:
@@ -269,13 +288,13 @@ def first_goes_first() -> Iterator[None]:
         wait()
 
 
-def agree(flag: bool) -> bool:
-    """Whether ``flag`` is True in any process; waits for all processes, not for their devices."""
+def agree(*flags: bool) -> tuple[bool, ...]:
+    """Whether each flag is True in any process; waits for all processes, not for their devices."""
     if count() == 1:
-        return flag
-    flags = torch.tensor([flag], dtype=torch.uint8)
-    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_GROUPS.get("host"))
-    return bool(flags.item())
+        return flags
+    found = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_GROUPS.get("host"))
+    return tuple(map(bool, found.tolist()))
 
 
 def from_first(value: Any) -> Any:

@@ -39,6 +39,7 @@ class TrainingSettings:
         fsdp: spread the frozen base and full-weight networks over torchrun's processes (FSDP2); LoRAs stay whole.
         log_every, checkpoint_every: in steps; statistics stay on the device in between.
         keep_checkpoints: how many checkpoints to keep.
+        async_checkpoints: train on while sharded weights (fsdp) are written, from a copy in host memory.
         trackers: programs that receive every line of the log too. The key stands here, beside log_every, because it
             concerns how a run is monitored, and may change when the run is resumed.
         device: "cpu", "cuda", ...
@@ -70,6 +71,7 @@ class TrainingSettings:
     log_every: Count = 25
     checkpoint_every: Count = 500
     keep_checkpoints: Count = 2
+    async_checkpoints: bool = True
     trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
     device: str = "cpu"
     timeout_minutes: Annotated[float, Field(ge=0.1, le=10_000)] = MINUTES

@@ -202,6 +202,7 @@ class Trainer:
         self.spent = 0.0  # forward passes of this run before it was resumed
         self.meter = Meter()
         self.last_record: dict[str, Any] = {}
+        self._writing: checkpoint.Writing | None = None  # the checkpoint that is being written while training goes on
         self._logs: list[Tracker] = []
 
     # ---------------------------------------------------------------- one step
@@ -284,17 +285,21 @@ class Trainer:
             while self.done < settings.steps:
                 self.step(self.done)
                 self.done += 1
-                # agreed on once a step, so that all processes stop after the same one
-                last, stop = self.done == settings.steps, distributed.agree(stopping.is_set())
+                # agreed on once a step, so that all processes stop, or complete a checkpoint, after the same one
+                last, at_work = self.done == settings.steps, self._writing is not None and self._writing.at_work
+                stop, at_work = distributed.agree(stopping.is_set(), at_work)
+                if not at_work:
+                    self.complete_checkpoint()
                 if self.done % settings.log_every == 0 or last:
                     self._guard()
                     self._log(speed, advance)
                 else:
                     advance(self.done)
-                if self.done % settings.checkpoint_every == 0 or last or stop:
-                    self.save()
+                due = self.done % settings.checkpoint_every == 0 or last or stop
+                if due:
+                    self.save(wait=last or stop)
                 if self._call_hooks() and not last:
-                    self.save()
+                    self.complete_checkpoint() if due else self.save()
                     return
                 if stop and not last:
                     raise TrainingStopped(f"Stopped after step {self.done} of {settings.steps}.", self.done)
@@ -354,6 +359,7 @@ class Trainer:
         for player in self.players:
             bad = player.first_bad_step.item()
             if bad != float("inf"):
+                self.complete_checkpoint()
                 for log in self._logs:
                     log.write(self._final_record(player.player.name, int(bad)))
                 safe = checkpoint.latest(RunFiles(self.run_dir).checkpoints) if self.run_dir else None
@@ -381,19 +387,29 @@ class Trainer:
             tensors |= {f"optimizer/{player.player.name}/{k}": t for k, t in player.tensors(gather).items()}
         return tensors
 
-    def save(self) -> Path | None:
-        """Write a checkpoint of the steps done; None when the run has no folder, or another process writes it."""
+    def save(self, wait: bool = True) -> Path | None:
+        """Write a checkpoint of the steps done; None when the run has no folder, or another process writes it.
+
+        Args:
+            wait: until it is complete; else sharded weights are written while training goes on, if the settings allow
+                it, and the checkpoint is completed after a later step, or by the next call.
+
+        Raises:
+            OSError: it could not be written, or the one before could not.
+        """
         if self.run_dir is None:
             return None
         with doing("writing a checkpoint"):
-            path = self._save(RunFiles(self.run_dir).checkpoints)
+            path = self._save(RunFiles(self.run_dir).checkpoints, wait)
             distributed.wait()  # the others would wait in the next step, where patience is short
             return path
 
-    def _save(self, folder: Path) -> Path | None:
+    def _save(self, folder: Path, wait: bool) -> Path | None:
         self._guard()
+        self.complete_checkpoint()
         tensors = self.tensors(part)
-        if not distributed.first() and not any(isinstance(t, Part) for t in tensors.values()):
+        in_rows = any(isinstance(t, Part) for t in tensors.values())
+        if not distributed.first() and not in_rows:
             return None
         state = {
             "seed": self.seed,
@@ -402,8 +418,20 @@ class Trainer:
             "torch": torch.__version__,
             "forward_equivalents": self.cost(),
         }
-        path = checkpoint.save(folder, self.done, tensors, state, self.settings.keep_checkpoints)
+        background = in_rows and not wait and self.settings.async_checkpoints
+        writing = checkpoint.Writing(folder, self.done, tensors, state, self.settings.keep_checkpoints, background)
+        if background:
+            self._writing = writing
+            return None
+        writing.write()
+        path = writing.finish()
         return path if distributed.first() else None
+
+    def complete_checkpoint(self) -> None:
+        """Wait for the checkpoint that is being written, and give it its name. Every process must call this."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.finish()
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one; exact to the bit on the same kind of machine."""
