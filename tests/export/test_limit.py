@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from fewstep.diffusion.prediction import Prediction, mix
 from fewstep.diffusion.schedule import Schedule
+from fewstep.export import publish
 from fewstep.export.limit import NUDGE, Limit, carried, growth
 from fewstep.export.lora import kohya_layout, rounded
 from fewstep.export.publish import export
@@ -101,3 +104,39 @@ def test_what_a_map_carries_on_is_measured(factor):
 
 def test_the_larger_growth_sets_the_limit():
     assert Limit("fp32", 100.0).most == pytest.approx(32 * 2**-24 * 100) and Limit("fp32", 2.0).most == 1e-5
+
+
+@pytest.mark.parametrize(("gap", "grows", "samplings", "passes"), [
+    (9e-6, 40.0, 1, True), (2e-5, 40.0, 2, True), (2e-5, 1.0, 2, False), (8e-5, 40.0, 2, False),
+    (float("nan"), 40.0, 1, False),
+])  # fmt: skip
+def test_a_student_is_sampled_again_only_for_a_gap_above_its_limit(
+    gap, grows, samplings, passes, tiny, tmp_path, monkeypatch
+):
+    """And then only one model is in memory; the student, not what was made of it for the file, is sampled again."""
+    run, sampled, held = finished(tmp_path / "run", tiny), [], []
+    latents, teacher_of = publish._latents, publish.teacher_of
+
+    def load(*given):
+        found = teacher_of(*given)
+        held.append(weakref.ref(found.family.base))
+        return found
+
+    def sample(teacher, student, *given):
+        sampled.append(latents(teacher, student, *given))
+        assert sum(one() is not None for one in held) == 1
+        return sampled[-1]
+
+    def read_back(_, __, layers):
+        assert not [one for one in held if one() is not None]
+        return publish.RoundTrip(gap, layers)
+
+    def carried(expected, nudged):
+        assert expected is sampled[0] and 0 < (nudged - expected).abs().max() < 0.1 * expected.abs().max()
+        return grows
+
+    for name, own in [("teacher_of", load), ("_latents", sample), ("check_round_trip", read_back), ("carried", carried)]:
+        monkeypatch.setattr(publish, name, own)
+    with nullcontext() if passes else pytest.raises(ValueError, match=f"in diffusers .* the gap is {gap:.1e}"):
+        assert export(run, "diffusers", tmp_path / "out").round_trip.gap == gap
+    assert len(sampled) == samplings and (tmp_path / "out").exists() == passes

@@ -109,12 +109,6 @@ MUTANTS = [
             "test_an_export_whose_samples_differ_is_no_export",
         ),
         (
-            "export: samples that differ pass",
-            '    limit.check(gap, "in diffusers")',
-            "    pass",
-            "test_an_export_whose_samples_differ_is_no_export",
-        ),
-        (
             "export: schedulers of flow models draw from elsewhere",
             'torch.manual_seed(request["seed"])',
             'torch.Generator().manual_seed(request["seed"])',
@@ -129,6 +123,30 @@ MUTANTS = [
             "        give_usual_permissions(path)\n",
             "        path.chmod(0o600)\n",
             "test_what_stands_in_the_folder",
+        ),
+        (
+            "export: samples that differ pass",
+            "    limit.check(trip.gap, ",
+            "    str(",
+            "test_an_export_whose_samples_differ_is_no_export",
+        ),
+        (
+            "export: every student is sampled twice for its limit",
+            "    if trip.gap > limit.most:",
+            "    if trip.gap > 0:",
+            "tests/export/test_limit.py::test_a_student_is_sampled_again_only_for_a_gap_above_its_limit",
+        ),
+        (
+            "export: an error that the student carries on is the file's",
+            "    if trip.gap > limit.most:",
+            "    if False:",
+            "tests/export/test_limit.py::test_a_student_is_sampled_again_only_for_a_gap_above_its_limit",
+        ),
+        (
+            "export: the teacher is held while the files are read back",
+            "        del teacher, family  #",
+            "        pass  #",
+            "tests/export/test_limit.py::test_a_student_is_sampled_again_only_for_a_gap_above_its_limit",
         ),
         (
             "export: a failed one leaves its folder behind",

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from fewstep.data.files import write_text
 from fewstep.export.header import write
-from fewstep.export.limit import Limit
 from fewstep.export.lora import PARTS, layers
 from fewstep.export.round_trip import RoundTrip
 from fewstep.models.bank import fused, interval_lengths
@@ -119,19 +118,15 @@ def write_heads(
 
 def check_heads(
     file: Path, card: Card, base: str, device: str, expected: Tensor,
-    latents: Callable[[Teacher, Denoiser, Card], Tensor], limit: Limit,
+    latents: Callable[[Teacher, Denoiser, Card], Tensor],
 ) -> RoundTrip:  # fmt: skip
     """Sample from the file alone, on its base; how far its latents are from ``expected``.
 
     Args:
         card: that of the export. latents: of what it is given.
-
-    Raises:
-        ValueError: they differ by more than ``limit``.
     """
     found = latents(*open_export(Exported((file,), "heads", base, card), device=device), card)
     gap = float((found - expected).abs().max() / expected.abs().max())
-    limit.check(gap, "read back by fewstep")
     return RoundTrip(gap, len(layers(tensor_names(file))))
 
 

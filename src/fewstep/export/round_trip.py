@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.export.limit import Limit
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,15 @@ class RoundTrip:
     layers: int
 
 
-def check_round_trip(request: Request, expected: Tensor, layers: int, limit: Limit) -> RoundTrip:
+def check_round_trip(request: Request, expected: Tensor, layers: int) -> RoundTrip:
     """Sample in another process and compare with latents of fewstep from the same seed.
 
     Args:
         expected: in the pipeline's form (`Family.output_latents`).
-        layers: LoRA layers that diffusers must find. limit: of the gap.
+        layers: LoRA layers that diffusers must find.
 
     Raises:
-        ValueError: one sentence when the export does not load, or its samples differ.
+        ValueError: one sentence when the export does not load, or its layers or the shape of its samples differ.
     """
     with tempfile.TemporaryDirectory(prefix="fewstep-round-trip-") as name:
         asked, latents = Path(name) / "request.json", Path(name) / "latents.safetensors"
@@ -89,9 +88,7 @@ def check_round_trip(request: Request, expected: Tensor, layers: int, limit: Lim
     if sampled.shape != expected.shape:
         shapes = f"{tuple(sampled.shape)} where fewstep's are {tuple(expected.shape)}"
         raise ValueError(f"The export's latents in diffusers are {shapes}.")
-    gap = float((sampled - expected.float()).abs().max() / expected.abs().max())
-    limit.check(gap, "in diffusers")
-    return RoundTrip(gap, found)
+    return RoundTrip(float((sampled - expected.float()).abs().max() / expected.abs().max()), found)
 
 
 def sample_in_diffusers(request: dict[str, Any]) -> dict[str, Tensor]:
