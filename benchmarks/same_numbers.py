@@ -1161,6 +1161,15 @@ def compare_all(given: argparse.Namespace, work: Path) -> int:
     return 1 if counts["DIFFERS"] or not rows else 0
 
 
+def in_work_folder(compare: Callable[[argparse.Namespace, Path], int], given: argparse.Namespace) -> int:
+    """The exit code of ``compare`` in the folder of --work, or in one that is removed afterwards."""
+    if given.work:
+        given.work.mkdir(parents=True, exist_ok=True)
+        return compare(given, given.work.resolve())
+    with tempfile.TemporaryDirectory(prefix=f"{Path(sys.argv[0]).stem}-") as folder:
+        return compare(given, Path(folder).resolve())
+
+
 def parts(text: str) -> list[str]:
     """The parts of --only."""
     found = [part.strip() for part in text.split(",")]
@@ -1180,12 +1189,7 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1], help="the new tree (default: this one)")
     parser.add_argument("--work", type=Path, help="keep the earlier commit's outputs here, and use them again")
     parser.add_argument("--out", type=Path, help="JSON to write")
-    given = parser.parse_args()
-    if given.work:
-        given.work.mkdir(parents=True, exist_ok=True)
-        sys.exit(compare_all(given, given.work.resolve()))
-    with tempfile.TemporaryDirectory(prefix="same-numbers-") as folder:
-        sys.exit(compare_all(given, Path(folder).resolve()))
+    sys.exit(in_work_folder(compare_all, parser.parse_args()))
 
 
 if __name__ == "__main__":

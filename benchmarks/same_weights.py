@@ -22,7 +22,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +160,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="training steps of each stage (default 50)")
     parser.add_argument("--work", type=Path, help="keep sources and hashes here, and use them again")
     parser.add_argument("--out", type=Path, help="JSON to write")
-    given = parser.parse_args()
-    if given.work:
-        given.work.mkdir(parents=True, exist_ok=True)
-        sys.exit(compare(given, given.work.resolve()))
-    with tempfile.TemporaryDirectory(prefix="same-weights-") as folder:
-        sys.exit(compare(given, Path(folder).resolve()))
+    from same_numbers import in_work_folder
+
+    sys.exit(in_work_folder(compare, parser.parse_args()))
 
 
 if __name__ == "__main__":

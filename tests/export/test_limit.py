@@ -135,7 +135,12 @@ def test_a_student_is_sampled_again_only_for_a_gap_above_its_limit(
         assert expected is sampled[0] and 0 < (nudged - expected).abs().max() < 0.1 * expected.abs().max()
         return grows
 
-    for name, own in [("teacher_of", load), ("_latents", sample), ("check_round_trip", read_back), ("carried", carried)]:
+    for name, own in [
+        ("teacher_of", load),
+        ("_latents", sample),
+        ("check_round_trip", read_back),
+        ("carried", carried),
+    ]:
         monkeypatch.setattr(publish, name, own)
     with nullcontext() if passes else pytest.raises(ValueError, match=f"in diffusers .* the gap is {gap:.1e}"):
         assert export(run, "diffusers", tmp_path / "out").round_trip.gap == gap

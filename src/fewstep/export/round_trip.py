@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
-
 @dataclass(frozen=True)
 class Request:
     """What the other process does.

@@ -185,11 +185,13 @@ def wait_for_rows(network: nn.Module, stored: Stored, device: torch.device) -> N
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """The device of a network's weights, or the one where they will be."""
-    waits = next((module.waits for module in network.modules() if hasattr(module, "waits")), None)
-    if waits is not None:
-        return waits[1]  # type: ignore[index, return-value]
-    return streamed_to(network) or next(network.parameters()).device
+    """The device of a network's weights, or the one where they will be: its rows are waited for, or blocks streamed."""
+    for module in network.modules():
+        if hasattr(module, "waits"):
+            return module.waits[1]  # type: ignore[index, return-value]
+        if hasattr(module, "computes_on"):
+            return module.computes_on  # type: ignore[return-value]
+    return next(network.parameters()).device
 
 
 def streamed_to(network: nn.Module) -> torch.device | None:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from fewstep.data.files import replace_text
 from fewstep.evaluation.compare import compare, comparison_grid
 from fewstep.evaluation.grids import ON_PAGES, image_grid
@@ -22,7 +20,7 @@ from fewstep.runs.distill import distill
 from fewstep.runs.folder import RunFolder
 from fewstep.runs.foresee import foresee
 from fewstep.runs.plan import cost_of_step
-from fewstep.sampling import DDIMSampler, sample
+from fewstep.runs.validation import sample_teacher
 from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.training import launch
 from fewstep.training.progress import doing, duration, progress_bar
@@ -90,15 +88,9 @@ def _before(folder: Path, recipe: Recipe, teacher: Teacher, count: int, tell: Ca
         if (folder / BEFORE).is_file():
             return
         steps = (shown.teacher_steps, shown.num_inference_steps)
-        noise = torch.randn(
-            len(shown.prompts), *teacher.latent_shape, generator=torch.Generator().manual_seed(recipe.seed)
-        ).to(recipe.training.device)
         with doing(f"generating the teacher's images in {steps[0]} and in {steps[1]} steps"):
             cond, began = teacher.encode_prompts(shown.prompts), time.monotonic()
-            rows = [
-                sample(teacher.denoiser, DDIMSampler(num_inference_steps=n), noise, cond, shown.guidance_scale).x0
-                for n in steps
-            ]
+            rows = [sample_teacher(teacher, recipe, cond, n) for n in steps]
             spent = time.monotonic() - began
             labels = [f"teacher, {in_steps(n)}" for n in steps]
             grid = image_grid([teacher.decode(row) for row in rows], labels, shown.prompts, largest=2 * ON_PAGES)

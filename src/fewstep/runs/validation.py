@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ from fewstep.evaluation.figures import DECIDING, best_first
 from fewstep.evaluation.grids import ON_PAGES, image_grid
 from fewstep.evaluation.measured import Reference
 from fewstep.evaluation.prompt_set import PromptSet
+from fewstep.evaluation.result import in_steps
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.families import Teacher
 from fewstep.recipe.schema import Recipe
 from fewstep.runs.first_teacher import first_teacher_of, on_first_teacher
 from fewstep.runs.measured_on import evaluation_captions, needs_teacher_images, prompt_set
@@ -68,21 +71,16 @@ class SampleGrid:
     def _write(self, step: int) -> None:
         run, settings = self.run, self.run.recipe.sample
         cond = run.teacher.encode_prompts(settings.prompts)
-        noise, other = (_noise(run, i)[0] for i in range(2))
-        few = settings.num_inference_steps
+        many, few = settings.teacher_steps, settings.num_inference_steps
         if self._teacher_rows is None:
-            full, again, short = (
-                sample(
-                    run.teacher.denoiser, DDIMSampler(num_inference_steps=n), start, cond, settings.guidance_scale
-                ).x0
-                for n, start in ((settings.teacher_steps, noise), (settings.teacher_steps, other), (few, noise))
-            )
+            row = partial(sample_teacher, run.teacher, run.recipe, cond)
+            full, again, short = row(many), row(many, number=1), row(few)
             self._teacher_rows = [run.teacher.decode(full), run.teacher.decode(short)]
             self._teacher_difference = _difference(full, again)
         student, again = (_sample_student(run, run.roles.views()[run.role], run.card(step), cond, i) for i in range(2))
         diversity = _difference(student, again) / max(self._teacher_difference, 1e-30)
         rows = [*self._teacher_rows, run.teacher.decode(student)]
-        labels = [f"teacher, {settings.teacher_steps} steps", f"teacher, {few} steps", f"student, {few} steps"]
+        labels = [f"teacher, {in_steps(many)}", f"teacher, {in_steps(few)}", f"student, {in_steps(few)}"]
         if not distributed.first():
             return
         run.folder.samples.mkdir(exist_ok=True)
@@ -99,24 +97,36 @@ def sample_exported(run: Run, folder: Path) -> None:
     view = run.roles.add("exported", weights, extra_inputs=card.extra_inputs, prediction_type=kind, bank=card.bank)
     run.roles.start("exported", load_weights(folder))
     latents = _sample_student(run, view, card, run.teacher.encode_prompts(settings.prompts))
-    label = f"{card.method}, {card.num_inference_steps} steps"
+    label = f"{card.method}, {in_steps(card.num_inference_steps)}"
     grid = image_grid([run.teacher.decode(latents)], [label], settings.prompts, largest=2 * ON_PAGES)
     grid.save(folder / SAMPLES_FILE)
 
 
-def _noise(run: Run, number: int = 0) -> tuple[torch.Tensor, torch.Generator]:
+def sample_teacher(teacher: Teacher, recipe: Recipe, cond: Cond, steps: int, number: int = 0) -> torch.Tensor:
+    """Latents of the sample grid's prompts by the teacher, in DDIM steps from the noise of ``number``.
+
+    Args:
+        cond: of the prompts in ``recipe.sample``.
+    """
+    noise, _ = _noise(teacher, recipe, number)
+    return sample(
+        teacher.denoiser, DDIMSampler(num_inference_steps=steps), noise, cond, recipe.sample.guidance_scale
+    ).x0
+
+
+def _noise(teacher: Teacher, recipe: Recipe, number: int) -> tuple[torch.Tensor, torch.Generator]:
     """Initial noise [prompts, ...] of the sample grid, by the run's seed plus ``number``, and the sampler's generator.
 
     The generator has drawn the noise and goes on from there: started anew, its first draw would be that very noise.
     """
-    generator = torch.Generator().manual_seed(run.recipe.seed + number)
-    noise = torch.randn(len(run.recipe.sample.prompts), *run.teacher.latent_shape, generator=generator)
-    return noise.to(run.recipe.training.device), generator
+    generator = torch.Generator().manual_seed(recipe.seed + number)
+    noise = torch.randn(len(recipe.sample.prompts), *teacher.latent_shape, generator=generator)
+    return noise.to(recipe.training.device), generator
 
 
 def _sample_student(run: Run, view: Denoiser, card: Card, cond: Cond, number: int = 0) -> torch.Tensor:
     """Latents of the sample grid's prompts by a student, with the sampler of its card, from the noise of ``number``."""
-    noise, generator = _noise(run, number)
+    noise, generator = _noise(run.teacher, run.recipe, number)
     return sample(
         view.uncounted(), sampler_of(card), noise, cond, card.guidance_scale,
         guidance_embed=card.guidance_embed, generator=generator,
