@@ -187,10 +187,11 @@ def wait_for_rows(network: nn.Module, stored: Stored, device: torch.device) -> N
 def device_of(network: nn.Module) -> torch.device:
     """The device of a network's weights, or the one where they will be: its rows are waited for, or blocks streamed."""
     for module in network.modules():
-        if hasattr(module, "waits"):
-            return module.waits[1]  # type: ignore[index, return-value]
-        if hasattr(module, "computes_on"):
-            return module.computes_on  # type: ignore[return-value]
+        own = vars(module)  # `hasattr` takes ten times as long, and networks have a thousand modules
+        if "waits" in own:
+            return own["waits"][1]
+        if "computes_on" in own:
+            return own["computes_on"]
     return next(network.parameters()).device
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from fewstep.checkpoints.registry import checkpoints
+from fewstep.models.denoiser import Denoiser
 from fewstep.models.families.single_file import is_single_file
 from fewstep.models.hub import DTYPES
 from fewstep.models.meta_pipeline import MetaPipeline, outline
-from fewstep.recipe.chain import Chain, Merge, Stage
-from fewstep.recipe.schema import Recipe
+from fewstep.recipe.chain import Chain, Merge
+from fewstep.recipe.schema import Recipe, TeacherConfig
 from fewstep.recipe.validate import RecipeError
 from fewstep.runs.fit import card_at, check_data, check_fit, check_machine, foreseen_card
 from fewstep.runs.measured_on import check_measured, check_networks
@@ -22,7 +24,10 @@ from fewstep.training.trainer import check_batch
 
 def outline_of(recipe: Recipe) -> MetaPipeline:
     """The teacher without weights; of a student, the model that it came from."""
-    teacher = recipe.teacher
+    return _outline(recipe.teacher)
+
+
+def _outline(teacher: TeacherConfig) -> MetaPipeline:
     return outline(model_behind(teacher.path), teacher.size, DTYPES[teacher.dtype], teacher.config)
 
 
@@ -37,13 +42,19 @@ def foresee(recipe: Recipe | Chain, elsewhere: bool = False) -> None:
     Raises:
         RecipeError: one sentence that names the stage.
     """
+    teacher_of = cache(_teacher)  # most stages have the same
     if isinstance(recipe, Recipe):
-        _card(recipe, recipe, {}, elsewhere)
+        _card(recipe, recipe, {}, elsewhere, teacher_of)
         return
     bases, cards = recipe.on_first_teacher(), dict[str, Card | None]()
     for stage in recipe.stages:
         try:
-            cards[stage.name] = _foreseen(stage, bases, cards, elsewhere)
+            does = stage.does
+            cards[stage.name] = (
+                _card(does, bases[stage.name], cards, elsewhere, teacher_of)
+                if isinstance(does, Recipe)
+                else _merged(does, cards)
+            )
         except ValueError as error:
             raise RecipeError(f"stages.{stage.name}: {error}") from None
 
@@ -65,16 +76,16 @@ def _check_networks(recipe: Recipe) -> None:
     check_networks([recipe], "meta")
 
 
-def _foreseen(
-    stage: Stage, bases: Mapping[str, Recipe], cards: Mapping[str, Card | None], elsewhere: bool
-) -> Card | None:
-    """The card of the student that a stage will leave; None where it is not known."""
-    if isinstance(stage.does, Recipe):
-        return _card(stage.does, bases[stage.name], cards, elsewhere)
-    return _merged(stage.does, cards)
+def _teacher(config: TeacherConfig) -> Denoiser | None:
+    """A teacher without weights; None where its configs cannot be read here."""
+    try:
+        return _outline(config).family().denoiser()
+    except ValueError:
+        return None
 
 
 def _merged(does: Merge, cards: Mapping[str, Card | None]) -> Card | None:
+    """The card that a merged student will have; None where that of its own student is not known."""
     card = cards[does.merge]
     if card is None:
         return None
@@ -86,12 +97,15 @@ def _merged(does: Merge, cards: Mapping[str, Card | None]) -> Card | None:
     return replace(card, weights=does.weights)
 
 
-def _card(recipe: Recipe, base: Recipe, cards: Mapping[str, Card | None], elsewhere: bool) -> Card | None:
-    """The card that a run of ``recipe`` will write, with all checks made that need no weights.
+def _card(
+    recipe: Recipe, base: Recipe, cards: Mapping[str, Card | None], elsewhere: bool,
+    teacher_of: Callable[[TeacherConfig], Denoiser | None],
+) -> Card | None:  # fmt: skip
+    """The card that a run of ``recipe`` will write, or None, with all checks made that need no weights.
 
     Args:
         base: the same on the model that the chain starts from. cards: of the earlier stages. elsewhere: as in
-            `foresee`.
+            `foresee`. teacher_of: `_teacher`.
     """
     check_batch(recipe.training)
     if not (elsewhere and recipe.lacks_data):
@@ -101,9 +115,8 @@ def _card(recipe: Recipe, base: Recipe, cards: Mapping[str, Card | None], elsewh
     start = None
     if recipe.init is not None and recipe.init != recipe.teacher.path:
         start = cards[recipe.init] if recipe.init in cards else _outside(recipe, recipe.init)
-    try:
-        teacher = outline_of(base).denoiser()
-    except ValueError:
+    teacher = teacher_of(base.teacher)
+    if teacher is None:
         return None
     kind = (below and below.prediction_type) or teacher.prediction_type
     method = recipe.method_class()(teacher.schedule.for_network(kind), recipe.method_settings())
