@@ -39,6 +39,12 @@ def tiny(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def few_resamplings(monkeypatch):
+    """A tenth of the resamplings: those of a few images take most of the time of a test that looks at no interval."""
+    monkeypatch.setattr("fewstep.evaluation.measured.RESAMPLINGS", 20)
+
+
 @pytest.fixture(scope="session")
 def short(tiny):
     """Overrides that make a shipped recipe short."""

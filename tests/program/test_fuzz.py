@@ -11,7 +11,7 @@ from tests.fuzz.__main__ import CHAIN, Runner, commands, files, recipes
 
 
 @pytest.mark.parametrize(
-    ("job", "count"), [(recipes, 20), (commands, 10), pytest.param(files, 5, marks=pytest.mark.slow)]
+    ("job", "count"), [(recipes, 10), (commands, 10), pytest.param(files, 5, marks=pytest.mark.slow)]
 )
 def test_broken_input_is_one_sentence(job, count, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["fewstep"])

@@ -54,7 +54,7 @@ def own(place, family, side, **changes):
 
 
 @pytest.fixture()
-def quick(monkeypatch):
+def quick(few_resamplings, monkeypatch):
     """Colours of four parts of an image as its features: the ImageNet network takes most of the time."""
     monkeypatch.setattr("fewstep.runs.measured_on.load_imagenet_encoder", lambda device: colours)
 

@@ -24,6 +24,7 @@ from fewstep.training.run_files import RunFiles
 from fewstep.training.trainer import TrainingStopped
 from tests.command_line import output, student
 
+pytestmark = pytest.mark.usefixtures("few_resamplings")
 COMMON = {
     "data": {"size": 16},
     "training": {"steps": 4, "batch_size": 4, "log_every": 2, "checkpoint_every": 2, "learning_rate": 1e-3},

@@ -27,6 +27,7 @@ from fewstep.runs.validation import Validation
 from fewstep.sampling import DDIMSampler, sample
 from tests.models.pipelines import WORDS, build
 
+pytestmark = pytest.mark.usefixtures("few_resamplings")
 COUNT = 24
 
 

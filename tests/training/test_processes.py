@@ -35,7 +35,7 @@ from fewstep.training.trainer import Trainer, TrainingStopped, build_roles
 
 TOLD = LCM(VP, guidance_embed=True, guidance_scale=(2.0, 6.0), target_decay=0.95)
 SETTINGS = TrainingSettings(
-    steps=20, batch_size=8, learning_rate=1e-2, ema_decay=0.9, log_every=1, checkpoint_every=20, precision="fp64"
+    steps=8, batch_size=8, learning_rate=1e-2, ema_decay=0.9, log_every=1, checkpoint_every=8, precision="fp64"
 )
 CASES = {
     "lora": (TCD(VP, guidance_scale=3.0), "lora", SETTINGS),
