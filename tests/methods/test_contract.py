@@ -119,6 +119,8 @@ VARIANTS = [
 ]
 every_method = pytest.mark.parametrize(("cls", "settings"), VARIANTS)
 every_kind = pytest.mark.parametrize("kind", ["lora", "full"])
+lora_first = pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+"""Where the kind of weights makes no difference to a method."""
 
 
 class Teacher(MLP):
@@ -184,7 +186,7 @@ def test_each_loss_reaches_its_players_parameters_and_nobody_elses(cls, settings
         assert all(torch.equal(everybody[key], value) for key, value in others.items())
 
 
-@every_kind
+@lora_first
 @every_method
 def test_same_draws_same_loss_to_the_bit_and_other_draws_another(cls, settings, kind):
     """And every loss is a scalar, with detached parts."""
@@ -257,7 +259,7 @@ def test_recomputed_activations_change_a_step_by_rounding_only(name):
         torch.testing.assert_close(after[1][key], value, rtol=1e-9, atol=1e-12)
 
 
-@every_kind
+@lora_first
 @every_method
 def test_calls_per_step_are_those_the_denoisers_counted(cls, settings, kind):
     method, roles, training = build(cls, settings, kind)

@@ -166,8 +166,8 @@ MUTANTS = [
         ),
         (
             "streams: diversity compares two samples from one noise",
-            "manual_seed(run.recipe.seed + number)",
-            "manual_seed(run.recipe.seed)",
+            "manual_seed(recipe.seed + number)",
+            "manual_seed(recipe.seed)",
             "test_sample_grids_of_training_are_the_images_of_their_seed",
         ),
     ),
