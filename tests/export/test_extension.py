@@ -5,24 +5,21 @@ Every other room must find them there: plans, training, sampling, export, checkp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 import diffusers
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 import fewstep
 from fewstep.checkpoints.explain import code, comfy
 from fewstep.checkpoints.load import load_checkpoint
 from fewstep.checkpoints.registry import find_checkpoint
 from fewstep.checkpoints.sampling import sampler_of as published_sampler
-from fewstep.export import readme, round_trip
+from fewstep.export import readme
 from fewstep.export.publish import export
 from fewstep.models.families import load_teacher, registry
 from fewstep.models.meta_pipeline import outline
@@ -36,21 +33,6 @@ from fewstep.students.card import Card
 from fewstep.students.student import save_student
 from tests.command_line import inside
 from tests.export import novel
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """The round trip's other process, in this one: it would not know the new classes."""
-
-    class Done:
-        returncode, stderr = 0, ""
-
-    def work(command, **_):
-        request, latents = command[-2:]
-        save_file(round_trip.sample_in_diffusers(json.loads(Path(request).read_text())), latents)
-        return Done()
-
-    monkeypatch.setattr(round_trip.subprocess, "run", work)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fewstep.export.publish import export
 from fewstep.recipe.load import load_recipe
 from fewstep.runs.distill import distill
 from tests.command_line import inside
-from tests.export.test_publish import in_this_process, run  # noqa: F401
+from tests.export.test_publish import run  # noqa: F401
 
 
 @contextmanager

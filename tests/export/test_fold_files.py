@@ -17,7 +17,7 @@ from fewstep.students.lineage import open_teacher
 from tests.export.comfy import unet_names
 from tests.export.test_families import STUDENTS, elsewhere  # noqa: F401
 from tests.export.test_fold import TOLD
-from tests.export.test_publish import drawn, finished, gap, in_this_process, pictures  # noqa: F401
+from tests.export.test_publish import drawn, finished, gap, pictures
 from tests.models.pipelines import PROMPTS, build
 from tests.models.single_file import unet_names as original_names
 
@@ -33,7 +33,7 @@ def told(tiny, tmp_path_factory):
     return finished(tmp_path_factory.mktemp("told") / "mine", tiny, TOLD)
 
 
-def test_a_pipeline_is_right_for_its_own_steps_and_says_so(told, in_this_process, tmp_path):  # noqa: F811
+def test_a_pipeline_is_right_for_its_own_steps_and_says_so(told, in_this_process, tmp_path):
     made = export(told, "diffusers", tmp_path / "out")
     expected, n = pictures(told), 4
     assert made.call == f"num_inference_steps={n}" and made.round_trip.gap <= 1e-5
@@ -54,7 +54,7 @@ def test_a_pipeline_is_right_for_its_own_steps_and_says_so(told, in_this_process
         open_teacher(str(tmp_path / "out"))
 
 
-def test_a_fold_that_is_off_is_no_export(told, in_this_process, tmp_path, monkeypatch):  # noqa: F811
+def test_a_fold_that_is_off_is_no_export(told, in_this_process, tmp_path, monkeypatch):
     """Weights without the target times sample something else, and nothing is left behind."""
     monkeypatch.setattr(publish, "is_folded", lambda card: False)
     monkeypatch.setattr(publish, "check_form", lambda *_: None)
@@ -65,7 +65,7 @@ def test_a_fold_that_is_off_is_no_export(told, in_this_process, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_the_scale_of_guidance_is_in_the_lora_too(tiny, in_this_process, tmp_path):  # noqa: F811
+def test_the_scale_of_guidance_is_in_the_lora_too(tiny, in_this_process, tmp_path):
     """With target times it has a LoRA, which holds both; the whole pipeline holds the scale once."""
     card = replace(TOLD, extra_inputs=("end", "guidance_embed"), guidance_embed=3.0, num_inference_steps=2)
     run = finished(tmp_path / "run", tiny, card)
@@ -105,7 +105,7 @@ def test_every_family_is_read_back_elsewhere(name, elsewhere, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_comfyui_samples_the_same_from_kohyas_form(in_this_process, tmp_path):  # noqa: F811
+def test_comfyui_samples_the_same_from_kohyas_form(in_this_process, tmp_path):
     """Every key by ComfyUI's names onto the original's weights, W + alpha / rank up down, then by diffusers' names."""
     import diffusers
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint

@@ -16,7 +16,7 @@ from fewstep.export.limit import NUDGE, Limit, carried, growth
 from fewstep.export.lora import kohya_layout, rounded
 from fewstep.export.publish import export
 from fewstep.sampling import make_sampler
-from tests.export.test_publish import LCM, finished, in_this_process  # noqa: F401
+from tests.export.test_publish import LCM, finished
 
 VP, FLOW = Schedule.scaled_linear(), Schedule.flow(3.0)
 ROUNDING = 2.0**-24
@@ -82,7 +82,7 @@ def test_alpha_is_the_rank_in_every_precision(dtype):
 
 
 @pytest.mark.slow
-def test_a_one_step_student_that_predicts_noise_has_exports(in_this_process, tmp_path):  # noqa: F811
+def test_a_one_step_student_that_predicts_noise_has_exports(in_this_process, tmp_path):
     """sigma/alpha is 14.6 there: float32 holds 1e-5 of the noise, and not of the image; 8 bits of it are refused."""
     card = replace(LCM, method="dmd2", sampler="ddim", num_inference_steps=1, teacher="scenes-64")
     run = finished(tmp_path / "one", "scenes-64", card, size=0.005)

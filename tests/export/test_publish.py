@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import stat
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fewstep.export import publish, round_trip
 from fewstep.export.publish import export
@@ -42,21 +41,6 @@ def finished(folder, base, card=LCM, size=0.1):
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
     return finished(tmp_path_factory.mktemp("runs") / "mine", tiny)
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """The other process's work, done in this one: what it reads and compares is the same."""
-
-    class Done:
-        returncode, stderr = 0, ""
-
-    def work(command, **_):
-        request, latents = command[-2:]
-        save_file(round_trip.sample_in_diffusers(json.loads(Path(request).read_text())), latents)
-        return Done()
-
-    monkeypatch.setattr(round_trip.subprocess, "run", work)
 
 
 def pictures(run, seed=3, prompts=("a red star", "two shapes")):

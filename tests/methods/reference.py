@@ -3,10 +3,12 @@
 import copy
 import math
 from dataclasses import dataclass
+from functools import reduce
 from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -258,6 +260,22 @@ def student_on(method, name, kind, weights, *inputs):
 def row_scales(scale, rows=6):
     """The guidance scale of each row: the number, or from the first of two to the second."""
     return torch.linspace(*scale, rows) if isinstance(scale, tuple) else torch.full((rows,), scale)
+
+
+def noises(count):
+    """Noise of six rows, ``count`` times."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(6, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def every_step(variants):
+    """Marks a test of a step: all weights, or a LoRA on a network without inputs of its own; variants; cases."""
+    marks = (
+        pytest.mark.parametrize(("schedule", "kind"), CASES),
+        pytest.mark.parametrize("variant", variants),
+        pytest.mark.parametrize(("weights", "native"), [("full", True), ("lora", False)]),
+    )
+    return lambda test: reduce(lambda marked, mark: mark(marked), marks, test)
 
 
 def shake(tensors):

@@ -15,8 +15,10 @@ from reference import (
     ask,
     assert_same,
     consistency,
+    every_step,
     grid,
     jump,
+    noises,
     off,
     problem,
     row_scales,
@@ -46,13 +48,11 @@ SETTINGS = {
 
 def draws(name, settings):
     """Every hop, the lowest one twice."""
-    scale = settings.get("guidance_scale", 1.0)
-    scales = row_scales(scale)
-    noise = torch.randn(6, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    scales = row_scales(settings.get("guidance_scale", 1.0))
     index = np.array([0, 1, 2, 3, 4, 0])
     times = grid(name).astype(np.float64)
     t, u = (torch.from_numpy(times[i]) for i in (index + 1, index))
-    return Draws(t, u, noise, scales.double(), torch.arange(6))
+    return Draws(t, u, *noises(1), scales.double(), torch.arange(6))
 
 
 def levels(name, t):
@@ -113,9 +113,7 @@ def by_hand(p, random, detach_target=True):
     return reference.Step(x_t, x_u, target, loss, {key: leaf.grad for key, leaf in student.items()})
 
 
-@pytest.mark.parametrize(("weights", "native"), [("full", True), ("lora", False)])
-@pytest.mark.parametrize("variant", SETTINGS)
-@pytest.mark.parametrize(("schedule", "kind"), CASES)
+@every_step(SETTINGS)
 def test_a_step_is_the_papers(schedule, kind, variant, weights, native):
     p = problem(CM, schedule, kind, weights, native, **SETTINGS[variant])
     random = draws(schedule, SETTINGS[variant])

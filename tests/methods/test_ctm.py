@@ -15,8 +15,10 @@ from reference import (
     alpha_sigma,
     ask,
     distance,
+    every_step,
     grid,
     jump,
+    noises,
     off,
     problem,
     row_scales,
@@ -51,10 +53,7 @@ MAX_HOPS = 3
 def draws(name, variant):
     """Two hops (or one); rows 0, 3 and 5 end where the teacher landed, two of them at the grid's end."""
     settings = SETTINGS[variant]
-    scale = settings.get("guidance_scale", 1.0)
-    scales = row_scales(scale)
-    generator = torch.Generator().manual_seed(1)
-    noise = [torch.randn(6, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(4)]
+    scales, noise = row_scales(settings.get("guidance_scale", 1.0)), noises(4)
     hops = 1 if variant == "one hop, a game" else 2
     index = torch.tensor([0, 1, 3, 2, 3, 0]) + hops
     diagonal = torch.from_numpy(grid(name)[[1, 2, 3, 4, 5, 1]].astype(np.float64))
@@ -174,9 +173,7 @@ def build(schedule, kind, variant, weights="full", native=True):
     return problem(CTM, schedule, kind, weights, native, max_hops=MAX_HOPS, **SETTINGS[variant])
 
 
-@pytest.mark.parametrize(("weights", "native"), [("full", True), ("lora", False)])
-@pytest.mark.parametrize("variant", SETTINGS)
-@pytest.mark.parametrize(("schedule", "kind"), CASES)
+@every_step(SETTINGS)
 def test_both_players_steps_are_the_papers(schedule, kind, variant, weights, native):
     p, random = build(schedule, kind, variant, weights, native), draws(schedule, variant)
     mine, theirs = actual(p, random), by_hand(p, random)

@@ -4,7 +4,20 @@ import numpy as np
 import pytest
 import reference
 import torch
-from reference import CASES, HOPS, actual, assert_same, consistency, expected, grid, off, problem, row_scales
+from reference import (
+    CASES,
+    HOPS,
+    actual,
+    assert_same,
+    consistency,
+    every_step,
+    expected,
+    grid,
+    noises,
+    off,
+    problem,
+    row_scales,
+)
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
@@ -22,10 +35,7 @@ SETTINGS = {
 
 def draws(settings):
     """Every hop, the lowest one twice."""
-    scale = settings["guidance_scale"]
-    scales = row_scales(scale)
-    noise = torch.randn(6, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return Draws(torch.tensor([0, 1, 2, 3, 4, 0]), noise, scales.double())
+    return Draws(torch.tensor([0, 1, 2, 3, 4, 0]), *noises(1), row_scales(settings["guidance_scale"]).double())
 
 
 def by_hand(p, draws, **options):
@@ -37,9 +47,7 @@ def by_hand(p, draws, **options):
     return expected(p, draws, function, told, **options)
 
 
-@pytest.mark.parametrize(("weights", "native"), [("full", True), ("lora", False)])
-@pytest.mark.parametrize("variant", SETTINGS)
-@pytest.mark.parametrize(("schedule", "kind"), CASES)
+@every_step(SETTINGS)
 def test_a_step_is_the_papers(schedule, kind, variant, weights, native):
     p = problem(LCM, schedule, kind, weights, native, **SETTINGS[variant])
     random = draws(SETTINGS[variant])

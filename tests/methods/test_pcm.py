@@ -16,6 +16,7 @@ from reference import (
     distance,
     grid,
     jump,
+    noises,
     off,
     problem,
     residual_head,
@@ -43,10 +44,7 @@ FIRST = np.array([0, 1, 3, HOPS])
 
 def draws(settings):
     """Every hop, the lowest one twice; each phase noised at its edge, inside, and near its top."""
-    scale = settings["guidance_scale"]
-    scales = row_scales(scale)
-    generator = torch.Generator().manual_seed(1)
-    noise, fake, real = (torch.randn(6, 2, 2, 2, generator=generator, dtype=torch.float64) for _ in range(3))
+    scales, (noise, fake, real) = row_scales(settings["guidance_scale"]), noises(3)
     dropped = torch.tensor([True, False, False, True, True, False]) if settings.get("caption_dropout") else None
     height = torch.tensor([0.0, 0.4, 0.999, 0.7, 0.2, 0.5], dtype=torch.float64)
     game = (height, fake, real) if settings["adversarial_weight"] else (None, None, None)

@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from reference import CASES, actual, assert_same, expected, grid, jump, off, problem, row_scales
+from reference import CASES, actual, assert_same, every_step, expected, grid, jump, noises, off, problem, row_scales
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
@@ -21,10 +21,8 @@ SETTINGS = {
 
 def draws(settings):
     """Every hop; rows 0, 1 and 3 end at s = u, the others below."""
-    scale = settings["guidance_scale"]
-    scales = row_scales(scale)
-    noise = torch.randn(6, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return Draws(torch.tensor([0, 1, 2, 3, 4, 2]), torch.tensor([0, 1, 1, 3, 2, 0]), noise, scales.double())
+    index, ends = torch.tensor([0, 1, 2, 3, 4, 2]), torch.tensor([0, 1, 1, 3, 2, 0])
+    return Draws(index, ends, *noises(1), row_scales(settings["guidance_scale"]).double())
 
 
 def by_hand(p, draws, **options):
@@ -38,9 +36,7 @@ def by_hand(p, draws, **options):
     return expected(p, draws, function, told, **options)
 
 
-@pytest.mark.parametrize(("weights", "native"), [("full", True), ("lora", False)])
-@pytest.mark.parametrize("variant", SETTINGS)
-@pytest.mark.parametrize(("schedule", "kind"), CASES)
+@every_step(SETTINGS)
 def test_a_step_is_the_papers(schedule, kind, variant, weights, native):
     p = problem(TCD, schedule, kind, weights, native, **SETTINGS[variant])
     random = draws(SETTINGS[variant])
