@@ -66,6 +66,7 @@ SETTINGS = [
     {"velocity": "data", "guidance_scale": 1.0},
     {"windows": 3, "solver": "heun", "guidance_scale": 3.0},
     {"normalize": 0.0, "warmup": 0.0, "guidance_scale": (2.0, 6.0)},
+    {"matching_weight": 0.5, "any_steps": 3, "student_every": 2},
     {"solver": "heun", "targets_per_block": 2, "num_inference_steps": (8,)},
     {"solver": "heun", "student_input": "noised", "num_inference_steps": (2, 8)},
 ]

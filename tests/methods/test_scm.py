@@ -1,43 +1,58 @@
 """One sCM step against the same step by hand; its times, its fixed point, its float32."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from reference import CASES, SCHEDULES, alpha_sigma, ask, captioned, gradients, off, row_scales, student_on
+from reference import CASES, SCHEDULES, alpha_sigma, ask, captioned, gradients, off, row_scales, shake, student_on
 from reference import x0_epsilon as clean_and_noise
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Schedule, expand
 from fewstep.methods.base import Progress
 from fewstep.methods.scm import SCM, Draws, angle
 from fewstep.methods.tcd import TCD
+from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mlp import MLP
 from fewstep.models.roles import Roles
 from fewstep.recipe.load import parse_recipe
 from fewstep.recipe.validate import RecipeError
+from fewstep.training import checkpoint
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles, exact_products
-from fewstep.verification.bench import Bench
+from fewstep.verification.bench import Bench, training_settings
 from fewstep.verification.scm import ExactConsistency, fixed_rows, tangent_size
 
 SETTINGS = {
     "unguided": dict(guidance_scale=1.0, normalize=0.0),
     "drawn scale": dict(guidance_scale=(2.0, 8.0)),
     "warming up": dict(guidance_scale=3.0, normalize=0.5),
+    "matched": dict(guidance_scale=3.0, matching_weight=0.7, any_steps=3),
 }
 TIMES = {  # t and u
     "vp": ([999.0, 700.0, 410.5, 300.0, 99.0, 620.0], [980.0, 690.0, 400.0, 299.5, 90.0, 619.0]),
     "edm": ([80.0, 12.0, 3.0, 1.5, 0.4, 20.0], [60.0, 11.0, 2.9, 1.4, 0.39, 19.0]),
     "flow": ([1.0, 0.8, 0.5, 0.3, 0.05, 0.6], [0.99, 0.78, 0.49, 0.29, 0.04, 0.598]),
 }
+OWN = {"vp": (999.0, 620.0, 250.0), "edm": (80.0, 9.0, 0.5), "flow": (1.0, 0.7, 0.2)}  # of a matched rollout
+COMPARED = {  # where scores are compared, and where the fake one learns
+    "vp": ([30.0, 300.0, 500.0, 700.0, 970.0, 100.0], [0.0, 999.0, 400.0, 50.0, 800.0, 600.0]),
+    "edm": ([0.01, 0.2, 1.0, 7.0, 60.0, 3.0], [0.002, 80.0, 0.5, 2.0, 9.0, 30.0]),
+    "flow": ([0.02, 0.3, 0.5, 0.8, 0.98, 0.6], [0.001, 1.0, 0.2, 0.6, 0.4, 0.9]),
+}
 
 
 def build(name, kind, variant, weights="full"):
     method = SCM(SCHEDULES[name], **SETTINGS[variant])
-    return method, *student_on(method, name, kind, weights), *captioned(6)
+    roles, base = student_on(method, name, kind, weights)
+    if variant == "matched":
+        shake(roles.tensors_of("fake").values())
+    return method, roles, base, *captioned(6)
 
 
 def draws(name, variant):
@@ -45,7 +60,16 @@ def draws(name, variant):
     scales = row_scales(scale)
     noise = torch.randn(6, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     t, u = (torch.tensor(times, dtype=torch.float64) for times in TIMES[name])
-    return Draws(t, u, noise, scales.double(), 0.4 if variant == "warming up" else 1.0)
+    drawn = Draws(t, u, noise, scales.double(), 0.4 if variant == "warming up" else 1.0)
+    if variant != "matched":
+        return drawn
+    own, *noises = torch.randn(5, 6, 2, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64).split(
+        [3, 1, 1]
+    )
+    at, fake_at = (torch.tensor(times, dtype=torch.float64) for times in COMPARED[name])
+    rollout = {"times": OWN[name], "exit": 2, "rollout_noise": own.movedim(0, 1)}
+    scores = {"matching_time": at, "matching_noise": noises[0][0], "fake_time": fake_at, "fake_noise": noises[1][0]}
+    return dataclasses.replace(drawn, **rollout, **scores)
 
 
 def by_hand(name, kind, variant, p, random):
@@ -81,7 +105,41 @@ def by_hand(name, kind, variant, p, random):
         g = g / (g.flatten(1).square().mean(1).sqrt() + c).reshape(-1, 1, 1, 1)
     gain = {"epsilon": 1 / cos, "sample": 1 / sin}.get(kind, torch.ones(()))  # of an error of the output in F
     loss = ((15 / gain).clamp_max(1) * (F - (F + g).detach()) ** 2).mean()
+    if variant == "matched":
+        loss = loss + 0.7 * matching_by_hand(name, kind, p, random, student)
     return x_t, loss, dict(zip(student, torch.autograd.grad(loss, student.values()), strict=True))
+
+
+def own_prediction(name, kind, p, random, student):
+    """Clean data of a matched rollout's last call, and the functions that read a network and noise data."""
+    _, _, base, batch, _ = p
+
+    def clean(tensors, x, t, text=batch.cond["text"]):
+        t = np.broadcast_to(np.asarray(t, dtype=np.float64), 6).copy()
+        return clean_and_noise(name, kind, x, ask(base, tensors, name, x, t, text), t)[0]
+
+    def noised(x, noise, t):
+        alpha, sigma = alpha_sigma(name, np.broadcast_to(np.asarray(t, dtype=np.float64), 6))
+        return alpha * x + sigma * noise
+
+    first, second, third = OWN[name]
+    x = random.rollout_noise[:, 0] * (80.0 if name == "edm" else 1.0)
+    for i, (t, s) in enumerate([(first, second), (second, third)]):
+        x = noised(clean(student, x, t), random.rollout_noise[:, i + 1], s).detach()
+    return clean(student, x, third), clean, noised
+
+
+def matching_by_hand(name, kind, p, random, student):
+    """DMD's term of rCM: g = (fake - guided real) / mean |x - guided real|, where x is noised, at a guidance of 3."""
+    _, roles, _, _, null = p
+    x, clean, noised = own_prediction(name, kind, p, random, student)
+    at, fake = random.matching_time.numpy(), dict(roles.tensors_of("fake"))
+    with torch.no_grad():
+        state = noised(x, random.matching_noise, at)
+        given, without = clean({}, state, at), clean({}, state, at, null.expand(6, 3))
+        real = without + 3 * (given - without)
+        g = (clean(fake, state, at) - real) / (x - real).abs().mean(dim=(1, 2, 3), keepdim=True)
+    return 0.5 * ((x - (x - g).detach()) ** 2).mean()
 
 
 @pytest.mark.parametrize("weights", ["full", "lora"])
@@ -92,10 +150,33 @@ def test_a_step_is_the_papers(name, kind, variant, weights):
     method, roles, _, batch, _ = p
     x_t, loss, slopes = by_hand(name, kind, variant, p, random)
     shared = method.prepare(roles, batch, random, {"student"})
-    mine = method.student(roles, batch, random, shared)
-    assert off(shared.x_t, x_t) <= 1e-10 and not shared.below.requires_grad
-    assert off(mine.total, loss) <= 1e-9
-    for key, gradient in gradients(mine.total, roles, "student").items():
+    terms = list(method.student(roles, batch, random, shared).terms())
+    assert off(shared.along.x_t, x_t) <= 1e-10 and not shared.along.below.requires_grad
+    mine = sum(term.total for term in terms)
+    assert len(terms) == (2 if variant == "matched" else 1) and off(mine, loss) <= 1e-9
+    for key, gradient in gradients(mine, roles, "student").items():
+        assert slopes[key].abs().max() > 0 and off(gradient, slopes[key]) <= 1e-9, key
+
+
+@pytest.mark.parametrize("weights", ["full", "lora"])
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_the_fake_score_denoises_the_students_own_predictions(name, kind, weights):
+    p, random = build(name, kind, "matched", weights), draws(name, "matched")
+    method, roles, base, batch, _ = p
+    x, _, noised = own_prediction(name, kind, p, random, dict(roles.tensors_of("student")))
+    a, at = x.detach(), random.fake_time.numpy()
+    fake = {key: q.detach().clone().requires_grad_() for key, q in roles.tensors_of("fake").items()}
+    said = ask(base, fake, name, noised(a, random.fake_noise, at), at, batch.cond["text"])
+    (alpha, sigma), eps = alpha_sigma(name, at), random.fake_noise
+    wanted = {"epsilon": eps, "sample": a, "v_prediction": alpha * eps - sigma * a, "flow": eps - a}[kind]
+    weight = (alpha / sigma) ** 2 + (4.0 if name == "edm" else 1.0) if kind == "sample" else 1.0
+    loss = (weight * (said - wanted) ** 2).mean()
+    slopes = dict(zip(fake, torch.autograd.grad(loss, fake.values()), strict=True))
+    shared = method.prepare(roles, batch, random, {"critic"})
+    assert shared.along is None and not shared.x0_student.requires_grad  # a step of the critic alone asks no more
+    mine = method.critic(roles, batch, random, shared).total
+    assert off(mine, loss) <= 1e-9
+    for key, gradient in gradients(mine, roles, "fake").items():
         assert slopes[key].abs().max() > 0 and off(gradient, slopes[key]) <= 1e-9, key
 
 
@@ -141,7 +222,7 @@ def test_at_the_exact_consistency_function_the_squared_tangent_falls_as_the_step
     gaussian = Bench(GaussianMixture([1.0], [0.4], [0.6**0.5]), schedule)
     method = SCM(schedule, guidance_scale=1.0)
     rows = fixed_rows(gaussian, method)
-    assert len(rows) == 3 and all(row.passed for row in rows), rows
+    assert len(rows) == 13 and all(row.passed for row in rows), rows
     assert tangent_size(gaussian, method, 1.0, 1e-4) < 1e-9
 
 
@@ -164,7 +245,78 @@ def test_rows_without_a_time_in_between_are_finite():
     assert t[0] == u[0] == 18 and u[1] < t[1]
     still = Draws(t, u, torch.ones(2, 1).double(), torch.ones(2).double(), 1.0)
     shared = method.prepare(_roles(schedule), Batch(torch.ones(2, 1).double()), still, {"student"})
-    assert method.tangent(shared.below, still, shared).isfinite().all()
+    assert method.tangent(shared.along.below, still, shared.along).isfinite().all()
+
+
+# ---------------------------------------------------------------- distribution matching (rCM)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_guided_gaussians_of_one_width_have_one_optimum_of_both_terms(schedule):
+    """N(1, S) against N(0, S) without condition, w 3: the guided trajectory and the guided scores are those of N(3, S).
+
+    Both terms vanish at its exact map. A fake score that is off by b in its mean moves the student by its own error at
+    the noise where both are compared: b sigma^2 / (alpha^2 S + sigma^2), over the mean distance to the guided score.
+    """
+    spread, mean = 0.6**0.5, 3.0
+    data = GaussianMixture([0.0, 1.0], [1.0, 0.0], [spread, spread], class_weights=[[1.0, 0.0]])
+    teacher = Denoiser(data.network(schedule, "sample"), schedule, "sample")
+
+    def student(x, t, cond=None):
+        alpha, sigma = (expand(c, x) for c in schedule.alpha_sigma(t))
+        return mean + spread / (alpha**2 * spread**2 + sigma**2).sqrt() * (x - alpha * mean)
+
+    def score(x, t, cond=None, mean=mean):
+        alpha, sigma = (expand(c, x) for c in schedule.alpha_sigma(t))
+        return mean + alpha * spread**2 / (alpha**2 * spread**2 + sigma**2) * (x - alpha * mean)
+
+    method = SCM(schedule, guidance_scale=3.0, matching_weight=1.0, angle_step=1e-4, normalize=0.0)
+    cond = Cond({"label": torch.zeros(64, dtype=torch.int64)}, null={"label": torch.tensor([-1])})
+    rng = Rng(1, 0, 64, dtype=torch.float64)
+    batch = Batch(1 + spread * rng.sample.normal("data", (1,)), cond)
+    draws = method.draw(batch, rng, Progress(99, 100))
+    alpha, sigma = (expand(c, batch.x0) for c in schedule.alpha_sigma(draws.matching_time))
+    for b in (0.0, 0.5):
+        fake = Denoiser(lambda x, t, cond, b=b: score(x, t, mean=mean + b), schedule, "sample")
+        roles = SimpleNamespace(teacher=teacher, student=Denoiser(student, schedule, "sample"), fake=fake)
+        shared = method.prepare(roles, batch, draws, {"student"})
+        x = shared.x0_student = shared.x0_student.detach().requires_grad_()
+        matching, tangent = method.student(roles, batch, draws, shared).terms()
+        (pull,) = torch.autograd.grad(matching.total, x)
+        real = score(alpha * x + sigma * draws.matching_noise, draws.matching_time)
+        wanted = b * sigma**2 / (alpha**2 * spread**2 + sigma**2) / (x - real).abs()
+        assert torch.allclose(len(x) * pull, wanted, rtol=1e-8, atol=1e-10) and float(tangent.total) < 1e-6
+
+
+def test_matching_leaves_the_consistency_terms_numbers_alone():
+    """To the bit: the same draws, the same loss."""
+    bench = Bench(GaussianMixture([1.0], [0.4], [0.7]), SCHEDULES["flow"], prediction_type="flow")
+    plain, matched = (SCM(bench.schedule, guidance_scale=1.0, matching_weight=weight) for weight in (0.0, 2.0))
+    roles, found = bench.roles(matched, torch.float64), []
+    for method in (plain, matched):
+        batch, draws = bench.draw(method, 8)
+        *_, last = method.student(roles, batch, draws, method.prepare(roles, batch, draws, {"student"})).terms()
+        found.append(last.total)
+    assert torch.equal(*found) and [len(method.players) for method in (plain, matched)] == [1, 2]
+    assert [[spec.name for spec in method.roles()] for method in (plain, matched)] == [["student"], ["student", "fake"]]
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_a_matched_run_is_continued(stop, tmp_path):
+    """Stopped between two of the student's steps, or before one."""
+    bench = Bench(GaussianMixture([1.0], [0.4], [0.7]), SCHEDULES["flow"], prediction_type="flow")
+    method = SCM(bench.schedule, guidance_scale=1.0, matching_weight=0.5, student_every=2)
+    settings = training_settings(8, batch_size=4, checkpoint_every=1)
+
+    def trainer(name, hooks=()):
+        return Trainer(method, bench.roles(method), bench.source, settings, run_dir=tmp_path / name, hooks=hooks)
+
+    whole = trainer("whole")
+    whole.run()
+    trainer("parts", ((stop, lambda trainer: True),)).run()
+    rest = trainer("parts")
+    rest.run(resume=True)
+    assert checkpoint.same(whole.tensors(), rest.tensors())
 
 
 def _roles(schedule):
@@ -258,6 +410,10 @@ def test_weights_in_bf16_are_refused(coarse):
         ({"warmup": 1.5}, "warmup: input should be less than or equal to 1"),
         ({"normalize": -1}, "normalize: input should be greater than or equal to 0"),
         ({"mean": 0}, "SCM has no setting 'mean'"),
+        (
+            {"matching_weight": 1.0, "guidance_scale": (2.0, 4.0)},
+            "matching_weight compares scores at one guidance_scale: give one number, not a range",
+        ),
     ],
 )
 def test_wrong_settings_are_one_sentence(settings, sentence):

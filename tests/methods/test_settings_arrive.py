@@ -66,6 +66,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "scm.P_mean": (0.2, {"warmup": 0.0}),
     "scm.angle_step": (0.02, {"warmup": 0.0}),
     "scm.warmup": (0.0, {}),
+    "scm.any_steps": (1, {"matching_weight": 1.0}),
+    "scm.student_every": (2, {"matching_weight": 1.0}),
     "pdd.num_inference_steps": ((8,), {}),
     "feedback.rewards": (({"model": "pickscore", "threshold": 5.0},), {}),
     "feedback.held_out": ("another", {}),

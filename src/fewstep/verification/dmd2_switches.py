@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
 from fewstep.diffusion.schedule import Time, expand, host
 from fewstep.methods.base import Progress
@@ -82,36 +83,50 @@ class FlowMap:
 def jump_rows(bench: Bench, method: DMD2) -> list[Row]:
     """A student that follows the teacher's flow lands where the teacher is: its exact fake score is the teacher.
 
-    The fake score's loss must have no slope at the teacher, for every row's own offset and factor, within five standard
-    errors. There are no rows with guidance, whose flow leads to no marginal.
+    There are no rows with guidance, whose flow leads to no marginal.
     """
-    if bench.guidance_scale != 1.0:
-        return []
-    x, cond = bench.starts
-    x, cond = x[:ROWS], None if cond is None else cond[:ROWS]
-    schedule, rows, teacher = bench.schedule, [], bench.teacher
-    noise = x / expand(schedule.alpha_sigma(schedule.start)[1], x) if schedule.family == "edm" else x
-    for exit in (0, STEPS - 2):
-        rng = Rng(bench.seed, exit, len(x), dtype=torch.float64)
-        batch = dataclasses.replace(bench.source.batch(rng), cond=cond)
-        draws = next(d for d in (_drawn(method, batch, bench.seed, i) for i in range(200)) if d.exit == exit)
-        draws = dataclasses.replace(draws, noise=noise[:, None])
-        offset, factor = (torch.zeros(len(x), 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
-
-        def fake(x: Tensor, t: Tensor, cond: Cond | None, a: Tensor = offset, b: Tensor = factor) -> Tensor:
-            return teacher(x, t, cond).x0 + a + b * x
-
-        student = Denoiser(FlowMap(bench, list(draws.times)), schedule, "sample")
-        roles: Any = SimpleNamespace(student=student, fake=Denoiser(fake, schedule, "sample"), teacher=bench.teacher)
-        shared = method.prepare(roles, batch, draws, set())
-        slopes = torch.autograd.grad(method.critic(roles, batch, draws, shared).total, (offset, factor))
-        worst = max(float(g.mean().abs() / (g.std() / len(g) ** 0.5 + 1e-300)) for g in slopes)
+    rows = []
+    for exit in (0, STEPS - 2) if bench.guidance_scale == 1.0 else ():
+        batch, draws = rollout_from_starts(bench, method, exit)
+        student = Denoiser(FlowMap(bench, list(draws.times)), bench.schedule, "sample")
         name = f"jump {draws.times[exit]:g} -> {draws.times[exit + 1]:g}"
-        rows.append(Row(f"{name}: slope of the exact fake score's loss, standard errors", 0.0, worst, 5.0))
+        rows.append(fake_row(name, bench, method, student, batch, draws))
     return rows
 
 
-def _drawn(method: DMD2, batch: Any, seed: int, step: int) -> Any:
+def rollout_from_starts(bench: Bench, method: Any, exit: int) -> tuple[Batch, Any]:
+    """A batch and draws with this exit, whose rollout begins at the bench's starts, of their conditions."""
+    x, cond = bench.starts
+    x, cond = x[:ROWS], None if cond is None else cond[:ROWS]
+    schedule, noise = bench.schedule, x
+    if schedule.family == "edm":
+        noise = x / expand(schedule.alpha_sigma(schedule.start)[1], x)
+    batch = dataclasses.replace(bench.source.batch(Rng(bench.seed, exit, len(x), dtype=torch.float64)), cond=cond)
+    draws = next(d for d in (_drawn(method, batch, bench.seed, i) for i in range(200)) if d.exit == exit)
+    field = "noise" if isinstance(method, DMD2) else "rollout_noise"
+    from_starts = torch.cat([noise[:, None], getattr(draws, field)[:, 1:]], dim=1)
+    return batch, dataclasses.replace(draws, **{field: from_starts})
+
+
+def fake_row(name: str, bench: Bench, method: Any, student: Denoiser, batch: Batch, draws: Any) -> Row:
+    """The fake score's loss must have no slope at the teacher, for every row's own offset and factor.
+
+    That is, within five standard errors: ``student`` is where the teacher is.
+    """
+    schedule, teacher = bench.schedule, bench.teacher
+    offset, factor = (torch.zeros(len(batch.x0), 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def fake(x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+        return teacher(x, t, cond).x0 + offset + factor * x
+
+    roles: Any = SimpleNamespace(student=student, fake=Denoiser(fake, schedule, "sample"), teacher=teacher)
+    shared = method.prepare(roles, batch, draws, set())
+    slopes = torch.autograd.grad(method.critic(roles, batch, draws, shared).total, (offset, factor))
+    worst = max(float(g.mean().abs() / (g.std() / len(g) ** 0.5 + 1e-300)) for g in slopes)
+    return Row(f"{name}: slope of the exact fake score's loss, standard errors", 0.0, worst, 5.0)
+
+
+def _drawn(method: Any, batch: Any, seed: int, step: int) -> Any:
     return method.draw(batch, Rng(seed, step, len(batch.x0), dtype=torch.float64), Progress(step, 1))
 
 

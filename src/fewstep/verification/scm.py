@@ -1,4 +1,4 @@
-"""sCM against the exact consistency function: its tangent there, and a trained student in one step."""
+"""sCM against the exact consistency function: its tangent there, its matching (rCM), a trained student in one step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.models.roles import Roles
 from fewstep.verification.bench import Bench
 from fewstep.verification.consistency import oracle
+from fewstep.verification.contract import contract_rows
 from fewstep.verification.distribution import distribution_rows
+from fewstep.verification.dmd2_switches import fake_row, rollout_from_starts
 from fewstep.verification.report import Row
 from fewstep.verification.slopes import distance_rows
 
@@ -42,11 +44,25 @@ class ExactConsistency:
 
 def fixed_rows(bench: Bench, method: SCM) -> list[Row]:
     """Rows without training: at the exact consistency function the mean square of the tangent falls as h^2."""
-    rows = []
+    rows = matching_rows(bench, method)
     for a in (0.4, 1.0, 1.4):
         sizes = [tangent_size(bench, method, a, step) for step in (_STEP, _STEP / 2)]
         name = f"angle {a:g}: squared tangent at the exact consistency function"
         rows.append(Row(f"{name}, angle step {_STEP:g} / {_STEP / 2:g}: ratio", 4.0, sizes[0] / sizes[1], 0.4))
+    return rows
+
+
+def matching_rows(bench: Bench, method: SCM) -> list[Row]:
+    """With matching: the contract; a student that is the exact consistency function samples the teacher's own data.
+
+    So its fake score is the teacher: the second term has the first one's optimum. Not with guidance.
+    """
+    matched = SCM(method.schedule, dataclasses.replace(method.settings, matching_weight=1.0))
+    rows = contract_rows(bench, matched, "matched: ") if not method.settings.matching_weight else []
+    student = Denoiser(ExactConsistency(bench), bench.schedule, "sample")
+    for exit in (0, matched.settings.any_steps - 1) if bench.guidance_scale == 1.0 else ():
+        batch, draws = rollout_from_starts(bench, matched, exit)
+        rows.append(fake_row(f"matched after {exit + 1} of its calls", bench, matched, student, batch, draws))
     return rows
 
 
@@ -57,10 +73,10 @@ def tangent_size(bench: Bench, method: SCM, a: float, step: float) -> float:
     draws = dataclasses.replace(draws, t=t, u=u, warmup=1.0)
     exact = Denoiser(ExactConsistency(bench), bench.schedule, "sample")
     roles = oracle(bench, exact)
-    shared = method.prepare(roles, batch, draws, {"student"})
-    prediction = exact(shared.x_t, t, batch.cond)
+    along = method.along(roles, batch, draws)
+    prediction = exact(along.x_t, t, batch.cond)
     moved = prediction.combine(-np.sin(angle(bench.schedule, t)), np.cos(angle(bench.schedule, t)))
-    return float(method.tangent(moved, draws, shared).square().mean())
+    return float(method.tangent(moved, draws, along).square().mean())
 
 
 def trained_rows(bench: Bench, method: SCM, roles: Roles) -> list[Row]:
