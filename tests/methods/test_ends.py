@@ -14,11 +14,14 @@ import torch
 
 from fewstep.data.batch import Batch
 from fewstep.data.random import Rng
+from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import Schedule, host
 from fewstep.methods.base import Progress
 from fewstep.methods.registry import METHODS
+from fewstep.models.bank import LayerBank
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling import make_sampler, sample
+from fewstep.verification.bench import Bench
 
 SCHEDULES = {
     "vp": Schedule.scaled_linear(),
@@ -125,7 +128,31 @@ def test_a_jump_to_clean_data_ends_there():
 
 
 def test_methods_of_all_kinds_are_here():
-    assert {param.values[0].name for param in CASES} >= {"ctm", "tcd", "hyper", "flowmap", "dmd2"}
+    """All that are conditioned on an end, but PDD, whose last layers are (below), and rCM, whose times are drawn."""
+    assert {param.values[0].name for param in CASES} == {"ctm", "tcd", "hyper", "flowmap", "dmd2"}
+    banks = {cls.name for cls in METHODS.values() if any(spec.bank for spec in cls(SCHEDULES["vp"]).roles())}
+    assert banks == {"pdd"}
+
+
+@pytest.mark.parametrize("student_input", ["simulated", "noised"])
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "zero snr"])  # which banks refuse
+def test_the_steps_of_sampling_are_the_blocks_of_training(name, student_input, monkeypatch):
+    """PDD: both times of every step, to the bit, at every number of steps that its student states."""
+    method = METHODS["pdd"](SCHEDULES[name], num_inference_steps=(4, 2, 8, 1), student_input=student_input)
+    times, trained, asked = method.grid.tolist(), set(), []
+    for step in range(50 if student_input == "simulated" else 400):  # all blocks of a trajectory, or one of them
+        rng = Rng(0, step, 2, dtype=torch.float64, device="meta")
+        draws = method.draw(Batch(torch.zeros(2, 1, device="meta"), None), rng, Progress(step, 400))
+        trained |= {(times[start], times[start + draws.length]) for start in draws.starts}
+    student = Bench(GaussianMixture([1.0], [0.0], [1.0]), method.schedule).roles(method, torch.float64).student
+    between = LayerBank.between
+    monkeypatch.setattr(LayerBank, "between", lambda bank, t, end: asked.append((t, end)) or between(bank, t, end))
+    for n in method.sampling(method.settings).trained_steps:
+        first = len(asked)
+        sampler = make_sampler(method.sampler, timesteps=times[:: len(method.lengths) // n][:n])
+        sample(student, sampler, torch.zeros(2, 1).double())
+        steps = {(float(host(t).flat[0]), float(host(end).flat[0])) for t, end in asked[first:]}
+        assert len(steps) == n and steps <= trained
 
 
 @pytest.mark.parametrize("any_steps", [1, 4, 10])
@@ -133,8 +160,10 @@ def test_methods_of_all_kinds_are_here():
     *SCHEDULES.values(), Schedule.flow(2.2, terminal=0.02), Schedule.flow(lambda steps: 100.0 if steps < 50 else 1.0)
 ])  # fmt: skip
 def test_the_times_of_samplers_lie_within_those_that_are_drawn(schedule, any_steps):
-    """Students of random times: at every number of steps that they say, the first time to the bit."""
+    """Students of random times: at every number of steps that they state, the first time to the bit; so does rCM."""
     method = METHODS["dmd2"](schedule, any_steps=any_steps)
+    rcm = METHODS["scm"](schedule, any_steps=any_steps, matching_weight=1.0)
+    assert rcm.rollout.inner_levels == method.rollout.inner_levels and rcm.sampler == method.sampler
 
     def extreme(pick):
         """The most times, each as low or as high as it may be drawn."""
