@@ -22,6 +22,8 @@ from fewstep.recipe.validate import RecipeError
 from fewstep.runs.fit import check_fit, foreseen_card
 from fewstep.sampling import DDIMSampler, sample
 from fewstep.students.card import sampler_of
+from fewstep.training.settings import TrainingSettings
+from fewstep.training.trainer import build_roles
 from fewstep.verification.bench import Bench
 from fewstep.verification.pdd import FixedPoint, composition_gap, fixed_point_loss
 
@@ -221,6 +223,18 @@ def test_steps_are_every_lth_time_of_the_grid_of_all_steps(name):
     assert len(sampler_of(card).times(schedule)) == 5
     if name in ("by number", "stretched"):
         assert not np.allclose(sampler_of(card).times(schedule)[:-1], schedule.timesteps(4))
+
+
+@pytest.mark.parametrize(("kind", "usual"), [("lora", 0.1), ("full", 1.0)])
+def test_the_last_layers_have_a_rate_of_their_own(kind, usual):
+    """As the trainer builds them; a rate of 0 would leave them as they are."""
+    for share in (None, 0.5):
+        method = PDD(BENT, last_layer_rate=share)
+        teacher = Denoiser(MLP(BENT, 2, width=8, depth=1), BENT, "flow")
+        roles = build_roles(teacher, method, TrainingSettings(), Weights(kind, rank=2))
+        assert roles.student.network.bank.rate == (usual if share is None else share)
+    with pytest.raises(ValueError, match="last_layer_rate: input should be greater than 0"):
+        PDD(BENT, last_layer_rate=0.0)
 
 
 def test_a_sampler_asks_for_the_blocks_of_the_student():

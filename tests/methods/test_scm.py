@@ -172,7 +172,10 @@ def test_the_fake_score_denoises_the_students_own_predictions(name, kind, weight
     weight = (alpha / sigma) ** 2 + (4.0 if name == "edm" else 1.0) if kind == "sample" else 1.0
     loss = (weight * (said - wanted) ** 2).mean()
     slopes = dict(zip(fake, torch.autograd.grad(loss, fake.values()), strict=True))
+    before = roles.student.cost.calls
     shared = method.prepare(roles, batch, random, {"critic"})
+    assert roles.student.cost.calls - before == 3  # two to get there, and both terms of consistency beside it:
+    assert method.calls(random) == {"student": 5, "teacher": 2, "fake": 2}
     assert shared.along is None and not shared.x0_student.requires_grad  # a step of the critic alone asks no more
     mine = method.critic(roles, batch, random, shared).total
     assert off(mine, loss) <= 1e-9

@@ -69,6 +69,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "scm.any_steps": (1, {"matching_weight": 1.0}),
     "scm.student_every": (2, {"matching_weight": 1.0}),
     "pdd.num_inference_steps": ((8,), {}),
+    "pdd.last_layer_rate": (0.5, {}),
     "feedback.rewards": (({"model": "pickscore", "threshold": 5.0},), {}),
     "feedback.held_out": ("another", {}),
     "feedback.sampler": ("lcm", LATE),

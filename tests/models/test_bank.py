@@ -201,18 +201,19 @@ def test_a_follower_has_a_bank_of_its_own(kind):
 
 
 def test_layers_move_at_a_tenth_of_the_rate_beside_a_lora():
-    """After one step of Adam, whose size is the rate for every parameter."""
+    """After one step of Adam, whose size is the rate for every parameter; or at the share of it that is given."""
     moved = {}
-    for kind in ("lora", "full"):
+    for kind, share in (("lora", None), ("full", None), ("lora", 0.3), ("full", 0.3)):
         torch.manual_seed(0)
         roles = Roles(Denoiser(MLP(FLOW, 2, width=16, depth=1), FLOW, "flow"))
-        roles.add("student", Weights(kind, 2), bank=TIMES)
+        roles.add("student", Weights(kind, 2), bank=TIMES, bank_rate=share)
         bank = roles.student.network.bank
         optimizer = torch.optim.Adam(roles.parameters("student"), lr=1e-3)
         roles.student.mixtures(torch.randn(8, 2), TIMES[0], None, ROWS)[0].output.square().mean().backward()
         optimizer.step()
-        moved[kind] = float((bank.rate * bank.weight.detach()).abs().max())
-    assert moved == pytest.approx({"lora": 1e-4, "full": 1e-3}, rel=1e-3)
+        moved[kind, share] = float((bank.rate * bank.weight.detach()).abs().max())
+    wanted = {("lora", None): 1e-4, ("full", None): 1e-3, ("lora", 0.3): 3e-4, ("full", 0.3): 3e-4}
+    assert moved == pytest.approx(wanted, rel=1e-3)
 
 
 def test_other_students_start_one_and_what_they_lack_stays_at_zero():

@@ -3,7 +3,34 @@
 from tests.mutants.mutant import planted
 
 OF_A_STEP = "test_the_streams_of_a_step_are_independent"
+NAMES = "test_every_stream_that_stands_in_a_method_is_drawn_above"
 MUTANTS = [
+    *planted(
+        "methods/parts/score_gan.py",
+        "methods/test_independent_streams.py",
+        (
+            "streams: a stream is renamed with its field",
+            'rng.sample.normal("played_noise", shape)',
+            'rng.sample.normal("generator_noise", shape)',
+            NAMES,
+        ),
+        (
+            "streams: two terms of a discriminator see one noise",
+            'rng.sample.normal("judged_noise", shape)',
+            'rng.sample.normal("data_noise", shape)',
+            f"{OF_A_STEP}[dmd2]",
+        ),
+    ),
+    *planted(
+        "methods/reflow.py",
+        "methods/test_independent_streams.py",
+        (
+            "streams: a new method renames where it draws a point of a line",
+            'rng.sample.uniform("height", 0.0,',
+            'rng.sample.uniform("level", 0.0,',
+            NAMES,
+        ),
+    ),
     *planted(
         "data/sources.py",
         "methods/test_independent_streams.py",

@@ -65,6 +65,7 @@ class RoleSpec:
             every update of that one (`Roles.pull`). It is trained, too.
         bank: N + 1 decreasing native times: it has N last layers in place of its network's own, one for each interval,
             read in mixtures (`Denoiser.mixtures`), or by the end of a step. Empty: it has its network's own.
+        bank_rate: how fast these learn, as a share of the role's rate; None: `fewstep.models.bank.usual_rate`.
     """
 
     name: str
@@ -78,6 +79,7 @@ class RoleSpec:
     pulled_to: str | None = None
     pull: float = 0.0
     bank: tuple[float, ...] = ()
+    bank_rate: float | None = None
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ class PDD(Method):
             guidance_scale: the teacher's w (1 = off).
             solver: "ddim", one call of the teacher a solver step, or "heun", two.
             student_input: "simulated" or "noised" (above).
+            last_layer_rate: how fast the last layers learn, as a share of training.learning_rate, its warm-up and its
+                schedule; None: 0.1 beside a LoRA, 1 with all weights.
         """
 
         num_grid_steps: Count = 32
@@ -99,6 +101,7 @@ class PDD(Method):
         guidance_scale: FixedGuidance = 4.0
         solver: Literal["ddim", "heun"] = "ddim"
         student_input: Policy = "simulated"
+        last_layer_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
         def __post_init__(self) -> None:
             for steps in self.num_inference_steps:
@@ -121,7 +124,7 @@ class PDD(Method):
         self.lengths = interval_lengths(schedule, self.grid.tolist())
 
     def roles(self) -> tuple[RoleSpec, ...]:
-        return (RoleSpec("student", bank=tuple(self.grid.tolist())),)
+        return (RoleSpec("student", bank=tuple(self.grid.tolist()), bank_rate=self.settings.last_layer_rate),)
 
     @classmethod
     def sampling(cls, settings: Settings) -> Sampling:

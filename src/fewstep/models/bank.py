@@ -25,6 +25,11 @@ _FEW = 9  # so many times are listed in a sentence
 _SAME = 1e-6  # share of the noisiest time within which two times are one
 
 
+def usual_rate(lora: bool) -> float:
+    """How fast a bank learns, as a share of its role's rate, beside a LoRA or with all weights."""
+    return LORA_RATE if lora else 1.0
+
+
 class LayerBank(nn.Module):
     """N last layers as differences from the network's own, float32 at least and outside autocast.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Array, Time
-from fewstep.models.bank import LORA_RATE, LayerBank, Mixed
+from fewstep.models.bank import LayerBank, Mixed, usual_rate
 from fewstep.models.compiled import compile_blocks
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Cost, Denoiser, guidance_of, laid_out, network_dtype
@@ -248,6 +248,7 @@ class Roles:
         extra_inputs: Iterable[str] = (),
         prediction_type: str | None = None,
         bank: Sequence[float] = (),
+        bank_rate: float | None = None,
     ) -> Denoiser:
         """A trainable role that starts with the teacher's weights.
 
@@ -255,6 +256,7 @@ class Roles:
             extra_inputs: "guidance_embed" and/or "end", embedded by the role unless the network has them already.
             prediction_type: what its output predicts; None: what the teacher's does.
             bank: N + 1 decreasing native times: N last layers in place of its own (`fewstep.models.bank`).
+            bank_rate: how fast these learn, as a share of the role's rate; by default `bank.usual_rate`.
 
         Raises:
             ValueError: the network is no nn.Module, takes no extra inputs, or names no last layer.
@@ -264,7 +266,8 @@ class Roles:
             raise ValueError("This teacher is no nn.Module and cannot be copied: use add_network for its student.")
         extras = self._extras(set(extra_inputs))
         network = self._copy(self.base) if weights.kind == "full" else self.base
-        layers = self._bank(self.base, bank, LORA_RATE if weights.kind == "lora" else 1.0) if bank else None
+        rate = usual_rate(weights.kind == "lora") if bank_rate is None else bank_rate
+        layers = self._bank(self.base, bank, rate) if bank else None
         adapters, tensors = self._trainable(network, name, weights, banked=bool(bank))
         role = self._shadowed(RoleNetwork(network, adapters, extras, self.autocast, layers))
         return self._register(name, role, tensors, None, prediction_type)

@@ -86,7 +86,12 @@ def build_roles(
             roles.add_encoder(spec.name, own, origin)
         elif spec.follows is None and spec.name not in roles:
             roles.add(
-                spec.name, own, extra_inputs=spec.extra_inputs, prediction_type=spec.prediction_type, bank=spec.bank
+                spec.name,
+                own,
+                extra_inputs=spec.extra_inputs,
+                prediction_type=spec.prediction_type,
+                bank=spec.bank,
+                bank_rate=spec.bank_rate,
             )
     for heads in method.heads():
         roles.add_heads(heads.name, heads.build, heads.backbone, heads.conditioned)

@@ -19,6 +19,16 @@ TIMES = "test_only_its_own_times_are_steps"
 
 MUTANTS = [
     *planted(
+        "training/trainer.py",
+        "methods/test_pdd.py",
+        (
+            "trainer: a bank's own rate is dropped",
+            "bank_rate=spec.bank_rate",
+            "bank_rate=None",
+            "test_the_last_layers_have_a_rate_of_their_own[lora-0.1]",
+        ),
+    ),
+    *planted(
         "methods/pdd.py",
         "methods/test_pdd.py",
         (
@@ -154,6 +164,12 @@ MUTANTS = [
             "copy.deepcopy(leader.bank)",
             "leader.bank",
             "test_a_follower_has_a_bank_of_its_own[lora]",
+        ),
+        (
+            "roles: a bank's own rate is not asked for",
+            "if bank_rate is None else bank_rate",
+            "if True else bank_rate",
+            RATE,
         ),
         (
             "roles: a bank is not among the student's tensors",

@@ -85,7 +85,7 @@ MUTANTS = [
         ("rcm: the student learns at every step", "Player(\"student\", every=self.settings.student_every)",
          'Player("student")', ARRIVES),
         ("rcm: the student's own calls are not counted", '"student": 3 + exit,', '"student": 3,',
-         "test_calls_per_step_are_those_the_denoisers_counted[scm-matching_weight-any_steps-student_every-lora]"),
+         f"tests/methods/test_scm.py::{FAKE}"),
         ("rcm: the rollout has the noise of the data", 'rng.sample.normal("rollout_noise", (',
          'rng.sample.normal("noise", (', STREAMS),
     ),

@@ -84,9 +84,13 @@ class ScoreGAN:
 
     def draw(self, draws: GANDraws, rng: Rng, shape: Sequence[int], due: bool) -> None:
         """Fill in the random numbers of the discriminator, and of the student where it is due."""
-        for name in (*["played"] * due, "judged", "data"):
-            setattr(draws, f"{name}_time", self.scores.draw_time(rng, f"{name}_time"))
-            setattr(draws, f"{name}_noise", rng.sample.normal(f"{name}_noise", shape))
+        if due:
+            draws.played_time = self.scores.draw_time(rng, "played_time")
+            draws.played_noise = rng.sample.normal("played_noise", shape)
+        draws.judged_time = self.scores.draw_time(rng, "judged_time")
+        draws.judged_noise = rng.sample.normal("judged_noise", shape)
+        draws.data_time = self.scores.draw_time(rng, "data_time")
+        draws.data_noise = rng.sample.normal("data_noise", shape)
 
     def student(self, roles: Roles, x: Tensor, draws: GANDraws, cond: Cond | None, matched: Loss) -> Loss:
         """``matched`` and the adversarial loss of predictions x [B, ...], whose gradient is formed before their graph.
