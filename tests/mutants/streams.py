@@ -77,8 +77,8 @@ MUTANTS = [
         "methods/test_independent_streams.py",
         (
             "streams: dmd2's discriminator noises its images as the fake score does",
-            'setattr(draws, f"{name}_noise", rng.sample.normal(f"{name}_noise", shape))',
-            'setattr(draws, f"{name}_noise", draws.fake_noise)',
+            'draws.data_noise = rng.sample.normal("data_noise", shape)',
+            "draws.data_noise = draws.fake_noise",
             f"{OF_A_STEP}[dmd2]",
         ),
     ),
