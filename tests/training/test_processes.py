@@ -45,7 +45,7 @@ CASES = {
     "balanced": (CTM(VP, max_hops=2, adversarial_weight=0.5, target_decay=0.9), "full", SETTINGS),
     "slopes": (FlowMap(VP, guidance_scale=3.0), "lora", SETTINGS),
     "lines": (Reflow(VP, windows=3, guidance_scale=3.0), "lora", SETTINGS),
-    "tangent": (SCM(VP, guidance_scale=3.0), "full", SETTINGS),
+    "tangent and scores": (SCM(VP, guidance_scale=3.0, matching_weight=0.5, student_every=1), "full", SETTINGS),
     "blocks": (PDD(VP, num_grid_steps=8, num_inference_steps=(2, 4), guidance_scale=3.0), "lora", SETTINGS),
     "pairs": (DMD(VP), "lora", replace(SETTINGS, critic_learning_rate=1e-3)),
     "encoder": (Lightning(VP, num_inference_steps=2, num_teacher_steps=4), "full", SETTINGS),
@@ -97,7 +97,7 @@ JOBS = [
 ]
 
 
-TERM_BY_TERM = ("blocks", "term by term")
+TERM_BY_TERM = ("blocks", "term by term", "tangent and scores")
 """Cases whose losses are propagated one after the other: accumulation sums their gradients in another order."""
 QUICK = ("toy-balanced", "toy-full-fsdp", "toy-told-accumulation")
 """The jobs of `make test`; the others are slow."""
