@@ -77,9 +77,10 @@ class Row:
             torch.cuda.synchronize()
 
 
-def step(name: str, device: str, tiny: bool, *changes: str) -> dict[str, Any]:
+def step(name: str, device: str, tiny: bool, *changes: str, layout: Any = torch.contiguous_format) -> dict[str, Any]:
     """Seconds of a training step, over those of its forward passes by the bare network; its peak over the plan's."""
     row = Row(name, device, tiny, *changes)
+    row.trainer.roles.base.to(memory_format=layout)
     with torch.no_grad():
         x, t, cond = row.inputs()
         bare = row.timed(lambda: row.trainer.roles.teacher(x, t, cond)) / row.rows
@@ -103,6 +104,12 @@ def compiled(device: str, tiny: bool) -> dict[str, Any]:
     """SDXL's LCM-LoRA step without and with ``training.compile``."""
     without, with_ = (step("sdxl-lcm", device, tiny, f"training.compile={on}") for on in ("false", "true"))
     return {"without": without, "compiled": with_, "faster": without["seconds_of_step"] / with_["seconds_of_step"]}
+
+
+def channels_last(device: str, tiny: bool) -> dict[str, Any]:
+    """SDXL's LCM-LoRA step with its convolutions in PyTorch's usual layout, and in channels_last."""
+    usual, last = (step("sdxl-lcm", device, tiny, layout=of) for of in (torch.contiguous_format, torch.channels_last))
+    return {"usual": usual, "channels_last": last, "faster": usual["seconds_of_step"] / last["seconds_of_step"]}
 
 
 def offloaded(device: str, tiny: bool) -> dict[str, Any]:
@@ -153,6 +160,7 @@ ROWS: dict[str, Callable[[str, bool], dict[str, Any]]] = {
     "step-sdxl-dmd2": lambda device, tiny: step("sdxl-dmd2", device, tiny),
     "compile": compiled,
     "offload": offloaded,
+    "channels-last": channels_last,
     "samples": samples,
     "draws": draws,
     "scenes-64": scenes,
