@@ -15,6 +15,7 @@ from PIL import Image
 
 from fewstep.checkpoints.registry import checkpoints
 from fewstep.evaluation.grids import enlargement, image_grid
+from fewstep.evaluation.result import in_steps
 from fewstep.inference.load import load_model
 from fewstep.inference.model import Model
 from fewstep.models.hub import check_device
@@ -59,7 +60,7 @@ def generate(
         teacher = _opened(model.base, "", device)
         beside = teacher.generate(prompts, teacher_steps, seed=seed)
         if beside.images.shape == found.images.shape:
-            rows, labels = [*rows, beside.images], [*labels, f"teacher, {teacher_steps} steps"]
+            rows, labels = [*rows, beside.images], [*labels, f"teacher, {in_steps(teacher_steps)}"]
         lines.append(f"**teacher, {model.base}**: {beside.description}")
     lines += [*model.warnings(steps or None), *([model.licence] if model.licence else [])]
     grid = image_grid(rows, labels, prompts, scale=enlargement(found.images))
