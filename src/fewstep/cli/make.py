@@ -16,7 +16,7 @@ from fewstep.training.console import Quiet, command, long, options, resumable, s
 def demo(
     out: Annotated[Path, typer.Option(help="Run directory; a run in it is continued.")] = Path("runs/demo"),
     overrides: Sets = None,
-    count: Annotated[int, typer.Option(min=8, help="Number of unseen prompts to compare on.")] = 256,
+    count: Annotated[int, typer.Option(min=8, help="Number of unseen prompts to compare on.")] = 512,
     device: RecipeDevice = None,
     quiet: Quiet = False,
 ) -> None:

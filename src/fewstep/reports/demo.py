@@ -1,4 +1,4 @@
-"""`fewstep demo`: what few steps cost, a 4-step LoRA of the shipped model against it, and a comparison of both."""
+"""`fewstep demo`: what few steps cost, a 4-step student of the shipped model against it, and a comparison of both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fewstep.scenes64.prompts import unseen_prompts
 from fewstep.training import launch
 from fewstep.training.progress import doing, duration, progress_bar
 
-RECIPE = "scenes-64-tcd"
+RECIPE = "scenes-64-pdd"
 BEFORE = "before.png"
 """The teacher's images in many and in few steps, which exist before any training."""
 
@@ -49,7 +49,7 @@ class Demo:
 def demo(
     folder: Path,
     recipe: Recipe | None = None,
-    count: int = 256,
+    count: int = 512,
     show_progress: bool = False,
     tell: Callable[[str], object] = lambda line: None,
 ) -> Demo:
