@@ -156,10 +156,13 @@ def teacher_ceilings(
     """
     from fewstep.scenes64.detector import ASSET, load_detector
     from fewstep.scenes64.train_detector import autoencoder, ceilings
+    from fewstep.training.progress import doing
 
     with resumable("teacher", "ceilings", *options(detector=detector, teacher=teacher, count=count)):
         vae = autoencoder(teacher) if teacher else None  # an unfinished run trains its autoencoder to the end first
-    for name, accuracy in ceilings(load_detector(detector or ASSET), vae, count).items():
+    with doing(f"reading {count:,} scenes"):
+        found = ceilings(load_detector(detector or ASSET), vae, count)
+    for name, accuracy in found.items():
         shares = "  ".join(f"{part} {100 * share:.2f}" for part, share in accuracy.share.items())
         say(f"{name:14s} n = {accuracy.images}: {shares} %")
 
