@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
-from benchmarks.kernels import Kernels, measure
+from benchmarks.kernel_counts import Kernels, measure
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.cond import Cond
 from fewstep.models.denoiser import Denoiser

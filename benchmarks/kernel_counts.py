@@ -1,7 +1,9 @@
 """Kernels and casts of one forward in bf16, counted on the meta device: the teacher's and its student's.
 
-python benchmarks/kernels.py stabilityai/stable-diffusion-xl-base-1.0 black-forest-labs/FLUX.1-dev
-python benchmarks/kernels.py stabilityai/stable-diffusion-xl-base-1.0 --weights full
+    python benchmarks/kernel_counts.py stabilityai/stable-diffusion-xl-base-1.0 black-forest-labs/FLUX.1-dev
+    python benchmarks/kernel_counts.py stabilityai/stable-diffusion-xl-base-1.0 --weights full
+
+Not named kernels.py: scripts of this folder would hide the package of that name, which transformers looks for.
 """
 
 from __future__ import annotations
