@@ -1,33 +1,36 @@
 """Forms of dmd2 on scenes-64 at one cost: today's, TDM, random times, and prompts alone; with their diversity.
 
-    OMP_NUM_THREADS=1 python benchmarks/dmd2_forms.py [--budget 100000] [--seeds 0,1,2] [--count 512]
+    OMP_NUM_THREADS=1 python -m benchmarks.dmd2_forms [--budget 100000] [--seeds 0,1,2] [--count 512]
         [--runs runs/dmd2-forms] [--only dmd2-4,tdm] [--set KEY=VALUE ...] [--read] [--out results/dmd2-forms.json]
 
 Trains and measures the jobs of benchmarks/dmd2_forms by `fewstep benchmark`, which keeps what is finished: the same
-command goes on with the rest (--read only reads what is there). Students of a fixed number of steps are measured at
-their own number: dmd2-1, dmd2-2, dmd2-4 (today's) and dmd2-8. Printed for each form and number of steps: FD, detail FD,
-prompt accuracy and the spread within prompts, the mean over seeds. Then, at four steps, by how much each form is better
-than dmd2-4 on the same prompts and noise, with the 95 % interval of the mean difference; and how far `any` is from the
-student of each fixed number, in per cent.
+command goes on with the rest (--read only reads what is there). Results are kept in results/dmd2-forms.safetensors, so
+that seeds can be added without the runs of the others. Students of a fixed number of steps are measured at their own:
+dmd2-1, dmd2-2, dmd2-4 (today's) and dmd2-8. Printed for each form and number of steps: FD, detail FD, prompt accuracy
+and the spread within prompts, means over seeds with their standard deviations. Then, at four steps, by how much each
+form is better than dmd2-4 on the same prompts and noise, with the 95 % interval of the mean difference; and how far
+`any` and `tdm-any` are from the student of each fixed number, in per cent.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+from benchmarks import kept
 from fewstep.data.files import replace_text
 from fewstep.evaluation.result import Result, lower_by
 
 HERE = Path(__file__).parent
-FIGURES = ("FD", "detail FD", "accuracy", "spread")
 HIGHER = ("accuracy", "spread")
-TODAY, ANY = "dmd2-4", "any"
+TODAY, ANY = "dmd2-4", ("any", "tdm-any")
 
 
 def train(given: argparse.Namespace, jobs: list[str]) -> None:
@@ -39,17 +42,26 @@ def train(given: argparse.Namespace, jobs: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "fewstep", "benchmark", *files, *words, *sets, *folders], check=True)
 
 
-def measured(runs: Path, job: str, steps: int) -> list[Result]:
+def of_job(found: dict[str, Result], job: str, steps: int) -> list[Result]:
     """The results of a job at a number of steps, by seed."""
-    return [Result.load(path) for path in sorted(runs.glob(f"{job}-s*/measured/{steps}.safetensors"))]
+    return [r for label, r in found.items() if re.fullmatch(rf"{re.escape(job)}-s\d+/{steps}", label)]
 
 
 def mean(results: list[Result]) -> Result:
     """The mean over seeds, whose resampling of the prompts is the same."""
-    names = [name for name in FIGURES if all(name in r.figures for r in results)]
+    names = [name for name in kept.COMPARED if all(name in r.figures for r in results)]
     figures = {name: sum(r.figures[name] for r in results) / len(results) for name in names}
     resampled = {name: torch.stack([r.resampled[name] for r in results]).mean(0) for name in names}
     return Result("mean", results[0].steps, results[0].images, figures, resampled=resampled)
+
+
+def row(results: list[Result]) -> dict[str, list[float]]:
+    """Each figure's mean over seeds, its standard deviation over them (0 for one), and how many they are."""
+    average, several = mean(results).figures, len(results) > 1
+    return {
+        name: [value, statistics.stdev(r.figures[name] for r in results) if several else 0.0, len(results)]
+        for name, value in average.items()
+    }
 
 
 def better_by(figure: str, result: Result, other: Result) -> tuple[float, float, float]:
@@ -72,10 +84,16 @@ def main() -> None:
     jobs = given.only.split(",") if given.only else sorted(path.stem for path in (HERE / "dmd2_forms").glob("*.yaml"))
     if not given.read:
         train(given, jobs)
-    means = {(job, n): mean(found) for job in jobs for n in (1, 2, 4, 8) if (found := measured(given.runs, job, n))}
-    table = {f"{job}, {n} steps": result.figures for (job, n), result in means.items()}
+    kept_in = given.out.with_suffix(".safetensors")
+    of_ours = re.compile(rf"(teacher|({'|'.join(jobs)})-s\d+)/.*")
+    found = kept.read(kept_in) | {k: r for k, r in kept.in_runs(given.runs).items() if of_ours.fullmatch(k)}
+    kept.write(kept_in, found)
+    by_seed = {(job, n): each for job in jobs for n in (1, 2, 4, 8) if (each := of_job(found, job, n))}
+    means = {key: mean(each) for key, each in by_seed.items()}
+    table = {f"{job}, {n} steps": row(each) for (job, n), each in by_seed.items()}
     for label, figures in table.items():
-        print(f"{label:22} " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        cells = (f"{name} {value:.3f} ± {spread:.3f}" for name, (value, spread, _) in figures.items())
+        print(f"{label:22} {next(iter(figures.values()))[2]} seeds: " + ", ".join(cells))
     today, compared = means.get((TODAY, 4)), {}
     for (job, n), result in means.items():
         if today is not None and n == 4 and job != TODAY:
@@ -85,14 +103,17 @@ def main() -> None:
             )
             print(f"{job} better than {TODAY} at 4 steps by {said}")
     apart = {}
-    for n in (1, 2, 4, 8):
-        if (ANY, n) in means and (f"dmd2-{n}", n) in means:
-            mine, fixed = means[ANY, n].figures, means[f"dmd2-{n}", n].figures
-            apart[n] = {name: 100 * (mine[name] / fixed[name] - 1) for name in mine if name in fixed}
-            print(f"{ANY} at {n} steps, beside dmd2-{n}: " + ", ".join(f"{k} {v:+.1f} %" for k, v in apart[n].items()))
+    for form, n in ((form, n) for form in ANY for n in (1, 2, 4, 8)):
+        if (form, n) in means and (f"dmd2-{n}", n) in means:
+            mine, fixed = means[form, n].figures, means[f"dmd2-{n}", n].figures
+            apart[f"{form}, {n}"] = more = {
+                name: 100 * (mine[name] / fixed[name] - 1) for name in mine if name in fixed
+            }
+            print(f"{form} at {n} steps, beside dmd2-{n}: " + ", ".join(f"{k} {v:+.1f} %" for k, v in more.items()))
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    found = {"budget": given.budget, "prompts": given.count, "table": table, "better than today's": compared}
-    replace_text(given.out, json.dumps(found | {"any beside fixed, %": apart}, indent=1) + "\n")
+    figures = {"budget": given.budget, "prompts": given.count, "mean, deviation, seeds": table}
+    figures |= {"better than today's": compared, "any beside fixed, %": apart}
+    replace_text(given.out, json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
