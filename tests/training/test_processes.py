@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from killable import SOURCE, VP, Teacher
+from safetensors.torch import load_file, save_file
 from several import spawn
 
 from fewstep.data.pairs import PairSource, WithPairs
@@ -99,6 +100,7 @@ JOBS = [
 
 TERM_BY_TERM = ("blocks", "term by term", "tangent and scores")
 """Cases whose losses are propagated one after the other: accumulation sums their gradients in another order."""
+HELD = "held.safetensors"  # what the first process has in memory at the end
 QUICK = ("toy-balanced", "toy-full-fsdp", "toy-told-accumulation")
 """The jobs of `make test`; the others are slow."""
 
@@ -110,7 +112,12 @@ def name_of(make, case, changes):
 def _together(folder, names):
     for make, case, changes in JOBS:
         if name_of(make, case, changes) in names:
-            make(case, Path(folder) / name_of(make, case, changes), **changes).run()
+            place = Path(folder) / name_of(make, case, changes)
+            run = make(case, place, **changes)
+            run.run()
+            held = run.tensors()  # by all processes: each gives its rows
+            if distributed.first():
+                save_file({name: tensor.contiguous() for name, tensor in held.items()}, place / HELD)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +148,7 @@ def test_two_processes_are_one(job, together, tmp_path):
     mine, alone, expected = result(tmp_path)
     exact = make is toy and CASES[case][2].precision == "fp64"
     assert theirs.keys() == mine.keys() and len(mine) > 10
+    assert checkpoint.same(load_file(together / name_of(*job) / HELD), dict(theirs))  # all rows, in every process
     if make is toy and not changes and case not in TERM_BY_TERM:  # one sum of the same two gradients, halved
         assert checkpoint.same(dict(theirs), dict(mine))
     for key, tensor in mine.items():
