@@ -26,7 +26,7 @@ from fewstep.training import checkpoint
 from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles, exact_products
 from fewstep.verification.bench import Bench, training_settings
-from fewstep.verification.scm import ExactConsistency, fixed_rows, tangent_size
+from fewstep.verification.scm import ExactConsistency, fixed_rows, matching_rows, tangent_size
 
 SETTINGS = {
     "unguided": dict(guidance_scale=1.0, normalize=0.0),
@@ -302,6 +302,14 @@ def test_matching_leaves_the_consistency_terms_numbers_alone():
         found.append(last.total)
     assert torch.equal(*found) and [len(method.players) for method in (plain, matched)] == [1, 2]
     assert [[spec.name for spec in method.roles()] for method in (plain, matched)] == [["student"], ["student", "fake"]]
+
+
+@pytest.mark.parametrize("any_steps", [1, 64])
+def test_a_student_of_any_number_of_steps_is_verified(any_steps):
+    """After its first call, and after one of the first four, which random times reach often enough."""
+    bench = Bench(GaussianMixture([1.0], [0.4], [0.7]), SCHEDULES["flow"], prediction_type="flow")
+    rows = matching_rows(bench, SCM(bench.schedule, guidance_scale=1.0, matching_weight=1.0, any_steps=any_steps))
+    assert len(rows) == min(any_steps, 2) and all(row.passed for row in rows)
 
 
 @pytest.mark.parametrize("stop", [3, 5])

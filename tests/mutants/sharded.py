@@ -157,6 +157,12 @@ MUTANTS = [
             "test_steps_go_on_while_a_checkpoint_is_written_where_the_settings_let_them[True]",
         ),
         (
+            "async checkpoints: the others go on while the first one deletes",
+            "            writing.finish()\n            distributed.wait()",
+            "            writing.finish()",
+            "test_no_process_goes_on_before_a_checkpoint_has_its_name",
+        ),
+        (
             "async checkpoints: a run that breaks forgets the one it was writing",
             "                self.complete_checkpoint()\n                for log",
             "                for log",

@@ -144,6 +144,18 @@ def test_a_hook_that_ends_the_run_costs_no_second_checkpoint(tmp_path, writer):
     assert list(found(tmp_path)) == ["step-0000002", "step-0000004"]
 
 
+def test_no_process_goes_on_before_a_checkpoint_has_its_name(tmp_path, writer, monkeypatch):
+    """The first one deletes the oldest too, which may take longer than another may wait in a step."""
+    notes, put = [], checkpoint._put
+    monkeypatch.setattr(checkpoint, "_put", lambda *given: (put(*given), notes.append("named")))
+    monkeypatch.setattr(distributed, "wait", lambda: notes.append("wait"))
+    run = trainer("everything", tmp_path, **SETTINGS)
+    step, after = run.step, []
+    monkeypatch.setattr(run, "step", lambda number: (after.append(notes[-1]), step(number)))
+    run.run()
+    assert notes.count("named") == 3 and after == ["wait"] * 6
+
+
 def _both(folder):
     write = checkpoint.write_parts
 

@@ -437,6 +437,7 @@ class Trainer:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.finish()
+            distributed.wait()  # the first process deletes old checkpoints, and a step does not wait for long
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one; exact to the bit on the same kind of machine."""

@@ -102,7 +102,7 @@ def rollout_from_starts(bench: Bench, method: Any, exit: int) -> tuple[Batch, An
     if schedule.family == "edm":
         noise = x / expand(schedule.alpha_sigma(schedule.start)[1], x)
     batch = dataclasses.replace(bench.source.batch(Rng(bench.seed, exit, len(x), dtype=torch.float64)), cond=cond)
-    draws = next(d for d in (_drawn(method, batch, bench.seed, i) for i in range(200)) if d.exit == exit)
+    draws = next(d for d in (_drawn(method, batch, bench.seed, i) for i in range(10_000)) if d.exit == exit)
     field = "noise" if isinstance(method, DMD2) else "rollout_noise"
     from_starts = torch.cat([noise[:, None], getattr(draws, field)[:, 1:]], dim=1)
     return batch, dataclasses.replace(draws, **{field: from_starts})

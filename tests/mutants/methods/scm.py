@@ -96,6 +96,12 @@ MUTANTS = [
          "found[rows] = self.bench.flow(x[rows], 0.9 * float(time),", EXACT),
     ),
     *planted(
+        "verification/scm.py",
+        "methods/test_scm.py",
+        ("scm: calls are verified that random times do not reach", "min(matched.settings.any_steps, _CALLS) - 1",
+         "matched.settings.any_steps + 10**6", "test_a_student_of_any_number_of_steps_is_verified[64]"),
+    ),
+    *planted(
         "recipe/schema.py",
         "methods/test_scm.py",
         ("recipe: the teacher's format is not looked at", '"teacher.dtype": self.teacher.dtype == "bf16"',
