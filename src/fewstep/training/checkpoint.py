@@ -101,7 +101,7 @@ class Writing:
         except Exception as error:
             if self._thread is None:
                 raise
-            self._mistake = f"{type(error).__name__}: {error}"  # of a thread's error nobody would hear
+            self._mistake = f"{type(error).__name__}: {error}"  # raised in a thread it would be lost
         self._rows, self._whole = {}, {}  # the copies are needed no longer
 
     def finish(self) -> Path:
