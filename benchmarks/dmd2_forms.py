@@ -55,12 +55,12 @@ def mean(results: list[Result]) -> Result:
     return Result("mean", results[0].steps, results[0].images, figures, resampled=resampled)
 
 
-def row(results: list[Result]) -> dict[str, list[float]]:
-    """Each figure's mean over seeds, its standard deviation over them (0 for one), and how many they are."""
-    average, several = mean(results).figures, len(results) > 1
+def row(average: Result, results: list[Result]) -> dict[str, list[float]]:
+    """Each figure of the mean over seeds, its standard deviation over them (0 for one), and how many they are."""
+    several = len(results) > 1
     return {
         name: [value, statistics.stdev(r.figures[name] for r in results) if several else 0.0, len(results)]
-        for name, value in average.items()
+        for name, value in average.figures.items()
     }
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     kept.write(kept_in, found)
     by_seed = {(job, n): each for job in jobs for n in (1, 2, 4, 8) if (each := of_job(found, job, n))}
     means = {key: mean(each) for key, each in by_seed.items()}
-    table = {f"{job}, {n} steps": row(each) for (job, n), each in by_seed.items()}
+    table = {f"{job}, {n} steps": row(means[job, n], each) for (job, n), each in by_seed.items()}
     for label, figures in table.items():
         cells = (f"{name} {value:.3f} ± {spread:.3f}" for name, (value, spread, _) in figures.items())
         print(f"{label:22} {next(iter(figures.values()))[2]} seeds: " + ", ".join(cells))

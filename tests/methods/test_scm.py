@@ -27,6 +27,7 @@ from fewstep.training.settings import TrainingSettings
 from fewstep.training.trainer import Trainer, build_roles, exact_products
 from fewstep.verification.bench import Bench, training_settings
 from fewstep.verification.scm import ExactConsistency, fixed_rows, matching_rows, tangent_size
+from tests.continued import whole_and_continued
 
 SETTINGS = {
     "unguided": dict(guidance_scale=1.0, normalize=0.0),
@@ -322,11 +323,7 @@ def test_a_matched_run_is_continued(stop, tmp_path):
     def trainer(name, hooks=()):
         return Trainer(method, bench.roles(method), bench.source, settings, run_dir=tmp_path / name, hooks=hooks)
 
-    whole = trainer("whole")
-    whole.run()
-    trainer("parts", ((stop, lambda trainer: True),)).run()
-    rest = trainer("parts")
-    rest.run(resume=True)
+    whole, rest = whole_and_continued(trainer, stop)
     assert checkpoint.same(whole.tensors(), rest.tensors())
 
 

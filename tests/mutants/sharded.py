@@ -218,8 +218,8 @@ MUTANTS = [
         "models/test_precision.py",
         (
             "lora: what a hook keeps of a base layer changes later",
-            "ours = not layer.base_layer._forward_hooks",
-            "ours = True",
+            "in_place = not layer.base_layer._forward_hooks",
+            "in_place = True",
             "test_a_hook_on_a_base_layer_keeps_what_that_layer_gave",
         ),
     ),
@@ -272,13 +272,13 @@ MUTANTS = [
             "machines: a start waits without a word",
             "        with doing(label):\n            yield\n",
             "        yield\n",
-            "test_a_start_that_waits_says_for_what[place0-said0]",
+            "test_a_start_states_what_it_waits_for[place0-said0]",
         ),
         (
-            "machines: only the first machine says what it waits for",
+            "machines: only the first machine states what it waits for",
             "if here.rank > 0 and here.local_rank == 0:",
             "if here.rank > 99 and here.local_rank == 0:",
-            "test_a_start_that_waits_says_for_what[place1-said1]",
+            "test_a_start_states_what_it_waits_for[place1-said1]",
         ),
     ),
 ]

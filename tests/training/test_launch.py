@@ -244,7 +244,7 @@ def test_a_start_that_waits_can_be_stopped(started, monkeypatch):
                                         ("stderr", "process 8: waiting for the other processes at 10.0.0.1:29500")]),
     ({"RANK": "9", "LOCAL_RANK": "1"}, [("doing", "waiting for the other processes at 10.0.0.1:29500")]),
 ])  # fmt: skip
-def test_a_start_that_waits_says_for_what(started, monkeypatch, capsys, place, said):
+def test_a_start_states_what_it_waits_for(started, monkeypatch, capsys, place, said):
     """In the display of the first process, and in a line of the first one on every other machine."""
     found = []
 

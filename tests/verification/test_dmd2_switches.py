@@ -26,6 +26,7 @@ from fewstep.training import checkpoint
 from fewstep.training.players import PlayerState
 from fewstep.training.trainer import Trainer
 from fewstep.verification.bench import Bench, training_settings
+from tests.continued import whole_and_continued
 from tests.methods import test_contract as contract
 from tests.verification.closed_forms.dmd2 import MEAN, VARIANCE, Game, _recurrence, _roots, normal, root
 
@@ -429,9 +430,5 @@ def test_a_run_is_continued_before_and_after_a_late_students_first_step(stop, tm
         folder = tmp_path / name
         return Trainer(method, bench.roles(method), bench.source_of(method), settings, run_dir=folder, hooks=hooks)
 
-    whole = trainer("whole")
-    whole.run()
-    trainer("parts", ((stop, lambda trainer: True),)).run()
-    rest = trainer("parts")
-    rest.run(resume=True)
+    whole, rest = whole_and_continued(trainer, stop)
     assert checkpoint.same(whole.tensors(), rest.tensors())

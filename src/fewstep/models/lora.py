@@ -96,23 +96,23 @@ class _ReadsContext:
         if names and (low := autocast_dtype(x.device.type)) is not None:
             x = x.to(low)
         result: Tensor = layer.base_layer(x, *args, **kwargs)
-        ours = not layer.base_layer._forward_hooks  # a hook may keep what it was shown
+        in_place = not layer.base_layer._forward_hooks  # a hook may keep what it was shown
         for name in names:
-            result = _adapted(result, x, layer.lora_A[name], layer.lora_B[name], float(layer.scaling[name]), ours)
-            ours = True
+            result = _adapted(result, x, layer.lora_A[name], layer.lora_B[name], float(layer.scaling[name]), in_place)
+            in_place = True
         return result
 
 
-def _adapted(result: Tensor, x: Tensor, down: Any, up: Any, scale: float, ours: bool) -> Tensor:
+def _adapted(result: Tensor, x: Tensor, down: Any, up: Any, scale: float, in_place: bool) -> Tensor:
     """``result`` of a base layer at x plus ``scale`` up(down(x)), in the dtype of result.
 
     Args:
-        ours: nothing else reads ``result``: the sum may take its memory.
+        in_place: the sum may take the memory of ``result``, which nothing else reads.
     """
     h = down(x if computes_low(down, x) else x.to(down.weight.dtype))
     if isinstance(up, nn.Linear) and computes_low(up, h) and result.dtype == h.dtype:
         weight, _ = weights_for(up, h)
-        if torch.compiler.is_compiling() or not ours:
+        if torch.compiler.is_compiling() or not in_place:
             return result + torch.nn.functional.linear(h, weight) * scale
         return AddProduct.apply(result, h, weight, scale)  # type: ignore[no-any-return, no-untyped-call]
     added = up(h)

@@ -72,7 +72,7 @@ class Shadow:
     """A copy of a master in a lower dtype; ``tensor`` is None until it is first needed.
 
     The master's version counter tells when the copy is stale. PyTorch's fused optimisers do not count, and neither do
-    changes through ``master.data``, so whoever makes one says so (`torch.autograd.graph.increment_version`).
+    changes through ``master.data``, so whoever makes one must count it (`torch.autograd.graph.increment_version`).
     """
 
     def __init__(self, master: nn.Parameter, dtype: torch.dtype) -> None:

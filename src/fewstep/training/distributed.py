@@ -31,7 +31,7 @@ MINUTES = 10.0
 """For how long a process waits for the others within a training step."""
 _PATIENCE = timedelta(hours=12)  # the first process may encode a whole data set while the others wait
 _SEEN_WITHIN = 60.0  # seconds: network file systems remember for that long that a file was not there
-_SOON = 5.0  # seconds of waiting after which a machine without a display says so
+_SOON = 5.0  # seconds of waiting after which a machine without a display prints a line
 _OF_GLOO = re.compile(r"\[[^][]*gloo/[^][]*:\d+\]")
 """The line of gloo's source with which its errors, plain RuntimeErrors, begin."""
 _GROUPS: dict[str, Any] = {}  # beside the default group: of host numbers, and of waits for a process that works alone
