@@ -17,19 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 from benchmarks import kept
 from fewstep.data.files import replace_text
-from fewstep.evaluation.result import Result, lower_by
+from fewstep.evaluation.result import Result
 
 HERE = Path(__file__).parent
-HIGHER = ("accuracy", "spread")
 TODAY, ANY = "dmd2-4", ("any", "tdm-any")
 
 
@@ -47,27 +43,9 @@ def of_job(found: dict[str, Result], job: str, steps: int) -> list[Result]:
     return [r for label, r in found.items() if re.fullmatch(rf"{re.escape(job)}-s\d+/{steps}", label)]
 
 
-def mean(results: list[Result]) -> Result:
-    """The mean over seeds, whose resampling of the prompts is the same."""
-    names = [name for name in kept.COMPARED if all(name in r.figures for r in results)]
-    figures = {name: sum(r.figures[name] for r in results) / len(results) for name in names}
-    resampled = {name: torch.stack([r.resampled[name] for r in results]).mean(0) for name in names}
-    return Result("mean", results[0].steps, results[0].images, figures, resampled=resampled)
-
-
-def row(average: Result, results: list[Result]) -> dict[str, list[float]]:
-    """Each figure of the mean over seeds, its standard deviation over them (0 for one), and how many they are."""
-    several = len(results) > 1
-    return {
-        name: [value, statistics.stdev(r.figures[name] for r in results) if several else 0.0, len(results)]
-        for name, value in average.figures.items()
-    }
-
-
-def better_by(figure: str, result: Result, other: Result) -> tuple[float, float, float]:
-    """By how much a figure of ``result`` is better, and the interval: positive where it is."""
-    value, (low, high) = lower_by(figure, result, other)
-    return (-value, -high, -low) if figure in HIGHER else (value, low, high)
+def row(results: list[Result]) -> dict[str, list[float]]:
+    """Each figure's mean over seeds, its standard deviation over them (0 for one), and how many they are."""
+    return {name: [*kept.over_seeds(results, name), len(results)] for name in kept.mean(results).figures}
 
 
 def main() -> None:
@@ -89,15 +67,17 @@ def main() -> None:
     found = kept.read(kept_in) | {k: r for k, r in kept.in_runs(given.runs).items() if of_ours.fullmatch(k)}
     kept.write(kept_in, found)
     by_seed = {(job, n): each for job in jobs for n in (1, 2, 4, 8) if (each := of_job(found, job, n))}
-    means = {key: mean(each) for key, each in by_seed.items()}
-    table = {f"{job}, {n} steps": row(means[job, n], each) for (job, n), each in by_seed.items()}
+    means = {key: kept.mean(each) for key, each in by_seed.items()}
+    table = {f"{job}, {n} steps": row(each) for (job, n), each in by_seed.items()}
     for label, figures in table.items():
         cells = (f"{name} {value:.3f} ± {spread:.3f}" for name, (value, spread, _) in figures.items())
         print(f"{label:22} {next(iter(figures.values()))[2]} seeds: " + ", ".join(cells))
     today, compared = means.get((TODAY, 4)), {}
     for (job, n), result in means.items():
         if today is not None and n == 4 and job != TODAY:
-            compared[job] = {name: better_by(name, result, today) for name in result.figures if name in today.figures}
+            compared[job] = {
+                name: kept.better_by(name, result, today) for name in result.figures if name in today.figures
+            }
             said = ", ".join(
                 f"{name} {v:+.3f} [{low:+.3f}, {high:+.3f}]" for name, (v, low, high) in compared[job].items()
             )

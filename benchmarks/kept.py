@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 from fewstep.data.files import replace_tensors
-from fewstep.evaluation.result import Result
+from fewstep.evaluation.result import Result, lower_by
 
 COMPARED = ("FD", "detail FD", "accuracy", "spread")
+HIGHER = ("accuracy", "spread")  # better
 
 
 def in_runs(runs: Path) -> dict[str, Result]:
@@ -54,6 +56,26 @@ def write(file: Path, results: dict[str, Result]) -> None:
         if name in r.resampled
     }
     replace_tensors(file, values, {"results": json.dumps(plain)})
+
+
+def over_seeds(results: list[Result], figure: str) -> tuple[float, float]:
+    """The mean of a figure over seeds and its standard deviation, which is 0 for one seed."""
+    values = [result.figures[figure] for result in results]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def mean(results: list[Result]) -> Result:
+    """The mean over seeds, whose resampling of the prompts is the same."""
+    names = [name for name in COMPARED if all(name in r.figures for r in results)]
+    figures = {name: over_seeds(results, name)[0] for name in names}
+    resampled = {name: torch.stack([r.resampled[name] for r in results]).mean(0) for name in names}
+    return Result("mean", results[0].steps, results[0].images, figures, resampled=resampled)
+
+
+def better_by(figure: str, result: Result, other: Result) -> tuple[float, float, float]:
+    """By how much a figure of ``result`` is better, and the interval: positive where it is."""
+    value, (low, high) = lower_by(figure, result, other)
+    return (-value, -high, -low) if figure in HIGHER else (value, low, high)
 
 
 def _of(label: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fewstep.export import publish, round_trip
+from fewstep.export import files, publish, round_trip
 from fewstep.export.publish import export
 from fewstep.inference.generate import load_model
 from fewstep.models.families import load_teacher
@@ -197,7 +197,7 @@ def test_a_lora_on_another_student_is_refused(run, tiny, tmp_path):
 
 def test_an_export_whose_samples_differ_is_no_export(run, in_this_process, tmp_path, monkeypatch):
     """A LoRA at half its scale, one with a layer too few, and a pipeline with another grid: nothing is left behind."""
-    real = publish.peft_layout
+    real = files.peft_layout
 
     def half(lora):
         tensors, header = real(lora)
@@ -208,7 +208,7 @@ def test_an_export_whose_samples_differ_is_no_export(run, in_this_process, tmp_p
         return real({k: t for k, t in lora.items() if not k.startswith(gone)})
 
     for layout, match in ((half, "are not fewstep's"), (fewer, "found 114 of the export's 115")):
-        monkeypatch.setattr(publish, "peft_layout", layout)
+        monkeypatch.setattr(files, "peft_layout", layout)
         with pytest.raises(ValueError, match=match):
             export(run, "lora", tmp_path / "out")
         assert not list(tmp_path.iterdir())

@@ -100,7 +100,7 @@ MUTANTS = [
         "runs/test_live_text.py",
         (
             "captions: text encoders that stay take no memory",
-            '**({"text encoders": texts} if live else {}),',
+            '**({"text encoders": _parts(pipeline, "text_encoder", device)} if live else {}),',
             '**({"text encoders": 0} if live else {}),',
             "test_plans_say_and_count_what_stays",
         ),

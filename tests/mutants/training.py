@@ -444,9 +444,21 @@ MUTANTS = [
         ),
         (
             "checkpoint: it is copied into place, not renamed",
-            "    os.rename(part, final)\n",
-            "    shutil.copytree(part, final)\n",
+            "        os.rename(part, final)\n",
+            "        shutil.copytree(part, final)\n",
             "test_files_are_on_disk_before_the_folder_gets_its_name",
+        ),
+        (
+            "checkpoint: a failed renaming takes the one before along",
+            "            os.rename(aside, final)\n",
+            "            pass\n",
+            "test_a_checkpoint_whose_renaming_fails_leaves_the_one_of_the_same_step",
+        ),
+        (
+            "checkpoint: a failed renaming ends the first process alone",
+            "self._agree(lambda: _put(self._part, final, self.keep))",
+            "_put(self._part, final, self.keep)",
+            "tests/training/test_async_checkpoints.py::test_all_processes_end_where_the_first_cannot_name_a_checkpoint",
         ),
         (
             "checkpoint: the folder's entries are not flushed before the renaming",

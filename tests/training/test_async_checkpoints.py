@@ -1,6 +1,7 @@
 """Checkpoints of sharded weights that are written while training goes on."""
 
 import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -92,7 +93,9 @@ def test_a_checkpoint_gets_its_name_as_soon_as_it_is_written(tmp_path, writer):
     there = {}
 
     def look(step):
-        time.sleep(0.2)
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint":
+                thread.join(60)
         there[step] = "step-0000003" in found(tmp_path)
 
     trainer("everything", tmp_path, ((1, look),), **settings).run()
@@ -175,3 +178,26 @@ def test_two_processes_complete_a_checkpoint_when_the_slower_one_has_written(tmp
     ours, theirs = found(tmp_path / "beside"), found(tmp_path / "at once")
     assert ours.keys() == theirs.keys() and len(ours) == 3
     assert all(checkpoint.same(dict(ours[name]), dict(theirs[name])) for name in ours)
+
+
+def _unnamed(folder):
+    """Renaming fails in the first process alone."""
+    if distributed.first():
+        os.rename = _no_room
+    tensors = {"w": Part(torch.full((1, 2), float(distributed.rank())), torch.Size((2, 2)), distributed.rank())}
+    try:
+        checkpoint.save(Path(folder), 4, tensors, {})
+    except OSError as error:
+        (Path(folder) / f"said-{distributed.rank()}").write_text(str(error))
+
+
+def _no_room(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.slow
+def test_all_processes_end_where_the_first_cannot_name_a_checkpoint(tmp_path):
+    spawn(_unnamed, str(tmp_path))
+    said = {(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)}
+    assert len(said) == 1 and "step 4 could not be written ([Errno 28] No space left on device)" in said.pop()
+    assert not checkpoint.complete(tmp_path) and not list(tmp_path.glob(".part-*"))

@@ -107,6 +107,21 @@ def test_the_newest_are_kept(tmp_path):
     assert whole(checkpoint.latest(tmp_path)) == 6
 
 
+def test_a_checkpoint_whose_renaming_fails_leaves_the_one_of_the_same_step(tmp_path, monkeypatch):
+    save(tmp_path, 2), save(tmp_path, 4)
+    real = os.rename
+
+    def rename(path, to):
+        if path.name.startswith(".part-") and not path.name.endswith("-before"):
+            raise OSError(28, "No space left on device")
+        real(path, to)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match=r"^The checkpoint of step 4 could not be written .*step-0000004, is intact"):
+        save(tmp_path, 4)
+    assert [whole(path) for path in checkpoint.complete(tmp_path)] == [2, 4] and not list(tmp_path.glob(".part-*"))
+
+
 def test_a_negative_step_is_no_step(tmp_path):
     path = checkpoint.save(tmp_path, 3, {"a": torch.ones(2)}, {})
     (path / "state.json").write_text('{"format": 1, "step": -3}')

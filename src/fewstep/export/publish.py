@@ -20,25 +20,25 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.data.files import aside, give_usual_permissions, write_text
+from fewstep.data.files import aside, write_text
+from fewstep.diffusion.schedule import Schedule
 from fewstep.export.comfyui import forms_for_comfyui, usage_hint
+from fewstep.export.files import LORAS, Content, Written, write_files
 from fewstep.export.fold import Fold, fold_end, is_folded, refuse_fresh_noise
-from fewstep.export.header import modelspec, write
-from fewstep.export.heads import CODE, REMARK, card_of_heads, check_heads, refuse_bank, write_heads
+from fewstep.export.header import modelspec
+from fewstep.export.heads import CODE, REMARK, check_heads, refuse_bank
 from fewstep.export.hub_card import licence_file, one_line
 from fewstep.export.limit import NUDGE, Limit, carried, growth
-from fewstep.export.lora import kohya_layout, layers, peft_layout, rounded
-from fewstep.export.pipeline import close_guidance, put_student, save_network, save_pipeline
 from fewstep.export.possible import REMEDY, obstacle
 from fewstep.export.readme import call_arguments, code, readme
 from fewstep.export.round_trip import Request, RoundTrip, check_round_trip
-from fewstep.export.scheduler import build_scheduler, plan_scheduler
+from fewstep.export.scheduler import plan_scheduler
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.families import Family, Teacher, is_ours, shipped
 from fewstep.models.hub import DTYPES, check_device, dtype_word, short_error
@@ -47,7 +47,7 @@ from fewstep.sampling.diffusers_schedulers import SchedulerPlan
 from fewstep.students.card import CARD_FILE, Card, load_card, sampler_of
 from fewstep.students.exported import is_export
 from fewstep.students.lineage import first_teacher, student_folder, teacher_of
-from fewstep.students.student import LORA_FILE, SAMPLES_FILE, load_student, load_weights
+from fewstep.students.student import SAMPLES_FILE, load_student, load_weights
 from fewstep.training.progress import doing
 from fewstep.training.run_files import RunFiles, refuse_missing_run
 
@@ -128,7 +128,7 @@ def check_form(to: str, card: Card, source: Path) -> None:
     """
     refuse_fresh_noise(card)
     refuse_bank(card, to)
-    if to not in ("lora", "kohya", "heads"):
+    if to not in LORAS:
         return
     if card.bank and to != "heads":
         raise ValueError("This student's last layer is no LoRA: export --to diffusers or merged.")
@@ -151,102 +151,144 @@ def check_form(to: str, card: Card, source: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """A student as it samples here, and what its export has to be.
+
+    Attributes:
+        trained, card: the student's card, and that of the export, which has its target times.
+        base: the model that its files stand on. prediction, schedule: of its network.
+        plan: of its scheduler. latents: `_latents` of it. limit: of their gap. fold: of its target times.
+    """
+
+    trained: Card
+    card: Card
+    base: str
+    prediction: str
+    schedule: Schedule
+    plan: SchedulerPlan
+    latents: Tensor
+    limit: Limit
+    fold: Fold | None
+
+
 def _write(part: Path, to: str, run: Path, source: Path, card: Card, dtype: str, device: str) -> Export:
     """All files of an export into ``part``, checked in diffusers."""
+    wanted = _wanted(source, card, dtype, device)
+    card, base, title = wanted.card, wanted.base, one_line(run.resolve().name)
+    # the student's adapters are on the other teacher's network: what is saved starts from a clean one
     teacher = teacher_of(source, card, device)
-    prediction, base = card.prediction_type or teacher.denoiser.prediction_type, first_teacher(source)
-    schedule, config = teacher.denoiser.schedule, dict(teacher.pipeline.scheduler.config)
-    if why := obstacle(replace(card, prediction_type=prediction), schedule, config, type(teacher.family)):
-        raise ValueError(f"{why} A finished student has these keys in {source / CARD_FILE}." if REMEDY in why else why)
-    plan = plan_scheduler(sampler_of(card), schedule, config, prediction, type(teacher.family))
-    student = load_student(teacher, source, card)
-    expected = _latents(teacher, student, card)
-    limit = Limit(dtype, growth(sampler_of(card), schedule, prediction, expected))
-    fold = _fold(teacher, student, card) if is_folded(card) else None
-    trained, card = card, replace(card, target_times=fold.targets if fold is not None else ())
-    title = one_line(run.resolve().name)
-    del teacher, student  # its adapters are on the teacher's network: what is saved starts from a clean one
-    teacher = teacher_of(source, card, device)
-    family, tensors = teacher.family, load_weights(source)
-    embeds = teacher.guidance_embed is not None  # an embedding that the network was trained with must stay
-    closed = to == "diffusers" and card.guidance_scale in (0, 1) and family.closes_guidance and not embeds
-    if not closed:
-        own = teacher.guidance_embed if card.guidance_embed is None else card.guidance_embed
-        embedded = None if "guidance_embed" in card.extra_inputs else own
-        given = family.guidance_arguments(card.guidance_scale, embedded)
-        usual = inspect.signature(type(teacher.pipeline).__call__).parameters if to == "diffusers" else {}
-        needed = {key: value for key, value in given.items() if key not in usual or value != usual[key].default}
-        plan = replace(plan, call={**plan.call, **needed})
-    plan = replace(plan, call={**plan.call, **family.size_arguments()})
+    family, closed = teacher.family, to == "diffusers" and _closes(teacher, card)
+    plan = replace(wanted.plan, call=_call(wanted.plan.call, to, teacher, card, closed))
     if to == "diffusers":
         family.forget_sampling()
-    elif family.own_sigmas() and "sigmas" not in plan.call:  # the base's pipeline would take its own
-        n = card.num_inference_steps
-        plan = replace(plan, call={**plan.call, "sigmas": [(n - k) / n for k in range(n)]})
-    is_lora, elsewhere = to in ("lora", "kohya", "heads"), forms_for_comfyui(to, card, family)
-    hint = "" if to == "heads" else usage_hint(card, teacher, sampler_of(card), prediction) + elsewhere
-    header = modelspec(card, family, title, teacher.image_size, prediction, hint, base, is_lora)
+    elsewhere = forms_for_comfyui(to, card, family)
+    hint = "" if to == "heads" else usage_hint(card, teacher, sampler_of(card), wanted.prediction) + elsewhere
+    header = modelspec(card, family, title, teacher.image_size, wanted.prediction, hint, base, to in LORAS)
+    content = Content(card, load_weights(source), wanted.fold, plan, closed, title, header, DTYPES[dtype])
+    written = write_files(part, to, teacher, content)
     request = Request(
         str(shipped(base) or base), family.part, card.num_inference_steps, _prompts(family), call=plan.call,
         device=device, size=teacher.size,
     )  # fmt: skip
-    file, heads = "", None
-    if to == "heads":
-        card, heads = card_of_heads(card), write_heads(part, teacher, card, tensors, header, DTYPES[dtype])
-        file = heads.name
-    elif is_lora:
-        file = LORA_FILE if to == "lora" else f"{title}_comfy.safetensors"
-        tensors = tensors if fold is None else fold.as_ranks(tensors, fold.weight_of(teacher.denoiser.network))
-        found, more = peft_layout(tensors) if to == "lora" else kohya_layout(tensors, family.kohya_prefix)
-        write(part / file, rounded(found, DTYPES[dtype]), {**header, **more})
-        request = replace(request, lora=str(part / file))
-    else:
-        put_student(teacher, card, tensors, fold)
-        if closed:
-            close_guidance(teacher)
-        if to == "merged":
-            save_network(family.base, part, DTYPES[dtype])
-            request = replace(request, network=str(part))
-        else:
-            teacher.pipeline.scheduler = build_scheduler(plan)
-            save_pipeline(teacher.pipeline, part, DTYPES[dtype])
-            request = replace(request, pipeline=str(part))
-        _write_header(part if to == "merged" else part / family.part, header)
-    if to != "diffusers":
-        build_scheduler(plan).save_pretrained(part / "scheduler")
-        request = replace(request, scheduler=str(part / "scheduler"), scheduler_class=plan.scheduler)
-    for path in part.rglob("*.safetensors"):
-        give_usual_permissions(path)
-    lines = CODE if heads else code(to, base, file, family, card, plan)
+    request = replace(request, **written.parts)
+    lines = CODE if to == "heads" else code(to, base, written.file.name if written.file else "", family, card, plan)
     with tempfile.TemporaryDirectory(prefix="fewstep-base-") as place:
         if to != "diffusers" and is_ours(base):
             teacher.pipeline.save_pretrained(place)
             request = replace(request, pipeline=place)
         del teacher, family  # the files are read back into a model of their own: one at a time
-        if heads is None:
-            trip = check_round_trip(request, expected, len(layers(tensors)) if is_lora else 0)
-        else:
-            trip = check_heads(heads, card, base, device, expected, _latents)
-    if trip.gap > limit.most:  # right all the same, where the student carries a rounding of its first state on
-        limit = replace(limit, growth=max(limit.growth, _carried(source, trained, device, expected)))
-    limit.check(trip.gap, "read back by fewstep" if heads else "in diffusers")
-    remarks = [*_remarks(to, card, plan, closed), *([REMARK] if heads else [])]
-    more_of_card = {
-        "export": to, "dtype": dtype, "scheduler": plan.scheduler, "call": plan.call, "gap": trip.gap, "base": base,
-        "shift": schedule.shift_at(card.num_inference_steps) if schedule.family == "flow" else None,
-    }  # fmt: skip
-    more_of_card |= {"terminal": schedule.terminal} if schedule.terminal else {}
-    card.save(part, **more_of_card)
+        trip = _read_back(to, written, request, wanted, device)
+    _check_gap(trip, to, wanted, source, device)
+    remarks = [*_remarks(to, written.card, plan, closed), *([REMARK] if to == "heads" else [])]
+    _save_card(part, written.card, wanted, to, dtype, plan, trip)
     image = SAMPLES_FILE if (source / SAMPLES_FILE).is_file() else ""
     if image:
         shutil.copyfile(source / image, part / image)
     if licence := licence_file(base):
         write_text(part / "LICENSE.md", licence)
-    by = "by fewstep, from the file alone" if heads else "by diffusers in a process of its own"
-    checked = f"Read back {by} ({dtype} files): its latents are within {trip.gap:.1e} "
-    checked += f"of fewstep's{f', all {trip.layers} LoRA layers found' if trip.layers else ''}."
-    write_text(part / "README.md", readme(to, title, base, lines, card, hint, source, checked, remarks, image))
-    return Export(part, trip, call_arguments(card, plan), tuple(remarks))
+    checked = _checked(trip, to, dtype)
+    write_text(part / "README.md", readme(to, title, base, lines, written.card, hint, source, checked, remarks, image))
+    return Export(part, trip, call_arguments(written.card, plan), tuple(remarks))
+
+
+def _wanted(source: Path, card: Card, dtype: str, device: str) -> _Wanted:
+    """Sample the student, and plan its export.
+
+    Raises:
+        ValueError: one sentence: no other program can sample it.
+    """
+    teacher = teacher_of(source, card, device)
+    prediction = card.prediction_type or teacher.denoiser.prediction_type
+    schedule, config = teacher.denoiser.schedule, dict(teacher.pipeline.scheduler.config)
+    if why := obstacle(replace(card, prediction_type=prediction), schedule, config, type(teacher.family)):
+        raise ValueError(f"{why} A finished student has these keys in {source / CARD_FILE}." if REMEDY in why else why)
+    plan = plan_scheduler(sampler_of(card), schedule, config, prediction, type(teacher.family))
+    student = load_student(teacher, source, card)
+    latents = _latents(teacher, student, card)
+    limit = Limit(dtype, growth(sampler_of(card), schedule, prediction, latents))
+    fold = _fold(teacher, student, card) if is_folded(card) else None
+    told = replace(card, target_times=fold.targets if fold is not None else ())
+    return _Wanted(card, told, first_teacher(source), prediction, schedule, plan, latents, limit, fold)
+
+
+def _closes(teacher: Teacher, card: Card) -> bool:
+    """Whether a pipeline of this student can be made to sample without guidance at any scale."""
+    embeds = teacher.guidance_embed is not None  # an embedding that the network was trained with must stay
+    return card.guidance_scale in (0, 1) and teacher.family.closes_guidance and not embeds
+
+
+def _call(planned: dict[str, Any], to: str, teacher: Teacher, card: Card, closed: bool) -> dict[str, Any]:
+    """Arguments of the pipeline's call: those of its scheduler, its guidance and its size."""
+    call, family = dict(planned), teacher.family
+    if not closed:
+        own = teacher.guidance_embed if card.guidance_embed is None else card.guidance_embed
+        embedded = None if "guidance_embed" in card.extra_inputs else own
+        given = family.guidance_arguments(card.guidance_scale, embedded)
+        usual = inspect.signature(type(teacher.pipeline).__call__).parameters if to == "diffusers" else {}
+        call |= {key: value for key, value in given.items() if key not in usual or value != usual[key].default}
+    call |= family.size_arguments()
+    if to != "diffusers" and family.own_sigmas() and "sigmas" not in call:  # the base's pipeline would take its own
+        n = card.num_inference_steps
+        call["sigmas"] = [(n - k) / n for k in range(n)]
+    return call
+
+
+def _read_back(to: str, written: Written, request: Request, wanted: _Wanted, device: str) -> RoundTrip:
+    """Sample from the files alone."""
+    if to == "heads" and written.file is not None:
+        return check_heads(written.file, written.card, wanted.base, device, wanted.latents, _latents)
+    return check_round_trip(request, wanted.latents, written.layers)
+
+
+def _check_gap(trip: RoundTrip, to: str, wanted: _Wanted, source: Path, device: str) -> None:
+    """Refuse samples that differ by more than rounding explains."""
+    limit = wanted.limit
+    if trip.gap > limit.most:  # right all the same, where the student carries a rounding of its first state on
+        more = _carried(source, wanted.trained, device, wanted.latents)
+        limit = replace(limit, growth=max(limit.growth, more))
+    limit.check(trip.gap, "read back by fewstep" if to == "heads" else "in diffusers")
+
+
+def _save_card(
+    part: Path, card: Card, wanted: _Wanted, to: str, dtype: str, plan: SchedulerPlan, trip: RoundTrip
+) -> None:
+    """The card of the export: the student's, and what the export is."""
+    schedule = wanted.schedule
+    more: dict[str, Any] = {
+        "export": to, "dtype": dtype, "scheduler": plan.scheduler, "call": plan.call, "gap": trip.gap,
+        "base": wanted.base,
+        "shift": schedule.shift_at(card.num_inference_steps) if schedule.family == "flow" else None,
+    }  # fmt: skip
+    more |= {"terminal": schedule.terminal} if schedule.terminal else {}
+    card.save(part, **more)
+
+
+def _checked(trip: RoundTrip, to: str, dtype: str) -> str:
+    """What reading the files back has shown, in words."""
+    by = "by fewstep, from the file alone" if to == "heads" else "by diffusers in a process of its own"
+    found = f", all {trip.layers} LoRA layers found" if trip.layers else ""
+    return f"Read back {by} ({dtype} files): its latents are within {trip.gap:.1e} of fewstep's{found}."
 
 
 def _prompts(family: Family) -> tuple[str, ...]:
@@ -306,13 +348,6 @@ def _remarks(to: str, card: Card, plan: SchedulerPlan, closed: bool) -> list[str
     if "shift_terminal" in plan.config:
         found.append(f"shift and shift_terminal of the scheduler are right for {card.num_inference_steps} steps only.")
     return found
-
-
-def _write_header(folder: Path, header: dict[str, str]) -> None:
-    """The header for a network that is one file; the parts of a large one share their index instead."""
-    files = list(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        write(files[0], load_file(files[0]), header)
 
 
 def _cause(error: OSError | SafetensorError) -> str:

@@ -40,6 +40,7 @@ from fewstep.training.step import trained_by
 from fewstep.training.trainer import Trainer, build_roles, seconds_per_step
 
 _STEP = ("gradients", "activations")
+_CONTEXT = "CUDA context (assumed)"
 
 
 @dataclass(frozen=True)
@@ -125,36 +126,18 @@ def estimate(
     players = {player.name: trained_by(player, roles) for player in built.players}
     trained = [p for parameters in players.values() for p in parameters]
     step, gradients = step or rehearse(built, roles, source, settings, memory_alone), _size(trained, device)
-    of_losses = [
-        t for network in roles.helpers.networks[1:] for t in tensors_of(network)
-    ]  # image encoder and reward models
-    refresh(roles.shadows())
-    copies = _size([t for shadow in roles.shadows() if (t := shadow.tensor) is not None], device)
-    vae, texts, others = (_parts(pipeline, kind, device) for kind in ("vae", "text_encoder", ""))
-    less = 0 if quantization is None else saved_bytes(pipeline.base, quantization)
     # whether the VAE stays on the host during training
     vae_waits = device != "cpu" and not (roles.helpers.look or stream)
-    blocks, two = _blocks(pipeline.base, quantization, device) if settings.offload else (0, 0)
-    on_host = 0 if device == "cpu" else blocks
-    held = {
-        "the teacher's network": _size(tensors_of(pipeline.base), device) - less - on_host,
-        **({"two blocks of it at a time": two} if two else {}),
-        "autoencoder": (0 if vae_waits else vae) + others + _size(of_losses, device),
-        **({"text encoders": texts} if live else {}),
-        "encoded data": _size([t for part in kept for t in _on_device(part, device, live) if not stream], device),
-        **{_name_of(role, built): size for role, size in _own(roles, device).items()},
-        **({"bf16 copies of trained weights": copies} if copies else {}),
-        "optimiser": moment_bytes(trained, settings.optimizer),
-    }
+    encoded = [t for part in kept for t in _on_device(part, device, live) if not stream]
+    held, on_host = _teacher(pipeline, roles, settings, quantization, live, vae_waits)
+    held |= {"encoded data": _size(encoded, device), **_students(built, roles, trained, settings)}
+    vae, texts = _parts(pipeline, "vae", device), _parts(pipeline, "text_encoder", device)
     texts -= held.get("text encoders", 0)  # what is freed once all captions are encoded
     activations = max(step.peak - gradients, 0)
-    assumed = {}
-    if device == "cuda":
-        assumed = {"CUDA context (assumed)": CONTEXT}
-        assumed["fragmentation (assumed)"] = int(FRAGMENTATION * (gradients + activations))
+    assumed = _assumed(gradients + activations) if device == "cuda" else {}
     if measuring is not None:
         held["validation"] = held_between(measuring, pipeline, device)
-    between = sum(held.values()) + assumed.get("CUDA context (assumed)", 0)
+    between = sum(held.values()) + assumed.get(_CONTEXT, 0)
     waiting = vae if vae_waits else 0
     rows = settings.batch_size // settings.accumulation // distributed.count()  # of a micro-batch
     encoding = vae_peak(pipeline, rows if stream else images, device, decode=False)  # runs before the optimiser exists
@@ -181,6 +164,43 @@ def estimate(
         host=on_host,
         checkpoint=_checkpoint_copy(roles, trained, settings),
     )
+
+
+def _teacher(
+    pipeline: MetaPipeline, roles: Roles, settings: TrainingSettings, quantization: Kind | None, live: bool,
+    vae_waits: bool,
+) -> tuple[dict[str, int], int]:  # fmt: skip
+    """Bytes of the teacher's parts on the device while the student is trained, and of those on the host."""
+    device = torch.device(settings.device).type
+    less = 0 if quantization is None else saved_bytes(pipeline.base, quantization)
+    blocks, two = _blocks(pipeline.base, quantization, device) if settings.offload else (0, 0)
+    on_host = 0 if device == "cpu" else blocks
+    of_losses = [t for network in roles.helpers.networks[1:] for t in tensors_of(network)]  # image encoder, rewards
+    vae, others = (_parts(pipeline, kind, device) for kind in ("vae", ""))
+    held = {
+        "the teacher's network": _size(tensors_of(pipeline.base), device) - less - on_host,
+        **({"two blocks of it at a time": two} if two else {}),
+        "autoencoder": (0 if vae_waits else vae) + others + _size(of_losses, device),
+        **({"text encoders": _parts(pipeline, "text_encoder", device)} if live else {}),
+    }
+    return held, on_host
+
+
+def _students(built: Method, roles: Roles, trained: Sequence[Tensor], settings: TrainingSettings) -> dict[str, int]:
+    """Bytes of what training adds on the device: the roles' own weights, their copies and their moments."""
+    device = torch.device(settings.device).type
+    refresh(roles.shadows())
+    copies = _size([t for shadow in roles.shadows() if (t := shadow.tensor) is not None], device)
+    return {
+        **{_name_of(role, built): size for role, size in _own(roles, device).items()},
+        **({"bf16 copies of trained weights": copies} if copies else {}),
+        "optimiser": moment_bytes(trained, settings.optimizer),
+    }
+
+
+def _assumed(step: int) -> dict[str, int]:
+    """Bytes that CUDA takes beyond the tensors, where a step has ``step`` bytes of them."""
+    return {_CONTEXT: CONTEXT, "fragmentation (assumed)": int(FRAGMENTATION * step)}
 
 
 def step_cost(

@@ -111,8 +111,7 @@ class Writing:
         self._refuse([(self._mistake, self._files)])
         self._agree(self._complete)
         final = self.folder / f"{_PREFIX}{self.step:07d}"
-        if distributed.first():
-            _put(self._part, final, self.keep)
+        self._agree(lambda: _put(self._part, final, self.keep))
         return final
 
     def _complete(self) -> None:
@@ -180,12 +179,19 @@ def _write_rows(part: Path, rows: Mapping[str, Part]) -> dict[str, int]:
 
 
 def _put(part: Path, final: Path, keep: int) -> None:
-    """Give a whole checkpoint its name, and delete the oldest ones."""
+    """Give a whole checkpoint its name, in the first process, and delete the oldest ones."""
+    if not distributed.first():
+        return
     folder = final.parent
     aside = folder / f"{part.name}-before"
     if final.exists():  # half deleted it would still look complete
         os.rename(final, aside)
-    os.rename(part, final)
+    try:
+        os.rename(part, final)
+    except OSError:
+        if aside.exists():  # what was there before stays
+            os.rename(aside, final)
+        raise
     sync_folder(folder)
     shutil.rmtree(aside, ignore_errors=True)
     for old in complete(folder)[:-keep]:
