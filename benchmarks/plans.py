@@ -1,6 +1,6 @@
 """What the recipes of a method need, as the tables on its page have it: `fewstep distill RECIPE --dry-run` of each.
 
-    OMP_NUM_THREADS=1 python benchmarks/plans.py [--tables pdd,flowmap,reflow,scm,tdm] [--again]
+    OMP_NUM_THREADS=1 python -m benchmarks.plans [--tables pdd,flowmap,reflow,scm,tdm] [--again]
         [--out benchmarks/results/plans.json]
 
 No weights, images or GPU are needed. Planned recipes are kept in the file of ``--out`` and planned anew with
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.pages import put
 from fewstep.data.files import replace_text
 from fewstep.planning.hardware import durations
 from fewstep.recipe.load import load_recipe
@@ -66,14 +66,6 @@ def table(kind: str, found: dict[str, dict[str, Any]]) -> str:
     return HEAD + "".join(f"| `{name}` | {' | '.join(cells)} |\n" for name, *cells in rows)
 
 
-def on_page(text: str, kind: str) -> re.Match[str]:
-    """Where the table stands in the text of its page."""
-    found = re.search(rf"(?s)(?<=<!-- plans {kind} -->\n\n)\|.*?\n(?=\n|$)", text)
-    if found is None:
-        raise ValueError(f"{page(kind)} has no table behind the mark <!-- plans {kind} -->: put one there.")
-    return found
-
-
 def page(kind: str) -> Path:
     """The page of documentation that has a table."""
     return HERE.parent / "docs" / "methods" / f"{'dmd2' if kind == 'tdm' else kind}.md"
@@ -93,9 +85,7 @@ def main() -> None:
                 kept[name] = row(name)
                 replace_text(given.out, json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
                 print(name, *kept[name].values(), sep=" | ", flush=True)
-        text = page(kind).read_text(encoding="utf-8")
-        place = on_page(text, kind)
-        replace_text(page(kind), text[: place.start()] + table(kind, kept) + text[place.end() :])
+        put(page(kind), f"plans {kind}", table(kind, kept))
 
 
 if __name__ == "__main__":
