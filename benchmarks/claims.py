@@ -2,7 +2,7 @@
 
     fewstep benchmark benchmarks/table/*.yaml --budget 100000 --count 512 --runs runs/table --out runs/table/out
     fewstep benchmark benchmarks/claims/*.yaml --count 512 --runs runs/claims --out runs/claims/out
-    python benchmarks/claims.py runs/table runs/claims
+    python -m benchmarks.claims runs/table runs/claims
 
 For each claim: by how much one student is better than the other (FD and detail FD lower, accuracy higher) on the same
 prompts and noise, with the 95 % interval of the difference, for each seed that both have and in the mean over them.
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
 from PIL import Image
 
+from benchmarks import kept
 from fewstep.data.files import replace_text
 from fewstep.evaluation.grids import image_grid
-from fewstep.evaluation.result import KEPT_IMAGES, Estimate, Result, in_steps, lower_by
+from fewstep.evaluation.result import KEPT_IMAGES, Estimate, Result, in_steps
 from fewstep.reports.results import IN_SHORT
 from fewstep.scenes64.prompts import unseen_captions
 
@@ -82,16 +82,26 @@ CLAIMS = (
     Claim("dmd2", "the student passes its teacher at full length", ("dmd2", 4), ("teacher", 50)),
     Claim("dmd2", "one step is better than two of the teacher", ("dmd2-1step", 1), ("teacher", 2)),
     Claim("dmd", "one step is better than two of the teacher", ("dmd", 1), ("teacher", 2)),
+    Claim("tdm", "matching along its own trajectory is better than dmd2, at four steps", ("tdm", 4), ("dmd2", 4)),
+    Claim("scm", "no grid is better than one: than cm, at one step", ("scm", 1), ("cm", 1)),
+    Claim("scm", "no grid is better than one: than cm, at two steps", ("scm", 2), ("cm", 2)),
+    Claim("rcm", "matching beside consistency is better than scm alone, at one step", ("rcm", 1), ("scm", 1)),
+    Claim("rcm", "matching beside consistency is better than scm alone, at four steps", ("rcm", 4), ("scm", 4)),
+    Claim("reflow", "a straight trajectory is better than its teacher's, at two steps", ("reflow", 2), ("teacher", 2)),
+    Claim("reflow", "a straight trajectory is better than its teacher's, at four steps", ("reflow", 4), ("teacher", 4)),
     *(
         Claim("table", f"{job} at {steps} steps is better than its teacher at fifty", (job, steps), ("teacher", 50))
         for steps, jobs in (
-            (4, ("hyper", "lightning", "ctm", "pcm", "tcd", "cm", "dmd2")),
-            (8, ("hyper", "ctm", "tcd", "cm")),
+            (4, ("hyper", "lightning", "ctm", "pcm", "tcd", "cm", "dmd2", "tdm", "pdd", "flowmap", "scm")),
+            (8, ("hyper", "ctm", "tcd", "cm", "pdd", "flowmap", "scm")),
         )
         for job in jobs
     ),
 )
-SHOWN = ("dmd", "dmd2-1step", "cm", "lcm", "tcd", "ctm", "pcm", "lightning", "hyper", "dmd2", "turbo", "ladd")
+SHOWN = (
+    "dmd", "dmd2-1step", "cm", "scm", "lcm", "tcd", "ctm", "flowmap", "pcm", "lightning", "hyper", "pdd", "dmd2", "tdm",
+    "reflow", "turbo", "ladd",
+)  # fmt: skip
 """Rows of the image grid, each at one step and at four where it has them."""
 
 
@@ -111,17 +121,10 @@ def pairs(better: dict[int | None, Result], worse: dict[int | None, Result]) -> 
             yield result, other
 
 
-def better_by(result: Result, other: Result, figure: str) -> Estimate:
+def better_by(figure: str, result: Result, other: Result) -> Estimate:
     """By how much a figure of ``result`` is better: positive where it is."""
-    value, (low, high) = lower_by(figure, result, other)
-    return (-value, (-high, -low)) if figure == "accuracy" else (value, (low, high))
-
-
-def averaged(results: list[Result]) -> Result:
-    """The mean over several seeds, whose resampling of the prompts is the same."""
-    resampled = {name: torch.stack([r.resampled[name] for r in results]).mean(0) for name in IN_SHORT}
-    figures = {name: sum(r.figures[name] for r in results) / len(results) for name in IN_SHORT}
-    return Result("mean", results[0].steps, results[0].images, figures, resampled=resampled)
+    value, low, high = kept.better_by(figure, result, other)
+    return value, (low, high)
 
 
 def answer(differences: list[Estimate]) -> str:
@@ -156,10 +159,10 @@ def main() -> None:
             print(f"{claim.paper}: {claim.says}: not in these folders{', as answered before' if before else ''}")
             rows += [before] if before else []
             continue
-        figures = {name: [better_by(*pair, name) for pair in found] for name in IN_SHORT}
+        figures = {name: [better_by(name, *pair) for pair in found] for name in IN_SHORT}
         answers = {name: answer(values) for name, values in figures.items()}
-        ours, theirs = (averaged([pair[i] for pair in found]) for i in (0, 1))
-        means = {name: better_by(ours, theirs, name) for name in IN_SHORT}
+        ours, theirs = (kept.mean([pair[i] for pair in found]) for i in (0, 1))
+        means = {name: better_by(name, ours, theirs) for name in IN_SHORT}
         rows.append({
             "paper": claim.paper, "says": claim.says, "better": list(claim.better), "worse": list(claim.worse),
             "seeds": [result.seed for result, _ in found], "answers": answers,
