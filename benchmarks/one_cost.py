@@ -123,11 +123,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/table"))
     parser.add_argument("--kept", type=Path, default=KEPT)
     given = parser.parse_args()
-    found = kept.read(given.kept) | kept.in_runs(given.runs)
+    table = {"teacher", *(path.stem for path in (HERE / "table").glob("*.yaml"))}
+    measured = {k: r for k, r in kept.in_runs(given.runs).items() if re.sub(r"(-s\d+)?/.*", "", k) in table}
+    found = kept.read(given.kept) | measured
     kept.write(given.kept, found)
     jobs = by_job(found)
-    for (page, mark), table in tables(jobs).items():
-        put(page, f"at one cost: {mark}", table)
+    for (page, mark), text in tables(jobs).items():
+        put(page, f"at one cost: {mark}", text)
     for job in dict.fromkeys(job for job, n in jobs if job != "teacher" and (job, 2) in jobs):
         print(beside_best(jobs, job))
 
