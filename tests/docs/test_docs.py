@@ -330,17 +330,6 @@ def test_pages_of_methods_have_the_same_sections(name):
     assert min(places) > 0 and places == sorted(places)
 
 
-def test_figures_on_the_pages_are_the_committed_table():
-    """Every cell of a method's row in benchmarks/results/table/table.md stands on its page and in the comparison."""
-    summary = text_of(ROOT / "benchmarks" / "results" / "table" / "table.md").split("\n\n")[0]
-    comparison = " ".join(text_of(ROOT / "benchmarks" / "methods.md").split())
-    for row in summary.splitlines()[2:]:
-        name, *cells = [cell.strip() for cell in row.strip("|").split("|")][:-1]
-        if not name.startswith("teacher"):
-            page = " ".join(text_of(DOCS / "methods" / f"{name.removesuffix('-1step')}.md").split())
-            assert [cell for cell in cells if cell not in page or cell not in comparison] == []
-
-
 def test_the_tables_of_damage_are_the_committed_figures():
     """Each cell of docs/measuring.md, from benchmarks/results/damage.json as benchmarks/damage.py writes it."""
     spec = importlib.util.spec_from_file_location("damage", ROOT / "benchmarks" / "damage.py")

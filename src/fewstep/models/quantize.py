@@ -141,7 +141,8 @@ def _linear_in_4_bits() -> type[nn.Module]:
 
     class Linear4bit(bitsandbytes.nn.Linear4bit):
         def forward(self, x: Tensor) -> Tensor:
-            weight, dtype = self.weight, self.compute_dtype or x.dtype
+            weight: Any = self.weight  # with `quant_state`, which a type checker knows of no tensor
+            dtype = self.compute_dtype or x.dtype
             bias = None if self.bias is None else self.bias.to(dtype)
             state = weight.quant_state
             found: Tensor = Product.apply(x.to(dtype), weight.data, state.absmax, bias, state)  # type: ignore[no-untyped-call]
